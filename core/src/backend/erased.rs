@@ -1,0 +1,344 @@
+//! Backends behind pointers: what a layer holds when the backend is chosen at run time.
+//!
+//! [`Quantizer`] is object-safe as it is. [`Matmul`] and [`Resident`] have associated types, so each
+//! has an erased twin here, implemented for every one of them: a backend's author writes nothing.
+//! [`Backend`] bundles what one backend offers; routing holds an explicit list of them.
+
+use alloc::boxed::Box;
+use alloc::sync::Arc;
+use core::any::Any;
+use core::fmt;
+use core::ops::Range;
+
+use super::{Matmul, MatmulQuery, Named, Paths, PreparedWeight, Quantizer, Resident, Sink, Source};
+use crate::error::{Error, Unsupported};
+use crate::exact::PartialsMut;
+use crate::float::{FloatSlice, FloatSliceMut};
+use crate::format::FloatType;
+use crate::packed::{PackedMatrix, PackedShape, PackedView};
+use crate::spec::QuantSpec;
+use crate::transform::Transform;
+
+/// A value of a backend's own type (a tensor, an operand, a transform), erased.
+pub type Opaque = dyn Any + Send + Sync;
+
+/// [`Matmul`] without its associated type.
+pub trait DynMatmul: Named + Send + Sync {
+    /// As [`Matmul::supports_matmul`].
+    ///
+    /// # Errors
+    /// The reason why not.
+    fn supports_matmul(&self, query: &MatmulQuery) -> Result<(), Unsupported>;
+
+    /// As [`Matmul::supports_partial`].
+    ///
+    /// # Errors
+    /// The reason why not.
+    fn supports_partial(&self, query: &MatmulQuery) -> Result<(), Unsupported>;
+
+    /// As [`Matmul::prepare`]; the result holds the backend too.
+    ///
+    /// # Errors
+    /// As [`Matmul::prepare`].
+    fn prepare_dyn(self: Arc<Self>, b: Arc<PackedMatrix>) -> Result<Box<dyn DynWeight>, Error>;
+}
+
+/// A prepared weight together with the backend that multiplies by it.
+pub trait DynWeight: Send + Sync {
+    /// Shape and format of the weight.
+    fn shape(&self) -> PackedShape;
+
+    /// As [`Matmul::matmul`].
+    ///
+    /// # Errors
+    /// As [`Matmul::matmul`].
+    fn matmul(&self, a: PackedView<'_>, alpha: f32, out: FloatSliceMut<'_>)
+    -> Result<Paths, Error>;
+
+    /// As [`Matmul::partial`].
+    ///
+    /// # Errors
+    /// As [`Matmul::partial`].
+    fn partial(
+        &self,
+        a: PackedView<'_>,
+        groups: Range<usize>,
+        out: PartialsMut<'_>,
+    ) -> Result<(), Error>;
+}
+
+/// [`Resident`] without its associated types.
+pub trait DynResident: DynMatmul {
+    /// As [`DynMatmul::prepare_dyn`], for a weight that can also quantize and multiply in one go.
+    ///
+    /// # Errors
+    /// As [`Matmul::prepare`].
+    fn prepare_linear(self: Arc<Self>, b: Arc<PackedMatrix>) -> Result<Box<dyn DynLinear>, Error>;
+
+    /// Copies host values into a new tensor.
+    ///
+    /// # Errors
+    /// A device failure.
+    fn upload_dyn(&self, x: FloatSlice<'_>) -> Result<Box<Opaque>, Error>;
+
+    /// An empty tensor, to be written to.
+    ///
+    /// # Errors
+    /// A device failure.
+    fn empty_tensor_dyn(&self) -> Result<Box<Opaque>, Error>;
+
+    /// Copies a tensor to the host.
+    ///
+    /// # Errors
+    /// [`Error::ForeignOperand`] if another backend made the tensor; as [`Resident::download`].
+    fn download_dyn(&self, from: &Opaque, out: FloatSliceMut<'_>) -> Result<(), Error>;
+}
+
+/// A prepared weight of a [`Resident`] backend: quantizes activations and multiplies them without
+/// leaving the backend.
+pub trait DynLinear: DynWeight {
+    /// Room for the quantized activation, reused between calls; one for each concurrent call.
+    ///
+    /// # Errors
+    /// A device failure.
+    fn scratch(&self) -> Result<Box<Opaque>, Error>;
+
+    /// As [`Resident::load_transform`].
+    ///
+    /// # Errors
+    /// As [`Resident::load_transform`].
+    fn load_transform(&self, transform: &Transform<'_>, x: FloatType)
+    -> Result<Box<Opaque>, Error>;
+
+    /// Quantizes the (rows, K) activations `x` and multiplies them by the weight.
+    ///
+    /// # Errors
+    /// [`Error::ForeignOperand`] if `x`, `transform`, `scratch` or `out` belong to another
+    /// backend; as [`Resident::quantize_resident`] and [`Resident::matmul_resident`].
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "one call is one forward; a struct would only rename them"
+    )]
+    fn forward(
+        &self,
+        x: Source<'_, Opaque>,
+        rows: usize,
+        spec: &QuantSpec,
+        transform: Option<&Opaque>,
+        scratch: &mut Opaque,
+        alpha: f32,
+        out: Sink<'_, Opaque>,
+    ) -> Result<Paths, Error>;
+}
+
+/// A prepared weight and its backend, as one object.
+struct Bound<T: Matmul> {
+    backend: Arc<T>,
+    weight: T::Prepared<Arc<PackedMatrix>>,
+}
+
+impl<T> DynMatmul for T
+where
+    T: Matmul + Send + Sync + 'static,
+    T::Prepared<Arc<PackedMatrix>>: Send + Sync,
+{
+    fn supports_matmul(&self, query: &MatmulQuery) -> Result<(), Unsupported> {
+        Matmul::supports_matmul(self, query)
+    }
+
+    fn supports_partial(&self, query: &MatmulQuery) -> Result<(), Unsupported> {
+        Matmul::supports_partial(self, query)
+    }
+
+    fn prepare_dyn(self: Arc<Self>, b: Arc<PackedMatrix>) -> Result<Box<dyn DynWeight>, Error> {
+        let weight = self.prepare(b)?;
+        Ok(Box::new(Bound { backend: self, weight }))
+    }
+}
+
+impl<T> DynWeight for Bound<T>
+where
+    T: Matmul + Send + Sync,
+    T::Prepared<Arc<PackedMatrix>>: Send + Sync,
+{
+    fn shape(&self) -> PackedShape {
+        self.weight.shape()
+    }
+
+    fn matmul(
+        &self,
+        a: PackedView<'_>,
+        alpha: f32,
+        out: FloatSliceMut<'_>,
+    ) -> Result<Paths, Error> {
+        self.backend.matmul(a, &self.weight, alpha, out)
+    }
+
+    fn partial(
+        &self,
+        a: PackedView<'_>,
+        groups: Range<usize>,
+        out: PartialsMut<'_>,
+    ) -> Result<(), Error> {
+        self.backend.partial(a, &self.weight, groups, out)
+    }
+}
+
+impl<T> DynResident for T
+where
+    T: Resident + Send + Sync + 'static,
+    T::Prepared<Arc<PackedMatrix>>: Send + Sync,
+{
+    fn prepare_linear(self: Arc<Self>, b: Arc<PackedMatrix>) -> Result<Box<dyn DynLinear>, Error> {
+        let weight = self.prepare(b)?;
+        Ok(Box::new(Bound { backend: self, weight }))
+    }
+
+    fn upload_dyn(&self, x: FloatSlice<'_>) -> Result<Box<Opaque>, Error> {
+        let mut tensor = self.empty_tensor()?;
+        self.upload(x, &mut tensor)?;
+        Ok(Box::new(tensor))
+    }
+
+    fn empty_tensor_dyn(&self) -> Result<Box<Opaque>, Error> {
+        Ok(Box::new(self.empty_tensor()?))
+    }
+
+    fn download_dyn(&self, from: &Opaque, out: FloatSliceMut<'_>) -> Result<(), Error> {
+        self.download(own(from)?, out)
+    }
+}
+
+impl<T> DynLinear for Bound<T>
+where
+    T: Resident + Send + Sync,
+    T::Prepared<Arc<PackedMatrix>>: Send + Sync,
+{
+    fn scratch(&self) -> Result<Box<Opaque>, Error> {
+        Ok(Box::new(self.backend.empty_operand()?))
+    }
+
+    fn load_transform(
+        &self,
+        transform: &Transform<'_>,
+        x: FloatType,
+    ) -> Result<Box<Opaque>, Error> {
+        Ok(Box::new(self.backend.load_transform(transform, x)?))
+    }
+
+    fn forward(
+        &self,
+        x: Source<'_, Opaque>,
+        rows: usize,
+        spec: &QuantSpec,
+        transform: Option<&Opaque>,
+        scratch: &mut Opaque,
+        alpha: f32,
+        out: Sink<'_, Opaque>,
+    ) -> Result<Paths, Error> {
+        let x = match x {
+            Source::Host(x) => Source::Host(x),
+            Source::Resident(x) => Source::Resident(own(x)?),
+        };
+        let out = match out {
+            Sink::Host(out) => Sink::Host(out),
+            Sink::Resident(out, ty) => Sink::Resident(own_mut(out)?, ty),
+        };
+        let transform = transform.map(own).transpose()?;
+        let operand = own_mut(scratch)?;
+        let shape = [rows, self.weight.shape().k()];
+        self.backend.quantize_resident(x, shape, spec, transform, operand)?;
+        self.backend.matmul_resident(operand, &self.weight, alpha, out)
+    }
+}
+
+fn own<T: Any>(value: &Opaque) -> Result<&T, Error> {
+    value.downcast_ref().ok_or(Error::ForeignOperand)
+}
+
+fn own_mut<T: Any>(value: &mut Opaque) -> Result<&mut T, Error> {
+    value.downcast_mut().ok_or(Error::ForeignOperand)
+}
+
+/// What one backend offers, as routing sees it. Cheap to clone.
+#[derive(Clone)]
+pub struct Backend {
+    quantizer: Option<Arc<dyn Quantizer + Send + Sync>>,
+    matmul: Option<Arc<dyn DynMatmul>>,
+    resident: Option<Arc<dyn DynResident>>,
+}
+
+impl Backend {
+    /// A backend with both roles, on host operands.
+    pub fn new<T>(backend: T) -> Self
+    where
+        T: Quantizer + Matmul + Send + Sync + 'static,
+        T::Prepared<Arc<PackedMatrix>>: Send + Sync,
+    {
+        let backend = Arc::new(backend);
+        Backend { quantizer: Some(backend.clone()), matmul: Some(backend), resident: None }
+    }
+
+    /// A backend with both roles that keeps operands in its own memory or form.
+    pub fn resident<T>(backend: T) -> Self
+    where
+        T: Resident + Send + Sync + 'static,
+        T::Prepared<Arc<PackedMatrix>>: Send + Sync,
+    {
+        let backend = Arc::new(backend);
+        Backend {
+            quantizer: Some(backend.clone()),
+            matmul: Some(backend.clone()),
+            resident: Some(backend),
+        }
+    }
+
+    /// A backend that only quantizes.
+    pub fn quantizer_only(backend: impl Quantizer + Send + Sync + 'static) -> Self {
+        Backend { quantizer: Some(Arc::new(backend)), matmul: None, resident: None }
+    }
+
+    /// A backend that only multiplies.
+    pub fn matmul_only<T>(backend: T) -> Self
+    where
+        T: Matmul + Send + Sync + 'static,
+        T::Prepared<Arc<PackedMatrix>>: Send + Sync,
+    {
+        Backend { quantizer: None, matmul: Some(Arc::new(backend)), resident: None }
+    }
+
+    /// The backend's name.
+    pub fn name(&self) -> &str {
+        match (&self.quantizer, &self.matmul) {
+            (Some(q), _) => q.name(),
+            (None, Some(m)) => m.name(),
+            (None, None) => "none",
+        }
+    }
+
+    /// The quantizer role, if offered.
+    pub fn quantizer(&self) -> Option<&Arc<dyn Quantizer + Send + Sync>> {
+        self.quantizer.as_ref()
+    }
+
+    /// The matmul role, if offered.
+    pub fn matmul(&self) -> Option<&Arc<dyn DynMatmul>> {
+        self.matmul.as_ref()
+    }
+
+    /// The backend's own memory, if it has any.
+    pub fn as_resident(&self) -> Option<&Arc<dyn DynResident>> {
+        self.resident.as_ref()
+    }
+}
+
+impl fmt::Debug for Backend {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Backend")
+            .field("name", &self.name())
+            .field("quantizer", &self.quantizer.is_some())
+            .field("matmul", &self.matmul.is_some())
+            .field("resident", &self.resident.is_some())
+            .finish()
+    }
+}

@@ -1,0 +1,474 @@
+//! Exact sums: the matmul's accumulators, which never round until the end (C6).
+//!
+//! A term of the product of two FP4 operands is an integer times a power of two: doubled codes
+//! multiply to a quarter, e8m0 scales add exponents of at least -127 each, so every term is a
+//! multiple of 2^-256 below 2^260. [`ExactSum`] is a 640-bit two's complement integer in units of
+//! 2^-256:
+//!
+//! ```text
+//! limbs[0] bit 0 = 2^-256  ...  limbs[9] bit 62 = 2^382, bit 63 = sign
+//! ```
+//!
+//! Sums of up to 2^120 terms cannot overflow, addition is exact, so any order and any split of K
+//! gives the same integer; one rounding at the end gives the same bits. Rounding the parts first
+//! and adding them would not: 2^24 + 1 + 2^-30 is a hair above a tie and must go up, but
+//! `round(2^24 + 1) + 2^-30` goes down.
+//!
+//! [`FixedSum`] is the narrow form for NVFP4, whose terms are all multiples of 2^-20: an i64 in
+//! units of 2^-20, enough for K <= 2^20, checked past that.
+//!
+//! The idea is Kulisch's long accumulator ("Computer Arithmetic and Validity", 2008).
+
+use crate::error::{Buffer, Error};
+use crate::float::{Float, FloatSliceMut, NAN_F32};
+use crate::with_floats;
+
+/// Exponent of the lowest bit.
+const LOW: i32 = -256;
+/// 64-bit limbs.
+const LIMBS: usize = 10;
+
+/// An exact sum of products of FP4 values, of either format and any scale, with a NaN flag.
+///
+/// Two sums are equal exactly when they hold the same real number and the same flag.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ExactSum {
+    limbs: [u64; LIMBS],
+    nan: bool,
+}
+
+impl Default for ExactSum {
+    fn default() -> Self {
+        Self::ZERO
+    }
+}
+
+impl ExactSum {
+    /// The empty sum.
+    pub const ZERO: ExactSum = ExactSum { limbs: [0; LIMBS], nan: false };
+
+    /// Bytes of the serialized form.
+    pub const BYTES: usize = 8 * LIMBS + 1;
+
+    /// Adds `significand * 2^exponent`, exactly.
+    ///
+    /// # Errors
+    /// [`Error::SumRange`] unless `exponent` is in -256..=254; the sum is unchanged.
+    #[inline]
+    pub fn add_scaled(&mut self, significand: i64, exponent: i32) -> Result<(), Error> {
+        if !(LOW..=254).contains(&exponent) {
+            return Err(Error::SumRange { exponent });
+        }
+        let position = (exponent - LOW) as usize;
+        let (limb, shift) = (position / 64, position % 64);
+        // 64 significant bits shifted by at most 63: fits, sign included.
+        let term = i128::from(significand) << shift;
+        let sign = (term >> 127) as u64;
+        let mut carry = false;
+        for (i, l) in self.limbs[limb..].iter_mut().enumerate() {
+            let add = match i {
+                0 => term as u64,
+                1 => (term >> 64) as u64,
+                // Only the sign and the carry are left; they cancel or there are none.
+                _ if sign == 0 && !carry => return Ok(()),
+                _ if sign == u64::MAX && carry => return Ok(()),
+                _ => sign,
+            };
+            let (partial, c1) = l.overflowing_add(add);
+            let (sum, c2) = partial.overflowing_add(u64::from(carry));
+            (*l, carry) = (sum, c1 | c2);
+        }
+        Ok(())
+    }
+
+    /// Marks the sum as NaN: a scale in its range was NaN.
+    pub fn set_nan(&mut self) {
+        self.nan = true;
+    }
+
+    /// True if any part of the sum was NaN.
+    pub const fn is_nan(&self) -> bool {
+        self.nan
+    }
+
+    /// Adds another sum, exactly: sums of parts merge to the sum of the whole, in any order.
+    pub fn merge(&mut self, other: &ExactSum) {
+        let mut carry = false;
+        for (l, &o) in self.limbs.iter_mut().zip(&other.limbs) {
+            let (partial, c1) = l.overflowing_add(o);
+            let (sum, c2) = partial.overflowing_add(u64::from(carry));
+            (*l, carry) = (sum, c1 | c2);
+        }
+        self.nan |= other.nan;
+    }
+
+    /// The sum rounded once to f32, to nearest even: overflow gives infinity, subnormals are
+    /// kept, zero is +0, a nonzero sum that rounds to zero keeps its sign, NaN is canonical.
+    pub fn to_f32(&self) -> f32 {
+        if self.nan {
+            return f32::from_bits(NAN_F32);
+        }
+        // f32's last bits: 24 significant, none below 2^-149.
+        let (negative, significand, low) = self.round(24, -149);
+        let magnitude = if significand == 0 {
+            0
+        } else {
+            // Both the implicit bit and a carry out of the rounding move the exponent field by
+            // plain addition; a subnormal (below 2^23) has none of either.
+            let bits = ((low + 149) as u64 * (1 << 23)) + significand;
+            bits.min(0x7F80_0000) as u32
+        };
+        f32::from_bits(magnitude | (u32::from(negative) << 31))
+    }
+
+    /// The sum rounded once to f64, to nearest even: for error reports. Sums of FP4 products
+    /// never leave f64's normal range.
+    pub fn to_f64(&self) -> f64 {
+        if self.nan {
+            return f64::NAN;
+        }
+        let (negative, significand, low) = self.round(53, -1074);
+        if significand == 0 {
+            return 0.0;
+        }
+        let bits = (low + 1074) as u64 * (1 << 52) + significand;
+        f64::from_bits(bits | (u64::from(negative) << 63))
+    }
+
+    /// Rounds the magnitude to `precision` bits or to units of 2^`floor`, whichever is coarser.
+    /// Returns the sign, the significand (up to 2^precision, the carry included) and the exponent
+    /// of its last bit.
+    fn round(&self, precision: i32, floor: i32) -> (bool, u64, i32) {
+        let negative = self.limbs[LIMBS - 1] >> 63 == 1;
+        let mut magnitude = self.limbs;
+        if negative {
+            let mut carry = true;
+            for l in &mut magnitude {
+                (*l, carry) = (!*l).overflowing_add(u64::from(carry));
+            }
+        }
+        let Some(top_limb) = magnitude.iter().rposition(|&l| l != 0) else {
+            return (false, 0, floor);
+        };
+        let top = top_limb as i32 * 64 + 63 - magnitude[top_limb].leading_zeros() as i32;
+        // Position of the last kept bit.
+        let last = (top - (precision - 1)).max(floor - LOW);
+        if last <= 0 {
+            // Nothing below the last kept bit (f64 only): all bits are kept.
+            return (negative, magnitude[0] << (-last), last + LOW);
+        }
+        let last = last as usize;
+        let kept = bits_from(&magnitude, last);
+        let half = bits_from(&magnitude, last - 1) & 1 == 1;
+        let sticky = (0..last - 1).rev().step_by(64).any(|i| {
+            // Bits i, i - 1, ..., of one 64-bit window.
+            let low = (i + 1).saturating_sub(64);
+            let width = i + 1 - low;
+            let window = bits_from(&magnitude, low);
+            (if width == 64 { window } else { window & ((1 << width) - 1) }) != 0
+        });
+        let up = half && (sticky || kept & 1 == 1);
+        (negative, kept + u64::from(up), last as i32 + LOW)
+    }
+
+    /// The sum as little-endian bytes: the 640-bit two's complement integer in units of 2^-256,
+    /// then one byte that is 1 for NaN. For sending partial sums between machines.
+    pub fn to_bytes(&self) -> [u8; Self::BYTES] {
+        let mut bytes = [0; Self::BYTES];
+        for (chunk, limb) in bytes.chunks_exact_mut(8).zip(&self.limbs) {
+            chunk.copy_from_slice(&limb.to_le_bytes());
+        }
+        bytes[Self::BYTES - 1] = u8::from(self.nan);
+        bytes
+    }
+
+    /// Reads [`to_bytes`](Self::to_bytes) back. Any nonzero flag byte means NaN.
+    ///
+    /// # Errors
+    /// [`Error::Len`] unless there are [`BYTES`](Self::BYTES) bytes.
+    pub fn from_bytes(bytes: &[u8]) -> Result<Self, Error> {
+        let (expected, got) = (Self::BYTES, bytes.len());
+        if got != expected {
+            return Err(Error::Len { what: Buffer::SumBytes, expected, got });
+        }
+        let mut sum = ExactSum { limbs: [0; LIMBS], nan: bytes[Self::BYTES - 1] != 0 };
+        for (limb, chunk) in sum.limbs.iter_mut().zip(bytes.chunks_exact(8)) {
+            let mut le = [0; 8];
+            le.copy_from_slice(chunk);
+            *limb = u64::from_le_bytes(le);
+        }
+        Ok(sum)
+    }
+}
+
+/// The 64 bits of `limbs` from bit `position` up.
+fn bits_from(limbs: &[u64; LIMBS], position: usize) -> u64 {
+    let (limb, shift) = (position / 64, position % 64);
+    let low = limbs[limb] >> shift;
+    let high = limbs.get(limb + 1).copied().unwrap_or(0);
+    if shift == 0 { low } else { low | (high << (64 - shift)) }
+}
+
+/// An exact sum of NVFP4 products: an i64 in units of 2^-20, with a NaN flag.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct FixedSum {
+    /// The sum in units of 2^-20.
+    pub units: i64,
+    /// True if a scale in the range was NaN.
+    pub nan: bool,
+}
+
+impl FixedSum {
+    /// Exponent of one unit.
+    pub const EXPONENT: i32 = -20;
+
+    /// The empty sum.
+    pub const ZERO: FixedSum = FixedSum { units: 0, nan: false };
+
+    /// Adds `units` units of 2^-20.
+    ///
+    /// # Errors
+    /// [`Error::PartialOverflow`] past 63 bits, which takes K above 2^20; the sum is unchanged.
+    pub fn add(&mut self, units: i64) -> Result<(), Error> {
+        self.units = self.units.checked_add(units).ok_or(Error::PartialOverflow)?;
+        Ok(())
+    }
+
+    /// Adds another sum.
+    ///
+    /// # Errors
+    /// As [`add`](Self::add).
+    pub fn merge(&mut self, other: &FixedSum) -> Result<(), Error> {
+        self.add(other.units)?;
+        self.nan |= other.nan;
+        Ok(())
+    }
+
+    /// The sum rounded once to f32, as [`ExactSum::to_f32`].
+    pub fn to_f32(&self) -> f32 {
+        if self.nan {
+            return f32::from_bits(NAN_F32);
+        }
+        // The conversion rounds once, to nearest even; the power of two is exact, as a nonzero
+        // result is at least 2^-20.
+        self.units as f32 * (1.0 / (1 << 20) as f32)
+    }
+}
+
+impl From<FixedSum> for ExactSum {
+    fn from(fixed: FixedSum) -> Self {
+        let mut sum = ExactSum { nan: fixed.nan, ..ExactSum::ZERO };
+        // The exponent is inside the range.
+        let _ = sum.add_scaled(fixed.units, FixedSum::EXPONENT);
+        sum
+    }
+}
+
+/// The last two steps of C6: `round(s32 * alpha)`, where the multiplication is one f32 operation.
+#[inline]
+pub fn finish_one<T: Float>(s32: f32, alpha: f32) -> T {
+    T::from_f32(s32 * alpha)
+}
+
+/// Partial sums of an (M, N) product, row-major, to add into.
+#[derive(Debug)]
+pub enum PartialsMut<'a> {
+    /// 64-bit sums: NVFP4 only.
+    Fixed(&'a mut [FixedSum]),
+    /// Exact sums: any format.
+    Exact(&'a mut [ExactSum]),
+}
+
+/// Partial sums of an (M, N) product, row-major.
+#[derive(Debug, Clone, Copy)]
+pub enum Partials<'a> {
+    /// 64-bit sums.
+    Fixed(&'a [FixedSum]),
+    /// Exact sums.
+    Exact(&'a [ExactSum]),
+}
+
+impl PartialsMut<'_> {
+    /// Number of sums.
+    pub fn len(&self) -> usize {
+        match self {
+            PartialsMut::Fixed(s) => s.len(),
+            PartialsMut::Exact(s) => s.len(),
+        }
+    }
+
+    /// True if there are no sums.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+/// Rounds merged partial sums once and scales them: the end of C6.
+///
+/// # Errors
+/// [`Error::Len`] unless `out` has one value for each sum.
+pub fn finish(partials: Partials<'_>, alpha: f32, out: FloatSliceMut<'_>) -> Result<(), Error> {
+    let expected = match partials {
+        Partials::Fixed(s) => s.len(),
+        Partials::Exact(s) => s.len(),
+    };
+    out.as_ref().expect_len(Buffer::Output, expected)?;
+    with_floats!(FloatSliceMut, out, out => match partials {
+        Partials::Fixed(sums) => {
+            for (y, s) in out.iter_mut().zip(sums) {
+                *y = finish_one(s.to_f32(), alpha);
+            }
+        }
+        Partials::Exact(sums) => {
+            for (y, s) in out.iter_mut().zip(sums) {
+                *y = finish_one(s.to_f32(), alpha);
+            }
+        }
+    });
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sum(terms: &[(i64, i32)]) -> ExactSum {
+        let mut sum = ExactSum::ZERO;
+        for &(significand, exponent) in terms {
+            sum.add_scaled(significand, exponent).unwrap();
+        }
+        sum
+    }
+
+    #[test]
+    fn single_terms_round_like_f64_to_f32() {
+        // f64 holds these terms exactly, so its conversion is the one rounding wanted.
+        for significand in [1i64, 3, 0x00FF_FFFF, 0x0100_0001, 0x0180_0000_0001, -5, -0x0100_0003] {
+            for exponent in -256..=200 {
+                let got = sum(&[(significand, exponent)]);
+                let exact = significand as f64 * 2f64.powi(exponent);
+                assert_eq!(got.to_f64().to_bits(), exact.to_bits(), "{significand} 2^{exponent}");
+                assert_eq!(
+                    got.to_f32().to_bits(),
+                    (exact as f32).to_bits(),
+                    "{significand} 2^{exponent}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn a_sticky_bit_far_below_a_tie_decides() {
+        assert_eq!(sum(&[(1 << 24, 0), (1, 0)]).to_f32(), 16_777_216.0);
+        for far in [-30, -100, -256] {
+            assert_eq!(sum(&[(1 << 24, 0), (1, 0), (1, far)]).to_f32(), 16_777_218.0, "{far}");
+            assert_eq!(sum(&[(1 << 24, 0), (1, 0), (-1, far)]).to_f32(), 16_777_216.0, "{far}");
+        }
+    }
+
+    #[test]
+    fn cancellation_leaves_exactly_the_small_term() {
+        let tiny = sum(&[(1, 254), (7, -149), (-1, 254)]);
+        assert_eq!(tiny.to_f32().to_bits(), 7);
+        let zero = sum(&[(1, 254), (-1, 254)]);
+        assert_eq!((zero, zero.to_f32().to_bits()), (ExactSum::ZERO, 0));
+    }
+
+    #[test]
+    fn underflow_keeps_the_sign_and_overflow_is_infinite() {
+        assert_eq!(sum(&[(-1, -256)]).to_f32().to_bits(), 0x8000_0000);
+        assert_eq!(sum(&[(-1, -150)]).to_f32().to_bits(), 0x8000_0000);
+        assert_eq!(sum(&[(-3, -151)]).to_f32().to_bits(), 0x8000_0001);
+        assert_eq!(sum(&[(1, 128)]).to_f32(), f32::INFINITY);
+        // The largest finite f32 plus just under, and exactly, half of its last unit.
+        assert_eq!(sum(&[(0x00FF_FFFF, 104), (1, 103), (-1, -256)]).to_f32(), f32::MAX);
+        assert_eq!(sum(&[(-0x00FF_FFFF, 104), (-1, 103)]).to_f32(), f32::NEG_INFINITY);
+    }
+
+    #[test]
+    fn subnormals_round_in_units_of_2_to_minus_149() {
+        assert_eq!(sum(&[(1, -149)]).to_f32().to_bits(), 1);
+        assert_eq!(sum(&[(3, -150)]).to_f32().to_bits(), 2);
+        assert_eq!(sum(&[(5, -150)]).to_f32().to_bits(), 2);
+        assert_eq!(sum(&[(0x00FF_FFFF, -150)]).to_f32().to_bits(), 0x0080_0000);
+    }
+
+    #[test]
+    fn terms_outside_the_range_are_refused_and_change_nothing() {
+        let mut s = sum(&[(5, 3)]);
+        for exponent in [-257, 255, i32::MIN, i32::MAX] {
+            assert_eq!(s.add_scaled(1, exponent), Err(Error::SumRange { exponent }));
+        }
+        assert_eq!(s, sum(&[(5, 3)]));
+    }
+
+    #[test]
+    fn bytes_round_trip_and_wrong_lengths_are_errors() {
+        let mut s = sum(&[(-12345, -200), (99, 250)]);
+        assert_eq!(ExactSum::from_bytes(&s.to_bytes()), Ok(s));
+        s.set_nan();
+        assert_eq!(ExactSum::from_bytes(&s.to_bytes()), Ok(s));
+        assert!(s.to_f32().is_nan());
+        assert!(ExactSum::from_bytes(&[0; 80]).is_err());
+    }
+
+    #[test]
+    fn fixed_sums_agree_with_exact_sums() {
+        for units in [0, 1, -1, i64::MAX, i64::MIN, (1 << 44) + (1 << 20), -(1 << 24) - 1] {
+            let fixed = FixedSum { units, nan: false };
+            assert_eq!(fixed.to_f32().to_bits(), ExactSum::from(fixed).to_f32().to_bits());
+        }
+        let mut full = FixedSum { units: i64::MAX, nan: false };
+        assert_eq!(full.add(1), Err(Error::PartialOverflow));
+        assert_eq!(full.units, i64::MAX);
+    }
+
+    quickcheck::quickcheck! {
+        fn any_split_and_order_gives_the_same_sum(terms: Vec<(i64, i16)>, cut: usize) -> bool {
+            let terms: Vec<_> = terms.iter().map(|&(s, e)| (s, i32::from(e).rem_euclid(511) - 256)).collect();
+            let whole = sum(&terms);
+            let cut = if terms.is_empty() { 0 } else { cut % terms.len() };
+            let (a, b) = terms.split_at(cut);
+            let mut merged = sum(b);
+            merged.merge(&sum(a));
+            let mut reversed = terms.clone();
+            reversed.reverse();
+            merged == whole && sum(&reversed) == whole
+        }
+
+        fn rounding_is_to_the_nearest_of_the_two_neighbours(terms: Vec<(i64, i16)>) -> bool {
+            // |value - rounded| <= |value - neighbour|, all exactly, on both sides.
+            let terms: Vec<_> = terms.iter().map(|&(s, e)| (s, i32::from(e).rem_euclid(160) - 200)).collect();
+            let value = sum(&terms);
+            let rounded = value.to_f32();
+            if !rounded.is_finite() || rounded == 0.0 {
+                return true;
+            }
+            let distance = |to: f32| {
+                // value - to as an exact sum; its magnitude by sign.
+                let bits = to.to_bits();
+                let (e, m) = ((bits >> 23 & 0xFF) as i32, i64::from(bits & 0x7F_FFFF));
+                let (m, e) = if e == 0 { (m, -149) } else { (m | 1 << 23, e - 150) };
+                let mut d = value;
+                d.add_scaled(if to < 0.0 { m } else { -m }, e).unwrap();
+                if d.limbs[LIMBS - 1] >> 63 == 1 {
+                    let mut negated = ExactSum::ZERO;
+                    let mut carry = true;
+                    for (n, l) in negated.limbs.iter_mut().zip(&d.limbs) {
+                        (*n, carry) = (!*l).overflowing_add(u64::from(carry));
+                    }
+                    d = negated;
+                }
+                d.limbs.iter().rev().copied().collect::<Vec<_>>()
+            };
+            let here = distance(rounded);
+            [rounded.to_bits() - 1, rounded.to_bits() + 1].into_iter().map(f32::from_bits)
+                .filter(|n| n.is_finite())
+                .all(|n| match here.cmp(&distance(n)) {
+                    core::cmp::Ordering::Less => true,
+                    core::cmp::Ordering::Equal => rounded.to_bits() & 1 == 0,
+                    core::cmp::Ordering::Greater => false,
+                })
+        }
+    }
+}

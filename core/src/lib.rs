@@ -1,0 +1,94 @@
+//! FP4 quantization and FP4 x FP4 matmul whose bits never change: formats, reference, traits.
+//!
+//! # The model in five sentences
+//!
+//! A matrix is stored as 4-bit e2m1 codes, with one scale byte for every group of 16 (NVFP4) or 32
+//! (MXFP4) codes along K, and one f32 global scale for the whole matrix. [`reference::quantize`]
+//! makes the codes and scales from dense values by steps that are each one IEEE-754 operation.
+//! The matmul is *defined* as the exact dot product, rounded once to f32, times `alpha`, rounded
+//! once to the output type. Exact sums commute, so the result does not depend on tile sizes, batch
+//! sizes, thread counts, devices or the split of K, and a backend may use any units and any order
+//! that it can prove exact. Every backend gives the same bits as the scalar [`mod@reference`].
+//!
+//! # Where things are
+//!
+//! | module | contents | clause |
+//! |---|---|---|
+//! | [`E2m1`], [`TieMode`] | the 4-bit element | C1 |
+//! | [`E8m0`], [`E4m3`], [`ScaleType`] | the scale bytes | C2 |
+//! | [`PackedView`], [`PackedMut`], [`pack`], [`pad_k`] | packed matrices | C3, C8 |
+//! | [`QuantSpec`], [`QuantizeInput`] | quantization settings and input | C4 |
+//! | [`Transform`] | the block transform | C5 |
+//! | [`ExactSum`], [`FixedSum`], [`finish`] | exact accumulators and the one rounding | C6 |
+//! | [`Swizzle`] | the 128x4 scale layout | C7 |
+//! | [`check_environment`] | the floating-point environment | C9 |
+//! | [`mod@reference`] | all of it, scalar and readable | C1 to C9 |
+//! | [`backend`] | the traits that backends implement | |
+//!
+//! # Example
+//!
+//! No allocator is needed: quantize two small matrices and multiply them.
+//!
+//! ```
+//! use fp4_core::{reference, Format, PackedMut, QuantSpec, QuantizeInput};
+//!
+//! let spec = QuantSpec::usual(Format::NvFp4); // global scale 0.1
+//! let x: [f32; 32] = core::array::from_fn(|i| i as f32 * 0.1 - 1.6); // 2 rows of 16
+//! let shape = spec.shape(2, 16)?;
+//! let (mut codes, mut scales) = ([0; 16], [0; 2]);
+//! let mut packed = PackedMut::new(shape, &mut codes, &mut scales)?;
+//! reference::quantize(&QuantizeInput::new(&x[..], 2, 16, &spec)?, &mut packed)?;
+//!
+//! let view = packed.as_view();
+//! let mut y = [0f32; 4]; // x * x^T; alpha undoes the two global scales
+//! reference::matmul(view, view, 0.1 * 0.1, (&mut y[..]).into())?;
+//! assert_eq!(y[1], y[2]);
+//! assert!((y[0] - 14.96).abs() < 1.5, "exact would be 14.96, this is {}", y[0]);
+//! # Ok::<(), fp4_core::Error>(())
+//! ```
+//!
+//! # Features
+//!
+//! None is on by default, and none changes a bit. `alloc`: owned matrices and the type-erased
+//! backend traits. `std`: the platform's fused multiply-add and half-precision instructions.
+
+#![cfg_attr(not(test), no_std)]
+#![forbid(unsafe_code)]
+
+#[cfg(feature = "alloc")]
+extern crate alloc;
+
+pub mod backend;
+mod e2m1;
+mod environment;
+mod error;
+mod exact;
+mod float;
+mod format;
+mod packed;
+pub mod reference;
+mod scale;
+mod spec;
+mod swizzle;
+mod transform;
+
+pub use backend::{
+    Matmul, MatmulQuery, Named, Paths, PreparedWeight, QuantizeInput, QuantizeQuery, Quantizer,
+};
+pub use e2m1::{E2m1, TieMode};
+pub use environment::check_environment;
+pub use error::{Buffer, DeviceError, Dim, Error, FpEnvironment, ScaleSetting, Unsupported};
+pub use exact::{ExactSum, FixedSum, Partials, PartialsMut, finish, finish_one};
+pub use float::{Float, FloatSlice, FloatSliceMut, NAN_BF16, NAN_F16, NAN_F32};
+pub use format::ScaleType;
+pub use format::{FloatType, Format, GroupSize};
+#[cfg(feature = "alloc")]
+pub use packed::PackedMatrix;
+pub use packed::{Packed, PackedMut, PackedShape, PackedView, pack, pad_k, padded_k, unpack};
+pub use scale::{E4m3, E8m0, ScaleParts};
+pub use spec::{
+    MXFP4_GLOBAL_SCALE, MXFP4_SCALE_SCALE, NVFP4_GLOBAL_SCALE, NVFP4_SCALE_SCALE, QuantSpec,
+    nvfp4_global_scale,
+};
+pub use swizzle::Swizzle;
+pub use transform::{Transform, TransformShape, hadamard};

@@ -1,0 +1,583 @@
+//! Packed matrices: e2m1 codes two a byte and row-major scale bytes (C3).
+//!
+//! ```text
+//! codes   (rows, K / 2)   byte j of a row = code(2j) | code(2j + 1) << 4
+//! scales  (rows, K / G)   byte g of a row scales elements g*G .. (g+1)*G
+//! ```
+//!
+//! A is (M, K), B is (N, K), both row-major with K contiguous: the product is A * B^T ("tn").
+//! [`PackedView`] borrows, [`PackedMut`] borrows to write, `PackedMatrix` owns (feature `alloc`).
+//! All three are checked once, at construction, so that the code behind them never indexes outside.
+//!
+//! Worked example: the codes 1, 2, 3, 4 along K are the bytes 0x21, 0x43.
+
+use crate::e2m1::E2m1;
+use crate::error::{Buffer, Error};
+use crate::format::{Format, GroupSize, ScaleType};
+
+/// The shape and format of a packed matrix: a value that every buffer is checked against.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct PackedShape {
+    rows: usize,
+    k: usize,
+    scale_type: ScaleType,
+    group: GroupSize,
+}
+
+impl PackedShape {
+    /// A matrix of `rows` rows and `k` elements a row. Zero rows and zero `k` are legal.
+    ///
+    /// # Errors
+    /// [`Error::KNotWholeGroups`] if `k` is not a multiple of the group,
+    /// [`Error::ShapeOverflow`] if `rows * k` does not fit `usize`.
+    pub const fn new(
+        rows: usize,
+        k: usize,
+        scale_type: ScaleType,
+        group: GroupSize,
+    ) -> Result<Self, Error> {
+        if !k.is_multiple_of(group.get()) {
+            return Err(Error::KNotWholeGroups { k, group: group.get() });
+        }
+        if rows.checked_mul(k).is_none() {
+            return Err(Error::ShapeOverflow { rows, cols: k });
+        }
+        Ok(PackedShape { rows, k, scale_type, group })
+    }
+
+    /// A matrix in one of the two matmul formats.
+    ///
+    /// # Errors
+    /// As [`PackedShape::new`].
+    pub const fn of(format: Format, rows: usize, k: usize) -> Result<Self, Error> {
+        Self::new(rows, k, format.scale_type(), format.group())
+    }
+
+    /// Rows.
+    pub const fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// Elements of a row.
+    pub const fn k(&self) -> usize {
+        self.k
+    }
+
+    /// Type of the scale bytes.
+    pub const fn scale_type(&self) -> ScaleType {
+        self.scale_type
+    }
+
+    /// Elements that share a scale.
+    pub const fn group(&self) -> GroupSize {
+        self.group
+    }
+
+    /// The matmul format, if the scale type and group size make one.
+    pub const fn format(&self) -> Option<Format> {
+        Format::from_parts(self.scale_type, self.group)
+    }
+
+    /// The matmul format.
+    ///
+    /// # Errors
+    /// [`Error::NotAMatmulFormat`] if the scale type and group size make none.
+    pub const fn expect_format(&self) -> Result<Format, Error> {
+        match self.format() {
+            Some(format) => Ok(format),
+            None => Err(Error::NotAMatmulFormat { scale: self.scale_type, group: self.group }),
+        }
+    }
+
+    /// Groups in a row, K / G.
+    pub const fn row_groups(&self) -> usize {
+        self.k / self.group.get()
+    }
+
+    /// Bytes of codes in a row, K / 2.
+    pub const fn row_bytes(&self) -> usize {
+        self.k / 2
+    }
+
+    /// Bytes of codes in the matrix.
+    pub const fn codes_len(&self) -> usize {
+        self.rows * self.row_bytes()
+    }
+
+    /// Scale bytes in the matrix.
+    pub const fn scales_len(&self) -> usize {
+        self.rows * self.row_groups()
+    }
+
+    /// The same format with other dimensions.
+    ///
+    /// # Errors
+    /// As [`PackedShape::new`].
+    pub const fn resized(&self, rows: usize, k: usize) -> Result<Self, Error> {
+        Self::new(rows, k, self.scale_type, self.group)
+    }
+
+    fn expect_lens(&self, codes: usize, scales: usize) -> Result<(), Error> {
+        if codes != self.codes_len() {
+            let expected = self.codes_len();
+            return Err(Error::Len { what: Buffer::Codes, expected, got: codes });
+        }
+        if scales != self.scales_len() {
+            let expected = self.scales_len();
+            return Err(Error::Len { what: Buffer::Scales, expected, got: scales });
+        }
+        Ok(())
+    }
+
+    /// Checks that `other` has this format, whatever its dimensions.
+    ///
+    /// # Errors
+    /// [`Error::FormatMismatch`].
+    pub fn expect_same_format(&self, other: &PackedShape) -> Result<(), Error> {
+        let (expected, got) = ((self.scale_type, self.group), (other.scale_type, other.group));
+        if expected == got { Ok(()) } else { Err(Error::FormatMismatch { expected, got }) }
+    }
+}
+
+/// A borrowed packed matrix.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PackedView<'a> {
+    shape: PackedShape,
+    codes: &'a [u8],
+    scales: &'a [u8],
+}
+
+impl<'a> PackedView<'a> {
+    /// Views `codes` and row-major `scales` as a matrix of `shape`.
+    ///
+    /// # Errors
+    /// [`Error::Len`] if a buffer does not have the shape's length.
+    pub fn new(shape: PackedShape, codes: &'a [u8], scales: &'a [u8]) -> Result<Self, Error> {
+        shape.expect_lens(codes.len(), scales.len())?;
+        Ok(PackedView { shape, codes, scales })
+    }
+
+    /// Shape and format.
+    pub const fn shape(&self) -> PackedShape {
+        self.shape
+    }
+
+    /// All codes, two a byte.
+    pub const fn codes(&self) -> &'a [u8] {
+        self.codes
+    }
+
+    /// All scale bytes.
+    pub const fn scales(&self) -> &'a [u8] {
+        self.scales
+    }
+
+    /// Rows `range` as a matrix of their own.
+    ///
+    /// # Errors
+    /// [`Error::GroupRange`] if the range is outside the matrix.
+    pub fn rows_range(&self, range: core::ops::Range<usize>) -> Result<Self, Error> {
+        let (start, end) = (range.start, range.end);
+        if start > end || end > self.shape.rows {
+            return Err(Error::GroupRange { start, end, groups: self.shape.rows });
+        }
+        let (bytes, groups) = (self.shape.row_bytes(), self.shape.row_groups());
+        Ok(PackedView {
+            shape: PackedShape { rows: end - start, ..self.shape },
+            codes: &self.codes[start * bytes..end * bytes],
+            scales: &self.scales[start * groups..end * groups],
+        })
+    }
+
+    /// The code bytes of row `i`.
+    ///
+    /// # Panics
+    /// If `i` is not below the number of rows.
+    pub fn row_codes(&self, i: usize) -> &'a [u8] {
+        let bytes = self.shape.row_bytes();
+        &self.codes[i * bytes..(i + 1) * bytes]
+    }
+
+    /// The scale bytes of row `i`.
+    ///
+    /// # Panics
+    /// If `i` is not below the number of rows.
+    pub fn row_scales(&self, i: usize) -> &'a [u8] {
+        let groups = self.shape.row_groups();
+        &self.scales[i * groups..(i + 1) * groups]
+    }
+
+    /// The code of element `k` in row `i`; `None` outside the matrix.
+    pub fn code(&self, i: usize, k: usize) -> Option<E2m1> {
+        if i >= self.shape.rows || k >= self.shape.k {
+            return None;
+        }
+        let byte = self.codes[i * self.shape.row_bytes() + k / 2];
+        Some(E2m1::from_bits(byte >> (4 * (k % 2))))
+    }
+
+    /// True if any scale of row `i` is NaN: every output of that row is then NaN (C6).
+    ///
+    /// # Panics
+    /// If `i` is not below the number of rows.
+    pub fn row_has_nan(&self, i: usize) -> bool {
+        self.row_scales(i).iter().any(|&s| self.shape.scale_type.is_nan(s))
+    }
+}
+
+/// A packed matrix borrowed to be written.
+#[derive(Debug)]
+pub struct PackedMut<'a> {
+    shape: PackedShape,
+    codes: &'a mut [u8],
+    scales: &'a mut [u8],
+}
+
+impl<'a> PackedMut<'a> {
+    /// Views `codes` and row-major `scales` as a matrix of `shape` to be written.
+    ///
+    /// # Errors
+    /// [`Error::Len`] if a buffer does not have the shape's length.
+    pub fn new(
+        shape: PackedShape,
+        codes: &'a mut [u8],
+        scales: &'a mut [u8],
+    ) -> Result<Self, Error> {
+        shape.expect_lens(codes.len(), scales.len())?;
+        Ok(PackedMut { shape, codes, scales })
+    }
+
+    /// Shape and format.
+    pub const fn shape(&self) -> PackedShape {
+        self.shape
+    }
+
+    /// The same matrix, borrowed to read.
+    pub fn as_view(&self) -> PackedView<'_> {
+        PackedView { shape: self.shape, codes: self.codes, scales: self.scales }
+    }
+
+    /// The same matrix, borrowed again.
+    pub fn reborrow(&mut self) -> PackedMut<'_> {
+        PackedMut { shape: self.shape, codes: self.codes, scales: self.scales }
+    }
+
+    /// All codes and all scale bytes.
+    pub fn buffers(&mut self) -> (&mut [u8], &mut [u8]) {
+        (self.codes, self.scales)
+    }
+
+    /// The code bytes and the scale bytes of row `i`.
+    ///
+    /// # Panics
+    /// If `i` is not below the number of rows.
+    pub fn row(&mut self, i: usize) -> (&mut [u8], &mut [u8]) {
+        let (bytes, groups) = (self.shape.row_bytes(), self.shape.row_groups());
+        (
+            &mut self.codes[i * bytes..(i + 1) * bytes],
+            &mut self.scales[i * groups..(i + 1) * groups],
+        )
+    }
+
+    /// Copies codes and scales verbatim from a matrix of the same shape.
+    ///
+    /// # Errors
+    /// [`Error::FormatMismatch`] or [`Error::ShapeMismatch`].
+    pub fn copy_from(&mut self, from: PackedView<'_>) -> Result<(), Error> {
+        use crate::error::Dim;
+        self.shape.expect_same_format(&from.shape)?;
+        for (what, expected, got) in
+            [(Dim::Rows, self.shape.rows, from.shape.rows), (Dim::K, self.shape.k, from.shape.k)]
+        {
+            if expected != got {
+                return Err(Error::ShapeMismatch { what, expected, got });
+            }
+        }
+        self.codes.copy_from_slice(from.codes);
+        self.scales.copy_from_slice(from.scales);
+        Ok(())
+    }
+}
+
+/// Anything that holds a packed matrix: a view, an owned matrix, or a shared pointer to one.
+///
+/// A backend's [`prepare`](crate::Matmul::prepare) takes any of them, so that the reference can
+/// borrow on firmware and share on a server, and other backends can drop what they have repacked.
+pub trait Packed {
+    /// The matrix, borrowed.
+    fn view(&self) -> PackedView<'_>;
+}
+
+impl Packed for PackedView<'_> {
+    fn view(&self) -> PackedView<'_> {
+        *self
+    }
+}
+
+impl<P: Packed + ?Sized> Packed for &P {
+    fn view(&self) -> PackedView<'_> {
+        (**self).view()
+    }
+}
+
+/// Packs codes two a byte, low nibble first (C3). Only the low four bits of each code count.
+///
+/// # Errors
+/// [`Error::Len`] unless `packed` is half as long as `codes`, which must be even.
+pub fn pack(codes: &[u8], packed: &mut [u8]) -> Result<(), Error> {
+    if codes.len() != 2 * packed.len() {
+        return Err(Error::Len {
+            what: Buffer::Codes,
+            expected: codes.len().div_ceil(2),
+            got: packed.len(),
+        });
+    }
+    for (byte, pair) in packed.iter_mut().zip(codes.chunks_exact(2)) {
+        *byte = (pair[0] & 0xF) | (pair[1] << 4);
+    }
+    Ok(())
+}
+
+/// Unpacks codes, low nibble first (C3).
+///
+/// # Errors
+/// [`Error::Len`] unless `codes` is twice as long as `packed`.
+pub fn unpack(packed: &[u8], codes: &mut [u8]) -> Result<(), Error> {
+    if codes.len() != 2 * packed.len() {
+        return Err(Error::Len {
+            what: Buffer::Codes,
+            expected: 2 * packed.len(),
+            got: codes.len(),
+        });
+    }
+    for (pair, &byte) in codes.chunks_exact_mut(2).zip(packed) {
+        pair[0] = byte & 0xF;
+        pair[1] = byte >> 4;
+    }
+    Ok(())
+}
+
+/// K rounded up to a multiple of 128 (C8).
+///
+/// # Errors
+/// [`Error::ShapeOverflow`] if the result does not fit `usize`.
+pub fn padded_k(k: usize) -> Result<usize, Error> {
+    k.checked_next_multiple_of(128).ok_or(Error::ShapeOverflow { rows: 1, cols: k })
+}
+
+/// Copies `from` into `to`, whose K is larger: the extra codes become 0x0 and the extra scale
+/// bytes 0x00 (C8). The padding multiplies to zero in both formats and never changes a result.
+///
+/// # Errors
+/// [`Error::FormatMismatch`] or [`Error::ShapeMismatch`] if `to` has another format, other rows,
+/// or a smaller K.
+pub fn pad_k(from: PackedView<'_>, to: &mut PackedMut<'_>) -> Result<(), Error> {
+    use crate::error::Dim;
+    let (src, dst) = (from.shape, to.shape);
+    src.expect_same_format(&dst)?;
+    if src.rows != dst.rows {
+        return Err(Error::ShapeMismatch { what: Dim::Rows, expected: src.rows, got: dst.rows });
+    }
+    if dst.k < src.k {
+        return Err(Error::ShapeMismatch { what: Dim::K, expected: src.k, got: dst.k });
+    }
+    if dst.k == 0 {
+        return Ok(());
+    }
+    for i in 0..src.rows {
+        let (codes, scales) = to.row(i);
+        let (kept, padding) = codes.split_at_mut(src.row_bytes());
+        kept.copy_from_slice(from.row_codes(i));
+        padding.fill(0);
+        let (kept, padding) = scales.split_at_mut(src.row_groups());
+        kept.copy_from_slice(from.row_scales(i));
+        padding.fill(0);
+    }
+    Ok(())
+}
+
+#[cfg(feature = "alloc")]
+mod owned {
+    use alloc::vec::Vec;
+
+    use super::*;
+
+    /// An owned packed matrix.
+    #[derive(Debug, Clone, PartialEq, Eq)]
+    pub struct PackedMatrix {
+        shape: PackedShape,
+        codes: Vec<u8>,
+        scales: Vec<u8>,
+    }
+
+    impl PackedMatrix {
+        /// Takes `codes` and row-major `scales` as a matrix of `shape`.
+        ///
+        /// # Errors
+        /// [`Error::Len`] if a buffer does not have the shape's length.
+        pub fn new(shape: PackedShape, codes: Vec<u8>, scales: Vec<u8>) -> Result<Self, Error> {
+            shape.expect_lens(codes.len(), scales.len())?;
+            Ok(PackedMatrix { shape, codes, scales })
+        }
+
+        /// A matrix of zero codes and zero scale bytes.
+        pub fn zeros(shape: PackedShape) -> Self {
+            PackedMatrix {
+                shape,
+                codes: alloc::vec![0; shape.codes_len()],
+                scales: alloc::vec![0; shape.scales_len()],
+            }
+        }
+
+        /// Shape and format.
+        pub const fn shape(&self) -> PackedShape {
+            self.shape
+        }
+
+        /// All codes, two a byte.
+        pub fn codes(&self) -> &[u8] {
+            &self.codes
+        }
+
+        /// All scale bytes.
+        pub fn scales(&self) -> &[u8] {
+            &self.scales
+        }
+
+        /// The matrix, borrowed.
+        pub fn view(&self) -> PackedView<'_> {
+            PackedView { shape: self.shape, codes: &self.codes, scales: &self.scales }
+        }
+
+        /// The matrix, borrowed to be written.
+        pub fn view_mut(&mut self) -> PackedMut<'_> {
+            PackedMut { shape: self.shape, codes: &mut self.codes, scales: &mut self.scales }
+        }
+
+        /// Changes the shape, keeping the allocation where it is large enough. Contents are
+        /// unspecified afterwards: a quantizer writes every byte.
+        pub fn reshape(&mut self, shape: PackedShape) {
+            self.codes.resize(shape.codes_len(), 0);
+            self.scales.resize(shape.scales_len(), 0);
+            self.shape = shape;
+        }
+
+        /// A copy with K padded to a multiple of 128 (C8).
+        ///
+        /// # Errors
+        /// [`Error::ShapeOverflow`] if the padded shape does not fit `usize`.
+        pub fn padded_k(&self) -> Result<Self, Error> {
+            let mut padded =
+                PackedMatrix::zeros(self.shape.resized(self.shape.rows, padded_k(self.shape.k)?)?);
+            pad_k(self.view(), &mut padded.view_mut())?;
+            Ok(padded)
+        }
+
+        /// Codes and scale bytes.
+        pub fn into_parts(self) -> (Vec<u8>, Vec<u8>) {
+            (self.codes, self.scales)
+        }
+    }
+
+    impl Packed for PackedMatrix {
+        fn view(&self) -> PackedView<'_> {
+            PackedMatrix::view(self)
+        }
+    }
+
+    impl<P: Packed + ?Sized> Packed for alloc::sync::Arc<P> {
+        fn view(&self) -> PackedView<'_> {
+            (**self).view()
+        }
+    }
+}
+
+#[cfg(feature = "alloc")]
+pub use owned::PackedMatrix;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shape(rows: usize, k: usize) -> PackedShape {
+        PackedShape::of(Format::NvFp4, rows, k).unwrap()
+    }
+
+    #[test]
+    fn the_low_nibble_is_the_even_index() {
+        let mut packed = [0; 2];
+        pack(&[1, 2, 3, 0xF4], &mut packed).unwrap();
+        assert_eq!(packed, [0x21, 0x43]);
+        let mut codes = [0; 4];
+        unpack(&packed, &mut codes).unwrap();
+        assert_eq!(codes, [1, 2, 3, 4]);
+        assert!(pack(&[1, 2, 3], &mut packed).is_err());
+        assert!(unpack(&packed, &mut codes[..3]).is_err());
+    }
+
+    #[test]
+    fn hostile_shapes_are_errors() {
+        let e8m0 = ScaleType::E8M0;
+        assert_eq!(
+            PackedShape::new(3, 48, e8m0, GroupSize::G32),
+            Err(Error::KNotWholeGroups { k: 48, group: 32 })
+        );
+        let huge = usize::MAX - 31;
+        assert_eq!(
+            PackedShape::new(2, huge, e8m0, GroupSize::G32),
+            Err(Error::ShapeOverflow { rows: 2, cols: huge })
+        );
+        let err = PackedView::new(shape(2, 32), &[0; 31], &[0; 4]).unwrap_err();
+        assert_eq!(err, Error::Len { what: Buffer::Codes, expected: 32, got: 31 });
+        let err = PackedView::new(shape(2, 32), &[0; 32], &[0; 5]).unwrap_err();
+        assert_eq!(err, Error::Len { what: Buffer::Scales, expected: 4, got: 5 });
+    }
+
+    #[test]
+    fn empty_matrices_are_legal() {
+        for (rows, k) in [(0, 32), (4, 0), (0, 0)] {
+            let view = PackedView::new(shape(rows, k), &[], &[]).unwrap();
+            assert_eq!(view.code(0, 0), None);
+            let wider = shape(rows, padded_k(k).unwrap());
+            let (mut codes, mut scales) = ([1; 64], [1; 8]);
+            let mut to = PackedMut::new(
+                wider,
+                &mut codes[..wider.codes_len()],
+                &mut scales[..wider.scales_len()],
+            )
+            .unwrap();
+            pad_k(view, &mut to).unwrap();
+        }
+    }
+
+    #[test]
+    fn padding_adds_zero_codes_and_zero_scale_bytes() {
+        let (codes, scales) = ([0x77; 16], [0x7E, 0x01, 0xFE, 0x81]);
+        let from = PackedView::new(shape(2, 16), &codes, &scales[..2]).unwrap();
+        let (mut codes, mut scales) = ([0xAA; 128], [0xAA; 16]);
+        let mut to = PackedMut::new(shape(2, 128), &mut codes, &mut scales).unwrap();
+        pad_k(from, &mut to).unwrap();
+        assert_eq!(
+            (&codes[..9], &codes[64..73]),
+            (
+                &[0x77, 0x77, 0x77, 0x77, 0x77, 0x77, 0x77, 0x77, 0][..],
+                &[0x77, 0x77, 0x77, 0x77, 0x77, 0x77, 0x77, 0x77, 0][..]
+            )
+        );
+        assert!(codes[8..64].iter().chain(&codes[72..]).all(|&b| b == 0));
+        assert_eq!(scales, [0x7E, 0, 0, 0, 0, 0, 0, 0, 0x01, 0, 0, 0, 0, 0, 0, 0]);
+    }
+
+    #[test]
+    fn a_row_range_shows_the_same_bytes() {
+        let (codes, scales) = (core::array::from_fn::<u8, 24, _>(|i| i as u8), [1, 2, 3]);
+        let all = PackedView::new(shape(3, 16), &codes, &scales).unwrap();
+        let tail = all.rows_range(1..3).unwrap();
+        assert_eq!((tail.codes(), tail.scales()), (&codes[8..], &scales[1..]));
+        assert_eq!(tail.code(0, 3).unwrap().to_bits(), all.code(1, 3).unwrap().to_bits());
+        assert!(all.rows_range(2..4).is_err());
+        #[expect(clippy::reversed_empty_ranges)]
+        let reversed = all.rows_range(2..1);
+        assert!(reversed.is_err());
+    }
+}

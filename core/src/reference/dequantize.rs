@@ -1,0 +1,57 @@
+//! Reference dequantizer and fake quantization (C4.4).
+//!
+//! ```text
+//! out = round_to_output_type(value(code) * (decode(scale) * gs))
+//! ```
+//!
+//! Worked example: code 7 (6) under e4m3 byte 0x4A (5) and gs = 0.1 is 6 * 0.5 = 3.
+
+use crate::backend::QuantizeInput;
+use crate::e2m1::E2m1;
+use crate::error::{Buffer, Error, ScaleSetting};
+use crate::float::{Float, FloatSliceMut};
+use crate::packed::{PackedMut, PackedView};
+use crate::spec::expect_positive;
+use crate::with_floats;
+
+/// Writes the values of a packed matrix under `global_scale`, row-major (C4.4).
+///
+/// # Errors
+/// [`Error::Len`] unless `out` has rows * k values; [`Error::ScaleSetting`] if `global_scale`, or
+/// its product with the largest finite scale, is not finite and above zero.
+pub fn dequantize(
+    packed: PackedView<'_>,
+    global_scale: f32,
+    out: FloatSliceMut<'_>,
+) -> Result<(), Error> {
+    let shape = packed.shape();
+    expect_positive(ScaleSetting::Global, global_scale)?;
+    expect_positive(ScaleSetting::Largest, global_scale * shape.scale_type().max())?;
+    out.as_ref().expect_len(Buffer::Output, shape.rows() * shape.k())?;
+    let group_bytes = shape.group().get() / 2;
+    with_floats!(FloatSliceMut, out, out => {
+        let groups = packed.codes().chunks_exact(group_bytes).zip(packed.scales());
+        for ((codes, &scale), out) in groups.zip(out.chunks_exact_mut(2 * group_bytes)) {
+            let d = shape.scale_type().decode(scale) * global_scale;
+            for (&byte, out) in codes.iter().zip(out.chunks_exact_mut(2)) {
+                out[0] = Float::from_f32(E2m1::from_bits(byte).to_f32() * d);
+                out[1] = Float::from_f32(E2m1::from_bits(byte >> 4).to_f32() * d);
+            }
+        }
+    });
+    Ok(())
+}
+
+/// Quantizes and dequantizes in one go, writing what the quantized values are worth; the packed
+/// form lands in `scratch`.
+///
+/// # Errors
+/// As [`quantize`](super::quantize) and [`dequantize`].
+pub fn fake_quantize(
+    input: &QuantizeInput<'_>,
+    scratch: &mut PackedMut<'_>,
+    out: FloatSliceMut<'_>,
+) -> Result<(), Error> {
+    super::quantize(input, scratch)?;
+    dequantize(scratch.as_view(), input.spec().global_scale(), out)
+}

@@ -1,0 +1,96 @@
+//! The scalar reference: every rule of the contract once, written to be read.
+//!
+//! Nothing here allocates and nothing is fast. Other backends are compared with it bit for bit,
+//! and call its pieces ([`QuantSpec::encode_scale`](crate::QuantSpec::encode_scale),
+//! [`E2m1::from_f32_tie`](crate::E2m1::from_f32_tie), [`group_dot`], ...) instead of writing a
+//! rule again. [`Reference`] offers the same functions as a backend.
+
+mod dequantize;
+mod matmul;
+mod quantize;
+
+pub use dequantize::{dequantize, fake_quantize};
+pub use matmul::{group_dot, matmul, partial};
+pub use quantize::{QuantCounts, apply_transform, quantize};
+
+use core::ops::Range;
+
+use crate::backend::{
+    Matmul, MatmulQuery, Named, Paths, PreparedWeight, QuantizeInput, QuantizeQuery, Quantizer,
+};
+use crate::environment::check_environment;
+use crate::error::{Error, Unsupported};
+use crate::exact::PartialsMut;
+use crate::float::FloatSliceMut;
+use crate::packed::{Packed, PackedMut, PackedShape, PackedView};
+
+/// The reference as a backend: it supports everything, with no allocator.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Reference;
+
+/// A weight prepared for [`Reference`]: whatever holds the packed matrix, as it is.
+#[derive(Debug, Clone, Copy)]
+pub struct ReferenceWeight<B>(B);
+
+impl<B: Packed> PreparedWeight for ReferenceWeight<B> {
+    fn shape(&self) -> PackedShape {
+        self.0.view().shape()
+    }
+}
+
+impl Named for Reference {
+    fn name(&self) -> &str {
+        "reference"
+    }
+}
+
+impl Quantizer for Reference {
+    fn supports_quantize(&self, _query: &QuantizeQuery) -> Result<(), Unsupported> {
+        Ok(())
+    }
+
+    fn quantize(&self, input: &QuantizeInput<'_>, out: &mut PackedMut<'_>) -> Result<(), Error> {
+        check_environment()?;
+        quantize(input, out).map(|_| ())
+    }
+}
+
+impl Matmul for Reference {
+    type Prepared<B: Packed> = ReferenceWeight<B>;
+
+    fn supports_matmul(&self, _query: &MatmulQuery) -> Result<(), Unsupported> {
+        Ok(())
+    }
+
+    fn supports_partial(&self, _query: &MatmulQuery) -> Result<(), Unsupported> {
+        Ok(())
+    }
+
+    fn prepare<B: Packed>(&self, b: B) -> Result<Self::Prepared<B>, Error> {
+        b.view().shape().expect_format()?;
+        Ok(ReferenceWeight(b))
+    }
+
+    fn matmul<B: Packed>(
+        &self,
+        a: PackedView<'_>,
+        b: &Self::Prepared<B>,
+        alpha: f32,
+        out: FloatSliceMut<'_>,
+    ) -> Result<Paths, Error> {
+        check_environment()?;
+        let outputs = out.len() as u64;
+        matmul(a, b.0.view(), alpha, out)?;
+        Ok(Paths { wide: outputs, ..Paths::default() })
+    }
+
+    fn partial<B: Packed>(
+        &self,
+        a: PackedView<'_>,
+        b: &Self::Prepared<B>,
+        groups: Range<usize>,
+        out: PartialsMut<'_>,
+    ) -> Result<(), Error> {
+        partial(a, b.0.view(), groups, out)
+    }
+}

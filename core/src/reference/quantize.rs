@@ -1,0 +1,194 @@
+//! Reference quantizer with the optional block transform in front (C4, C5).
+//!
+//! ```text
+//! for each row, for each chunk of max(Bt, G) columns:
+//!     y = x, or per block: y[j] = round(acc), acc = +0; for i ascending: acc = fma(x[i], T[j][i], acc)
+//!     for each group of y:
+//!         scale = given, or encode(amax / (ss * gs))
+//!         d = decode(scale) * gs
+//!         code = encode(y / d), or a zero with the sign of y where d = 0
+//! ```
+//!
+//! A chunk fits 128 values on the stack because block and group are powers of two up to 128: the
+//! larger is a multiple of the smaller and divides K.
+
+use crate::backend::QuantizeInput;
+use crate::e2m1::E2m1;
+use crate::error::Error;
+use crate::float::{Float, FloatSlice, FloatSliceMut};
+use crate::packed::PackedMut;
+use crate::spec::QuantSpec;
+use crate::transform::Transform;
+use crate::with_floats;
+
+/// Largest group and largest transform block.
+const MAX_CHUNK: usize = 128;
+
+/// What a quantization did to the values: for logs and optional counters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct QuantCounts {
+    /// Elements quantized.
+    pub elements: u64,
+    /// Elements whose quotient x / d was beyond +-6 and saturated, infinities included.
+    pub saturated: u64,
+    /// Groups whose scale is NaN.
+    pub nan_groups: u64,
+    /// Groups whose codes are all zero.
+    pub zero_groups: u64,
+}
+
+impl QuantCounts {
+    /// Adds the counts of another part.
+    pub fn merge(&mut self, other: &QuantCounts) {
+        self.elements += other.elements;
+        self.saturated += other.saturated;
+        self.nan_groups += other.nan_groups;
+        self.zero_groups += other.zero_groups;
+    }
+}
+
+/// Quantizes a (rows, k) matrix into packed codes and row-major scales (C4), after the optional
+/// transform (C5).
+///
+/// # Errors
+/// [`Error::FormatMismatch`] or [`Error::ShapeMismatch`] if `out` does not have the shape of the
+/// input. `out` is then untouched.
+pub fn quantize(input: &QuantizeInput<'_>, out: &mut PackedMut<'_>) -> Result<QuantCounts, Error> {
+    input.expect_output(out.shape())?;
+    Ok(with_floats!(FloatSlice, input.x(), x => quantize_typed(x, input, out)))
+}
+
+fn quantize_typed<T: Float>(
+    x: &[T],
+    input: &QuantizeInput<'_>,
+    out: &mut PackedMut<'_>,
+) -> QuantCounts {
+    let mut counts = QuantCounts::default();
+    let (spec, k) = (input.spec(), input.shape().k());
+    if x.is_empty() {
+        return counts;
+    }
+    let group = spec.group().get();
+    let chunk = input.transform().map_or(group, |t| group.max(t.block()));
+    let groups = input.shape().row_groups();
+    for (i, row) in x.chunks_exact(k).enumerate() {
+        let (codes, scales) = out.row(i);
+        if let Some(given) = input.scales() {
+            scales.copy_from_slice(&given[i * groups..(i + 1) * groups]);
+        }
+        for (c, x) in row.chunks_exact(chunk).enumerate() {
+            let mut buffer = [0f32; MAX_CHUNK];
+            let y = &mut buffer[..chunk];
+            match input.transform() {
+                Some(t) => transform_chunk(x, t, c * chunk / t.block(), y),
+                None => y.iter_mut().zip(x).for_each(|(y, x)| *y = x.to_f32()),
+            }
+            for (g, y) in y.chunks_exact(group).enumerate() {
+                let g = c * (chunk / group) + g;
+                if input.scales().is_none() {
+                    scales[g] = spec.encode_scale(amax(y));
+                }
+                let codes = &mut codes[g * group / 2..(g + 1) * group / 2];
+                quantize_group(y, spec, scales[g], codes, &mut counts);
+            }
+        }
+    }
+    counts
+}
+
+/// Largest magnitude of a group, NaN if any element is NaN (C4.1).
+fn amax(y: &[f32]) -> f32 {
+    y.iter().fold(
+        0f32,
+        |amax, y| {
+            if amax.is_nan() || y.is_nan() { f32::NAN } else { amax.max(y.abs()) }
+        },
+    )
+}
+
+/// Encodes one group under its scale byte (C4.3).
+fn quantize_group(
+    y: &[f32],
+    spec: &QuantSpec,
+    scale: u8,
+    codes: &mut [u8],
+    counts: &mut QuantCounts,
+) {
+    let d = spec.unit(scale);
+    let encode = |y: f32| {
+        let q = if d == 0.0 { 0f32.copysign(y) } else { y / d };
+        (E2m1::from_f32_tie(q, spec.tie()).to_bits(), u64::from(q.abs() > E2m1::MAX))
+    };
+    let mut any = 0;
+    for (byte, pair) in codes.iter_mut().zip(y.chunks_exact(2)) {
+        let ((low, s0), (high, s1)) = (encode(pair[0]), encode(pair[1]));
+        *byte = low | (high << 4);
+        any |= *byte & 0x77;
+        counts.saturated += s0 + s1;
+    }
+    counts.elements += y.len() as u64;
+    counts.nan_groups += u64::from(spec.scale_type().is_nan(scale));
+    counts.zero_groups += u64::from(any == 0);
+}
+
+/// Transforms a chunk of whole blocks, the first of which is column block `first` (C5).
+fn transform_chunk<T: Float>(x: &[T], t: &Transform<'_>, first: usize, y: &mut [f32]) {
+    let block = t.block();
+    for (b, (x, y)) in x.chunks_exact(block).zip(y.chunks_exact_mut(block)).enumerate() {
+        let start = t.offset(first + b);
+        with_floats!(FloatSlice, t.values(), v => {
+            for (y, row) in y.iter_mut().zip(v[start..start + block * block].chunks_exact(block)) {
+                let mut acc = 0f32;
+                for (x, &t) in x.iter().zip(row) {
+                    // T is rounded once from its stored type to x's type.
+                    let t = T::from_f32(Float::to_f32(t)).to_f32();
+                    acc = num_traits::Float::mul_add(x.to_f32(), t, acc);
+                }
+                *y = T::from_f32(acc).to_f32();
+            }
+        });
+    }
+}
+
+/// The block transform alone: writes y, in x's type, for a (rows, k) matrix (C5).
+///
+/// # Errors
+/// [`Error::TransformShape`] if the transform does not fit k; [`Error::Len`] or [`Error::Float`]
+/// if `out` differs from `x` in length or type, or `x` is not whole rows.
+pub fn apply_transform(
+    x: FloatSlice<'_>,
+    k: usize,
+    transform: &Transform<'_>,
+    out: FloatSliceMut<'_>,
+) -> Result<(), Error> {
+    use crate::error::Buffer;
+    transform.expect_k(k)?;
+    let whole = x.len().checked_div(k).unwrap_or(0) * k;
+    x.expect_len(Buffer::Input, whole)?;
+    out.as_ref().expect_len(Buffer::Output, whole)?;
+    let (expected, got) = (x.float_type(), out.float_type());
+    if expected != got {
+        return Err(Error::Float { what: Buffer::Output, expected, got });
+    }
+    let block = transform.block();
+    with_floats!(FloatSlice, x, x => {
+        // One buffer serves the three types: y is already rounded to x's type, so the second
+        // rounding below changes nothing.
+        let mut buffer = [0f32; MAX_CHUNK];
+        let mut index = 0;
+        let mut out = out;
+        for row in x.chunks_exact(k.max(1)) {
+            for (b, x) in row.chunks_exact(block).enumerate() {
+                let y = &mut buffer[..block];
+                transform_chunk(x, transform, b, y);
+                with_floats!(FloatSliceMut, out.reborrow(), out => {
+                    for (o, &y) in out[index..index + block].iter_mut().zip(&*y) {
+                        *o = Float::from_f32(y);
+                    }
+                });
+                index += block;
+            }
+        }
+    });
+    Ok(())
+}

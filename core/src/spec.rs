@@ -1,0 +1,208 @@
+//! Settings of a quantization: scale type, group size, global scale, scale-scale, tie mode (C4).
+//!
+//! ```text
+//! s = amax / (ss * gs)      the scale that maps the group's maximum to `ss`
+//! d = decode(encode(s)) * gs    what one unit of the code is worth
+//! ```
+//!
+//! `gs` is one f32 for the whole tensor; `ss` says which code value the maximum of a group should
+//! land on: 6 uses the whole range, 4 leaves room for e8m0's coarse steps.
+//!
+//! Worked example, NVFP4 with gs = 0.1 and ss = 6: a group with amax 3 gives
+//! s = 3 / 0.6 = 5 (byte 0x4A), d = 0.5, and 3 becomes code 7 (6 * 0.5).
+
+use crate::e2m1::TieMode;
+use crate::error::{Error, ScaleSetting};
+use crate::format::{Format, GroupSize, ScaleType};
+use crate::packed::PackedShape;
+
+/// The usual MXFP4 global scale, the f32 nearest to 1/3 (C4).
+pub const MXFP4_GLOBAL_SCALE: f32 = 1.0 / 3.0;
+/// The usual MXFP4 scale-scale (C4).
+pub const MXFP4_SCALE_SCALE: f32 = 4.0;
+/// The usual NVFP4 global scale of activations (C4).
+pub const NVFP4_GLOBAL_SCALE: f32 = 0.1;
+/// The usual NVFP4 scale-scale (C4).
+pub const NVFP4_SCALE_SCALE: f32 = 6.0;
+
+/// Checked settings of a quantization: whoever holds one has a global scale, a scale-scale and
+/// their products finite and above zero.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct QuantSpec {
+    scale_type: ScaleType,
+    group: GroupSize,
+    global_scale: f32,
+    scale_scale: f32,
+    tie: TieMode,
+}
+
+impl QuantSpec {
+    /// Settings with ties to even.
+    ///
+    /// # Errors
+    /// [`Error::ScaleSetting`] unless `global_scale`, `scale_scale`, their f32 product, and
+    /// `global_scale` times the largest finite scale are all finite and above zero (C4).
+    pub fn new(
+        scale_type: ScaleType,
+        group: GroupSize,
+        global_scale: f32,
+        scale_scale: f32,
+    ) -> Result<Self, Error> {
+        for (what, got) in [
+            (ScaleSetting::Global, global_scale),
+            (ScaleSetting::ScaleScale, scale_scale),
+            (ScaleSetting::Product, scale_scale * global_scale),
+            (ScaleSetting::Largest, global_scale * scale_type.max()),
+        ] {
+            expect_positive(what, got)?;
+        }
+        Ok(QuantSpec { scale_type, group, global_scale, scale_scale, tie: TieMode::Even })
+    }
+
+    /// The format's usual settings for activations: MXFP4 gs = 1/3, ss = 4; NVFP4 gs = 0.1, ss = 6.
+    pub const fn usual(format: Format) -> Self {
+        let (global_scale, scale_scale) = match format {
+            Format::MxFp4 => (MXFP4_GLOBAL_SCALE, MXFP4_SCALE_SCALE),
+            Format::NvFp4 => (NVFP4_GLOBAL_SCALE, NVFP4_SCALE_SCALE),
+        };
+        QuantSpec {
+            scale_type: format.scale_type(),
+            group: format.group(),
+            global_scale,
+            scale_scale,
+            tie: TieMode::Even,
+        }
+    }
+
+    /// The format's usual settings for a weight whose largest magnitude is `amax`: NVFP4 takes its
+    /// global scale from [`nvfp4_global_scale`], MXFP4 does not use `amax`.
+    ///
+    /// # Errors
+    /// [`Error::ScaleSetting`] if the format is NVFP4 and `amax` is NaN or infinite.
+    pub fn for_weight(format: Format, amax: f32) -> Result<Self, Error> {
+        let global_scale = match format {
+            Format::MxFp4 => MXFP4_GLOBAL_SCALE,
+            Format::NvFp4 => nvfp4_global_scale(amax)?,
+        };
+        let usual = Self::usual(format);
+        Self::new(usual.scale_type, usual.group, global_scale, usual.scale_scale)
+    }
+
+    /// The same settings with another tie mode.
+    #[must_use]
+    pub const fn with_tie(self, tie: TieMode) -> Self {
+        QuantSpec { tie, ..self }
+    }
+
+    /// Type of the scale bytes.
+    pub const fn scale_type(&self) -> ScaleType {
+        self.scale_type
+    }
+
+    /// Elements that share a scale.
+    pub const fn group(&self) -> GroupSize {
+        self.group
+    }
+
+    /// The global scale `gs`.
+    pub const fn global_scale(&self) -> f32 {
+        self.global_scale
+    }
+
+    /// The scale-scale `ss`.
+    pub const fn scale_scale(&self) -> f32 {
+        self.scale_scale
+    }
+
+    /// How a value between two codes is rounded.
+    pub const fn tie(&self) -> TieMode {
+        self.tie
+    }
+
+    /// The shape of a (rows, k) matrix quantized with these settings.
+    ///
+    /// # Errors
+    /// As [`PackedShape::new`].
+    pub const fn shape(&self, rows: usize, k: usize) -> Result<PackedShape, Error> {
+        PackedShape::new(rows, k, self.scale_type, self.group)
+    }
+
+    /// The scale byte of a group whose largest magnitude is `amax` (C4.2).
+    #[inline]
+    pub fn encode_scale(&self, amax: f32) -> u8 {
+        self.scale_type.encode(amax / (self.scale_scale * self.global_scale))
+    }
+
+    /// What one unit of a code is worth under the scale byte: `decode(scale) * gs` (C4.3).
+    #[inline]
+    pub fn unit(&self, scale: u8) -> f32 {
+        self.scale_type.decode(scale) * self.global_scale
+    }
+}
+
+/// The NVFP4 global scale of a tensor whose largest magnitude is `amax`: amax / 2688 in one f32
+/// division; 1 if `amax` is 0, the smallest positive f32 if the quotient underflows (C4).
+///
+/// # Errors
+/// [`Error::ScaleSetting`] if `amax` is negative, infinite or NaN.
+pub fn nvfp4_global_scale(amax: f32) -> Result<f32, Error> {
+    if amax == 0.0 {
+        return Ok(1.0);
+    }
+    expect_positive(ScaleSetting::Amax, amax)?;
+    // 2688 = 448 * 6: the largest scale times the largest code.
+    let gs = amax / 2688.0;
+    Ok(if gs == 0.0 { f32::from_bits(1) } else { gs })
+}
+
+/// Checks that a setting is finite and above zero.
+pub(crate) fn expect_positive(what: ScaleSetting, got: f32) -> Result<(), Error> {
+    if got.is_finite() && got > 0.0 { Ok(()) } else { Err(Error::ScaleSetting { what, got }) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_worked_example() {
+        let spec = QuantSpec::usual(Format::NvFp4);
+        assert_eq!(spec.encode_scale(3.0), 0x4A);
+        assert_eq!(spec.unit(0x4A), 0.5);
+    }
+
+    #[test]
+    fn usual_settings_pass_their_own_check() {
+        for format in Format::ALL {
+            let s = QuantSpec::usual(format);
+            let again = QuantSpec::new(s.scale_type, s.group, s.global_scale, s.scale_scale);
+            assert_eq!(again, Ok(s));
+        }
+    }
+
+    #[test]
+    fn each_product_is_checked() {
+        let new = |gs, ss| QuantSpec::new(ScaleType::E8M0, GroupSize::G32, gs, ss).unwrap_err();
+        let what = |e| match e {
+            Error::ScaleSetting { what, .. } => what,
+            other => panic!("{other:?}"),
+        };
+        for bad in [0.0, -1.0, f32::INFINITY, f32::NAN] {
+            assert_eq!(what(new(bad, 4.0)), ScaleSetting::Global);
+            assert_eq!(what(new(1.0, bad)), ScaleSetting::ScaleScale);
+        }
+        assert_eq!(what(new(1e-30, 1e-30)), ScaleSetting::Product);
+        assert_eq!(what(new(2.0, 4.0)), ScaleSetting::Largest); // 2 * 2^127
+        assert!(QuantSpec::new(ScaleType::E4M3, GroupSize::G16, 2.0, 4.0).is_ok());
+    }
+
+    #[test]
+    fn the_global_scale_of_an_amax() {
+        assert_eq!(nvfp4_global_scale(2688.0), Ok(1.0));
+        assert_eq!(nvfp4_global_scale(0.0), Ok(1.0));
+        assert_eq!(nvfp4_global_scale(f32::from_bits(5)), Ok(f32::from_bits(1)));
+        for bad in [f32::INFINITY, f32::NAN, -1.0] {
+            assert!(nvfp4_global_scale(bad).is_err());
+        }
+    }
+}
