@@ -1,1 +1,163 @@
-//! Placeholder while the workspace is laid out.
+//! The CPU backend of exact-fp4: SIMD kernels and threads, with the bits of the reference.
+//!
+//! # The model
+//!
+//! [`CpuSimd`] takes both roles of a backend. As a [`Quantizer`] it cuts the matrix into runs of
+//! whole groups and quantizes eight values at a time. As a [`Matmul`] it prepares the weight once,
+//! into panels of eight columns, and computes tiles of four rows by eight columns with 16-bit
+//! multiply-add instructions. Rayon threads take disjoint tiles, and nothing is ever combined
+//! across threads, so the number of threads cannot change a bit; neither can the tile size, because
+//! every sum is exact until its one rounding (C6).
+//!
+//! | module | contents |
+//! |---|---|
+//! | `portable` | kernels on the `wide` crate, for every CPU; each states its proof of exactness |
+//! | `threads` | which rayon pool runs the tasks, and the check of the environment in each |
+//!
+//! Kernels for one instruction set will stand beside `portable` and be chosen at run time.
+//!
+//! # Example
+//!
+//! ```
+//! use fp4_backend_cpu_simd::CpuSimd;
+//! use fp4_core::{Format, Matmul, PackedMatrix, QuantSpec, QuantizeInput, Quantizer};
+//!
+//! let backend = CpuSimd::new();
+//! let spec = QuantSpec::usual(Format::MxFp4);
+//! let x: Vec<f32> = (0..3 * 64).map(|i| (i as f32 * 0.37).sin()).collect();
+//! let mut packed = PackedMatrix::zeros(spec.shape(3, 64)?);
+//! backend.quantize(&QuantizeInput::new(&x[..], 3, 64, &spec)?, &mut packed.view_mut())?;
+//!
+//! let weight = backend.prepare(packed.view())?; // once for a weight
+//! let mut y = [0f32; 9]; // x * x^T; alpha undoes the two global scales
+//! let paths = backend.matmul(packed.view(), &weight, 1.0 / 9.0, (&mut y[..]).into())?;
+//! assert_eq!((paths.narrow, y[1]), (9, y[3]));
+//! # Ok::<(), fp4_core::Error>(())
+//! ```
+
+#![forbid(unsafe_code)]
+
+mod portable;
+mod threads;
+
+use std::marker::PhantomData;
+use std::ops::Range;
+use std::sync::Arc;
+
+use fp4_core::{
+    Error, FloatSliceMut, Matmul, MatmulQuery, Named, Packed, PackedMut, PackedShape, PackedView,
+    PartialsMut, Paths, PreparedWeight, QuantizeInput, QuantizeQuery, Quantizer, Unsupported,
+    check_environment,
+};
+use rayon::ThreadPool;
+
+use crate::portable::{Panels, matmul, quantize};
+use crate::threads::Threads;
+
+/// The CPU backend: quantizer and matmul. Cheap to clone; the clones share the thread pool.
+#[derive(Debug, Clone, Default)]
+pub struct CpuSimd {
+    threads: Threads,
+}
+
+/// A weight prepared by [`CpuSimd`]: panels of doubled codes as bytes, scale bytes, and what the
+/// proofs of exactness need to know of each row. About 1.9 times the packed size; the packed form
+/// is not kept.
+///
+/// `B` is what it was prepared from; nothing of that type is held.
+#[derive(Debug, Clone)]
+pub struct CpuWeight<B> {
+    panels: Panels,
+    from: PhantomData<fn() -> B>,
+}
+
+impl<B: Packed> PreparedWeight for CpuWeight<B> {
+    fn shape(&self) -> PackedShape {
+        self.panels.shape()
+    }
+}
+
+impl CpuSimd {
+    /// The backend on rayon's current thread pool: the global one, or the one whose thread calls.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// The backend on a thread pool of its own. The bits are the same with any number of threads.
+    pub fn with_pool(pool: Arc<ThreadPool>) -> Self {
+        CpuSimd { threads: Threads::of_pool(pool) }
+    }
+
+    /// Writes the values of a packed matrix under `global_scale`, row-major (C4.4), in parallel:
+    /// the same as [`fp4_core::reference::dequantize`].
+    ///
+    /// # Errors
+    /// [`Error::Len`], [`Error::ScaleSetting`] as the reference; [`Error::Environment`].
+    pub fn dequantize(
+        &self,
+        packed: PackedView<'_>,
+        global_scale: f32,
+        out: FloatSliceMut<'_>,
+    ) -> Result<(), Error> {
+        check_environment()?;
+        quantize::dequantize(&self.threads, packed, global_scale, out)
+    }
+}
+
+impl Named for CpuSimd {
+    fn name(&self) -> &str {
+        "cpu-simd"
+    }
+}
+
+impl Quantizer for CpuSimd {
+    fn supports_quantize(&self, _query: &QuantizeQuery) -> Result<(), Unsupported> {
+        Ok(())
+    }
+
+    fn quantize(&self, input: &QuantizeInput<'_>, out: &mut PackedMut<'_>) -> Result<(), Error> {
+        check_environment()?;
+        input.expect_output(out.shape())?;
+        quantize::quantize(&self.threads, input, out)
+    }
+}
+
+impl Matmul for CpuSimd {
+    type Prepared<B: Packed> = CpuWeight<B>;
+
+    fn supports_matmul(&self, _query: &MatmulQuery) -> Result<(), Unsupported> {
+        Ok(())
+    }
+
+    fn supports_partial(&self, _query: &MatmulQuery) -> Result<(), Unsupported> {
+        Ok(())
+    }
+
+    fn prepare<B: Packed>(&self, b: B) -> Result<CpuWeight<B>, Error> {
+        Ok(CpuWeight { panels: Panels::new(&self.threads, b.view())?, from: PhantomData })
+    }
+
+    fn matmul<B: Packed>(
+        &self,
+        a: PackedView<'_>,
+        b: &CpuWeight<B>,
+        alpha: f32,
+        out: FloatSliceMut<'_>,
+    ) -> Result<Paths, Error> {
+        check_environment()?;
+        matmul::matmul(&self.threads, a, &b.panels, alpha, out)
+    }
+
+    /// As the reference, except for [`Error::PartialOverflow`]: it is reported when a sum leaves
+    /// 63 bits after a stretch of groups, where the reference looks after every group.
+    fn partial<B: Packed>(
+        &self,
+        a: PackedView<'_>,
+        b: &CpuWeight<B>,
+        groups: Range<usize>,
+        out: PartialsMut<'_>,
+    ) -> Result<(), Error> {
+        check_environment()?;
+        matmul::partial(&self.threads, a, &b.panels, groups, out)
+    }
+}

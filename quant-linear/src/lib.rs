@@ -1,1 +1,61 @@
-//! Placeholder while the workspace is laid out.
+//! A linear layer in FP4: weights stored in 4 bits, activations quantized to 4 bits on the way in,
+//! the product exact and rounded once. The same bits on every backend, batch size and device.
+//!
+//! # The model
+//!
+//! [`QuantLinear`] holds a packed weight, three scalars and an optional block transform, mirrors the
+//! PyTorch module it descends from, and reads and writes the same state through safetensors
+//! ([`state`]). A forward quantizes the activations and multiplies; who does either is chosen
+//! independently from a list of [`Backends`], fastest first ([`routing`]), and never changes a bit.
+//!
+//! # Example
+//!
+//! ```
+//! use fp4_core::Format;
+//! use quant_linear::{Backends, DenseOptions, QuantLinear};
+//!
+//! // A dense weight of 8 output and 64 input features, quantized to NVFP4.
+//! let weight: Vec<f32> = (0..8 * 64).map(|i| ((i * 37 % 101) as f32 - 50.0) / 100.0).collect();
+//! let mut layer = QuantLinear::from_dense(&weight[..], 8, 64, &DenseOptions::new(Format::NvFp4))?;
+//!
+//! // Activations of any leading dimensions: here 2 x 3 rows of 64.
+//! let x: Vec<f32> = (0..2 * 3 * 64).map(|i| ((i * 29 % 83) as f32 - 41.0) / 20.0).collect();
+//! let y = layer.forward(&x, &[2, 3, 64])?;
+//! assert_eq!(layer.output_shape(&[2, 3, 64])?, [2, 3, 8]);
+//!
+//! // The scalar reference gives the same bits, and so does any other batch size.
+//! let alone = layer.forward(&x[5 * 64..], &[1, 64])?;
+//! assert_eq!(y[5 * 8..], alone);
+//! layer.set_backends(Backends::reference());
+//! assert_eq!(y, layer.forward(&x, &[2, 3, 64])?);
+//! # Ok::<(), quant_linear::Error>(())
+//! ```
+//!
+//! # Features
+//!
+//! `cpu-simd` (default) and `cuda` compile in the backends of those names; a feature left out leaves
+//! none of its dependencies. The scalar reference is always there. None changes a bit.
+
+#![forbid(unsafe_code)]
+
+pub mod atomic;
+mod counters;
+mod error;
+mod forward;
+mod layer;
+pub mod routing;
+pub mod state;
+mod values;
+
+pub use counters::Counters;
+pub use error::Error;
+pub use forward::DeviceTensor;
+pub use layer::{DenseOptions, Parts, QuantLinear, StoredTransform, transformed_amax};
+pub use routing::{Backends, Choice, Explanation, Verdict};
+pub use state::LoadOptions;
+pub use values::FloatVec;
+
+/// The example of the repository's README, compiled and run.
+#[cfg(doctest)]
+#[doc = include_str!("../../README.md")]
+struct Readme;

@@ -15,7 +15,7 @@ use crate::error::{Error, Unsupported};
 use crate::exact::PartialsMut;
 use crate::float::{FloatSlice, FloatSliceMut};
 use crate::format::FloatType;
-use crate::packed::{PackedMatrix, PackedShape, PackedView};
+use crate::packed::{PackedMatrix, PackedMut, PackedShape, PackedView};
 use crate::spec::QuantSpec;
 use crate::transform::Transform;
 
@@ -68,8 +68,11 @@ pub trait DynWeight: Send + Sync {
 }
 
 /// [`Resident`] without its associated types.
+///
+/// Tensors, transforms and scratch are [`Opaque`] values of the backend that made them; handing one
+/// to another backend is [`Error::ForeignOperand`].
 pub trait DynResident: DynMatmul {
-    /// As [`DynMatmul::prepare_dyn`], for a weight that can also quantize and multiply in one go.
+    /// As [`DynMatmul::prepare_dyn`], for a weight that also takes and gives tensors.
     ///
     /// # Errors
     /// As [`Matmul::prepare`].
@@ -90,41 +93,76 @@ pub trait DynResident: DynMatmul {
     /// Copies a tensor to the host.
     ///
     /// # Errors
-    /// [`Error::ForeignOperand`] if another backend made the tensor; as [`Resident::download`].
+    /// As [`Resident::download`].
     fn download_dyn(&self, from: &Opaque, out: FloatSliceMut<'_>) -> Result<(), Error>;
+
+    /// Room for a quantized activation, reused between calls; one for each concurrent call.
+    ///
+    /// # Errors
+    /// A device failure.
+    fn scratch_dyn(&self) -> Result<Box<Opaque>, Error>;
+
+    /// As [`Resident::load_transform`].
+    ///
+    /// # Errors
+    /// As [`Resident::load_transform`].
+    fn load_transform_dyn(
+        &self,
+        transform: &Transform<'_>,
+        x: FloatType,
+    ) -> Result<Box<Opaque>, Error>;
+
+    /// Quantizes (rows, k) values, in `shape`, and hands the packed form to the host: the first
+    /// half of a mixed pair.
+    ///
+    /// # Errors
+    /// As [`Resident::quantize_resident`] and [`Resident::export`].
+    fn quantize_packed(
+        &self,
+        x: Source<'_, Opaque>,
+        shape: [usize; 2],
+        spec: &QuantSpec,
+        transform: Option<&Opaque>,
+        scratch: &mut Opaque,
+        out: &mut PackedMut<'_>,
+    ) -> Result<(), Error>;
+}
+
+/// One forward of a [`DynLinear`]: everything but where the values come from and go to.
+pub struct LinearCall<'a> {
+    /// Rows of the activations.
+    pub rows: usize,
+    /// Settings of the activations' quantization.
+    pub spec: &'a QuantSpec,
+    /// The transform, loaded by the same backend for the activations' type.
+    pub transform: Option<&'a Opaque>,
+    /// Scratch made by the same backend.
+    pub scratch: &'a mut Opaque,
+    /// The output multiplier.
+    pub alpha: f32,
 }
 
 /// A prepared weight of a [`Resident`] backend: quantizes activations and multiplies them without
 /// leaving the backend.
 pub trait DynLinear: DynWeight {
-    /// Room for the quantized activation, reused between calls; one for each concurrent call.
+    /// Quantizes the activations `x` and multiplies them by the weight.
     ///
     /// # Errors
-    /// A device failure.
-    fn scratch(&self) -> Result<Box<Opaque>, Error>;
-
-    /// As [`Resident::load_transform`].
-    ///
-    /// # Errors
-    /// As [`Resident::load_transform`].
-    fn load_transform(&self, transform: &Transform<'_>, x: FloatType)
-    -> Result<Box<Opaque>, Error>;
-
-    /// Quantizes the (rows, K) activations `x` and multiplies them by the weight.
-    ///
-    /// # Errors
-    /// [`Error::ForeignOperand`] if `x`, `transform`, `scratch` or `out` belong to another
-    /// backend; as [`Resident::quantize_resident`] and [`Resident::matmul_resident`].
-    #[expect(
-        clippy::too_many_arguments,
-        reason = "one call is one forward; a struct would only rename them"
-    )]
+    /// As [`Resident::quantize_resident`] and [`Resident::matmul_resident`].
     fn forward(
         &self,
         x: Source<'_, Opaque>,
-        rows: usize,
-        spec: &QuantSpec,
-        transform: Option<&Opaque>,
+        call: LinearCall<'_>,
+        out: Sink<'_, Opaque>,
+    ) -> Result<Paths, Error>;
+
+    /// Multiplies host-packed activations: the second half of a mixed pair.
+    ///
+    /// # Errors
+    /// As [`Resident::import`] and [`Resident::matmul_resident`].
+    fn matmul_packed(
+        &self,
+        a: PackedView<'_>,
         scratch: &mut Opaque,
         alpha: f32,
         out: Sink<'_, Opaque>,
@@ -207,6 +245,33 @@ where
     fn download_dyn(&self, from: &Opaque, out: FloatSliceMut<'_>) -> Result<(), Error> {
         self.download(own(from)?, out)
     }
+
+    fn scratch_dyn(&self) -> Result<Box<Opaque>, Error> {
+        Ok(Box::new(self.empty_operand()?))
+    }
+
+    fn load_transform_dyn(
+        &self,
+        transform: &Transform<'_>,
+        x: FloatType,
+    ) -> Result<Box<Opaque>, Error> {
+        Ok(Box::new(self.load_transform(transform, x)?))
+    }
+
+    fn quantize_packed(
+        &self,
+        x: Source<'_, Opaque>,
+        shape: [usize; 2],
+        spec: &QuantSpec,
+        transform: Option<&Opaque>,
+        scratch: &mut Opaque,
+        out: &mut PackedMut<'_>,
+    ) -> Result<(), Error> {
+        let operand = own_mut(scratch)?;
+        let transform = transform.map(own).transpose()?;
+        self.quantize_resident(own_source(x)?, shape, spec, transform, operand)?;
+        self.export(operand, out)
+    }
 }
 
 impl<T> DynLinear for Bound<T>
@@ -214,42 +279,44 @@ where
     T: Resident + Send + Sync,
     T::Prepared<Arc<PackedMatrix>>: Send + Sync,
 {
-    fn scratch(&self) -> Result<Box<Opaque>, Error> {
-        Ok(Box::new(self.backend.empty_operand()?))
-    }
-
-    fn load_transform(
-        &self,
-        transform: &Transform<'_>,
-        x: FloatType,
-    ) -> Result<Box<Opaque>, Error> {
-        Ok(Box::new(self.backend.load_transform(transform, x)?))
-    }
-
     fn forward(
         &self,
         x: Source<'_, Opaque>,
-        rows: usize,
-        spec: &QuantSpec,
-        transform: Option<&Opaque>,
+        call: LinearCall<'_>,
+        out: Sink<'_, Opaque>,
+    ) -> Result<Paths, Error> {
+        let transform = call.transform.map(own).transpose()?;
+        let operand = own_mut(call.scratch)?;
+        let shape = [call.rows, self.weight.shape().k()];
+        self.backend.quantize_resident(own_source(x)?, shape, call.spec, transform, operand)?;
+        self.backend.matmul_resident(operand, &self.weight, call.alpha, own_sink(out)?)
+    }
+
+    fn matmul_packed(
+        &self,
+        a: PackedView<'_>,
         scratch: &mut Opaque,
         alpha: f32,
         out: Sink<'_, Opaque>,
     ) -> Result<Paths, Error> {
-        let x = match x {
-            Source::Host(x) => Source::Host(x),
-            Source::Resident(x) => Source::Resident(own(x)?),
-        };
-        let out = match out {
-            Sink::Host(out) => Sink::Host(out),
-            Sink::Resident(out, ty) => Sink::Resident(own_mut(out)?, ty),
-        };
-        let transform = transform.map(own).transpose()?;
         let operand = own_mut(scratch)?;
-        let shape = [rows, self.weight.shape().k()];
-        self.backend.quantize_resident(x, shape, spec, transform, operand)?;
-        self.backend.matmul_resident(operand, &self.weight, alpha, out)
+        self.backend.import(a, operand)?;
+        self.backend.matmul_resident(operand, &self.weight, alpha, own_sink(out)?)
     }
+}
+
+fn own_source<T: Any>(x: Source<'_, Opaque>) -> Result<Source<'_, T>, Error> {
+    Ok(match x {
+        Source::Host(x) => Source::Host(x),
+        Source::Resident(x) => Source::Resident(own(x)?),
+    })
+}
+
+fn own_sink<T: Any>(out: Sink<'_, Opaque>) -> Result<Sink<'_, T>, Error> {
+    Ok(match out {
+        Sink::Host(out) => Sink::Host(out),
+        Sink::Resident(out, ty) => Sink::Resident(own_mut(out)?, ty),
+    })
 }
 
 fn own<T: Any>(value: &Opaque) -> Result<&T, Error> {

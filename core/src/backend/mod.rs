@@ -92,6 +92,9 @@ pub trait Quantizer: Named {
 /// Multiplies packed operands: A (M, K) by the transpose of B (N, K), exact until one rounding (C6).
 pub trait Matmul: Named {
     /// A weight in the form that this backend reads, made once by [`prepare`](Self::prepare).
+    ///
+    /// The type must mention `B`, if only in a `PhantomData<fn() -> B>`: without it the compiler
+    /// cannot tell which `B` a call of [`matmul`](Self::matmul) means.
     type Prepared<B: Packed>: PreparedWeight;
 
     /// Can this backend multiply such operands?

@@ -91,6 +91,7 @@ impl Matmul for Reference {
         groups: Range<usize>,
         out: PartialsMut<'_>,
     ) -> Result<(), Error> {
+        check_environment()?;
         partial(a, b.0.view(), groups, out)
     }
 }

@@ -1,0 +1,83 @@
+//! Which threads run the tasks of a call, and the check of each thread's environment (C9).
+//!
+//! A call is cut into tasks that write disjoint parts of the output; a task's result does not
+//! depend on which thread runs it or when. One task runs where the call was made, without a pool.
+
+use std::sync::Arc;
+
+use fp4_core::{Error, check_environment};
+use rayon::prelude::*;
+
+/// A rayon pool: one of the caller's, or rayon's current one.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Threads {
+    pool: Option<Arc<rayon::ThreadPool>>,
+}
+
+impl Threads {
+    /// The threads of `pool`.
+    pub(crate) fn of_pool(pool: Arc<rayon::ThreadPool>) -> Self {
+        Threads { pool: Some(pool) }
+    }
+
+    /// Into how many tasks to cut work of `work` units, if a task of `least` units is worth a
+    /// task: one, or enough to keep every thread busy to the end.
+    pub(crate) fn tasks(&self, work: usize, least: usize) -> usize {
+        let worth = work / least.max(1);
+        if worth <= 1 {
+            return 1;
+        }
+        let threads = match &self.pool {
+            Some(pool) => pool.current_num_threads(),
+            None => rayon::current_num_threads(),
+        };
+        if threads == 1 { 1 } else { worth.min(8 * threads) }
+    }
+
+    /// Runs `f` on every task, in any order, and returns the results in order, or an error.
+    ///
+    /// Checks the environment of every thread that runs a task, before the task.
+    pub(crate) fn run<T: Send, R: Send>(
+        &self,
+        tasks: Vec<T>,
+        f: impl Fn(T) -> Result<R, Error> + Sync + Send,
+    ) -> Result<Vec<R>, Error> {
+        let checked = |task| {
+            check_environment()?;
+            f(task)
+        };
+        if tasks.len() <= 1 {
+            return tasks.into_iter().map(checked).collect();
+        }
+        let all = || tasks.into_par_iter().map(checked).collect();
+        match &self.pool {
+            Some(pool) => pool.install(all),
+            None => all(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn results_come_in_order_and_errors_come_out() {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(3).build().unwrap();
+        for threads in [Threads::default(), Threads::of_pool(Arc::new(pool))] {
+            let squares = threads.run((0..100).collect(), |i: usize| Ok(i * i)).unwrap();
+            assert!(squares.iter().enumerate().all(|(i, &s)| s == i * i));
+            let failed: Result<Vec<()>, _> = threads
+                .run(vec![1, 2, 3], |i| if i == 2 { Err(Error::PartialOverflow) } else { Ok(()) });
+            assert_eq!(failed, Err(Error::PartialOverflow));
+        }
+    }
+
+    #[test]
+    fn small_work_is_one_task() {
+        let pool = Arc::new(rayon::ThreadPoolBuilder::new().num_threads(2).build().unwrap());
+        let threads = Threads::of_pool(pool);
+        assert_eq!((threads.tasks(0, 10), threads.tasks(19, 10)), (1, 1));
+        assert_eq!((threads.tasks(50, 10), threads.tasks(10_000, 10)), (5, 16));
+    }
+}

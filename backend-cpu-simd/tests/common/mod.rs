@@ -1,0 +1,128 @@
+//! Shared by the tests: random numbers, backends with 1 to 4 threads, and bit comparison.
+
+#![allow(dead_code, reason = "each test file uses a part")]
+
+use std::sync::Arc;
+
+use fp4_backend_cpu_simd::CpuSimd;
+use fp4_core::{Float, Format, PackedMatrix, PackedShape};
+
+/// splitmix64 (Steele, Lea and Flood, 2014).
+pub(crate) struct Rng(pub(crate) u64);
+
+impl Rng {
+    pub(crate) fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
+        let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        let z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        z ^ (z >> 31)
+    }
+
+    pub(crate) fn below(&mut self, n: usize) -> usize {
+        (self.next() % n as u64) as usize
+    }
+
+    pub(crate) fn byte(&mut self) -> u8 {
+        self.next() as u8
+    }
+
+    /// Uniform in (0, 1].
+    pub(crate) fn unit(&mut self) -> f64 {
+        ((self.next() >> 11) + 1) as f64 / (1u64 << 53) as f64
+    }
+
+    pub(crate) fn gauss(&mut self) -> f32 {
+        let radius = (-2.0 * self.unit().ln()).sqrt();
+        (radius * (std::f64::consts::TAU * self.unit()).cos()) as f32
+    }
+}
+
+/// The backend on pools of 1 to 4 threads, and on the global pool.
+pub(crate) fn backends() -> Vec<(String, CpuSimd)> {
+    let mut all = vec![("global pool".into(), CpuSimd::new())];
+    for threads in 1..=4 {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+        all.push((format!("{threads} threads"), CpuSimd::with_pool(Arc::new(pool))));
+    }
+    all
+}
+
+/// How the scale bytes and codes of a random operand are drawn.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Scales {
+    /// Near one: every output is narrow.
+    Close,
+    /// Every byte except NaN.
+    Full,
+    /// Every byte, NaN included, but rarely.
+    Nan,
+    /// Exponents within a window of this many octaves.
+    Window(u8),
+    /// Zero scales and smallest scales among others; most codes +-0.
+    Sparse,
+}
+
+pub(crate) const SCALES: [Scales; 7] = [
+    Scales::Close,
+    Scales::Full,
+    Scales::Nan,
+    Scales::Window(20),
+    Scales::Window(45),
+    Scales::Window(120),
+    Scales::Sparse,
+];
+
+/// A random packed matrix.
+pub(crate) fn operand(
+    rng: &mut Rng,
+    format: Format,
+    rows: usize,
+    k: usize,
+    how: Scales,
+) -> PackedMatrix {
+    let shape = PackedShape::of(format, rows, k).unwrap();
+    let mut codes: Vec<u8> = (0..shape.codes_len()).map(|_| rng.byte()).collect();
+    let nan = |byte: u8| match format {
+        Format::MxFp4 => byte == 0xFF,
+        Format::NvFp4 => byte & 0x7F == 0x7F,
+    };
+    let scale = |rng: &mut Rng| loop {
+        let byte = match how {
+            Scales::Close if format == Format::MxFp4 => 125 + rng.byte() % 5,
+            Scales::Close => 0x30 + rng.byte() % 16,
+            Scales::Full => rng.byte(),
+            Scales::Nan if rng.below(40) == 0 => {
+                return rng.byte() | 0x7F;
+            }
+            Scales::Nan => 0x40 + rng.byte() % 8,
+            Scales::Window(octaves) if format == Format::MxFp4 => 60 + rng.byte() % octaves,
+            Scales::Window(_) => rng.byte(),
+            Scales::Sparse => [0x00, 0x80, 0x01, 0xFE, 0x7E][rng.below(5)],
+        };
+        if !nan(byte) {
+            return byte;
+        }
+    };
+    let scales: Vec<u8> = (0..shape.scales_len()).map(|_| scale(rng)).collect();
+    if how == Scales::Sparse {
+        for group in codes.chunks_mut(format.group().get() / 2) {
+            if rng.below(3) > 0 {
+                group.fill([0x00, 0x80, 0x08, 0x88][rng.below(4)]);
+            }
+        }
+    }
+    PackedMatrix::new(shape, codes, scales).unwrap()
+}
+
+/// Asserts that two slices of a float type have the same bits; returns how many were compared.
+pub(crate) fn same_bits<T: Float>(got: &[T], expected: &[T], case: &str) -> usize {
+    assert_eq!(got.len(), expected.len(), "{case}");
+    for (i, (g, e)) in got.iter().zip(expected).enumerate() {
+        let bits = |x: &T| -> u32 {
+            let bytes = wide::bytemuck::bytes_of(x);
+            bytes.iter().rev().fold(0, |bits, &b| bits << 8 | u32::from(b))
+        };
+        assert_eq!(bits(g), bits(e), "{case}: element {i} is {g:?}, expected {e:?}");
+    }
+    got.len()
+}

@@ -1,0 +1,59 @@
+//! What the CUDA driver on this machine reports.
+//!
+//! cudarc panics where it cannot load the driver library, so the library's presence is asked first;
+//! after that every call answers with a result.
+//!
+//! ```text
+//! library present? -> cuInit -> cuDriverGetVersion -> cuDeviceGetCount -> name, capability of each
+//!       NoDriver      NoDevice     DriverTooOld             NoDevice
+//! ```
+
+use cudarc::driver::{result, sys};
+use fp4_core::Unsupported;
+
+/// The oldest driver that can load the kernels: CUDA 13.0, as 1000 * major + 10 * minor.
+pub const MIN_DRIVER_VERSION: i32 = 13_000;
+/// The oldest device with int8 `mma.sync` of the shape that the kernels use, as 10 * major + minor.
+pub const MIN_COMPUTE_CAPABILITY: i32 = 80;
+
+/// One CUDA device.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Device {
+    /// The device's name, as the driver gives it.
+    pub name: String,
+    /// Compute capability as 10 * major + minor.
+    pub compute_capability: i32,
+}
+
+/// The devices that the driver reports, in its order.
+///
+/// # Errors
+/// [`Unsupported::NoDriver`] without a driver library, [`Unsupported::NoDevice`] if the driver does
+/// not start or reports none, [`Unsupported::DriverTooOld`].
+pub fn devices() -> Result<Vec<Device>, Unsupported> {
+    // SAFETY: only loads and unloads the system's driver library by its well-known name.
+    if !unsafe { sys::is_culib_present() } {
+        return Err(Unsupported::NoDriver);
+    }
+    let no_device = |_| Unsupported::NoDevice;
+    // Without a device the driver's own start fails; both mean the same to a caller.
+    result::init().map_err(no_device)?;
+    let mut version = 0;
+    // SAFETY: the driver library is present, and the argument points to an int, as the call wants.
+    unsafe { sys::cuDriverGetVersion(&raw mut version) }.result().map_err(no_device)?;
+    if version < MIN_DRIVER_VERSION {
+        return Err(Unsupported::DriverTooOld { found: version, needed: MIN_DRIVER_VERSION });
+    }
+    let count = result::device::get_count().map_err(no_device)?;
+    (0..count).map(|ordinal| describe(ordinal).map_err(no_device)).collect()
+}
+
+fn describe(ordinal: i32) -> Result<Device, result::DriverError> {
+    use sys::CUdevice_attribute as Attribute;
+    let device = result::device::get(ordinal)?;
+    // SAFETY: `device` is a valid handle, just returned by the driver.
+    let attribute = |a| unsafe { result::device::get_attribute(device, a) };
+    let major = attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?;
+    let minor = attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?;
+    Ok(Device { name: result::device::get_name(device)?, compute_capability: 10 * major + minor })
+}

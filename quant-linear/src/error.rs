@@ -1,0 +1,148 @@
+//! What can go wrong with a layer or a state, and what to do about it.
+
+use fp4_core::{FloatType, Unsupported};
+use safetensors::Dtype;
+
+/// An error of this crate: what was given, what was expected, what to do.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// Shapes, formats or settings that the core refuses.
+    #[error(transparent)]
+    Core(#[from] fp4_core::Error),
+    /// The bytes are not a safetensors file.
+    #[error(
+        "not a valid safetensors file: {0}; the file may be cut short or another format, \
+         download or export it again"
+    )]
+    SafeTensors(#[from] safetensors::SafeTensorError),
+    /// A file could not be read or written.
+    #[error("{action} {path}: {source}")]
+    Io {
+        /// What was being done.
+        action: &'static str,
+        /// The file.
+        path: std::path::PathBuf,
+        /// The system's reason.
+        source: std::io::Error,
+    },
+    /// A tensor of the state is missing.
+    #[error(
+        "tensor `{name}` is missing; the state of a quantized layer has at least `e2m1`, \
+         `scale_quant` and `weight_global_scale` under its prefix, check the prefix or quantize \
+         the model again"
+    )]
+    MissingTensor {
+        /// Full name of the tensor.
+        name: String,
+    },
+    /// A tensor has the wrong type.
+    #[error("tensor `{name}` is {got}, expected {expected}; export it with that type")]
+    Dtype {
+        /// Full name of the tensor.
+        name: String,
+        /// Types that would do.
+        expected: &'static str,
+        /// The type found.
+        got: Dtype,
+    },
+    /// Scale bytes stored as U8, and no scale type given.
+    #[error(
+        "tensor `{name}` is U8, which does not say whether its bytes are e8m0 or e4m3; pass the \
+         scale type in the load options"
+    )]
+    ScaleTypeUnknown {
+        /// Full name of the tensor.
+        name: String,
+    },
+    /// A tensor has the wrong shape.
+    #[error("tensor `{name}` has shape {got:?}, expected {expected}; re-export the state")]
+    Shape {
+        /// Full name of the tensor.
+        name: String,
+        /// The shape expected, in words.
+        expected: String,
+        /// The shape found.
+        got: Vec<usize>,
+    },
+    /// A state with a bias that is not zero.
+    #[error(
+        "tensor `{name}` holds a bias that is not zero, and this layer applies none: dropping it \
+         would change the model; add the bias after the layer yourself and load with \
+         `ignore_bias`"
+    )]
+    Bias {
+        /// Full name of the tensor.
+        name: String,
+    },
+    /// The layer was built by shape and has no weight yet.
+    #[error(
+        "this layer was built empty ({out_features} x {in_features}) and has no weight; load a \
+         state first"
+    )]
+    Empty {
+        /// Input features it was built for.
+        in_features: usize,
+        /// Output features it was built for.
+        out_features: usize,
+    },
+    /// The input's last dimension is not the layer's input features.
+    #[error(
+        "input of shape {got:?}: the last dimension must be {in_features}, the layer's input \
+         features"
+    )]
+    InputShape {
+        /// The layer's input features.
+        in_features: usize,
+        /// The shape given.
+        got: Vec<usize>,
+    },
+    /// The input buffer does not fill the shape given for it.
+    #[error("input buffer holds {got} values, its shape {shape:?} needs {expected}")]
+    InputLen {
+        /// The shape given.
+        shape: Vec<usize>,
+        /// Values it needs.
+        expected: usize,
+        /// Values there are.
+        got: usize,
+    },
+    /// No backend can do what is asked.
+    #[error("no backend can {role} this: {reasons}; add a backend that can, or change the input")]
+    NoBackend {
+        /// `quantize` or `multiply`.
+        role: &'static str,
+        /// Every backend with its reason.
+        reasons: String,
+    },
+    /// A device named that no backend offers.
+    #[error("no backend named `{name}` keeps tensors in its own memory; available: {available}")]
+    NoDevice {
+        /// The name given.
+        name: String,
+        /// Names that would do.
+        available: String,
+    },
+    /// A tensor of one device was handed to a layer on another.
+    #[error("the tensor lives on `{tensor}`, the layer on `{layer}`; move one of them")]
+    DeviceMismatch {
+        /// Where the tensor is.
+        tensor: String,
+        /// Where the layer is.
+        layer: String,
+    },
+    /// The type of a device tensor does not fit.
+    #[error("the tensor is {got}, expected {expected}")]
+    TensorType {
+        /// The type expected.
+        expected: FloatType,
+        /// The tensor's type.
+        got: FloatType,
+    },
+}
+
+impl From<Unsupported> for Error {
+    fn from(reason: Unsupported) -> Self {
+        Error::Core(reason.into())
+    }
+}

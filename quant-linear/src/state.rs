@@ -1,0 +1,368 @@
+//! The state of a layer as named tensors, in and out of safetensors.
+//!
+//! | name | type | shape |
+//! |---|---|---|
+//! | `e2m1` | U8 | (out, in / 2) |
+//! | `scale_quant` | F8_E8M0 or F8_E4M3 (U8 with the type given) | (out, in / G) |
+//! | `transform` | F32, F16 or BF16; may be absent | (Bt, Bt) or (in / Bt, Bt, Bt) |
+//! | `weight_global_scale` | F32 (F16, BF16, F64 read too) | () or (1) |
+//! | `activation_global_scale` | as above; may be absent | () or (1) |
+//! | `activation_scale_scale` | as above; may be absent | () or (1) |
+//!
+//! Names are joined to a prefix with a dot, as in `encoder.layer.0.output.dense.e2m1`. Bytes are
+//! moved verbatim (C9): saving a loaded state gives the same bytes.
+
+use std::borrow::Cow;
+use std::path::Path;
+
+use fp4_core::{FloatType, GroupSize, PackedMatrix, PackedShape, ScaleType};
+use safetensors::tensor::{SafeTensors, TensorView};
+use safetensors::{Dtype, View};
+
+use crate::atomic;
+use crate::error::Error;
+use crate::layer::{Contents, Parts, QuantLinear, StoredTransform};
+use crate::values::FloatVec;
+
+/// Name of the packed codes.
+pub const E2M1: &str = "e2m1";
+/// Name of the scale bytes.
+pub const SCALE_QUANT: &str = "scale_quant";
+/// Name of the transform.
+pub const TRANSFORM: &str = "transform";
+/// Name of the weight's global scale.
+pub const WEIGHT_GLOBAL_SCALE: &str = "weight_global_scale";
+/// Name of the activations' global scale.
+pub const ACTIVATION_GLOBAL_SCALE: &str = "activation_global_scale";
+/// Name of the activations' scale-scale.
+pub const ACTIVATION_SCALE_SCALE: &str = "activation_scale_scale";
+/// Name of a bias, which the layer never applies.
+pub const BIAS: &str = "bias";
+
+/// One tensor of a state.
+#[derive(Debug, Clone, PartialEq)]
+pub struct StateTensor<'a> {
+    dtype: Dtype,
+    shape: Vec<usize>,
+    data: Cow<'a, [u8]>,
+}
+
+impl StateTensor<'_> {
+    /// The tensor's type.
+    pub fn dtype(&self) -> Dtype {
+        self.dtype
+    }
+
+    /// The tensor's shape.
+    pub fn shape(&self) -> &[usize] {
+        &self.shape
+    }
+
+    /// The tensor's bytes, little-endian.
+    pub fn data(&self) -> &[u8] {
+        &self.data
+    }
+}
+
+impl View for StateTensor<'_> {
+    fn dtype(&self) -> Dtype {
+        self.dtype
+    }
+
+    fn shape(&self) -> &[usize] {
+        &self.shape
+    }
+
+    fn data(&self) -> Cow<'_, [u8]> {
+        Cow::Borrowed(&self.data)
+    }
+
+    fn data_len(&self) -> usize {
+        self.data.len()
+    }
+}
+
+/// What a state does not say for itself.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct LoadOptions {
+    /// The type of scale bytes stored as U8.
+    pub scale_type: Option<ScaleType>,
+    /// Drop a bias that is not zero instead of refusing it; the caller adds it after the layer.
+    pub ignore_bias: bool,
+    /// The state was written by other software: an absent scale-scale is then the usual one of its
+    /// format (4 for e8m0, 6 for e4m3) instead of 1.
+    pub foreign: bool,
+}
+
+/// The safetensors type of scale bytes.
+pub fn scale_dtype(scale_type: ScaleType) -> Dtype {
+    match scale_type {
+        ScaleType::E8M0 => Dtype::F8_E8M0,
+        ScaleType::E4M3 => Dtype::F8_E4M3,
+    }
+}
+
+/// The safetensors type of dense values.
+pub fn float_dtype(ty: FloatType) -> Dtype {
+    match ty {
+        FloatType::F32 => Dtype::F32,
+        FloatType::F16 => Dtype::F16,
+        FloatType::Bf16 => Dtype::BF16,
+    }
+}
+
+/// The dense type of a safetensors type, if it is one of the three.
+pub fn float_type(dtype: Dtype) -> Option<FloatType> {
+    match dtype {
+        Dtype::F32 => Some(FloatType::F32),
+        Dtype::F16 => Some(FloatType::F16),
+        Dtype::BF16 => Some(FloatType::Bf16),
+        _ => None,
+    }
+}
+
+/// `prefix.name`, or `name` alone.
+pub fn join(prefix: &str, name: &str) -> String {
+    if prefix.is_empty() { name.to_string() } else { format!("{prefix}.{name}") }
+}
+
+impl QuantLinear {
+    /// The layer's state: names under `prefix`, with real types. All three scalars are written.
+    ///
+    /// # Errors
+    /// [`Error::Empty`] if the layer has no weight.
+    pub fn state_dict(&self, prefix: &str) -> Result<Vec<(String, StateTensor<'_>)>, Error> {
+        let loaded = self.loaded()?;
+        let shape = loaded.weight.shape();
+        let scalar = |value: f32| StateTensor {
+            dtype: Dtype::F32,
+            shape: vec![],
+            data: value.to_le_bytes().to_vec().into(),
+        };
+        let bytes = |dtype, cols, data| StateTensor {
+            dtype,
+            shape: vec![shape.rows(), cols],
+            data: Cow::Borrowed(data),
+        };
+        let mut state = vec![
+            (join(prefix, E2M1), bytes(Dtype::U8, shape.row_bytes(), loaded.weight.codes())),
+            (
+                join(prefix, SCALE_QUANT),
+                bytes(scale_dtype(shape.scale_type()), shape.row_groups(), loaded.weight.scales()),
+            ),
+            (join(prefix, WEIGHT_GLOBAL_SCALE), scalar(self.weight_global_scale())),
+            (join(prefix, ACTIVATION_GLOBAL_SCALE), scalar(self.activation_global_scale())),
+            (join(prefix, ACTIVATION_SCALE_SCALE), scalar(self.activation_scale_scale())),
+        ];
+        if let Some(t) = &loaded.transform {
+            let tensor = StateTensor {
+                dtype: float_dtype(t.values().float_type()),
+                shape: t.shape().to_vec(),
+                data: t.values().to_le_bytes().into(),
+            };
+            state.push((join(prefix, TRANSFORM), tensor));
+        }
+        Ok(state)
+    }
+
+    /// Writes the state to a safetensors file: beside it first, then renamed.
+    ///
+    /// # Errors
+    /// [`Error::Empty`], or an I/O error; an existing file is then as it was.
+    pub fn save(&self, path: &Path, prefix: &str) -> Result<(), Error> {
+        let bytes = safetensors::serialize(self.state_dict(prefix)?, None)?;
+        atomic::write(path, |file| std::io::Write::write_all(file, &bytes))
+    }
+
+    /// A layer from the tensors under `prefix`.
+    ///
+    /// # Errors
+    /// Missing tensors, wrong types or shapes, illegal scalars, a bias that is not zero.
+    pub fn from_state(
+        state: &SafeTensors<'_>,
+        prefix: &str,
+        options: &LoadOptions,
+    ) -> Result<Self, Error> {
+        Self::from_parts(read_parts(state, prefix, options)?)
+    }
+
+    /// Replaces the layer's weight, format, transform and scalars by a state; its backends and its
+    /// device stay. On an error the layer is as it was.
+    ///
+    /// # Errors
+    /// As [`from_state`](Self::from_state).
+    pub fn load_state(
+        &mut self,
+        state: &SafeTensors<'_>,
+        prefix: &str,
+        options: &LoadOptions,
+    ) -> Result<(), Error> {
+        self.replace(read_parts(state, prefix, options)?)
+    }
+
+    /// A layer from a safetensors file.
+    ///
+    /// # Errors
+    /// An I/O error, a file that is not safetensors, or as [`from_state`](Self::from_state).
+    pub fn load(path: &Path, prefix: &str, options: &LoadOptions) -> Result<Self, Error> {
+        let bytes = std::fs::read(path).map_err(|source| Error::Io {
+            action: "reading",
+            path: path.to_path_buf(),
+            source,
+        })?;
+        Self::from_state(&SafeTensors::deserialize(&bytes)?, prefix, options)
+    }
+
+    /// True while no state has been loaded.
+    pub fn is_empty(&self) -> bool {
+        matches!(self.contents, Contents::Empty { .. })
+    }
+}
+
+/// Reads the parts of a layer from the tensors under `prefix`.
+///
+/// # Errors
+/// Missing tensors, wrong types or shapes, a bias that is not zero and not to be ignored.
+pub fn read_parts(
+    state: &SafeTensors<'_>,
+    prefix: &str,
+    options: &LoadOptions,
+) -> Result<Parts, Error> {
+    let codes = required(state, join(prefix, E2M1))?;
+    let scales = required(state, join(prefix, SCALE_QUANT))?;
+    let shape = packed_shape(&codes, &scales, options.scale_type)?;
+    let weight = PackedMatrix::new(shape, codes.data().to_vec(), scales.data().to_vec())?;
+    refuse_bias(state, join(prefix, BIAS), options)?;
+    let usual_ss = options.foreign.then(|| match shape.scale_type() {
+        ScaleType::E8M0 => fp4_core::MXFP4_SCALE_SCALE,
+        ScaleType::E4M3 => fp4_core::NVFP4_SCALE_SCALE,
+    });
+    let name = join(prefix, WEIGHT_GLOBAL_SCALE);
+    let weight_global_scale = scalar(state, &name)?.ok_or(Error::MissingTensor { name })?;
+    Ok(Parts {
+        weight,
+        transform: transform(state, join(prefix, TRANSFORM))?,
+        weight_global_scale,
+        activation_global_scale: scalar(state, &join(prefix, ACTIVATION_GLOBAL_SCALE))?,
+        activation_scale_scale: scalar(state, &join(prefix, ACTIVATION_SCALE_SCALE))?.or(usual_ss),
+    })
+}
+
+struct Named<'a> {
+    name: String,
+    view: TensorView<'a>,
+}
+
+impl<'a> Named<'a> {
+    fn data(&self) -> &'a [u8] {
+        self.view.data()
+    }
+
+    fn matrix(&self) -> Result<[usize; 2], Error> {
+        match *self.view.shape() {
+            [rows, cols] => Ok([rows, cols]),
+            _ => Err(self.wrong_shape("two dimensions")),
+        }
+    }
+
+    fn wrong_shape(&self, expected: impl Into<String>) -> Error {
+        let got = self.view.shape().to_vec();
+        Error::Shape { name: self.name.clone(), expected: expected.into(), got }
+    }
+
+    fn wrong_dtype(&self, expected: &'static str) -> Error {
+        Error::Dtype { name: self.name.clone(), expected, got: self.view.dtype() }
+    }
+}
+
+fn optional<'a>(state: &SafeTensors<'a>, name: String) -> Option<Named<'a>> {
+    state.tensor(&name).ok().map(|view| Named { name, view })
+}
+
+fn required<'a>(state: &SafeTensors<'a>, name: String) -> Result<Named<'a>, Error> {
+    let missing = Error::MissingTensor { name: name.clone() };
+    optional(state, name).ok_or(missing)
+}
+
+/// Derives shape, group size and format from the two buffers.
+fn packed_shape(
+    codes: &Named<'_>,
+    scales: &Named<'_>,
+    given: Option<ScaleType>,
+) -> Result<PackedShape, Error> {
+    if codes.view.dtype() != Dtype::U8 {
+        return Err(codes.wrong_dtype("U8 (two codes a byte)"));
+    }
+    let scale_type = match (scales.view.dtype(), given) {
+        (Dtype::F8_E8M0, _) => ScaleType::E8M0,
+        (Dtype::F8_E4M3, _) => ScaleType::E4M3,
+        (Dtype::U8, Some(given)) => given,
+        (Dtype::U8, None) => return Err(Error::ScaleTypeUnknown { name: scales.name.clone() }),
+        _ => return Err(scales.wrong_dtype("F8_E8M0, F8_E4M3, or U8 with the scale type given")),
+    };
+    let ([rows, bytes], [scale_rows, groups]) = (codes.matrix()?, scales.matrix()?);
+    let k = bytes.checked_mul(2).ok_or(fp4_core::Error::ShapeOverflow { rows, cols: bytes })?;
+    if scale_rows != rows {
+        return Err(scales.wrong_shape(format!("{rows} rows, as `{}` has", codes.name)));
+    }
+    let group = match (k, groups) {
+        // No columns: the group size cannot be told, so it is the format's own.
+        (0, 0) => match scale_type {
+            ScaleType::E8M0 => GroupSize::G32,
+            ScaleType::E4M3 => GroupSize::G16,
+        },
+        _ if groups != 0 && k.is_multiple_of(groups) => GroupSize::new(k / groups)?,
+        _ => {
+            return Err(scales.wrong_shape(format!(
+                "{rows} rows and one scale for each group of the {k} elements of a row"
+            )));
+        }
+    };
+    Ok(PackedShape::new(rows, k, scale_type, group)?)
+}
+
+fn transform(state: &SafeTensors<'_>, name: String) -> Result<Option<StoredTransform>, Error> {
+    let Some(tensor) = optional(state, name) else { return Ok(None) };
+    let expected = "F32, F16 or BF16";
+    let ty = float_type(tensor.view.dtype()).ok_or_else(|| tensor.wrong_dtype(expected))?;
+    let values =
+        FloatVec::from_le_bytes(ty, tensor.data()).ok_or_else(|| tensor.wrong_dtype(expected))?;
+    let shape = tensor.view.shape().to_vec();
+    StoredTransform::new(values, shape)
+        .map(Some)
+        .map_err(|_| tensor.wrong_shape("(Bt, Bt) or (blocks, Bt, Bt) with Bt 16, 32, 64 or 128"))
+}
+
+/// Reads a scalar of shape () or (1): f16 and bf16 widen exactly, f64 rounds once.
+fn scalar(state: &SafeTensors<'_>, name: &str) -> Result<Option<f32>, Error> {
+    let Some(tensor) = optional(state, name.to_string()) else { return Ok(None) };
+    if !matches!(tensor.view.shape(), [] | [1]) {
+        return Err(tensor.wrong_shape("() or (1)"));
+    }
+    let expected = "F32, F64, F16 or BF16";
+    let value = match (tensor.view.dtype(), tensor.data()) {
+        (Dtype::F64, &[a, b, c, d, e, f, g, h]) => {
+            f64::from_le_bytes([a, b, c, d, e, f, g, h]) as f32
+        }
+        (dtype, bytes) => float_type(dtype)
+            .and_then(|ty| FloatVec::from_le_bytes(ty, bytes))
+            .and_then(|v| v.as_slice().get_f32(0))
+            .ok_or_else(|| tensor.wrong_dtype(expected))?,
+    };
+    Ok(Some(value))
+}
+
+/// Refuses a bias with a value that is not zero, unless told to ignore it.
+fn refuse_bias(state: &SafeTensors<'_>, name: String, options: &LoadOptions) -> Result<(), Error> {
+    let Some(tensor) = optional(state, name) else { return Ok(()) };
+    if options.ignore_bias {
+        return Ok(());
+    }
+    let zero = match float_type(tensor.view.dtype()) {
+        Some(ty) => FloatVec::from_le_bytes(ty, tensor.data())
+            .is_some_and(|v| (0..v.as_slice().len()).all(|i| v.as_slice().get_f32(i) == Some(0.0))),
+        // -0.0 in other types is not worth a decoder: all bits zero is zero in every type.
+        None => tensor.data().iter().all(|&b| b == 0),
+    };
+    if zero { Ok(()) } else { Err(Error::Bias { name: tensor.name }) }
+}

@@ -1,0 +1,300 @@
+//! Construction, forward and dtype semantics of the layer (DESIGN section 7).
+
+#![allow(missing_docs)]
+
+mod common;
+
+use common::values;
+use fp4_core::{
+    Float, FloatType, Format, GroupSize, PackedMatrix, PackedShape, QuantSpec, QuantizeInput,
+    ScaleType, reference,
+};
+use half::{bf16, f16};
+use quant_linear::{Backends, DenseOptions, Error, FloatVec, Parts, QuantLinear, StoredTransform};
+
+const OUT: usize = 6;
+const IN: usize = 96;
+
+fn options(format: Format, transform: Option<usize>) -> DenseOptions {
+    DenseOptions {
+        transform: transform.map(|b| StoredTransform::hadamard(b).unwrap()),
+        ..DenseOptions::new(format)
+    }
+}
+
+fn layer(format: Format, transform: Option<usize>) -> QuantLinear {
+    let weight = values(1, OUT * IN);
+    QuantLinear::from_dense(&weight[..], OUT, IN, &options(format, transform)).unwrap()
+}
+
+/// The forward by way of the core's reference functions alone.
+fn by_reference<T: Float>(layer: &QuantLinear, x: &[T]) -> Vec<T> {
+    let spec = QuantSpec::new(
+        layer.scale_type(),
+        layer.group_size(),
+        layer.activation_global_scale(),
+        layer.activation_scale_scale(),
+    )
+    .unwrap();
+    let rows = x.len() / layer.in_features();
+    let transform = layer.transform().map(|t| t.view().unwrap());
+    let input = QuantizeInput::new(x, rows, layer.in_features(), &spec)
+        .unwrap()
+        .with_transform(transform)
+        .unwrap();
+    let mut packed = PackedMatrix::zeros(input.shape());
+    reference::quantize(&input, &mut packed.view_mut()).unwrap();
+    let mut y = vec![T::default(); rows * layer.out_features()];
+    let alpha = layer.weight_global_scale() * layer.activation_global_scale();
+    reference::matmul(packed.view(), layer.weight().unwrap().view(), alpha, T::wrap_mut(&mut y))
+        .unwrap();
+    y
+}
+
+#[test]
+fn forward_takes_any_leading_dimensions_and_types() {
+    let mut compared = 0;
+    for format in Format::ALL {
+        for transform in [None, Some(16), Some(32)] {
+            let layer = layer(format, transform);
+            let x = values(2, 2 * 3 * IN);
+            let y = layer.forward(&x, &[2, 3, IN]).unwrap();
+            assert_eq!(layer.output_shape(&[2, 3, IN]).unwrap(), [2, 3, OUT]);
+            assert_eq!(y, by_reference(&layer, &x));
+            for shape in [&[6, IN][..], &[1, 6, 1, IN], &[3, 2, IN]] {
+                assert_eq!(layer.forward(&x, shape).unwrap(), y, "{shape:?}");
+            }
+            // One vector, with no leading dimension.
+            assert_eq!(layer.forward(&x[..IN], &[IN]).unwrap(), y[..OUT]);
+            let half: Vec<f16> = x.iter().map(|&v| f16::from_f32(v)).collect();
+            assert_eq!(layer.forward(&half, &[6, IN]).unwrap(), by_reference(&layer, &half));
+            let brain: Vec<bf16> = x.iter().map(|&v| bf16::from_f32(v)).collect();
+            assert_eq!(layer.forward(&brain, &[6, IN]).unwrap(), by_reference(&layer, &brain));
+            compared += 6 * y.len();
+        }
+    }
+    println!("forward: {compared} values compared, 0 differ");
+    assert_eq!(compared, 2 * 3 * 6 * 6 * OUT);
+}
+
+#[test]
+fn empty_leading_dimensions_give_an_empty_result() {
+    let layer = layer(Format::MxFp4, None);
+    assert!(layer.forward::<f32>(&[], &[0, IN]).unwrap().is_empty());
+    assert!(layer.forward::<f32>(&[], &[2, 0, IN]).unwrap().is_empty());
+    assert_eq!(layer.output_shape(&[2, 0, IN]).unwrap(), [2, 0, OUT]);
+}
+
+#[test]
+fn wrong_inputs_are_errors() {
+    let layer = layer(Format::MxFp4, None);
+    let x = values(3, 2 * IN);
+    for shape in [&[2, IN - 1][..], &[], &[IN, 2], &[usize::MAX, 2, IN]] {
+        let error = layer.forward(&x, shape).unwrap_err();
+        assert!(matches!(error, Error::InputShape { in_features: IN, .. }), "{shape:?}: {error}");
+    }
+    let error = layer.forward(&x, &[3, IN]).unwrap_err();
+    assert!(matches!(error, Error::InputLen { expected: 288, got: 192, .. }), "{error}");
+    let mut out = vec![f16::ZERO; 2 * OUT];
+    let error = layer.forward_into(f32::wrap(&x), 2, f16::wrap_mut(&mut out)).unwrap_err();
+    assert!(matches!(error, Error::Core(fp4_core::Error::Float { .. })), "{error}");
+}
+
+#[test]
+fn the_fp4_product_is_near_the_dense_one() {
+    // A sanity bound, not a tolerance of the contract: FP4 keeps the direction of the result.
+    for (format, transform) in [(Format::MxFp4, None), (Format::NvFp4, Some(32))] {
+        let (weight, x) = (values(1, OUT * IN), values(2, 8 * IN));
+        let layer =
+            QuantLinear::from_dense(&weight[..], OUT, IN, &options(format, transform)).unwrap();
+        let y = layer.forward(&x, &[8, IN]).unwrap();
+        let (mut dot, mut yy, mut dd) = (0f64, 0f64, 0f64);
+        for (i, &y) in y.iter().enumerate() {
+            let (r, c) = (i / OUT, i % OUT);
+            let dense: f64 =
+                (0..IN).map(|k| f64::from(x[r * IN + k]) * f64::from(weight[c * IN + k])).sum();
+            dot += dense * f64::from(y);
+            yy += f64::from(y).powi(2);
+            dd += dense * dense;
+        }
+        let cosine = dot / (yy * dd).sqrt();
+        assert!(cosine > 0.97, "{format}: cosine {cosine}");
+    }
+}
+
+#[test]
+fn an_empty_layer_answers_with_what_it_was_built_for() {
+    let layer = QuantLinear::empty(64, 10, true).unwrap();
+    assert_eq!((layer.in_features(), layer.out_features()), (64, 10));
+    assert_eq!((layer.group_size(), layer.scale_type()), (GroupSize::G32, ScaleType::E8M0));
+    assert_eq!((layer.weight_global_scale(), layer.format()), (1.0, Some(Format::MxFp4)));
+    assert!(layer.is_empty());
+    let error = layer.forward(&[0f32; 64], &[64]).unwrap_err();
+    assert!(matches!(error, Error::Empty { in_features: 64, out_features: 10 }), "{error}");
+    assert!(matches!(layer.state_dict("").unwrap_err(), Error::Empty { .. }));
+    assert!(QuantLinear::empty(48, 10, false).is_err());
+    let other = QuantLinear::empty_with(48, 10, GroupSize::G16, ScaleType::E4M3, 0.5).unwrap();
+    assert_eq!(other.format(), Some(Format::NvFp4));
+}
+
+#[test]
+fn a_dtype_change_converts_the_transform_once_and_nothing_else() {
+    // Not a Hadamard, whose entries all round alike and so change no code.
+    let transform = StoredTransform::new(FloatVec::F32(values(4, 32 * 32)), vec![32, 32]);
+    let options =
+        DenseOptions { transform: Some(transform.unwrap()), ..DenseOptions::new(Format::NvFp4) };
+    let weight = values(1, OUT * IN);
+    let mut layer = QuantLinear::from_dense(&weight[..], OUT, IN, &options).unwrap();
+    let before = layer.clone();
+    layer.set_dtype(FloatType::Bf16);
+    assert_eq!(layer.dtype(), FloatType::Bf16);
+    assert_eq!(layer.weight().unwrap(), before.weight().unwrap());
+    assert_eq!(layer.weight_global_scale().to_bits(), before.weight_global_scale().to_bits());
+    assert_eq!(
+        layer.activation_global_scale().to_bits(),
+        before.activation_global_scale().to_bits()
+    );
+    let (FloatVec::Bf16(now), FloatVec::F32(was)) =
+        (layer.transform().unwrap().values(), before.transform().unwrap().values())
+    else {
+        panic!("types");
+    };
+    assert!(now.iter().zip(was).all(|(n, w)| *n == bf16::from_f32(*w)));
+    // Activations in bf16 round T to bf16 anyway: the same bits before and after.
+    let x: Vec<bf16> = values(5, 2 * IN).into_iter().map(bf16::from_f32).collect();
+    assert_eq!(layer.forward(&x, &[2, IN]).unwrap(), before.forward(&x, &[2, IN]).unwrap());
+    // And in f32 the narrower transform shows: it is not restored by widening.
+    layer.set_dtype(FloatType::F32);
+    let x = values(5, 64 * IN);
+    assert_ne!(layer.forward(&x, &[64, IN]).unwrap(), before.forward(&x, &[64, IN]).unwrap());
+}
+
+#[test]
+fn absent_activation_scalars_are_resolved_once() {
+    let parts = |gs, ss| {
+        let dense = layer(Format::MxFp4, None);
+        Parts {
+            weight: dense.weight().unwrap().clone(),
+            transform: None,
+            weight_global_scale: 0.25,
+            activation_global_scale: gs,
+            activation_scale_scale: ss,
+        }
+    };
+    let resolved = QuantLinear::from_parts(parts(None, None)).unwrap();
+    assert_eq!(resolved.activation_global_scale(), 0.25);
+    assert_eq!(resolved.activation_scale_scale(), 1.0);
+    let given = QuantLinear::from_parts(parts(Some(0.5), Some(4.0))).unwrap();
+    assert_eq!((given.activation_global_scale(), given.activation_scale_scale()), (0.5, 4.0));
+    for bad in [0.0, -1.0, f32::NAN, f32::INFINITY, 2.0] {
+        assert!(QuantLinear::from_parts(parts(Some(bad), Some(4.0))).is_err(), "{bad}");
+    }
+}
+
+#[test]
+fn an_alpha_that_underflows_is_an_error() {
+    let dense = layer(Format::NvFp4, None);
+    let tiny = f32::from_bits(1);
+    let layer = QuantLinear::from_parts(Parts {
+        weight: dense.weight().unwrap().clone(),
+        transform: None,
+        weight_global_scale: tiny,
+        activation_global_scale: Some(0.25),
+        activation_scale_scale: Some(6.0),
+    })
+    .unwrap();
+    let error = layer.forward(&values(1, IN), &[IN]).unwrap_err();
+    assert!(error.to_string().contains("weight global scale times activation"), "{error}");
+}
+
+#[test]
+fn parts_that_do_not_fit_are_errors() {
+    let weight =
+        |group, scale| PackedMatrix::zeros(PackedShape::new(4, 128, scale, group).unwrap());
+    let parts = |weight, transform| Parts {
+        weight,
+        transform,
+        weight_global_scale: 1.0,
+        activation_global_scale: None,
+        activation_scale_scale: Some(4.0),
+    };
+    let g64 = QuantLinear::from_parts(parts(weight(GroupSize::G64, ScaleType::E8M0), None));
+    assert!(matches!(g64.unwrap_err(), Error::Core(fp4_core::Error::NotAMatmulFormat { .. })));
+    let three = StoredTransform::new(FloatVec::zeros(FloatType::F32, 3 * 256), vec![3, 16, 16]);
+    let wrong = parts(weight(GroupSize::G32, ScaleType::E8M0), Some(three.unwrap()));
+    let error = QuantLinear::from_parts(wrong).unwrap_err();
+    assert!(matches!(error, Error::Core(fp4_core::Error::TransformShape { .. })), "{error}");
+    for shape in [vec![16, 32], vec![256], vec![8, 8]] {
+        let len = shape.iter().product();
+        assert!(StoredTransform::new(FloatVec::zeros(FloatType::F32, len), shape).is_err());
+    }
+    assert!(StoredTransform::hadamard(24).is_err());
+}
+
+#[test]
+fn zero_rows_and_zero_columns_are_legal() {
+    for format in Format::ALL {
+        let none = QuantLinear::from_dense(&[0f32; 0][..], 0, 32, &DenseOptions::new(format));
+        let y = none.unwrap().forward(&[1f32; 64], &[2, 32]).unwrap();
+        assert!(y.is_empty());
+        let flat = QuantLinear::from_dense(&[0f32; 0][..], 3, 0, &DenseOptions::new(format));
+        let y = flat.unwrap().forward::<f32>(&[], &[2, 0]).unwrap();
+        assert_eq!(y.iter().map(|v| v.to_bits()).collect::<Vec<_>>(), [0; 6]);
+    }
+}
+
+#[test]
+fn nan_and_infinite_weights() {
+    let mut weight = values(1, OUT * IN);
+    weight[5] = f32::NAN;
+    let nv = QuantLinear::from_dense(&weight[..], OUT, IN, &DenseOptions::new(Format::NvFp4));
+    assert!(matches!(nv.unwrap_err(), Error::Core(fp4_core::Error::ScaleSetting { .. })));
+    let mx = QuantLinear::from_dense(&weight[..], OUT, IN, &DenseOptions::new(Format::MxFp4));
+    let y = mx.unwrap().forward(&values(2, IN), &[IN]).unwrap();
+    assert_eq!(y[0].to_bits(), 0x7FC0_0000);
+    assert!(y[1..].iter().all(|v| v.is_finite()));
+}
+
+#[test]
+fn counters_count_what_they_say() {
+    let mut layer = layer(Format::MxFp4, None);
+    assert!(layer.counters().is_none());
+    layer.set_counting(true);
+    let mut x = vec![1f32; 2 * IN];
+    x[0] = f32::INFINITY; // saturates, alone in a group whose scale is then the largest
+    x[IN] = f32::NAN; // one NaN group
+    x[IN + 32..IN + 64].fill(0.0); // one zero group
+    layer.forward(&x, &[2, IN]).unwrap();
+    let counts = layer.counters().unwrap().quantized();
+    assert_eq!((counts.elements, counts.saturated, counts.nan_groups), (192, 1, 1));
+    // Beside the infinity everything else rounds to zero; the group still has one code.
+    assert_eq!(counts.zero_groups, 1);
+    let paths = layer.counters().unwrap().paths();
+    assert_eq!(paths.narrow + paths.planes + paths.wide, 2 * OUT as u64);
+    layer.forward(&x, &[2, IN]).unwrap();
+    assert_eq!(layer.counters().unwrap().quantized().elements, 384);
+}
+
+#[test]
+fn every_available_pair_gives_the_same_bits() {
+    let mut pairs = 0;
+    for format in Format::ALL {
+        let mut layer = layer(format, Some(16));
+        let x = values(9, 7 * IN);
+        layer.set_backends(Backends::reference());
+        let expected = layer.forward(&x, &[7, IN]).unwrap();
+        layer.set_backends(Backends::available());
+        let names: Vec<String> =
+            Backends::available().list().iter().map(|b| b.name().to_string()).collect();
+        for q in &names {
+            for m in &names {
+                layer.set_quantizer(q.as_str());
+                layer.set_matmul(m.as_str());
+                assert_eq!(layer.forward(&x, &[7, IN]).unwrap(), expected, "{q} x {m}");
+                pairs += 1;
+            }
+        }
+    }
+    println!("pairs: {pairs} pairs, {} values compared, 0 differ", pairs * 7 * OUT);
+    assert!(pairs >= 2);
+}

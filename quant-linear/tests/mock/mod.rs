@@ -1,0 +1,213 @@
+//! A backend with its own memory that counts what crosses to and from the host.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+
+use fp4_core::backend::{Resident, Sink, Source};
+use fp4_core::reference;
+use fp4_core::{
+    Error, FloatSlice, FloatSliceMut, FloatType, Format, Matmul, MatmulQuery, Named, Packed,
+    PackedMatrix, PackedMut, PackedView, Paths, PreparedWeight, QuantSpec, QuantizeInput,
+    QuantizeQuery, Quantizer, Transform, Unsupported,
+};
+use quant_linear::{FloatVec, StoredTransform};
+
+/// Transfers seen by a [`MockDevice`].
+#[derive(Debug, Default)]
+pub(crate) struct Transfers {
+    pub(crate) to_device: AtomicUsize,
+    pub(crate) to_host: AtomicUsize,
+    pub(crate) prepared: AtomicUsize,
+    pub(crate) transforms: AtomicUsize,
+}
+
+impl Transfers {
+    /// Copies to the device and to the host since the last call.
+    pub(crate) fn take(&self) -> (usize, usize) {
+        (self.to_device.swap(0, SeqCst), self.to_host.swap(0, SeqCst))
+    }
+}
+
+/// The reference behind a pretended bus.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct MockDevice {
+    pub(crate) transfers: Arc<Transfers>,
+    /// Formats that the matmul refuses.
+    pub(crate) refuse: Option<Format>,
+    /// True if the quantizer refuses everything.
+    pub(crate) refuse_quantize: bool,
+}
+
+pub(crate) const MOCK: &str = "mock-device";
+
+/// A weight on the device.
+pub(crate) struct MockWeight(PackedMatrix);
+
+impl PreparedWeight for MockWeight {
+    fn shape(&self) -> fp4_core::PackedShape {
+        self.0.shape()
+    }
+}
+
+impl Named for MockDevice {
+    fn name(&self) -> &str {
+        MOCK
+    }
+}
+
+impl Quantizer for MockDevice {
+    fn supports_quantize(&self, _: &QuantizeQuery) -> Result<(), Unsupported> {
+        if self.refuse_quantize { Err(Unsupported::Other("the mock was told to")) } else { Ok(()) }
+    }
+
+    fn quantize(&self, input: &QuantizeInput<'_>, out: &mut PackedMut<'_>) -> Result<(), Error> {
+        self.transfers.to_device.fetch_add(1, SeqCst);
+        self.transfers.to_host.fetch_add(1, SeqCst);
+        reference::quantize(input, out).map(|_| ())
+    }
+}
+
+impl Matmul for MockDevice {
+    type Prepared<B: Packed> = MockWeight;
+
+    fn supports_matmul(&self, query: &MatmulQuery) -> Result<(), Unsupported> {
+        if self.refuse == Some(query.format) {
+            let (scale, group) = (query.format.scale_type(), query.format.group());
+            return Err(Unsupported::Format { scale, group });
+        }
+        Ok(())
+    }
+
+    fn prepare<B: Packed>(&self, b: B) -> Result<MockWeight, Error> {
+        self.transfers.prepared.fetch_add(1, SeqCst);
+        let view = b.view();
+        Ok(MockWeight(PackedMatrix::new(
+            view.shape(),
+            view.codes().to_vec(),
+            view.scales().to_vec(),
+        )?))
+    }
+
+    fn matmul<B: Packed>(
+        &self,
+        a: PackedView<'_>,
+        b: &MockWeight,
+        alpha: f32,
+        out: FloatSliceMut<'_>,
+    ) -> Result<Paths, Error> {
+        self.transfers.to_device.fetch_add(1, SeqCst);
+        self.transfers.to_host.fetch_add(1, SeqCst);
+        let narrow = out.len() as u64;
+        reference::matmul(a, b.0.view(), alpha, out)?;
+        Ok(Paths { narrow, ..Paths::default() })
+    }
+}
+
+/// Dense values on the device.
+pub(crate) struct MockTensor(FloatVec);
+
+impl Resident for MockDevice {
+    type Tensor = MockTensor;
+    type Operand = PackedMatrix;
+    type Transform = StoredTransform;
+
+    fn empty_tensor(&self) -> Result<MockTensor, Error> {
+        Ok(MockTensor(FloatVec::zeros(FloatType::F32, 0)))
+    }
+
+    fn empty_operand(&self) -> Result<PackedMatrix, Error> {
+        Ok(PackedMatrix::zeros(QuantSpec::usual(Format::MxFp4).shape(0, 0)?))
+    }
+
+    fn upload(&self, x: FloatSlice<'_>, to: &mut MockTensor) -> Result<(), Error> {
+        self.transfers.to_device.fetch_add(1, SeqCst);
+        to.0 = owned(x);
+        Ok(())
+    }
+
+    fn download(&self, from: &MockTensor, out: FloatSliceMut<'_>) -> Result<(), Error> {
+        self.transfers.to_host.fetch_add(1, SeqCst);
+        copy(from.0.as_slice(), out);
+        Ok(())
+    }
+
+    fn load_transform(&self, t: &Transform<'_>, _: FloatType) -> Result<StoredTransform, Error> {
+        self.transfers.transforms.fetch_add(1, SeqCst);
+        let block = t.block();
+        let shape = match t.shape().blocks {
+            None => vec![block, block],
+            Some(n) => vec![n, block, block],
+        };
+        StoredTransform::new(owned(t.values()), shape).map_err(|_| Error::ForeignOperand)
+    }
+
+    fn quantize_resident(
+        &self,
+        x: Source<'_, MockTensor>,
+        [rows, k]: [usize; 2],
+        spec: &QuantSpec,
+        transform: Option<&StoredTransform>,
+        out: &mut PackedMatrix,
+    ) -> Result<(), Error> {
+        let x = match x {
+            Source::Host(x) => {
+                self.transfers.to_device.fetch_add(1, SeqCst);
+                x
+            }
+            Source::Resident(t) => t.0.as_slice(),
+        };
+        let transform = transform.map(|t| t.view().expect("checked when built"));
+        out.reshape(spec.shape(rows, k)?);
+        let input = QuantizeInput::new(x, rows, k, spec)?.with_transform(transform)?;
+        reference::quantize(&input, &mut out.view_mut()).map(|_| ())
+    }
+
+    fn matmul_resident<B: Packed>(
+        &self,
+        a: &PackedMatrix,
+        b: &MockWeight,
+        alpha: f32,
+        out: Sink<'_, MockTensor>,
+    ) -> Result<Paths, Error> {
+        let outputs = a.shape().rows() * b.0.shape().rows();
+        match out {
+            Sink::Host(out) => {
+                self.transfers.to_host.fetch_add(1, SeqCst);
+                reference::matmul(a.view(), b.0.view(), alpha, out)?;
+            }
+            Sink::Resident(out, ty) => {
+                out.0 = FloatVec::zeros(ty, outputs);
+                reference::matmul(a.view(), b.0.view(), alpha, out.0.as_mut_slice())?;
+            }
+        }
+        Ok(Paths { narrow: outputs as u64, ..Paths::default() })
+    }
+
+    fn export(&self, from: &PackedMatrix, out: &mut PackedMut<'_>) -> Result<(), Error> {
+        self.transfers.to_host.fetch_add(1, SeqCst);
+        out.copy_from(from.view())
+    }
+
+    fn import(&self, from: PackedView<'_>, to: &mut PackedMatrix) -> Result<(), Error> {
+        self.transfers.to_device.fetch_add(1, SeqCst);
+        to.reshape(from.shape());
+        to.view_mut().copy_from(from)
+    }
+}
+
+pub(crate) fn owned(x: FloatSlice<'_>) -> FloatVec {
+    match x {
+        FloatSlice::F32(v) => FloatVec::F32(v.to_vec()),
+        FloatSlice::F16(v) => FloatVec::F16(v.to_vec()),
+        FloatSlice::Bf16(v) => FloatVec::Bf16(v.to_vec()),
+    }
+}
+
+fn copy(from: FloatSlice<'_>, to: FloatSliceMut<'_>) {
+    match (from, to) {
+        (FloatSlice::F32(a), FloatSliceMut::F32(b)) => b.copy_from_slice(a),
+        (FloatSlice::F16(a), FloatSliceMut::F16(b)) => b.copy_from_slice(a),
+        (FloatSlice::Bf16(a), FloatSliceMut::Bf16(b)) => b.copy_from_slice(a),
+        _ => panic!("types differ"),
+    }
+}
