@@ -92,14 +92,16 @@ pub enum Error {
         /// Number of blocks the transform carries (`None`: shared).
         blocks: Option<usize>,
     },
-    /// A range of K groups outside the operand.
-    GroupRange {
-        /// First group asked for.
+    /// A range outside the operand.
+    Range {
+        /// Which dimension.
+        what: Dim,
+        /// First index asked for.
         start: usize,
-        /// One past the last group asked for.
+        /// One past the last index asked for.
         end: usize,
-        /// Groups there are.
-        groups: usize,
+        /// How many there are.
+        len: usize,
     },
     /// A term that does not fit the exact accumulator.
     SumRange {
@@ -142,7 +144,7 @@ pub enum Buffer {
     SumBytes,
 }
 
-/// A dimension named by [`Error::ShapeMismatch`].
+/// A dimension named by [`Error::ShapeMismatch`] and [`Error::Range`].
 #[non_exhaustive]
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Dim {
@@ -150,6 +152,8 @@ pub enum Dim {
     Rows,
     /// The contracted dimension.
     K,
+    /// Groups along the contracted dimension.
+    Groups,
 }
 
 /// A setting named by [`Error::ScaleSetting`].
@@ -318,9 +322,9 @@ impl fmt::Display for Error {
                  block for each {block} columns, or a shared one",
                 n.saturating_mul(block)
             ),
-            Error::GroupRange { start, end, groups } => write!(
+            Error::Range { what, start, end, len } => write!(
                 f,
-                "group range {start}..{end} is outside 0..{groups}; clamp it to the operand"
+                "range {start}..{end} of {what} is outside 0..{len}; clamp it to the operand"
             ),
             Error::SumRange { exponent } => write!(
                 f,
@@ -368,6 +372,7 @@ impl fmt::Display for Dim {
         f.write_str(match self {
             Dim::Rows => "rows",
             Dim::K => "K",
+            Dim::Groups => "groups",
         })
     }
 }

@@ -21,6 +21,7 @@
 
 use crate::error::{Buffer, Error};
 use crate::float::{Float, FloatSliceMut, NAN_F32};
+use crate::format::Format;
 use crate::with_floats;
 
 /// Exponent of the lowest bit.
@@ -300,6 +301,21 @@ impl PartialsMut<'_> {
     /// True if there are no sums.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
+    }
+
+    /// Checks that these sums can take a product of this format with `outputs` outputs.
+    ///
+    /// # Errors
+    /// [`Error::Len`]; [`Error::PartialKind`] for 64-bit sums of MXFP4.
+    pub fn expect(&self, format: Format, outputs: usize) -> Result<(), Error> {
+        if self.len() != outputs {
+            let (expected, got) = (outputs, self.len());
+            return Err(Error::Len { what: Buffer::Partials, expected, got });
+        }
+        match (self, format) {
+            (PartialsMut::Fixed(_), Format::MxFp4) => Err(Error::PartialKind),
+            _ => Ok(()),
+        }
     }
 }
 

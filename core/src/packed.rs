@@ -12,7 +12,7 @@
 //! Worked example: the codes 1, 2, 3, 4 along K are the bytes 0x21, 0x43.
 
 use crate::e2m1::E2m1;
-use crate::error::{Buffer, Error};
+use crate::error::{Buffer, Dim, Error};
 use crate::format::{Format, GroupSize, ScaleType};
 
 /// The shape and format of a packed matrix: a value that every buffer is checked against.
@@ -129,6 +129,35 @@ impl PackedShape {
         Ok(())
     }
 
+    /// Checks that this (M, K) operand and the (N, K) operand `b` can be multiplied (C6): one format
+    /// of the two, the same K, and an M * N that fits `usize`. Returns the format.
+    ///
+    /// # Errors
+    /// [`Error::FormatMismatch`], [`Error::NotAMatmulFormat`], [`Error::ShapeMismatch`] or
+    /// [`Error::ShapeOverflow`].
+    pub fn expect_product(&self, b: &PackedShape) -> Result<Format, Error> {
+        self.expect_same_format(b)?;
+        if self.k != b.k {
+            return Err(Error::ShapeMismatch { what: Dim::K, expected: self.k, got: b.k });
+        }
+        if self.rows.checked_mul(b.rows).is_none() {
+            return Err(Error::ShapeOverflow { rows: self.rows, cols: b.rows });
+        }
+        self.expect_format()
+    }
+
+    /// Checks that a range of groups lies inside a row.
+    ///
+    /// # Errors
+    /// [`Error::Range`].
+    pub fn expect_groups(&self, groups: &core::ops::Range<usize>) -> Result<(), Error> {
+        let (start, end, len) = (groups.start, groups.end, self.row_groups());
+        if start > end || end > len {
+            return Err(Error::Range { what: Dim::Groups, start, end, len });
+        }
+        Ok(())
+    }
+
     /// Checks that `other` has this format, whatever its dimensions.
     ///
     /// # Errors
@@ -175,11 +204,11 @@ impl<'a> PackedView<'a> {
     /// Rows `range` as a matrix of their own.
     ///
     /// # Errors
-    /// [`Error::GroupRange`] if the range is outside the matrix.
+    /// [`Error::Range`] if the range is outside the matrix.
     pub fn rows_range(&self, range: core::ops::Range<usize>) -> Result<Self, Error> {
         let (start, end) = (range.start, range.end);
         if start > end || end > self.shape.rows {
-            return Err(Error::GroupRange { start, end, groups: self.shape.rows });
+            return Err(Error::Range { what: Dim::Rows, start, end, len: self.shape.rows });
         }
         let (bytes, groups) = (self.shape.row_bytes(), self.shape.row_groups());
         Ok(PackedView {
@@ -284,7 +313,6 @@ impl<'a> PackedMut<'a> {
     /// # Errors
     /// [`Error::FormatMismatch`] or [`Error::ShapeMismatch`].
     pub fn copy_from(&mut self, from: PackedView<'_>) -> Result<(), Error> {
-        use crate::error::Dim;
         self.shape.expect_same_format(&from.shape)?;
         for (what, expected, got) in
             [(Dim::Rows, self.shape.rows, from.shape.rows), (Dim::K, self.shape.k, from.shape.k)]
@@ -372,7 +400,6 @@ pub fn padded_k(k: usize) -> Result<usize, Error> {
 /// [`Error::FormatMismatch`] or [`Error::ShapeMismatch`] if `to` has another format, other rows,
 /// or a smaller K.
 pub fn pad_k(from: PackedView<'_>, to: &mut PackedMut<'_>) -> Result<(), Error> {
-    use crate::error::Dim;
     let (src, dst) = (from.shape, to.shape);
     src.expect_same_format(&dst)?;
     if src.rows != dst.rows {

@@ -51,8 +51,8 @@
 use std::ops::Range;
 
 use fp4_core::{
-    Buffer, Dim, Error, ExactSum, FixedSum, FloatSliceMut, Format, PackedShape, PackedView,
-    PartialsMut, Paths, ScaleType, finish_one, with_floats,
+    Buffer, Error, ExactSum, FixedSum, FloatSliceMut, PackedShape, PackedView, PartialsMut, Paths,
+    ScaleType, finish_one, with_floats,
 };
 use wide::{bytemuck, f64x4, i16x8, i32x4};
 
@@ -75,8 +75,8 @@ pub(crate) fn matmul(
     alpha: f32,
     out: FloatSliceMut<'_>,
 ) -> Result<Paths, Error> {
-    let (outputs, _) = expect_operands(a.shape(), b.shape())?;
-    out.as_ref().expect_len(Buffer::Output, outputs)?;
+    a.shape().expect_product(&b.shape())?;
+    out.as_ref().expect_len(Buffer::Output, a.shape().rows() * b.shape().rows())?;
     let groups = 0..a.shape().row_groups();
     with_floats!(FloatSliceMut, out, out => run(threads, a, b, groups, out, |y, nan, sum| {
         *y = finish_one(if nan { f32::NAN } else { sum.to_f32() }, alpha);
@@ -92,17 +92,10 @@ pub(crate) fn partial(
     groups: Range<usize>,
     out: PartialsMut<'_>,
 ) -> Result<(), Error> {
-    let (expected, format) = expect_operands(a.shape(), b.shape())?;
-    let got = out.len();
-    if got != expected {
-        return Err(Error::Len { what: Buffer::Partials, expected, got });
-    }
-    let all = a.shape().row_groups();
-    if groups.start > groups.end || groups.end > all {
-        return Err(Error::GroupRange { start: groups.start, end: groups.end, groups: all });
-    }
+    let format = a.shape().expect_product(&b.shape())?;
+    out.expect(format, a.shape().rows() * b.shape().rows())?;
+    a.shape().expect_groups(&groups)?;
     match out {
-        PartialsMut::Fixed(_) if format != Format::NvFp4 => Err(Error::PartialKind),
         PartialsMut::Fixed(out) => {
             for start in groups.clone().step_by(FIXED_GROUPS) {
                 let stretch = start..groups.end.min(start + FIXED_GROUPS);
@@ -123,17 +116,6 @@ pub(crate) fn partial(
             .map(|_| ())
         }
     }
-}
-
-/// Checks that two operands can be multiplied; returns the number of outputs and the format.
-fn expect_operands(a: PackedShape, b: PackedShape) -> Result<(usize, Format), Error> {
-    a.expect_same_format(&b)?;
-    if a.k() != b.k() {
-        return Err(Error::ShapeMismatch { what: Dim::K, expected: a.k(), got: b.k() });
-    }
-    let overflow = Error::ShapeOverflow { rows: a.rows(), cols: b.rows() };
-    let outputs = a.rows().checked_mul(b.rows()).ok_or(overflow)?;
-    Ok((outputs, a.expect_format()?))
 }
 
 /// The exact sum of one output, NaN scales counted as zero.

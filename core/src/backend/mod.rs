@@ -134,7 +134,7 @@ pub trait Matmul: Named {
     /// Adds the exact sums over the K groups `groups` to `out`, (M, N) row-major.
     ///
     /// # Errors
-    /// As [`matmul`](Self::matmul); [`Error::GroupRange`], [`Error::PartialKind`],
+    /// As [`matmul`](Self::matmul); [`Error::Range`], [`Error::PartialKind`],
     /// [`Error::PartialOverflow`]; by default [`Unsupported::Partials`].
     fn partial<B: Packed>(
         &self,

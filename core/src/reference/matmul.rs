@@ -18,10 +18,9 @@
 use core::ops::Range;
 
 use crate::e2m1::DOUBLED;
-use crate::error::{Buffer, Dim, Error};
+use crate::error::{Buffer, Error};
 use crate::exact::{ExactSum, FixedSum, PartialsMut, finish_one};
 use crate::float::FloatSliceMut;
-use crate::format::Format;
 use crate::packed::PackedView;
 use crate::with_floats;
 
@@ -46,7 +45,7 @@ pub fn matmul(
     alpha: f32,
     out: FloatSliceMut<'_>,
 ) -> Result<(), Error> {
-    expect_operands(a, b)?;
+    a.shape().expect_product(&b.shape())?;
     out.as_ref().expect_len(Buffer::Output, a.shape().rows() * b.shape().rows())?;
     let n = b.shape().rows().max(1);
     let groups = 0..a.shape().row_groups();
@@ -66,7 +65,7 @@ pub fn matmul(
 /// sums (C6). [`finish`](crate::finish) rounds merged partials once.
 ///
 /// # Errors
-/// As [`matmul`]; [`Error::GroupRange`] if `groups` is outside the operands;
+/// As [`matmul`]; [`Error::Range`] if `groups` is outside the operands;
 /// [`Error::PartialKind`] for 64-bit sums of MXFP4; [`Error::PartialOverflow`] if a 64-bit sum
 /// overflows (`out` then holds the terms added so far).
 pub fn partial(
@@ -75,18 +74,11 @@ pub fn partial(
     groups: Range<usize>,
     out: PartialsMut<'_>,
 ) -> Result<(), Error> {
-    let format = expect_operands(a, b)?;
-    let (expected, got) = (a.shape().rows() * b.shape().rows(), out.len());
-    if got != expected {
-        return Err(Error::Len { what: Buffer::Partials, expected, got });
-    }
-    let all = a.shape().row_groups();
-    if groups.start > groups.end || groups.end > all {
-        return Err(Error::GroupRange { start: groups.start, end: groups.end, groups: all });
-    }
+    let format = a.shape().expect_product(&b.shape())?;
+    out.expect(format, a.shape().rows() * b.shape().rows())?;
+    a.shape().expect_groups(&groups)?;
     let n = b.shape().rows().max(1);
     match out {
-        PartialsMut::Fixed(_) if format != Format::NvFp4 => return Err(Error::PartialKind),
         PartialsMut::Fixed(out) => {
             for (index, sum) in out.iter_mut().enumerate() {
                 for_each_group(a, index / n, b, index % n, groups.clone(), |term| match term {
@@ -108,19 +100,6 @@ pub fn partial(
         }
     }
     Ok(())
-}
-
-/// Checks that two operands can be multiplied; returns their format.
-fn expect_operands(a: PackedView<'_>, b: PackedView<'_>) -> Result<Format, Error> {
-    let (sa, sb) = (a.shape(), b.shape());
-    sa.expect_same_format(&sb)?;
-    if sa.k() != sb.k() {
-        return Err(Error::ShapeMismatch { what: Dim::K, expected: sa.k(), got: sb.k() });
-    }
-    if sa.rows().checked_mul(sb.rows()).is_none() {
-        return Err(Error::ShapeOverflow { rows: sa.rows(), cols: sb.rows() });
-    }
-    sa.expect_format()
 }
 
 /// The contribution of one group: `significand * 2^exponent`, or `None` for a NaN scale.
