@@ -19,7 +19,7 @@ use fp4_core::backend::{Sink, Source};
 use fp4_core::reference::{QuantCounts, quantize as reference_quantize};
 use fp4_core::{
     Buffer, Float, FloatSlice, FloatSliceMut, FloatType, MatmulQuery, PackedMatrix, PackedView,
-    Paths, QuantizeInput, ScaleSetting,
+    Paths, QuantizeInput, QuantizeQuery, ScaleSetting,
 };
 
 use crate::error::Error;
@@ -272,18 +272,8 @@ impl QuantLinear {
         let (here, resident) = self.resident(&x.device)?;
         let transform = loaded.transform.as_ref().map(StoredTransform::view).transpose()?;
 
-        // The queries need the shape and type of the input, not its values.
         let shape = loaded.spec.shape(rows, self.in_features())?;
-        let query = fp4_core::QuantizeQuery {
-            rows,
-            k: shape.k(),
-            scale_type: shape.scale_type(),
-            group: shape.group(),
-            tie: loaded.spec.tie(),
-            input: x.float_type,
-            transform: transform.map(|t| t.shape()),
-            given_scales: false,
-        };
+        let query = self.query(rows, x.float_type)?;
         let (quantizer, matmul) = self.pick_for(&query)?;
         let mut y = resident.empty_tensor_dyn()?;
 
@@ -355,10 +345,16 @@ impl QuantLinear {
     /// # Errors
     /// [`Error::Empty`].
     pub fn explain(&self, rows: usize, input: FloatType) -> Result<Explanation, Error> {
+        let query = self.query(rows, input)?;
+        Ok(self.routing.explain(&query, &self.matmul_query(&query)?))
+    }
+
+    /// What quantizing `rows` rows of activations of a type asks of a backend.
+    fn query(&self, rows: usize, input: FloatType) -> Result<QuantizeQuery, Error> {
         let loaded = self.loaded()?;
         let shape = loaded.spec.shape(rows, self.in_features())?;
         let transform = loaded.transform.as_ref().map(StoredTransform::view).transpose()?;
-        let query = fp4_core::QuantizeQuery {
+        Ok(QuantizeQuery {
             rows,
             k: shape.k(),
             scale_type: shape.scale_type(),
@@ -367,11 +363,10 @@ impl QuantLinear {
             input,
             transform: transform.map(|t| t.shape()),
             given_scales: false,
-        };
-        Ok(self.routing.explain(&query, &self.matmul_query(&query)?))
+        })
     }
 
-    fn matmul_query(&self, q: &fp4_core::QuantizeQuery) -> Result<MatmulQuery, Error> {
+    fn matmul_query(&self, q: &QuantizeQuery) -> Result<MatmulQuery, Error> {
         let format = self.loaded()?.weight.shape().expect_format()?;
         Ok(MatmulQuery { format, m: q.rows, n: self.out_features(), k: q.k, output: q.input })
     }
@@ -381,7 +376,7 @@ impl QuantLinear {
     }
 
     /// Positions of the backends that quantize and multiply, with the logging that routing owes.
-    fn pick_for(&self, query: &fp4_core::QuantizeQuery) -> Result<(usize, usize), Error> {
+    fn pick_for(&self, query: &QuantizeQuery) -> Result<(usize, usize), Error> {
         let m_query = self.matmul_query(query)?;
         let (quantizer, q_honoured) = self.routing.pick_quantizer(query);
         let (matmul, m_honoured) = self.routing.pick_matmul(&m_query);
