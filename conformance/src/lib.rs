@@ -1,1 +1,37 @@
-//! Placeholder while the workspace is laid out.
+//! Conformance suite of exact-fp4: does a backend return the contract's bits?
+//!
+//! # The model
+//!
+//! The contract (clauses C1 to C9 of the design) fixes every bit of FP4 quantization and FP4 x FP4
+//! matmul. This crate holds *golden vectors*: inputs and the expected bits, made by independent
+//! software, and the checks that run them through the public API of [`fp4_core`]. Whatever
+//! implements [`Quantizer`](fp4_core::Quantizer) or [`Matmul`](fp4_core::Matmul) can be checked;
+//! the scalar reference is the default.
+//!
+//! ```text
+//! folder of NAME.safetensors + NAME.json      vectors::Folder, vectors::VectorFile
+//!     -> family by name (a, b, c, d, e)       vectors::Family
+//!     -> operations of a Backend              vectors::check_file
+//!     -> counts and differences               report::FileReport, report::Report
+//! ```
+//!
+//! Comparison is bit for bit. Where a vector holds a NaN, whatever its payload, the result must be
+//! the *canonical* NaN of C9. A check that compared nothing is an error, never a pass, and what a
+//! backend does not support is listed as skipped, with its reason.
+//!
+//! # Example
+//!
+//! ```no_run
+//! use fp4_conformance::vectors;
+//! use fp4_core::{backend::erased::Backend, reference::Reference};
+//!
+//! let backend = Backend::new(Reference);
+//! let report = vectors::check_dir("conformance/vectors".as_ref(), &backend)?;
+//! assert_eq!(report.counts().differ, 0, "{report}");
+//! # Ok::<(), vectors::Error>(())
+//! ```
+
+#![forbid(unsafe_code)]
+
+pub mod report;
+pub mod vectors;

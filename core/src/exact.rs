@@ -19,6 +19,7 @@
 //!
 //! The idea is Kulisch's long accumulator ("Computer Arithmetic and Validity", 2008).
 
+use crate::environment::check_environment;
 use crate::error::{Buffer, Error};
 use crate::float::{Float, FloatSliceMut, NAN_F32};
 use crate::format::Format;
@@ -322,8 +323,9 @@ impl PartialsMut<'_> {
 /// Rounds merged partial sums once and scales them: the end of C6.
 ///
 /// # Errors
-/// [`Error::Len`] unless `out` has one value for each sum.
+/// [`Error::Len`] unless `out` has one value for each sum; [`Error::Environment`].
 pub fn finish(partials: Partials<'_>, alpha: f32, out: FloatSliceMut<'_>) -> Result<(), Error> {
+    check_environment()?;
     let expected = match partials {
         Partials::Fixed(s) => s.len(),
         Partials::Exact(s) => s.len(),

@@ -18,7 +18,7 @@
 //! | [`E8m0`], [`E4m3`], [`ScaleType`] | the scale bytes | C2 |
 //! | [`PackedView`], [`PackedMut`], [`pack`], [`pad_k`] | packed matrices | C3, C8 |
 //! | [`QuantSpec`], [`QuantizeInput`] | quantization settings and input | C4 |
-//! | [`Transform`] | the block transform | C5 |
+//! | [`Transform`], [`fma`](fma()) | the block transform | C5 |
 //! | [`ExactSum`], [`FixedSum`], [`finish`] | exact accumulators and the one rounding | C6 |
 //! | [`Swizzle`] | the 128x4 scale layout | C7 |
 //! | [`check_environment`] | the floating-point environment | C9 |
@@ -50,7 +50,7 @@
 //! # Features
 //!
 //! None is on by default, and none changes a bit. `alloc`: owned matrices and the type-erased
-//! backend traits. `std`: the platform's fused multiply-add and half-precision instructions.
+//! backend traits. `std`: run-time detection of half-precision instructions.
 
 #![cfg_attr(not(test), no_std)]
 #![forbid(unsafe_code)]
@@ -64,6 +64,7 @@ mod environment;
 mod error;
 mod exact;
 mod float;
+mod fma;
 mod format;
 mod packed;
 pub mod reference;
@@ -80,8 +81,8 @@ pub use environment::check_environment;
 pub use error::{Buffer, DeviceError, Dim, Error, FpEnvironment, ScaleSetting, Unsupported};
 pub use exact::{ExactSum, FixedSum, Partials, PartialsMut, finish, finish_one};
 pub use float::{Float, FloatSlice, FloatSliceMut, NAN_BF16, NAN_F16, NAN_F32};
-pub use format::ScaleType;
-pub use format::{FloatType, Format, GroupSize};
+pub use fma::fma;
+pub use format::{FloatType, Format, GroupSize, ScaleType};
 #[cfg(feature = "alloc")]
 pub use packed::PackedMatrix;
 pub use packed::{Packed, PackedMut, PackedShape, PackedView, pack, pad_k, padded_k, unpack};

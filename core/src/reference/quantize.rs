@@ -16,6 +16,7 @@ use crate::backend::QuantizeInput;
 use crate::e2m1::E2m1;
 use crate::error::Error;
 use crate::float::{Float, FloatSlice, FloatSliceMut};
+use crate::fma::fma;
 use crate::packed::PackedMut;
 use crate::spec::QuantSpec;
 use crate::transform::Transform;
@@ -142,7 +143,7 @@ fn transform_chunk<T: Float>(x: &[T], t: &Transform<'_>, first: usize, y: &mut [
                 for (x, &t) in x.iter().zip(row) {
                     // T is rounded once from its stored type to x's type.
                     let t = T::from_f32(Float::to_f32(t)).to_f32();
-                    acc = num_traits::Float::mul_add(x.to_f32(), t, acc);
+                    acc = fma(x.to_f32(), t, acc);
                 }
                 *y = T::from_f32(acc).to_f32();
             }

@@ -1,0 +1,108 @@
+//! Smaller vector files from large ones: some of the cases, without some of the columns.
+//!
+//! A tensor belongs to the case whose name and a dot it starts with. The result has the same
+//! schema; its manifest names what it was taken from under `subset_of`, with the source's SHA-256,
+//! and has none of its own.
+
+use std::collections::HashMap;
+use std::path::Path;
+
+use safetensors::tensor::TensorView;
+use serde_json::{Value, json};
+
+use super::{Error, VectorFile};
+
+/// Where manifests list their cases.
+const CASE_LISTS: [&str; 2] = ["cases", "families"];
+
+/// Writes the cases `cases` of the vector file `source`, without the columns `without`, as the
+/// vector file `target`. Both are paths of a file without extension.
+///
+/// # Errors
+/// A source that cannot be read; [`Error::Subset`] for a case or column that it does not have;
+/// [`Error::Io`] if the target cannot be written.
+pub fn write_subset(
+    source: &Path,
+    target: &Path,
+    cases: &[String],
+    without: &[String],
+) -> Result<(), Error> {
+    let name = |path: &Path| path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let (file, target_name) = (name(source), name(target));
+    let dir = source.parent().unwrap_or(Path::new(""));
+    let read = VectorFile::open(dir, &file)?;
+    let subset = |what, got: &str, known: String| Error::Subset {
+        file: file.clone(),
+        what,
+        got: got.to_owned(),
+        known,
+    };
+
+    let json = write_error(source, std::fs::read(dir.join(format!("{file}.json"))))?;
+    let manifest_error = |source| Error::Manifest { file: file.clone(), source };
+    let mut manifest: Value = serde_json::from_slice(&json).map_err(manifest_error)?;
+    let list = CASE_LISTS
+        .into_iter()
+        .find_map(|list| manifest.get(list)?.as_object().map(|_| list))
+        .ok_or_else(|| subset("list", "cases", "no cases that could be chosen".to_owned()))?;
+    let known: Vec<String> =
+        manifest[list].as_object().into_iter().flatten().map(|(name, _)| name.clone()).collect();
+    if let Some(unknown) = cases.iter().find(|case| !known.contains(case)) {
+        return Err(subset("case", unknown, known.join(", ")));
+    }
+
+    // A tensor is `{case}.{column}`.
+    let column = |tensor: &str| tensor.rsplit('.').next().unwrap_or_default().to_owned();
+    if let Some(unknown) =
+        without.iter().find(|&out| !read.tensor_names().any(|t| column(t) == *out))
+    {
+        let mut columns: Vec<_> = read.tensor_names().map(column).collect();
+        columns.sort();
+        columns.dedup();
+        return Err(subset("column", unknown, columns.join(", ")));
+    }
+    let keep = |tensor: &str| {
+        cases.iter().any(|case| {
+            tensor.strip_prefix(case.as_str()).is_some_and(|rest| rest.starts_with('.'))
+        }) && !without.contains(&column(tensor))
+    };
+
+    let tensors: HashMap<&str, TensorView<'_>> = (read.tensor_names())
+        .filter(|tensor| keep(tensor))
+        .map(|tensor| {
+            let (dtype, shape, bytes) = read.raw(tensor)?;
+            let view = TensorView::new(dtype, shape.to_vec(), bytes)
+                .map_err(|source| Error::SafeTensors { file: file.clone(), source })?;
+            Ok((tensor, view))
+        })
+        .collect::<Result<_, Error>>()?;
+    let bytes = safetensors::serialize(tensors, None)
+        .map_err(|source| Error::SafeTensors { file: file.clone(), source })?;
+
+    let sha256 = manifest["sha256"].take();
+    let retain = |value: &mut Value, keep: &dyn Fn(&str) -> bool| {
+        if let Some(object) = value.as_object_mut() {
+            object.retain(|name, _| keep(name));
+        }
+    };
+    retain(&mut manifest, &|key| key != "sha256");
+    retain(&mut manifest[list], &|case| cases.iter().any(|kept| kept == case));
+    retain(&mut manifest["tensors"], &keep);
+    manifest["name"] = json!(target_name);
+    manifest["file"] = json!(format!("{target_name}.safetensors"));
+    manifest["bytes"] = json!(bytes.len());
+    manifest["subset_of"] = json!({
+        "name": file,
+        "sha256": sha256,
+        "cases_left_out": known.iter().filter(|case| !cases.contains(case)).collect::<Vec<_>>(),
+        "columns_left_out": without,
+    });
+    let text = serde_json::to_string_pretty(&manifest).map_err(manifest_error)? + "\n";
+    let path = |extension| target.with_file_name(format!("{target_name}.{extension}"));
+    write_error(target, std::fs::write(path("safetensors"), bytes))?;
+    write_error(target, std::fs::write(path("json"), text))
+}
+
+fn write_error<T>(path: &Path, result: std::io::Result<T>) -> Result<T, Error> {
+    result.map_err(|source| Error::Io { path: path.to_owned(), source })
+}
