@@ -230,7 +230,8 @@ pub fn read_parts(
 ) -> Result<Parts, Error> {
     let codes = required(state, join(prefix, E2M1))?;
     let scales = required(state, join(prefix, SCALE_QUANT))?;
-    let shape = packed_shape(&codes, &scales, options.scale_type)?;
+    let header = |tensor: &Named<'_>| (tensor.view.dtype(), tensor.view.shape().to_vec());
+    let shape = packed_shape(prefix, header(&codes), header(&scales), options.scale_type)?;
     let weight = PackedMatrix::new(shape, codes.data().to_vec(), scales.data().to_vec())?;
     refuse_bias(state, join(prefix, BIAS), options)?;
     let usual_ss = options.foreign.then(|| match shape.scale_type() {
@@ -258,13 +259,6 @@ impl<'a> Named<'a> {
         self.view.data()
     }
 
-    fn matrix(&self) -> Result<[usize; 2], Error> {
-        match *self.view.shape() {
-            [rows, cols] => Ok([rows, cols]),
-            _ => Err(self.wrong_shape("two dimensions")),
-        }
-    }
-
     fn wrong_shape(&self, expected: impl Into<String>) -> Error {
         let got = self.view.shape().to_vec();
         Error::Shape { name: self.name.clone(), expected: expected.into(), got }
@@ -284,26 +278,55 @@ fn required<'a>(state: &SafeTensors<'a>, name: String) -> Result<Named<'a>, Erro
     optional(state, name).ok_or(missing)
 }
 
-/// Derives shape, group size and format from the two buffers.
-fn packed_shape(
-    codes: &Named<'_>,
-    scales: &Named<'_>,
+/// Shape, group size and scale type of the layer under `prefix`, from the types and shapes of its
+/// codes and scale bytes alone. `given` is the type of scale bytes stored as U8.
+///
+/// # Errors
+/// [`Error::Dtype`], [`Error::ScaleTypeUnknown`] or [`Error::Shape`] naming the tensor;
+/// [`Error::Core`] for a group size that is none.
+pub fn packed_shape(
+    prefix: &str,
+    (codes_dtype, codes_shape): (Dtype, Vec<usize>),
+    (scales_dtype, scales_shape): (Dtype, Vec<usize>),
     given: Option<ScaleType>,
 ) -> Result<PackedShape, Error> {
-    if codes.view.dtype() != Dtype::U8 {
-        return Err(codes.wrong_dtype("U8 (two codes a byte)"));
+    let (codes, scales) = (join(prefix, E2M1), join(prefix, SCALE_QUANT));
+    if codes_dtype != Dtype::U8 {
+        let expected = "U8 (two codes a byte)";
+        return Err(Error::Dtype { name: codes, expected, got: codes_dtype });
     }
-    let scale_type = match (scales.view.dtype(), given) {
+    let scale_type = match (scales_dtype, given) {
         (Dtype::F8_E8M0, _) => ScaleType::E8M0,
         (Dtype::F8_E4M3, _) => ScaleType::E4M3,
         (Dtype::U8, Some(given)) => given,
-        (Dtype::U8, None) => return Err(Error::ScaleTypeUnknown { name: scales.name.clone() }),
-        _ => return Err(scales.wrong_dtype("F8_E8M0, F8_E4M3, or U8 with the scale type given")),
+        (Dtype::U8, None) => return Err(Error::ScaleTypeUnknown { name: scales }),
+        (got, _) => {
+            let expected = "F8_E8M0, F8_E4M3, or U8 with the scale type given";
+            return Err(Error::Dtype { name: scales, expected, got });
+        }
     };
-    let ([rows, bytes], [scale_rows, groups]) = (codes.matrix()?, scales.matrix()?);
-    let k = bytes.checked_mul(2).ok_or(fp4_core::Error::ShapeOverflow { rows, cols: bytes })?;
+    let wrong = |name: &String, expected: String, got: &Vec<usize>| Error::Shape {
+        name: name.clone(),
+        expected,
+        got: got.clone(),
+    };
+    let &[rows, bytes] = &codes_shape[..] else {
+        return Err(wrong(&codes, "(out, in / 2)".into(), &codes_shape));
+    };
+    let wrong_scales = || {
+        let groups = "one scale for each group of 16, 32, 64 or 128";
+        let expected =
+            format!("(out, in / group), {groups} of `{codes}`, which has {codes_shape:?}");
+        wrong(&scales, expected, &scales_shape)
+    };
+    let [scale_rows, groups] = match scales_shape[..] {
+        [scale_rows, groups] => [scale_rows, groups],
+        _ => return Err(wrong_scales()),
+    };
+    let overflow = fp4_core::Error::ShapeOverflow { rows, cols: bytes };
+    let k = bytes.checked_mul(2).ok_or(overflow)?;
     if scale_rows != rows {
-        return Err(scales.wrong_shape(format!("{rows} rows, as `{}` has", codes.name)));
+        return Err(wrong_scales());
     }
     let group = match (k, groups) {
         // No columns: the group size cannot be told, so it is the format's own.
@@ -311,12 +334,10 @@ fn packed_shape(
             ScaleType::E8M0 => GroupSize::G32,
             ScaleType::E4M3 => GroupSize::G16,
         },
-        _ if groups != 0 && k.is_multiple_of(groups) => GroupSize::new(k / groups)?,
-        _ => {
-            return Err(scales.wrong_shape(format!(
-                "{rows} rows and one scale for each group of the {k} elements of a row"
-            )));
+        _ if groups != 0 && k.is_multiple_of(groups) => {
+            GroupSize::new(k / groups).map_err(|_| wrong_scales())?
         }
+        _ => return Err(wrong_scales()),
     };
     Ok(PackedShape::new(rows, k, scale_type, group)?)
 }

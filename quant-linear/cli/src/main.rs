@@ -1,2 +1,76 @@
-//! The command.
-fn main() {}
+//! The `fp4` command: quantize, inspect and compare checkpoints in FP4, and demonstrate exactness.
+//!
+//! | command | does | module |
+//! |---|---|---|
+//! | `fp4 quantize IN -o OUT --format F` | dense weights to FP4 | [`quantize`] |
+//! | `fp4 inspect PATH` | what a checkpoint holds | [`inspect`] |
+//! | `fp4 compare A B` | how far two checkpoints are apart | [`compare`] |
+//! | `fp4 demo`, or no command at all | every backend on a real sample | [`demo`] |
+//!
+//! Exit codes: 0 success; 1 the answer asked for is no (`compare --exact`, `compare --tolerance`,
+//! `demo`); 2 bad usage, bad input or an I/O error, with nothing half-written. With `--json` stdout
+//! carries one JSON object and nothing else; progress, logs and errors go to stderr.
+
+#![forbid(unsafe_code)]
+
+mod checkpoint;
+mod compare;
+mod demo;
+mod dense;
+mod difference;
+mod inspect;
+mod output;
+mod progress;
+mod quantize;
+mod report;
+mod select;
+mod tiles;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// FP4 checkpoints (MXFP4 and NVFP4) whose matmul gives the same bits everywhere.
+#[derive(Debug, Parser)]
+#[command(name = "fp4", version, about)]
+struct Cli {
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Quantize the linear weights of a checkpoint to FP4.
+    Quantize(quantize::Args),
+    /// Show the tensors, quantized layers and scales of a checkpoint.
+    Inspect(inspect::Args),
+    /// Measure how far two checkpoints are apart, tensor by tensor.
+    Compare(compare::Args),
+    /// Run a real sample through every backend and compare the bits (the default command).
+    Demo(demo::Args),
+}
+
+impl Command {
+    fn run(&self) -> anyhow::Result<ExitCode> {
+        match self {
+            Command::Quantize(args) => quantize::run(args),
+            Command::Inspect(args) => inspect::run(args),
+            Command::Compare(args) => compare::run(args),
+            Command::Demo(args) => demo::run(args),
+        }
+    }
+}
+
+fn main() -> ExitCode {
+    env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("warn")).init();
+    // No command means `demo` with its own defaults, whatever they are.
+    let command = match Cli::parse().command {
+        Some(command) => Some(command),
+        None => Cli::parse_from(["fp4", "demo"]).command,
+    };
+    let outcome = command.map_or(Ok(ExitCode::SUCCESS), |command| command.run());
+    outcome.unwrap_or_else(|error| {
+        report::complain(&error);
+        ExitCode::from(2)
+    })
+}

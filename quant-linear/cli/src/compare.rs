@@ -1,0 +1,221 @@
+//! `fp4 compare`: how far two checkpoints are apart, tensor by tensor.
+//!
+//! ```text
+//! dense     with dense       values, and bytes where the types agree
+//! dense     with quantized   values; `X.weight` meets the layer `X`. If the layer has a transform,
+//!                            the dense weight is transformed the same way first (C5)
+//! quantized with quantized   values, and codes and scale bytes where the formats agree
+//! anything else              bytes
+//! ```
+//!
+//! The dense side is the reference that errors are relative to; between equals it is A. Pairs with a
+//! value that is not finite on one side are counted and left out of the error. What cannot be
+//! compared (other shapes, other transforms, a layer that is not whole) is reported as a problem
+//! after everything else has been compared; the exit code is then 2.
+
+mod pairs;
+mod text;
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::{Result, bail, ensure};
+use fp4_core::ScaleType;
+use quant_linear::state;
+use serde_json::{Value, json};
+
+use crate::checkpoint::{Checkpoint, Layers, ScaleTypeArg};
+use crate::difference::Difference;
+use crate::{progress, report};
+use pairs::{Item, Pair, Side};
+
+/// Arguments of `fp4 compare`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// The reference: a .safetensors file or a folder, dense or quantized.
+    a: PathBuf,
+    /// The other one.
+    b: PathBuf,
+    /// Exit with 1 if anything differs: a value, a code, a scale, a scalar, a type, a missing tensor.
+    #[arg(long)]
+    exact: bool,
+    /// Exit with 1 if a relative error is larger than this, or a tensor is missing on one side.
+    #[arg(long, value_name = "ERROR", value_parser = parse_tolerance, allow_hyphen_values = true)]
+    tolerance: Option<f64>,
+    /// What scale bytes stored as U8 are.
+    #[arg(long, value_enum)]
+    scale_type: Option<ScaleTypeArg>,
+    /// Print one JSON object instead of tables, and no progress.
+    #[arg(long)]
+    json: bool,
+}
+
+fn parse_tolerance(text: &str) -> Result<f64, String> {
+    let value = text.parse::<f64>().ok().filter(|v| v.is_finite() && *v >= 0.0);
+    value.ok_or_else(|| format!("`{text}` is no tolerance; give a number of at least 0"))
+}
+
+/// Everything that was found.
+#[derive(Debug, Default)]
+struct Findings {
+    pairs: Vec<(String, Pair)>,
+    only: [Vec<String>; 2],
+    problems: Vec<String>,
+}
+
+/// Runs the command.
+///
+/// # Errors
+/// Bad input, tensors that cannot be compared, or an I/O error.
+pub(crate) fn run(args: &Args) -> Result<ExitCode> {
+    let checkpoints = [Checkpoint::open(&args.a)?, Checkpoint::open(&args.b)?];
+    let layers = checkpoints
+        .each_ref()
+        .map(|checkpoint| Layers::find(checkpoint, args.scale_type.map(ScaleType::from)));
+    let mut findings = Findings::default();
+    let items = [0, 1].map(|i| {
+        let label = if i == 0 { &args.a } else { &args.b };
+        items(&checkpoints[i], &layers[i], &label.display().to_string(), &mut findings.problems)
+    });
+    let work = items[0].iter().filter(|(name, _)| items[1].contains_key(*name));
+    let bar = progress::bar(work.map(|(_, item)| item.byte_len()).sum(), args.json);
+    for (name, a) in &items[0] {
+        let Some(b) = items[1].get(name) else {
+            findings.only[0].push(a.shown(name));
+            continue;
+        };
+        bar.set_message(name.clone());
+        let sides =
+            [Side { from: &checkpoints[0], item: *a }, Side { from: &checkpoints[1], item: *b }];
+        match pairs::compare(&sides)? {
+            Ok(pair) => findings.pairs.push((name.clone(), pair)),
+            Err(problem) => findings.problems.push(format!("`{name}`: {problem}")),
+        }
+        bar.inc(a.byte_len());
+    }
+    for (name, b) in &items[1] {
+        if !items[0].contains_key(name) {
+            findings.only[1].push(b.shown(name));
+        }
+    }
+    bar.finish_and_clear();
+    findings.pairs.sort_by(|(a_name, a), (b_name, b)| {
+        b.rank().total_cmp(&a.rank()).then_with(|| a_name.cmp(b_name))
+    });
+    ensure!(
+        !(findings.pairs.is_empty() && findings.problems.is_empty()),
+        "{} and {} have no tensor in common; are they versions of one model? `fp4 inspect` lists \
+         their tensors",
+        args.a.display(),
+        args.b.display()
+    );
+    let passed = findings.pass(args);
+    if args.json {
+        report::print_json(&findings.json(args, passed))?;
+    } else {
+        report::print(&text::text(args, &findings))?;
+    }
+    if let Some(problem) = findings.problems.first() {
+        bail!(
+            "{} could not be compared: {problem}",
+            report::count(findings.problems.len(), "tensor")
+        );
+    }
+    Ok(if passed { ExitCode::SUCCESS } else { ExitCode::from(1) })
+}
+
+/// What there is to compare on one side: layers under the name that their dense weight would have.
+fn items<'a>(
+    checkpoint: &'a Checkpoint,
+    layers: &'a Layers,
+    label: &str,
+    problems: &mut Vec<String>,
+) -> BTreeMap<String, Item<'a>> {
+    problems.extend(layers.bad.values().map(|error| format!("{label}: {error:#}")));
+    let dense = checkpoint.tensors().iter();
+    let dense = dense.filter(|(name, _)| !layers.tensors.contains(*name));
+    let mut items: BTreeMap<_, _> =
+        dense.map(|(name, tensor)| (name.clone(), Item::Dense(tensor))).collect();
+    for (prefix, layer) in &layers.good {
+        let name = state::join(prefix, "weight");
+        if items.insert(name.clone(), Item::Layer(layer)).is_some() {
+            problems.push(format!(
+                "{label} holds `{name}` both dense and quantized, only the quantized one was \
+                 compared; remove one of them"
+            ));
+        }
+    }
+    for prefix in layers.bad.keys() {
+        items.remove(&state::join(prefix, "weight"));
+    }
+    items
+}
+
+impl Findings {
+    /// Do the findings satisfy `--exact` and `--tolerance`?
+    fn pass(&self, args: &Args) -> bool {
+        let complete = self.only.iter().all(Vec::is_empty) && self.problems.is_empty();
+        let exact = complete && self.pairs.iter().all(|(_, pair)| pair.identical);
+        let within = |tolerance: f64| {
+            complete
+                && self.pairs.iter().all(|(_, pair)| match &pair.difference {
+                    Some(d) => d.relative() <= tolerance && d.not_finite() == 0,
+                    None => pair.identical,
+                })
+        };
+        (!args.exact || exact) && args.tolerance.is_none_or(within)
+    }
+
+    /// The error over all pairs with a quantized side.
+    fn total(&self) -> Difference {
+        let mut total = Difference::default();
+        let quantized = self.pairs.iter().filter(|(_, pair)| pair.kind.is_quantized());
+        quantized.filter_map(|(_, p)| p.difference.as_ref()).for_each(|d| total.merge(d));
+        total
+    }
+
+    fn json(&self, args: &Args, passed: bool) -> Value {
+        let pairs = self.pairs.iter().map(|(name, pair)| {
+            let d = pair.difference.as_ref();
+            json!({
+                "name": name,
+                "kind": pair.kind.name(),
+                "shape": pair.shape,
+                "identical": pair.identical,
+                "domain": pair.domain(),
+                "relative_error": d.map(Difference::relative),
+                "sqnr_db": d.map(Difference::sqnr_db),
+                "max_abs_error": d.map(Difference::max_abs),
+                "values_differ": d.map(Difference::differ),
+                "not_finite": d.map(Difference::not_finite),
+                "codes_differ": pair.codes_differ,
+                "scales_differ": pair.scales_differ,
+                "bytes_differ": pair.bytes_differ,
+                "settings_differ": pair.settings_differ,
+                "nan_scales": pair.nan_scales,
+            })
+        });
+        let total = self.total();
+        let identical = self.pairs.iter().filter(|(_, p)| p.identical).count();
+        json!({
+            "command": "compare",
+            "a": args.a.to_string_lossy(),
+            "b": args.b.to_string_lossy(),
+            "tensors": pairs.collect::<Vec<_>>(),
+            "only_in_a": self.only[0],
+            "only_in_b": self.only[1],
+            "problems": self.problems,
+            "exact": args.exact,
+            "tolerance": args.tolerance,
+            "passed": passed,
+            "totals": {
+                "compared": self.pairs.len(),
+                "identical": identical,
+                "quantized_relative_error": total.relative(),
+                "quantized_sqnr_db": total.sqnr_db(),
+                "quantized_max_abs_error": total.max_abs(),
+            },
+        })
+    }
+}

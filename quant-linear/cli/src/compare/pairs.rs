@@ -1,0 +1,314 @@
+//! One tensor of A against one of B, streamed.
+
+use anyhow::Result;
+use fp4_core::{FloatType, PackedMatrix, Transform, with_floats};
+use quant_linear::{FloatVec, StoredTransform, state};
+
+use crate::checkpoint::{Checkpoint, Layer, Tensor, byte_len};
+use crate::dense;
+use crate::difference::Difference;
+use crate::tiles::{DEFAULT_BLOCK_BYTES, Tile, tiles};
+
+/// What there is to compare under a name.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Item<'a> {
+    /// A tensor as it is.
+    Dense(&'a Tensor),
+    /// A quantized layer.
+    Layer(&'a Layer),
+}
+
+/// An item and where its bytes are.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Side<'a> {
+    pub(super) from: &'a Checkpoint,
+    pub(super) item: Item<'a>,
+}
+
+/// What met what.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    Dense,
+    DenseQuantized,
+    Quantized,
+    Bytes,
+}
+
+/// How two items compare.
+#[derive(Debug)]
+pub(super) struct Pair {
+    pub(super) kind: Kind,
+    pub(super) shape: Vec<usize>,
+    /// Nothing differs that the two can have in common.
+    pub(super) identical: bool,
+    /// The dense side was transformed as the layer's weight was.
+    pub(super) transformed: bool,
+    /// The error of the values, where both sides have values.
+    pub(super) difference: Option<Difference>,
+    /// Codes that differ, where the formats agree.
+    pub(super) codes_differ: Option<u64>,
+    /// Scale bytes that differ, where the formats agree.
+    pub(super) scales_differ: Option<u64>,
+    /// Bytes that differ, where the types agree.
+    pub(super) bytes_differ: Option<u64>,
+    /// Scalars of two quantized layers that differ.
+    pub(super) settings_differ: Vec<&'static str>,
+    /// NaN scales of the quantized sides.
+    pub(super) nan_scales: u64,
+}
+
+impl Item<'_> {
+    /// Bytes to be read.
+    pub(super) fn byte_len(&self) -> u64 {
+        match self {
+            Item::Dense(tensor) => byte_len(&tensor.info) as u64,
+            Item::Layer(layer) => layer.byte_len(),
+        }
+    }
+
+    /// The name as the report shows it.
+    pub(super) fn shown(&self, name: &str) -> String {
+        match self {
+            Item::Dense(_) => name.to_string(),
+            Item::Layer(_) => format!("{name} (quantized)"),
+        }
+    }
+}
+
+impl Kind {
+    /// The kind as the reports name it.
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Kind::Dense => "dense-dense",
+            Kind::DenseQuantized => "dense-quantized",
+            Kind::Quantized => "quantized-quantized",
+            Kind::Bytes => "bytes",
+        }
+    }
+
+    /// Is a quantized layer among the two?
+    pub(super) fn is_quantized(self) -> bool {
+        matches!(self, Kind::DenseQuantized | Kind::Quantized)
+    }
+}
+
+impl Pair {
+    fn new(kind: Kind, shape: &[usize]) -> Self {
+        Pair {
+            kind,
+            shape: shape.to_vec(),
+            identical: false,
+            transformed: false,
+            difference: None,
+            codes_differ: None,
+            scales_differ: None,
+            bytes_differ: None,
+            settings_differ: vec![],
+            nan_scales: 0,
+        }
+    }
+
+    /// What the values are: weights, or weights after the block transform.
+    pub(super) fn domain(&self) -> &'static str {
+        if self.transformed { "transformed weight" } else { "weight" }
+    }
+
+    /// For sorting, worst first: the relative error; pairs without one come first if they differ.
+    pub(super) fn rank(&self) -> f64 {
+        match &self.difference {
+            Some(d) if d.not_finite() == 0 || d.relative() > 0.0 => d.relative(),
+            Some(_) => f64::MIN_POSITIVE,
+            None if self.identical => -1.0,
+            None => f64::INFINITY,
+        }
+    }
+}
+
+/// Compares two items. The inner error says why they cannot be compared.
+///
+/// # Errors
+/// I/O errors.
+pub(super) fn compare(sides: &[Side<'_>; 2]) -> Result<Result<Pair, String>> {
+    let [a, b] = sides;
+    match (a.item, b.item) {
+        (Item::Dense(x), Item::Dense(y)) => dense_dense(a.from, x, b.from, y),
+        (Item::Dense(x), Item::Layer(y)) => dense_layer(a.from, x, b.from, y),
+        (Item::Layer(x), Item::Dense(y)) => dense_layer(b.from, y, a.from, x),
+        (Item::Layer(x), Item::Layer(y)) => layer_layer(a.from, x, b.from, y),
+    }
+}
+
+fn dense_dense(
+    a_from: &Checkpoint,
+    a: &Tensor,
+    b_from: &Checkpoint,
+    b: &Tensor,
+) -> Result<Result<Pair, String>> {
+    if a.info.shape != b.info.shape {
+        return Ok(Err(format!("shapes {:?} and {:?} differ", a.info.shape, b.info.shape)));
+    }
+    let types = (state::float_type(a.info.dtype), state::float_type(b.info.dtype));
+    let same_type = a.info.dtype == b.info.dtype;
+    let (Some(a_type), Some(b_type)) = types else {
+        return if same_type {
+            let mut pair = Pair::new(Kind::Bytes, &a.info.shape);
+            let mut differ = 0;
+            for tile in tiles(1, byte_len(&a.info), 1, DEFAULT_BLOCK_BYTES) {
+                let x = a_from.bytes(a, tile.start, tile.len())?;
+                differ += bytes_differ(&x, &b_from.bytes(b, tile.start, tile.len())?);
+            }
+            pair.bytes_differ = Some(differ);
+            pair.identical = differ == 0;
+            Ok(Ok(pair))
+        } else {
+            Ok(Err(format!("types {} and {} cannot be compared", a.info.dtype, b.info.dtype)))
+        };
+    };
+    let mut pair = Pair::new(Kind::Dense, &a.info.shape);
+    let (mut difference, mut differ) = (Difference::default(), 0);
+    let elements = byte_len(&a.info) / a_type.bytes();
+    let largest = a_type.bytes().max(b_type.bytes());
+    for tile in tiles(1, elements, largest, DEFAULT_BLOCK_BYTES) {
+        let x = dense::read(a_from, a, a_type, &tile)?;
+        let y = dense::read(b_from, b, b_type, &tile)?;
+        add(&mut difference, &x, &y);
+        if same_type {
+            differ += bytes_differ(&x.to_le_bytes(), &y.to_le_bytes());
+        }
+    }
+    pair.bytes_differ = same_type.then_some(differ);
+    pair.identical = same_type && differ == 0;
+    pair.difference = Some(difference);
+    Ok(Ok(pair))
+}
+
+fn dense_layer(
+    dense_from: &Checkpoint,
+    dense: &Tensor,
+    layer_from: &Checkpoint,
+    layer: &Layer,
+) -> Result<Result<Pair, String>> {
+    let shape = [layer.shape.rows(), layer.shape.k()];
+    if dense.info.shape != shape {
+        let given = &dense.info.shape;
+        return Ok(Err(format!("the dense shape {given:?} and the quantized {shape:?} differ")));
+    }
+    let Some(float_type) = state::float_type(dense.info.dtype) else {
+        return Ok(Err(format!(
+            "the dense tensor is {}, expected F32, F16 or BF16",
+            dense.info.dtype
+        )));
+    };
+    let transform = layer.parts.transform.as_ref().map(StoredTransform::view).transpose()?;
+    let mut pair = Pair::new(Kind::DenseQuantized, &shape);
+    pair.transformed = transform.is_some();
+    let mut difference = Difference::default();
+    for tile in tiles(shape[0], shape[1], FloatType::F32.bytes(), DEFAULT_BLOCK_BYTES) {
+        let x = dense::read(dense_from, dense, float_type, &tile)?;
+        let x = transformed(x, &tile, transform.as_ref())?;
+        let packed = layer.packed(layer_from, &tile)?;
+        pair.nan_scales += nan_scales(&packed);
+        let y = dense::dequantized(packed.view(), layer.parts.weight_global_scale)?;
+        add(&mut difference, &x, &FloatVec::F32(y));
+    }
+    pair.identical = difference.differ() == 0;
+    pair.difference = Some(difference);
+    Ok(Ok(pair))
+}
+
+fn layer_layer(
+    a_from: &Checkpoint,
+    a: &Layer,
+    b_from: &Checkpoint,
+    b: &Layer,
+) -> Result<Result<Pair, String>> {
+    let shapes = [a, b].map(|layer| [layer.shape.rows(), layer.shape.k()]);
+    if shapes[0] != shapes[1] {
+        return Ok(Err(format!("the shapes {:?} and {:?} differ", shapes[0], shapes[1])));
+    }
+    if a.parts.transform != b.parts.transform {
+        return Ok(Err(
+            "the two layers have different transforms, so their weights mean different \
+                       things; compare each with the dense checkpoint"
+                .into(),
+        ));
+    }
+    let same_format = a.shape.expect_same_format(&b.shape).is_ok();
+    let mut pair = Pair::new(Kind::Quantized, &shapes[0]);
+    pair.transformed = a.parts.transform.is_some();
+    let (mut difference, mut codes, mut scales) = (Difference::default(), 0, 0);
+    for tile in tiles(shapes[0][0], shapes[0][1], FloatType::F32.bytes(), DEFAULT_BLOCK_BYTES) {
+        let (x, y) = (a.packed(a_from, &tile)?, b.packed(b_from, &tile)?);
+        pair.nan_scales += nan_scales(&x) + nan_scales(&y);
+        if same_format {
+            codes += codes_differ(x.codes(), y.codes());
+            scales += bytes_differ(x.scales(), y.scales());
+        }
+        let x = dense::dequantized(x.view(), a.parts.weight_global_scale)?;
+        let y = dense::dequantized(y.view(), b.parts.weight_global_scale)?;
+        difference.add(&x, &y);
+    }
+    if same_format {
+        (pair.codes_differ, pair.scales_differ) = (Some(codes), Some(scales));
+    }
+    pair.settings_differ = settings_differ(a, b);
+    pair.identical = same_format && codes == 0 && scales == 0 && pair.settings_differ.is_empty();
+    pair.difference = Some(difference);
+    Ok(Ok(pair))
+}
+
+/// The scalars that differ, by name.
+fn settings_differ(a: &Layer, b: &Layer) -> Vec<&'static str> {
+    let bits = |value: Option<f32>| value.map(f32::to_bits);
+    let scalars = [a, b].map(|layer| {
+        let p = &layer.parts;
+        [
+            (state::WEIGHT_GLOBAL_SCALE, Some(p.weight_global_scale.to_bits())),
+            (state::ACTIVATION_GLOBAL_SCALE, bits(p.activation_global_scale)),
+            (state::ACTIVATION_SCALE_SCALE, bits(p.activation_scale_scale)),
+        ]
+    });
+    let pairs = scalars[0].iter().zip(&scalars[1]);
+    pairs.filter(|(a, b)| a != b).map(|(a, _)| a.0).collect()
+}
+
+fn transformed(x: FloatVec, tile: &Tile, transform: Option<&Transform<'_>>) -> Result<FloatVec> {
+    match transform {
+        None => Ok(x),
+        Some(t) => dense::transformed(&x, tile.cols, &dense::columns(t, tile)?),
+    }
+}
+
+fn add(difference: &mut Difference, a: &FloatVec, b: &FloatVec) {
+    with_floats!(FloatSlice, a.as_slice(), a => {
+        with_floats!(FloatSlice, b.as_slice(), b => difference.add(a, b));
+    });
+}
+
+fn nan_scales(packed: &PackedMatrix) -> u64 {
+    let ty = packed.shape().scale_type();
+    packed.scales().iter().filter(|&&s| ty.is_nan(s)).count() as u64
+}
+
+fn bytes_differ(a: &[u8], b: &[u8]) -> u64 {
+    a.iter().zip(b).filter(|(a, b)| a != b).count() as u64
+}
+
+/// Number of 4-bit codes that differ.
+fn codes_differ(a: &[u8], b: &[u8]) -> u64 {
+    let nibbles = |(a, b): (&u8, &u8)| {
+        let x = a ^ b;
+        u64::from(x & 0xF != 0) + u64::from(x >> 4 != 0)
+    };
+    a.iter().zip(b).map(nibbles).sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn codes_are_counted_by_nibble() {
+        assert_eq!(codes_differ(&[0x12, 0x34, 0x56], &[0x12, 0x35, 0x65]), 3);
+    }
+}

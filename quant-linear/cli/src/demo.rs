@@ -1,0 +1,397 @@
+//! `fp4 demo`: the main job on real data, through every pair of backends on this machine.
+//!
+//! A slice of a real weight and the real activations that enter it (`fixtures/README.md`) are
+//! quantized to both formats and multiplied by every quantizer x matmul pair. Each result is
+//! compared bit for bit with the core's reference functions, called directly.
+//!
+//! Two errors are shown, both against f64: that of the *rounding*, from the exact product of the
+//! quantized operands, which one f32 rounding bounds by 2^-24; and that of the *quantization*,
+//! from the product of the dense operands, which is what 4 bits cost.
+
+use std::process::ExitCode;
+use std::time::Instant;
+
+use anyhow::{Context, Result, ensure};
+use comfy_table::{CellAlignment, Table, presets::UTF8_FULL_CONDENSED};
+use fp4_core::reference;
+use fp4_core::{ExactSum, Format, PackedMatrix, Partials, PartialsMut, QuantizeInput};
+use quant_linear::{Backends, DenseOptions, QuantLinear};
+use safetensors::SafeTensors;
+use serde::Serialize;
+
+/// The embedded sample.
+const SAMPLE: &[u8] = include_bytes!("../fixtures/minilm-slice.safetensors");
+
+/// Timed forwards of each pair; the median is shown.
+const RUNS: usize = 15;
+
+/// Arguments of `fp4 demo`.
+#[derive(Debug, Default, clap::Args)]
+pub(crate) struct Args {
+    /// Print one JSON object instead of tables
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// The whole report, as `--json` prints it.
+#[derive(Debug, Serialize)]
+struct Report {
+    sample: Sample,
+    formats: Vec<FormatReport>,
+    unavailable: Vec<Unavailable>,
+}
+
+#[derive(Debug, Serialize)]
+struct Sample {
+    source: &'static str,
+    m: usize,
+    n: usize,
+    k: usize,
+}
+
+#[derive(Debug, Serialize)]
+struct FormatReport {
+    format: String,
+    weight_bytes_f32: usize,
+    weight_bytes_fp4: usize,
+    /// Relative to the dense f64 product.
+    quantization_error: f64,
+    pairs: Vec<Pair>,
+}
+
+#[derive(Debug, Serialize)]
+struct Pair {
+    quantizer: String,
+    matmul: String,
+    elements: usize,
+    differ: usize,
+    /// Index of the first differing output with both bit patterns, in hex.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    first_difference: Option<String>,
+    /// Relative to the exact product of the quantized operands, in f64.
+    rounding_error: f64,
+    microseconds: f64,
+}
+
+#[derive(Debug, Serialize)]
+struct Unavailable {
+    backend: String,
+    reason: String,
+}
+
+/// Runs the demonstration; exit code 1 if any pair differs from the reference.
+///
+/// # Errors
+/// If the embedded sample cannot be read or a backend fails.
+pub(crate) fn run(args: &Args) -> Result<ExitCode> {
+    let report = measure(&Backends::available())?;
+    if args.json {
+        println!("{}", serde_json::to_string_pretty(&report)?);
+    } else {
+        print!("{}", text(&report));
+    }
+    let (elements, differ) = totals(&report);
+    Ok(if elements > 0 && differ == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// A dense row-major matrix.
+struct Dense {
+    rows: usize,
+    cols: usize,
+    values: Vec<f32>,
+}
+
+fn load(tensors: &SafeTensors<'_>, name: &str) -> Result<Dense> {
+    let tensor =
+        tensors.tensor(name).with_context(|| format!("the embedded sample lacks `{name}`"))?;
+    let &[rows, cols] = tensor.shape() else {
+        anyhow::bail!("`{name}` in the embedded sample is not a matrix");
+    };
+    let bytes = tensor.data().chunks_exact(4);
+    let values = bytes.map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect();
+    Ok(Dense { rows, cols, values })
+}
+
+fn measure(backends: &Backends) -> Result<Report> {
+    let tensors = SafeTensors::deserialize(SAMPLE).context("the embedded sample is damaged")?;
+    let (weight, x) = (load(&tensors, "weight")?, load(&tensors, "activations")?);
+    ensure!(weight.cols == x.cols, "the embedded sample does not fit together");
+    let dense = dense_product(&x, &weight);
+    let formats = Format::ALL
+        .iter()
+        .map(|&format| measure_format(format, &weight, &x, &dense, backends))
+        .collect::<Result<_>>()?;
+    let unavailable = backends.unavailable().iter();
+    let unavailable = unavailable
+        .map(|(name, reason)| Unavailable { backend: name.clone(), reason: reason.to_string() })
+        .collect();
+    Ok(Report {
+        sample: Sample {
+            source: "all-MiniLM-L6-v2, encoder.layer.3.intermediate.dense",
+            m: x.rows,
+            n: weight.rows,
+            k: x.cols,
+        },
+        formats,
+        unavailable,
+    })
+}
+
+fn measure_format(
+    format: Format,
+    weight: &Dense,
+    x: &Dense,
+    dense: &[f64],
+    backends: &Backends,
+) -> Result<FormatReport> {
+    let options = DenseOptions::new(format);
+    let mut layer =
+        QuantLinear::from_dense(&weight.values[..], weight.rows, weight.cols, &options)?;
+    layer.set_backends(backends.clone());
+    let alpha = layer.weight_global_scale() * layer.activation_global_scale();
+
+    // What must come out, by the reference functions, and the exact product behind it.
+    let input = QuantizeInput::new(&x.values[..], x.rows, x.cols, &options.activation_spec()?)?;
+    let mut packed = PackedMatrix::zeros(input.shape());
+    reference::quantize(&input, &mut packed.view_mut())?;
+    let (a, b) = (packed.view(), layer.weight()?.view());
+    let mut expected = vec![0f32; dense.len()];
+    reference::matmul(a, b, alpha, (&mut expected[..]).into())?;
+    let mut sums = vec![ExactSum::ZERO; dense.len()];
+    reference::partial(a, b, 0..a.shape().row_groups(), PartialsMut::Exact(&mut sums))?;
+    let mut from_sums = vec![0f32; dense.len()];
+    fp4_core::finish(Partials::Exact(&sums), alpha, (&mut from_sums[..]).into())?;
+    ensure!(bits(&expected).eq(bits(&from_sums)), "partial sums and matmul disagree");
+    let exact: Vec<f64> = sums.iter().map(|s| s.to_f64() * f64::from(alpha)).collect();
+
+    let mut pairs = Vec::new();
+    let names: Vec<String> = backends.list().iter().map(|b| b.name().to_string()).collect();
+    for quantizer in &names {
+        for matmul in &names {
+            layer.set_quantizer(quantizer.as_str());
+            layer.set_matmul(matmul.as_str());
+            let why = layer.explain(x.rows, fp4_core::FloatType::F32)?;
+            let chosen = (why.quantize.chosen(), why.matmul.chosen());
+            // Another backend standing in would be a comparison of something else.
+            ensure!(
+                chosen == (Some(quantizer), Some(matmul)),
+                "the pair {quantizer} x {matmul} cannot run this sample:\n{why}"
+            );
+            pairs.push(measure_pair(&layer, (quantizer, matmul), x, &expected, &exact)?);
+        }
+    }
+    let shape = layer.weight()?.shape();
+    Ok(FormatReport {
+        format: format.to_string(),
+        weight_bytes_f32: 4 * weight.values.len(),
+        weight_bytes_fp4: shape.codes_len() + shape.scales_len() + 4,
+        quantization_error: relative_error(&expected, dense),
+        pairs,
+    })
+}
+
+fn measure_pair(
+    layer: &QuantLinear,
+    (quantizer, matmul): (&str, &str),
+    x: &Dense,
+    expected: &[f32],
+    exact: &[f64],
+) -> Result<Pair> {
+    let mut seconds = Vec::with_capacity(RUNS);
+    let mut y = layer.forward(&x.values, &[x.rows, x.cols])?; // prepares the weight
+    for _ in 0..RUNS {
+        let start = Instant::now();
+        y = layer.forward(&x.values, &[x.rows, x.cols])?;
+        seconds.push(start.elapsed().as_secs_f64());
+    }
+    seconds.sort_by(f64::total_cmp);
+    let differing: Vec<usize> = bits(&y)
+        .zip(bits(expected))
+        .enumerate()
+        .filter_map(|(i, (got, want))| (got != want).then_some(i))
+        .collect();
+    let first_difference = differing.first().map(|&i| {
+        format!("output {i}: {:#010x}, expected {:#010x}", y[i].to_bits(), expected[i].to_bits())
+    });
+    Ok(Pair {
+        quantizer: quantizer.to_string(),
+        matmul: matmul.to_string(),
+        elements: y.len(),
+        differ: differing.len(),
+        first_difference,
+        rounding_error: relative_error(&y, exact),
+        microseconds: seconds[RUNS / 2] * 1e6,
+    })
+}
+
+fn bits(values: &[f32]) -> impl Iterator<Item = u32> + '_ {
+    values.iter().map(|v| v.to_bits())
+}
+
+/// x * W^T of the dense values, in f64.
+fn dense_product(x: &Dense, weight: &Dense) -> Vec<f64> {
+    let dot = |a: &[f32], b: &[f32]| {
+        a.iter().zip(b).map(|(&a, &b)| f64::from(a) * f64::from(b)).sum::<f64>()
+    };
+    let rows = x.values.chunks_exact(x.cols);
+    rows.flat_map(|a| weight.values.chunks_exact(weight.cols).map(move |b| dot(a, b))).collect()
+}
+
+/// ||y - expected|| / ||expected||.
+fn relative_error(y: &[f32], expected: &[f64]) -> f64 {
+    let square = |v: f64| v * v;
+    let error: f64 = y.iter().zip(expected).map(|(&y, &e)| square(f64::from(y) - e)).sum();
+    (error / expected.iter().map(|&e| square(e)).sum::<f64>()).sqrt()
+}
+
+fn totals(report: &Report) -> (usize, usize) {
+    let pairs = report.formats.iter().flat_map(|f| &f.pairs);
+    pairs.fold((0, 0), |(n, d), p| (n + p.elements, d + p.differ))
+}
+
+fn text(report: &Report) -> String {
+    use std::fmt::Write;
+    let mut out = String::new();
+    let s = &report.sample;
+    let _ = writeln!(
+        out,
+        "Real activations ({} x {}) times a real weight ({} x {}), {}\n\
+         quantized to FP4 and multiplied by every pair of backends on this machine:\n",
+        s.m, s.k, s.n, s.k, s.source
+    );
+    let mut table = Table::new();
+    table.load_style(UTF8_FULL_CONDENSED);
+    table.set_header([
+        "format",
+        "quantizer",
+        "matmul",
+        "values",
+        "differ",
+        "rounding error",
+        "quantization error",
+        "time",
+    ]);
+    for f in &report.formats {
+        for p in &f.pairs {
+            table.add_row([
+                f.format.clone(),
+                p.quantizer.clone(),
+                p.matmul.clone(),
+                p.elements.to_string(),
+                p.differ.to_string(),
+                format!("{:.1e}", p.rounding_error),
+                format!("{:.2} %", 100.0 * f.quantization_error),
+                format!("{:.0} us", p.microseconds),
+            ]);
+        }
+    }
+    for column in table.column_iter_mut().skip(3) {
+        column.set_cell_alignment(CellAlignment::Right);
+    }
+    let _ = writeln!(out, "{table}");
+    for f in &report.formats {
+        let ratio = f.weight_bytes_f32 as f64 / f.weight_bytes_fp4 as f64;
+        let _ = writeln!(
+            out,
+            "{}: the weight takes {} bytes instead of {} in f32, 1/{ratio:.1}",
+            f.format, f.weight_bytes_fp4, f.weight_bytes_f32
+        );
+    }
+    for u in &report.unavailable {
+        let _ = writeln!(out, "{} is not available: {}", u.backend, u.reason);
+    }
+    for p in report.formats.iter().flat_map(|f| &f.pairs) {
+        if let Some(first) = &p.first_difference {
+            let _ = writeln!(out, "{} x {} DIFFERS, {first}", p.quantizer, p.matmul);
+        }
+    }
+    let (elements, differ) = totals(report);
+    let pairs: usize = report.formats.iter().map(|f| f.pairs.len()).sum();
+    let verdict = if differ == 0 { "the same bits everywhere" } else { "NOT the same bits" };
+    let _ = writeln!(out, "{pairs} pairs, {elements} values compared, {differ} differ: {verdict}");
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use fp4_core::backend::erased::Backend;
+    use fp4_core::{
+        Error, FloatSliceMut, Matmul, MatmulQuery, Named, Packed, PackedView, Paths, Unsupported,
+    };
+
+    #[test]
+    fn every_available_pair_has_the_bits_of_the_reference() {
+        let report = measure(&Backends::available()).unwrap();
+        let backends = Backends::available().list().len();
+        assert_eq!(report.formats.len(), 2);
+        assert!(report.formats.iter().all(|f| f.pairs.len() == backends * backends));
+        let (elements, differ) = totals(&report);
+        assert_eq!((elements, differ), (2 * backends * backends * 48 * 192, 0));
+        println!("demo: {elements} values compared, {differ} differ");
+        for f in &report.formats {
+            assert!(f.quantization_error > 0.01 && f.quantization_error < 0.25, "{f:?}");
+            assert!(f.pairs.iter().all(|p| p.rounding_error < 2f64.powi(-24)), "{f:?}");
+        }
+    }
+
+    /// Multiplies right but for one bit of one output.
+    struct OneBitOff;
+
+    impl Named for OneBitOff {
+        fn name(&self) -> &str {
+            "one-bit-off"
+        }
+    }
+
+    impl Matmul for OneBitOff {
+        type Prepared<B: Packed> = reference::ReferenceWeight<B>;
+
+        fn supports_matmul(&self, _: &MatmulQuery) -> Result<(), Unsupported> {
+            Ok(())
+        }
+
+        fn prepare<B: Packed>(&self, b: B) -> Result<Self::Prepared<B>, Error> {
+            reference::Reference.prepare(b)
+        }
+
+        fn matmul<B: Packed>(
+            &self,
+            a: PackedView<'_>,
+            b: &Self::Prepared<B>,
+            alpha: f32,
+            mut out: FloatSliceMut<'_>,
+        ) -> Result<Paths, Error> {
+            let paths = reference::Reference.matmul(a, b, alpha, out.reborrow())?;
+            if let FloatSliceMut::F32(y) = out {
+                y[777] = f32::from_bits(y[777].to_bits() ^ 1);
+            }
+            Ok(paths)
+        }
+    }
+
+    #[test]
+    fn a_backend_that_is_one_bit_off_is_caught() {
+        let wrong = Backends::none()
+            .with(Backend::matmul_only(OneBitOff))
+            .with(Backend::quantizer_only(reference::Reference));
+        // Neither has both roles, so name the one pair that exists.
+        let tensors = SafeTensors::deserialize(SAMPLE).unwrap();
+        let (weight, x) =
+            (load(&tensors, "weight").unwrap(), load(&tensors, "activations").unwrap());
+        let mut layer = QuantLinear::from_dense(
+            &weight.values[..],
+            weight.rows,
+            weight.cols,
+            &DenseOptions::new(Format::MxFp4),
+        )
+        .unwrap();
+        let expected = layer.forward(&x.values, &[x.rows, x.cols]).unwrap();
+        layer.set_backends(wrong);
+        let exact: Vec<f64> = expected.iter().map(|&v| f64::from(v)).collect();
+        let pair =
+            measure_pair(&layer, ("reference", "one-bit-off"), &x, &expected, &exact).unwrap();
+        assert_eq!(pair.differ, 1);
+        assert!(pair.first_difference.unwrap().starts_with("output 777:"));
+    }
+}

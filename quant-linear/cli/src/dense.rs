@@ -1,0 +1,143 @@
+//! Dense values, tile by tile: reading, transforming, and what packed values are worth.
+//!
+//! The rules are the reference's (C4, C5); this file only spreads rows over rayon's threads.
+
+use anyhow::{Context, Result};
+use fp4_core::{Float, FloatType, PackedView, Transform, reference, with_floats};
+use quant_linear::{FloatVec, transformed_amax};
+use rayon::prelude::*;
+
+use crate::checkpoint::{Checkpoint, Tensor};
+use crate::tiles::Tile;
+
+/// Fewest elements worth a task of their own.
+const TASK: usize = 1 << 14;
+
+/// Reads a tile of a dense tensor.
+///
+/// # Errors
+/// As [`Checkpoint::bytes`].
+pub(crate) fn read(
+    from: &Checkpoint,
+    tensor: &Tensor,
+    float_type: FloatType,
+    tile: &Tile,
+) -> Result<FloatVec> {
+    let size = float_type.bytes();
+    let bytes = from.bytes(tensor, tile.start * size, tile.len() * size)?;
+    FloatVec::from_le_bytes(float_type, &bytes).context("a tile that ends inside a value")
+}
+
+/// The part of a transform that acts on a tile's columns.
+///
+/// # Errors
+/// A transform per block that has no block for the tile.
+pub(crate) fn columns<'a>(transform: &Transform<'a>, tile: &Tile) -> Result<Transform<'a>> {
+    let (block, Some(_)) = (transform.block(), transform.shape().blocks) else {
+        return Ok(*transform);
+    };
+    let (start, blocks) = (transform.offset(tile.col / block), tile.cols / block);
+    let values = start..start + blocks * block * block;
+    Ok(with_floats!(FloatSlice, transform.values(), v => {
+        let values = v.get(values).context("the transform has too few blocks")?;
+        Transform::per_block(values, block, blocks)?
+    }))
+}
+
+/// A tile after the block transform (C5), in the tile's type.
+///
+/// # Errors
+/// A transform that does not fit.
+pub(crate) fn transformed(
+    x: &FloatVec,
+    cols: usize,
+    transform: &Transform<'_>,
+) -> Result<FloatVec> {
+    fn run<T: Float>(x: &[T], y: &mut [T], cols: usize, t: &Transform<'_>) -> Result<()> {
+        let rows = rows_per_task(cols);
+        let size = (rows * cols).max(1);
+        let tasks = x.par_chunks(size).zip(y.par_chunks_mut(size));
+        tasks.try_for_each(|(x, y)| {
+            Ok(reference::apply_transform(T::wrap(x), cols, t, T::wrap_mut(y))?)
+        })
+    }
+    let mut y = FloatVec::zeros(x.float_type(), x.as_slice().len());
+    match (x, &mut y) {
+        (FloatVec::F32(x), FloatVec::F32(y)) => run(x, y, cols, transform)?,
+        (FloatVec::F16(x), FloatVec::F16(y)) => run(x, y, cols, transform)?,
+        (FloatVec::Bf16(x), FloatVec::Bf16(y)) => run(x, y, cols, transform)?,
+        _ => anyhow::bail!("a tile changed its type; please report this mistake in fp4"),
+    }
+    Ok(y)
+}
+
+/// Largest magnitude, NaN if any value is NaN (C4.1).
+///
+/// # Errors
+/// None in practice.
+pub(crate) fn amax(x: &FloatVec) -> Result<f32> {
+    with_floats!(FloatSlice, x.as_slice(), v => {
+        let parts = v.par_chunks(TASK).map(|part| transformed_amax(part.into(), part.len(), None));
+        Ok(parts.try_reduce(|| 0.0, |a, b| Ok(larger(a, b)))?)
+    })
+}
+
+/// The larger of two magnitudes; NaN if one is NaN.
+pub(crate) fn larger(a: f32, b: f32) -> f32 {
+    if a.is_nan() || b.is_nan() { f32::NAN } else { a.max(b) }
+}
+
+/// What the packed values are worth, in f32 (C4.4).
+///
+/// # Errors
+/// A global scale that is not legal.
+pub(crate) fn dequantized(packed: PackedView<'_>, global_scale: f32) -> Result<Vec<f32>> {
+    let shape = packed.shape();
+    let (cols, mut out) = (shape.k(), vec![0f32; shape.rows() * shape.k()]);
+    let rows = rows_per_task(cols);
+    out.par_chunks_mut((rows * cols).max(1)).enumerate().try_for_each(|(task, out)| {
+        let first = task * rows;
+        let part = packed.rows_range(first..first + out.len() / cols)?;
+        reference::dequantize(part, global_scale, out.into())
+    })?;
+    Ok(out)
+}
+
+fn rows_per_task(cols: usize) -> usize {
+    TASK.div_ceil(cols.max(1))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use fp4_core::TransformShape;
+
+    #[test]
+    fn tasks_and_tiles_do_not_change_a_transform() {
+        let (rows, cols) = (700, 256);
+        let x: Vec<f32> = (0..rows * cols).map(|i| (i as f32 * 0.37).sin()).collect();
+        let t: Vec<f32> = (0..16 * 16 * 16).map(|i| (i as f32 * 0.11).cos()).collect();
+        let t = Transform::per_block(&t[..], 16, 16).unwrap();
+        let mut whole = vec![0f32; x.len()];
+        reference::apply_transform((&x[..]).into(), cols, &t, (&mut whole[..]).into()).unwrap();
+        assert_eq!(
+            transformed(&FloatVec::F32(x.clone()), cols, &t).unwrap(),
+            FloatVec::F32(whole.clone())
+        );
+        // The second half of the first row, with the second half of the transform.
+        let tile = Tile { row: 0, rows: 1, col: 128, cols: 128, start: 128 };
+        let part = columns(&t, &tile).unwrap();
+        assert!(matches!(part.shape(), TransformShape { blocks: Some(8), .. }));
+        let y = transformed(&FloatVec::F32(x[128..256].to_vec()), 128, &part).unwrap();
+        assert_eq!(y, FloatVec::F32(whole[128..256].to_vec()));
+    }
+
+    #[test]
+    fn one_nan_makes_the_amax_nan() {
+        let mut x = vec![1f32; 3 * TASK];
+        assert_eq!(amax(&FloatVec::F32(x.clone())).unwrap(), 1.0);
+        x[TASK + 5] = f32::NAN;
+        assert!(amax(&FloatVec::F32(x)).unwrap().is_nan());
+        assert_eq!(amax(&FloatVec::F32(vec![])).unwrap(), 0.0);
+    }
+}

@@ -1,0 +1,19 @@
+//! A progress bar over bytes, on stderr, where there is someone to look at it.
+
+use std::io::IsTerminal;
+
+use indicatif::{ProgressBar, ProgressStyle};
+
+/// A bar of `total` bytes; hidden when `quiet`, or when stderr is not a terminal.
+pub(crate) fn bar(total: u64, quiet: bool) -> ProgressBar {
+    if quiet || !std::io::stderr().is_terminal() {
+        return ProgressBar::hidden();
+    }
+    let bar = ProgressBar::new(total);
+    let template = "{bar:30} {binary_bytes}/{binary_total_bytes} {binary_bytes_per_sec} {wide_msg}";
+    // A template that does not parse would cost the looks of the bar, nothing else.
+    if let Ok(style) = ProgressStyle::with_template(template) {
+        bar.set_style(style);
+    }
+    bar
+}

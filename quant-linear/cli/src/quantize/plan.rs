@@ -1,0 +1,204 @@
+//! What becomes of every tensor, decided from the headers before anything is written.
+
+use std::collections::BTreeMap;
+
+use anyhow::{Context, Result, bail, ensure};
+use fp4_core::{FloatType, PackedShape};
+use quant_linear::{DenseOptions, state};
+use safetensors::Dtype;
+
+use crate::checkpoint::{Checkpoint, Layout, STATE_NAMES, Tensor, byte_len};
+use crate::select::{Fate, Rule};
+
+/// A weight to be quantized.
+#[derive(Debug, Clone)]
+pub(super) struct Weight {
+    /// Its name in the input.
+    pub(super) name: String,
+    /// Its layer's prefix in the output.
+    pub(super) prefix: String,
+    /// Where it is in the input.
+    pub(super) tensor: Tensor,
+    /// The type of its values.
+    pub(super) float_type: FloatType,
+    /// Its shape when packed.
+    pub(super) shape: PackedShape,
+}
+
+/// The whole plan.
+#[derive(Debug)]
+pub(super) struct Plan {
+    /// Weights to be quantized, by file and name.
+    pub(super) weights: Vec<Weight>,
+    /// What looks like a linear weight and is copied, with the reason.
+    pub(super) skipped: Vec<(String, String)>,
+    /// Number of tensors that are copied, the skipped ones included.
+    pub(super) copied: usize,
+    /// One layout for each file of the input.
+    pub(super) layouts: Vec<Layout>,
+    /// Passes over each weight: two if the global scale needs its largest magnitude first.
+    pub(super) passes: u64,
+}
+
+impl Plan {
+    /// Plans the quantization of `input`.
+    ///
+    /// # Errors
+    /// Globs that do not parse or match nothing, tensors named by `--include` that cannot be
+    /// quantized, nothing to quantize, or names that are taken.
+    pub(super) fn new(
+        input: &Checkpoint,
+        options: &DenseOptions,
+        include: &[String],
+        exclude: &[String],
+        block: Option<usize>,
+    ) -> Result<Self> {
+        let rule = Rule::new(include, exclude, options.format, block)?;
+        let unmatched = rule.unmatched(input.tensors().keys().map(String::as_str));
+        ensure!(
+            unmatched.is_empty(),
+            "--include '{}' matches no tensor; `fp4 inspect {}` lists their names",
+            unmatched.join("', '"),
+            input.path().display()
+        );
+        let mut plan = Plan {
+            weights: vec![],
+            skipped: vec![],
+            copied: 0,
+            layouts: vec![],
+            passes: if needs_amax(options) { 2 } else { 1 },
+        };
+        let mut planned: Vec<Vec<_>> = input.files().iter().map(|_| vec![]).collect();
+        for (name, tensor) in input.tensors() {
+            match rule.decide(name, &tensor.info)? {
+                Fate::Quantize { prefix, rows, k, float_type } => {
+                    let shape = PackedShape::of(options.format, rows, k)
+                        .with_context(|| format!("tensor `{name}`"))?;
+                    refuse_taken(input, &prefix)?;
+                    planned[tensor.file].extend(new_tensors(&prefix, shape, options));
+                    let (name, tensor) = (name.clone(), tensor.clone());
+                    plan.weights.push(Weight { name, prefix, tensor, float_type, shape });
+                    continue;
+                }
+                Fate::Skip(reason) => plan.skipped.push((name.clone(), reason)),
+                Fate::Copy => {}
+            }
+            plan.copied += 1;
+            let info = &tensor.info;
+            planned[tensor.file].push((name.clone(), info.dtype, info.shape.clone()));
+        }
+        if plan.weights.is_empty() {
+            bail!("{}", nothing(input, &plan.skipped));
+        }
+        plan.weights.sort_by_key(|w| w.tensor.file); // stable: by name within a file
+        for ((_, file), tensors) in input.files().iter().zip(planned) {
+            let mut metadata = file.metadata().clone();
+            metadata.extend(metadata_of(options, block));
+            plan.layouts.push(Layout::new(tensors, &metadata)?);
+        }
+        Ok(plan)
+    }
+
+    /// Bytes to be read, over all passes.
+    pub(super) fn work(&self, input: &Checkpoint) -> u64 {
+        let all: u64 = input.tensors().values().map(|t| byte_len(&t.info) as u64).sum();
+        let weights: u64 = self.weights.iter().map(|w| byte_len(&w.tensor.info) as u64).sum();
+        all + (self.passes - 1) * weights
+    }
+
+    /// Bytes of all tensors of the output.
+    pub(super) fn data_len(&self) -> u64 {
+        self.layouts.iter().map(Layout::data_len).sum()
+    }
+
+    /// The file of every tensor of the output.
+    pub(super) fn weight_map(&self, input: &Checkpoint) -> BTreeMap<String, String> {
+        let files = input.files().iter().zip(&self.layouts);
+        files
+            .flat_map(|((file, _), layout)| {
+                layout.tensors().keys().map(|name| (name.clone(), file.clone()))
+            })
+            .collect()
+    }
+}
+
+/// True if the largest magnitude of a weight decides its global scale.
+pub(super) fn needs_amax(options: &DenseOptions) -> bool {
+    options.format == fp4_core::Format::NvFp4 && options.weight_global_scale.is_none()
+}
+
+fn refuse_taken(input: &Checkpoint, prefix: &str) -> Result<()> {
+    let names = STATE_NAMES.map(|name| state::join(prefix, name));
+    let taken = names.iter().find(|name| input.tensors().contains_key(*name));
+    if let Some(taken) = taken {
+        bail!(
+            "the input holds `{taken}` beside `{}`: it looks quantized already; start from the \
+             dense checkpoint, or leave the layer out with --exclude",
+            state::join(prefix, "weight")
+        );
+    }
+    Ok(())
+}
+
+/// The tensors of a layer's state.
+fn new_tensors(
+    prefix: &str,
+    shape: PackedShape,
+    options: &DenseOptions,
+) -> Vec<(String, Dtype, Vec<usize>)> {
+    let name = |name| state::join(prefix, name);
+    let scale_dtype = state::scale_dtype(shape.scale_type());
+    let mut tensors = vec![
+        (name(state::E2M1), Dtype::U8, vec![shape.rows(), shape.row_bytes()]),
+        (name(state::SCALE_QUANT), scale_dtype, vec![shape.rows(), shape.row_groups()]),
+        (name(state::WEIGHT_GLOBAL_SCALE), Dtype::F32, vec![]),
+        (name(state::ACTIVATION_GLOBAL_SCALE), Dtype::F32, vec![]),
+        (name(state::ACTIVATION_SCALE_SCALE), Dtype::F32, vec![]),
+    ];
+    if let Some(t) = &options.transform {
+        let dtype = state::float_dtype(t.values().float_type());
+        tensors.push((name(state::TRANSFORM), dtype, t.shape().to_vec()));
+    }
+    tensors
+}
+
+fn metadata_of(options: &DenseOptions, block: Option<usize>) -> [(String, String); 3] {
+    let transform = block.map_or("none".into(), |block| format!("hadamard{block}"));
+    [
+        ("exact_fp4.format", options.format.to_string()),
+        ("exact_fp4.transform", transform),
+        ("exact_fp4.version", env!("CARGO_PKG_VERSION").to_string()),
+    ]
+    .map(|(key, value)| (key.to_string(), value))
+}
+
+/// Why there is nothing to quantize, and what to do.
+fn nothing(input: &Checkpoint, skipped: &[(String, String)]) -> String {
+    let path = input.path().display();
+    let codes = |name: &&String| name.rsplit('.').next() == Some(state::E2M1);
+    if let Some(name) = input.tensors().keys().find(codes) {
+        return format!(
+            "{path} is quantized already (it holds `{name}`) and has no dense linear weight left; \
+             start from the dense checkpoint"
+        );
+    }
+    match skipped {
+        [] => format!(
+            "{path} holds no linear weight: no tensor is named `*.weight` and has two dimensions; \
+             name what to quantize with --include"
+        ),
+        skipped => {
+            let reasons: Vec<_> = skipped
+                .iter()
+                .take(5)
+                .map(|(name, reason)| format!("`{name}`: {reason}"))
+                .collect();
+            format!(
+                "{path} holds nothing to quantize ({}{}); see `fp4 quantize --help` for what is \
+                 selected, and --include",
+                reasons.join("; "),
+                if skipped.len() > reasons.len() { "; ..." } else { "" }
+            )
+        }
+    }
+}

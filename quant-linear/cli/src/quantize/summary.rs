@@ -1,0 +1,251 @@
+//! The report of `fp4 quantize`: per tensor, worst first; then totals.
+
+use std::collections::BTreeSet;
+use std::fmt::Write;
+
+use anyhow::Result;
+use serde_json::{Value, json};
+
+use super::plan::{Plan, Weight};
+use super::stream::Outcome;
+use super::{Args, FormatArg, GlobalScale, TransformArg};
+use crate::checkpoint::{Checkpoint, STATE_NAMES, byte_len};
+use crate::difference::Difference;
+use crate::report;
+
+/// Everything to be reported.
+#[derive(Debug)]
+pub(super) struct Summary {
+    /// The run as a whole, for JSON.
+    head: Value,
+    title: String,
+    domain: &'static str,
+    skipped: Vec<(String, String)>,
+    copied: usize,
+    file_bytes: [u64; 2],
+    state_bytes: Vec<(String, u64)>,
+    rows: Vec<Row>,
+    /// What the user should know.
+    pub(super) warnings: Vec<String>,
+}
+
+#[derive(Debug)]
+struct Row {
+    name: String,
+    prefix: String,
+    dtype: String,
+    shape: Vec<usize>,
+    bytes: [u64; 2],
+    outcome: Outcome,
+}
+
+impl Summary {
+    /// The report of a run that is about to start.
+    pub(super) fn new(args: &Args, input: &Checkpoint, plan: &Plan) -> Self {
+        let format = match args.format {
+            FormatArg::Mxfp4 => "mxfp4",
+            FormatArg::Nvfp4 => "nvfp4",
+        };
+        let block = args.block().ok().flatten();
+        let (transform, domain) = match args.transform {
+            TransformArg::None => ("none", "weight"),
+            TransformArg::Hadamard => ("hadamard", "transformed weight"),
+        };
+        let head = json!({
+            "command": "quantize",
+            "input": args.input.to_string_lossy(),
+            "output": args.output.to_string_lossy(),
+            "format": format,
+            "transform": transform,
+            "transform_block": block,
+            "global_scale": match args.global_scale {
+                GlobalScale::Auto => json!("auto"),
+                GlobalScale::Value(value) => json!(value),
+            },
+            "error_domain": domain,
+        });
+        let with = block.map_or(String::new(), |b| format!(", {transform} blocks of {b}"));
+        let state_bytes = plan.weights.iter().map(|w| {
+            let layout = &plan.layouts[w.tensor.file];
+            let names = STATE_NAMES.map(|name| quant_linear::state::join(&w.prefix, name));
+            let infos = names.iter().filter_map(|name| layout.tensors().get(name));
+            (w.name.clone(), infos.map(|info| byte_len(info) as u64).sum())
+        });
+        Summary {
+            head,
+            title: format!("{} -> {}: {format}{with}", args.input.display(), args.output.display()),
+            domain,
+            skipped: plan.skipped.clone(),
+            copied: plan.copied,
+            file_bytes: [
+                input.files().iter().map(|(_, file)| file.len()).sum(),
+                plan.layouts.iter().map(crate::checkpoint::Layout::file_len).sum(),
+            ],
+            state_bytes: state_bytes.collect(),
+            rows: vec![],
+            warnings: vec![],
+        }
+    }
+
+    /// Adds a quantized weight.
+    pub(super) fn add(&mut self, weight: &Weight, outcome: &Outcome) {
+        let after = self.state_bytes.iter().find(|(name, _)| *name == weight.name);
+        let mut warn = |text: String| self.warnings.push(format!("{}: {text}", weight.name));
+        if let Some(warning) = &outcome.warning {
+            warn(warning.clone());
+        }
+        if outcome.not_finite_weights > 0 {
+            warn(format!(
+                "{} of its weights are NaN or infinite; {} got a NaN scale, and the error leaves \
+                 such weights out",
+                outcome.not_finite_weights,
+                report::count(outcome.nan_groups as usize, "group")
+            ));
+        }
+        self.rows.push(Row {
+            name: weight.name.clone(),
+            prefix: weight.prefix.clone(),
+            dtype: weight.tensor.info.dtype.to_string(),
+            shape: weight.tensor.info.shape.clone(),
+            bytes: [byte_len(&weight.tensor.info) as u64, after.map_or(0, |(_, bytes)| *bytes)],
+            outcome: outcome.clone(),
+        });
+    }
+
+    /// Prints the report.
+    ///
+    /// # Errors
+    /// Stdout that cannot be written.
+    pub(super) fn print(mut self, as_json: bool) -> Result<()> {
+        self.rows.sort_by(|a, b| {
+            let (x, y) = (a.outcome.difference.relative(), b.outcome.difference.relative());
+            y.total_cmp(&x).then_with(|| a.name.cmp(&b.name))
+        });
+        if as_json { report::print_json(&self.json()) } else { report::print(&self.text()) }
+    }
+
+    fn total(&self) -> (Difference, [u64; 2]) {
+        let mut total = (Difference::default(), [0; 2]);
+        for row in &self.rows {
+            total.0.merge(&row.outcome.difference);
+            total.1[0] += row.bytes[0];
+            total.1[1] += row.bytes[1];
+        }
+        total
+    }
+
+    fn quantizers(&self) -> Vec<&str> {
+        let names = self.rows.iter().map(|r| r.outcome.quantizer.as_str());
+        names.filter(|name| !name.is_empty()).collect::<BTreeSet<_>>().into_iter().collect()
+    }
+
+    fn json(&self) -> Value {
+        let tensors: Vec<_> = self.rows.iter().map(Row::json).collect();
+        let (difference, [before, after]) = self.total();
+        let skipped = self.skipped.iter();
+        let skipped = skipped.map(|(name, reason)| json!({ "name": name, "reason": reason }));
+        let mut json = self.head.clone();
+        json["quantizers"] = json!(self.quantizers());
+        json["tensors"] = json!(tensors);
+        json["skipped"] = skipped.collect();
+        json["warnings"] = json!(self.warnings);
+        json["totals"] = json!({
+            "tensors": self.rows.len(),
+            "copied": self.copied,
+            "bytes_before": before,
+            "bytes_after": after,
+            "file_bytes_before": self.file_bytes[0],
+            "file_bytes_after": self.file_bytes[1],
+            "relative_error": difference.relative(),
+            "sqnr_db": difference.sqnr_db(),
+            "max_abs_error": difference.max_abs(),
+        });
+        json
+    }
+
+    fn text(&self) -> String {
+        let mut table = report::table(&[
+            "tensor",
+            "shape",
+            "type",
+            ">before",
+            ">after",
+            ">relative error",
+            ">SQNR dB",
+            ">NaN groups",
+            ">zero groups",
+        ]);
+        let line =
+            |name: &str, shape, dtype, [before, after]: [u64; 2], d: &Difference, nan, zero| {
+                [
+                    name.to_string(),
+                    shape,
+                    dtype,
+                    report::bytes(before),
+                    report::bytes(after),
+                    report::relative(d.relative()),
+                    report::decibels(d.sqnr_db()),
+                    nan,
+                    zero,
+                ]
+            };
+        for row in &self.rows {
+            let o = &row.outcome;
+            let (shape, dtype) = (report::shape(&row.shape), row.dtype.clone());
+            let (nan, zero) = (o.nan_groups.to_string(), o.zero_groups.to_string());
+            table.add_row(line(&row.name, shape, dtype, row.bytes, &o.difference, nan, zero));
+        }
+        let (difference, bytes) = self.total();
+        let [nan, zero] = [|o: &Outcome| o.nan_groups, |o: &Outcome| o.zero_groups]
+            .map(|f| self.rows.iter().map(|r| f(&r.outcome)).sum::<u64>().to_string());
+        let name = format!("total of {}", self.rows.len());
+        table.add_row(line(&name, String::new(), String::new(), bytes, &difference, nan, zero));
+
+        let mut text = format!("{}\n\n{table}\n\n", self.title);
+        let mut say = |line: std::fmt::Arguments<'_>| {
+            let _ = writeln!(text, "{line}"); // a String takes all
+        };
+        say(format_args!(
+            "error: ||w - dequantized|| / ||w|| (Frobenius), w being the {}; worst first; \
+             quantized by {}",
+            self.domain,
+            self.quantizers().join(", ")
+        ));
+        let [before, after] = self.file_bytes.map(report::bytes);
+        say(format_args!(
+            "{} quantized, {} copied as they are; safetensors files {before} -> {after}",
+            report::count(self.rows.len(), "tensor"),
+            self.copied
+        ));
+        for (name, reason) in &self.skipped {
+            say(format_args!("not quantized: {name}: {reason}"));
+        }
+        for warning in &self.warnings {
+            say(format_args!("warning: {warning}"));
+        }
+        text
+    }
+}
+
+impl Row {
+    fn json(&self) -> Value {
+        let (o, d) = (&self.outcome, &self.outcome.difference);
+        json!({
+            "name": self.name,
+            "prefix": self.prefix,
+            "dtype": self.dtype,
+            "shape": self.shape,
+            "bytes_before": self.bytes[0],
+            "bytes_after": self.bytes[1],
+            "weight_global_scale": o.global_scale,
+            "relative_error": d.relative(),
+            "sqnr_db": d.sqnr_db(),
+            "max_abs_error": d.max_abs(),
+            "groups": o.groups,
+            "nan_groups": o.nan_groups,
+            "zero_groups": o.zero_groups,
+            "not_finite_weights": o.not_finite_weights,
+            "warning": o.warning,
+        })
+    }
+}
