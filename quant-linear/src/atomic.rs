@@ -37,10 +37,10 @@ pub fn write(
     temporary.persist(path).map_err(|e| error(e.error))
 }
 
-/// Writes bytes as [`write`] does.
+/// Writes bytes as [`write`](fn@write) does.
 ///
 /// # Errors
-/// As [`write`].
+/// As [`write`](fn@write).
 pub fn write_bytes(path: &Path, bytes: &[u8]) -> Result<(), Error> {
     write(path, |file| file.write_all(bytes))
 }

@@ -2,7 +2,7 @@
 //!
 //! The list is ordered fastest first. A role left to itself takes the first backend that can; a
 //! role with an explicit choice takes that one, and where it cannot, warns once and goes by the
-//! list. [`Routing::explain`] shows every rejection.
+//! list. [`QuantLinear::explain`](crate::QuantLinear::explain) shows every rejection.
 
 use std::fmt;
 
