@@ -83,6 +83,7 @@ pub use exact::{ExactSum, FixedSum, Partials, PartialsMut, finish, finish_one};
 pub use float::{Float, FloatSlice, FloatSliceMut, NAN_BF16, NAN_F16, NAN_F32};
 pub use fma::fma;
 pub use format::{FloatType, Format, GroupSize, ScaleType};
+pub use half::{bf16, f16};
 #[cfg(feature = "alloc")]
 pub use packed::PackedMatrix;
 pub use packed::{Packed, PackedMut, PackedShape, PackedView, pack, pad_k, padded_k, unpack};

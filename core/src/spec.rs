@@ -12,6 +12,7 @@
 //! s = 3 / 0.6 = 5 (byte 0x4A), d = 0.5, and 3 becomes code 7 (6 * 0.5).
 
 use crate::e2m1::TieMode;
+use crate::environment::check_environment;
 use crate::error::{Error, ScaleSetting};
 use crate::format::{Format, GroupSize, ScaleType};
 use crate::packed::PackedShape;
@@ -144,8 +145,9 @@ impl QuantSpec {
 /// division; 1 if `amax` is 0, the smallest positive f32 if the quotient underflows (C4).
 ///
 /// # Errors
-/// [`Error::ScaleSetting`] if `amax` is negative, infinite or NaN.
+/// [`Error::ScaleSetting`] if `amax` is negative, infinite or NaN; [`Error::Environment`].
 pub fn nvfp4_global_scale(amax: f32) -> Result<f32, Error> {
+    check_environment()?;
     if amax == 0.0 {
         return Ok(1.0);
     }

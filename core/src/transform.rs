@@ -99,9 +99,10 @@ impl<'a> Transform<'a> {
         self.block.get()
     }
 
-    /// Where the matrix of column block `b` starts in [`values`](Self::values).
+    /// Where the matrix of column block `b` starts in [`values`](Self::values); for a `b` that the
+    /// transform does not have, somewhere past its end.
     pub fn offset(&self, b: usize) -> usize {
-        if self.blocks.is_some() { b * self.block() * self.block() } else { 0 }
+        if self.blocks.is_some() { b.saturating_mul(self.block() * self.block()) } else { 0 }
     }
 
     /// Checks the transform against K.

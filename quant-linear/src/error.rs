@@ -123,8 +123,31 @@ pub enum Error {
         /// Names that would do.
         available: String,
     },
+    /// Tensors were asked of a layer that lives on the host.
+    #[error(
+        "this layer lives on the host, which has no tensors of its own; move it with `set_device`, \
+         or use `forward` on slices"
+    )]
+    OnHost,
+    /// A weight with no columns and more rows than are worth representing.
+    #[error("a weight of {rows} rows and no columns; with no columns at most {max} rows are taken")]
+    NoColumns {
+        /// Rows given.
+        rows: usize,
+        /// The most rows that are taken.
+        max: usize,
+    },
+    /// An output does not fit the memory.
+    #[error("no memory for an output of {len} values; split the leading dimensions")]
+    Memory {
+        /// Values asked for.
+        len: usize,
+    },
     /// A tensor of one device was handed to a layer on another.
-    #[error("the tensor lives on `{tensor}`, the layer on `{layer}`; move one of them")]
+    #[error(
+        "the tensor lives on `{tensor}`, the layer on `{layer}`; move one of them, and give layers \
+         that share tensors clones of one `Backends`"
+    )]
     DeviceMismatch {
         /// Where the tensor is.
         tensor: String,

@@ -14,7 +14,7 @@ use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
-use fp4_core::backend::erased::{Backend, DynLinear, DynWeight, LinearCall, Opaque};
+use fp4_core::backend::erased::{Backend, DynLinear, DynResident, DynWeight, LinearCall, Opaque};
 use fp4_core::backend::{Sink, Source};
 use fp4_core::reference::{QuantCounts, quantize as reference_quantize};
 use fp4_core::{
@@ -89,7 +89,8 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 /// Dense values in a backend's own memory, with their shape.
 pub struct DeviceTensor {
     value: Box<Opaque>,
-    device: String,
+    /// The very backend that made it: another of the same name has another memory.
+    owner: Arc<dyn DynResident>,
     shape: Vec<usize>,
     float_type: FloatType,
 }
@@ -97,7 +98,7 @@ pub struct DeviceTensor {
 impl DeviceTensor {
     /// Name of the backend whose memory holds the values.
     pub fn device(&self) -> &str {
-        &self.device
+        self.owner.name()
     }
 
     /// The shape.
@@ -109,12 +110,22 @@ impl DeviceTensor {
     pub fn float_type(&self) -> FloatType {
         self.float_type
     }
+
+    /// Copies the values to the host.
+    ///
+    /// # Errors
+    /// A device failure.
+    pub fn to_host(&self) -> Result<FloatVec, Error> {
+        let mut host = FloatVec::zeros(self.float_type, self.shape.iter().product());
+        self.owner.download_dyn(&*self.value, host.as_mut_slice())?;
+        Ok(host)
+    }
 }
 
 impl std::fmt::Debug for DeviceTensor {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("DeviceTensor")
-            .field("device", &self.device)
+            .field("device", &self.device())
             .field("shape", &self.shape)
             .field("float_type", &self.float_type)
             .finish_non_exhaustive()
@@ -139,7 +150,9 @@ impl QuantLinear {
         let outputs = rows.checked_mul(self.out_features());
         let outputs =
             outputs.ok_or(fp4_core::Error::ShapeOverflow { rows, cols: self.out_features() })?;
-        let mut y = vec![T::default(); outputs];
+        let mut y = Vec::new();
+        y.try_reserve_exact(outputs).map_err(|_| Error::Memory { len: outputs })?;
+        y.resize(outputs, T::default());
         self.forward_into(T::wrap(x), rows, T::wrap_mut(&mut y))?;
         Ok(y)
     }
@@ -164,11 +177,15 @@ impl QuantLinear {
         if last != self.in_features() {
             return Err(wrong());
         }
-        leading
-            .iter()
-            .try_fold(1usize, |n, &d| n.checked_mul(d))
-            .filter(|n| n.checked_mul(last).is_some())
-            .ok_or_else(wrong)
+        if leading.contains(&0) {
+            return Ok(0);
+        }
+        let rows = leading.iter().try_fold(1usize, |n, &d| n.checked_mul(d));
+        // Room for the input itself, too.
+        rows.filter(|n| n.checked_mul(last).is_some()).ok_or_else(|| {
+            let rows = rows.unwrap_or(usize::MAX);
+            fp4_core::Error::ShapeOverflow { rows, cols: last }.into()
+        })
     }
 
     /// As [`forward`](Self::forward), for a (rows, in) input and a caller-owned (rows, out) output
@@ -183,7 +200,7 @@ impl QuantLinear {
         mut out: FloatSliceMut<'_>,
     ) -> Result<(), Error> {
         let loaded = self.loaded()?;
-        let alpha = alpha(loaded)?;
+        let alpha = loaded.alpha()?;
         let transform = loaded.transform.as_ref().map(StoredTransform::view).transpose()?;
         let input = QuantizeInput::new(x, rows, self.in_features(), &loaded.spec)?
             .with_transform(transform)?;
@@ -225,32 +242,20 @@ impl QuantLinear {
     /// Copies host values of `shape` to the memory of the layer's device.
     ///
     /// # Errors
-    /// [`Error::NoDevice`] if the layer lives on the host; a device failure.
+    /// [`Error::OnHost`] if the layer lives on the host; a device failure.
     pub fn upload(&self, x: FloatSlice<'_>, shape: &[usize]) -> Result<DeviceTensor, Error> {
         let rows = self.rows_of(shape)?;
         let expected = rows * self.in_features();
         if x.len() != expected {
             return Err(Error::InputLen { shape: shape.to_vec(), expected, got: x.len() });
         }
-        let device = self.device().unwrap_or_default();
-        let resident = self.resident(device)?.1;
+        let owner = self.resident()?.1;
         Ok(DeviceTensor {
-            value: resident.upload_dyn(x)?,
-            device: device.to_string(),
+            value: owner.upload_dyn(x)?,
+            owner: owner.clone(),
             shape: shape.to_vec(),
             float_type: x.float_type(),
         })
-    }
-
-    /// Copies a tensor of the layer's device to the host.
-    ///
-    /// # Errors
-    /// [`Error::DeviceMismatch`]; a device failure.
-    pub fn download(&self, from: &DeviceTensor) -> Result<FloatVec, Error> {
-        let (_, resident) = self.resident(&from.device)?;
-        let mut host = FloatVec::zeros(from.float_type, from.shape.iter().product());
-        resident.download_dyn(&*from.value, host.as_mut_slice())?;
-        Ok(host)
     }
 
     /// y = x * W^T for a tensor in the memory of the layer's device; the result stays there.
@@ -261,15 +266,14 @@ impl QuantLinear {
     /// # Errors
     /// As [`forward`](Self::forward), and [`Error::DeviceMismatch`].
     pub fn forward_device(&self, x: &DeviceTensor) -> Result<DeviceTensor, Error> {
-        let layer = self.device().unwrap_or("host");
-        if x.device != layer {
-            let layer = layer.to_string();
-            return Err(Error::DeviceMismatch { tensor: x.device.clone(), layer });
-        }
         let loaded = self.loaded()?;
-        let alpha = alpha(loaded)?;
+        let alpha = loaded.alpha()?;
         let rows = self.rows_of(&x.shape)?;
-        let (here, resident) = self.resident(&x.device)?;
+        let (here, resident) = self.resident()?;
+        if !std::ptr::addr_eq(Arc::as_ptr(&x.owner), Arc::as_ptr(resident)) {
+            let (tensor, layer) = (x.device().to_string(), resident.name().to_string());
+            return Err(Error::DeviceMismatch { tensor, layer });
+        }
         let transform = loaded.transform.as_ref().map(StoredTransform::view).transpose()?;
 
         let shape = loaded.spec.shape(rows, self.in_features())?;
@@ -306,7 +310,7 @@ impl QuantLinear {
                     )?)
                 })?;
             } else {
-                let host = self.download(x)?;
+                let host = x.to_host()?;
                 let input = QuantizeInput::new(host.as_slice(), rows, shape.k(), &loaded.spec)?
                     .with_transform(transform)?;
                 let role = self.backend(quantizer).quantizer();
@@ -327,14 +331,14 @@ impl QuantLinear {
             }
         };
         if self.counters.is_some() {
-            let host = self.download(x)?;
+            let host = x.to_host()?;
             let input = QuantizeInput::new(host.as_slice(), rows, shape.k(), &loaded.spec)?
                 .with_transform(transform)?;
             self.count(&input, &paths)?;
         }
         Ok(DeviceTensor {
             value: y,
-            device: x.device.clone(),
+            owner: x.owner.clone(),
             shape: self.output_shape(&x.shape)?,
             float_type: x.float_type,
         })
@@ -409,23 +413,14 @@ impl QuantLinear {
     }
 
     fn backend(&self, index: usize) -> &Backend {
-        &self.routing.backends.list()[index]
+        &self.routing.backends().list()[index]
     }
 
-    /// The backend of this name with its own memory, and its position.
-    fn resident(
-        &self,
-        name: &str,
-    ) -> Result<(usize, &Arc<dyn fp4_core::backend::erased::DynResident>), Error> {
-        let found = self
-            .routing
-            .backends
-            .position(name)
-            .and_then(|i| Some((i, self.backend(i).as_resident()?)));
-        found.ok_or_else(|| Error::NoDevice {
-            name: if name.is_empty() { "host" } else { name }.to_string(),
-            available: "see `set_device`".to_string(),
-        })
+    /// The backend whose memory the layer lives in, and its position.
+    fn resident(&self) -> Result<(usize, &Arc<dyn DynResident>), Error> {
+        let name = self.device().ok_or(Error::OnHost)?;
+        let index = self.routing.backends().device(name).ok_or(Error::OnHost)?;
+        Ok((index, self.backend(index).as_resident().ok_or(Error::OnHost)?))
     }
 
     /// The weight prepared for a backend: once, then kept.
@@ -524,12 +519,14 @@ impl QuantLinear {
     }
 }
 
-/// The output multiplier, f32(weight gs * activation gs).
-fn alpha(loaded: &Loaded) -> Result<f32, Error> {
-    let got = loaded.weight_global_scale * loaded.spec.global_scale();
-    if got.is_finite() && got > 0.0 {
-        Ok(got)
-    } else {
-        Err(fp4_core::Error::ScaleSetting { what: ScaleSetting::Alpha, got }.into())
+impl Loaded {
+    /// The output multiplier, f32(weight gs * activation gs).
+    pub(crate) fn alpha(&self) -> Result<f32, Error> {
+        let got = self.weight_global_scale * self.spec.global_scale();
+        if got.is_finite() && got > 0.0 {
+            Ok(got)
+        } else {
+            Err(fp4_core::Error::ScaleSetting { what: ScaleSetting::Alpha, got }.into())
+        }
     }
 }

@@ -183,24 +183,42 @@ pub(crate) struct Loaded {
     pub(crate) spec: QuantSpec,
 }
 
-impl Loaded {
-    fn new(parts: Parts) -> Result<Self, Error> {
-        let shape = parts.weight.shape();
+/// Rows that a weight with no columns may have: they cost memory for metadata and no file bytes.
+const MAX_ROWS_OF_NOTHING: usize = 1 << 24;
+
+impl Parts {
+    /// Checks that the parts make a layer, and resolves the settings of the activations.
+    ///
+    /// # Errors
+    /// As [`QuantLinear::from_parts`].
+    pub fn check(&self) -> Result<QuantSpec, Error> {
+        let shape = self.weight.shape();
         shape.expect_format()?;
-        if let Some(transform) = &parts.transform {
+        if shape.k() == 0 && shape.rows() > MAX_ROWS_OF_NOTHING {
+            return Err(Error::NoColumns { rows: shape.rows(), max: MAX_ROWS_OF_NOTHING });
+        }
+        if let Some(transform) = &self.transform {
             transform.view()?.expect_k(shape.k())?;
         }
-        let ss = parts.activation_scale_scale.unwrap_or_else(|| {
+        let new = |gs, ss| QuantSpec::new(shape.scale_type(), shape.group(), gs, ss);
+        // The weight's own scale must be legal too; 1 stands in for its unknown scale-scale.
+        new(self.weight_global_scale, 1.0)?;
+        Ok(new(
+            self.activation_global_scale.unwrap_or(self.weight_global_scale),
+            self.activation_scale_scale.unwrap_or(1.0),
+        )?)
+    }
+}
+
+impl Loaded {
+    fn new(parts: Parts) -> Result<Self, Error> {
+        let spec = parts.check()?;
+        if parts.activation_scale_scale.is_none() {
             log::warn!(
                 "activation_scale_scale is absent and taken as 1; useful values are 4 for MXFP4 \
                  and 6 for NVFP4"
             );
-            1.0
-        });
-        let new = |gs, ss| QuantSpec::new(shape.scale_type(), shape.group(), gs, ss);
-        // The weight's own scale must be legal too; 1 stands in for its unknown scale-scale.
-        new(parts.weight_global_scale, 1.0)?;
-        let spec = new(parts.activation_global_scale.unwrap_or(parts.weight_global_scale), ss)?;
+        }
         Ok(Loaded {
             weight: Arc::new(parts.weight),
             transform: parts.transform,
@@ -221,11 +239,27 @@ impl QuantLinear {
         Ok(Self::with_contents(Contents::Loaded(Arc::new(Loaded::new(parts)?)), dtype))
     }
 
-    /// Quantizes a dense (out, in) weight, after the optional transform.
+    /// Quantizes a dense (out, in) weight, after the optional transform, on every backend available.
     ///
     /// # Errors
-    /// Shapes that do not fit the format or the transform, or illegal scalars.
+    /// Shapes that do not fit the format or the transform, illegal scalars, or an alpha that is not
+    /// finite and above zero.
     pub fn from_dense<'a>(
+        weight: impl Into<FloatSlice<'a>>,
+        out_features: usize,
+        in_features: usize,
+        options: &DenseOptions,
+    ) -> Result<Self, Error> {
+        Self::from_dense_on(&Backends::available(), weight, out_features, in_features, options)
+    }
+
+    /// As [`from_dense`](Self::from_dense), by the first of `backends` that can quantize the weight;
+    /// the layer keeps a clone of the list.
+    ///
+    /// # Errors
+    /// As [`from_dense`](Self::from_dense).
+    pub fn from_dense_on<'a>(
+        backends: &Backends,
         weight: impl Into<FloatSlice<'a>>,
         out_features: usize,
         in_features: usize,
@@ -239,7 +273,6 @@ impl QuantLinear {
             .with_transform(transform)?;
         let mut packed = PackedMatrix::zeros(input.shape());
         // The fastest quantizer, where one can; the reference always can.
-        let backends = Backends::available();
         let query = input.query();
         let quantizers = backends.list().iter().filter_map(|b| b.quantizer());
         match quantizers.into_iter().find(|q| q.supports_quantize(&query).is_ok()) {
@@ -247,13 +280,16 @@ impl QuantLinear {
             None => reference_quantize(&input, &mut packed.view_mut()).map(|_| ())?,
         }
         let activation = options.activation_spec()?;
-        Self::from_parts(Parts {
+        let mut layer = Self::from_parts(Parts {
             weight: packed,
             transform: options.transform.clone(),
             weight_global_scale: spec.global_scale(),
             activation_global_scale: Some(activation.global_scale()),
             activation_scale_scale: Some(activation.scale_scale()),
-        })
+        })?;
+        layer.loaded()?.alpha()?; // a layer made here must be able to run
+        layer.set_backends(backends.clone());
+        Ok(layer)
     }
 
     /// A layer with no weight yet: groups of 32, e8m0 scales, global scale 1. `bias` is accepted
@@ -286,7 +322,7 @@ impl QuantLinear {
         QuantLinear {
             contents,
             dtype,
-            routing: Routing { backends: Backends::available(), ..Routing::default() },
+            routing: Routing::default(),
             prepared: Prepared::default(),
             counters: None,
         }
@@ -413,9 +449,10 @@ impl QuantLinear {
         self.prepared.forget_transforms();
     }
 
-    /// Replaces the list of backends to choose from.
+    /// Replaces the list of backends to choose from, at first [`Backends::available`]. Clones of one
+    /// list share their devices. A device that the new list does not have is left for the host.
     pub fn set_backends(&mut self, backends: Backends) {
-        self.routing.backends = backends;
+        self.routing.set_backends(backends);
         self.prepared = Prepared::default();
     }
 
@@ -439,7 +476,7 @@ impl QuantLinear {
     /// [`Error::NoDevice`] if no backend of that name keeps tensors in its own memory.
     pub fn set_device(&mut self, device: Option<&str>) -> Result<(), Error> {
         if let Some(name) = device {
-            let list = self.routing.backends.list();
+            let list = self.routing.backends().list();
             let resident = || list.iter().filter(|b| b.as_resident().is_some()).map(Backend::name);
             if !resident().any(|n| n == name) {
                 let names: Vec<_> = resident().collect();

@@ -5,6 +5,7 @@
 //! list. [`QuantLinear::explain`](crate::QuantLinear::explain) shows every rejection.
 
 use std::fmt;
+use std::sync::OnceLock;
 
 use fp4_core::backend::erased::Backend;
 use fp4_core::{MatmulQuery, QuantizeQuery, Unsupported};
@@ -62,8 +63,9 @@ impl Backends {
         &self.unavailable
     }
 
-    pub(crate) fn position(&self, name: &str) -> Option<usize> {
-        self.list.iter().position(|b| b.name() == name)
+    /// Position of the backend of this name that has its own memory.
+    pub(crate) fn device(&self, name: &str) -> Option<usize> {
+        self.list.iter().position(|b| is_device(b, name))
     }
 }
 
@@ -161,7 +163,8 @@ impl fmt::Display for Explanation {
 /// A list of backends and a choice for each role.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Routing {
-    pub(crate) backends: Backends,
+    /// What this machine has is found out at the first use, unless a list is given before.
+    backends: OnceLock<Backends>,
     pub(crate) quantizer: Choice,
     pub(crate) matmul: Choice,
     /// Name of the backend whose memory the layer lives in; it is preferred while a role is `Auto`.
@@ -169,6 +172,16 @@ pub(crate) struct Routing {
 }
 
 impl Routing {
+    pub(crate) fn backends(&self) -> &Backends {
+        self.backends.get_or_init(Backends::available)
+    }
+
+    pub(crate) fn set_backends(&mut self, backends: Backends) {
+        let has = |name: &String| backends.list.iter().any(|b| is_device(b, name));
+        self.device = self.device.take().filter(has);
+        self.backends = OnceLock::from(backends);
+    }
+
     pub(crate) fn quantize_route(&self, query: &QuantizeQuery) -> Route {
         self.route(&self.quantizer, |b| quantize_verdict(b, query))
     }
@@ -185,7 +198,7 @@ impl Routing {
     /// The backend that both roles landed on, if it keeps operands itself.
     pub(crate) fn fused(&self, quantizer: Option<usize>, matmul: Option<usize>) -> Option<usize> {
         let both = quantizer.filter(|_| quantizer == matmul)?;
-        self.backends.list[both].as_resident().map(|_| both)
+        self.backends().list[both].as_resident().map(|_| both)
     }
 
     /// Position of the backend for activations like `query`, and whether an explicit choice was
@@ -200,31 +213,34 @@ impl Routing {
     }
 
     fn pick(&self, choice: &Choice, ask: impl Fn(&Backend) -> Verdict) -> (Option<usize>, bool) {
-        let list = &self.backends.list;
+        let list = &self.backends().list;
         let wanted = match choice {
             Choice::Named(name) => Some(name),
             Choice::Auto => self.device.as_ref(),
         };
         let able = |&i: &usize| ask(&list[i]) == Verdict::Able;
-        let preferred = wanted.and_then(|name| self.backends.position(name)).filter(able);
+        // Two backends may share a name, each with a role of its own.
+        let named = |name: &String| (0..list.len()).filter(|&i| list[i].name() == name).find(able);
+        let preferred = wanted.and_then(named);
         let honoured = preferred.is_some() || *choice == Choice::Auto;
         (preferred.or_else(|| (0..list.len()).find(able)), honoured)
     }
 
     fn route(&self, choice: &Choice, ask: impl Fn(&Backend) -> Verdict) -> Route {
-        let list = &self.backends.list;
+        let Backends { list, unavailable } = self.backends();
         let (chosen, honoured) = self.pick(choice, &ask);
         let listed = list.iter().enumerate().map(|(i, b)| {
             let verdict = if chosen == Some(i) { Verdict::Chosen } else { ask(b) };
             (b.name().to_string(), verdict)
         });
-        let absent = self.backends.unavailable.iter();
-        let absent = absent.map(|(n, reason)| (n.clone(), Verdict::Rejected(*reason)));
+        let absent = unavailable.iter().map(|(n, reason)| (n.clone(), Verdict::Rejected(*reason)));
         let mut verdicts: Vec<_> = listed.chain(absent).collect();
         let mut refused = None;
         if let (Choice::Named(name), false) = (choice, honoured) {
-            let known = verdicts.iter().find(|(n, _)| n == name).map(|(_, v)| *v);
-            let why = known.unwrap_or(Verdict::Unknown);
+            let known = || verdicts.iter().filter(|(n, _)| n == name).map(|(_, v)| *v);
+            // Of two entries of that name, the one with the role has the reason.
+            let reason = known().find(|v| *v != Verdict::NotOffered).or_else(|| known().next());
+            let why = reason.unwrap_or(Verdict::Unknown);
             if why == Verdict::Unknown {
                 verdicts.push((name.clone(), why));
             }
@@ -232,6 +248,10 @@ impl Routing {
         }
         Route { refused, verdicts }
     }
+}
+
+fn is_device(backend: &Backend, name: &str) -> bool {
+    backend.name() == name && backend.as_resident().is_some()
 }
 
 fn quantize_verdict(backend: &Backend, query: &QuantizeQuery) -> Verdict {

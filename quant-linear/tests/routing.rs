@@ -91,7 +91,7 @@ fn tensors_on_the_device_stay_there() {
     let y = layer.forward_device(&device_x).unwrap();
     assert_eq!(mock.transfers.take(), (0, 0), "no host round trip");
     assert_eq!((y.shape(), y.float_type(), y.device()), (&[3, OUT][..], FloatType::F32, MOCK));
-    assert_eq!(layer.download(&y).unwrap(), quant_linear::FloatVec::F32(expected.clone()));
+    assert_eq!(y.to_host().unwrap(), quant_linear::FloatVec::F32(expected.clone()));
     mock.transfers.take();
 
     // Mixed pairs: packed activations cross once; the other crossing is the dense values.
@@ -104,11 +104,23 @@ fn tensors_on_the_device_stay_there() {
         layer.set_matmul(matmul);
         let y = layer.forward_device(&device_x).unwrap();
         assert_eq!(mock.transfers.take(), crossings, "{quantizer} x {matmul}");
-        assert_eq!(layer.download(&y).unwrap(), quant_linear::FloatVec::F32(expected.clone()));
+        assert_eq!(y.to_host().unwrap(), quant_linear::FloatVec::F32(expected.clone()));
         mock.transfers.take();
     }
+    // Another device of the same name has another memory.
+    let mut elsewhere = layer.clone();
+    elsewhere.set_backends(Backends::none().with(Backend::resident(MockDevice::default())));
+    assert_eq!(elsewhere.device(), Some(MOCK));
+    assert!(matches!(elsewhere.forward_device(&device_x), Err(Error::DeviceMismatch { .. })));
+    // A clone of the list shares it.
+    let mut shared = layer.clone();
+    shared.set_matmul(Choice::Auto);
+    assert_eq!(
+        shared.forward_device(&device_x).unwrap().to_host().unwrap(),
+        quant_linear::FloatVec::F32(expected)
+    );
     layer.set_device(None).unwrap();
-    assert!(matches!(layer.forward_device(&device_x), Err(Error::DeviceMismatch { .. })));
+    assert!(matches!(layer.forward_device(&device_x), Err(Error::OnHost)));
 }
 
 #[test]
@@ -207,6 +219,26 @@ fn explain_lists_each_rejection() {
 }
 
 #[test]
+fn two_entries_of_one_name_are_found_by_role() {
+    let mock = MockDevice::default();
+    let mut layer = layer(&mock, Format::MxFp4);
+    layer.set_backends(
+        Backends::reference()
+            .with(Backend::quantizer_only(mock.clone()))
+            .with(Backend::matmul_only(mock.clone())),
+    );
+    layer.set_quantizer(MOCK);
+    layer.set_matmul(MOCK);
+    let why = layer.explain(1, FloatType::F32).unwrap();
+    assert_eq!((why.quantize.chosen(), why.matmul.chosen()), (Some(MOCK), Some(MOCK)));
+    assert!(why.quantize.refused.is_none() && why.matmul.refused.is_none());
+    // Two types bundled under one name do the same.
+    layer.set_backends(Backends::none().with(Backend::from_roles(mock.clone(), mock)));
+    layer.forward(&values(2, IN), &[IN]).unwrap();
+    assert_eq!(warnings_of(|| drop(layer.forward(&values(2, IN), &[IN]).unwrap())), [""; 0]);
+}
+
+#[test]
 fn no_backend_at_all_is_an_error_with_every_reason() {
     let mock = MockDevice { refuse_quantize: true, ..MockDevice::default() };
     let mut layer = layer(&mock, Format::MxFp4);
@@ -225,7 +257,12 @@ fn a_device_that_is_none_is_an_error() {
     let mut layer = layer(&MockDevice::default(), Format::MxFp4);
     let error = layer.set_device(Some("reference")).unwrap_err();
     assert!(error.to_string().contains(MOCK), "{error}");
-    assert!(layer.upload(f32::wrap(&values(1, IN)), &[IN]).is_err());
+    let error = layer.upload(f32::wrap(&values(1, IN)), &[IN]).unwrap_err();
+    assert!(matches!(error, Error::OnHost), "{error}");
+    // A list without the device leaves the layer on the host.
+    layer.set_device(Some(MOCK)).unwrap();
+    layer.set_backends(Backends::reference());
+    assert_eq!(layer.device(), None);
 }
 
 #[cfg(feature = "cuda")]

@@ -360,6 +360,19 @@ impl Backend {
         }
     }
 
+    /// A backend whose two roles are two types, with one name.
+    pub fn from_roles<M>(quantizer: impl Quantizer + Send + Sync + 'static, matmul: M) -> Self
+    where
+        M: Matmul + Send + Sync + 'static,
+        M::Prepared<Arc<PackedMatrix>>: Send + Sync,
+    {
+        Backend {
+            quantizer: Some(Arc::new(quantizer)),
+            matmul: Some(Arc::new(matmul)),
+            resident: None,
+        }
+    }
+
     /// A backend that only quantizes.
     pub fn quantizer_only(backend: impl Quantizer + Send + Sync + 'static) -> Self {
         Backend { quantizer: Some(Arc::new(backend)), matmul: None, resident: None }

@@ -8,6 +8,7 @@
 
 use crate::backend::QuantizeInput;
 use crate::e2m1::E2m1;
+use crate::environment::check_environment;
 use crate::error::{Buffer, Error, ScaleSetting};
 use crate::float::{Float, FloatSliceMut};
 use crate::packed::{PackedMut, PackedView};
@@ -18,12 +19,14 @@ use crate::with_floats;
 ///
 /// # Errors
 /// [`Error::Len`] unless `out` has rows * k values; [`Error::ScaleSetting`] if `global_scale`, or
-/// its product with the largest finite scale, is not finite and above zero.
+/// its product with the largest finite scale, is not finite and above zero;
+/// [`Error::Environment`].
 pub fn dequantize(
     packed: PackedView<'_>,
     global_scale: f32,
     out: FloatSliceMut<'_>,
 ) -> Result<(), Error> {
+    check_environment()?;
     let shape = packed.shape();
     expect_positive(ScaleSetting::Global, global_scale)?;
     expect_positive(ScaleSetting::Largest, global_scale * shape.scale_type().max())?;

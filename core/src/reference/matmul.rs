@@ -18,6 +18,7 @@
 use core::ops::Range;
 
 use crate::e2m1::DOUBLED;
+use crate::environment::check_environment;
 use crate::error::{Buffer, Error};
 use crate::exact::{ExactSum, FixedSum, PartialsMut, finish_one};
 use crate::float::FloatSliceMut;
@@ -27,9 +28,9 @@ use crate::with_floats;
 /// The dot product of two groups of packed codes, in units of 1/4 (the codes are doubled).
 /// The shorter slice decides the length. At most 144 times the number of elements.
 #[inline]
-pub fn group_dot(a: &[u8], b: &[u8]) -> i32 {
+pub fn group_dot(a: &[u8], b: &[u8]) -> i64 {
     a.iter().zip(b).fold(0, |dot, (&a, &b)| {
-        let value = |nibble: u8| i32::from(DOUBLED[usize::from(nibble & 0xF)]);
+        let value = |nibble: u8| i64::from(DOUBLED[usize::from(nibble & 0xF)]);
         dot + value(a) * value(b) + value(a >> 4) * value(b >> 4)
     })
 }
@@ -38,13 +39,14 @@ pub fn group_dot(a: &[u8], b: &[u8]) -> i32 {
 ///
 /// # Errors
 /// [`Error::FormatMismatch`], [`Error::NotAMatmulFormat`] or [`Error::ShapeMismatch`] if the
-/// operands do not agree; [`Error::Len`] unless `out` has M * N values.
+/// operands do not agree; [`Error::Len`] unless `out` has M * N values; [`Error::Environment`].
 pub fn matmul(
     a: PackedView<'_>,
     b: PackedView<'_>,
     alpha: f32,
     out: FloatSliceMut<'_>,
 ) -> Result<(), Error> {
+    check_environment()?;
     a.shape().expect_product(&b.shape())?;
     out.as_ref().expect_len(Buffer::Output, a.shape().rows() * b.shape().rows())?;
     let n = b.shape().rows().max(1);
@@ -132,7 +134,7 @@ fn for_each_group(
     for ((codes_a, codes_b), (&sa, &sb)) in codes_a.zip(codes_b).zip(scales) {
         f(match (scale_type.parts(sa), scale_type.parts(sb)) {
             (Some(sa), Some(sb)) => Some((
-                i64::from(group_dot(codes_a, codes_b)) * i64::from(sa.significand * sb.significand),
+                group_dot(codes_a, codes_b) * i64::from(sa.significand * sb.significand),
                 sa.exponent + sb.exponent - 2,
             )),
             _ => None,

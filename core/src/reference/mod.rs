@@ -3,7 +3,8 @@
 //! Nothing here allocates and nothing is fast. Other backends are compared with it bit for bit,
 //! and call its pieces ([`QuantSpec::encode_scale`](crate::QuantSpec::encode_scale),
 //! [`E2m1::from_f32_tie`](crate::E2m1::from_f32_tie), [`group_dot`], ...) instead of writing a
-//! rule again. [`Reference`] offers the same functions as a backend.
+//! rule again. [`Reference`] offers the same functions as a backend. Those that compute in floating
+//! point check the thread's environment first (C9).
 
 mod dequantize;
 mod matmul;
@@ -18,7 +19,6 @@ use core::ops::Range;
 use crate::backend::{
     Matmul, MatmulQuery, Named, Paths, PreparedWeight, QuantizeInput, QuantizeQuery, Quantizer,
 };
-use crate::environment::check_environment;
 use crate::error::{Error, Unsupported};
 use crate::exact::PartialsMut;
 use crate::float::FloatSliceMut;
@@ -50,7 +50,6 @@ impl Quantizer for Reference {
     }
 
     fn quantize(&self, input: &QuantizeInput<'_>, out: &mut PackedMut<'_>) -> Result<(), Error> {
-        check_environment()?;
         quantize(input, out).map(|_| ())
     }
 }
@@ -78,7 +77,6 @@ impl Matmul for Reference {
         alpha: f32,
         out: FloatSliceMut<'_>,
     ) -> Result<Paths, Error> {
-        check_environment()?;
         let outputs = out.len() as u64;
         matmul(a, b.0.view(), alpha, out)?;
         Ok(Paths { wide: outputs, ..Paths::default() })
@@ -91,7 +89,6 @@ impl Matmul for Reference {
         groups: Range<usize>,
         out: PartialsMut<'_>,
     ) -> Result<(), Error> {
-        check_environment()?;
         partial(a, b.0.view(), groups, out)
     }
 }

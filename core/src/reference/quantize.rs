@@ -14,6 +14,7 @@
 
 use crate::backend::QuantizeInput;
 use crate::e2m1::E2m1;
+use crate::environment::check_environment;
 use crate::error::Error;
 use crate::float::{Float, FloatSlice, FloatSliceMut};
 use crate::fma::fma;
@@ -53,8 +54,9 @@ impl QuantCounts {
 ///
 /// # Errors
 /// [`Error::FormatMismatch`] or [`Error::ShapeMismatch`] if `out` does not have the shape of the
-/// input. `out` is then untouched.
+/// input, [`Error::Environment`]. `out` is then untouched.
 pub fn quantize(input: &QuantizeInput<'_>, out: &mut PackedMut<'_>) -> Result<QuantCounts, Error> {
+    check_environment()?;
     input.expect_output(out.shape())?;
     Ok(with_floats!(FloatSlice, input.x(), x => quantize_typed(x, input, out)))
 }
@@ -155,7 +157,7 @@ fn transform_chunk<T: Float>(x: &[T], t: &Transform<'_>, first: usize, y: &mut [
 ///
 /// # Errors
 /// [`Error::TransformShape`] if the transform does not fit k; [`Error::Len`] or [`Error::Float`]
-/// if `out` differs from `x` in length or type, or `x` is not whole rows.
+/// if `out` differs from `x` in length or type, or `x` is not whole rows; [`Error::Environment`].
 pub fn apply_transform(
     x: FloatSlice<'_>,
     k: usize,
@@ -163,6 +165,7 @@ pub fn apply_transform(
     out: FloatSliceMut<'_>,
 ) -> Result<(), Error> {
     use crate::error::Buffer;
+    check_environment()?;
     transform.expect_k(k)?;
     let whole = x.len().checked_div(k).unwrap_or(0) * k;
     x.expect_len(Buffer::Input, whole)?;
