@@ -9,7 +9,8 @@
 //! ```
 //!
 //! The dense side is the reference that errors are relative to; between equals it is A. Pairs with a
-//! value that is not finite on one side are counted and left out of the error. What cannot be
+//! value that is not finite on one side are counted and left out of the error; "exact" is said only
+//! where no value differs at all ([`crate::difference`] lists the cases). What cannot be
 //! compared (other shapes, other transforms, a layer that is not whole) is reported as a problem
 //! after everything else has been compared; the exit code is then 2.
 
@@ -177,27 +178,32 @@ impl Findings {
 
     fn json(&self, args: &Args, passed: bool) -> Value {
         let pairs = self.pairs.iter().map(|(name, pair)| {
-            let d = pair.difference.as_ref();
-            json!({
+            let mut pair_json = json!({
                 "name": name,
                 "kind": pair.kind.name(),
                 "shape": pair.shape,
                 "identical": pair.identical,
                 "domain": pair.domain(),
-                "relative_error": d.map(Difference::relative),
-                "sqnr_db": d.map(Difference::sqnr_db),
-                "max_abs_error": d.map(Difference::max_abs),
-                "values_differ": d.map(Difference::differ),
-                "not_finite": d.map(Difference::not_finite),
+                "exact": pair.identical,
                 "codes_differ": pair.codes_differ,
                 "scales_differ": pair.scales_differ,
                 "bytes_differ": pair.bytes_differ,
                 "settings_differ": pair.settings_differ,
                 "nan_scales": pair.nan_scales,
-            })
+            });
+            let names = ["relative_error", "sqnr_db", "max_abs_error", "error_kind"];
+            for name in names.iter().chain(&["values_differ", "not_finite"]) {
+                pair_json[*name] = Value::Null; // bytes have no values
+            }
+            if let Some(difference) = &pair.difference {
+                difference.put(&mut pair_json, "");
+            }
+            pair_json
         });
         let total = self.total();
         let identical = self.pairs.iter().filter(|(_, p)| p.identical).count();
+        let mut totals = json!({ "compared": self.pairs.len(), "identical": identical });
+        total.put(&mut totals, "quantized_");
         json!({
             "command": "compare",
             "a": args.a.to_string_lossy(),
@@ -209,13 +215,7 @@ impl Findings {
             "exact": args.exact,
             "tolerance": args.tolerance,
             "passed": passed,
-            "totals": {
-                "compared": self.pairs.len(),
-                "identical": identical,
-                "quantized_relative_error": total.relative(),
-                "quantized_sqnr_db": total.sqnr_db(),
-                "quantized_max_abs_error": total.max_abs(),
-            },
+            "totals": totals,
         })
     }
 }

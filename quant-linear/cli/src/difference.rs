@@ -8,11 +8,46 @@
 //! size of the tiles, as long as every tile but the last holds whole sixteens. A pair with a NaN or
 //! an infinity on one side is counted and left out of the sums: one such weight must not hide the
 //! error of all others.
+//!
+//! What the figures can be ([`Kind`]), in JSON's `error_kind`:
+//!
+//! ```text
+//! exact        nothing differs                            0           no dB: "exact"
+//! finite       some finite value differs                  a number    a number
+//! infinite     the same, and the reference is all zeros   inf         -inf
+//! not_finite   only pairs with a NaN or an infinity       0, or undefined without any
+//!              differ                                     finite pair; dB undefined
+//! ```
 
 use fp4_core::Float;
+use serde_json::{Value, json};
 
 /// Elements summed at a time.
 const UNIT: usize = 16;
+
+/// What the figures of a difference are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// Nothing differs.
+    Exact,
+    /// Numbers.
+    Finite,
+    /// The reference is all zeros and the other is not.
+    Infinite,
+    /// All that differs is NaN or infinite on one side, so nothing is in the sums.
+    NotFinite,
+}
+
+impl Kind {
+    fn name(self) -> &'static str {
+        match self {
+            Kind::Exact => "exact",
+            Kind::Finite => "finite",
+            Kind::Infinite => "infinite",
+            Kind::NotFinite => "not_finite",
+        }
+    }
+}
 
 /// Running sums over the pairs of two tensors.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
@@ -27,6 +62,8 @@ pub(crate) struct Difference {
     differ: u64,
     /// Pairs of different values of which one is NaN or infinite; not in the sums.
     not_finite: u64,
+    /// Pairs of finite values: those in the sums.
+    finite: u64,
 }
 
 impl Difference {
@@ -42,6 +79,7 @@ impl Difference {
                     error_sq += error * error;
                     self.max_abs = self.max_abs.max(error.abs());
                     self.differ += u64::from(error != 0.0);
+                    self.finite += 1;
                 } else if a != b && !(a.is_nan() && b.is_nan()) {
                     self.not_finite += 1;
                     self.differ += 1;
@@ -59,19 +97,55 @@ impl Difference {
         self.max_abs = self.max_abs.max(other.max_abs);
         self.differ += other.differ;
         self.not_finite += other.not_finite;
+        self.finite += other.finite;
     }
 
-    /// Frobenius norm of the difference over that of the reference; 0 where nothing differs.
-    pub(crate) fn relative(&self) -> f64 {
-        if self.error_sq == 0.0 { 0.0 } else { (self.error_sq / self.reference_sq).sqrt() }
-    }
-
-    /// Signal to quantization noise in dB; infinite where nothing differs.
-    pub(crate) fn sqnr_db(&self) -> f64 {
-        if self.error_sq == 0.0 {
-            f64::INFINITY
+    /// What the figures are.
+    pub(crate) fn kind(&self) -> Kind {
+        if self.differ == 0 {
+            Kind::Exact
+        } else if self.error_sq == 0.0 {
+            Kind::NotFinite
+        } else if self.reference_sq == 0.0 {
+            Kind::Infinite
         } else {
-            10.0 * (self.reference_sq / self.error_sq).log10()
+            Kind::Finite
+        }
+    }
+
+    /// Frobenius norm of the difference over that of the reference, over the finite pairs: 0 where
+    /// none differs, infinite where the reference is all zeros, NaN if only other pairs are there.
+    pub(crate) fn relative(&self) -> f64 {
+        match self.kind() {
+            Kind::NotFinite if self.finite == 0 => f64::NAN,
+            Kind::Exact | Kind::NotFinite => 0.0,
+            Kind::Finite | Kind::Infinite => (self.error_sq / self.reference_sq).sqrt(),
+        }
+    }
+
+    /// Signal to quantization noise in dB: infinite where nothing differs, -infinite where the
+    /// reference is all zeros, NaN where only pairs differ that are not finite.
+    pub(crate) fn sqnr_db(&self) -> f64 {
+        match self.kind() {
+            Kind::Exact => f64::INFINITY,
+            Kind::NotFinite => f64::NAN,
+            Kind::Finite | Kind::Infinite => 10.0 * (self.reference_sq / self.error_sq).log10(),
+        }
+    }
+
+    /// Puts the figures into a JSON object, with `prefix` before their names. JSON has no infinities
+    /// and no NaN, which are `null`: `error_kind` tells them apart.
+    pub(crate) fn put(&self, object: &mut Value, prefix: &str) {
+        for (name, value) in [
+            ("relative_error", json!(self.relative())),
+            ("sqnr_db", json!(self.sqnr_db())),
+            ("max_abs_error", json!(self.max_abs)),
+            ("exact", json!(self.kind() == Kind::Exact)),
+            ("error_kind", json!(self.kind().name())),
+            ("values_differ", json!(self.differ)),
+            ("not_finite", json!(self.not_finite)),
+        ] {
+            object[format!("{prefix}{name}")] = value;
         }
     }
 
@@ -115,6 +189,18 @@ mod tests {
         let mut d = Difference::default();
         d.add(&[f32::NAN, f32::INFINITY, 1.0, 2.0], &[1f32, 6.0, f32::NAN, 2.0]);
         assert_eq!((d.not_finite(), d.differ(), d.relative()), (3, 3, 0.0));
+        assert!(d.kind() == Kind::NotFinite && d.sqnr_db().is_nan());
+        let mut d = Difference::default();
+        d.add(&[1f32; 3], &[f32::NAN; 3]);
+        assert!(d.kind() == Kind::NotFinite && d.relative().is_nan() && d.sqnr_db().is_nan());
+    }
+
+    #[test]
+    fn an_error_against_zeros_is_infinite() {
+        let mut d = Difference::default();
+        d.add(&[0f32, -0.0], &[0f32, 1e-45]);
+        let infinite = (Kind::Infinite, f64::INFINITY, f64::NEG_INFINITY);
+        assert_eq!((d.kind(), d.relative(), d.sqnr_db()), infinite);
     }
 
     #[test]

@@ -55,12 +55,18 @@ pub(crate) fn shape(shape: &[usize]) -> String {
 
 /// A relative error.
 pub(crate) fn relative(x: f64) -> String {
-    format!("{x:.5}")
+    if x.is_nan() { "undefined".into() } else { format!("{x:.5}") }
 }
 
-/// Decibels.
+/// A signal to noise ratio in decibels; infinite only where nothing differs.
 pub(crate) fn decibels(x: f64) -> String {
-    if x.is_infinite() { "exact".into() } else { format!("{x:.2}") }
+    if x == f64::INFINITY {
+        "exact".into()
+    } else if x.is_nan() {
+        "undefined".into()
+    } else {
+        format!("{x:.2}")
+    }
 }
 
 /// `1 tensor`, `2 tensors`.

@@ -2,17 +2,27 @@
 //! tensor must be like.
 //!
 //! ```text
-//! name    --include given: matches one of them; else `*.weight` of rank 2 and not kept by KEPT
+//! candidate    named `*.weight`, rank 2
+//! quantizable  a candidate in F32 / F16 / BF16, K whole groups and whole transform blocks
+//!
+//! no --include                         candidates, but those kept by KEPT
+//! --include with wildcards             candidates that match; all else that matches is copied
+//! --include that is a full name        that tensor, whatever it is
 //! then    --exclude removes
-//! then    F32 / F16 / BF16, rank 2, K whole groups and whole transform blocks; else
-//!             matched by --include: an error that names the tensor
-//!             by the default rule: copied as it is, and listed with the reason
+//! then    quantizable, or else
+//!             named in full: an error that names the tensor
+//!             any other: copied as it is, and listed with the reason
 //! ```
+//!
+//! A pattern that matches no tensor, or none that is quantizable, is an error.
+//!
+//! Worked example: `--include 'l.*'` on `l.weight` (8, 64), `l.bias` (8) and `l.norm.weight` (64)
+//! quantizes the first and copies the others without a word; `--include l.bias` is an error.
 
 use anyhow::{Context, Result, bail};
-use fp4_core::{FloatType, Format};
-use globset::{Glob, GlobSet, GlobSetBuilder};
-use quant_linear::state;
+use fp4_core::{FloatType, Format, PackedMatrix, PackedShape};
+use globset::{Glob, GlobMatcher, GlobSet, GlobSetBuilder};
+use quant_linear::{Parts, state};
 use safetensors::tensor::TensorInfo;
 
 /// Names that the default rule keeps dense: embeddings and output heads.
@@ -32,13 +42,24 @@ pub(crate) const KEPT: [&str; 10] = [
 /// The rule, compiled.
 #[derive(Debug)]
 pub(crate) struct Rule {
-    include: Option<GlobSet>,
-    include_globs: Vec<(Glob, String)>,
+    include: Vec<Include>,
     exclude: GlobSet,
     kept: GlobSet,
-    group: usize,
+    format: Format,
     block: Option<usize>,
 }
+
+/// One `--include`.
+#[derive(Debug)]
+struct Include {
+    text: String,
+    matcher: GlobMatcher,
+    /// A pattern, and not the full name of a tensor.
+    wildcards: bool,
+}
+
+/// A tensor's name and header.
+pub(crate) type Named<'a> = (&'a str, &'a TensorInfo);
 
 /// What becomes of a tensor.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -71,14 +92,18 @@ impl Rule {
         format: Format,
         block: Option<usize>,
     ) -> Result<Self> {
-        let include_globs: Vec<_> =
-            include.iter().map(|g| Ok((glob(g)?, g.clone()))).collect::<Result<_>>()?;
+        let include = include.iter().map(|text| {
+            Ok(Include {
+                text: text.clone(),
+                matcher: glob(text)?.compile_matcher(),
+                wildcards: text.contains(['*', '?', '[', '{']),
+            })
+        });
         Ok(Rule {
-            include: (!include.is_empty()).then(|| globs(include)).transpose()?,
-            include_globs,
+            include: include.collect::<Result<_>>()?,
             exclude: globs(exclude)?,
             kept: globs(&KEPT)?,
-            group: format.group().get(),
+            format,
             block,
         })
     }
@@ -86,27 +111,29 @@ impl Rule {
     /// Decides about one tensor.
     ///
     /// # Errors
-    /// A tensor named by `--include` that cannot be quantized.
+    /// A tensor that `--include` names in full and that cannot be quantized.
     pub(crate) fn decide(&self, name: &str, info: &TensorInfo) -> Result<Fate> {
-        let explicit = match &self.include {
-            Some(include) if !include.is_match(name) => return Ok(Fate::Copy),
-            Some(_) => true,
-            None if prefix(name).is_none() || info.shape.len() != 2 => return Ok(Fate::Copy),
-            None => false,
-        };
+        let mut matching = self.include.iter().filter(|i| i.matcher.is_match(name)).peekable();
+        if !self.include.is_empty() && matching.peek().is_none() {
+            return Ok(Fate::Copy);
+        }
+        let named = matching.any(|i| !i.wildcards);
+        if !named && (prefix(name).is_none() || info.shape.len() != 2) {
+            return Ok(Fate::Copy);
+        }
         if self.exclude.is_match(name) {
             return Ok(Fate::Skip("matches --exclude".into()));
         }
-        if !explicit && self.kept.is_match(name) {
+        if self.include.is_empty() && self.kept.is_match(name) {
             return Ok(Fate::Skip(
                 "an embedding or output head by its name; --include quantizes it".into(),
             ));
         }
         match self.quantizable(name, info) {
             Ok(fate) => Ok(fate),
-            Err(reason) if explicit => bail!(
-                "tensor `{name}` matches --include and cannot be quantized: {reason}; make the \
-                 pattern narrower, or leave it out with --exclude '{name}'"
+            Err(reason) if named => bail!(
+                "tensor `{name}` is named by --include and cannot be quantized: {reason}; leave \
+                 that --include out"
             ),
             Err(reason) => Ok(Fate::Skip(reason)),
         }
@@ -123,21 +150,62 @@ impl Rule {
         let [rows, k] = *info.shape else {
             return Err(format!("it has shape {:?}, expected two dimensions", info.shape));
         };
-        for (what, size) in [("group", Some(self.group)), ("transform block", self.block)] {
+        let group = self.format.group().get();
+        for (what, size) in [("group", Some(group)), ("transform block", self.block)] {
             if let Some(size) = size
                 && !k.is_multiple_of(size)
             {
                 return Err(format!("K = {k} is not a multiple of the {what} of {size}"));
             }
         }
+        if k == 0 {
+            self.loadable(rows)?;
+        }
         Ok(Fate::Quantize { prefix: prefix.into(), rows, k, float_type })
     }
 
-    /// The include patterns that match none of `names`.
-    pub(crate) fn unmatched<'a>(&self, names: impl Iterator<Item = &'a str> + Clone) -> Vec<&str> {
-        let matches_none = |g: &Glob| !names.clone().any(|name| g.compile_matcher().is_match(name));
-        let unmatched = self.include_globs.iter().filter(|(g, _)| matches_none(g));
-        unmatched.map(|(_, text)| text.as_str()).collect()
+    /// Would the library load a layer of so many rows and no columns? They cost no file bytes, so
+    /// nothing else bounds them.
+    fn loadable(&self, rows: usize) -> Result<(), String> {
+        let shape = PackedShape::of(self.format, rows, 0).map_err(|e| e.to_string())?;
+        let parts = Parts {
+            weight: PackedMatrix::zeros(shape),
+            transform: None,
+            weight_global_scale: 1.0,
+            activation_global_scale: None,
+            activation_scale_scale: None,
+        };
+        parts.check().map(|_| ()).map_err(|e| e.to_string())
+    }
+
+    /// Checks that every `--include` finds something to quantize, before `--exclude` has its say.
+    ///
+    /// # Errors
+    /// A pattern that matches no tensor, or none that can be quantized.
+    pub(crate) fn check_includes<'a>(
+        &self,
+        tensors: impl Iterator<Item = Named<'a>> + Clone,
+    ) -> Result<()> {
+        for Include { text, matcher, wildcards } in &self.include {
+            let matching: Vec<_> = tensors.clone().filter(|(n, _)| matcher.is_match(n)).collect();
+            if matching.is_empty() {
+                bail!("--include '{text}' matches no tensor; `fp4 inspect` lists their names");
+            }
+            let judged = matching.iter().map(|(name, info)| (name, self.quantizable(name, info)));
+            if *wildcards && judged.clone().all(|(_, fate)| fate.is_err()) {
+                let reasons = judged.take(5).filter_map(|(name, fate)| {
+                    let reason = fate.err()?;
+                    Some(format!("`{name}`: {reason}"))
+                });
+                bail!(
+                    "--include '{text}' matches no tensor that can be quantized ({}{}); `fp4 \
+                     inspect` lists types and shapes",
+                    reasons.collect::<Vec<_>>().join("; "),
+                    if matching.len() > 5 { "; ..." } else { "" }
+                );
+            }
+        }
+        Ok(())
     }
 }
 
@@ -225,9 +293,29 @@ mod tests {
         assert!(matches!(decide(&rule, "b.weight"), Fate::Quantize { .. }));
         assert!(matches!(decide(&rule, "b.c.weight"), Fate::Skip(_)));
         assert_eq!(decide(&rule, "a.weight"), Fate::Copy);
+        // What a pattern sweeps in and is no linear weight is left alone.
+        assert_eq!(rule.decide("b.bias", &info(Dtype::F32, &[128])).unwrap(), Fate::Copy);
+        assert_eq!(rule.decide("b.weight", &info(Dtype::F32, &[128])).unwrap(), Fate::Copy);
+        let odd = rule.decide("b.weight", &info(Dtype::F64, &[8, 128])).unwrap();
+        assert!(matches!(odd, Fate::Skip(reason) if reason.contains("F64")));
+        let good = info(Dtype::F32, &[8, 128]);
+        let check = |names: &[&'static str]| {
+            let tensors: Vec<_> = names.iter().map(|name| (*name, &good)).collect();
+            rule.check_includes(tensors.into_iter()).map_err(|e| e.to_string())
+        };
+        assert_eq!(check(&["b.weight", "wte.weight"]), Ok(()));
+        let error = check(&["b.weight"]).unwrap_err();
+        assert!(error.contains("'*wte*' matches no tensor;"), "{error}");
+        let error = check(&["b.bias", "wte.weight"]).unwrap_err();
+        assert!(error.contains("'b.*'") && error.contains("`b.bias`: its name"), "{error}");
+    }
+
+    #[test]
+    fn a_full_name_is_taken_at_its_word() {
+        let rule = rule(&["b.bias", "b.*"], &[]);
         let error = rule.decide("b.bias", &info(Dtype::F32, &[128])).unwrap_err().to_string();
-        assert!(error.contains("`b.bias`") && error.contains("--exclude"), "{error}");
-        assert_eq!(rule.unmatched(["b.weight"].into_iter()), ["*wte*"]);
+        assert!(error.contains("`b.bias` is named by --include"), "{error}");
+        assert_eq!(rule.decide("b.other", &info(Dtype::F32, &[128])).unwrap(), Fate::Copy);
     }
 
     #[test]

@@ -181,16 +181,52 @@ fn what_include_names_must_be_quantizable() {
             &["--transform", "hadamard", "--transform-block", "128"],
             ["`a.weight`", "block of 128"],
         ),
-        ("conv.*", &[], ["`conv.weight`", "two dimensions"]),
-        ("a.*", &[], ["`a.bias`", ".weight"]),
-        ("double*", &[], ["`double.weight`", "F64"]),
+        ("conv.weight", &[], ["`conv.weight`", "two dimensions"]),
+        ("a.bias", &[], ["`a.bias`", ".weight"]),
+        ("double.weight", &[], ["`double.weight`", "F64"]),
+        // Patterns choose among what can be quantized; only one that finds nothing is wrong.
+        ("conv.*", &[], ["'conv.*'", "`conv.weight`: it has shape [2, 2, 32]"]),
+        ("double*", &[], ["'double*'", "`double.weight`: it is F64"]),
+        ("*bias", &[], ["'*bias'", "no tensor that can be quantized"]),
         ("nothing*", &[], ["nothing*", "matches no tensor"]),
         ("a[", &[], ["a[", "glob"]),
     ] {
         refuses_in(&folder, "in", "out", &[&["--include", glob], more].concat(), &needles);
     }
+    // One good pattern does not excuse another.
+    let two = ["--include", "a.*", "--include", "k*"];
+    refuses_in(&folder, "in", "out", &two, &["'k*'", "K = 48"]);
     refuses_in(&folder, "in", "out", &["--exclude", "{"], &["glob"]);
     refuses_in(&folder, "in", "out", &["--exclude", "*"], &["nothing to quantize"]);
+}
+
+#[test]
+fn scales_whose_product_is_no_scale_are_refused_before_writing() {
+    let folder = Folder::new();
+    write(&folder.at("in"), &good());
+    for (format, weight, activation, needle) in [
+        ("nvfp4", "1e-30", "1e-30", "is 0"),
+        ("nvfp4", "1e30", "1e30", "is inf"),
+        ("mxfp4", "1e-45", "0.25", "is 0"),
+        ("mxfp4", "auto", "1e-45", "is 0"),
+        ("nvfp4", "1e-45", "auto", "is 0"),
+    ] {
+        let (input, output) = (folder.arg("in"), folder.arg("out"));
+        let mut args = vec!["quantize", &input, "-o", &output, "--format", format];
+        args.extend(["--global-scale", weight]);
+        if activation != "auto" {
+            args.extend(["--activation-scale", activation]);
+        }
+        fails(&args, &["--global-scale", "--activation-scale", needle]);
+        assert!(!folder.at("out").exists());
+    }
+    // An automatic scale is known later; nothing is left behind then either.
+    write(&folder.at("in"), &[f32s("a.weight", &[1, 64], &[1e38; 64])]);
+    let before = folder.snapshot();
+    let (input, output) = (folder.arg("in"), folder.arg("out"));
+    let args = ["quantize", &input, "-o", &output, "--format", "nvfp4"];
+    fails(&[&args[..], &["--activation-scale", "1e10"]].concat(), &["`a.weight`", "is inf"]);
+    assert!(folder.snapshot() == before, "something is left behind");
 }
 
 #[test]

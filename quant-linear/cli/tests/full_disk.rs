@@ -8,7 +8,7 @@
 mod common;
 
 use std::fs;
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use common::*;
 use safetensors::Dtype;
@@ -70,11 +70,35 @@ fn a_folder_that_does_not_fit() {
 fn a_report_that_cannot_be_written_is_an_error() {
     let folder = Folder::new();
     write(&folder.at("in"), &[random("a.weight", Dtype::F32, &[4, 64], 1)]);
-    if let Ok(full) = fs::OpenOptions::new().write(true).open("/dev/full") {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_fp4"));
-        let output = command.args(["inspect", &folder.arg("in")]).stdout(full).output().unwrap();
-        let stderr = String::from_utf8(output.stderr).unwrap();
-        assert_eq!(output.status.code(), Some(2), "{stderr}");
-        assert!(stderr.contains("stdout") && !stderr.contains("panicked"), "{stderr}");
+    let input = folder.arg("in");
+    let commands: [&[&str]; 6] = [
+        &["inspect", &input],
+        &["compare", &input, &input],
+        &["demo"],
+        &["demo", "--json"],
+        &[],
+        &["quantize", &input, "-o", &folder.arg("out"), "--format", "mxfp4"],
+    ];
+    for args in commands {
+        let Ok(full) = fs::OpenOptions::new().write(true).open("/dev/full") else { return };
+        let (code, stderr) = printing_to(full, args);
+        assert_eq!(code, Some(2), "{args:?}: {stderr}");
+        assert!(stderr.contains("stdout") && !stderr.contains("panicked"), "{args:?}: {stderr}");
     }
+}
+
+#[test]
+fn a_reader_that_has_gone_away_is_no_error() {
+    for args in [&["demo"][..], &["demo", "--json"]] {
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        assert_eq!(printing_to(writer, args), (Some(0), String::new()), "{args:?}");
+    }
+}
+
+/// Runs `fp4` with this stdout; the exit code and stderr.
+fn printing_to(stdout: impl Into<Stdio>, args: &[&str]) -> (Option<i32>, String) {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_fp4"));
+    let output = command.args(args).stdout(stdout).output().unwrap();
+    (output.status.code(), String::from_utf8(output.stderr).unwrap())
 }

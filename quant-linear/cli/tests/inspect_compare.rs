@@ -280,6 +280,63 @@ fn nan_scales_and_values_are_reported() {
 }
 
 #[test]
+fn exact_is_said_only_where_nothing_differs() {
+    let folder = Folder::new();
+    let ones = f32s("w.weight", &[2, 32], &[1.0; 64]);
+    let mut half = vec![1f32; 64];
+    half[..32].fill(f32::NAN);
+    let cases = [
+        // Against ones: exact, error_kind, what the row says, relative error in JSON.
+        (vec![1f32; 64], true, "exact", "exact", json!(0.0)),
+        (vec![f32::NAN; 64], false, "not_finite", "undefined", Value::Null),
+        (half, false, "not_finite", "undefined", json!(0.0)),
+        (vec![f32::INFINITY; 64], false, "not_finite", "undefined", Value::Null),
+        (vec![0.9; 64], false, "finite", "20.00", Value::Bool(true)),
+    ];
+    for (other, exact, kind, said, relative) in cases {
+        write(&folder.at("a"), std::slice::from_ref(&ones));
+        write(&folder.at("b"), &[f32s("w.weight", &[2, 32], &other)]);
+        let found = json(&["compare", &folder.arg("a"), &folder.arg("b")]);
+        let pair = &found["tensors"][0];
+        assert_eq!((&pair["exact"], &pair["error_kind"]), (&json!(exact), &json!(kind)));
+        assert_eq!(pair["sqnr_db"].is_number(), kind == "finite");
+        if relative != true {
+            assert_eq!(pair["relative_error"], relative);
+        }
+        let text = ok(&["compare", &folder.arg("a"), &folder.arg("b")]);
+        let rows = text.lines().filter(|line| line.contains("w.weight")).collect::<String>();
+        assert!(exact || rows.contains(said), "no `{said}` in {text}");
+        assert!(!text.contains("exact"), "{text}"); // no row where nothing differs
+    }
+}
+
+#[test]
+fn an_infinite_error_is_shown_as_one() {
+    let folder = Folder::new();
+    write(&folder.at("q"), &layer_tensors(vec![0x22; 32], [0x38; 4]));
+    let other = f32s("other", &[3], &[1.0, 2.0, 3.0]);
+    write(&folder.at("in"), &[f32s("a.weight", &[2, 32], &[0.0; 64]), other]);
+    let found = json(&["compare", &folder.arg("in"), &folder.arg("q")]);
+    for (value, prefix) in [(&found["tensors"][0], ""), (&found["totals"], "quantized_")] {
+        assert_eq!(value[format!("{prefix}exact")], false);
+        assert_eq!(value[format!("{prefix}error_kind")], "infinite");
+        assert_eq!(value[format!("{prefix}sqnr_db")], Value::Null);
+    }
+    assert_eq!(found["tensors"][1]["exact"], true);
+    let text = ok(&["compare", &folder.arg("in"), &folder.arg("q")]);
+    let row = text.lines().find(|line| line.contains("a.weight")).unwrap();
+    assert!(row.contains(" inf |") && row.contains(" -inf |"), "{text}");
+    assert!(text.contains("relative error inf, SQNR -inf dB"), "{text}");
+    assert!(!text.contains("exact"), "{text}");
+    // Zeros that stay zeros are exact, and quantize says so in both forms.
+    let args = ["quantize", &folder.arg("in"), "-o", &folder.arg("z"), "--format", "mxfp4"];
+    let args = [&args[..], &["--include", "a.weight", "--force"]].concat();
+    let row = &json(&args)["tensors"][0];
+    assert_eq!((&row["exact"], &row["error_kind"]), (&json!(true), &json!("exact")));
+    assert!(ok(&args).contains("exact"));
+}
+
+#[test]
 fn no_command_is_the_demo() {
     // Times differ from run to run; the first lines do not.
     let [bare, named] = [&[][..], &["demo"]].map(|args| ok(args).lines().next().map(String::from));

@@ -288,6 +288,76 @@ fn include_and_exclude_choose() {
     assert_eq!(skipped.as_array().unwrap().len(), 3);
 }
 
+/// Biases, norms of rank 1, an embedding, and weights that do not fit, beside two good layers.
+fn encoder() -> Vec<Tensor> {
+    vec![
+        random("encoder.layer.0.attention.dense.weight", Dtype::F32, &[8, 64], 1),
+        random("encoder.layer.0.attention.dense.bias", Dtype::F32, &[64], 2),
+        random("encoder.layer.0.attention.LayerNorm.weight", Dtype::F32, &[64], 3),
+        random("encoder.layer.0.attention.LayerNorm.bias", Dtype::F32, &[64], 4),
+        random("encoder.layer.0.relative", Dtype::F32, &[8, 64], 5),
+        random("encoder.layer.0.conv.weight", Dtype::F32, &[2, 2, 64], 6),
+        random("encoder.layer.0.odd.weight", Dtype::F32, &[8, 40], 7),
+        ("encoder.layer.0.double.weight".into(), Dtype::F64, vec![1, 64], vec![0; 512]),
+        random("encoder.layer.1.dense.weight", Dtype::BF16, &[8, 64], 8),
+        random("embed_tokens.weight", Dtype::F32, &[10, 64], 9),
+        random("l.weight", Dtype::F32, &[8, 64], 10),
+        random("l.bias", Dtype::F32, &[8], 11),
+    ]
+}
+
+#[test]
+fn include_with_wildcards_filters_the_candidates() {
+    const DENSE_0: &str = "encoder.layer.0.attention.dense.weight";
+    const DENSE_1: &str = "encoder.layer.1.dense.weight";
+    const MISFITS: [&str; 2] = ["encoder.layer.0.double.weight", "encoder.layer.0.odd.weight"];
+    let folder = Folder::new();
+    write(&folder.at("in"), &encoder());
+    let dense = by_name(&encoder());
+    let run = |includes: &[&str], more: &[&str]| {
+        let (input, output) = (folder.arg("in"), folder.arg("out"));
+        let mut args = vec!["quantize", &input, "-o", &output, "--format", "mxfp4", "--force"];
+        args.extend(includes.iter().flat_map(|glob| ["--include", *glob]));
+        args.extend(more);
+        let json = json(&args);
+        let names = |key: &str| {
+            let list = json[key].as_array().unwrap().iter();
+            let mut names: Vec<_> = list.map(|t| t["name"].as_str().unwrap().to_string()).collect();
+            names.sort();
+            names
+        };
+        let (quantized, skipped) = (names("tensors"), names("skipped"));
+        // Whatever is not quantized is there as it was.
+        let written = read(&folder.at("out"));
+        for (name, tensor) in &dense {
+            assert_eq!(written.get(name), (!quantized.contains(name)).then_some(tensor), "{name}");
+        }
+        let reasons = json["skipped"].to_string();
+        (quantized, skipped, reasons)
+    };
+    let (quantized, skipped, _) = run(&["l.*"], &[]);
+    assert_eq!((quantized, skipped), (vec!["l.weight".to_string()], vec![]));
+    for glob in ["encoder.layer.0.*", "encoder.layer.[0].*", "encoder.layer.{0,7}.*"] {
+        let (quantized, skipped, reasons) = run(&[glob], &[]);
+        assert_eq!(
+            (&quantized[..], &skipped[..]),
+            (&[DENSE_0.to_string()][..], &MISFITS.map(String::from)[..])
+        );
+        assert!(reasons.contains("K = 40") && reasons.contains("F64"), "{reasons}");
+    }
+    // Everything: embeddings too, since they were asked for.
+    let all = [DENSE_0, DENSE_1, "l.weight"].map(String::from);
+    let (quantized, skipped, _) = run(&["*"], &[]);
+    assert_eq!(quantized, [&["embed_tokens.weight".to_string()][..], &all].concat());
+    assert_eq!(skipped, MISFITS);
+    let (quantized, skipped, reasons) = run(&["*"], &["--exclude", "embed*"]);
+    assert_eq!(quantized, all);
+    assert_eq!(skipped, [&["embed_tokens.weight"][..], &MISFITS].concat());
+    assert!(reasons.contains("matches --exclude"), "{reasons}");
+    // A full name and a pattern add up.
+    assert_eq!(run(&["encoder.layer.?.dense.*", "l.weight"], &[]).0, [DENSE_1, "l.weight"]);
+}
+
 #[test]
 fn candidates_that_cannot_be_quantized_are_copied_and_listed() {
     let folder = Folder::new();
@@ -412,13 +482,50 @@ fn zeros_nans_and_infinities_are_legal_and_reported() {
 }
 
 #[test]
+fn tiny_weights_get_global_scale_1_instead_of_a_layer_that_cannot_run() {
+    let folder = Folder::new();
+    // Largest magnitude / 2688 is 0 in f32; not 0, but 0 times the activations' 0.1; neither.
+    for (amax, scale, gs, warned) in [
+        (1e-43f32, "0.1", 1.0f32, true),
+        (1e-43, "4", 1.0, true),
+        (5e-42, "0.1", 1.0, true),
+        (5e-42, "4", 5e-42f32 / 2688.0, false),
+        (1e-40, "1e-20", 1.0, true),
+        (1e-36, "0.1", 1e-36f32 / 2688.0, false),
+    ] {
+        let mut values = vec![0f32; 4 * 64];
+        values[9] = -amax;
+        write(&folder.at("in"), &[f32s("a.weight", &[4, 64], &values)]);
+        let (input, output) = (folder.arg("in"), folder.arg("out"));
+        let args =
+            ["quantize", &input, "-o", &output, "--format", "nvfp4", "--activation-scale", scale];
+        let json = json(&[&args[..], &["--force"]].concat());
+        let layer = layer(&folder.at("out"), "a");
+        assert_eq!(layer.weight_global_scale().to_bits(), gs.to_bits(), "{amax} {scale}");
+        let warnings = json["warnings"].to_string();
+        assert_eq!(warnings.contains("global scale 1"), warned, "{amax} {scale}: {warnings}");
+        assert_eq!(json["tensors"][0]["weight_global_scale"], f64::from(gs));
+        layer.forward(&[1f32; 64], &[1, 64]).unwrap();
+    }
+}
+
+#[test]
+fn the_help_tells_what_becomes_of_a_bias_and_what_include_does() {
+    let help = ok(&["quantize", "--help"]);
+    for needle in ["`X.bias`", "ignore_bias", "wildcards", "full name"] {
+        assert!(help.contains(needle), "no `{needle}` in {help}");
+    }
+}
+
+#[test]
 fn zero_rows_and_zero_columns_are_legal() {
     let folder = Folder::new();
     let empty = [
         f32s("rows.weight", &[0, 64], &[]),
         f32s("cols.weight", &[4, 0], &[]),
         f32s("wide.weight", &[0, 1 << 60], &[]),
-        f32s("tall.weight", &[1 << 60, 0], &[]),
+        f32s("tall.weight", &[1 << 24, 0], &[]),
+        f32s("taller.weight", &[1 << 60, 0], &[]),
     ];
     write(&folder.at("in"), &empty);
     for format in ["mxfp4", "nvfp4"] {
@@ -435,8 +542,10 @@ fn zero_rows_and_zero_columns_are_legal() {
                 "--force",
             ]);
             assert_eq!(json["totals"]["tensors"], 4);
+            // A layer that the library would not load is not written.
+            assert_eq!(json["skipped"][0]["name"], "taller.weight");
             for (prefix, rows, k) in
-                [("rows", 0, 64), ("cols", 4, 0), ("wide", 0, 1 << 60), ("tall", 1 << 60, 0)]
+                [("rows", 0, 64), ("cols", 4, 0), ("wide", 0, 1 << 60), ("tall", 1 << 24, 0)]
             {
                 let layer = layer(&folder.at("out"), prefix);
                 assert_eq!((layer.out_features(), layer.in_features()), (rows, k));

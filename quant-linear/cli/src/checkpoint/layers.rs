@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use anyhow::{Result, ensure};
 use fp4_core::{PackedMatrix, PackedShape, ScaleType};
 use quant_linear::state::{self, join};
-use quant_linear::{LoadOptions, Parts, QuantLinear};
+use quant_linear::{LoadOptions, Parts};
 use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
 
@@ -120,7 +120,7 @@ impl Layer {
         })?;
         let parts = parts(from, prefix, shape)?;
         // Judges the scalars and the transform against the shape.
-        QuantLinear::from_parts(parts.clone())?;
+        parts.check()?;
         Ok(Layer { shape, codes, scales, parts })
     }
 

@@ -91,7 +91,9 @@ impl Layout {
 
 /// Bytes of a tensor; `None` if they do not fit, or end inside a byte.
 fn tensor_bytes(dtype: Dtype, shape: &[usize]) -> Option<usize> {
-    let bits = shape.iter().try_fold(dtype.bitsize(), |bits, &dim| bits.checked_mul(dim))?;
+    // Elements first, as the safetensors crate counts them: what it reads can be copied.
+    let elements = shape.iter().try_fold(1usize, |elements, &dim| elements.checked_mul(dim))?;
+    let bits = elements.checked_mul(dtype.bitsize())?;
     bits.is_multiple_of(8).then_some(bits / 8)
 }
 

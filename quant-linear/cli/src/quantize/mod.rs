@@ -43,14 +43,26 @@ Which tensors are quantized:
   embeddings and output heads, by name:
     *embed*  *embd*  *wte*  *wpe*  *lm_head*  *output_projection*  *classifier*  cls.*
     output.weight  score.weight
-  --include GLOB replaces the rule by name (several add up); --exclude GLOB removes from either.
+  --include GLOB replaces the choice by name, embeddings and heads included (several add up);
+  --exclude GLOB removes from either.
   Globs match full tensor names: `*` any characters, `?` one, `[ab]`, `{this,that}`.
-  A candidate of the default rule that cannot be quantized is copied and listed with the reason; one
-  that --include names is an error.
+  An --include with wildcards filters: of what it matches, tensors named `*.weight` of rank 2 are
+  quantized, and the rest (biases, norms, other ranks) is copied. So `--include '*'` is every linear
+  weight, and `--include 'encoder.layer.0.*'` those of one layer. It is an error if it matches
+  nothing that can be quantized.
+  A candidate that cannot be quantized (its type, its K) is copied and listed with the reason; one
+  that --include gives by its full name, without wildcards, is an error.
 
 What is written: `X.weight` becomes `X.e2m1` (U8), `X.scale_quant` (F8_E8M0 or F8_E4M3),
   `X.weight_global_scale`, `X.activation_global_scale`, `X.activation_scale_scale` (F32) and with a
-  transform `X.transform` (F32). Everything else is copied byte for byte.";
+  transform `X.transform` (F32). Everything else is copied byte for byte.
+  A bias stays a separate tensor `X.bias`, as it was. The quantized layer does not apply it: load the
+  layer with LoadOptions::ignore_bias, and add the bias to what the layer gives.
+
+Scales: a layer multiplies by weight global scale times activation global scale in f32, so that
+  product must be finite and above 0. If the automatic NVFP4 scale, or that product with it, is 0 in
+  f32 (tiny weights), the weight's global scale is 1, with a warning, as for weights that are all
+  zero or not finite.";
 
 /// Arguments of `fp4 quantize`.
 #[derive(Debug, clap::Args)]
@@ -70,7 +82,7 @@ pub(crate) struct Args {
     /// Block size of the transform: 16, 32, 64 or 128 [default: 32].
     #[arg(long, value_parser = parse_block)]
     transform_block: Option<usize>,
-    /// Quantize the tensors whose names match this glob, instead of the default choice.
+    /// Quantize the linear weights whose names match this glob, instead of the default choice.
     #[arg(long, value_name = "GLOB")]
     include: Vec<String>,
     /// Do not quantize the tensors whose names match this glob.
@@ -152,6 +164,20 @@ fn parse_block(text: &str) -> Result<usize, String> {
     block.ok_or_else(|| format!("`{text}` is no transform block; give 16, 32, 64 or 128"))
 }
 
+/// Checks that a layer with these global scales can run: it multiplies by their product in f32.
+///
+/// # Errors
+/// A product that is 0 or infinite.
+fn check_product(weight: f32, activation: f32) -> Result<()> {
+    let product = weight * activation;
+    ensure!(
+        product.is_finite() && product > 0.0,
+        "the weight's global scale {weight:e} times the activations' {activation:e} is {product} in \
+         f32, and no layer can run with that; change --global-scale or --activation-scale"
+    );
+    Ok(())
+}
+
 /// Block of the transform if `--transform-block` is not given.
 const DEFAULT_BLOCK: usize = 32;
 
@@ -177,8 +203,12 @@ impl Args {
             ..DenseOptions::new(self.format.into())
         };
         // Judged before anything is read; the amax does not matter to a given scale.
-        options.weight_spec(1.0).context("--global-scale does not suit the format")?;
-        options.activation_spec().context("--activation-scale does not suit the format")?;
+        let weight = options.weight_spec(1.0).context("--global-scale does not suit the format")?;
+        let activation =
+            options.activation_spec().context("--activation-scale does not suit the format")?;
+        if !plan::needs_amax(&options) {
+            check_product(weight.global_scale(), activation.global_scale())?;
+        }
         Ok(options)
     }
 }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, bail};
 use fp4_core::{FloatType, PackedShape};
 use quant_linear::{DenseOptions, state};
 use safetensors::Dtype;
@@ -44,8 +44,8 @@ impl Plan {
     /// Plans the quantization of `input`.
     ///
     /// # Errors
-    /// Globs that do not parse or match nothing, tensors named by `--include` that cannot be
-    /// quantized, nothing to quantize, or names that are taken.
+    /// Globs that do not parse or find nothing to quantize, tensors that `--include` names in full
+    /// and that cannot be quantized, nothing to quantize, or names that are taken.
     pub(super) fn new(
         input: &Checkpoint,
         options: &DenseOptions,
@@ -54,13 +54,9 @@ impl Plan {
         block: Option<usize>,
     ) -> Result<Self> {
         let rule = Rule::new(include, exclude, options.format, block)?;
-        let unmatched = rule.unmatched(input.tensors().keys().map(String::as_str));
-        ensure!(
-            unmatched.is_empty(),
-            "--include '{}' matches no tensor; `fp4 inspect {}` lists their names",
-            unmatched.join("', '"),
-            input.path().display()
-        );
+        let tensors = input.tensors().iter();
+        rule.check_includes(tensors.map(|(name, tensor)| (name.as_str(), &tensor.info)))
+            .with_context(|| format!("choosing from {}", input.path().display()))?;
         let mut plan = Plan {
             weights: vec![],
             skipped: vec![],

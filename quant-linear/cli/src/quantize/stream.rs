@@ -3,7 +3,8 @@
 //! ```text
 //! pass 1 (NVFP4 with an automatic global scale)
 //!     for each tile: read, transform, amax = max(amax, |y|)
-//!     gs = amax / 2688, or 1 where amax is 0 or not finite
+//!     gs = amax / 2688 in f32, or 1 where that, or its product with the activations' global
+//!          scale, is 0 or amax is not finite
 //! pass 2
 //!     for each tile: read, transform, quantize; write codes and scales at their offsets;
 //!                    dequantize and compare with the (transformed) tile
@@ -140,26 +141,27 @@ impl Engine<'_> {
         transform: Option<&Transform<'_>>,
         outcome: &mut Outcome,
     ) -> Result<QuantSpec> {
-        let mut amax = 0f32;
-        if needs_amax(&self.options) {
-            for tile in self.tiles(weight) {
-                let dense = dense::read(self.input, &weight.tensor, weight.float_type, &tile)?;
-                let y = self.transformed(dense, &tile, transform)?;
-                amax = dense::larger(amax, dense::amax(&y)?);
-                self.progress.inc((tile.len() * weight.float_type.bytes()) as u64);
-            }
-            if amax == 0.0 && weight.shape.rows() * weight.shape.k() > 0 {
-                outcome.warning = Some("all weights are zero; global scale 1".into());
-            }
-            if !amax.is_finite() {
-                let what = if amax.is_nan() { "NaN" } else { "infinite" };
-                outcome.warning = Some(format!("largest magnitude is {what}; global scale 1"));
-                let options =
-                    DenseOptions { weight_global_scale: Some(1.0), ..self.options.clone() };
-                return Ok(options.weight_spec(amax)?);
-            }
+        if !needs_amax(&self.options) {
+            return Ok(self.options.weight_spec(0.0)?);
         }
-        Ok(self.options.weight_spec(amax)?)
+        let mut amax = 0f32;
+        for tile in self.tiles(weight) {
+            let dense = dense::read(self.input, &weight.tensor, weight.float_type, &tile)?;
+            let y = self.transformed(dense, &tile, transform)?;
+            amax = dense::larger(amax, dense::amax(&y)?);
+            self.progress.inc((tile.len() * weight.float_type.bytes()) as u64);
+        }
+        let activation = self.options.activation_spec()?.global_scale();
+        let empty = weight.shape.rows() * weight.shape.k() == 0;
+        let why = if empty { None } else { why_global_scale_1(amax, activation) };
+        let spec = match &why {
+            Some(_) => DenseOptions { weight_global_scale: Some(1.0), ..self.options.clone() },
+            None => self.options.clone(),
+        }
+        .weight_spec(amax)?;
+        super::check_product(spec.global_scale(), activation)?;
+        outcome.warning = why.map(|why| format!("{why}; global scale 1"));
+        Ok(spec)
     }
 
     fn tiles(&self, weight: &Weight) -> impl Iterator<Item = Tile> + use<> {
@@ -198,6 +200,27 @@ impl Engine<'_> {
             outcome.quantizer = quantizer.name().to_string();
         }
         Ok(packed)
+    }
+}
+
+/// Why the automatic global scale of NVFP4 is 1 and not `amax` / 2688, if it is.
+fn why_global_scale_1(amax: f32, activation: f32) -> Option<String> {
+    // Not `nvfp4_global_scale`, which gives the smallest f32 where the quotient is 0.
+    let quotient = amax / 2688.0;
+    if amax == 0.0 {
+        Some("all weights are zero".into())
+    } else if !amax.is_finite() {
+        let what = if amax.is_nan() { "NaN" } else { "infinite" };
+        Some(format!("largest magnitude is {what}"))
+    } else if quotient == 0.0 {
+        Some(format!("largest magnitude {amax:e} / 2688 is 0 in f32"))
+    } else if quotient * activation == 0.0 {
+        Some(format!(
+            "largest magnitude {amax:e} / 2688, times the activations' global scale \
+             {activation:e}, is 0 in f32"
+        ))
+    } else {
+        None
     }
 }
 

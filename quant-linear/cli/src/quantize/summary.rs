@@ -149,17 +149,16 @@ impl Summary {
         json["tensors"] = json!(tensors);
         json["skipped"] = skipped.collect();
         json["warnings"] = json!(self.warnings);
-        json["totals"] = json!({
+        let mut totals = json!({
             "tensors": self.rows.len(),
             "copied": self.copied,
             "bytes_before": before,
             "bytes_after": after,
             "file_bytes_before": self.file_bytes[0],
             "file_bytes_after": self.file_bytes[1],
-            "relative_error": difference.relative(),
-            "sqnr_db": difference.sqnr_db(),
-            "max_abs_error": difference.max_abs(),
         });
+        difference.put(&mut totals, "");
+        json["totals"] = totals;
         json
     }
 
@@ -229,8 +228,8 @@ impl Summary {
 
 impl Row {
     fn json(&self) -> Value {
-        let (o, d) = (&self.outcome, &self.outcome.difference);
-        json!({
+        let o = &self.outcome;
+        let mut json = json!({
             "name": self.name,
             "prefix": self.prefix,
             "dtype": self.dtype,
@@ -238,14 +237,13 @@ impl Row {
             "bytes_before": self.bytes[0],
             "bytes_after": self.bytes[1],
             "weight_global_scale": o.global_scale,
-            "relative_error": d.relative(),
-            "sqnr_db": d.sqnr_db(),
-            "max_abs_error": d.max_abs(),
             "groups": o.groups,
             "nan_groups": o.nan_groups,
             "zero_groups": o.zero_groups,
             "not_finite_weights": o.not_finite_weights,
             "warning": o.warning,
-        })
+        });
+        o.difference.put(&mut json, "");
+        json
     }
 }
