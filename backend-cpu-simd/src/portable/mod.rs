@@ -17,3 +17,4 @@ pub(crate) mod quantize;
 mod transform;
 
 pub(crate) use panels::Panels;
+pub(crate) use transform::Value;

@@ -45,12 +45,15 @@ const FUSED: bool =
 const LANES: usize = 8;
 
 /// An input type with its widening and its exact chain step.
-pub(super) trait Value: Float {
+pub(crate) trait Value: Float {
     /// Widens a slice to another of the same length.
     fn widen(from: &[Self], to: &mut [f32]);
 
     /// The chains of one block: `y[j]` = fma chain over `x[i] * columns[i * x.len() + j]`.
     fn chains(x: &[f32], columns: &[f32], y: &mut [f32]);
+
+    /// Rounds each value as [`Float::from_f32`].
+    fn narrow(from: &[f32; 16], to: &mut [Self; 16]);
 }
 
 impl Value for f32 {
@@ -65,6 +68,11 @@ impl Value for f32 {
             chains::<f64x8>(x, columns, y, |x, t, acc| to_f32_precision(add_to_odd(x * t, acc)));
         }
     }
+
+    #[inline(always)]
+    fn narrow(from: &[f32; 16], to: &mut [Self; 16]) {
+        *to = from.map(Float::from_f32);
+    }
 }
 
 impl Value for f16 {
@@ -74,6 +82,14 @@ impl Value for f16 {
 
     fn chains(x: &[f32], columns: &[f32], y: &mut [f32]) {
         chains::<f32x8>(x, columns, y, |x, t, acc| x * t + acc);
+    }
+
+    #[inline(always)]
+    fn narrow(from: &[f32; 16], to: &mut [Self; 16]) {
+        to.convert_from_f32_slice(from);
+        if from.iter().any(|x| x.is_nan()) {
+            *to = from.map(Float::from_f32);
+        }
     }
 }
 
@@ -88,6 +104,11 @@ impl Value for bf16 {
         } else {
             chains::<f64x8>(x, columns, y, |x, t, acc| to_f32_precision(x * t + acc));
         }
+    }
+
+    #[inline(always)]
+    fn narrow(from: &[f32; 16], to: &mut [Self; 16]) {
+        *to = from.map(Float::from_f32);
     }
 }
 

@@ -1,0 +1,367 @@
+//! Tile kernels on AVX-512 VNNI, with VBMI's byte permute (C6).
+//!
+//! One zmm holds the 16 columns of a panel. Weights stay 4-bit in memory and are looked up in
+//! registers, once for all rows of a tile; there are no horizontal sums.
+//!
+//! ```text
+//! fold, R rows x 16 columns, for each chunk of 32 k:
+//!     s = scale bytes, four times each                               vpermb
+//!     for each of 4 lines of codes:
+//!         w = table[code | shift << 4], low nibbles, then high       vpternlogd, vpermb
+//!         for each row: sum[row] += w (u8) . a[row][step] (s8)       vpdpbusd, a broadcast from memory
+//! group, R rows x 16 columns, for each chunk:
+//!     w[0..8] = table[code]: 2 sets of 8 columns x 2 halves, 4 steps
+//!     for each row:
+//!         d0, d1 = -12 * sum(a) + w . a, a set each                  8 vpdpbusd
+//!         sum[row] += pack16(d0, d1) . (s_a * s_b), pairs of halves  vpackssdw, vpmullw, vpdpwssd
+//! ```
+//!
+//! # Why it is exact
+//!
+//! *Fold.* w = v + 128 where v is a doubled code times 2^shift, |v| <= 96, and |a| <= 96. Products
+//! with u8 factors below 256 are summed in 32 bits, never saturating (`vpdpbusd`, not
+//! `vpdpbusds`), modulo 2^32; the driver takes 128 * sum(a) away again. The true sum of n chunks is
+//! at most n * 32 * 96 * 96, below 2^31 for n <= [`FOLD_CHUNKS`], so the wrapped result is the true one.
+//!
+//! *Group.* w = v + 12 in 0..=24 and |a| <= 12. A half's dot is at most 16 * 144 = 2304: it fits the
+//! i16 that `vpackssdw` makes without saturating. The product of scaled scales is at most
+//! 258 * 127 = 32766: `vpmullw` keeps all of it. With the planes' own maxima, n chunks sum to at most
+//! n * 2 * 2304 * max_a * max_b: the driver drains in time ([`group_chunks`]).
+//!
+//! Worked example, fold: code 7 with shift 3 is 12 * 8 = 96, w = 224; a = -96: the kernel adds
+//! -21504, the correction is 128 * -96 = -12288, and -21504 + 12288 = -9216 = 96 * -96.
+//!
+//! [`FOLD_CHUNKS`]: super::gemm::FOLD_CHUNKS
+//! [`group_chunks`]: super::gemm::group_chunks
+
+use std::arch::x86_64::*;
+
+use fp4_core::{E2m1, Format, Unsupported};
+
+use super::operand::{FoldRow, Form, LINES, Line, MAX_ROWS, STEPS, TileView, fold_form};
+use super::{Kernels, PanelView, Steps, Sums, pack};
+
+/// Rows of the largest tile in the group form.
+const GROUP_ROWS: usize = 16;
+/// Tiles of up to this many rows wait for memory, and ask for it in time.
+const PREFETCH_ROWS: usize = 8;
+/// How far ahead.
+const PREFETCH_BYTES: usize = 4096;
+
+/// Proof that this CPU has AVX-512 F, BW, DQ, VL, VNNI and VBMI.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Avx512(());
+
+impl Avx512 {
+    /// Asks the CPU.
+    pub(crate) fn new() -> Result<Self, Unsupported> {
+        macro_rules! need {
+            ($($feature:tt)*) => {
+                $(if !is_x86_feature_detected!($feature) {
+                    return Err(Unsupported::CpuFeature($feature));
+                })*
+            };
+        }
+        need!("avx512f" "avx512bw" "avx512dq" "avx512vl" "avx512vnni" "avx512vbmi" "avx2" "fma" "f16c");
+        Ok(Avx512(()))
+    }
+}
+
+/// v + 128 for code | shift << 4.
+static FOLD_TABLE: Line = {
+    let mut table = [0; 64];
+    let mut i = 0;
+    while i < 64 {
+        table[i] = (128 + ((E2m1::from_bits(i as u8).doubled() as i32) << (i >> 4))) as u8;
+        i += 1;
+    }
+    Line(table)
+};
+
+/// v + 12 for the code in the low four of six bits.
+static GROUP_TABLE: Line = {
+    let mut table = [0; 64];
+    let mut i = 0;
+    while i < 64 {
+        table[i] = (12 + E2m1::from_bits(i as u8).doubled()) as u8;
+        i += 1;
+    }
+    Line(table)
+};
+
+/// i / 4.
+static FOUR_TIMES: Line = {
+    let mut table = [0; 64];
+    let mut i = 0;
+    while i < 64 {
+        table[i] = i as u8 / 4;
+        i += 1;
+    }
+    Line(table)
+};
+
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn load(line: &Line) -> __m512i {
+    // SAFETY: a line is 64 readable bytes.
+    unsafe { _mm512_loadu_si512(line.0.as_ptr().cast()) }
+}
+
+/// Calls `$f::<R, U>` with R = `$rows` rows and U accumulators a row, enough of them to hide the
+/// latency of the multiply-add.
+macro_rules! by_rows {
+    ($rows:expr, $f:ident $args:tt, $($r:literal: $u:literal),*) => {
+        match $rows {
+            // SAFETY: see the call.
+            $($r => unsafe { $f::<$r, $u> $args },)*
+            rows => unreachable!("a tile of {rows} rows"),
+        }
+    };
+}
+
+impl Kernels for Avx512 {
+    fn form(self, format: Format) -> Form {
+        fold_form(format)
+    }
+
+    fn rows(self, form: Form) -> usize {
+        match form {
+            Form::Fold => MAX_ROWS,
+            Form::Group => GROUP_ROWS,
+        }
+    }
+
+    fn enter<R>(self, f: impl FnOnce() -> R) -> R {
+        #[target_feature(
+            enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512vbmi,avx2,fma,f16c"
+        )]
+        fn inner<R>(f: impl FnOnce() -> R) -> R {
+            f()
+        }
+        // SAFETY: `self` proves the features.
+        unsafe { inner(f) }
+    }
+
+    fn pack_fold(
+        self,
+        from: FoldRow<'_>,
+        row: [usize; 2],
+        codes: &mut [i32],
+        sums: &mut [i32],
+    ) -> i32 {
+        // SAFETY: `self` proves AVX2.
+        unsafe { pack::fold(from, row, codes, sums) }
+    }
+
+    fn pack_group(self, from: &[u8], row: [usize; 2], codes: &mut [i32], init: &mut [[i32; 2]]) {
+        // SAFETY: `self` proves AVX2.
+        unsafe { pack::group(from, row, false, codes, init) }
+    }
+
+    fn fold(self, a: TileView<'_>, b: PanelView<'_>, steps: Steps<'_>, sums: &mut Sums) {
+        expect_inside(Form::Fold, a, b, steps);
+        // SAFETY: `self` proves the features; all steps are inside their buffers; R is the
+        // tile's number of rows.
+        by_rows!(a.rows, fold_rows(a, b, steps, sums),
+            1: 8, 2: 4, 3: 4, 4: 2, 5: 2, 6: 2, 7: 2, 8: 2, 9: 1, 10: 1, 11: 1, 12: 1, 13: 1,
+            14: 1, 15: 1, 16: 1, 17: 1, 18: 1, 19: 1, 20: 1, 21: 1, 22: 1, 23: 1, 24: 1);
+    }
+
+    fn group(self, a: TileView<'_>, b: PanelView<'_>, steps: Steps<'_>, sums: &mut Sums) {
+        expect_inside(Form::Group, a, b, steps);
+        // SAFETY: as above.
+        by_rows!(a.rows, group_rows(a, b, steps, sums),
+            1: 1, 2: 1, 3: 1, 4: 1, 5: 1, 6: 1, 7: 1, 8: 1, 9: 1, 10: 1, 11: 1, 12: 1, 13: 1,
+            14: 1, 15: 1, 16: 1);
+    }
+}
+
+/// Panics unless every step is inside the buffers.
+fn expect_inside(form: Form, a: TileView<'_>, b: PanelView<'_>, steps: Steps<'_>) {
+    let codes = a.codes.len() / (STEPS * a.rows);
+    let (slots, chunks) = match form {
+        Form::Fold => (codes, usize::MAX),
+        Form::Group => (a.scales.len() / a.rows, codes.min(a.init.len() / a.rows)),
+    };
+    let (codes_b, scales_b) = (b.codes.len() / LINES, b.scales.len() / form.scale_bytes());
+    match steps {
+        Steps::Dense { a, b, count } => {
+            assert!(a + count <= slots.min(chunks) && b + count <= codes_b.min(scales_b));
+        }
+        Steps::List(list) => assert!(list.iter().all(|step| {
+            (step.a as usize) < chunks
+                && (step.a_slot as usize) < slots
+                && (step.b as usize) < codes_b
+                && (step.b_slot as usize) < scales_b
+        })),
+    }
+}
+
+/// # Safety
+/// The CPU has the features; R is the number of rows of `a`; the steps are inside the buffers.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512vbmi")]
+unsafe fn fold_rows<const R: usize, const U: usize>(
+    a: TileView<'_>,
+    b: PanelView<'_>,
+    steps: Steps<'_>,
+    sums: &mut Sums,
+) {
+    let mut acc = [[_mm512_setzero_si512(); R]; U];
+    let (pa, pb, ps) = (a.codes.as_ptr(), b.codes.as_ptr(), b.scales.as_ptr());
+    match steps {
+        Steps::Dense { a, b, count } => {
+            for i in 0..count {
+                // SAFETY: slot a + i and chunk b + i are inside, by the caller.
+                unsafe {
+                    let (pa, pb) = (pa.add((a + i) * STEPS * R), pb.add((b + i) * LINES));
+                    fold_chunk(&mut acc, pa, pb, ps.add((b + i) * 16));
+                }
+            }
+        }
+        Steps::List(list) => {
+            for step in list {
+                let at = |i: u32, size: usize| i as usize * size;
+                // SAFETY: the step is inside, by the caller.
+                unsafe {
+                    let (pa, pb) = (pa.add(at(step.a_slot, STEPS * R)), pb.add(at(step.b, LINES)));
+                    fold_chunk(&mut acc, pa, pb, ps.add(at(step.b_slot, 16)));
+                }
+            }
+        }
+    }
+    for (r, sums) in sums[..R].iter_mut().enumerate() {
+        let sum = acc[1..].iter().fold(acc[0][r], |sum, acc| _mm512_add_epi32(sum, acc[r]));
+        // SAFETY: a row of sums is 64 writable bytes.
+        unsafe { _mm512_storeu_si512(sums.as_mut_ptr().cast(), sum) };
+    }
+}
+
+/// # Safety
+/// The CPU has the features; `a` points to `STEPS * R` values, `b` to `LINES` lines and `s` to 16 scale bytes.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512vbmi")]
+unsafe fn fold_chunk<const R: usize, const U: usize>(
+    acc: &mut [[__m512i; R]; U],
+    a: *const i32,
+    b: *const Line,
+    s: *const u8,
+) {
+    let (table, nibble) = (load(&FOLD_TABLE), _mm512_set1_epi8(0xF));
+    // SAFETY: 16 readable bytes, by the caller.
+    let s = _mm512_castsi128_si512(unsafe { _mm_loadu_si128(s.cast()) });
+    let s = _mm512_permutexvar_epi8(load(&FOUR_TIMES), s);
+    for j in 0..LINES {
+        if R <= PREFETCH_ROWS {
+            _mm_prefetch::<_MM_HINT_T0>(
+                b.wrapping_add(j).cast::<i8>().wrapping_add(PREFETCH_BYTES),
+            );
+        }
+        // SAFETY: line j is inside, by the caller.
+        let codes = load(unsafe { &*b.add(j) });
+        // s & nibble ? codes & s : s, that is nibble ? codes & s : s: the code where the plane has
+        // the group, else 0, and the shift above it.
+        let low = _mm512_ternarylogic_epi32::<0b1000_1010>(nibble, codes, s);
+        let high = _mm512_srli_epi16::<4>(codes);
+        let high = _mm512_ternarylogic_epi32::<0b1000_1010>(nibble, high, s);
+        for (step, index) in [(2 * j, low), (2 * j + 1, high)] {
+            let w = _mm512_permutexvar_epi8(index, table);
+            for (r, acc) in acc[step % U].iter_mut().enumerate() {
+                // SAFETY: step `step` of row r is inside, by the caller.
+                let a = _mm512_set1_epi32(unsafe { *a.add(step * R + r) });
+                *acc = _mm512_dpbusd_epi32(*acc, w, a);
+            }
+        }
+    }
+}
+
+/// # Safety
+/// As [`fold_rows`].
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512vbmi")]
+unsafe fn group_rows<const R: usize, const U: usize>(
+    a: TileView<'_>,
+    b: PanelView<'_>,
+    steps: Steps<'_>,
+    sums: &mut Sums,
+) {
+    const { assert!(U == 1) };
+    let mut acc = [_mm512_setzero_si512(); R];
+    let chunk = |a_chunk: usize, a_scale: usize, b_chunk: usize, b_scale: usize| GroupChunk {
+        codes_a: a.codes.as_ptr().wrapping_add(a_chunk * STEPS * R),
+        init: a.init.as_ptr().wrapping_add(a_chunk * R),
+        scales_a: a.scales.as_ptr().wrapping_add(a_scale * R),
+        codes_b: b.codes.as_ptr().wrapping_add(b_chunk * LINES),
+        scales_b: b.scales.as_ptr().wrapping_add(b_scale * 32),
+    };
+    match steps {
+        Steps::Dense { a, b, count } => {
+            for i in 0..count {
+                // SAFETY: slot a + i and chunk b + i are inside, by the caller.
+                unsafe { group_chunk(&mut acc, chunk(a + i, a + i, b + i, b + i)) };
+            }
+        }
+        Steps::List(list) => {
+            for step in list {
+                let [a, a_slot, b, b_slot] =
+                    [step.a, step.a_slot, step.b, step.b_slot].map(|i| i as usize);
+                // SAFETY: the step is inside, by the caller.
+                unsafe { group_chunk(&mut acc, chunk(a, a_slot, b, b_slot)) };
+            }
+        }
+    }
+    for (sums, acc) in sums.iter_mut().zip(acc) {
+        // SAFETY: a row of sums is 64 writable bytes.
+        unsafe { _mm512_storeu_si512(sums.as_mut_ptr().cast(), acc) };
+    }
+}
+
+/// Where a chunk's operands are.
+struct GroupChunk {
+    codes_a: *const i32,
+    init: *const [i32; 2],
+    scales_a: *const [i16; 2],
+    codes_b: *const Line,
+    scales_b: *const u8,
+}
+
+/// # Safety
+/// The CPU has the features; the pointers have `STEPS * R` values, R sums, R scales, `LINES` lines
+/// and 32 scale bytes.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512vbmi")]
+unsafe fn group_chunk<const R: usize>(acc: &mut [__m512i; R], chunk: GroupChunk) {
+    let table = load(&GROUP_TABLE);
+    let mut w = [[_mm512_setzero_si512(); 4]; 2];
+    for (h, w) in w.iter_mut().enumerate() {
+        for j in 0..2 {
+            let line = chunk.codes_b.wrapping_add(2 * h + j);
+            if R <= PREFETCH_ROWS {
+                _mm_prefetch::<_MM_HINT_T0>(line.cast::<i8>().wrapping_add(PREFETCH_BYTES));
+            }
+            // SAFETY: the line is inside, by the caller. The permute reads six bits of an index
+            // and the table is the same for every upper two.
+            let codes = load(unsafe { &*line });
+            w[2 * j] = _mm512_permutexvar_epi8(codes, table);
+            w[2 * j + 1] = _mm512_permutexvar_epi8(_mm512_srli_epi16::<4>(codes), table);
+        }
+    }
+    // SAFETY: 32 readable bytes, by the caller.
+    let scales_b = _mm512_cvtepi8_epi16(unsafe { _mm256_loadu_si256(chunk.scales_b.cast()) });
+    for (r, acc) in acc.iter_mut().enumerate() {
+        // SAFETY: row r is inside, by the caller.
+        let (codes, init, scales) = unsafe {
+            let codes = chunk.codes_a.add(r * STEPS).cast::<i64>();
+            let quad = |i: usize| _mm512_set1_epi64(codes.add(i).read_unaligned());
+            let init = _mm512_set1_epi64(chunk.init.add(r).cast::<i64>().read_unaligned());
+            let scales = chunk.scales_a.add(r).cast::<i32>().read_unaligned();
+            ([quad(0), quad(1), quad(2), quad(3)], init, _mm512_set1_epi32(scales))
+        };
+        let mut dots = [init; 2];
+        for (dots, w) in dots.iter_mut().zip(&w) {
+            for (&w, &codes) in w.iter().zip(&codes) {
+                *dots = _mm512_dpbusd_epi32(*dots, w, codes);
+            }
+        }
+        let dots = _mm512_packs_epi32(dots[0], dots[1]);
+        *acc = _mm512_dpwssd_epi32(*acc, dots, _mm512_mullo_epi16(scales, scales_b));
+    }
+}
