@@ -95,12 +95,12 @@ fn dot_peak(isa: Isa, budget: Duration) -> Option<f64> {
     const N: usize = 100_000;
     if isa == Isa::Avx512Vnni && is_x86_feature_detected!("avx512vnni") {
         // SAFETY: the CPU has the features.
-        let seconds = fastest(budget, || drop(black_box(unsafe { zmm(black_box(N)) })));
+        let seconds = fastest(budget, || _ = black_box(unsafe { zmm(black_box(N)) }));
         return Some((N * 20 * 64) as f64 / seconds / 1e9);
     }
     if isa != Isa::Portable && is_x86_feature_detected!("avx2") {
         // SAFETY: the CPU has the feature.
-        let seconds = fastest(budget, || drop(black_box(unsafe { ymm(black_box(N)) })));
+        let seconds = fastest(budget, || _ = black_box(unsafe { ymm(black_box(N)) }));
         return Some((N * 8 * 32) as f64 / seconds / 1e9);
     }
     None

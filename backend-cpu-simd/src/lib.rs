@@ -51,8 +51,8 @@ use std::sync::Arc;
 
 use fp4_core::{
     Error, FloatSliceMut, Matmul, MatmulQuery, Named, Packed, PackedMut, PackedShape, PackedView,
-    PartialsMut, Paths, PreparedWeight, QuantizeInput, QuantizeQuery, Quantizer, Unsupported,
-    check_environment,
+    PartialsMut, Paths, PreparedWeight, QuantizeInput, QuantizeQuery, Quantizer, TieMode,
+    Unsupported, check_environment,
 };
 use rayon::ThreadPool;
 
@@ -174,7 +174,14 @@ impl Quantizer for CpuSimd {
     fn quantize(&self, input: &QuantizeInput<'_>, out: &mut PackedMut<'_>) -> Result<(), Error> {
         check_environment()?;
         input.expect_output(out.shape())?;
-        quantize::quantize(&self.threads, input, out)
+        let (threads, tie) = (&self.threads, input.spec().tie());
+        match self.engine {
+            #[cfg(target_arch = "x86_64")]
+            Engine::Avx512(kernels) if tie == TieMode::Even => {
+                quantize::quantize(&x86::Avx512Encoder(kernels), threads, input, out)
+            }
+            _ => quantize::quantize(&portable::Encoder::new(tie), threads, input, out),
+        }
     }
 }
 

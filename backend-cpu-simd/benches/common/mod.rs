@@ -12,7 +12,7 @@ pub(crate) enum Data {
     Gaussian,
     /// Student's t with 4 degrees of freedom.
     T4,
-    /// Normal, with one channel in 128 times 30 to 100.
+    /// Normal, with one channel in 512 times 30 to 100.
     Outliers,
 }
 
@@ -51,7 +51,7 @@ impl Rng {
 pub(crate) fn values(rng: &mut Rng, data: Data, rows: usize, k: usize) -> Vec<f32> {
     let mut factors = vec![1.0; k];
     if data == Data::Outliers {
-        for _ in 0..k / 128 {
+        for _ in 0..k / 512 {
             factors[(rng.next() % k as u64) as usize] = 30.0 + 70.0 * rng.unit();
         }
     }

@@ -37,6 +37,8 @@ use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 use wide::{bytemuck, f32x8, f64x8, u64x8};
 
+use super::quantize::Encode;
+
 /// True if `f32x8::mul_add` rounds once in this build.
 const FUSED: bool =
     cfg!(any(target_feature = "fma", all(target_arch = "aarch64", target_feature = "neon")));
@@ -46,8 +48,8 @@ const LANES: usize = 8;
 
 /// An input type with its widening and its exact chain step.
 pub(crate) trait Value: Float {
-    /// Widens a slice to another of the same length.
-    fn widen(from: &[Self], to: &mut [f32]);
+    /// The values widened: themselves, or written to the first of `to`.
+    fn widened<'a>(from: &'a [Self], to: &'a mut [f32]) -> &'a [f32];
 
     /// The chains of one block: `y[j]` = fma chain over `x[i] * columns[i * x.len() + j]`.
     fn chains(x: &[f32], columns: &[f32], y: &mut [f32]);
@@ -57,8 +59,8 @@ pub(crate) trait Value: Float {
 }
 
 impl Value for f32 {
-    fn widen(from: &[Self], to: &mut [f32]) {
-        to.copy_from_slice(from);
+    fn widened<'a>(from: &'a [Self], _to: &'a mut [f32]) -> &'a [f32] {
+        from
     }
 
     fn chains(x: &[f32], columns: &[f32], y: &mut [f32]) {
@@ -76,8 +78,10 @@ impl Value for f32 {
 }
 
 impl Value for f16 {
-    fn widen(from: &[Self], to: &mut [f32]) {
+    fn widened<'a>(from: &'a [Self], to: &'a mut [f32]) -> &'a [f32] {
+        let to = &mut to[..from.len()];
         from.convert_to_f32_slice(to);
+        to
     }
 
     fn chains(x: &[f32], columns: &[f32], y: &mut [f32]) {
@@ -94,8 +98,10 @@ impl Value for f16 {
 }
 
 impl Value for bf16 {
-    fn widen(from: &[Self], to: &mut [f32]) {
+    fn widened<'a>(from: &'a [Self], to: &'a mut [f32]) -> &'a [f32] {
+        let to = &mut to[..from.len()];
         from.convert_to_f32_slice(to);
+        to
     }
 
     fn chains(x: &[f32], columns: &[f32], y: &mut [f32]) {
@@ -214,7 +220,13 @@ impl Columns {
 
     /// Transforms whole blocks, the first of which is block `first` of the whole matrix, counted
     /// along its rows.
-    pub(super) fn apply<T: Value>(&self, first: usize, x: &[f32], y: &mut [f32]) {
+    pub(super) fn apply<T: Value>(
+        &self,
+        encoder: &impl Encode,
+        first: usize,
+        x: &[f32],
+        y: &mut [f32],
+    ) {
         let size = self.block * self.block;
         let count = self.columns.len() / size;
         let blocks = x.chunks_exact(self.block).zip(y.chunks_exact_mut(self.block));
@@ -222,10 +234,7 @@ impl Columns {
             // A transform per block has K / block of them, so the count is a row's; a shared
             // one has a count of 1.
             let start = (first + b) % count * size;
-            T::chains(x, &self.columns[start..start + size], y);
-            for y in y {
-                *y = T::from_f32(*y).to_f32();
-            }
+            encoder.chains::<T>(x, &self.columns[start..start + size], y);
         }
     }
 }

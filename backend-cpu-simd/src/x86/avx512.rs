@@ -9,6 +9,8 @@
 //!     for each of 4 lines of codes:
 //!         w = table[code | shift << 4], low nibbles, then high       vpternlogd, vpermb
 //!         for each row: sum[row] += w (u8) . a[row][step] (s8)       vpdpbusd, a broadcast from memory
+//! fold by pairs, many rows: w is written once, as bytes, for two panels and all tiles of a block;
+//!     R rows x 32 columns, for each step: sum[row][0, 1] += w[0, 1] . a[row][step]
 //! group, R rows x 16 columns, for each chunk:
 //!     w[0..8] = table[code]: 2 sets of 8 columns x 2 halves, 4 steps
 //!     for each row:
@@ -34,7 +36,9 @@
 //! [`FOLD_CHUNKS`]: super::gemm::FOLD_CHUNKS
 //! [`group_chunks`]: super::gemm::group_chunks
 
+use std::arch::asm;
 use std::arch::x86_64::*;
+use std::ops::Range;
 
 use fp4_core::{E2m1, Format, Unsupported};
 
@@ -43,6 +47,10 @@ use super::{Kernels, PanelView, Steps, Sums, pack};
 
 /// Rows of the largest tile in the group form.
 const GROUP_ROWS: usize = 16;
+/// Rows of the largest tile by a pair of panels: 28 accumulators.
+const PAIR_ROWS: usize = 14;
+/// Lines of an expanded chunk of a pair of panels.
+const PAIR_LINES: usize = 2 * STEPS;
 /// Tiles of up to this many rows wait for memory, and ask for it in time.
 const PREFETCH_ROWS: usize = 8;
 /// How far ahead.
@@ -119,16 +127,36 @@ macro_rules! by_rows {
     };
 }
 
+/// `$body` for `$r` = 0, 1, ..., `$rows` - 1, written out: a loop of this length with a long body would
+/// not be unrolled, and its accumulators not be kept in registers.
+macro_rules! each_row {
+    ($rows:ident, $r:ident, $body:block) => {
+        each_row!($rows, $r, $body, 0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15);
+    };
+    ($rows:ident, $r:ident, $body:block, $($i:literal)*) => {
+        $(if $i < $rows {
+            const { assert!($rows <= GROUP_ROWS) };
+            let $r = $i;
+            $body
+        })*
+    };
+}
+
 impl Kernels for Avx512 {
     fn form(self, format: Format) -> Form {
         fold_form(format)
     }
 
-    fn rows(self, form: Form) -> usize {
+    fn rows(self, form: Form, m: usize) -> usize {
         match form {
+            Form::Fold if self.pairs(form, m) => PAIR_ROWS,
             Form::Fold => MAX_ROWS,
             Form::Group => GROUP_ROWS,
         }
+    }
+
+    fn pairs(self, form: Form, m: usize) -> bool {
+        form == Form::Fold && m > MAX_ROWS
     }
 
     fn enter<R>(self, f: impl FnOnce() -> R) -> R {
@@ -165,6 +193,21 @@ impl Kernels for Avx512 {
         by_rows!(a.rows, fold_rows(a, b, steps, sums),
             1: 8, 2: 4, 3: 4, 4: 2, 5: 2, 6: 2, 7: 2, 8: 2, 9: 1, 10: 1, 11: 1, 12: 1, 13: 1,
             14: 1, 15: 1, 16: 1, 17: 1, 18: 1, 19: 1, 20: 1, 21: 1, 22: 1, 23: 1, 24: 1);
+    }
+
+    fn expand(self, b: PanelView<'_>, chunks: Range<usize>, half: usize, to: &mut [Line]) {
+        assert!(chunks.end * LINES <= b.codes.len() && chunks.end * 16 <= b.scales.len());
+        assert!(chunks.len() * PAIR_LINES <= to.len() && half < 2);
+        // SAFETY: `self` proves the features; chunks and lines are inside, as asserted.
+        unsafe { expand(b, chunks, half, to) }
+    }
+
+    fn fold_pair(self, a: TileView<'_>, b: &[Line], sums: &mut [Sums; 2]) {
+        assert!(a.codes.len() / (STEPS * a.rows) * PAIR_LINES <= b.len());
+        // SAFETY: `self` proves the features; B has as many chunks as A; R is the tile's number of
+        // rows.
+        by_rows!(a.rows, pair_rows(a, b, sums), 1: 1, 2: 1, 3: 1, 4: 1, 5: 1, 6: 1, 7: 1, 8: 1,
+            9: 1, 10: 1, 11: 1, 12: 1, 13: 1, 14: 1);
     }
 
     fn group(self, a: TileView<'_>, b: PanelView<'_>, steps: Steps<'_>, sums: &mut Sums) {
@@ -208,25 +251,13 @@ unsafe fn fold_rows<const R: usize, const U: usize>(
 ) {
     let mut acc = [[_mm512_setzero_si512(); R]; U];
     let (pa, pb, ps) = (a.codes.as_ptr(), b.codes.as_ptr(), b.scales.as_ptr());
-    match steps {
-        Steps::Dense { a, b, count } => {
-            for i in 0..count {
-                // SAFETY: slot a + i and chunk b + i are inside, by the caller.
-                unsafe {
-                    let (pa, pb) = (pa.add((a + i) * STEPS * R), pb.add((b + i) * LINES));
-                    fold_chunk(&mut acc, pa, pb, ps.add((b + i) * 16));
-                }
-            }
-        }
-        Steps::List(list) => {
-            for step in list {
-                let at = |i: u32, size: usize| i as usize * size;
-                // SAFETY: the step is inside, by the caller.
-                unsafe {
-                    let (pa, pb) = (pa.add(at(step.a_slot, STEPS * R)), pb.add(at(step.b, LINES)));
-                    fold_chunk(&mut acc, pa, pb, ps.add(at(step.b_slot, 16)));
-                }
-            }
+    // One loop with one call, which is inlined: the accumulators are then in registers.
+    for i in 0..steps.len() {
+        let [_, a, b, b_slot] = steps.at(i);
+        // SAFETY: the step is inside, by the caller.
+        unsafe {
+            let (pa, pb) = (pa.add(a * STEPS * R), pb.add(b * LINES));
+            fold_chunk(&mut acc, pa, pb, ps.add(b_slot * 16));
         }
     }
     for (r, sums) in sums[..R].iter_mut().enumerate() {
@@ -246,30 +277,99 @@ unsafe fn fold_chunk<const R: usize, const U: usize>(
     b: *const Line,
     s: *const u8,
 ) {
-    let (table, nibble) = (load(&FOLD_TABLE), _mm512_set1_epi8(0xF));
     // SAFETY: 16 readable bytes, by the caller.
-    let s = _mm512_castsi128_si512(unsafe { _mm_loadu_si128(s.cast()) });
-    let s = _mm512_permutexvar_epi8(load(&FOUR_TIMES), s);
+    let s = unsafe { fold_scales(s) };
     for j in 0..LINES {
         if R <= PREFETCH_ROWS {
-            _mm_prefetch::<_MM_HINT_T0>(
-                b.wrapping_add(j).cast::<i8>().wrapping_add(PREFETCH_BYTES),
-            );
+            let ahead = b.wrapping_add(j).cast::<i8>().wrapping_add(PREFETCH_BYTES);
+            _mm_prefetch::<_MM_HINT_T0>(ahead);
         }
         // SAFETY: line j is inside, by the caller.
-        let codes = load(unsafe { &*b.add(j) });
-        // s & nibble ? codes & s : s, that is nibble ? codes & s : s: the code where the plane has
-        // the group, else 0, and the shift above it.
-        let low = _mm512_ternarylogic_epi32::<0b1000_1010>(nibble, codes, s);
-        let high = _mm512_srli_epi16::<4>(codes);
-        let high = _mm512_ternarylogic_epi32::<0b1000_1010>(nibble, high, s);
-        for (step, index) in [(2 * j, low), (2 * j + 1, high)] {
-            let w = _mm512_permutexvar_epi8(index, table);
+        let weights = unsafe { fold_line(b.add(j), s) };
+        for (step, w) in (2 * j..).zip(weights) {
             for (r, acc) in acc[step % U].iter_mut().enumerate() {
                 // SAFETY: step `step` of row r is inside, by the caller.
                 let a = _mm512_set1_epi32(unsafe { *a.add(step * R + r) });
                 *acc = _mm512_dpbusd_epi32(*acc, w, a);
             }
+        }
+    }
+}
+
+/// The weights of a chunk, v + 128, by steps.
+///
+/// # Safety
+/// The CPU has the features; `b` points to `LINES` lines and `s` to 16 scale bytes.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi")]
+unsafe fn fold_line(line: *const Line, s: __m512i) -> [__m512i; 2] {
+    let (table, nibble) = (load(&FOLD_TABLE), _mm512_set1_epi8(0xF));
+    // SAFETY: the line is readable, by the caller.
+    let codes = load(unsafe { &*line });
+    // nibble ? codes & s : s, that is: the code where the plane has the group, else 0, and the
+    // shift above it.
+    let index = |codes| _mm512_ternarylogic_epi32::<0b1000_1010>(nibble, codes, s);
+    [codes, _mm512_srli_epi16::<4>(codes)].map(|codes| _mm512_permutexvar_epi8(index(codes), table))
+}
+
+/// The 16 scale bytes of a chunk, four times each.
+///
+/// # Safety
+/// The CPU has the features; `s` points to 16 bytes.
+#[inline]
+#[target_feature(enable = "avx512f,avx512vbmi")]
+unsafe fn fold_scales(s: *const u8) -> __m512i {
+    // SAFETY: 16 readable bytes, by the caller.
+    let s = _mm512_castsi128_si512(unsafe { _mm_loadu_si128(s.cast()) });
+    _mm512_permutexvar_epi8(load(&FOUR_TIMES), s)
+}
+
+/// # Safety
+/// The CPU has the features; the chunks are inside `b` and fit `to`.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi")]
+unsafe fn expand(b: PanelView<'_>, chunks: Range<usize>, half: usize, to: &mut [Line]) {
+    let (pb, ps, mut to) = (b.codes.as_ptr(), b.scales.as_ptr(), to.as_mut_ptr());
+    for chunk in chunks {
+        // SAFETY: the chunk is inside, by the caller.
+        unsafe {
+            let s = fold_scales(ps.add(chunk * 16));
+            for j in 0..LINES {
+                for w in fold_line(pb.add(chunk * LINES + j), s) {
+                    _mm512_store_si512(to.add(half).cast(), w);
+                    to = to.add(2);
+                }
+            }
+        }
+    }
+}
+
+/// # Safety
+/// The CPU has the features; R is the number of rows of `a`; `b` has its chunks.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512vbmi")]
+unsafe fn pair_rows<const R: usize, const U: usize>(
+    a: TileView<'_>,
+    b: &[Line],
+    sums: &mut [Sums; 2],
+) {
+    const { assert!(U == 1) };
+    let mut acc = [[_mm512_setzero_si512(); R]; 2];
+    let (mut pa, mut pb) = (a.codes.as_ptr(), b.as_ptr());
+    for _ in 0..a.codes.len() / R {
+        // SAFETY: the step is inside, by the caller.
+        unsafe {
+            let w = [load(&*pb), load(&*pb.add(1))];
+            for r in 0..R {
+                let a = _mm512_set1_epi32(*pa.add(r));
+                acc[0][r] = _mm512_dpbusd_epi32(acc[0][r], w[0], a);
+                acc[1][r] = _mm512_dpbusd_epi32(acc[1][r], w[1], a);
+            }
+            (pa, pb) = (pa.add(R), pb.add(2));
+        }
+    }
+    for (sums, acc) in sums.iter_mut().zip(acc) {
+        for (sums, acc) in sums.iter_mut().zip(acc) {
+            // SAFETY: a row of sums is 64 writable bytes.
+            unsafe { _mm512_storeu_si512(sums.as_mut_ptr().cast(), acc) };
         }
     }
 }
@@ -285,28 +385,20 @@ unsafe fn group_rows<const R: usize, const U: usize>(
 ) {
     const { assert!(U == 1) };
     let mut acc = [_mm512_setzero_si512(); R];
-    let chunk = |a_chunk: usize, a_scale: usize, b_chunk: usize, b_scale: usize| GroupChunk {
-        codes_a: a.codes.as_ptr().wrapping_add(a_chunk * STEPS * R),
-        init: a.init.as_ptr().wrapping_add(a_chunk * R),
-        scales_a: a.scales.as_ptr().wrapping_add(a_scale * R),
-        codes_b: b.codes.as_ptr().wrapping_add(b_chunk * LINES),
-        scales_b: b.scales.as_ptr().wrapping_add(b_scale * 32),
-    };
-    match steps {
-        Steps::Dense { a, b, count } => {
-            for i in 0..count {
-                // SAFETY: slot a + i and chunk b + i are inside, by the caller.
-                unsafe { group_chunk(&mut acc, chunk(a + i, a + i, b + i, b + i)) };
+    for i in 0..steps.len() {
+        let [a_chunk, a_slot, b_chunk, b_slot] = steps.at(i);
+        // SAFETY: the step is inside, by the caller.
+        let chunk = unsafe {
+            GroupChunk {
+                codes_a: a.codes.as_ptr().add(a_chunk * STEPS * R),
+                init: a.init.as_ptr().add(a_chunk * R),
+                scales_a: a.scales.as_ptr().add(a_slot * R),
+                codes_b: b.codes.as_ptr().add(b_chunk * LINES),
+                scales_b: b.scales.as_ptr().add(b_slot * 32),
             }
-        }
-        Steps::List(list) => {
-            for step in list {
-                let [a, a_slot, b, b_slot] =
-                    [step.a, step.a_slot, step.b, step.b_slot].map(|i| i as usize);
-                // SAFETY: the step is inside, by the caller.
-                unsafe { group_chunk(&mut acc, chunk(a, a_slot, b, b_slot)) };
-            }
-        }
+        };
+        // SAFETY: as above.
+        unsafe { group_chunk(&mut acc, chunk) };
     }
     for (sums, acc) in sums.iter_mut().zip(acc) {
         // SAFETY: a row of sums is 64 writable bytes.
@@ -346,10 +438,11 @@ unsafe fn group_chunk<const R: usize>(acc: &mut [__m512i; R], chunk: GroupChunk)
     }
     // SAFETY: 32 readable bytes, by the caller.
     let scales_b = _mm512_cvtepi8_epi16(unsafe { _mm256_loadu_si256(chunk.scales_b.cast()) });
-    for (r, acc) in acc.iter_mut().enumerate() {
+    let mut codes_a = chunk.codes_a;
+    each_row!(R, r, {
         // SAFETY: row r is inside, by the caller.
         let (codes, init, scales) = unsafe {
-            let codes = chunk.codes_a.add(r * STEPS).cast::<i64>();
+            let codes = codes_a.add(r * STEPS).cast::<i64>();
             let quad = |i: usize| _mm512_set1_epi64(codes.add(i).read_unaligned());
             let init = _mm512_set1_epi64(chunk.init.add(r).cast::<i64>().read_unaligned());
             let scales = chunk.scales_a.add(r).cast::<i32>().read_unaligned();
@@ -362,6 +455,15 @@ unsafe fn group_chunk<const R: usize>(acc: &mut [__m512i; R], chunk: GroupChunk)
             }
         }
         let dots = _mm512_packs_epi32(dots[0], dots[1]);
-        *acc = _mm512_dpwssd_epi32(*acc, dots, _mm512_mullo_epi16(scales, scales_b));
-    }
+        acc[r] = _mm512_dpwssd_epi32(acc[r], dots, _mm512_mullo_epi16(scales, scales_b));
+        // No instruction: it only makes the next row's loads wait, in the compiler's eyes, for
+        // this row's sum. Without it the compiler mixes rows until registers run out.
+        // SAFETY: it does nothing.
+        unsafe {
+            asm!("/* {} {} */", inout(zmm_reg) acc[r], inout(reg) codes_a,
+                options(pure, nomem, nostack, preserves_flags));
+        }
+        // The last row's is not read.
+        _ = codes_a;
+    });
 }

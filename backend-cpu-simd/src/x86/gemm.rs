@@ -42,7 +42,7 @@ use fp4_core::{
     Buffer, Error, ExactSum, FloatSliceMut, PackedShape, PackedView, Paths, finish_one, with_floats,
 };
 
-use super::operand::{COLUMNS, Form, MAX_ROWS, Panel, Panels, Tile, TilePlane, Tiles};
+use super::operand::{COLUMNS, Form, Line, MAX_ROWS, Panel, Panels, STEPS, Tile, TilePlane, Tiles};
 use super::output::Grid;
 use super::{Kernels, PanelView, Step, Steps, Sums};
 use crate::portable::Value;
@@ -53,7 +53,7 @@ use crate::threads::Threads;
 const TASK_MACS: usize = 1 << 18;
 /// Bytes of A that are multiplied with one panel after the other: they should stay in the
 /// second-level cache.
-const BLOCK_BYTES: usize = 1 << 19;
+const BLOCK_BYTES: usize = 1 << 20;
 /// Steps of a sparse plane that are multiplied at a time.
 const LIST: usize = 64;
 /// Chunks whose sum fits 32 bits in the fold form.
@@ -259,6 +259,10 @@ impl<K: Kernels> TileSums<'_, K> {
 
 /// Buffers of a task.
 struct Buffers {
+    /// Two panels expanded.
+    expanded: Vec<Line>,
+    /// Sums of plane 0 with the two.
+    pair: [Sums; 2],
     sums: Sums,
     corrections: [i32; MAX_ROWS],
     units: Units,
@@ -299,37 +303,72 @@ impl<K: Kernels> Call<'_, K> {
         let blocks = tiles.div_ceil(block);
         let macs = m.saturating_mul(n).saturating_mul(self.a.shape().k());
         let tasks = self.threads.tasks(macs, TASK_MACS);
-        let split = panels.div_ceil(tasks.div_ceil(blocks).min(panels));
+        // Panels in pairs, if one stretch takes all chunks.
+        let pairs = self.kernels.pairs(self.b.form(), m) && self.chunks().len() <= FOLD_CHUNKS;
+        let step = if pairs { 2 } else { 1 };
+        let split = panels.div_ceil(tasks.div_ceil(blocks).min(panels)).next_multiple_of(step);
         let across = panels.div_ceil(split);
         self.threads.for_each(blocks * across, |task| {
             let tiles = &self.tiles[task / across * block..tiles.min((task / across + 1) * block)];
             let first = task % across * split;
             let mut buffers = Buffers {
+                expanded: Vec::new(),
+                pair: [[[0; COLUMNS]; MAX_ROWS]; 2],
                 sums: [[0; COLUMNS]; MAX_ROWS],
                 corrections: [0; MAX_ROWS],
                 units: [[0; COLUMNS]; MAX_ROWS],
             };
             let mut paths = Paths::default();
-            for p in first..panels.min(first + split) {
+            let end = panels.min(first + split);
+            for p in (first..end).step_by(step) {
+                if step == 2 {
+                    self.expand(p, end, &mut buffers.expanded);
+                }
                 for tile in tiles {
-                    paths.merge(&self.tile(tile, p, &mut buffers, &grid, sink)?);
+                    (0..tile.meta.len()).for_each(|r| grid.prefetch(tile.first + r, p * COLUMNS));
+                    if step == 2 {
+                        let a = tile.view(Form::Fold, 0);
+                        self.kernels.fold_pair(a, &buffers.expanded, &mut buffers.pair);
+                    }
+                    for half in 0..step.min(end - p) {
+                        let ready = (step == 2).then_some(half);
+                        paths.merge(&self.tile(
+                            tile,
+                            p + half,
+                            ready,
+                            &mut buffers,
+                            &grid,
+                            sink,
+                        )?);
+                    }
                 }
             }
             Ok(paths)
         })
     }
 
-    /// Computes and writes the outputs of a tile and a panel.
+    /// Expands the panels `p` and, if it is before `end`, `p + 1`.
+    fn expand(&self, p: usize, end: usize, to: &mut Vec<Line>) {
+        to.resize(self.chunks().len() * 2 * STEPS, Line([0; 64]));
+        for half in 0..2.min(end - p) {
+            let b = PanelView { codes: self.b.codes(p + half), scales: self.b.scales(p + half, 0) };
+            self.kernels.expand(b, self.chunks(), half, to);
+        }
+    }
+
+    /// Computes and writes the outputs of a tile and a panel. `ready` is the half of the pair of
+    /// panels with which plane 0 is multiplied already.
     fn tile<T: Send>(
         &self,
         tile: &Tile,
         p: usize,
+        ready: Option<usize>,
         buffers: &mut Buffers,
         grid: &Grid<'_, T>,
         sink: &impl Sink<T>,
     ) -> Result<Paths, Error> {
         let panel = &self.b.panels()[p];
-        let in_32_bits = self.multiply(tile, p, panel, buffers);
+        let in_32_bits = self.multiply(tile, p, ready, buffers);
         let (a, b) = (&tile.summary, &panel.summary);
         let live = a.live.min(b.live).min(self.groups.len());
         let plain = a.complete
@@ -345,7 +384,7 @@ impl<K: Kernels> Call<'_, K> {
             panel,
             p,
             in_32_bits,
-            sums: &buffers.sums,
+            sums: ready.map_or(&buffers.sums, |half| &buffers.pair[half]),
             corrections: &buffers.corrections,
             units: &buffers.units,
             plain,
@@ -354,42 +393,52 @@ impl<K: Kernels> Call<'_, K> {
         self.kernels.enter(
             #[inline(always)]
             || {
-                (0..tile.meta.len()).try_for_each(
-                    #[inline(always)]
-                    |r| {
-                        // SAFETY: this task alone has this tile and this panel, and their
-                        // rows one after the other, so no parts overlap.
-                        let out = unsafe { grid.part(tile.first + r, columns.clone()) };
-                        sink.row(&sums, r, out)
-                    },
-                )
+                // A plain loop: an iterator's method would be compiled outside of `enter`.
+                for r in 0..tile.meta.len() {
+                    // SAFETY: this task alone has this tile and this panel, and their rows one
+                    // after the other, so no parts overlap.
+                    let out = unsafe { grid.part(tile.first + r, columns.clone()) };
+                    sink.row(&sums, r, out)?;
+                }
+                Ok::<_, Error>(())
             },
         )?;
         Ok(sums.paths())
     }
 
     /// The sums of a tile with a panel; true if they are in 32 bits.
-    fn multiply(&self, tile: &Tile, p: usize, panel: &Panel, buffers: &mut Buffers) -> bool {
+    fn multiply(&self, tile: &Tile, p: usize, ready: Option<usize>, buffers: &mut Buffers) -> bool {
+        let panel = &self.b.panels()[p];
         let (slots, first) = (self.chunks().len(), self.chunks().start);
-        let one = tile.planes().len() == 1 && panel.planes.len() == 1;
-        if one && slots <= most_chunks(self.b.form(), &tile.planes()[0], panel.planes[0].max) {
+        let (plane_a, plane_b) = (&tile.planes()[0], &panel.planes[0]);
+        let most = most_chunks(self.b.form(), plane_a, plane_b.max);
+        if tile.planes().len() == 1 && panel.planes.len() == 1 && slots <= most {
             let steps = Steps::Dense { a: 0, b: first, count: slots };
-            self.kernel(tile, [0, 0], p, steps, buffers);
+            match ready {
+                Some(_) => self.correct(tile, 0, steps, buffers),
+                None => self.kernel(tile, [0, 0], p, steps, buffers),
+            }
             return true;
         }
         buffers.units = [[0; COLUMNS]; MAX_ROWS];
+        for start in (0..slots).step_by(most) {
+            let count = most.min(slots - start);
+            let steps = Steps::Dense { a: start, b: first + start, count };
+            match ready {
+                Some(half) => {
+                    self.correct(tile, 0, steps, buffers);
+                    buffers.sums = buffers.pair[half];
+                }
+                None => self.kernel(tile, [0, 0], p, steps, buffers),
+            }
+            self.drain(plane_a, &plane_b.shift, buffers);
+        }
         for (i, plane_a) in tile.planes().iter().enumerate() {
             for (j, plane_b) in panel.planes.iter().enumerate() {
-                let most = most_chunks(self.b.form(), plane_a, plane_b.max);
                 if i == 0 && j == 0 {
-                    for start in (0..slots).step_by(most) {
-                        let count = most.min(slots - start);
-                        let steps = Steps::Dense { a: start, b: first + start, count };
-                        self.kernel(tile, [0, 0], p, steps, buffers);
-                        self.drain(plane_a, &plane_b.shift, buffers);
-                    }
                     continue;
                 }
+                let most = most_chunks(self.b.form(), plane_a, plane_b.max);
                 let mut list = [Step::default(); LIST];
                 let mut len = 0;
                 for step in meet(i, &plane_a.slots, j, &plane_b.chunks, first as u32, slots as u32)
@@ -421,33 +470,36 @@ impl<K: Kernels> Call<'_, K> {
         buffers: &mut Buffers,
     ) {
         let form = self.b.form();
-        let (a, plane) = (tile.view(form, i), &tile.planes()[i]);
+        let a = tile.view(form, i);
         let b = PanelView { codes: self.b.codes(p), scales: self.b.scales(p, j) };
         match form {
-            Form::Fold => {
-                let rows = a.rows;
-                self.kernels.fold(a, b, steps, &mut buffers.sums);
-                let corrections = &mut buffers.corrections[..rows];
-                match steps {
-                    Steps::Dense { a: 0, count, .. } if count * rows == plane.sums.len() => {
-                        corrections.copy_from_slice(&plane.totals);
-                    }
-                    Steps::Dense { a, count, .. } => {
-                        corrections.fill(0);
-                        (a..a + count).for_each(|slot| plane.add_sums(slot, corrections));
-                    }
-                    Steps::List(list) => {
-                        corrections.fill(0);
-                        list.iter()
-                            .for_each(|step| plane.add_sums(step.a_slot as usize, corrections));
-                    }
-                }
-                corrections.iter_mut().for_each(|sum| *sum = sum.wrapping_mul(128));
+            Form::Fold => self.kernels.fold(a, b, steps, &mut buffers.sums),
+            Form::Group => self.kernels.group(a, b, steps, &mut buffers.sums),
+        }
+        self.correct(tile, i, steps, buffers);
+    }
+
+    /// What the sums over the steps of plane `i` of the tile are too large by.
+    fn correct(&self, tile: &Tile, i: usize, steps: Steps<'_>, buffers: &mut Buffers) {
+        if self.b.form() == Form::Group {
+            return;
+        }
+        let (plane, rows) = (&tile.planes()[i], tile.meta.len());
+        let corrections = &mut buffers.corrections[..rows];
+        match steps {
+            Steps::Dense { a: 0, count, .. } if count * rows == plane.sums.len() => {
+                corrections.copy_from_slice(&plane.totals);
             }
-            Form::Group => {
-                self.kernels.group(a, b, steps, &mut buffers.sums);
+            Steps::Dense { a, count, .. } => {
+                corrections.fill(0);
+                (a..a + count).for_each(|slot| plane.add_sums(slot, corrections));
+            }
+            Steps::List(list) => {
+                corrections.fill(0);
+                list.iter().for_each(|step| plane.add_sums(step.a_slot as usize, corrections));
             }
         }
+        corrections.iter_mut().for_each(|sum| *sum = sum.wrapping_mul(128));
     }
 
     /// Adds the 32-bit sums of a plane of the tile and one of the panel to the 64-bit ones.

@@ -6,6 +6,7 @@
 //! | `gemm` | which planes meet, sums of planes, the one rounding, tasks | one call |
 //! | `output` | disjoint parts of the output, written by several threads | yes |
 //! | `pack` | codes of A into tiles (AVX2) | yes |
+//! | `quantize` | scales, codes and transforms on AVX-512 | yes |
 //! | `avx512` | tile kernels on AVX-512 VNNI and VBMI | yes |
 
 mod avx512;
@@ -13,7 +14,9 @@ mod gemm;
 mod operand;
 mod output;
 mod pack;
+mod quantize;
 
+use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use fp4_core::{Error, FloatSliceMut, Format, PackedView, Paths};
@@ -21,6 +24,7 @@ use fp4_core::{Error, FloatSliceMut, Format, PackedView, Paths};
 pub(crate) use avx512::Avx512;
 pub(crate) use gemm::Pair;
 pub(crate) use operand::{Form, Panels, Tiles};
+pub(crate) use quantize::Avx512Encoder;
 
 use crate::threads::Threads;
 use operand::{COLUMNS, FoldRow, Line, MAX_ROWS, TileView};
@@ -35,6 +39,27 @@ pub(crate) enum Steps<'a> {
     Dense { a: usize, b: usize, count: usize },
     /// These.
     List(&'a [Step]),
+}
+
+impl Steps<'_> {
+    fn len(&self) -> usize {
+        match self {
+            Steps::Dense { count, .. } => *count,
+            Steps::List(list) => list.len(),
+        }
+    }
+
+    /// The fields of a [`Step`].
+    #[inline(always)]
+    fn at(&self, i: usize) -> [usize; 4] {
+        match *self {
+            Steps::Dense { a, b, .. } => [a + i, a + i, b + i, b + i],
+            Steps::List(list) => {
+                let step = list[i];
+                [step.a, step.a_slot, step.b, step.b_slot].map(|i| i as usize)
+            }
+        }
+    }
 }
 
 /// A chunk of A and one of B, with the slots of their scales.
@@ -63,8 +88,11 @@ pub(crate) trait Kernels: Copy + Send + Sync + std::fmt::Debug {
     /// The form in which a format is multiplied.
     fn form(self, format: Format) -> Form;
 
-    /// Most rows of a tile.
-    fn rows(self, form: Form) -> usize;
+    /// Most rows of a tile of `m` rows of A.
+    fn rows(self, form: Form, m: usize) -> usize;
+
+    /// True if tiles of `m` rows of A in the fold form are multiplied by pairs of expanded panels.
+    fn pairs(self, form: Form, m: usize) -> bool;
 
     /// Runs `f` compiled for the instruction set, as far as it is inlined.
     fn enter<R>(self, f: impl FnOnce() -> R) -> R;
@@ -83,6 +111,13 @@ pub(crate) trait Kernels: Copy + Send + Sync + std::fmt::Debug {
 
     /// Sums over the steps of products of A and of B + 128, modulo 2^32.
     fn fold(self, a: TileView<'_>, b: PanelView<'_>, steps: Steps<'_>, sums: &mut Sums);
+
+    /// Expands the chunks `chunks` of plane 0 of a panel, B + 128, for [`fold_pair`](Self::fold_pair):
+    /// two lines for each of the eight steps of a chunk, of which this panel's is line `half`.
+    fn expand(self, b: PanelView<'_>, chunks: Range<usize>, half: usize, to: &mut [Line]);
+
+    /// As [`fold`](Self::fold), for all slots of plane 0 of A and two panels.
+    fn fold_pair(self, a: TileView<'_>, b: &[Line], sums: &mut [Sums; 2]);
 
     /// Sums over the steps of group dots times scaled scales, modulo 2^32.
     fn group(self, a: TileView<'_>, b: PanelView<'_>, steps: Steps<'_>, sums: &mut Sums);

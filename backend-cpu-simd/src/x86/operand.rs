@@ -601,7 +601,7 @@ impl Tiles {
         groups: Range<usize>,
     ) -> Result<(), Error> {
         let m = a.shape().rows();
-        self.resize(m, kernels.rows(form));
+        self.resize(m, kernels.rows(form, m));
         let count = self.count;
         let fill = |(t, tile): (usize, &mut Tile)| {
             tile.fill(kernels, form, a, tile_rows(m, count, t), groups.clone());
