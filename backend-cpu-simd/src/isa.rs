@@ -5,7 +5,7 @@ use std::fmt;
 use fp4_core::Unsupported;
 
 #[cfg(target_arch = "x86_64")]
-use crate::x86::Avx512;
+use crate::x86::{Avx2, Avx512};
 
 /// An instruction set that this crate has kernels for, fastest first.
 #[non_exhaustive]
@@ -13,23 +13,26 @@ use crate::x86::Avx512;
 pub enum Isa {
     /// x86-64 with AVX-512 F, BW, DQ, VL, VNNI and VBMI.
     Avx512Vnni,
+    /// x86-64 with AVX2, FMA and F16C.
+    Avx2,
     /// The kernels on the `wide` crate: every CPU.
     Portable,
 }
 
 impl Isa {
     /// All of them, fastest first.
-    pub const ALL: [Isa; 2] = [Isa::Avx512Vnni, Isa::Portable];
+    pub const ALL: [Isa; 3] = [Isa::Avx512Vnni, Isa::Avx2, Isa::Portable];
 
     /// Those that this CPU has, fastest first.
     pub fn available() -> impl Iterator<Item = Isa> {
         Isa::ALL.into_iter().filter(|&isa| Engine::new(isa).is_ok())
     }
 
-    /// The name, as in benchmark tables: `avx512-vnni`, `portable`.
+    /// The name, as in benchmark tables: `avx512-vnni`, `avx2`, `portable`.
     pub const fn name(self) -> &'static str {
         match self {
             Isa::Avx512Vnni => "avx512-vnni",
+            Isa::Avx2 => "avx2",
             Isa::Portable => "portable",
         }
     }
@@ -46,6 +49,8 @@ impl fmt::Display for Isa {
 pub(crate) enum Engine {
     #[cfg(target_arch = "x86_64")]
     Avx512(Avx512),
+    #[cfg(target_arch = "x86_64")]
+    Avx2(Avx2),
     Portable,
 }
 
@@ -55,6 +60,10 @@ impl Engine {
         match isa {
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512Vnni => Avx512::new().map(Engine::Avx512),
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2 => Avx2::new().map(Engine::Avx2),
+            #[cfg(not(target_arch = "x86_64"))]
+            Isa::Avx2 => Err(Unsupported::CpuFeature("avx2")),
             #[cfg(not(target_arch = "x86_64"))]
             Isa::Avx512Vnni => Err(Unsupported::CpuFeature("avx512vnni")),
             Isa::Portable => Ok(Engine::Portable),
@@ -70,6 +79,8 @@ impl Engine {
         match self {
             #[cfg(target_arch = "x86_64")]
             Engine::Avx512(_) => Isa::Avx512Vnni,
+            #[cfg(target_arch = "x86_64")]
+            Engine::Avx2(_) => Isa::Avx2,
             Engine::Portable => Isa::Portable,
         }
     }

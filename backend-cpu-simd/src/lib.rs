@@ -40,6 +40,7 @@
 mod isa;
 mod meta;
 mod portable;
+mod resident;
 mod sum;
 mod threads;
 #[cfg(target_arch = "x86_64")]
@@ -57,9 +58,10 @@ use fp4_core::{
 use rayon::ThreadPool;
 
 pub use crate::isa::Isa;
+pub use crate::resident::{CpuOperand, CpuTensor, CpuTransform};
 
 use crate::isa::Engine;
-use crate::portable::{matmul, quantize};
+use crate::portable::{Columns, matmul, quantize};
 use crate::threads::Threads;
 
 /// The CPU backend: quantizer and matmul. Cheap to clone; the clones share the thread pool and the
@@ -102,6 +104,12 @@ impl<B: Packed> PreparedWeight for CpuWeight<B> {
     }
 }
 
+impl<B: Packed> CpuWeight<B> {
+    fn rows(&self) -> usize {
+        self.shape().rows()
+    }
+}
+
 impl Default for CpuSimd {
     fn default() -> Self {
         Self::new()
@@ -136,6 +144,27 @@ impl CpuSimd {
             engine,
             #[cfg(target_arch = "x86_64")]
             scratch: x86::Scratch::default(),
+        }
+    }
+
+    /// Quantizes `input`, transformed by `transform`, to `out`, whose shape is checked.
+    fn quantize_by(
+        &self,
+        input: &QuantizeInput<'_>,
+        transform: Option<&Columns>,
+        out: &mut PackedMut<'_>,
+    ) -> Result<(), Error> {
+        let (threads, tie) = (&self.threads, input.spec().tie());
+        match self.engine {
+            #[cfg(target_arch = "x86_64")]
+            Engine::Avx512(kernels) if tie == TieMode::Even => {
+                let encoder = x86::Avx512Encoder(kernels);
+                quantize::quantize(&encoder, threads, input, transform, out)
+            }
+            _ => {
+                let encoder = portable::Encoder::new(tie);
+                quantize::quantize(&encoder, threads, input, transform, out)
+            }
         }
     }
 
@@ -174,14 +203,8 @@ impl Quantizer for CpuSimd {
     fn quantize(&self, input: &QuantizeInput<'_>, out: &mut PackedMut<'_>) -> Result<(), Error> {
         check_environment()?;
         input.expect_output(out.shape())?;
-        let (threads, tie) = (&self.threads, input.spec().tie());
-        match self.engine {
-            #[cfg(target_arch = "x86_64")]
-            Engine::Avx512(kernels) if tie == TieMode::Even => {
-                quantize::quantize(&x86::Avx512Encoder(kernels), threads, input, out)
-            }
-            _ => quantize::quantize(&portable::Encoder::new(tie), threads, input, out),
-        }
+        let transform = input.transform().map(|t| Columns::new(t, input.x().float_type()));
+        self.quantize_by(input, transform.as_ref(), out)
     }
 }
 
@@ -201,6 +224,8 @@ impl Matmul for CpuSimd {
         let weight = match self.engine {
             #[cfg(target_arch = "x86_64")]
             Engine::Avx512(kernels) => Weight::X86(x86::prepare(kernels, &self.threads, view)?),
+            #[cfg(target_arch = "x86_64")]
+            Engine::Avx2(kernels) => Weight::X86(x86::prepare(kernels, &self.threads, view)?),
             Engine::Portable => Weight::Portable(portable::Panels::new(&self.threads, view)?),
         };
         Ok(CpuWeight { weight, from: PhantomData })
@@ -219,6 +244,10 @@ impl Matmul for CpuSimd {
         match (self.engine, &b.weight) {
             #[cfg(target_arch = "x86_64")]
             (Engine::Avx512(kernels), Weight::X86(panels)) => {
+                x86::matmul(kernels, &self.threads, &self.scratch, a, panels, alpha, out)
+            }
+            #[cfg(target_arch = "x86_64")]
+            (Engine::Avx2(kernels), Weight::X86(panels)) => {
                 x86::matmul(kernels, &self.threads, &self.scratch, a, panels, alpha, out)
             }
             (Engine::Portable, Weight::Portable(panels)) => {
@@ -243,6 +272,12 @@ impl Matmul for CpuSimd {
         match (self.engine, &b.weight) {
             #[cfg(target_arch = "x86_64")]
             (Engine::Avx512(kernels), Weight::X86(panels)) => {
+                x86::expect_form(kernels, panels)?;
+                sum::partial(&x86::Pair { kernels, threads, a, b: panels }, groups, out)
+            }
+            #[cfg(target_arch = "x86_64")]
+            (Engine::Avx2(kernels), Weight::X86(panels)) => {
+                x86::expect_form(kernels, panels)?;
                 sum::partial(&x86::Pair { kernels, threads, a, b: panels }, groups, out)
             }
             (Engine::Portable, Weight::Portable(panels)) => {

@@ -18,4 +18,4 @@ mod transform;
 
 pub(crate) use panels::Panels;
 pub(crate) use quantize::{Encode, Encoder};
-pub(crate) use transform::Value;
+pub(crate) use transform::{Columns, Value};

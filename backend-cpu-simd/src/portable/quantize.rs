@@ -47,14 +47,17 @@ pub(crate) trait Encode: Sync {
     fn chains<T: Value>(&self, x: &[f32], columns: &[f32], y: &mut [f32]);
 }
 
-/// Quantizes `input` to `out`, whose shape is checked.
+/// Quantizes `input`, transformed by `transform`, to `out`, whose shape is checked.
 pub(crate) fn quantize(
     encoder: &impl Encode,
     threads: &Threads,
     input: &QuantizeInput<'_>,
+    transform: Option<&Columns>,
     out: &mut PackedMut<'_>,
 ) -> Result<(), Error> {
-    with_floats!(FloatSlice, input.x(), x => quantize_typed(encoder, threads, x, input, out))
+    with_floats!(FloatSlice, input.x(), x => {
+        quantize_typed(encoder, threads, x, input, transform, out)
+    })
 }
 
 fn quantize_typed<T: Value>(
@@ -62,6 +65,7 @@ fn quantize_typed<T: Value>(
     threads: &Threads,
     x: &[T],
     input: &QuantizeInput<'_>,
+    transform: Option<&Columns>,
     out: &mut PackedMut<'_>,
 ) -> Result<(), Error> {
     if x.is_empty() {
@@ -69,8 +73,7 @@ fn quantize_typed<T: Value>(
     }
     let spec = input.spec();
     let group = spec.group().get();
-    let transform = input.transform().map(Columns::new::<T>);
-    let work = x.len().saturating_mul(transform.as_ref().map_or(1, |t| t.block() / 4));
+    let work = x.len().saturating_mul(transform.map_or(1, |t| t.block() / 4));
     let tasks = threads.tasks(work, TASK_VALUES);
     let split = x.len().div_ceil(tasks).next_multiple_of(RUN);
     let given = input.scales().is_some();
@@ -82,7 +85,7 @@ fn quantize_typed<T: Value>(
         let (mut widened, mut transformed) = ([0f32; RUN], [0f32; RUN]);
         let runs = x.chunks(RUN).zip(codes.chunks_mut(RUN / 2));
         for (run, ((x, codes), scales)) in runs.zip(scales.chunks_mut(RUN / group)).enumerate() {
-            let y = match &transform {
+            let y = match transform {
                 None => T::widened(x, &mut widened),
                 Some(t) => {
                     let x = T::widened(x, &mut widened);

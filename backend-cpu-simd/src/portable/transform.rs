@@ -32,7 +32,7 @@
 //! even significand and error -2^-70; a second rounding would go to even, 1 + 2^-22. To odd it
 //! becomes the tie less 2^-52, which rounds down as it should.
 
-use fp4_core::{Float, Transform, with_floats};
+use fp4_core::{Float, FloatType, Transform, TransformShape, with_floats};
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 use wide::{bytemuck, f32x8, f64x8, u64x8};
@@ -188,16 +188,21 @@ fn add_to_odd(a: f64x8, b: f64x8) -> f64x8 {
     bytemuck::cast(bits + (towards & even & inexact))
 }
 
-/// A transform made ready for one call: transposed, and rounded to x's type.
-#[derive(Debug)]
-pub(super) struct Columns {
-    block: usize,
+/// A transform made ready: transposed, and rounded to x's type.
+#[derive(Debug, Clone)]
+pub(crate) struct Columns {
+    shape: TransformShape,
     columns: Vec<f32>,
 }
 
 impl Columns {
-    /// Transposes and rounds the transform for inputs of type `T`.
-    pub(super) fn new<T: Value>(t: &Transform<'_>) -> Self {
+    /// Transposes the transform, and rounds it for inputs of type `x`.
+    pub(crate) fn new(t: &Transform<'_>, x: FloatType) -> Self {
+        let round: fn(f32) -> f32 = match x {
+            FloatType::F32 => |t| t,
+            FloatType::F16 => |t| <f16 as Float>::from_f32(t).to_f32(),
+            FloatType::Bf16 => |t| <bf16 as Float>::from_f32(t).to_f32(),
+        };
         let block = t.block();
         let mut columns = vec![0.0; t.values().len()];
         with_floats!(FloatSlice, t.values(), values => {
@@ -205,17 +210,22 @@ impl Columns {
             for (to, from) in columns.chunks_exact_mut(size).zip(values.chunks_exact(size)) {
                 for (j, row) in from.chunks_exact(block).enumerate() {
                     for (i, &t) in row.iter().enumerate() {
-                        to[i * block + j] = T::from_f32(Float::to_f32(t)).to_f32();
+                        to[i * block + j] = round(Float::to_f32(t));
                     }
                 }
             }
         });
-        Columns { block, columns }
+        Columns { shape: TransformShape { float_type: x, ..t.shape() }, columns }
+    }
+
+    /// The transform's shape; its type is that of the inputs.
+    pub(crate) fn shape(&self) -> TransformShape {
+        self.shape
     }
 
     /// Rows and columns of a block.
     pub(super) fn block(&self) -> usize {
-        self.block
+        self.shape.block.get()
     }
 
     /// Transforms whole blocks, the first of which is block `first` of the whole matrix, counted
@@ -227,9 +237,9 @@ impl Columns {
         x: &[f32],
         y: &mut [f32],
     ) {
-        let size = self.block * self.block;
+        let size = self.block() * self.block();
         let count = self.columns.len() / size;
-        let blocks = x.chunks_exact(self.block).zip(y.chunks_exact_mut(self.block));
+        let blocks = x.chunks_exact(self.block()).zip(y.chunks_exact_mut(self.block()));
         for (b, (x, y)) in blocks.enumerate() {
             // A transform per block has K / block of them, so the count is a row's; a shared
             // one has a count of 1.

@@ -43,7 +43,8 @@ use std::ops::Range;
 use fp4_core::{E2m1, Format, Unsupported};
 
 use super::operand::{FoldRow, Form, LINES, Line, MAX_ROWS, STEPS, TileView, fold_form};
-use super::{Kernels, PanelView, Steps, Sums, pack};
+use super::{Kernels, PanelView, Steps, Sums, expect_inside, pack};
+use crate::isa::Isa;
 
 /// Rows of the largest tile in the group form.
 const GROUP_ROWS: usize = 16;
@@ -63,13 +64,6 @@ pub(crate) struct Avx512(());
 impl Avx512 {
     /// Asks the CPU.
     pub(crate) fn new() -> Result<Self, Unsupported> {
-        macro_rules! need {
-            ($($feature:tt)*) => {
-                $(if !is_x86_feature_detected!($feature) {
-                    return Err(Unsupported::CpuFeature($feature));
-                })*
-            };
-        }
         need!("avx512f" "avx512bw" "avx512dq" "avx512vl" "avx512vnni" "avx512vbmi" "avx2" "fma" "f16c");
         Ok(Avx512(()))
     }
@@ -115,18 +109,6 @@ fn load(line: &Line) -> __m512i {
     unsafe { _mm512_loadu_si512(line.0.as_ptr().cast()) }
 }
 
-/// Calls `$f::<R, U>` with R = `$rows` rows and U accumulators a row, enough of them to hide the
-/// latency of the multiply-add.
-macro_rules! by_rows {
-    ($rows:expr, $f:ident $args:tt, $($r:literal: $u:literal),*) => {
-        match $rows {
-            // SAFETY: see the call.
-            $($r => unsafe { $f::<$r, $u> $args },)*
-            rows => unreachable!("a tile of {rows} rows"),
-        }
-    };
-}
-
 /// `$body` for `$r` = 0, 1, ..., `$rows` - 1, written out: a loop of this length with a long body would
 /// not be unrolled, and its accumulators not be kept in registers.
 macro_rules! each_row {
@@ -143,6 +125,8 @@ macro_rules! each_row {
 }
 
 impl Kernels for Avx512 {
+    const ISA: Isa = Isa::Avx512Vnni;
+
     fn form(self, format: Format) -> Form {
         fold_form(format)
     }
@@ -216,27 +200,6 @@ impl Kernels for Avx512 {
         by_rows!(a.rows, group_rows(a, b, steps, sums),
             1: 1, 2: 1, 3: 1, 4: 1, 5: 1, 6: 1, 7: 1, 8: 1, 9: 1, 10: 1, 11: 1, 12: 1, 13: 1,
             14: 1, 15: 1, 16: 1);
-    }
-}
-
-/// Panics unless every step is inside the buffers.
-fn expect_inside(form: Form, a: TileView<'_>, b: PanelView<'_>, steps: Steps<'_>) {
-    let codes = a.codes.len() / (STEPS * a.rows);
-    let (slots, chunks) = match form {
-        Form::Fold => (codes, usize::MAX),
-        Form::Group => (a.scales.len() / a.rows, codes.min(a.init.len() / a.rows)),
-    };
-    let (codes_b, scales_b) = (b.codes.len() / LINES, b.scales.len() / form.scale_bytes());
-    match steps {
-        Steps::Dense { a, b, count } => {
-            assert!(a + count <= slots.min(chunks) && b + count <= codes_b.min(scales_b));
-        }
-        Steps::List(list) => assert!(list.iter().all(|step| {
-            (step.a as usize) < chunks
-                && (step.a_slot as usize) < slots
-                && (step.b as usize) < codes_b
-                && (step.b_slot as usize) < scales_b
-        })),
     }
 }
 
@@ -358,10 +321,11 @@ unsafe fn pair_rows<const R: usize, const U: usize>(
         // SAFETY: the step is inside, by the caller.
         unsafe {
             let w = [load(&*pb), load(&*pb.add(1))];
-            for r in 0..R {
+            let [first, second] = &mut acc;
+            for (r, (first, second)) in first.iter_mut().zip(second).enumerate() {
                 let a = _mm512_set1_epi32(*pa.add(r));
-                acc[0][r] = _mm512_dpbusd_epi32(acc[0][r], w[0], a);
-                acc[1][r] = _mm512_dpbusd_epi32(acc[1][r], w[1], a);
+                *first = _mm512_dpbusd_epi32(*first, w[0], a);
+                *second = _mm512_dpbusd_epi32(*second, w[1], a);
             }
             (pa, pb) = (pa.add(R), pb.add(2));
         }
@@ -438,11 +402,11 @@ unsafe fn group_chunk<const R: usize>(acc: &mut [__m512i; R], chunk: GroupChunk)
     }
     // SAFETY: 32 readable bytes, by the caller.
     let scales_b = _mm512_cvtepi8_epi16(unsafe { _mm256_loadu_si256(chunk.scales_b.cast()) });
-    let mut codes_a = chunk.codes_a;
+    let mut zero = 0;
     each_row!(R, r, {
         // SAFETY: row r is inside, by the caller.
         let (codes, init, scales) = unsafe {
-            let codes = codes_a.add(r * STEPS).cast::<i64>();
+            let codes = chunk.codes_a.add(zero + r * STEPS).cast::<i64>();
             let quad = |i: usize| _mm512_set1_epi64(codes.add(i).read_unaligned());
             let init = _mm512_set1_epi64(chunk.init.add(r).cast::<i64>().read_unaligned());
             let scales = chunk.scales_a.add(r).cast::<i32>().read_unaligned();
@@ -460,10 +424,10 @@ unsafe fn group_chunk<const R: usize>(acc: &mut [__m512i; R], chunk: GroupChunk)
         // this row's sum. Without it the compiler mixes rows until registers run out.
         // SAFETY: it does nothing.
         unsafe {
-            asm!("/* {} {} */", inout(zmm_reg) acc[r], inout(reg) codes_a,
+            asm!("/* {} {} */", inout(zmm_reg) acc[r], inout(reg) zero,
                 options(pure, nomem, nostack, preserves_flags));
         }
         // The last row's is not read.
-        _ = codes_a;
+        _ = zero;
     });
 }

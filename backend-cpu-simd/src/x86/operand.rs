@@ -45,6 +45,7 @@ use std::ops::Range;
 use fp4_core::{Error, ExactSum, Format, PackedShape, PackedView, reference};
 
 use super::Kernels;
+use crate::isa::Isa;
 use crate::meta::{Histogram, MAX_PLANES, Planes, RowMeta};
 use crate::threads::Threads;
 
@@ -588,6 +589,8 @@ pub(crate) struct FoldRow<'a> {
 pub(crate) struct Tiles {
     tiles: Vec<Tile>,
     count: usize,
+    /// For which kernels and of which matrix.
+    of: Option<(Isa, PackedShape)>,
 }
 
 impl Tiles {
@@ -601,6 +604,7 @@ impl Tiles {
         groups: Range<usize>,
     ) -> Result<(), Error> {
         let m = a.shape().rows();
+        self.of = Some((K::ISA, a.shape()));
         self.resize(m, kernels.rows(form, m));
         let count = self.count;
         let fill = |(t, tile): (usize, &mut Tile)| {
@@ -609,6 +613,11 @@ impl Tiles {
         };
         let worth = threads.tasks(a.shape().codes_len(), TASK_BYTES) > 1;
         threads.run_mut(&mut self.tiles[..count], worth, fill)
+    }
+
+    /// True if the tiles are of a matrix of this shape, for kernels of this instruction set.
+    pub(crate) fn hold(&self, isa: Isa, shape: PackedShape) -> bool {
+        self.of == Some((isa, shape))
     }
 
     fn resize(&mut self, m: usize, most: usize) {
