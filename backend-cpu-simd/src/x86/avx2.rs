@@ -56,6 +56,7 @@ static TABLE: [u8; 16] = {
 
 impl Kernels for Avx2 {
     const ISA: Isa = Isa::Avx2;
+    const BY_HALVES: bool = true;
 
     fn form(self, _format: Format) -> Form {
         Form::Group
@@ -118,11 +119,9 @@ unsafe fn quarter_rows<const R: usize, const U: usize>(
                     let codes = _mm256_set1_epi64x(codes.add(step).read_unaligned());
                     t = _mm256_add_epi16(t, _mm256_maddubs_epi16(w, codes));
                 }
-                let scales = a.scales.as_ptr().add(a_slot * R + r).cast::<i32>();
-                let scales = _mm256_set1_epi32(scales.read_unaligned());
-                // (half 0, half 1) to twice each.
-                let twice = _mm256_set1_epi64x(0x0302_0302_0100_0100);
-                let scales = _mm256_mullo_epi16(_mm256_shuffle_epi8(scales, twice), scales_b);
+                let scales = a.scales.as_ptr().add(a_slot * R + r).cast::<i64>();
+                let scales = _mm256_set1_epi64x(scales.read_unaligned());
+                let scales = _mm256_mullo_epi16(scales, scales_b);
                 *acc = _mm256_add_epi32(*acc, _mm256_madd_epi16(t, scales));
             }
         }

@@ -126,6 +126,7 @@ macro_rules! each_row {
 
 impl Kernels for Avx512 {
     const ISA: Isa = Isa::Avx512Vnni;
+    const BY_HALVES: bool = false;
 
     fn form(self, format: Format) -> Form {
         fold_form(format)
@@ -374,7 +375,7 @@ unsafe fn group_rows<const R: usize, const U: usize>(
 struct GroupChunk {
     codes_a: *const i32,
     init: *const [i32; 2],
-    scales_a: *const [i16; 2],
+    scales_a: *const [i16; 4],
     codes_b: *const Line,
     scales_b: *const u8,
 }
@@ -404,30 +405,61 @@ unsafe fn group_chunk<const R: usize>(acc: &mut [__m512i; R], chunk: GroupChunk)
     let scales_b = _mm512_cvtepi8_epi16(unsafe { _mm256_loadu_si256(chunk.scales_b.cast()) });
     let mut zero = 0;
     each_row!(R, r, {
-        // SAFETY: row r is inside, by the caller.
-        let (codes, init, scales) = unsafe {
-            let codes = chunk.codes_a.add(zero + r * STEPS).cast::<i64>();
-            let quad = |i: usize| _mm512_set1_epi64(codes.add(i).read_unaligned());
-            let init = _mm512_set1_epi64(chunk.init.add(r).cast::<i64>().read_unaligned());
-            let scales = chunk.scales_a.add(r).cast::<i32>().read_unaligned();
-            ([quad(0), quad(1), quad(2), quad(3)], init, _mm512_set1_epi32(scales))
-        };
-        let mut dots = [init; 2];
-        for (dots, w) in dots.iter_mut().zip(&w) {
-            for (&w, &codes) in w.iter().zip(&codes) {
-                *dots = _mm512_dpbusd_epi32(*dots, w, codes);
+        if r % 2 == 0 {
+            // SAFETY: rows r and, if there is one, r + 1 are inside, by the caller.
+            let terms = unsafe { row_dots(&chunk, [r, (r + 1).min(R - 1)], zero, &w) };
+            let [(dots, scales), next] = terms;
+            acc[r] = _mm512_dpwssd_epi32(acc[r], dots, _mm512_mullo_epi16(scales, scales_b));
+            if r + 1 < R {
+                let (dots, scales) = next;
+                let scales = _mm512_mullo_epi16(scales, scales_b);
+                acc[r + 1] = _mm512_dpwssd_epi32(acc[r + 1], dots, scales);
             }
+            // No instruction: it only makes the next rows' loads wait, in the compiler's eyes, for
+            // these rows' sums. Without it the compiler mixes rows until registers run out.
+            // SAFETY: it does nothing.
+            unsafe {
+                asm!("/* {} {} {} */", inout(zmm_reg) acc[r], inout(zmm_reg) acc[(r + 1).min(R - 1)],
+                    inout(reg) zero, options(pure, nomem, nostack, preserves_flags));
+            }
+            // The last row's is not read.
+            _ = zero;
         }
-        let dots = _mm512_packs_epi32(dots[0], dots[1]);
-        acc[r] = _mm512_dpwssd_epi32(acc[r], dots, _mm512_mullo_epi16(scales, scales_b));
-        // No instruction: it only makes the next row's loads wait, in the compiler's eyes, for
-        // this row's sum. Without it the compiler mixes rows until registers run out.
-        // SAFETY: it does nothing.
-        unsafe {
-            asm!("/* {} {} */", inout(zmm_reg) acc[r], inout(reg) zero,
-                options(pure, nomem, nostack, preserves_flags));
-        }
-        // The last row's is not read.
-        _ = zero;
     });
+}
+
+/// The dots of two rows with 16 columns by two halves, as i16, and the rows' scales. Two rows at a
+/// time: one row's chain of multiply-adds would wait for itself.
+///
+/// # Safety
+/// The CPU has the features; the rows are inside; `zero` is 0.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
+unsafe fn row_dots(
+    chunk: &GroupChunk,
+    rows: [usize; 2],
+    zero: usize,
+    w: &[[__m512i; 4]; 2],
+) -> [(__m512i, __m512i); 2] {
+    // SAFETY: inside, by the caller.
+    let init = |r: usize| unsafe {
+        _mm512_set1_epi64(chunk.init.add(zero + r).cast::<i64>().read_unaligned())
+    };
+    let mut dots = rows.map(|r| [init(r); 2]);
+    for step in 0..4 {
+        for (dots, r) in dots.iter_mut().zip(rows) {
+            // SAFETY: inside, by the caller.
+            let codes = unsafe {
+                let codes = chunk.codes_a.add(zero + r * STEPS).cast::<i64>();
+                _mm512_set1_epi64(codes.add(step).read_unaligned())
+            };
+            dots[0] = _mm512_dpbusd_epi32(dots[0], w[0][step], codes);
+            dots[1] = _mm512_dpbusd_epi32(dots[1], w[1][step], codes);
+        }
+    }
+    std::array::from_fn(|i| {
+        // SAFETY: inside, by the caller.
+        let scales = unsafe { chunk.scales_a.add(zero + rows[i]).cast::<i32>().read_unaligned() };
+        (_mm512_packs_epi32(dots[i][0], dots[i][1]), _mm512_set1_epi32(scales))
+    })
 }

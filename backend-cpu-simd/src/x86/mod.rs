@@ -136,6 +136,9 @@ pub(crate) trait Kernels: Copy + Send + Sync + std::fmt::Debug {
     /// The instruction set.
     const ISA: Isa;
 
+    /// True if the group form has two i16 lanes for each half of a chunk, false if it has one i32.
+    const BY_HALVES: bool;
+
     /// The form in which a format is multiplied.
     fn form(self, format: Format) -> Form;
 

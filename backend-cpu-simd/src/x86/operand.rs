@@ -35,7 +35,8 @@
 //! Form::Fold    [slot][step][row]  doubled code << shift, |.| <= 96; a plane has slots for its
 //!               chunks only, and per slot and row the sum of its 32 values
 //! Form::Group   [chunk][row][step of half 0, step of half 1] x 4   doubled codes, |.| <= 12; with -12 times each
-//!               half's sum; planes differ in their scales alone: [slot][row][2] i16
+//!               half's sum; planes differ in their scales alone: [slot][row] i16 of the
+//!               halves, 0 1 0 1 or 0 0 1 1 as the kernels read them
 //! ```
 //!
 //! Step 2j is the low nibbles of bytes 4j..4j+4, step 2j + 1 the high ones.
@@ -395,7 +396,7 @@ pub(crate) struct TilePlane {
     /// Fold form: their totals for each row.
     pub(crate) totals: Vec<i32>,
     /// Group form: scaled scales, for each slot and row.
-    scales: Vec<[i16; 2]>,
+    scales: Vec<[i16; 4]>,
     /// The plane's base over the base of the row's metadata.
     pub(crate) shift: Vec<u32>,
     /// Largest scaled magnitude.
@@ -436,7 +437,7 @@ pub(crate) struct TileView<'a> {
     pub(crate) rows: usize,
     pub(crate) codes: &'a [i32],
     pub(crate) init: &'a [[i32; 2]],
-    pub(crate) scales: &'a [[i16; 2]],
+    pub(crate) scales: &'a [[i16; 4]],
 }
 
 impl Tile {
@@ -548,7 +549,7 @@ impl Tile {
                     }
                 }
                 Form::Group => {
-                    plane.scales.resize(held * count, [0; 2]);
+                    plane.scales.resize(held * count, [0; 4]);
                     for ((r, i), planes) in rows.clone().enumerate().zip(&self.rows) {
                         let scales = a.row_scales(i);
                         let scaled = |group: usize| {
@@ -561,10 +562,11 @@ impl Tile {
                         for (at, to) in to.enumerate() {
                             let slot = if p == 0 { at } else { plane.slots[at] as usize };
                             let chunk = chunks.start + slot;
-                            *to = match per {
+                            let [g, h] = match per {
                                 2 => [scaled(2 * chunk), scaled(2 * chunk + 1)],
                                 _ => [scaled(chunk); 2],
                             };
+                            *to = if K::BY_HALVES { [g, g, h, h] } else { [g, h, g, h] };
                         }
                     }
                 }
