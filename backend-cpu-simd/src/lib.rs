@@ -35,10 +35,16 @@
 //! # Ok::<(), fp4_core::Error>(())
 //! ```
 
-#![forbid(unsafe_code)]
+#![deny(unsafe_op_in_unsafe_fn)]
 
+mod isa;
+mod meta;
 mod portable;
+mod resident;
+mod sum;
 mod threads;
+#[cfg(target_arch = "x86_64")]
+mod x86;
 
 use std::marker::PhantomData;
 use std::ops::Range;
@@ -46,46 +52,125 @@ use std::sync::Arc;
 
 use fp4_core::{
     Error, FloatSliceMut, Matmul, MatmulQuery, Named, Packed, PackedMut, PackedShape, PackedView,
-    PartialsMut, Paths, PreparedWeight, QuantizeInput, QuantizeQuery, Quantizer, Unsupported,
-    check_environment,
+    PartialsMut, Paths, PreparedWeight, QuantizeInput, QuantizeQuery, Quantizer, TieMode,
+    Unsupported, check_environment,
 };
 use rayon::ThreadPool;
 
-use crate::portable::{Panels, matmul, quantize};
+pub use crate::isa::Isa;
+pub use crate::resident::{CpuOperand, CpuTensor, CpuTransform};
+
+use crate::isa::Engine;
+use crate::portable::{Columns, matmul, quantize};
 use crate::threads::Threads;
 
-/// The CPU backend: quantizer and matmul. Cheap to clone; the clones share the thread pool.
-#[derive(Debug, Clone, Default)]
+/// The CPU backend: quantizer and matmul. Cheap to clone; the clones share the thread pool and the
+/// scratch memory.
+#[derive(Debug, Clone)]
 pub struct CpuSimd {
     threads: Threads,
+    engine: Engine,
+    #[cfg(target_arch = "x86_64")]
+    scratch: x86::Scratch,
 }
 
-/// A weight prepared by [`CpuSimd`]: panels of doubled codes as bytes, scale bytes, and what the
-/// proofs of exactness need to know of each row. About 1.9 times the packed size; the packed form
-/// is not kept.
+/// A weight prepared by [`CpuSimd`], in the form that the instruction set's kernels read; the packed
+/// form is not kept.
+///
+/// AVX-512: the packed codes in another order, with as many scale bytes as packed, and beside them,
+/// off the fast path, the packed scale bytes. Portable: codes as bytes, 1.9 times the packed size.
 ///
 /// `B` is what it was prepared from; nothing of that type is held.
 #[derive(Debug, Clone)]
 pub struct CpuWeight<B> {
-    panels: Panels,
+    weight: Weight,
     from: PhantomData<fn() -> B>,
+}
+
+#[derive(Debug, Clone)]
+enum Weight {
+    #[cfg(target_arch = "x86_64")]
+    X86(x86::Panels),
+    Portable(portable::Panels),
 }
 
 impl<B: Packed> PreparedWeight for CpuWeight<B> {
     fn shape(&self) -> PackedShape {
-        self.panels.shape()
+        match &self.weight {
+            #[cfg(target_arch = "x86_64")]
+            Weight::X86(panels) => panels.shape(),
+            Weight::Portable(panels) => panels.shape(),
+        }
+    }
+}
+
+impl<B: Packed> CpuWeight<B> {
+    fn rows(&self) -> usize {
+        self.shape().rows()
+    }
+}
+
+impl Default for CpuSimd {
+    fn default() -> Self {
+        Self::new()
     }
 }
 
 impl CpuSimd {
-    /// The backend on rayon's current thread pool: the global one, or the one whose thread calls.
+    /// The backend with the fastest instruction set that this CPU has, on rayon's current thread
+    /// pool: the global one, or the one whose thread calls.
     pub fn new() -> Self {
-        Self::default()
+        Self::of_engine(Engine::best())
     }
 
-    /// The backend on a thread pool of its own. The bits are the same with any number of threads.
-    pub fn with_pool(pool: Arc<ThreadPool>) -> Self {
-        CpuSimd { threads: Threads::of_pool(pool) }
+    /// The backend with this instruction set and no other.
+    ///
+    /// # Errors
+    /// [`Unsupported::CpuFeature`] if this CPU does not have it.
+    pub fn with_isa(isa: Isa) -> Result<Self, Unsupported> {
+        Engine::new(isa).map(Self::of_engine)
+    }
+
+    /// The same backend on a thread pool of its own. The bits are the same with any number of
+    /// threads.
+    #[must_use]
+    pub fn with_pool(self, pool: Arc<ThreadPool>) -> Self {
+        CpuSimd { threads: Threads::of_pool(pool), ..self }
+    }
+
+    fn of_engine(engine: Engine) -> Self {
+        CpuSimd {
+            threads: Threads::default(),
+            engine,
+            #[cfg(target_arch = "x86_64")]
+            scratch: x86::Scratch::default(),
+        }
+    }
+
+    /// Quantizes `input`, transformed by `transform`, to `out`, whose shape is checked.
+    fn quantize_by(
+        &self,
+        input: &QuantizeInput<'_>,
+        transform: Option<&Columns>,
+        out: &mut PackedMut<'_>,
+    ) -> Result<(), Error> {
+        let (threads, tie) = (&self.threads, input.spec().tie());
+        match self.engine {
+            #[cfg(target_arch = "x86_64")]
+            Engine::Avx512(kernels) if tie == TieMode::Even => {
+                let encoder = x86::Avx512Encoder(kernels);
+                quantize::quantize(&encoder, threads, input, transform, out)
+            }
+            _ => {
+                let encoder = portable::Encoder::new(tie);
+                quantize::quantize(&encoder, threads, input, transform, out)
+            }
+        }
+    }
+
+    /// The instruction set of the kernels.
+    pub fn isa(&self) -> Isa {
+        self.engine.isa()
     }
 
     /// Writes the values of a packed matrix under `global_scale`, row-major (C4.4), in parallel:
@@ -118,7 +203,8 @@ impl Quantizer for CpuSimd {
     fn quantize(&self, input: &QuantizeInput<'_>, out: &mut PackedMut<'_>) -> Result<(), Error> {
         check_environment()?;
         input.expect_output(out.shape())?;
-        quantize::quantize(&self.threads, input, out)
+        let transform = input.transform().map(|t| Columns::new(t, input.x().float_type()));
+        self.quantize_by(input, transform.as_ref(), out)
     }
 }
 
@@ -134,9 +220,19 @@ impl Matmul for CpuSimd {
     }
 
     fn prepare<B: Packed>(&self, b: B) -> Result<CpuWeight<B>, Error> {
-        Ok(CpuWeight { panels: Panels::new(&self.threads, b.view())?, from: PhantomData })
+        let view = b.view();
+        let weight = match self.engine {
+            #[cfg(target_arch = "x86_64")]
+            Engine::Avx512(kernels) => Weight::X86(x86::prepare(kernels, &self.threads, view)?),
+            #[cfg(target_arch = "x86_64")]
+            Engine::Avx2(kernels) => Weight::X86(x86::prepare(kernels, &self.threads, view)?),
+            Engine::Portable => Weight::Portable(portable::Panels::new(&self.threads, view)?),
+        };
+        Ok(CpuWeight { weight, from: PhantomData })
     }
 
+    /// As the trait says; [`Error::ForeignOperand`] if a backend with another instruction set
+    /// prepared the weight.
     fn matmul<B: Packed>(
         &self,
         a: PackedView<'_>,
@@ -145,7 +241,21 @@ impl Matmul for CpuSimd {
         out: FloatSliceMut<'_>,
     ) -> Result<Paths, Error> {
         check_environment()?;
-        matmul::matmul(&self.threads, a, &b.panels, alpha, out)
+        match (self.engine, &b.weight) {
+            #[cfg(target_arch = "x86_64")]
+            (Engine::Avx512(kernels), Weight::X86(panels)) => {
+                x86::matmul(kernels, &self.threads, &self.scratch, a, panels, alpha, out)
+            }
+            #[cfg(target_arch = "x86_64")]
+            (Engine::Avx2(kernels), Weight::X86(panels)) => {
+                x86::matmul(kernels, &self.threads, &self.scratch, a, panels, alpha, out)
+            }
+            (Engine::Portable, Weight::Portable(panels)) => {
+                matmul::matmul(&self.threads, a, panels, alpha, out)
+            }
+            #[cfg(target_arch = "x86_64")]
+            _ => Err(Error::ForeignOperand),
+        }
     }
 
     /// As the reference, except for [`Error::PartialOverflow`]: it is reported when a sum leaves
@@ -158,6 +268,23 @@ impl Matmul for CpuSimd {
         out: PartialsMut<'_>,
     ) -> Result<(), Error> {
         check_environment()?;
-        matmul::partial(&self.threads, a, &b.panels, groups, out)
+        let threads = &self.threads;
+        match (self.engine, &b.weight) {
+            #[cfg(target_arch = "x86_64")]
+            (Engine::Avx512(kernels), Weight::X86(panels)) => {
+                x86::expect_form(kernels, panels)?;
+                sum::partial(&x86::Pair { kernels, threads, a, b: panels }, groups, out)
+            }
+            #[cfg(target_arch = "x86_64")]
+            (Engine::Avx2(kernels), Weight::X86(panels)) => {
+                x86::expect_form(kernels, panels)?;
+                sum::partial(&x86::Pair { kernels, threads, a, b: panels }, groups, out)
+            }
+            (Engine::Portable, Weight::Portable(panels)) => {
+                sum::partial(&matmul::Pair { threads, a, b: panels }, groups, out)
+            }
+            #[cfg(target_arch = "x86_64")]
+            _ => Err(Error::ForeignOperand),
+        }
     }
 }

@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use fp4_core::{Error, check_environment};
+use fp4_core::{Error, Paths, check_environment};
 use rayon::prelude::*;
 
 /// A rayon pool: one of the caller's, or rayon's current one.
@@ -50,6 +50,55 @@ impl Threads {
             return tasks.into_iter().map(checked).collect();
         }
         let all = || tasks.into_par_iter().map(checked).collect();
+        match &self.pool {
+            Some(pool) => pool.install(all),
+            None => all(),
+        }
+    }
+
+    /// Runs `f` on 0, 1, ..., `count` - 1, in any order, and merges the results; allocates nothing.
+    ///
+    /// Checks the environment of every thread that runs a task, before the task.
+    pub(crate) fn for_each(
+        &self,
+        count: usize,
+        f: impl Fn(usize) -> Result<Paths, Error> + Sync + Send,
+    ) -> Result<Paths, Error> {
+        let checked = |task| {
+            check_environment()?;
+            f(task)
+        };
+        let merge = |mut all: Paths, paths: Paths| {
+            all.merge(&paths);
+            Ok(all)
+        };
+        if count <= 1 {
+            return (0..count).map(checked).try_fold(Paths::default(), |all, p| merge(all, p?));
+        }
+        let all = || (0..count).into_par_iter().map(checked).try_reduce(Paths::default, merge);
+        match &self.pool {
+            Some(pool) => pool.install(all),
+            None => all(),
+        }
+    }
+
+    /// Runs `f` on every item with its index; on other threads only if `worth`.
+    ///
+    /// Checks the environment of every thread that runs a task, before the task.
+    pub(crate) fn run_mut<T: Send>(
+        &self,
+        items: &mut [T],
+        worth: bool,
+        f: impl Fn((usize, &mut T)) -> Result<(), Error> + Sync + Send,
+    ) -> Result<(), Error> {
+        if items.len() <= 1 || !worth {
+            return items.iter_mut().enumerate().try_for_each(f);
+        }
+        let checked = |item: (usize, &mut T)| {
+            check_environment()?;
+            f(item)
+        };
+        let mut all = move || items.par_iter_mut().enumerate().try_for_each(checked);
         match &self.pool {
             Some(pool) => pool.install(all),
             None => all(),

@@ -2,8 +2,7 @@
 
 mod common;
 
-use common::{Rng, SCALES, Scales, backends, operand, same_bits};
-use fp4_backend_cpu_simd::CpuSimd;
+use common::{Rng, SCALES, Scales, backends, each_isa, operand, same_bits};
 use fp4_core::{
     Error, ExactSum, FixedSum, Format, Matmul, Partials, PartialsMut, finish, reference,
 };
@@ -18,104 +17,118 @@ fn splits(rng: &mut Rng, groups: usize) -> Vec<std::ops::Range<usize>> {
 
 #[test]
 fn sums_of_parts_equal_the_references_and_finish_to_the_product() {
-    let (mut rng, mut compared) = (Rng(11), 0);
-    let backends = backends();
-    for format in Format::ALL {
-        for (m, n, k) in [(1, 1, 64), (3, 17, 320), (5, 8, 0), (18, 40, 960)] {
-            for scales in SCALES {
-                let a = operand(&mut rng, format, m, k, scales);
-                let other = SCALES[rng.below(SCALES.len())];
-                let b = operand(&mut rng, format, n, k, other);
-                let (a, b) = (a.view(), b.view());
-                let backend = &backends[rng.below(backends.len())].1;
-                let weight = backend.prepare(b).unwrap();
-                let case = format!("{format} {m}x{n}x{k} {scales:?}");
-                let (mut got, mut expected) = (vec![0f32; m * n], vec![0f32; m * n]);
-                reference::matmul(a, b, -0.7, (&mut expected[..]).into()).unwrap();
+    each_isa(|on| {
+        let (mut rng, mut compared) = (Rng(11), 0);
+        let backends = backends(on);
+        for format in Format::ALL {
+            for (m, n, k) in [(1, 1, 64), (3, 17, 320), (5, 8, 0), (18, 40, 960)] {
+                for scales in SCALES {
+                    let a = operand(&mut rng, format, m, k, scales);
+                    let other = SCALES[rng.below(SCALES.len())];
+                    let b = operand(&mut rng, format, n, k, other);
+                    let (a, b) = (a.view(), b.view());
+                    let backend = &backends[rng.below(backends.len())].1;
+                    let weight = backend.prepare(b).unwrap();
+                    let case = format!("{format} {m}x{n}x{k} {scales:?}");
+                    let (mut got, mut expected) = (vec![0f32; m * n], vec![0f32; m * n]);
+                    reference::matmul(a, b, -0.7, (&mut expected[..]).into()).unwrap();
 
-                let mut exact = vec![ExactSum::ZERO; m * n];
-                let mut exact_ref = exact.clone();
-                let mut fixed = vec![FixedSum::ZERO; m * n];
-                let mut fixed_ref = fixed.clone();
-                for range in splits(&mut rng, a.shape().row_groups()) {
-                    let out = PartialsMut::Exact(&mut exact);
-                    backend.partial(a, &weight, range.clone(), out).unwrap();
-                    let out = PartialsMut::Exact(&mut exact_ref);
-                    reference::partial(a, b, range.clone(), out).unwrap();
-                    // After every part, so that a flag set too early shows.
-                    assert_eq!(exact, exact_ref, "{case} {range:?}");
-                    if format == Format::NvFp4 {
-                        let out = PartialsMut::Fixed(&mut fixed);
+                    let mut exact = vec![ExactSum::ZERO; m * n];
+                    let mut exact_ref = exact.clone();
+                    let mut fixed = vec![FixedSum::ZERO; m * n];
+                    let mut fixed_ref = fixed.clone();
+                    for range in splits(&mut rng, a.shape().row_groups()) {
+                        let out = PartialsMut::Exact(&mut exact);
                         backend.partial(a, &weight, range.clone(), out).unwrap();
-                        let out = PartialsMut::Fixed(&mut fixed_ref);
+                        let out = PartialsMut::Exact(&mut exact_ref);
                         reference::partial(a, b, range.clone(), out).unwrap();
-                        assert_eq!(fixed, fixed_ref, "{case} {range:?}");
-                        compared += fixed.len();
+                        // After every part, so that a flag set too early shows.
+                        assert_eq!(exact, exact_ref, "{case} {range:?}");
+                        if format == Format::NvFp4 {
+                            let out = PartialsMut::Fixed(&mut fixed);
+                            backend.partial(a, &weight, range.clone(), out).unwrap();
+                            let out = PartialsMut::Fixed(&mut fixed_ref);
+                            reference::partial(a, b, range.clone(), out).unwrap();
+                            assert_eq!(fixed, fixed_ref, "{case} {range:?}");
+                            compared += fixed.len();
+                        }
+                        compared += exact.len();
                     }
-                    compared += exact.len();
-                }
-                finish(Partials::Exact(&exact), -0.7, (&mut got[..]).into()).unwrap();
-                compared += same_bits(&got, &expected, &case);
-                if format == Format::NvFp4 {
-                    finish(Partials::Fixed(&fixed), -0.7, (&mut got[..]).into()).unwrap();
+                    finish(Partials::Exact(&exact), -0.7, (&mut got[..]).into()).unwrap();
                     compared += same_bits(&got, &expected, &case);
+                    if format == Format::NvFp4 {
+                        finish(Partials::Fixed(&fixed), -0.7, (&mut got[..]).into()).unwrap();
+                        compared += same_bits(&got, &expected, &case);
+                    }
                 }
             }
         }
-    }
-    println!("compared {compared} sums");
-    assert!(compared > 20_000);
+        println!("compared {compared} sums");
+        assert!(compared > 20_000);
+    });
 }
 
 #[test]
 fn fixed_sums_past_2_to_the_20_are_right_or_an_error() {
-    let (backend, mut rng) = (CpuSimd::new(), Rng(12));
-    let k = (1 << 20) + 4096;
-    let a = operand(&mut rng, Format::NvFp4, 2, k, Scales::Full);
-    let b = operand(&mut rng, Format::NvFp4, 2, k, Scales::Full);
-    let weight = backend.prepare(b.view()).unwrap();
-    let all = 0..a.shape().row_groups();
-    let (mut got, mut expected) = (vec![FixedSum::ZERO; 4], vec![FixedSum::ZERO; 4]);
-    backend.partial(a.view(), &weight, all.clone(), PartialsMut::Fixed(&mut got)).unwrap();
-    let out = PartialsMut::Fixed(&mut expected);
-    reference::partial(a.view(), b.view(), all.clone(), out).unwrap();
-    assert_eq!(got, expected);
+    each_isa(|on| {
+        let (backend, mut rng) = (on.clone(), Rng(12));
+        let k = (1 << 20) + 4096;
+        let a = operand(&mut rng, Format::NvFp4, 2, k, Scales::Full);
+        let b = operand(&mut rng, Format::NvFp4, 2, k, Scales::Full);
+        let weight = backend.prepare(b.view()).unwrap();
+        let all = 0..a.shape().row_groups();
+        let (mut got, mut expected) = (vec![FixedSum::ZERO; 4], vec![FixedSum::ZERO; 4]);
+        backend.partial(a.view(), &weight, all.clone(), PartialsMut::Fixed(&mut got)).unwrap();
+        let out = PartialsMut::Fixed(&mut expected);
+        reference::partial(a.view(), b.view(), all.clone(), out).unwrap();
+        assert_eq!(got, expected);
 
-    let mut start = vec![FixedSum { units: i64::MAX, nan: false }; 4];
-    let mut largest = a.clone();
-    largest.view_mut().buffers().0.fill(0x77);
-    largest.view_mut().buffers().1.fill(0x7E);
-    let weight = backend.prepare(largest.view()).unwrap();
-    let out = PartialsMut::Fixed(&mut start);
-    let overflow = backend.partial(largest.view(), &weight, all, out);
-    assert_eq!(overflow, Err(Error::PartialOverflow));
-    println!("compared {} sums", got.len());
+        let mut start = vec![FixedSum { units: i64::MAX, nan: false }; 4];
+        let mut largest = a.clone();
+        largest.view_mut().buffers().0.fill(0x77);
+        largest.view_mut().buffers().1.fill(0x7E);
+        let weight = backend.prepare(largest.view()).unwrap();
+        let out = PartialsMut::Fixed(&mut start);
+        let overflow = backend.partial(largest.view(), &weight, all, out);
+        assert_eq!(overflow, Err(Error::PartialOverflow));
+        println!("compared {} sums", got.len());
+    });
 }
 
 #[test]
 fn wrong_calls_are_the_references_errors() {
-    let (backend, mut rng) = (CpuSimd::new(), Rng(13));
-    let mut checked = 0;
-    for format in Format::ALL {
-        let a = operand(&mut rng, format, 2, 64, Scales::Close);
-        let b = operand(&mut rng, format, 3, 64, Scales::Close);
-        let weight = backend.prepare(b.view()).unwrap();
-        let groups = a.shape().row_groups();
-        #[expect(clippy::reversed_empty_ranges)]
-        for (range, len) in [(0..groups + 1, 6), (2..1, 6), (0..1, 5), (0..1, 6)] {
-            let mut exact = vec![ExactSum::ZERO; len];
-            let mut fixed = vec![FixedSum::ZERO; len];
-            let got =
-                backend.partial(a.view(), &weight, range.clone(), PartialsMut::Exact(&mut exact));
-            let out = PartialsMut::Exact(&mut exact);
-            assert_eq!(got, reference::partial(a.view(), b.view(), range.clone(), out));
-            let got =
-                backend.partial(a.view(), &weight, range.clone(), PartialsMut::Fixed(&mut fixed));
-            let out = PartialsMut::Fixed(&mut fixed);
-            assert_eq!(got, reference::partial(a.view(), b.view(), range, out));
-            checked += 2;
+    each_isa(|on| {
+        let (backend, mut rng) = (on.clone(), Rng(13));
+        let mut checked = 0;
+        for format in Format::ALL {
+            let a = operand(&mut rng, format, 2, 64, Scales::Close);
+            let b = operand(&mut rng, format, 3, 64, Scales::Close);
+            let weight = backend.prepare(b.view()).unwrap();
+            let groups = a.shape().row_groups();
+            #[expect(clippy::reversed_empty_ranges)]
+            for (range, len) in [(0..groups + 1, 6), (2..1, 6), (0..1, 5), (0..1, 6)] {
+                let mut exact = vec![ExactSum::ZERO; len];
+                let mut fixed = vec![FixedSum::ZERO; len];
+                let got = backend.partial(
+                    a.view(),
+                    &weight,
+                    range.clone(),
+                    PartialsMut::Exact(&mut exact),
+                );
+                let out = PartialsMut::Exact(&mut exact);
+                assert_eq!(got, reference::partial(a.view(), b.view(), range.clone(), out));
+                let got = backend.partial(
+                    a.view(),
+                    &weight,
+                    range.clone(),
+                    PartialsMut::Fixed(&mut fixed),
+                );
+                let out = PartialsMut::Fixed(&mut fixed);
+                assert_eq!(got, reference::partial(a.view(), b.view(), range, out));
+                checked += 2;
+            }
         }
-    }
-    println!("checked {checked} results");
-    assert_eq!(checked, 16);
+        println!("checked {checked} results");
+        assert_eq!(checked, 16);
+    });
 }

@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{Rng, backends, same_bits};
+use common::{Rng, backends, each_isa, same_bits};
 use fp4_backend_cpu_simd::CpuSimd;
 use fp4_core::{
     E2m1, Error, Float, FloatSlice, GroupSize, PackedMatrix, QuantSpec, QuantizeInput, Quantizer,
@@ -108,23 +108,25 @@ fn specs() -> Vec<QuantSpec> {
 
 #[test]
 fn every_format_tie_mode_type_and_family_equals_the_reference() {
-    let (backend, mut rng) = (CpuSimd::new(), Rng(21));
-    let mut compared = 0;
-    for spec in specs() {
-        for data in DATA {
-            for (rows, k) in [(1, 128), (3, 256 + 128 * rng.below(2)), (2, 0), (0, 128)] {
-                let x = values(&mut rng, data, rows * k, &spec);
-                let case = format!("{spec:?} {data:?} {rows}x{k}");
-                compared += check_types(&backend, &x, [rows, k], &spec, &case, None);
-                // Every byte as a given scale: zero, negative and NaN ones included.
-                let scales: Vec<u8> =
-                    (0..rows * k / spec.group().get()).map(|_| rng.byte()).collect();
-                compared += check_types(&backend, &x, [rows, k], &spec, &case, Some(&scales));
+    each_isa(|on| {
+        let (backend, mut rng) = (on.clone(), Rng(21));
+        let mut compared = 0;
+        for spec in specs() {
+            for data in DATA {
+                for (rows, k) in [(1, 128), (3, 256 + 128 * rng.below(2)), (2, 0), (0, 128)] {
+                    let x = values(&mut rng, data, rows * k, &spec);
+                    let case = format!("{spec:?} {data:?} {rows}x{k}");
+                    compared += check_types(&backend, &x, [rows, k], &spec, &case, None);
+                    // Every byte as a given scale: zero, negative and NaN ones included.
+                    let scales: Vec<u8> =
+                        (0..rows * k / spec.group().get()).map(|_| rng.byte()).collect();
+                    compared += check_types(&backend, &x, [rows, k], &spec, &case, Some(&scales));
+                }
             }
         }
-    }
-    println!("compared {compared} codes and scales");
-    assert!(compared > 2_000_000);
+        println!("compared {compared} codes and scales");
+        assert!(compared > 2_000_000);
+    });
 }
 
 /// The values in all three input types, with scales computed or given.
@@ -150,43 +152,49 @@ fn check_types(
 
 #[test]
 fn zero_and_negative_zero_scales_give_signed_zero_codes() {
-    let spec = QuantSpec::new(ScaleType::E4M3, GroupSize::G16, 0.1, 6.0).unwrap();
-    let x: Vec<f32> = [1.0, -1.0, 0.0, -0.0, f32::NAN, -f32::NAN, f32::INFINITY, -1e-40]
-        .into_iter()
-        .cycle()
-        .take(32)
-        .collect();
-    let input = QuantizeInput::new(&x[..], 1, 32, &spec).unwrap();
-    let compared = check::<f32>(&CpuSimd::new(), &input.with_scales(&[0x00, 0x80]).unwrap(), "");
-    println!("compared {compared} codes and scales");
-    assert!(compared > 0);
+    each_isa(|on| {
+        let spec = QuantSpec::new(ScaleType::E4M3, GroupSize::G16, 0.1, 6.0).unwrap();
+        let x: Vec<f32> = [1.0, -1.0, 0.0, -0.0, f32::NAN, -f32::NAN, f32::INFINITY, -1e-40]
+            .into_iter()
+            .cycle()
+            .take(32)
+            .collect();
+        let input = QuantizeInput::new(&x[..], 1, 32, &spec).unwrap();
+        let compared = check::<f32>(on, &input.with_scales(&[0x00, 0x80]).unwrap(), "");
+        println!("compared {compared} codes and scales");
+        assert!(compared > 0);
+    });
 }
 
 #[test]
 fn ties_are_exact_midpoints_in_every_mode() {
-    // d is a power of two here, so x / d hits each midpoint exactly.
-    let (backend, mut compared) = (CpuSimd::new(), 0);
-    for tie in TieMode::ALL {
-        let spec = QuantSpec::new(ScaleType::E8M0, GroupSize::G16, 1.0, 4.0).unwrap().with_tie(tie);
-        let mut x = Vec::new();
-        for byte in [1u8, 100, 127, 200] {
-            let d = spec.unit(byte);
-            let mut group = vec![0f32; 16];
-            for (i, midpoint) in [0.25, 0.75, 1.25, 1.75, 2.5, 3.5, 5.0].into_iter().enumerate() {
-                (group[2 * i], group[2 * i + 1]) = (midpoint * d, -midpoint * d);
+    each_isa(|on| {
+        // d is a power of two here, so x / d hits each midpoint exactly.
+        let (backend, mut compared) = (on.clone(), 0);
+        for tie in TieMode::ALL {
+            let spec =
+                QuantSpec::new(ScaleType::E8M0, GroupSize::G16, 1.0, 4.0).unwrap().with_tie(tie);
+            let mut x = Vec::new();
+            for byte in [1u8, 100, 127, 200] {
+                let d = spec.unit(byte);
+                let mut group = vec![0f32; 16];
+                for (i, midpoint) in [0.25, 0.75, 1.25, 1.75, 2.5, 3.5, 5.0].into_iter().enumerate()
+                {
+                    (group[2 * i], group[2 * i + 1]) = (midpoint * d, -midpoint * d);
+                }
+                x.extend(group);
             }
-            x.extend(group);
+            let input = QuantizeInput::new(&x[..], 1, 64, &spec).unwrap();
+            let input = input.with_scales(&[1, 100, 127, 200]).unwrap();
+            compared += check::<f32>(&backend, &input, "midpoints");
+            let mut got = PackedMatrix::zeros(input.shape());
+            backend.quantize(&input, &mut got.view_mut()).unwrap();
+            let code = got.view().code(0, 16 + 2).unwrap();
+            assert_eq!(code, E2m1::from_f32_tie(0.75, tie), "{tie:?}");
         }
-        let input = QuantizeInput::new(&x[..], 1, 64, &spec).unwrap();
-        let input = input.with_scales(&[1, 100, 127, 200]).unwrap();
-        compared += check::<f32>(&backend, &input, "midpoints");
-        let mut got = PackedMatrix::zeros(input.shape());
-        backend.quantize(&input, &mut got.view_mut()).unwrap();
-        let code = got.view().code(0, 16 + 2).unwrap();
-        assert_eq!(code, E2m1::from_f32_tie(0.75, tie), "{tie:?}");
-    }
-    println!("compared {compared} codes and scales");
-    assert!(compared > 0);
+        println!("compared {compared} codes and scales");
+        assert!(compared > 0);
+    });
 }
 
 /// A transform's values: a Hadamard, a rotation-like random one, or one of any bits.
@@ -211,84 +219,90 @@ fn transform_values(rng: &mut Rng, block: usize, blocks: usize, kind: usize) -> 
 
 #[test]
 fn every_transform_equals_the_reference() {
-    let (backend, mut rng) = (CpuSimd::new(), Rng(22));
-    let mut compared = 0;
-    for block in [16, 32, 64, 128] {
-        for group in GroupSize::ALL {
-            for scale in ScaleType::ALL {
-                let gs = if scale == ScaleType::E8M0 { 1.0 / 3.0 } else { 0.1 };
-                let spec = QuantSpec::new(scale, group, gs, 5.0).unwrap();
-                for kind in 0..3 {
-                    for shared in [true, false] {
-                        let (rows, k) = (1 + rng.below(3), 128 * (1 + rng.below(3)));
-                        let blocks = if shared { 1 } else { k / block };
-                        let t = transform_values(&mut rng, block, blocks, kind);
-                        let t16: Vec<f16> = t.iter().map(|&t| f16::from_f32(t)).collect();
-                        let tb: Vec<bf16> = t.iter().map(|&t| bf16::from_f32(t)).collect();
-                        let data = DATA[rng.below(DATA.len())];
-                        let x = values(&mut rng, data, rows * k, &spec);
-                        for stored in
-                            [FloatSlice::F32(&t), FloatSlice::F16(&t16), FloatSlice::Bf16(&tb)]
-                        {
-                            let t = if shared {
-                                Transform::shared(stored, block).unwrap()
-                            } else {
-                                Transform::per_block(stored, block, blocks).unwrap()
-                            };
-                            let case = format!(
-                                "block {block} x {blocks} {} kind {kind} {data:?} {spec:?}",
-                                stored.float_type()
-                            );
-                            compared += check_transformed(&backend, &x, [rows, k], &spec, t, &case);
+    each_isa(|on| {
+        let (backend, mut rng) = (on.clone(), Rng(22));
+        let mut compared = 0;
+        for block in [16, 32, 64, 128] {
+            for group in GroupSize::ALL {
+                for scale in ScaleType::ALL {
+                    let gs = if scale == ScaleType::E8M0 { 1.0 / 3.0 } else { 0.1 };
+                    let spec = QuantSpec::new(scale, group, gs, 5.0).unwrap();
+                    for kind in 0..3 {
+                        for shared in [true, false] {
+                            let (rows, k) = (1 + rng.below(3), 128 * (1 + rng.below(3)));
+                            let blocks = if shared { 1 } else { k / block };
+                            let t = transform_values(&mut rng, block, blocks, kind);
+                            let t16: Vec<f16> = t.iter().map(|&t| f16::from_f32(t)).collect();
+                            let tb: Vec<bf16> = t.iter().map(|&t| bf16::from_f32(t)).collect();
+                            let data = DATA[rng.below(DATA.len())];
+                            let x = values(&mut rng, data, rows * k, &spec);
+                            for stored in
+                                [FloatSlice::F32(&t), FloatSlice::F16(&t16), FloatSlice::Bf16(&tb)]
+                            {
+                                let t = if shared {
+                                    Transform::shared(stored, block).unwrap()
+                                } else {
+                                    Transform::per_block(stored, block, blocks).unwrap()
+                                };
+                                let case = format!(
+                                    "block {block} x {blocks} {} kind {kind} {data:?} {spec:?}",
+                                    stored.float_type()
+                                );
+                                compared +=
+                                    check_transformed(&backend, &x, [rows, k], &spec, t, &case);
+                            }
                         }
                     }
                 }
             }
         }
-    }
-    println!("compared {compared} codes and scales");
-    assert!(compared > 500_000);
+        println!("compared {compared} codes and scales");
+        assert!(compared > 500_000);
+    });
 }
 
 #[test]
 fn chains_round_once_at_every_step() {
-    // Every output is the chain over these pairs, and the code shows its last bit.
-    fn codes<T: Float>(pairs: &[[f32; 2]], tie: TieMode) -> Vec<u8> {
-        let spec = QuantSpec::new(ScaleType::E8M0, GroupSize::G16, 1.0, 4.0).unwrap().with_tie(tie);
-        let (mut x, mut t) = (vec![T::default(); 16], vec![0f32; 256]);
-        for (i, pair) in pairs.iter().enumerate() {
-            x[i] = T::from_f32(pair[0]);
-            t.iter_mut().skip(i).step_by(16).for_each(|t| *t = pair[1]);
+    each_isa(|on| {
+        // Every output is the chain over these pairs, and the code shows its last bit.
+        fn codes<T: Float>(on: &CpuSimd, pairs: &[[f32; 2]], tie: TieMode) -> Vec<u8> {
+            let spec =
+                QuantSpec::new(ScaleType::E8M0, GroupSize::G16, 1.0, 4.0).unwrap().with_tie(tie);
+            let (mut x, mut t) = (vec![T::default(); 16], vec![0f32; 256]);
+            for (i, pair) in pairs.iter().enumerate() {
+                x[i] = T::from_f32(pair[0]);
+                t.iter_mut().skip(i).step_by(16).for_each(|t| *t = pair[1]);
+            }
+            let input = QuantizeInput::new(T::wrap(&x), 1, 16, &spec).unwrap();
+            let t = Transform::shared(&t[..], 16).unwrap();
+            let input = input.with_transform(Some(t)).unwrap().with_scales(&[127]).unwrap();
+            check::<T>(on, &input, "chain");
+            let mut packed = PackedMatrix::zeros(input.shape());
+            on.quantize(&input, &mut packed.view_mut()).unwrap();
+            packed.codes().to_vec()
         }
-        let input = QuantizeInput::new(T::wrap(&x), 1, 16, &spec).unwrap();
-        let t = Transform::shared(&t[..], 16).unwrap();
-        let input = input.with_transform(Some(t)).unwrap().with_scales(&[127]).unwrap();
-        check::<T>(&CpuSimd::new(), &input, "chain");
-        let mut packed = PackedMatrix::zeros(input.shape());
-        CpuSimd::new().quantize(&input, &mut packed.view_mut()).unwrap();
-        packed.codes().to_vec()
-    }
-    // f32: one ulp below 1.25 plus almost half an ulp stays below, and is no tie of 1 and 1.5.
-    let (below, k) = (f32::from_bits(1.25f32.to_bits() - 1), 2f32.powi(-23));
-    let almost_half = [2f32.powi(-24) * (1.0 + k), 1.0 - k];
-    let mut compared = 0;
-    let got = codes::<f32>(&[[below, 1.0], almost_half], TieMode::Up);
-    assert_eq!(got, [0x22; 8]);
-    compared += got.len();
-    // bf16: four quarters of an f32 ulp are lost one by one, and 1.25 + 2^-8 rounds to 1.25.
-    let quarter = [2f32.powi(-25), 1.0];
-    let pairs = [[1.25, 1.0], [2f32.powi(-8), 1.0], quarter, quarter, quarter, quarter];
-    let got = codes::<bf16>(&pairs, TieMode::Even);
-    assert_eq!(got, [0x22; 8]);
-    compared += got.len();
-    // f16: the same with f16 numbers: 1.25 + 2^-11 is the tie.
-    let quarter = [2f32.powi(-13), 2f32.powi(-12)];
-    let pairs = [[1.25, 1.0], [2f32.powi(-11), 1.0], quarter, quarter, quarter, quarter];
-    let got = codes::<f16>(&pairs, TieMode::Even);
-    assert_eq!(got, [0x22; 8]);
-    compared += got.len();
-    println!("compared {compared} bytes of codes");
-    assert!(compared > 0);
+        // f32: one ulp below 1.25 plus almost half an ulp stays below, and is no tie of 1 and 1.5.
+        let (below, k) = (f32::from_bits(1.25f32.to_bits() - 1), 2f32.powi(-23));
+        let almost_half = [2f32.powi(-24) * (1.0 + k), 1.0 - k];
+        let mut compared = 0;
+        let got = codes::<f32>(on, &[[below, 1.0], almost_half], TieMode::Up);
+        assert_eq!(got, [0x22; 8]);
+        compared += got.len();
+        // bf16: four quarters of an f32 ulp are lost one by one, and 1.25 + 2^-8 rounds to 1.25.
+        let quarter = [2f32.powi(-25), 1.0];
+        let pairs = [[1.25, 1.0], [2f32.powi(-8), 1.0], quarter, quarter, quarter, quarter];
+        let got = codes::<bf16>(on, &pairs, TieMode::Even);
+        assert_eq!(got, [0x22; 8]);
+        compared += got.len();
+        // f16: the same with f16 numbers: 1.25 + 2^-11 is the tie.
+        let quarter = [2f32.powi(-13), 2f32.powi(-12)];
+        let pairs = [[1.25, 1.0], [2f32.powi(-11), 1.0], quarter, quarter, quarter, quarter];
+        let got = codes::<f16>(on, &pairs, TieMode::Even);
+        assert_eq!(got, [0x22; 8]);
+        compared += got.len();
+        println!("compared {compared} bytes of codes");
+        assert!(compared > 0);
+    });
 }
 
 fn check_transformed(
@@ -316,59 +330,65 @@ fn check_transformed(
 
 #[test]
 fn thread_count_never_changes_a_bit() {
-    let mut rng = Rng(23);
-    let mut compared = 0;
-    let (rows, k) = (70, 1184);
-    for scale in ScaleType::ALL {
-        let gs = if scale == ScaleType::E8M0 { 1.0 / 3.0 } else { 0.1 };
-        let spec = QuantSpec::new(scale, GroupSize::G32, gs, 5.0).unwrap();
-        let x = values(&mut rng, Data::Heavy, rows * k, &spec);
-        let t = transform_values(&mut rng, 16, k / 16, 1);
-        let t = Transform::per_block(&t[..], 16, k / 16).unwrap();
-        let plain = QuantizeInput::new(&x[..], rows, k, &spec).unwrap();
-        for (threads, backend) in backends() {
-            compared += check::<f32>(&backend, &plain, &threads);
-            let transformed = plain.with_transform(Some(t)).unwrap();
-            compared += check::<f32>(&backend, &transformed, &threads);
+    each_isa(|on| {
+        let mut rng = Rng(23);
+        let mut compared = 0;
+        let (rows, k) = (70, 1184);
+        for scale in ScaleType::ALL {
+            let gs = if scale == ScaleType::E8M0 { 1.0 / 3.0 } else { 0.1 };
+            let spec = QuantSpec::new(scale, GroupSize::G32, gs, 5.0).unwrap();
+            let x = values(&mut rng, Data::Heavy, rows * k, &spec);
+            let t = transform_values(&mut rng, 16, k / 16, 1);
+            let t = Transform::per_block(&t[..], 16, k / 16).unwrap();
+            let plain = QuantizeInput::new(&x[..], rows, k, &spec).unwrap();
+            for (threads, backend) in backends(on) {
+                compared += check::<f32>(&backend, &plain, &threads);
+                let transformed = plain.with_transform(Some(t)).unwrap();
+                compared += check::<f32>(&backend, &transformed, &threads);
+            }
         }
-    }
-    println!("compared {compared} codes and scales");
-    assert!(compared > 1_000_000);
+        println!("compared {compared} codes and scales");
+        assert!(compared > 1_000_000);
+    });
 }
 
 #[test]
 fn dequantize_equals_the_reference() {
-    let mut rng = Rng(24);
-    let mut compared = 0;
-    for spec in specs().into_iter().filter(|s| s.tie() == TieMode::Even) {
-        for (rows, k) in [(0, 128), (2, 0), (3, 128), (65, 1152)] {
-            let shape = spec.shape(rows, k).unwrap();
-            let codes = (0..shape.codes_len()).map(|_| rng.byte()).collect();
-            let scales = (0..shape.scales_len()).map(|_| rng.byte()).collect();
-            let packed = PackedMatrix::new(shape, codes, scales).unwrap();
-            let (_, backend) = &backends()[rng.below(5)];
-            let gs = spec.global_scale();
-            let (mut got, mut expected) = (vec![f16::ONE; rows * k], vec![f16::ZERO; rows * k]);
-            backend.dequantize(packed.view(), gs, (&mut got[..]).into()).unwrap();
-            reference::dequantize(packed.view(), gs, (&mut expected[..]).into()).unwrap();
-            compared += same_bits(&got, &expected, "dequantize");
-            let mut short = vec![0f32; rows * k + 1];
-            let error = backend.dequantize(packed.view(), gs, (&mut short[..]).into());
-            assert!(matches!(error, Err(Error::Len { .. })));
+    each_isa(|on| {
+        let (mut rng, backends) = (Rng(24), backends(on));
+        let mut compared = 0;
+        for spec in specs().into_iter().filter(|s| s.tie() == TieMode::Even) {
+            for (rows, k) in [(0, 128), (2, 0), (3, 128), (65, 1152)] {
+                let shape = spec.shape(rows, k).unwrap();
+                let codes = (0..shape.codes_len()).map(|_| rng.byte()).collect();
+                let scales = (0..shape.scales_len()).map(|_| rng.byte()).collect();
+                let packed = PackedMatrix::new(shape, codes, scales).unwrap();
+                let (_, backend) = &backends[rng.below(9)];
+                let gs = spec.global_scale();
+                let (mut got, mut expected) = (vec![f16::ONE; rows * k], vec![f16::ZERO; rows * k]);
+                backend.dequantize(packed.view(), gs, (&mut got[..]).into()).unwrap();
+                reference::dequantize(packed.view(), gs, (&mut expected[..]).into()).unwrap();
+                compared += same_bits(&got, &expected, "dequantize");
+                let mut short = vec![0f32; rows * k + 1];
+                let error = backend.dequantize(packed.view(), gs, (&mut short[..]).into());
+                assert!(matches!(error, Err(Error::Len { .. })));
+            }
         }
-    }
-    println!("compared {compared} values");
-    assert!(compared > 0);
+        println!("compared {compared} values");
+        assert!(compared > 0);
+    });
 }
 
 #[test]
 fn a_wrong_output_shape_is_an_error_and_writes_nothing() {
-    let spec = QuantSpec::usual(fp4_core::Format::MxFp4);
-    let x = [1f32; 64];
-    let input = QuantizeInput::new(&x[..], 2, 32, &spec).unwrap();
-    let mut out = PackedMatrix::zeros(spec.shape(1, 64).unwrap());
-    let got = CpuSimd::new().quantize(&input, &mut out.view_mut());
-    assert_eq!(got, reference::quantize(&input, &mut out.view_mut()).map(|_| ()));
-    assert!(matches!(got, Err(Error::ShapeMismatch { .. })));
-    assert!(out.codes().iter().all(|&b| b == 0));
+    each_isa(|on| {
+        let spec = QuantSpec::usual(fp4_core::Format::MxFp4);
+        let x = [1f32; 64];
+        let input = QuantizeInput::new(&x[..], 2, 32, &spec).unwrap();
+        let mut out = PackedMatrix::zeros(spec.shape(1, 64).unwrap());
+        let got = on.quantize(&input, &mut out.view_mut());
+        assert_eq!(got, reference::quantize(&input, &mut out.view_mut()).map(|_| ()));
+        assert!(matches!(got, Err(Error::ShapeMismatch { .. })));
+        assert!(out.codes().iter().all(|&b| b == 0));
+    });
 }

@@ -45,6 +45,7 @@ impl E8m0 {
     }
 
     /// The value; exact (byte 0 is the f32 subnormal 2^-127), NaN canonical.
+    #[inline]
     pub const fn to_f32(self) -> f32 {
         f32::from_bits(match self.0 {
             0xFF => crate::float::NAN_F32,
@@ -55,6 +56,7 @@ impl E8m0 {
 
     /// The nearest power of two on the linear scale, ties up, after clamping to
     /// [2^-127, 2^127]; NaN gives 0xFF (C2).
+    #[inline]
     pub const fn from_f32(s: f32) -> Self {
         let bits = s.to_bits();
         if s.is_nan() {
@@ -102,6 +104,7 @@ impl E4m3 {
     }
 
     /// The value; exact, NaN canonical.
+    #[inline]
     pub const fn to_f32(self) -> f32 {
         if self.is_nan() {
             return f32::from_bits(crate::float::NAN_F32);
@@ -116,6 +119,7 @@ impl E4m3 {
     }
 
     /// Nearest even after clamping to [-448, 448], subnormals included; NaN gives 0x7F (C2).
+    #[inline]
     pub const fn from_f32(s: f32) -> Self {
         if s.is_nan() {
             return Self::NAN;
@@ -162,6 +166,7 @@ impl ScaleType {
     pub const ALL: [ScaleType; 2] = [ScaleType::E8M0, ScaleType::E4M3];
 
     /// The value of the scale byte; exact.
+    #[inline]
     pub const fn decode(self, byte: u8) -> f32 {
         match self {
             ScaleType::E8M0 => E8m0(byte).to_f32(),
@@ -170,6 +175,7 @@ impl ScaleType {
     }
 
     /// The scale byte of `s` by C2.
+    #[inline]
     pub const fn encode(self, s: f32) -> u8 {
         match self {
             ScaleType::E8M0 => E8m0::from_f32(s).0,

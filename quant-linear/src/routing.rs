@@ -36,7 +36,7 @@ impl Backends {
             Err(reason) => backends.unavailable.push((fp4_backend_cuda::NAME.into(), reason)),
         }
         #[cfg(feature = "cpu-simd")]
-        backends.list.push(Backend::new(fp4_backend_cpu_simd::CpuSimd::new()));
+        backends.list.push(Backend::resident(fp4_backend_cpu_simd::CpuSimd::new()));
         backends.list.push(Backend::new(fp4_core::reference::Reference));
         backends
     }

@@ -38,9 +38,7 @@
 //! of up to 40 passes, with 1820 live groups at 40 and twice as many for each one less. An output
 //! that does not pass is *wide*. NaN scales are read as 0 here, and the output is set to NaN.
 //!
-//! *The rounding.* `units as f32` rounds once. The unit, times 1/4 for the doubled codes, is 2^e;
-//! the product with it is exact if -126 <= e <= 63, since 1 <= |units| <= 2^63 then keeps it normal.
-//! Other exponents go through [`ExactSum`].
+//! The one rounding is [`Sum::to_f32`].
 //!
 //! # Worked example
 //!
@@ -51,22 +49,20 @@
 use std::ops::Range;
 
 use fp4_core::{
-    Buffer, Error, ExactSum, FixedSum, FloatSliceMut, PackedShape, PackedView, PartialsMut, Paths,
-    ScaleType, finish_one, with_floats,
+    Buffer, Error, ExactSum, FloatSliceMut, PackedShape, PackedView, Paths, ScaleType, finish_one,
+    with_floats,
 };
 use wide::{bytemuck, f64x4, i16x8, i32x4};
 
-use super::panels::{Blocks, Columns, MR, NR, Pairs, Panels, RowMeta, STEP};
+use super::panels::{Blocks, Columns, MR, NR, Pairs, Panels, STEP};
+use crate::meta::RowMeta;
+use crate::sum::{Product, Sum, fits_63_bits};
 use crate::threads::Threads;
 
 /// Multiply-adds worth a task of their own.
 const TASK_MACS: usize = 1 << 18;
 /// Rows whose unpacked A is kept near the CPU while panels stream by.
 const ROWS: usize = 64;
-/// Groups after which a long range is cut, so that every NVFP4 sum is narrow:
-/// 2^15 * 2304 * (448 * 512)^2 < 2^62.
-const FIXED_GROUPS: usize = 1 << 15;
-
 /// Writes round(f32(A * B^T) * alpha) to `out`.
 pub(crate) fn matmul(
     threads: &Threads,
@@ -76,7 +72,8 @@ pub(crate) fn matmul(
     out: FloatSliceMut<'_>,
 ) -> Result<Paths, Error> {
     a.shape().expect_product(&b.shape())?;
-    out.as_ref().expect_len(Buffer::Output, a.shape().rows() * b.shape().rows())?;
+    let outputs = a.shape().rows() * b.shape().rows();
+    out.as_ref().expect_len(Buffer::Output, outputs)?;
     let groups = 0..a.shape().row_groups();
     with_floats!(FloatSliceMut, out, out => run(threads, a, b, groups, out, |y, nan, sum| {
         *y = finish_one(if nan { f32::NAN } else { sum.to_f32() }, alpha);
@@ -84,87 +81,25 @@ pub(crate) fn matmul(
     }))
 }
 
-/// Adds the exact sums over the groups `groups` to `out`.
-pub(crate) fn partial(
-    threads: &Threads,
-    a: PackedView<'_>,
-    b: &Panels,
-    groups: Range<usize>,
-    out: PartialsMut<'_>,
-) -> Result<(), Error> {
-    let format = a.shape().expect_product(&b.shape())?;
-    out.expect(format, a.shape().rows() * b.shape().rows())?;
-    a.shape().expect_groups(&groups)?;
-    match out {
-        PartialsMut::Fixed(out) => {
-            for start in groups.clone().step_by(FIXED_GROUPS) {
-                let stretch = start..groups.end.min(start + FIXED_GROUPS);
-                run(threads, a, b, stretch, out, |total: &mut FixedSum, nan, sum| {
-                    total.nan |= nan;
-                    total.add(sum.to_fixed()?)
-                })?;
-            }
-            Ok(())
-        }
-        PartialsMut::Exact(out) => {
-            run(threads, a, b, groups, out, |total: &mut ExactSum, nan, sum| {
-                if nan {
-                    total.set_nan();
-                }
-                sum.add_to(total)
-            })
-            .map(|_| ())
-        }
-    }
+/// A packed A and a prepared B.
+pub(crate) struct Pair<'a> {
+    pub(crate) threads: &'a Threads,
+    pub(crate) a: PackedView<'a>,
+    pub(crate) b: &'a Panels,
 }
 
-/// The exact sum of one output, NaN scales counted as zero.
-enum Sum<'a> {
-    /// `units * 2^exponent`.
-    Narrow { units: i64, exponent: i32 },
-    /// The full accumulator.
-    Wide(&'a ExactSum),
-}
-
-impl Sum<'_> {
-    /// The sum rounded once to f32.
-    #[inline]
-    fn to_f32(&self) -> f32 {
-        match *self {
-            Sum::Narrow { units, exponent } if (-126..=63).contains(&exponent) => {
-                units as f32 * f32::from_bits(((exponent + 127) as u32) << 23)
-            }
-            Sum::Narrow { units, exponent } => {
-                let mut sum = ExactSum::ZERO;
-                // Two live scales: the exponent is in -256..=252.
-                let added = sum.add_scaled(units, exponent);
-                debug_assert_eq!(added, Ok(()));
-                sum.to_f32()
-            }
-            Sum::Wide(sum) => sum.to_f32(),
-        }
+impl Product for Pair<'_> {
+    fn shapes(&self) -> [PackedShape; 2] {
+        [self.a.shape(), self.b.shape()]
     }
 
-    /// The sum in units of 2^-20, for NVFP4: its exponents are at least -20.
-    fn to_fixed(&self) -> Result<i64, Error> {
-        match *self {
-            Sum::Narrow { units, exponent } => {
-                let factor = 1i64 << (exponent - FixedSum::EXPONENT);
-                units.checked_mul(factor).ok_or(Error::PartialOverflow)
-            }
-            // Not reached: stretches of FIXED_GROUPS groups are narrow.
-            Sum::Wide(_) => Err(Error::PartialOverflow),
-        }
-    }
-
-    fn add_to(&self, total: &mut ExactSum) -> Result<(), Error> {
-        match *self {
-            Sum::Narrow { units, exponent } => total.add_scaled(units, exponent),
-            Sum::Wide(sum) => {
-                total.merge(sum);
-                Ok(())
-            }
-        }
+    fn sums<T: Send>(
+        &self,
+        groups: Range<usize>,
+        out: &mut [T],
+        emit: impl Fn(&mut T, bool, Sum<'_>) -> Result<(), Error> + Sync,
+    ) -> Result<Paths, Error> {
+        run(self.threads, self.a, self.b, groups, out, emit)
     }
 }
 
@@ -442,7 +377,7 @@ fn groups_between_drains(dot: u128, reach_a: u64, reach_b: u64, live: usize) -> 
     // D < 2^13 and a reach that is not saturated is below 2^62, so this saturates only where the
     // bounds fail anyway.
     let term = (u128::from(reach_a) * u128::from(reach_b)).saturating_mul(dot).max(1);
-    let fits = term <= 1 << 53 && term.saturating_mul(live as u128) <= i64::MAX as u128;
+    let fits = term <= 1 << 53 && fits_63_bits(dot, reach_a, reach_b, live);
     fits.then(|| usize::try_from((1u128 << 53) / term).unwrap_or(usize::MAX))
 }
 
@@ -487,26 +422,10 @@ mod tests {
         assert_eq!(mx(0, 1 << 40), Some((1 << 53) / 4608));
         let reach = 448 * 512;
         assert_eq!(groups_between_drains(2304, reach, reach, 76_000), Some(74));
-        assert!(groups_between_drains(2304, reach, reach, FIXED_GROUPS).is_some());
+        assert!(groups_between_drains(2304, reach, reach, crate::sum::FIXED_GROUPS).is_some());
         assert!(groups_between_drains(2304, reach, reach, (1 << 20) / 16).is_some());
         assert_eq!(groups_between_drains(4608, u64::MAX, u64::MAX, 1), None);
         assert_eq!(groups_between_drains(4608, u64::MAX, 0, 0), Some(1 << 53));
-    }
-
-    #[test]
-    fn one_rounding_for_every_exponent() {
-        let significands = [1, -1, 3, 0x0100_0001, 0x0180_0001, i64::MAX, -i64::MAX, 0];
-        let mut compared = 0;
-        for exponent in -256..=252 {
-            for units in significands {
-                let mut sum = ExactSum::ZERO;
-                sum.add_scaled(units, exponent).unwrap();
-                let got = Sum::Narrow { units, exponent }.to_f32();
-                assert_eq!(got.to_bits(), sum.to_f32().to_bits(), "{units} * 2^{exponent}");
-                compared += 1;
-            }
-        }
-        assert!(compared > 4000);
     }
 
     #[test]

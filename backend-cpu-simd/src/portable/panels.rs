@@ -17,13 +17,12 @@
 //! lookup. With the scale bytes in panel order that is 17 bytes for 9 packed ones (NVFP4), 33 for
 //! 17 (MXFP4). Missing columns of the last panel have zero codes and zero scale bytes.
 //!
-//! [`RowMeta`] is what the proof of the fast path in `matmul` needs: a group is *live* if its scale
-//! is finite and nonzero and its codes are not all +-0. Other groups contribute nothing, so they
-//! do not count; padding (C8) is never live.
+//! [`RowMeta`] is what the proof of the fast path in `matmul` needs.
 
-use fp4_core::{E2m1, Error, PackedShape, PackedView, ScaleType};
+use fp4_core::{E2m1, Error, PackedShape, PackedView};
 use wide::{bytemuck, i16x8};
 
+use crate::meta::RowMeta;
 use crate::threads::Threads;
 
 /// Rows of a tile.
@@ -46,57 +45,6 @@ const PAIRS: [[i16; 2]; 256] = {
     }
     table
 };
-
-/// What the proof of exactness needs to know of one row, in terms of its scales
-/// s = significand * 2^exponent with an odd significand.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct RowMeta {
-    /// True if a scale of the row is NaN.
-    pub(crate) nan: bool,
-    /// Number of live groups.
-    pub(crate) live: usize,
-    /// Least exponent over the live groups; 0 if there are none.
-    pub(crate) base: i32,
-    /// Largest |s| / 2^base over the live groups, an integer; `u64::MAX` if exponents lie
-    /// more than 58 apart, 0 if no group is live.
-    pub(crate) reach: u64,
-}
-
-impl RowMeta {
-    /// The metadata of a row with these packed codes and scale bytes.
-    fn new(scale_type: ScaleType, group_bytes: usize, codes: &[u8], scales: &[u8]) -> Self {
-        let live = || {
-            codes.chunks_exact(group_bytes).zip(scales).filter_map(|(codes, &scale)| {
-                let parts = scale_type.parts(scale)?;
-                let zero = codes.iter().fold(0, |any, &byte| any | byte) & 0x77 == 0;
-                if zero || parts.significand == 0 {
-                    return None;
-                }
-                let (magnitude, even) =
-                    (parts.significand.unsigned_abs(), parts.significand.trailing_zeros());
-                Some((u64::from(magnitude >> even), parts.exponent + even as i32))
-            })
-        };
-        let (count, base) = live().fold((0, i32::MAX), |(n, base), (_, e)| (n + 1, base.min(e)));
-        let reach = live().fold(0, |reach, (magnitude, exponent)| {
-            let shift = (exponent - base) as u32;
-            // A significand has at most four bits.
-            reach.max(if shift > 58 { u64::MAX } else { magnitude << shift })
-        });
-        RowMeta {
-            nan: scales.iter().any(|&s| scale_type.is_nan(s)),
-            live: count,
-            base: if count == 0 { 0 } else { base },
-            reach,
-        }
-    }
-
-    fn of_row(matrix: &PackedView<'_>, i: usize) -> Self {
-        let shape = matrix.shape();
-        let bytes = shape.group().get() / 2;
-        Self::new(shape.scale_type(), bytes, matrix.row_codes(i), matrix.row_scales(i))
-    }
-}
 
 /// One step of a panel.
 pub(crate) type Columns = [i16x8; NR / 4];
@@ -192,7 +140,7 @@ impl<'a> Blocks<'a> {
         let bytes = groups.start * bytes..groups.end * bytes;
         let steps = bytes.len() / 2;
         let mut pairs = vec![[0; 2]; shape.rows() * steps];
-        let mut meta = vec![RowMeta { nan: false, live: 0, base: 0, reach: 0 }; shape.rows()];
+        let mut meta = vec![RowMeta::default(); shape.rows()];
         let blocks = shape.rows().div_ceil(MR);
         let split = blocks.div_ceil(threads.tasks(shape.codes_len(), TASK_BYTES)).max(1) * MR;
         if steps > 0 {
@@ -242,42 +190,6 @@ impl<'a> Blocks<'a> {
 mod tests {
     use super::*;
     use fp4_core::{Format, PackedMatrix};
-
-    fn meta(format: Format, groups: &[(u8, u8)]) -> RowMeta {
-        let bytes = format.group().get() / 2;
-        let codes: Vec<u8> = groups.iter().flat_map(|g| vec![g.0; bytes]).collect();
-        let scales: Vec<u8> = groups.iter().map(|g| g.1).collect();
-        RowMeta::new(format.scale_type(), bytes, &codes, &scales)
-    }
-
-    #[test]
-    fn groups_of_zeros_and_zero_scales_do_not_count() {
-        let live = RowMeta { nan: false, live: 2, base: 3, reach: 1 << 7 };
-        let groups = [(0x17, 130), (0x80, 0), (0x01, 137), (0x08, 254)];
-        assert_eq!(meta(Format::MxFp4, &groups), live);
-        // 0x38 is 1 and 0xCA is -5: in units of 1 they reach 5.
-        let groups = [(0x70, 0x38), (0x77, 0xCA), (0x77, 0x80), (0x77, 0x00)];
-        assert_eq!(
-            meta(Format::NvFp4, &groups),
-            RowMeta { nan: false, live: 2, base: 0, reach: 5 }
-        );
-        let dead = RowMeta { nan: true, live: 0, base: 0, reach: 0 };
-        assert_eq!(meta(Format::MxFp4, &[(0x88, 7), (0x77, 0xFF)]), dead);
-    }
-
-    #[test]
-    fn reach_is_exact_up_to_58_and_saturates_past_it() {
-        for (spread, reach) in [(0, 1), (58, 1 << 58), (59, u64::MAX), (254, u64::MAX)] {
-            let got = meta(Format::MxFp4, &[(1, 0), (1, spread)]);
-            assert_eq!((got.base, got.reach), (-127, reach), "{spread}");
-        }
-    }
-
-    #[test]
-    fn e4m3_reach_never_exceeds_18_bits() {
-        let got = meta(Format::NvFp4, &[(1, 0x01), (1, 0x7E), (1, 0xFE)]);
-        assert_eq!((got.base, got.reach), (-9, 448 * 512));
-    }
 
     #[test]
     fn a_panel_holds_each_code_where_the_layout_says() {

@@ -37,19 +37,35 @@ const RUN: usize = 128;
 /// Values worth a task of their own; fewer if each takes a row of the transform.
 const TASK_VALUES: usize = 1 << 14;
 
-/// Quantizes `input` to `out`, whose shape is checked.
+/// The inner loops of a quantizer.
+pub(crate) trait Encode: Sync {
+    /// Encodes whole groups: their scale bytes, unless they are `given`, and their codes (C4).
+    fn run(&self, y: &[f32], spec: &QuantSpec, given: bool, scales: &mut [u8], codes: &mut [u8]);
+
+    /// The chains of one block, rounded to `T`: `y[j]` = fma chain over
+    /// `x[i] * columns[i * x.len() + j]` (C5).
+    fn chains<T: Value>(&self, x: &[f32], columns: &[f32], y: &mut [f32]);
+}
+
+/// Quantizes `input`, transformed by `transform`, to `out`, whose shape is checked.
 pub(crate) fn quantize(
+    encoder: &impl Encode,
     threads: &Threads,
     input: &QuantizeInput<'_>,
+    transform: Option<&Columns>,
     out: &mut PackedMut<'_>,
 ) -> Result<(), Error> {
-    with_floats!(FloatSlice, input.x(), x => quantize_typed(threads, x, input, out))
+    with_floats!(FloatSlice, input.x(), x => {
+        quantize_typed(encoder, threads, x, input, transform, out)
+    })
 }
 
 fn quantize_typed<T: Value>(
+    encoder: &impl Encode,
     threads: &Threads,
     x: &[T],
     input: &QuantizeInput<'_>,
+    transform: Option<&Columns>,
     out: &mut PackedMut<'_>,
 ) -> Result<(), Error> {
     if x.is_empty() {
@@ -57,39 +73,38 @@ fn quantize_typed<T: Value>(
     }
     let spec = input.spec();
     let group = spec.group().get();
-    let transform = input.transform().map(Columns::new::<T>);
-    let work = x.len().saturating_mul(transform.as_ref().map_or(1, |t| t.block() / 4));
-    let split = x.len().div_ceil(threads.tasks(work, TASK_VALUES)).next_multiple_of(RUN);
+    let work = x.len().saturating_mul(transform.map_or(1, |t| t.block() / 4));
+    let tasks = threads.tasks(work, TASK_VALUES);
+    let split = x.len().div_ceil(tasks).next_multiple_of(RUN);
     let given = input.scales().is_some();
     let (codes, scales) = out.buffers();
     if let Some(given) = input.scales() {
         scales.copy_from_slice(given);
     }
-    let encoder = Encoder::new(spec.tie());
-    let tasks = x.chunks(split).zip(codes.chunks_mut(split / 2));
-    let tasks = tasks.zip(scales.chunks_mut(split / group)).enumerate();
-    threads.run(tasks.collect(), |(task, ((x, codes), scales))| {
+    let part = |task: usize, x: &[T], codes: &mut [u8], scales: &mut [u8]| {
         let (mut widened, mut transformed) = ([0f32; RUN], [0f32; RUN]);
         let runs = x.chunks(RUN).zip(codes.chunks_mut(RUN / 2));
         for (run, ((x, codes), scales)) in runs.zip(scales.chunks_mut(RUN / group)).enumerate() {
-            let widened = &mut widened[..x.len()];
-            T::widen(x, widened);
-            let y = match &transform {
-                None => widened,
+            let y = match transform {
+                None => T::widened(x, &mut widened),
                 Some(t) => {
+                    let x = T::widened(x, &mut widened);
                     let y = &mut transformed[..x.len()];
-                    t.apply::<T>((task * split + run * RUN) / t.block(), widened, y);
+                    t.apply::<T>(encoder, (task * split + run * RUN) / t.block(), x, y);
                     y
                 }
             };
-            let groups = y.chunks_exact(group).zip(codes.chunks_exact_mut(group / 2));
-            for ((y, codes), scale) in groups.zip(scales) {
-                if !given {
-                    *scale = spec.encode_scale(amax(y));
-                }
-                encoder.group(y, spec, *scale, codes);
-            }
+            encoder.run(y, spec, given, scales, codes);
         }
+    };
+    if tasks == 1 {
+        part(0, x, codes, scales);
+        return Ok(());
+    }
+    let tasks = x.chunks(split).zip(codes.chunks_mut(split / 2));
+    let tasks = tasks.zip(scales.chunks_mut(split / group)).enumerate();
+    threads.run(tasks.collect(), |(task, ((x, codes), scales))| {
+        part(task, x, codes, scales);
         Ok(())
     })?;
     Ok(())
@@ -108,15 +123,35 @@ fn amax(y: &[f32]) -> f32 {
 }
 
 /// Rounding to codes under one tie mode (C1).
-struct Encoder {
+pub(crate) struct Encoder {
     /// Bits that |q| must exceed to reach codes 1 to 7, for positive q.
     thresholds: [i32; 7],
     /// Added to the bits of negative q.
     negative: i32,
 }
 
+impl Encode for Encoder {
+    fn run(&self, y: &[f32], spec: &QuantSpec, given: bool, scales: &mut [u8], codes: &mut [u8]) {
+        let group = spec.group().get();
+        let groups = y.chunks_exact(group).zip(codes.chunks_exact_mut(group / 2));
+        for ((y, codes), scale) in groups.zip(scales) {
+            if !given {
+                *scale = spec.encode_scale(amax(y));
+            }
+            self.group(y, spec, *scale, codes);
+        }
+    }
+
+    fn chains<T: Value>(&self, x: &[f32], columns: &[f32], y: &mut [f32]) {
+        T::chains(x, columns, y);
+        for y in y {
+            *y = T::from_f32(*y).to_f32();
+        }
+    }
+}
+
 impl Encoder {
-    fn new(tie: TieMode) -> Self {
+    pub(crate) fn new(tie: TieMode) -> Self {
         let value = |code: usize| E2m1::from_bits(code as u8).to_f32();
         let midpoint = |lower: usize| (value(lower) + value(lower + 1)) * 0.5;
         // 1 if the tie goes to the code of larger magnitude.

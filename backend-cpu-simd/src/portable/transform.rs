@@ -32,10 +32,12 @@
 //! even significand and error -2^-70; a second rounding would go to even, 1 + 2^-22. To odd it
 //! becomes the tie less 2^-52, which rounds down as it should.
 
-use fp4_core::{Float, Transform, with_floats};
+use fp4_core::{Float, FloatType, Transform, TransformShape, with_floats};
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 use wide::{bytemuck, f32x8, f64x8, u64x8};
+
+use super::quantize::Encode;
 
 /// True if `f32x8::mul_add` rounds once in this build.
 const FUSED: bool =
@@ -45,17 +47,20 @@ const FUSED: bool =
 const LANES: usize = 8;
 
 /// An input type with its widening and its exact chain step.
-pub(super) trait Value: Float {
-    /// Widens a slice to another of the same length.
-    fn widen(from: &[Self], to: &mut [f32]);
+pub(crate) trait Value: Float {
+    /// The values widened: themselves, or written to the first of `to`.
+    fn widened<'a>(from: &'a [Self], to: &'a mut [f32]) -> &'a [f32];
 
     /// The chains of one block: `y[j]` = fma chain over `x[i] * columns[i * x.len() + j]`.
     fn chains(x: &[f32], columns: &[f32], y: &mut [f32]);
+
+    /// Rounds each value as [`Float::from_f32`].
+    fn narrow(from: &[f32; 16], to: &mut [Self; 16]);
 }
 
 impl Value for f32 {
-    fn widen(from: &[Self], to: &mut [f32]) {
-        to.copy_from_slice(from);
+    fn widened<'a>(from: &'a [Self], _to: &'a mut [f32]) -> &'a [f32] {
+        from
     }
 
     fn chains(x: &[f32], columns: &[f32], y: &mut [f32]) {
@@ -65,21 +70,38 @@ impl Value for f32 {
             chains::<f64x8>(x, columns, y, |x, t, acc| to_f32_precision(add_to_odd(x * t, acc)));
         }
     }
+
+    #[inline(always)]
+    fn narrow(from: &[f32; 16], to: &mut [Self; 16]) {
+        *to = from.map(Float::from_f32);
+    }
 }
 
 impl Value for f16 {
-    fn widen(from: &[Self], to: &mut [f32]) {
+    fn widened<'a>(from: &'a [Self], to: &'a mut [f32]) -> &'a [f32] {
+        let to = &mut to[..from.len()];
         from.convert_to_f32_slice(to);
+        to
     }
 
     fn chains(x: &[f32], columns: &[f32], y: &mut [f32]) {
         chains::<f32x8>(x, columns, y, |x, t, acc| x * t + acc);
     }
+
+    #[inline(always)]
+    fn narrow(from: &[f32; 16], to: &mut [Self; 16]) {
+        to.convert_from_f32_slice(from);
+        if from.iter().any(|x| x.is_nan()) {
+            *to = from.map(Float::from_f32);
+        }
+    }
 }
 
 impl Value for bf16 {
-    fn widen(from: &[Self], to: &mut [f32]) {
+    fn widened<'a>(from: &'a [Self], to: &'a mut [f32]) -> &'a [f32] {
+        let to = &mut to[..from.len()];
         from.convert_to_f32_slice(to);
+        to
     }
 
     fn chains(x: &[f32], columns: &[f32], y: &mut [f32]) {
@@ -88,6 +110,11 @@ impl Value for bf16 {
         } else {
             chains::<f64x8>(x, columns, y, |x, t, acc| to_f32_precision(x * t + acc));
         }
+    }
+
+    #[inline(always)]
+    fn narrow(from: &[f32; 16], to: &mut [Self; 16]) {
+        *to = from.map(Float::from_f32);
     }
 }
 
@@ -161,16 +188,21 @@ fn add_to_odd(a: f64x8, b: f64x8) -> f64x8 {
     bytemuck::cast(bits + (towards & even & inexact))
 }
 
-/// A transform made ready for one call: transposed, and rounded to x's type.
-#[derive(Debug)]
-pub(super) struct Columns {
-    block: usize,
+/// A transform made ready: transposed, and rounded to x's type.
+#[derive(Debug, Clone)]
+pub(crate) struct Columns {
+    shape: TransformShape,
     columns: Vec<f32>,
 }
 
 impl Columns {
-    /// Transposes and rounds the transform for inputs of type `T`.
-    pub(super) fn new<T: Value>(t: &Transform<'_>) -> Self {
+    /// Transposes the transform, and rounds it for inputs of type `x`.
+    pub(crate) fn new(t: &Transform<'_>, x: FloatType) -> Self {
+        let round: fn(f32) -> f32 = match x {
+            FloatType::F32 => |t| t,
+            FloatType::F16 => |t| <f16 as Float>::from_f32(t).to_f32(),
+            FloatType::Bf16 => |t| <bf16 as Float>::from_f32(t).to_f32(),
+        };
         let block = t.block();
         let mut columns = vec![0.0; t.values().len()];
         with_floats!(FloatSlice, t.values(), values => {
@@ -178,33 +210,41 @@ impl Columns {
             for (to, from) in columns.chunks_exact_mut(size).zip(values.chunks_exact(size)) {
                 for (j, row) in from.chunks_exact(block).enumerate() {
                     for (i, &t) in row.iter().enumerate() {
-                        to[i * block + j] = T::from_f32(Float::to_f32(t)).to_f32();
+                        to[i * block + j] = round(Float::to_f32(t));
                     }
                 }
             }
         });
-        Columns { block, columns }
+        Columns { shape: TransformShape { float_type: x, ..t.shape() }, columns }
+    }
+
+    /// The transform's shape; its type is that of the inputs.
+    pub(crate) fn shape(&self) -> TransformShape {
+        self.shape
     }
 
     /// Rows and columns of a block.
     pub(super) fn block(&self) -> usize {
-        self.block
+        self.shape.block.get()
     }
 
     /// Transforms whole blocks, the first of which is block `first` of the whole matrix, counted
     /// along its rows.
-    pub(super) fn apply<T: Value>(&self, first: usize, x: &[f32], y: &mut [f32]) {
-        let size = self.block * self.block;
+    pub(super) fn apply<T: Value>(
+        &self,
+        encoder: &impl Encode,
+        first: usize,
+        x: &[f32],
+        y: &mut [f32],
+    ) {
+        let size = self.block() * self.block();
         let count = self.columns.len() / size;
-        let blocks = x.chunks_exact(self.block).zip(y.chunks_exact_mut(self.block));
+        let blocks = x.chunks_exact(self.block()).zip(y.chunks_exact_mut(self.block()));
         for (b, (x, y)) in blocks.enumerate() {
             // A transform per block has K / block of them, so the count is a row's; a shared
             // one has a count of 1.
             let start = (first + b) % count * size;
-            T::chains(x, &self.columns[start..start + size], y);
-            for y in y {
-                *y = T::from_f32(*y).to_f32();
-            }
+            encoder.chains::<T>(x, &self.columns[start..start + size], y);
         }
     }
 }

@@ -4,7 +4,7 @@
 
 use std::sync::Arc;
 
-use fp4_backend_cpu_simd::CpuSimd;
+use fp4_backend_cpu_simd::{CpuSimd, Isa};
 use fp4_core::{Float, Format, PackedMatrix, PackedShape};
 
 /// splitmix64 (Steele, Lea and Flood, 2014).
@@ -37,12 +37,22 @@ impl Rng {
     }
 }
 
-/// The backend on pools of 1 to 4 threads, and on the global pool.
-pub(crate) fn backends() -> Vec<(String, CpuSimd)> {
-    let mut all = vec![("global pool".into(), CpuSimd::new())];
-    for threads in 1..=4 {
+/// Runs a test on every instruction set that this CPU has kernels for.
+pub(crate) fn each_isa(test: impl Fn(&CpuSimd)) {
+    for isa in Isa::available() {
+        println!("{isa}:");
+        let backend = CpuSimd::with_isa(isa).unwrap();
+        assert_eq!(backend.isa(), isa);
+        test(&backend);
+    }
+}
+
+/// A backend on pools of 1 to 8 threads, and on the global pool.
+pub(crate) fn backends(on: &CpuSimd) -> Vec<(String, CpuSimd)> {
+    let mut all = vec![("global pool".into(), on.clone())];
+    for threads in 1..=8 {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
-        all.push((format!("{threads} threads"), CpuSimd::with_pool(Arc::new(pool))));
+        all.push((format!("{threads} threads"), on.clone().with_pool(Arc::new(pool))));
     }
     all
 }

@@ -1,0 +1,471 @@
+//! One table: what each path reaches, beside rooflines and peers measured in the same run.
+//!
+//! ```text
+//! cargo bench -p fp4-backend-cpu-simd --bench summary -- [--quick] [--json] [--filter TEXT]
+//! ```
+//!
+//! Every row's answer is compared with the portable kernels' (one output row), which the tests
+//! compare with the reference. A time is the fastest of several samples, for the work, the
+//! rooflines and the peers alike: other load on the machine only ever adds. Rooflines: `vpdpbusd`
+//! on registers for products of 8 and more rows, streaming reads (of a buffer as large as the
+//! weights if they are hot, larger than the last-level cache if cold) for the others and for
+//! quantization. `--filter` keeps rows whose key, such as `gemm mxfp4 avx512-vnni m512`, has TEXT.
+
+mod common;
+
+use std::hint::black_box;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use common::{Data, Rng, quantized, values};
+use fp4_backend_cpu_simd::{CpuSimd, CpuWeight, Isa};
+use fp4_core::{Format, Matmul, PackedMatrix, PackedView, QuantSpec, QuantizeInput, Quantizer};
+use rayon::prelude::*;
+use serde::Serialize;
+
+#[derive(Debug, Serialize)]
+struct Row {
+    op: &'static str,
+    format: String,
+    isa: &'static str,
+    threads: usize,
+    m: usize,
+    n: usize,
+    k: usize,
+    data_a: &'static str,
+    data_w: &'static str,
+    weights: &'static str,
+    value: f64,
+    unit: &'static str,
+    roofline: f64,
+    fraction: f64,
+    peers: std::collections::BTreeMap<&'static str, f64>,
+}
+
+/// Seconds of the fastest sample, and at least five samples.
+fn fastest(budget: Duration, mut f: impl FnMut()) -> f64 {
+    f();
+    let (start, mut best, mut samples) = (Instant::now(), f64::INFINITY, 0);
+    while samples < 5 || start.elapsed() < budget {
+        let sample = Instant::now();
+        f();
+        best = best.min(sample.elapsed().as_secs_f64());
+        samples += 1;
+    }
+    best
+}
+
+/// Bytes of the last-level cache, 32 MiB if the system does not say.
+fn last_level_cache() -> usize {
+    let read = |i: usize| {
+        let path = format!("/sys/devices/system/cpu/cpu0/cache/index{i}/size");
+        let size = std::fs::read_to_string(path).ok()?;
+        Some(size.trim().strip_suffix('K')?.parse::<usize>().ok()? << 10)
+    };
+    (0..5).filter_map(read).max().unwrap_or(32 << 20)
+}
+
+/// GMAC/s of one core's 8-bit dot products on registers.
+#[cfg(target_arch = "x86_64")]
+fn dot_peak(isa: Isa, budget: Duration) -> Option<f64> {
+    use std::arch::x86_64::*;
+    #[target_feature(enable = "avx512f,avx512vnni")]
+    fn zmm(n: usize) -> i32 {
+        let mut acc = [_mm512_setzero_si512(); 20];
+        let (a, b) = (black_box(_mm512_set1_epi8(3)), black_box(_mm512_set1_epi8(5)));
+        for _ in 0..n {
+            for acc in &mut acc {
+                *acc = _mm512_dpbusd_epi32(*acc, a, b);
+            }
+        }
+        _mm512_reduce_add_epi32(acc.into_iter().fold(a, |sum, acc| _mm512_xor_si512(sum, acc)))
+    }
+    #[target_feature(enable = "avx2")]
+    fn ymm(n: usize) -> i32 {
+        let mut acc = [_mm256_setzero_si256(); 8];
+        let a = black_box(_mm256_set1_epi8(3));
+        let b: [__m256i; 4] = std::array::from_fn(|i| black_box(_mm256_set1_epi8(i as i8)));
+        for _ in 0..n {
+            for (i, acc) in acc.iter_mut().enumerate() {
+                *acc = _mm256_add_epi16(*acc, _mm256_maddubs_epi16(black_box(a), b[i % 4]));
+            }
+        }
+        acc.into_iter().fold(0, |sum, acc| sum ^ _mm256_extract_epi32::<0>(acc))
+    }
+    const N: usize = 100_000;
+    if isa == Isa::Avx512Vnni && is_x86_feature_detected!("avx512vnni") {
+        // SAFETY: the CPU has the features.
+        let seconds = fastest(budget, || _ = black_box(unsafe { zmm(black_box(N)) }));
+        return Some((N * 20 * 64) as f64 / seconds / 1e9);
+    }
+    if isa != Isa::Portable && is_x86_feature_detected!("avx2") {
+        // SAFETY: the CPU has the feature.
+        let seconds = fastest(budget, || _ = black_box(unsafe { ymm(black_box(N)) }));
+        return Some((N * 8 * 32) as f64 / seconds / 1e9);
+    }
+    None
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn dot_peak(_isa: Isa, _budget: Duration) -> Option<f64> {
+    None
+}
+
+fn sum_of(words: &[u64]) -> u64 {
+    words.iter().fold(0, |sum, w| sum ^ w)
+}
+
+/// GB/s of reading `bytes` bytes again and again, by the threads of `pool`.
+fn read_peak(pool: &rayon::ThreadPool, bytes: usize, budget: Duration) -> f64 {
+    let words = vec![1u64; bytes / 8];
+    let part = words.len().div_ceil(pool.current_num_threads());
+    let seconds = fastest(budget, || {
+        let sum = pool.install(|| words.par_chunks(part).map(sum_of).reduce(|| 0, |a, b| a ^ b));
+        black_box(sum);
+    });
+    bytes as f64 / seconds / 1e9
+}
+
+/// Everything measured once for a number of threads.
+struct Machine {
+    threads: usize,
+    pool: Arc<rayon::ThreadPool>,
+    budget: Duration,
+    hot_read: f64,
+    cold_read: f64,
+}
+
+struct Options {
+    quick: bool,
+    json: bool,
+    filter: String,
+}
+
+impl Options {
+    fn parse() -> Self {
+        let mut options = Options { quick: false, json: false, filter: String::new() };
+        let mut args = std::env::args().skip(1);
+        while let Some(arg) = args.next() {
+            match arg.as_str() {
+                "--quick" => options.quick = true,
+                "--json" => options.json = true,
+                "--filter" => options.filter = args.next().unwrap_or_default(),
+                "--bench" => {}
+                other => {
+                    eprintln!("unknown option {other}; there are --quick, --json, --filter TEXT");
+                    std::process::exit(2);
+                }
+            }
+        }
+        options
+    }
+}
+
+fn main() {
+    let options = Options::parse();
+    let budget = Duration::from_millis(if options.quick { 60 } else { 400 });
+    let cache = last_level_cache();
+    let all = std::thread::available_parallelism().map_or(1, usize::from);
+    let mut rows = Vec::new();
+    let mut threads = vec![1];
+    if all > 1 {
+        threads.push(all);
+    }
+    for threads in threads {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("a pool");
+        let machine = Machine {
+            threads,
+            budget,
+            hot_read: read_peak(&pool, 9 << 20, budget),
+            cold_read: read_peak(&pool, 2 * cache, budget),
+            pool: Arc::new(pool),
+        };
+        eprintln!(
+            "{threads} threads read {:.1} GB/s from 9 MB, {:.1} GB/s from memory",
+            machine.hot_read, machine.cold_read
+        );
+        measure(&machine, cache, &options, &mut rows);
+    }
+    if options.json {
+        for row in &rows {
+            println!("{}", serde_json::to_string(row).expect("a plain row"));
+        }
+        return;
+    }
+    let mut table = comfy_table::Table::new();
+    table.load_style(comfy_table::presets::ASCII_MARKDOWN);
+    table.set_header([
+        "op",
+        "format",
+        "isa",
+        "threads",
+        "m x n x k",
+        "A / W",
+        "weights",
+        "value",
+        "of roofline",
+        "times a peer",
+    ]);
+    for row in &rows {
+        let peers: Vec<_> = row.peers.iter().map(|(name, r)| format!("{name} {r:.2}")).collect();
+        table.add_row([
+            row.op.to_string(),
+            row.format.clone(),
+            row.isa.to_string(),
+            row.threads.to_string(),
+            format!("{} x {} x {}", row.m, row.n, row.k),
+            format!("{} / {}", row.data_a, row.data_w),
+            row.weights.to_string(),
+            format!("{:.1} {}", row.value, row.unit),
+            if row.fraction > 0.0 { format!("{:.0}%", 100.0 * row.fraction) } else { "-".into() },
+            peers.join(", "),
+        ]);
+    }
+    println!("{table}");
+}
+
+/// The shapes and data of one product.
+struct Case {
+    format: Format,
+    data: [Data; 2],
+    n: usize,
+    k: usize,
+    rows: Vec<usize>,
+}
+
+fn cases(quick: bool) -> Vec<Case> {
+    let mut cases = Vec::new();
+    for format in Format::ALL {
+        let rows = if quick { vec![1, 8, 128] } else { vec![1, 4, 8, 16, 32, 64, 128, 512] };
+        let gaussian = [Data::Gaussian; 2];
+        cases.push(Case { format, data: gaussian, n: 4096, k: 4096, rows });
+        for data in [[Data::Outliers, Data::Gaussian], [Data::Outliers, Data::T4]] {
+            let rows = if quick { vec![128] } else { vec![1, 8, 128, 512] };
+            cases.push(Case { format, data, n: 4096, k: 4096, rows });
+        }
+        if !quick {
+            let (n, rows) = (11008, vec![1, 8, 128]);
+            cases.push(Case { format, data: gaussian, n, k: 4096, rows });
+        }
+    }
+    cases
+}
+
+fn measure(machine: &Machine, cache: usize, options: &Options, rows: &mut Vec<Row>) {
+    let wanted = |key: &str| key.contains(&options.filter);
+    for isa in Isa::ALL {
+        let Ok(backend) = CpuSimd::with_isa(isa) else {
+            eprintln!("{isa}: not measured, this CPU does not have it");
+            continue;
+        };
+        let backend = backend.with_pool(machine.pool.clone());
+        let peak = dot_peak(isa, machine.budget).map(|peak| peak * machine.threads as f64);
+        if let Some(peak) = peak {
+            eprintln!("{isa}, {} threads: {peak:.0} GMAC/s on registers", machine.threads);
+        }
+        for case in cases(options.quick) {
+            let Case { format, data, n, k, .. } = case;
+            let keys = case.rows.iter().map(|&m| (m, key("gemm", format, isa, m, machine.threads)));
+            let ms: Vec<usize> = keys.filter(|(_, key)| wanted(key)).map(|(m, _)| m).collect();
+            if ms.is_empty() {
+                continue;
+            }
+            let w = values(&mut Rng(1), data[1], n, k);
+            let w = quantized(&backend, format, &w, [n, k]);
+            let weight = backend.prepare(w.view()).expect("prepares");
+            // So many copies that the next one has left the cache.
+            let copies =
+                if options.quick && machine.threads > 1 { 0 } else { 2 * cache / w.codes().len() };
+            let cold: Vec<_> = (0..copies).map(|_| weight.clone()).collect();
+            for m in ms {
+                let a = values(&mut Rng(m as u64), data[0], m, k);
+                let a = quantized(&backend, format, &a, [m, k]);
+                check(&backend, a.view(), &weight, &w);
+                let case = Product { backend: &backend, machine, peak, a, w: &w, data };
+                rows.push(case.row(&[&weight], "hot"));
+                if m <= 8 && !cold.is_empty() {
+                    rows.push(case.row(&cold.iter().collect::<Vec<_>>(), "cold"));
+                }
+                if let Some(row) = rows.last_mut()
+                    && data == [Data::Gaussian; 2]
+                    && isa == Isa::available().next().unwrap_or(Isa::Portable)
+                    && machine.threads == 1
+                    && n == 4096
+                {
+                    row.peers = peers(machine, [m, n, k], row);
+                }
+            }
+        }
+        for format in Format::ALL {
+            if wanted(&key("quantize", format, isa, 512, machine.threads)) {
+                rows.push(quantize_row(&backend, machine, format));
+            }
+        }
+    }
+}
+
+fn key(op: &str, format: Format, isa: Isa, m: usize, threads: usize) -> String {
+    format!("{op} {format} {isa} m{m} t{threads}")
+}
+
+/// Compares the first row with the portable kernels'.
+fn check(
+    backend: &CpuSimd,
+    a: PackedView<'_>,
+    weight: &CpuWeight<PackedView<'_>>,
+    w: &PackedMatrix,
+) {
+    let n = w.shape().rows();
+    let mut y = vec![0f32; a.shape().rows() * n];
+    backend.matmul(a, weight, 1.0, (&mut y[..]).into()).expect("multiplies");
+    let portable = CpuSimd::with_isa(Isa::Portable).expect("every CPU");
+    let weight = portable.prepare(w.view()).expect("prepares");
+    let mut expected = vec![0f32; n];
+    let first = a.rows_range(0..1).expect("a row");
+    portable.matmul(first, &weight, 1.0, (&mut expected[..]).into()).expect("multiplies");
+    assert!(y.iter().zip(&expected).all(|(y, e)| y.to_bits() == e.to_bits()), "a wrong answer");
+}
+
+/// One product to be measured.
+struct Product<'a> {
+    backend: &'a CpuSimd,
+    machine: &'a Machine,
+    peak: Option<f64>,
+    a: PackedMatrix,
+    w: &'a PackedMatrix,
+    data: [Data; 2],
+}
+
+impl Product<'_> {
+    fn row(&self, weights: &[&CpuWeight<PackedView<'_>>], state: &'static str) -> Row {
+        let (m, n, k) = (self.a.shape().rows(), self.w.shape().rows(), self.w.shape().k());
+        let mut y = vec![0f32; m * n];
+        let mut next = 0;
+        let mut run = || {
+            let weight = weights[next % weights.len()];
+            next += 1;
+            self.backend
+                .matmul(self.a.view(), weight, 1.0, (&mut y[..]).into())
+                .expect("multiplies");
+        };
+        let seconds = self.machine.pool.install(|| fastest(self.machine.budget, &mut run));
+        // Decode is bound by reading the weights, the rest by arithmetic.
+        let (value, unit, roofline) = if m < 8 {
+            let bytes = (self.w.codes().len() + self.w.scales().len()) as f64;
+            let peak = if state == "hot" { self.machine.hot_read } else { self.machine.cold_read };
+            (bytes / seconds / 1e9, "GB/s", peak)
+        } else {
+            ((m * n * k) as f64 / seconds / 1e9, "GMAC/s", self.peak.unwrap_or(0.0))
+        };
+        Row {
+            op: "gemm",
+            format: self.w.shape().format().expect("a matmul format").to_string(),
+            isa: self.backend.isa().name(),
+            threads: self.machine.threads,
+            m,
+            n,
+            k,
+            data_a: self.data[0].name(),
+            data_w: self.data[1].name(),
+            weights: state,
+            value,
+            unit,
+            roofline,
+            fraction: if roofline > 0.0 { value / roofline } else { 0.0 },
+            peers: Default::default(),
+        }
+    }
+}
+
+fn quantize_row(backend: &CpuSimd, machine: &Machine, format: Format) -> Row {
+    let (m, k) = (512, 4096);
+    let x = values(&mut Rng(5), Data::Gaussian, m, k);
+    let spec = QuantSpec::usual(format);
+    let mut packed = PackedMatrix::zeros(spec.shape(m, k).expect("whole groups"));
+    let input = QuantizeInput::new(&x[..], m, k, &spec).expect("a whole matrix");
+    let mut run = || backend.quantize(&input, &mut packed.view_mut()).expect("quantizes");
+    let seconds = machine.pool.install(|| fastest(machine.budget, &mut run));
+    let value = (4 * m * k) as f64 / seconds / 1e9;
+    Row {
+        op: "quantize",
+        format: format.to_string(),
+        isa: backend.isa().name(),
+        threads: machine.threads,
+        m,
+        n: 0,
+        k,
+        data_a: Data::Gaussian.name(),
+        data_w: "-",
+        weights: "-",
+        value,
+        unit: "GB/s",
+        roofline: machine.hot_read,
+        fraction: value / machine.hot_read,
+        peers: Default::default(),
+    }
+}
+
+/// This row's speed over that of other libraries at the same product, weights hot.
+fn peers(
+    machine: &Machine,
+    [m, n, k]: [usize; 3],
+    row: &Row,
+) -> std::collections::BTreeMap<&'static str, f64> {
+    use candle_core::quantized::{GgmlDType, QMatMul, QTensor};
+    use candle_core::{Device, Module, Tensor};
+    let bytes = (n * k / 2 + n * k / if row.format == "mxfp4" { 32 } else { 16 }) as f64;
+    let ours = if row.unit == "GB/s" { bytes } else { (m * n * k) as f64 } / row.value / 1e9;
+    let a = values(&mut Rng(8), Data::Gaussian, m, k);
+    let w = values(&mut Rng(9), Data::Gaussian, n, k);
+    let mut peers = std::collections::BTreeMap::new();
+    let time =
+        |f: &mut (dyn FnMut() + Send)| machine.pool.install(|| fastest(machine.budget, f)) / ours;
+    let (ta, tw) = (
+        Tensor::from_slice(&a, (m, k), &Device::Cpu).expect("a tensor"),
+        Tensor::from_slice(&w, (n, k), &Device::Cpu).expect("a tensor"),
+    );
+    for (name, dtype) in [("candle q4_k", GgmlDType::Q4K), ("candle q4_0", GgmlDType::Q4_0)] {
+        let q = QTensor::quantize(&tw, dtype).expect("quantizes");
+        let q = QMatMul::from_qtensor(q).expect("a matmul");
+        peers.insert(name, time(&mut || drop(black_box(q.forward(&ta).expect("multiplies")))));
+    }
+    let transposed = tw.t().expect("a matrix");
+    peers.insert(
+        "candle f32",
+        time(&mut || {
+            drop(black_box(ta.matmul(&transposed).expect("multiplies")));
+        }),
+    );
+    let mut y = vec![0f32; m * n];
+    let (y, a, w) = (y.as_mut_ptr() as usize, a.as_ptr() as usize, w.as_ptr() as usize);
+    peers.insert(
+        "gemm f32",
+        time(&mut || {
+            // SAFETY: y is (m, n), a is (m, k) and w is (n, k), row-major, for as long as this runs.
+            unsafe {
+                gemm::gemm(
+                    m,
+                    n,
+                    k,
+                    y as *mut f32,
+                    1,
+                    n as isize,
+                    false,
+                    a as *const f32,
+                    1,
+                    k as isize,
+                    w as *const f32,
+                    k as isize,
+                    1,
+                    0.0,
+                    1.0,
+                    false,
+                    false,
+                    false,
+                    gemm::Parallelism::None,
+                );
+            }
+        }),
+    );
+    peers
+}

@@ -1,0 +1,87 @@
+//! Which instruction sets there are kernels for, and which of them this CPU has.
+
+use std::fmt;
+
+use fp4_core::Unsupported;
+
+#[cfg(target_arch = "x86_64")]
+use crate::x86::{Avx2, Avx512};
+
+/// An instruction set that this crate has kernels for, fastest first.
+#[non_exhaustive]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Isa {
+    /// x86-64 with AVX-512 F, BW, DQ, VL, VNNI and VBMI.
+    Avx512Vnni,
+    /// x86-64 with AVX2, FMA and F16C.
+    Avx2,
+    /// The kernels on the `wide` crate: every CPU.
+    Portable,
+}
+
+impl Isa {
+    /// All of them, fastest first.
+    pub const ALL: [Isa; 3] = [Isa::Avx512Vnni, Isa::Avx2, Isa::Portable];
+
+    /// Those that this CPU has, fastest first.
+    pub fn available() -> impl Iterator<Item = Isa> {
+        Isa::ALL.into_iter().filter(|&isa| Engine::new(isa).is_ok())
+    }
+
+    /// The name, as in benchmark tables: `avx512-vnni`, `avx2`, `portable`.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Isa::Avx512Vnni => "avx512-vnni",
+            Isa::Avx2 => "avx2",
+            Isa::Portable => "portable",
+        }
+    }
+}
+
+impl fmt::Display for Isa {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.name())
+    }
+}
+
+/// An instruction set with the proof that this CPU has it.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Engine {
+    #[cfg(target_arch = "x86_64")]
+    Avx512(Avx512),
+    #[cfg(target_arch = "x86_64")]
+    Avx2(Avx2),
+    Portable,
+}
+
+impl Engine {
+    /// Asks the CPU for an instruction set.
+    pub(crate) fn new(isa: Isa) -> Result<Self, Unsupported> {
+        match isa {
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512Vnni => Avx512::new().map(Engine::Avx512),
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2 => Avx2::new().map(Engine::Avx2),
+            #[cfg(not(target_arch = "x86_64"))]
+            Isa::Avx2 => Err(Unsupported::CpuFeature("avx2")),
+            #[cfg(not(target_arch = "x86_64"))]
+            Isa::Avx512Vnni => Err(Unsupported::CpuFeature("avx512vnni")),
+            Isa::Portable => Ok(Engine::Portable),
+        }
+    }
+
+    /// The best that the CPU has.
+    pub(crate) fn best() -> Self {
+        Isa::ALL.into_iter().find_map(|isa| Engine::new(isa).ok()).unwrap_or(Engine::Portable)
+    }
+
+    pub(crate) fn isa(self) -> Isa {
+        match self {
+            #[cfg(target_arch = "x86_64")]
+            Engine::Avx512(_) => Isa::Avx512Vnni,
+            #[cfg(target_arch = "x86_64")]
+            Engine::Avx2(_) => Isa::Avx2,
+            Engine::Portable => Isa::Portable,
+        }
+    }
+}

@@ -1,0 +1,170 @@
+//! Tile kernels on AVX2: both formats in the group form (C6).
+//!
+//! ```text
+//! R rows x 4 columns, for each chunk of 32 k, lanes (column, half):
+//!     w[0..4] = table[code], u8 = v + 12                             vpshufb
+//!     for each row:
+//!         t = -12 * (sums of a) + w . a over four steps              vpmaddubsw, vpaddw, in i16
+//!         sum[row] += t . (s_a * s_b)                                vpmullw, vpmaddwd, vpaddd
+//! ```
+//!
+//! A panel takes four passes, a quarter of its columns each; the tile of A stays in the first-level
+//! cache. An MXFP4 chunk is two halves of the same scale.
+//!
+//! # Why it is exact
+//!
+//! w is in 0..=24 and |a| <= 12, so `vpmaddubsw` adds two products of at most 288: no saturation.
+//! An i16 of t sums 8 products v * a, at most 8 * 144 = 1152, and on the way at most 8 * 288 more:
+//! below 2^15. The product of scaled scales is at most 258 * 127 = 32766, an i16. Both i16 of a lane are
+//! multiplied by it and added in 32 bits; the driver drains in time ([`group_chunks`]).
+//!
+//! [`group_chunks`]: super::gemm::group_chunks
+
+use std::arch::x86_64::*;
+
+use fp4_core::{E2m1, Format, Unsupported};
+
+use super::operand::{Form, LINES, Line, STEPS, TileView};
+use super::{Kernels, PanelView, Steps, Sums, expect_inside, pack};
+use crate::isa::Isa;
+
+/// Rows of the largest tile.
+const ROWS: usize = 6;
+
+/// Proof that this CPU has AVX2, FMA and F16C.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Avx2(());
+
+impl Avx2 {
+    /// Asks the CPU.
+    pub(crate) fn new() -> Result<Self, Unsupported> {
+        need!("avx2" "fma" "f16c");
+        Ok(Avx2(()))
+    }
+}
+
+/// v + 12 for each code.
+static TABLE: [u8; 16] = {
+    let mut table = [0; 16];
+    let mut i = 0;
+    while i < 16 {
+        table[i] = (12 + E2m1::from_bits(i as u8).doubled()) as u8;
+        i += 1;
+    }
+    table
+};
+
+impl Kernels for Avx2 {
+    const ISA: Isa = Isa::Avx2;
+    const BY_HALVES: bool = true;
+
+    fn form(self, _format: Format) -> Form {
+        Form::Group
+    }
+
+    fn rows(self, _form: Form, _m: usize) -> usize {
+        ROWS
+    }
+
+    fn enter<R>(self, f: impl FnOnce() -> R) -> R {
+        #[target_feature(enable = "avx2,fma,f16c")]
+        fn inner<R>(f: impl FnOnce() -> R) -> R {
+            f()
+        }
+        // SAFETY: `self` proves the features.
+        unsafe { inner(f) }
+    }
+
+    fn pack_group(self, from: &[u8], row: [usize; 2], codes: &mut [i32], init: &mut [[i32; 2]]) {
+        // SAFETY: `self` proves AVX2.
+        unsafe { pack::group(from, row, true, codes, init) }
+    }
+
+    fn group(self, a: TileView<'_>, b: PanelView<'_>, steps: Steps<'_>, sums: &mut Sums) {
+        expect_inside(Form::Group, a, b, steps);
+        for quarter in 0..4 {
+            // SAFETY: `self` proves the features; all steps are inside their buffers; R is the
+            // tile's number of rows.
+            by_rows!(a.rows, quarter_rows(a, b, steps, quarter, sums),
+                1: 1, 2: 1, 3: 1, 4: 1, 5: 1, 6: 1);
+        }
+    }
+}
+
+/// # Safety
+/// The CPU has the features; R is the number of rows of `a`; the steps are inside the buffers.
+#[target_feature(enable = "avx2")]
+unsafe fn quarter_rows<const R: usize, const U: usize>(
+    a: TileView<'_>,
+    b: PanelView<'_>,
+    steps: Steps<'_>,
+    quarter: usize,
+    sums: &mut Sums,
+) {
+    const { assert!(U == 1 && R <= ROWS) };
+    let (h, q) = (quarter / 2, quarter % 2);
+    let mut acc = [_mm256_setzero_si256(); R];
+    for i in 0..steps.len() {
+        let [a_chunk, a_slot, b_chunk, b_slot] = steps.at(i);
+        // SAFETY: the step is inside, by the caller: its lines, 32 scale bytes, codes, sums and
+        // scales of R rows.
+        unsafe {
+            let w = weights(b.codes.as_ptr().add(b_chunk * LINES + 2 * h), q);
+            let scales_b = column_scales(b.scales.as_ptr().add(b_slot * 32 + 16 * q + 4 * h));
+            for (r, acc) in acc.iter_mut().enumerate() {
+                let codes = a.codes.as_ptr().add((a_chunk * R + r) * STEPS).cast::<i64>();
+                let init = a.init.as_ptr().add(a_chunk * R + r).cast::<i64>();
+                let mut t = _mm256_set1_epi64x(init.read_unaligned());
+                for (step, &w) in w.iter().enumerate() {
+                    let codes = _mm256_set1_epi64x(codes.add(step).read_unaligned());
+                    t = _mm256_add_epi16(t, _mm256_maddubs_epi16(w, codes));
+                }
+                let scales = a.scales.as_ptr().add(a_slot * R + r).cast::<i64>();
+                let scales = _mm256_set1_epi64x(scales.read_unaligned());
+                let scales = _mm256_mullo_epi16(scales, scales_b);
+                *acc = _mm256_add_epi32(*acc, _mm256_madd_epi16(t, scales));
+            }
+        }
+    }
+    for (sums, acc) in sums.iter_mut().zip(acc) {
+        let lanes: [i32; 8] = wide::bytemuck::cast(acc);
+        for i in 0..4 {
+            // The halves of one column.
+            let sum = lanes[2 * i].wrapping_add(lanes[2 * i + 1]);
+            sums[8 * q + 4 * (i / 2) + 2 * h + i % 2] = sum;
+        }
+    }
+}
+
+/// The weights of a quarter of a chunk, v + 12, by steps: half `q` of two lines.
+///
+/// # Safety
+/// The CPU has AVX2; `lines` points to two lines.
+#[inline]
+#[target_feature(enable = "avx2")]
+unsafe fn weights(lines: *const Line, q: usize) -> [__m256i; 4] {
+    // SAFETY: 16 readable bytes.
+    let table = _mm256_broadcastsi128_si256(unsafe { _mm_loadu_si128(TABLE.as_ptr().cast()) });
+    let low = _mm256_set1_epi8(0xF);
+    // SAFETY: half q of line j is inside, by the caller.
+    let [c, d] = [0, 1].map(|j| unsafe { lines.add(j).cast::<__m256i>().add(q).read() });
+    let high = |v| _mm256_and_si256(_mm256_srli_epi16::<4>(v), low);
+    [_mm256_and_si256(c, low), high(c), _mm256_and_si256(d, low), high(d)]
+        .map(|codes| _mm256_shuffle_epi8(table, codes))
+}
+
+/// The scales of a quarter's columns, each in both i16 of its lane.
+///
+/// # Safety
+/// The CPU has AVX2; `scales` points to 12 bytes, of which 4..8 are another quarter's.
+#[inline]
+#[target_feature(enable = "avx2")]
+unsafe fn column_scales(scales: *const u8) -> __m256i {
+    // SAFETY: inside, by the caller.
+    let bytes = unsafe {
+        let [c, d] = [0, 8].map(|at| scales.add(at).cast::<i32>().read_unaligned());
+        _mm_unpacklo_epi32(_mm_cvtsi32_si128(c), _mm_cvtsi32_si128(d))
+    };
+    let scales = _mm256_cvtepi8_epi32(bytes);
+    _mm256_blend_epi16::<0b1010_1010>(scales, _mm256_slli_epi32::<16>(scales))
+}

@@ -1,0 +1,173 @@
+//! Operands kept in the kernels' form: the bits of the two-step way, and no allocation [C6].
+
+mod common;
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::cell::Cell;
+
+use common::{Rng, each_isa, same_bits};
+use fp4_backend_cpu_simd::{CpuSimd, Isa};
+use fp4_core::backend::{Resident, Sink, Source};
+use fp4_core::{
+    Error, FloatType, Format, Matmul, PackedMatrix, QuantSpec, QuantizeInput, Transform, hadamard,
+    reference,
+};
+
+/// Counts the allocations of each thread.
+struct Counting;
+
+thread_local! {
+    static COUNT: Cell<usize> = const { Cell::new(0) };
+}
+
+// SAFETY: it hands every call on to the system's allocator unchanged.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        COUNT.with(|count| count.set(count.get() + 1));
+        // SAFETY: as the caller's.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
+        // SAFETY: as the caller's.
+        unsafe { System.dealloc(pointer, layout) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+fn weight(rng: &mut Rng, format: Format, n: usize, k: usize) -> PackedMatrix {
+    let spec = QuantSpec::usual(format);
+    let w: Vec<f32> = (0..n * k).map(|_| rng.gauss()).collect();
+    let mut packed = PackedMatrix::zeros(spec.shape(n, k).unwrap());
+    let input = QuantizeInput::new(&w[..], n, k, &spec).unwrap();
+    reference::quantize(&input, &mut packed.view_mut()).unwrap();
+    packed
+}
+
+#[test]
+fn the_fused_way_has_the_bits_of_the_two_steps() {
+    each_isa(|on| {
+        let (mut rng, mut compared) = (Rng(41), 0);
+        let mut operand = on.empty_operand().unwrap();
+        let mut tensor = on.empty_tensor().unwrap();
+        for format in Format::ALL {
+            // The same operand for every shape and format.
+            for (m, n, k) in [(1, 40, 128), (30, 17, 256), (0, 5, 128), (5, 9, 0), (3, 33, 384)] {
+                for transformed in [false, true] {
+                    let spec = QuantSpec::usual(format);
+                    let w = weight(&mut rng, format, n, k);
+                    let prepared = on.prepare(w.view()).unwrap();
+                    let x: Vec<f32> = (0..m * k).map(|_| rng.gauss()).collect();
+                    let mut h = vec![0f32; 32 * 32];
+                    hadamard(32, &mut h).unwrap();
+                    let t = transformed.then(|| Transform::shared(&h[..], 32).unwrap());
+                    let input = QuantizeInput::new(&x[..], m, k, &spec).unwrap();
+                    let input = input.with_transform(t).unwrap();
+                    let mut packed = PackedMatrix::zeros(input.shape());
+                    reference::quantize(&input, &mut packed.view_mut()).unwrap();
+                    let mut expected = vec![0f32; m * n];
+                    reference::matmul(packed.view(), w.view(), 0.3, (&mut expected[..]).into())
+                        .unwrap();
+
+                    let t = t.map(|t| on.load_transform(&t, FloatType::F32).unwrap());
+                    on.upload((&x[..]).into(), &mut tensor).unwrap();
+                    let x = Source::Resident(&tensor);
+                    on.quantize_resident(x, [m, k], &spec, t.as_ref(), &mut operand).unwrap();
+                    assert_eq!(operand.packed(), packed.view());
+                    let mut y = vec![0f32; m * n];
+                    let out = Sink::Host((&mut y[..]).into());
+                    on.matmul_resident(&operand, &prepared, 0.3, out).unwrap();
+                    compared += same_bits(&y, &expected, "to the host");
+                    let mut out = on.empty_tensor().unwrap();
+                    let sink = Sink::Resident(&mut out, FloatType::F32);
+                    on.matmul_resident(&operand, &prepared, 0.3, sink).unwrap();
+                    on.download(&out, (&mut y[..]).into()).unwrap();
+                    compared += same_bits(&y, &expected, "to a tensor");
+                    let mut imported = on.empty_operand().unwrap();
+                    on.import(packed.view(), &mut imported).unwrap();
+                    let sink = Sink::Resident(&mut out, FloatType::F32);
+                    on.matmul_resident(&imported, &prepared, 0.3, sink).unwrap();
+                    on.download(&out, (&mut y[..]).into()).unwrap();
+                    compared += same_bits(&y, &expected, "imported");
+                    let mut exported = PackedMatrix::zeros(packed.shape());
+                    on.export(&operand, &mut exported.view_mut()).unwrap();
+                    assert_eq!(exported, packed);
+                }
+            }
+        }
+        println!("compared {compared} outputs");
+        assert!(compared > 3000);
+    });
+}
+
+#[test]
+fn decoding_allocates_nothing_in_the_steady_state() {
+    // The thread that counts is the pool.
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(1).use_current_thread();
+    let pool = std::sync::Arc::new(pool.build().unwrap());
+    each_isa(|on| {
+        if on.isa() == Isa::Portable {
+            return; // its operands are made for each call
+        }
+        let mut rng = Rng(42);
+        let on = on.clone().with_pool(pool.clone());
+        for format in Format::ALL {
+            let spec = QuantSpec::usual(format);
+            let w = weight(&mut rng, format, 512, 512);
+            let prepared = on.prepare(w.view()).unwrap();
+            let mut operand = on.empty_operand().unwrap();
+            for m in [1, 16] {
+                let x: Vec<f32> = (0..m * 512).map(|_| rng.gauss()).collect();
+                let mut y = vec![0f32; m * 512];
+                let mut packed = PackedMatrix::zeros(spec.shape(m, 512).unwrap());
+                let mut step = || {
+                    let source = Source::Host((&x[..]).into());
+                    on.quantize_resident(source, [m, 512], &spec, None, &mut operand).unwrap();
+                    let out = Sink::Host((&mut y[..]).into());
+                    on.matmul_resident(&operand, &prepared, 1.0, out).unwrap();
+                    on.export(&operand, &mut packed.view_mut()).unwrap();
+                    on.matmul(packed.view(), &prepared, 1.0, (&mut y[..]).into()).unwrap();
+                };
+                step();
+                let before = COUNT.with(Cell::get);
+                (0..10).for_each(|_| step());
+                let allocations = COUNT.with(Cell::get) - before;
+                println!("{format} m {m}: {allocations} allocations in ten steps");
+                assert_eq!(allocations, 0);
+            }
+        }
+    });
+}
+
+#[test]
+fn operands_of_another_backend_are_refused_and_wrong_transforms_are_errors() {
+    let spec = QuantSpec::usual(Format::MxFp4);
+    let mut rng = Rng(43);
+    let w = weight(&mut rng, Format::MxFp4, 4, 64);
+    let x = [1f32; 64];
+    for from in Isa::available() {
+        let mut operand = CpuSimd::with_isa(from).unwrap().empty_operand().unwrap();
+        let source = Source::Host((&x[..]).into());
+        let made = CpuSimd::with_isa(from).unwrap();
+        made.quantize_resident(source, [1, 64], &spec, None, &mut operand).unwrap();
+        for to in Isa::available().filter(|&to| to != from && to != Isa::Portable) {
+            let on = CpuSimd::with_isa(to).unwrap();
+            let (prepared, mut y) = (on.prepare(w.view()).unwrap(), [0f32; 4]);
+            let out = Sink::Host((&mut y[..]).into());
+            let got = on.matmul_resident(&operand, &prepared, 1.0, out);
+            assert_eq!(got, Err(Error::ForeignOperand), "{from} to {to}");
+        }
+        let mut h = vec![0f32; 128 * 128];
+        hadamard(128, &mut h).unwrap();
+        let t = made.load_transform(&Transform::shared(&h[..], 128).unwrap(), FloatType::F32);
+        let source = Source::Host((&x[..]).into());
+        let got = made.quantize_resident(source, [1, 64], &spec, t.ok().as_ref(), &mut operand);
+        assert_eq!(got, Err(Error::TransformShape { k: 64, block: 128, blocks: None }));
+        let t = made.load_transform(&Transform::shared(&h[..32 * 32], 32).unwrap(), FloatType::F16);
+        let source = Source::Host((&x[..]).into());
+        let got = made.quantize_resident(source, [1, 64], &spec, t.ok().as_ref(), &mut operand);
+        assert!(matches!(got, Err(Error::Float { .. })));
+    }
+}
