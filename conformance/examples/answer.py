@@ -27,7 +27,7 @@ def write(path, tensors):
 
 def operand(codes, scales):
     """Elements times scales, in units of 2^-10, and the rows with a NaN scale."""
-    values = E2M1[np.stack([codes & 15, codes >> 4], -1).reshape(len(codes), -1)]
+    values = E2M1[np.stack([codes & 15, codes >> 4], -1).reshape(len(codes), 2 * codes.shape[1])]
     return values * np.repeat(E4M3[scales], 16, axis=1), ((scales & 127) == 127).any(1)
 
 source, target = map(pathlib.Path, sys.argv[1:])

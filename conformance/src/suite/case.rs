@@ -306,53 +306,65 @@ fn quantize_cases(set: &QuantizeSet, index: usize) -> Vec<Case> {
 }
 
 fn matmul_cases(set: &MatmulSet, index: usize, declared: &Declared) -> Vec<Case> {
-    let data: Vec<String> = (set.data.iter())
-        .flat_map(|data| match data.as_str() {
-            "spread:bounds" => (declared.spreads.iter().flat_map(|s| [*s, s + 1]))
-                .map(|s| format!("spread:{s}"))
-                .collect(),
-            data => vec![data.to_owned()],
-        })
-        .collect();
-    let (ms, ns) = (sizes(&set.ms, &declared.m), sizes(&set.ns, &declared.n));
     let lens = [
         set.formats.len(),
-        ms.len(),
-        ns.len(),
+        set.ms.len(),
+        set.ns.len(),
         set.ks.len(),
-        data.len(),
+        set.data.len(),
         set.alphas.len(),
         set.outputs.len(),
         set.ways.len(),
         set.threads.len(),
     ];
     let draws = draw(&format!("matmul{index}"), &lens, set.sample);
-    let make = |i: &Vec<usize>| {
-        let format = format(&set.formats[i[0]])?;
-        let case = MatmulCase {
-            format,
-            shape: [ms[i[1]], ns[i[2]], set.ks[i[3]].next_multiple_of(format.group().get())],
-            data: data[i[4]].clone(),
-            alpha: alpha(&set.alphas[i[5]])?,
-            output: float_type(&set.outputs[i[6]])?,
-            way: way(&set.ways[i[7]])?,
-            threads: set.threads[i[8]],
-        };
-        let [m, n, k] = case.shape;
-        let id = format!(
-            "matmul/{format}/{m}x{n}x{k}/{}/alpha-{}/{}/{}{}",
-            case.data,
-            set.alphas[i[5]],
-            case.output,
-            set.ways[i[7]],
-            Threads(case.threads),
-        );
-        let mut clauses = vec!["C2", "C3", "C6"];
-        clauses.extend((case.way == Way::Padded).then_some("C8"));
-        clauses.extend((case.data.contains("nan") || case.alpha.is_nan()).then_some("C9"));
-        Some(Case { id, clauses, kind: Kind::Matmul(case) })
+    let mut cases = Vec::new();
+    for i in &draws {
+        // What is drawn are names, so that the draw does not depend on what backends declare.
+        let data = families(&set.data[i[4]], &declared.spreads);
+        let (ms, ns) = (sizes(&set.ms[i[1]], &declared.m), sizes(&set.ns[i[2]], &declared.n));
+        for (data, m, n) in data
+            .iter()
+            .flat_map(|data| ms.iter().map(move |&m| (data, m)))
+            .flat_map(|(data, m)| ns.iter().map(move |&n| (data, m, n)))
+        {
+            cases.extend(matmul_case(set, i, data, [m, n]));
+        }
+    }
+    cases
+}
+
+fn matmul_case(set: &MatmulSet, i: &[usize], data: &str, [m, n]: [usize; 2]) -> Option<Case> {
+    let format = format(&set.formats[i[0]])?;
+    let k = set.ks[i[3]].next_multiple_of(format.group().get());
+    let case = MatmulCase {
+        format,
+        shape: [m, n, k],
+        data: data.to_owned(),
+        alpha: alpha(&set.alphas[i[5]])?,
+        output: float_type(&set.outputs[i[6]])?,
+        way: way(&set.ways[i[7]])?,
+        threads: set.threads[i[8]],
     };
-    draws.iter().filter_map(make).collect()
+    let id = format!(
+        "matmul/{format}/{m}x{n}x{k}/{data}/alpha-{}/{}/{}{}",
+        set.alphas[i[5]],
+        case.output,
+        set.ways[i[7]],
+        Threads(case.threads),
+    );
+    let mut clauses = vec!["C2", "C3", "C6"];
+    clauses.extend((case.way == Way::Padded).then_some("C8"));
+    clauses.extend((case.data.contains("nan") || case.alpha.is_nan()).then_some("C9"));
+    Some(Case { id, clauses, kind: Kind::Matmul(case) })
+}
+
+/// A family, or for `spread:bounds` each declared spread and one past it.
+fn families(name: &str, spreads: &[u32]) -> Vec<String> {
+    if name != "spread:bounds" {
+        return vec![name.to_owned()];
+    }
+    spreads.iter().flat_map(|s| [*s, s + 1]).map(|s| format!("spread:{s}")).collect()
 }
 
 fn pair_cases(set: &PairSet, index: usize) -> Vec<Case> {
@@ -426,19 +438,14 @@ impl fmt::Display for Threads {
     }
 }
 
-/// Numbers, and `tile-1`, `tile`, `tile+1` for each declared tile size.
-fn sizes(names: &[String], tiles: &[usize]) -> Vec<usize> {
-    let mut sizes: Vec<usize> = (names.iter())
-        .flat_map(|name| match name.as_str() {
-            "tile-1" => tiles.iter().map(|t| t.saturating_sub(1)).collect(),
-            "tile" => tiles.to_vec(),
-            "tile+1" => tiles.iter().map(|t| t + 1).collect(),
-            number => number.parse().into_iter().collect::<Vec<usize>>(),
-        })
-        .collect();
-    sizes.sort_unstable();
-    sizes.dedup();
-    sizes
+/// A number; or for `tile-1`, `tile`, `tile+1` one size for each declared tile.
+fn sizes(name: &str, tiles: &[usize]) -> Vec<usize> {
+    match name {
+        "tile-1" => tiles.iter().map(|t| t.saturating_sub(1)).collect(),
+        "tile" => tiles.to_vec(),
+        "tile+1" => tiles.iter().map(|t| t + 1).collect(),
+        number => number.parse().into_iter().collect(),
+    }
 }
 
 fn scale_type(name: &str) -> Option<ScaleType> {

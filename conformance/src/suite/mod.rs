@@ -183,16 +183,16 @@ impl Suite {
             declared.n.extend(&backend.declared.n);
             declared.spreads.extend(&backend.declared.spreads);
         }
-        // What most kernels have: int8 and int16 folds, one f64.
+        // What most kernels have: tiles of 4 x 8; int8 and int16 folds, one f64.
+        declared.m.push(4);
+        declared.n.push(8);
         declared.spreads.extend([3, 11, 22, 40]);
+        for list in [&mut declared.m, &mut declared.n] {
+            list.sort_unstable();
+            list.dedup();
+        }
         declared.spreads.sort_unstable();
         declared.spreads.dedup();
-        if declared.m.is_empty() {
-            declared.m.push(4);
-        }
-        if declared.n.is_empty() {
-            declared.n.push(8);
-        }
         let mut cases = cases(&self.profile, &declared);
         cases.retain(|case| self.filter.as_ref().is_none_or(|f| f.is_match(&case.id)));
         if self.bounded {

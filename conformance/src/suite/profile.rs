@@ -69,7 +69,8 @@ pub struct MatmulSet {
     pub sample: Option<usize>,
     /// `mxfp4`, `nvfp4`.
     pub formats: Vec<String>,
-    /// M; -1, 0 and 1 mean one less than, exactly and one more than a declared tile.
+    /// M; `tile-1`, `tile` and `tile+1` are one less than, exactly and one more than each declared
+    /// tile.
     pub ms: Vec<String>,
     /// N, in the same way.
     pub ns: Vec<String>,
