@@ -2,6 +2,8 @@
 
 #![allow(missing_docs)]
 
+use std::collections::BTreeSet;
+
 use fp4_conformance::suite::run_report::Subject;
 use fp4_conformance::suite::{Profile, Registered, Suite};
 use fp4_core::backend::erased::Backend;
@@ -103,4 +105,17 @@ fn bounded_says_bounded_and_never_exact() {
     assert!(report.passed(), "{report}");
     assert!(tally.bounded > 0 && tally.passed == 0, "{tally:?}");
     assert!(report.to_string().contains("bounded, not exact"), "{report}");
+}
+
+/// A replay names one or two backends; the ids that all of them met must still be there.
+#[test]
+fn what_backends_declare_adds_cases_and_takes_none_away() {
+    let ids = |suite: Suite| suite.cases().into_iter().map(|c| c.id).collect::<BTreeSet<_>>();
+    let alone = ids(Suite::new(Profile::quick()));
+    let declaring = flipped().tiles(&[5, 31], &[12]).spreads(&[17]);
+    let declared = ids(Suite::new(Profile::quick()).with(declaring));
+    assert!(declared.is_superset(&alone));
+    for family in ["/spread:17/", "/spread:18/", "/32x", "x13x"] {
+        assert!(declared.iter().any(|id| id.contains(family)), "{family}");
+    }
 }

@@ -110,3 +110,17 @@ fn without_a_fault_nothing_is_caught() {
     let report = suite.run();
     assert!(report.passed(), "{report}");
 }
+
+/// What `--grade bounded` is for: accumulation in f32 is within the bound, and wrong sums are not.
+#[test]
+fn f32_accumulation_is_bounded_and_wrong_sums_are_not() {
+    let graded = |fault| {
+        let suite = Suite::new(Profile::quick()).matching("matmul/*").unwrap().bounded();
+        suite.with(registered(Some(fault))).run()
+    };
+    let report = graded(Fault::F32Accumulation);
+    assert!(report.passed(), "{report}");
+    for wrong in [Fault::TailDropped, Fault::NegativeScaleIgnored, Fault::NanScaleIgnored] {
+        assert!(!graded(wrong).passed(), "{wrong:?}");
+    }
+}
