@@ -3,10 +3,14 @@
 //! # The model
 //!
 //! The contract (clauses C1 to C9 of the design) fixes every bit of FP4 quantization and FP4 x FP4
-//! matmul. This crate holds *golden vectors*: inputs and the expected bits, made by independent
-//! software, and the checks that run them through the public API of [`fp4_core`]. Whatever
-//! implements [`Quantizer`](fp4_core::Quantizer) or [`Matmul`](fp4_core::Matmul) can be checked;
-//! the scalar reference is the default.
+//! matmul. Whatever implements [`Quantizer`](fp4_core::Quantizer) or [`Matmul`](fp4_core::Matmul)
+//! can be checked, in three ways:
+//!
+//! - [`suite`]: generated cases, judged by an [`oracle`] that shares no code with the reference;
+//! - [`vectors`]: *golden vectors*, inputs and the expected bits made by independent software;
+//! - [`exchange`]: cases as files, for hardware and languages that speak no Rust.
+//!
+//! The golden vectors:
 //!
 //! ```text
 //! folder of NAME.safetensors + NAME.json      vectors::Folder, vectors::VectorFile
@@ -33,5 +37,12 @@
 
 #![forbid(unsafe_code)]
 
+pub mod data;
+pub mod exchange;
+pub mod oracle;
+pub mod random;
+pub mod registry;
 pub mod report;
+pub mod suite;
+pub mod tensor;
 pub mod vectors;

@@ -1,0 +1,293 @@
+//! Families of packed operands, the inputs of the matmul.
+//!
+//! | family | what it is | which bug it finds |
+//! |---|---|---|
+//! | `near` | any codes, neighbouring scales | anything gross |
+//! | `bytes` | every scale byte once (NaN in few rows) | decoding of scales |
+//! | `full` | any code, any scale but NaN | spreads, signs |
+//! | `negative` | negative scales and both zeros (e4m3), extremes (e8m0) | the sign of a scale |
+//! | `nan` | a NaN scale in some rows | C6's NaN rule |
+//! | `nan-zero` | a NaN scale over a group of zero codes | a skipped group |
+//! | `sparse` | most groups zero codes or a zero scale, under extreme scales | live groups |
+//! | `spread:S` | largest codes, joint exponent spread exactly S | each kernel's bound |
+//! | `tie` | sums on an f32 tie, broken by one far smaller term or not | the rounding, sticky bits |
+//! | `tie-half` | sums on an f16 or bf16 tie, broken below f32's last bit or not | double rounding in the contract's order |
+//! | `cancel` | large terms that cancel exactly, or up to a small one | f32 or f64 accumulation, sign of zero |
+//! | `overflow` | sums around the largest f32 (MXFP4) | infinities |
+//! | `tiny` | sums around the smallest subnormals (MXFP4) | underflow, sign of zero |
+
+use fp4_core::{Format, PackedMatrix, PackedShape, ScaleType};
+
+use crate::oracle::rules::scale_parts;
+use crate::random::Random;
+
+/// The names of the families; `spread:S` for any S.
+pub const FAMILIES: [&str; 13] = [
+    "near", "bytes", "full", "negative", "nan", "nan-zero", "sparse", "spread", "tie", "tie-half",
+    "cancel", "overflow", "tiny",
+];
+
+/// Two operands of a family: A (m, k) and B (n, k).
+///
+/// # Errors
+/// A shape that the core refuses.
+pub fn operands(
+    family: &str,
+    random: &mut Random,
+    format: Format,
+    [m, n, k]: [usize; 3],
+) -> Result<[PackedMatrix; 2], fp4_core::Error> {
+    let mut a = Builder::new(format, m, k);
+    let mut b = Builder::new(format, n, k);
+    match family {
+        "tie" | "tie-half" | "cancel" => crafted(family, random, &mut a, &mut b),
+        _ => {
+            for side in [&mut a, &mut b] {
+                side.random_codes(random);
+            }
+            scales(family, random, &mut a, &mut b);
+        }
+    }
+    Ok([a.finish()?, b.finish()?])
+}
+
+/// A packed matrix being filled.
+struct Builder {
+    format: Format,
+    rows: usize,
+    k: usize,
+    groups: usize,
+    codes: Vec<u8>,
+    scales: Vec<u8>,
+}
+
+impl Builder {
+    fn new(format: Format, rows: usize, k: usize) -> Self {
+        let groups = k / format.group().get();
+        let (codes, scales) = (vec![0; rows * k / 2], vec![0; rows * groups]);
+        Builder { format, rows, k, groups, codes, scales }
+    }
+
+    fn finish(self) -> Result<PackedMatrix, fp4_core::Error> {
+        PackedMatrix::new(PackedShape::of(self.format, self.rows, self.k)?, self.codes, self.scales)
+    }
+
+    fn random_codes(&mut self, random: &mut Random) {
+        self.codes.fill_with(|| random.byte());
+    }
+
+    fn group(&mut self, row: usize, group: usize) -> &mut [u8] {
+        let bytes = self.format.group().get() / 2;
+        let at = (row * self.groups + group) * bytes;
+        &mut self.codes[at..at + bytes]
+    }
+
+    fn fill_scales(&mut self, mut byte: impl FnMut(usize) -> u8) {
+        self.scales.iter_mut().enumerate().for_each(|(i, scale)| *scale = byte(i));
+    }
+}
+
+fn not_nan(random: &mut Random, ty: ScaleType) -> u8 {
+    loop {
+        let byte = random.byte();
+        if scale_parts(ty, byte).is_some() {
+            return byte;
+        }
+    }
+}
+
+/// Neighbouring scales, around one.
+fn near(random: &mut Random, ty: ScaleType) -> u8 {
+    match ty {
+        ScaleType::E8M0 => 125 + random.below(6) as u8,
+        ScaleType::E4M3 => 0x30 + random.below(16) as u8,
+    }
+}
+
+fn scales(family: &str, random: &mut Random, a: &mut Builder, b: &mut Builder) {
+    let ty = a.format.scale_type();
+    let (name, number) = family.split_once(':').unwrap_or((family, ""));
+    let spread: i32 = number.parse().unwrap_or(0);
+    match name {
+        "bytes" => {
+            let first = random.byte();
+            a.fill_scales(|i| first.wrapping_add(i as u8));
+            b.fill_scales(|_| near(random, ty));
+        }
+        "full" => {
+            a.fill_scales(|_| not_nan(random, ty));
+            b.fill_scales(|_| not_nan(random, ty));
+        }
+        "negative" => {
+            for side in [a, b] {
+                side.fill_scales(|_| match ty {
+                    ScaleType::E4M3 => random.pick(&[0x80, 0x00, 0xB8, 0xC1, 0x38, 0xFE, 0x81]),
+                    ScaleType::E8M0 => random.pick(&[0x00, 0x01, 0x7F, 0xFE, 0x80]),
+                });
+            }
+        }
+        "sparse" => {
+            for side in [a, b] {
+                side.fill_scales(|_| random.pick(&[0x00, 0xFE, 0x7E, 0x01, 0x80]));
+                for group in 0..side.groups * side.rows {
+                    if !random.one_in(3) {
+                        let zero = random.pick(&[0x00, 0x80, 0x08, 0x88]);
+                        side.group(0, group).fill(zero);
+                    }
+                }
+            }
+        }
+        "spread" => {
+            // Each side takes a part of the spread; every row has both ends of its part.
+            let part = random.range(0, spread);
+            for (side, part) in [(a, part), (b, spread - part)] {
+                spread_side(random, side, part);
+            }
+        }
+        "overflow" => exponents(random, a, b, 122),
+        "tiny" => exponents(random, a, b, -154),
+        _ => {
+            for side in [&mut *a, &mut *b] {
+                side.fill_scales(|_| near(random, ty));
+            }
+            if name.starts_with("nan") {
+                nans(random, a, name == "nan-zero");
+                nans(random, b, name == "nan-zero");
+            }
+        }
+    }
+}
+
+/// A NaN scale in about one row of three, and in no row of few.
+fn nans(random: &mut Random, side: &mut Builder, zero_codes: bool) {
+    let ty = side.format.scale_type();
+    for row in 0..side.rows {
+        if side.groups == 0 || !random.one_in(3) {
+            continue;
+        }
+        let group = random.below(side.groups);
+        let nan = match ty {
+            ScaleType::E8M0 => 0xFF,
+            ScaleType::E4M3 => random.pick(&[0x7F, 0xFF]),
+        };
+        side.scales[row * side.groups + group] = nan;
+        if zero_codes {
+            side.group(row, group).fill(random.pick(&[0x00, 0x88]));
+        }
+    }
+}
+
+/// Largest codes, with scale exponents in a window of exactly `spread`, both ends taken.
+fn spread_side(random: &mut Random, side: &mut Builder, spread: i32) {
+    let (lowest, highest) = match side.format {
+        Format::MxFp4 => (-127, 127),
+        Format::NvFp4 => (-9, 8),
+    };
+    let spread = spread.min(highest - lowest);
+    let base = random.range(lowest, highest - spread);
+    let alike = random.one_in(2);
+    for row in 0..side.rows {
+        let order = random.order(side.groups);
+        for (place, group) in order.into_iter().enumerate() {
+            let e = base
+                + match place {
+                    0 => 0,
+                    1 => spread,
+                    _ => random.range(0, spread),
+                };
+            let scale = power_byte(side.format.scale_type(), e);
+            side.scales[row * side.groups + group] = scale;
+            let byte = if alike { 0x77 } else { random.pick(&[0x77, 0xFF, 0x7F]) };
+            side.group(row, group).fill(byte);
+        }
+    }
+}
+
+/// The scale byte of 2^e.
+fn power_byte(ty: ScaleType, e: i32) -> u8 {
+    match ty {
+        ScaleType::E8M0 => (e + 127) as u8,
+        // Bias 7; below 2^-6 the subnormals, in units of 2^-9.
+        ScaleType::E4M3 if e >= -6 => ((e + 7) << 3) as u8,
+        ScaleType::E4M3 => 1 << (e + 9),
+    }
+}
+
+/// MXFP4: exponents of A and B around a joint one; NVFP4, which has no such exponents: the ends.
+fn exponents(random: &mut Random, a: &mut Builder, b: &mut Builder, joint: i32) {
+    if a.format == Format::NvFp4 {
+        let ends: &[u8] = if joint > 0 { &[0x7E, 0xFE, 0x7D] } else { &[0x01, 0x81, 0x02, 0x80] };
+        a.fill_scales(|_| random.pick(ends));
+        b.fill_scales(|_| random.pick(ends));
+        return;
+    }
+    let low = joint / 2;
+    a.fill_scales(|_| (low + random.range(-2, 2) + 127).clamp(0, 254) as u8);
+    b.fill_scales(|_| (joint - low + random.range(-2, 2) + 127).clamp(0, 254) as u8);
+    if joint < 0 {
+        // One element a group, so that no sum of many hides the smallest.
+        for side in [a, b] {
+            for group in 0..side.rows * side.groups {
+                let code = random.pick(&[0x1, 0x9, 0x2, 0x3]);
+                let bytes = side.group(0, group);
+                bytes.fill(0);
+                bytes[0] = code;
+            }
+        }
+    }
+}
+
+/// Sums of a few powers of two, chosen per row of A; rows of B have both signs. Each term is one
+/// element of 0.5 times 0.5 in a group of its own, under scales whose exponents add up to two more.
+fn crafted(family: &str, random: &mut Random, a: &mut Builder, b: &mut Builder) {
+    let format = a.format;
+    let (lowest, highest) = match format {
+        Format::MxFp4 => (-200, 127),
+        Format::NvFp4 => (-20, 14),
+    };
+    let order = random.order(a.groups);
+    // Exponents of the terms, the same for all rows: leading, its tie, one more bit, far below.
+    let width = match family {
+        "tie-half" => random.pick(&[11, 8]),
+        _ => 24,
+    };
+    let top = match format {
+        Format::MxFp4 if family == "tie-half" => random.range(0, 14),
+        Format::MxFp4 => random.range(-100, 120),
+        Format::NvFp4 if family == "tie-half" => random.range(8, 14),
+        Format::NvFp4 => random.range(5, 14),
+    };
+    let tie = top - width;
+    let gap = if random.one_in(2) { random.range(1, 8) } else { random.range(1, 120) };
+    let far = (tie - gap).max(lowest);
+    let terms = [top, tie, tie + 1, far, top.min(highest)];
+    for (place, &group) in order.iter().enumerate().take(terms.len()) {
+        let t = terms[place] + 2;
+        let (low, high) = if format == Format::MxFp4 { (-127, 127) } else { (-9, 8) };
+        let eb = (t / 2).clamp(low, high);
+        let ea = (t - eb).clamp(low, high);
+        for row in 0..b.rows {
+            b.scales[row * b.groups + group] = power_byte(format.scale_type(), eb);
+            b.group(row, group)[0] = if row % 2 == 1 { 0x9 } else { 0x1 };
+        }
+        for row in 0..a.rows {
+            a.scales[row * a.groups + group] = power_byte(format.scale_type(), ea);
+            let present = match (family, place) {
+                ("cancel", 1 | 2) => false,
+                ("cancel", _) => place != 3 || row % 3 != 0,
+                (_, 0 | 1) => true,
+                (_, 4) => false,
+                (_, 3) => far < tie && row % 4 != 0,
+                _ => random.one_in(2),
+            };
+            // The last term of `cancel` takes the first away; the far one has either sign.
+            let negative = match place {
+                3 => row % 2 == 1,
+                4 => true,
+                _ => false,
+            };
+            let code = if negative { 0x9 } else { 0x1 };
+            a.group(row, group)[0] = if present { code } else { 0x0 };
+        }
+    }
+}

@@ -1,0 +1,138 @@
+//! Writes cases of a profile, with the oracle's answers.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use fp4_core::{FloatType, ScaleType, TieMode};
+use safetensors::Dtype;
+
+use super::{CaseEntry, Error, Manifest, Request, SCHEMA, TensorInfo, Tensors, io, write_tensors};
+use crate::oracle::Oracle;
+use crate::suite::case::{Case, Kind, MatmulCase, QuantizeCase, Way};
+use crate::suite::quantize_input;
+use crate::tensor::{bits_of, dtype, to_bytes};
+
+/// Writes the whole-call cases among `cases` into a folder, one file for each family of data and
+/// format; returns the number of cases.
+///
+/// # Errors
+/// A folder that cannot be written.
+pub fn export(dir: &Path, cases: &[Case]) -> Result<usize, Error> {
+    std::fs::create_dir_all(dir).map_err(io(dir))?;
+    let oracle = Oracle::default();
+    let mut files: BTreeMap<String, (BTreeMap<String, CaseEntry>, Tensors)> = BTreeMap::new();
+    let mut exported = 0;
+    for case in cases {
+        let (name, parts) = match &case.kind {
+            Kind::Quantize(q) if q.threads == 0 => {
+                let name = format!("quantize_{}_{}", q.spec.scale_type(), q.data);
+                (name, quantize(&oracle, case, q))
+            }
+            Kind::Matmul(m) if m.threads == 0 && m.way == Way::Whole => {
+                let name = format!("matmul_{}_{}_{}", m.format, m.output, m.data.replace(':', "-"));
+                (name, matmul(&oracle, case, m))
+            }
+            _ => continue,
+        };
+        let core = |source| Error::Core { case: case.id.clone(), source };
+        let (request, inputs, outputs) = parts.map_err(core)?;
+        let (entries, tensors) = files.entry(name).or_default();
+        let number = entries.len().to_string();
+        let mut infos = [inputs, outputs].map(|part| {
+            let mut infos = BTreeMap::new();
+            for (name, (dtype, shape, bytes)) in part {
+                let info = TensorInfo { dtype: dtype.to_string(), shape: shape.clone() };
+                infos.insert(name.clone(), info);
+                tensors.insert(format!("{number}.{name}"), (dtype, shape, bytes));
+            }
+            infos
+        });
+        let [inputs, outputs] = &mut infos;
+        let clauses = case.clauses.iter().map(|&clause| clause.to_owned()).collect();
+        let (inputs, outputs) = (std::mem::take(inputs), std::mem::take(outputs));
+        let entry = CaseEntry { id: case.id.clone(), clauses, request, inputs, outputs };
+        entries.insert(number, entry);
+        exported += 1;
+    }
+    for (name, (cases, tensors)) in files {
+        write_tensors(&dir.join(format!("{name}.safetensors")), &tensors)?;
+        let suite = env!("CARGO_PKG_VERSION").to_owned();
+        let manifest = Manifest { schema: SCHEMA.to_owned(), name: name.clone(), suite, cases };
+        let path = dir.join(format!("{name}.json"));
+        let json = serde_json::to_string_pretty(&manifest)
+            .map_err(|source| Error::Manifest { path: path.clone(), source })?;
+        std::fs::write(&path, json).map_err(io(&path))?;
+    }
+    Ok(exported)
+}
+
+type Parts = (Request, Tensors, Tensors);
+
+fn quantize(oracle: &Oracle, case: &Case, q: &QuantizeCase) -> Result<Parts, fp4_core::Error> {
+    let data = q.data(&case.id, oracle.rules())?;
+    let input = quantize_input(q, &data)?;
+    let (shape, expected) = (input.shape(), oracle.quantize(&input));
+    let x = to_bytes(q.input, &bits_of(input.x()));
+    let mut inputs = Tensors::from([("x".into(), (dtype(q.input), q.shape.to_vec(), x))]);
+    if let Some(t) = &data.transform {
+        let (ty, values) = (t.values().as_slice().float_type(), bits_of(t.values().as_slice()));
+        inputs.insert("transform".into(), (dtype(ty), t.shape(), to_bytes(ty, &values)));
+    }
+    let scales_shape = vec![shape.rows(), shape.row_groups()];
+    if let Some(given) = data.given {
+        inputs.insert("given_scales".into(), (Dtype::U8, scales_shape.clone(), given));
+    }
+    let outputs = Tensors::from([
+        ("codes".into(), (Dtype::U8, vec![shape.rows(), shape.row_bytes()], expected.codes)),
+        ("scales".into(), (Dtype::U8, scales_shape, expected.scales)),
+    ]);
+    let request = Request::Quantize {
+        scale_type: q.spec.scale_type().to_string(),
+        group: q.spec.group().get(),
+        global_scale_bits: q.spec.global_scale().to_bits(),
+        scale_scale_bits: q.spec.scale_scale().to_bits(),
+        tie: tie_name(q.spec.tie()).to_owned(),
+    };
+    Ok((request, inputs, outputs))
+}
+
+fn matmul(oracle: &Oracle, case: &Case, request: &MatmulCase) -> Result<Parts, fp4_core::Error> {
+    let [a, b] = request.data(&case.id)?;
+    let sums = oracle.sums(a.view(), b.view(), 0..a.shape().row_groups());
+    let output: FloatType = request.output;
+    let y: Vec<u32> = sums.iter().map(|s| oracle.output(s, request.alpha, output)).collect();
+    let mut inputs = Tensors::new();
+    for (name, matrix) in [("a", a), ("b", b)] {
+        let shape = matrix.shape();
+        let (codes, scales) = matrix.into_parts();
+        let groups = vec![shape.rows(), shape.row_groups()];
+        inputs.insert(
+            format!("{name}_codes"),
+            (Dtype::U8, vec![shape.rows(), shape.row_bytes()], codes),
+        );
+        inputs.insert(format!("{name}_scales"), (Dtype::U8, groups, scales));
+    }
+    let [m, n, _] = request.shape;
+    let y = (dtype(output), vec![m, n], to_bytes(output, &y));
+    let outputs = Tensors::from([("y".into(), y)]);
+    let request = Request::Matmul {
+        format: request.format.to_string(),
+        shape: request.shape,
+        alpha_bits: request.alpha.to_bits(),
+        output: output.to_string(),
+    };
+    Ok((request, inputs, outputs))
+}
+
+/// The names of the tie modes.
+pub(super) const fn tie_name(tie: TieMode) -> &'static str {
+    match tie {
+        TieMode::Even => "even",
+        TieMode::Zero => "zero",
+        TieMode::Down => "down",
+        TieMode::Up => "up",
+    }
+}
+
+/// The scale types, for reading a request back.
+pub(super) const SCALE_TYPES: [ScaleType; 2] = [ScaleType::E8M0, ScaleType::E4M3];

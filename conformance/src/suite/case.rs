@@ -1,0 +1,531 @@
+//! Cases: one request each, with a stable id from which everything else follows.
+//!
+//! ```text
+//! quantize/e4m3.g16/bf16/even/nvfp4/shared-32/computed/3x96/tie-code
+//! matmul/mxfp4/15x17x2080/spread:41/alpha-usual/f16/split-3
+//! pair/nvfp4/f32-bf16/blocks-16/3x17x160/outlier
+//! core/swizzle/129x5
+//! ```
+//!
+//! `/threads-N` is appended where the thread count is set. The data of a case are drawn from a
+//! generator seeded with the id, so an id means the same inputs in every profile and on every
+//! machine.
+
+use std::collections::BTreeSet;
+use std::fmt;
+
+use fp4_core::{FloatType, Format, GroupSize, PackedMatrix, QuantSpec, ScaleType, TieMode};
+
+use super::profile::{CoreSet, MatmulSet, PairSet, Profile, QuantizeSet, draw};
+use crate::data::operands::operands;
+use crate::data::values::{OwnedTransform, Setting, given_scales, transform, values};
+use crate::oracle::rules::Rules;
+use crate::random::Random;
+use crate::vectors::Values;
+
+/// A clause of the contract, such as `C4.3`.
+pub type Clause = &'static str;
+
+/// The clauses of the contract that cases must check.
+pub const CLAUSES: [Clause; 9] = ["C1", "C2", "C3", "C4", "C5", "C6", "C7", "C8", "C9"];
+
+/// One case.
+#[derive(Debug, Clone)]
+pub struct Case {
+    /// The stable id.
+    pub id: String,
+    /// The clauses that it checks.
+    pub clauses: Vec<Clause>,
+    /// What is asked.
+    pub kind: Kind,
+}
+
+/// What a case asks.
+#[derive(Debug, Clone)]
+pub enum Kind {
+    /// Quantize one matrix.
+    Quantize(QuantizeCase),
+    /// Multiply two packed matrices.
+    Matmul(MatmulCase),
+    /// Quantize two matrices and multiply them.
+    Pair(PairCase),
+    /// A function of the core that backends do not have.
+    Core(CoreCase),
+}
+
+/// A transform's kind: block size, and whether each block of K has its own matrix.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TransformKind {
+    /// Rows and columns.
+    pub block: usize,
+    /// One matrix for each block of K.
+    pub per_block: bool,
+}
+
+/// Quantize a (rows, k) matrix.
+#[derive(Debug, Clone)]
+pub struct QuantizeCase {
+    /// Settings.
+    pub spec: QuantSpec,
+    /// Type of the values.
+    pub input: FloatType,
+    /// The transform, if any.
+    pub transform: Option<TransformKind>,
+    /// Scale bytes are given.
+    pub given: bool,
+    /// Rows and K.
+    pub shape: [usize; 2],
+    /// Data family.
+    pub data: String,
+    /// Thread count; 0 is the backend as it was registered.
+    pub threads: usize,
+}
+
+/// The inputs of a quantization.
+#[derive(Debug, Clone)]
+pub struct QuantizeData {
+    /// The values.
+    pub x: Values,
+    /// The transform.
+    pub transform: Option<OwnedTransform>,
+    /// Given scale bytes.
+    pub given: Option<Vec<u8>>,
+}
+
+/// How a product is computed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Way {
+    /// One call.
+    Whole,
+    /// K padded to a multiple of 128 (C8).
+    Padded,
+    /// Rows of A in three calls.
+    Rows,
+    /// Partial sums over ranges of K, each from zero, merged in another order.
+    Split(usize),
+    /// Partial sums over ranges of K, added into the same sums.
+    Into(usize),
+}
+
+/// Multiply two packed matrices.
+#[derive(Debug, Clone)]
+pub struct MatmulCase {
+    /// Format.
+    pub format: Format,
+    /// M, N and K.
+    pub shape: [usize; 3],
+    /// Data family.
+    pub data: String,
+    /// Output multiplier.
+    pub alpha: f32,
+    /// Type of the output.
+    pub output: FloatType,
+    /// How.
+    pub way: Way,
+    /// Thread count; 0 is the backend as it was registered.
+    pub threads: usize,
+}
+
+/// Quantize two matrices and multiply them.
+#[derive(Debug, Clone)]
+pub struct PairCase {
+    /// Format.
+    pub format: Format,
+    /// Type of the values.
+    pub input: FloatType,
+    /// Type of the output.
+    pub output: FloatType,
+    /// The transform, if any.
+    pub transform: Option<TransformKind>,
+    /// M, N and K.
+    pub shape: [usize; 3],
+    /// Data family of both matrices.
+    pub data: String,
+}
+
+/// A function of the core.
+#[derive(Debug, Clone)]
+pub struct CoreCase {
+    /// Which.
+    pub check: CoreCheck,
+    /// Rows and columns.
+    pub shape: [usize; 2],
+}
+
+/// Functions of the core that backends share.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CoreCheck {
+    /// The 128x4 scale layout, both directions.
+    Swizzle,
+    /// Padding of K.
+    Pad,
+    /// Packing and unpacking of codes.
+    Pack,
+    /// f32 to codes and scale bytes, around every midpoint.
+    Encode,
+    /// Every code and scale byte.
+    Decode,
+    /// The fused multiply-add.
+    Fma,
+    /// Packed matrices to values.
+    Dequantize,
+}
+
+/// What registered backends declare about themselves: shapes and spreads to test around.
+#[derive(Debug, Clone, Default)]
+pub struct Declared {
+    /// Tile sizes in M.
+    pub m: Vec<usize>,
+    /// Tile sizes in N.
+    pub n: Vec<usize>,
+    /// Joint exponent spreads up to which a kernel is exact.
+    pub spreads: Vec<u32>,
+}
+
+impl QuantizeCase {
+    /// The inputs.
+    ///
+    /// # Errors
+    /// What the core says to a shape that makes no sense.
+    pub fn data(&self, id: &str, rules: &Rules) -> Result<QuantizeData, fp4_core::Error> {
+        let mut random = Random::of(id);
+        let shape = self.spec.shape(self.shape[0], self.shape[1])?;
+        let given = (self.given)
+            .then(|| given_scales(&mut random, self.spec.scale_type(), shape.scales_len()));
+        let setting = Setting {
+            rules,
+            shape: self.shape,
+            ty: self.input,
+            spec: &self.spec,
+            given: given.as_deref(),
+        };
+        let mut x = values(&self.data, &mut random, &setting);
+        let transform = self.transform.map(|kind| {
+            let blocks = kind.per_block.then_some(self.shape[1] / kind.block);
+            transform(&self.data, &mut random, &setting, kind.block, blocks, &mut x)
+        });
+        Ok(QuantizeData { x, transform, given })
+    }
+}
+
+impl MatmulCase {
+    /// The operands A (M, K) and B (N, K).
+    ///
+    /// # Errors
+    /// What the core says to a shape that makes no sense.
+    pub fn data(&self, id: &str) -> Result<[PackedMatrix; 2], fp4_core::Error> {
+        operands(&self.data, &mut Random::of(id), self.format, self.shape)
+    }
+}
+
+impl PairCase {
+    /// The quantizations of A and B.
+    pub fn sides(&self) -> [QuantizeCase; 2] {
+        let [m, n, k] = self.shape;
+        [m, n].map(|rows| QuantizeCase {
+            spec: QuantSpec::usual(self.format),
+            input: self.input,
+            transform: self.transform,
+            given: false,
+            shape: [rows, k],
+            data: self.data.clone(),
+            threads: 0,
+        })
+    }
+}
+
+/// The cases of a profile, in order, each id once.
+pub fn cases(profile: &Profile, declared: &Declared) -> Vec<Case> {
+    let mut cases = Vec::new();
+    for (i, set) in profile.core.iter().enumerate() {
+        cases.extend(core_cases(set, i));
+    }
+    for (i, set) in profile.quantize.iter().enumerate() {
+        cases.extend(quantize_cases(set, i));
+    }
+    for (i, set) in profile.matmul.iter().enumerate() {
+        cases.extend(matmul_cases(set, i, declared));
+    }
+    for (i, set) in profile.pair.iter().enumerate() {
+        cases.extend(pair_cases(set, i));
+    }
+    let mut seen = BTreeSet::new();
+    cases.retain(|case| seen.insert(case.id.clone()));
+    cases
+}
+
+fn quantize_cases(set: &QuantizeSet, index: usize) -> Vec<Case> {
+    let lens = [
+        set.scale_types.len(),
+        set.groups.len(),
+        set.inputs.len(),
+        set.ties.len(),
+        set.settings.len(),
+        set.transforms.len(),
+        set.scales.len(),
+        set.rows.len(),
+        set.ks.len(),
+        set.data.len(),
+        set.threads.len(),
+    ];
+    let draws = draw(&format!("quantize{index}"), &lens, set.sample);
+    let make = |i: &Vec<usize>| {
+        let scale_type = scale_type(&set.scale_types[i[0]])?;
+        let group = GroupSize::new(set.groups[i[1]]).ok()?;
+        let (gs, ss) = setting(&set.settings[i[4]])?;
+        let tie = tie(&set.ties[i[3]])?;
+        let spec = QuantSpec::new(scale_type, group, gs, ss).ok()?.with_tie(tie);
+        let transform = transform_kind(&set.transforms[i[5]])?;
+        let chunk = transform.map_or(group.get(), |t| t.block.max(group.get()));
+        let case = QuantizeCase {
+            spec,
+            input: float_type(&set.inputs[i[2]])?,
+            transform,
+            given: set.scales[i[6]] == "given",
+            shape: [set.rows[i[7]], set.ks[i[8]].next_multiple_of(chunk)],
+            data: set.data[i[9]].clone(),
+            threads: set.threads[i[10]],
+        };
+        let [rows, k] = case.shape;
+        let id = format!(
+            "quantize/{scale_type}.g{group}/{}/{}/{}/{}/{}/{rows}x{k}/{}{}",
+            case.input,
+            set.ties[i[3]],
+            set.settings[i[4]],
+            set.transforms[i[5]],
+            set.scales[i[6]],
+            case.data,
+            Threads(case.threads),
+        );
+        let mut clauses = vec!["C1", "C2", "C3", "C4"];
+        clauses.extend(case.transform.map(|_| "C5"));
+        clauses.extend(case.data.contains("nan").then_some("C9"));
+        Some(Case { id, clauses, kind: Kind::Quantize(case) })
+    };
+    draws.iter().filter_map(make).collect()
+}
+
+fn matmul_cases(set: &MatmulSet, index: usize, declared: &Declared) -> Vec<Case> {
+    let lens = [
+        set.formats.len(),
+        set.ms.len(),
+        set.ns.len(),
+        set.ks.len(),
+        set.data.len(),
+        set.alphas.len(),
+        set.outputs.len(),
+        set.ways.len(),
+        set.threads.len(),
+    ];
+    let draws = draw(&format!("matmul{index}"), &lens, set.sample);
+    let mut cases = Vec::new();
+    for i in &draws {
+        // What is drawn are names, so that the draw does not depend on what backends declare.
+        let data = families(&set.data[i[4]], &declared.spreads);
+        let (ms, ns) = (sizes(&set.ms[i[1]], &declared.m), sizes(&set.ns[i[2]], &declared.n));
+        for (data, m, n) in data
+            .iter()
+            .flat_map(|data| ms.iter().map(move |&m| (data, m)))
+            .flat_map(|(data, m)| ns.iter().map(move |&n| (data, m, n)))
+        {
+            cases.extend(matmul_case(set, i, data, [m, n]));
+        }
+    }
+    cases
+}
+
+fn matmul_case(set: &MatmulSet, i: &[usize], data: &str, [m, n]: [usize; 2]) -> Option<Case> {
+    let format = format(&set.formats[i[0]])?;
+    let k = set.ks[i[3]].next_multiple_of(format.group().get());
+    let case = MatmulCase {
+        format,
+        shape: [m, n, k],
+        data: data.to_owned(),
+        alpha: alpha(&set.alphas[i[5]])?,
+        output: float_type(&set.outputs[i[6]])?,
+        way: way(&set.ways[i[7]])?,
+        threads: set.threads[i[8]],
+    };
+    let id = format!(
+        "matmul/{format}/{m}x{n}x{k}/{data}/alpha-{}/{}/{}{}",
+        set.alphas[i[5]],
+        case.output,
+        set.ways[i[7]],
+        Threads(case.threads),
+    );
+    let mut clauses = vec!["C2", "C3", "C6"];
+    clauses.extend((case.way == Way::Padded).then_some("C8"));
+    clauses.extend((case.data.contains("nan") || case.alpha.is_nan()).then_some("C9"));
+    Some(Case { id, clauses, kind: Kind::Matmul(case) })
+}
+
+/// A family, or for `spread:bounds` each declared spread and one past it.
+fn families(name: &str, spreads: &[u32]) -> Vec<String> {
+    if name != "spread:bounds" {
+        return vec![name.to_owned()];
+    }
+    spreads.iter().flat_map(|s| [*s, s + 1]).map(|s| format!("spread:{s}")).collect()
+}
+
+fn pair_cases(set: &PairSet, index: usize) -> Vec<Case> {
+    let lens = [
+        set.formats.len(),
+        set.inputs.len(),
+        set.outputs.len(),
+        set.transforms.len(),
+        set.ms.len(),
+        set.ns.len(),
+        set.ks.len(),
+        set.data.len(),
+    ];
+    let draws = draw(&format!("pair{index}"), &lens, set.sample);
+    let make = |i: &Vec<usize>| {
+        let format = format(&set.formats[i[0]])?;
+        let transform = transform_kind(&set.transforms[i[3]])?;
+        let group = format.group().get();
+        let chunk = transform.map_or(group, |t| t.block.max(group));
+        let case = PairCase {
+            format,
+            input: float_type(&set.inputs[i[1]])?,
+            output: float_type(&set.outputs[i[2]])?,
+            transform,
+            shape: [set.ms[i[4]], set.ns[i[5]], set.ks[i[6]].next_multiple_of(chunk)],
+            data: set.data[i[7]].clone(),
+        };
+        let [m, n, k] = case.shape;
+        let id = format!(
+            "pair/{format}/{}-{}/{}/{m}x{n}x{k}/{}",
+            case.input, case.output, set.transforms[i[3]], case.data
+        );
+        let mut clauses = vec!["C1", "C2", "C3", "C4", "C6"];
+        clauses.extend(case.transform.map(|_| "C5"));
+        clauses.extend(case.data.contains("nan").then_some("C9"));
+        Some(Case { id, clauses, kind: Kind::Pair(case) })
+    };
+    draws.iter().filter_map(make).collect()
+}
+
+fn core_cases(set: &CoreSet, index: usize) -> Vec<Case> {
+    let lens = [set.checks.len(), set.rows.len(), set.cols.len()];
+    let make = |i: &Vec<usize>| {
+        let name = set.checks[i[0]].as_str();
+        let (check, clauses): (_, &[Clause]) = match name {
+            "swizzle" => (CoreCheck::Swizzle, &["C7", "C9"]),
+            "pad" => (CoreCheck::Pad, &["C8", "C9"]),
+            "pack" => (CoreCheck::Pack, &["C3", "C9"]),
+            "encode" => (CoreCheck::Encode, &["C1", "C2", "C9"]),
+            "decode" => (CoreCheck::Decode, &["C1", "C2", "C9"]),
+            "fma" => (CoreCheck::Fma, &["C5"]),
+            "dequantize" => (CoreCheck::Dequantize, &["C4", "C9"]),
+            _ => return None,
+        };
+        let shape = [set.rows[i[1]], set.cols[i[2]]];
+        let id = format!("core/{name}/{}x{}", shape[0], shape[1]);
+        Some(Case { id, clauses: clauses.to_vec(), kind: Kind::Core(CoreCase { check, shape }) })
+    };
+    draw(&format!("core{index}"), &lens, None).iter().filter_map(make).collect()
+}
+
+/// The suffix of an id for a thread count.
+struct Threads(usize);
+
+impl fmt::Display for Threads {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            0 => Ok(()),
+            threads => write!(f, "/threads-{threads}"),
+        }
+    }
+}
+
+/// A number; or for `tile-1`, `tile`, `tile+1` one size for each declared tile.
+fn sizes(name: &str, tiles: &[usize]) -> Vec<usize> {
+    match name {
+        "tile-1" => tiles.iter().map(|t| t.saturating_sub(1)).collect(),
+        "tile" => tiles.to_vec(),
+        "tile+1" => tiles.iter().map(|t| t + 1).collect(),
+        number => number.parse().into_iter().collect(),
+    }
+}
+
+fn scale_type(name: &str) -> Option<ScaleType> {
+    [ScaleType::E8M0, ScaleType::E4M3].into_iter().find(|ty| ty.to_string() == name)
+}
+
+fn float_type(name: &str) -> Option<FloatType> {
+    FloatType::ALL.into_iter().find(|ty| ty.to_string() == name)
+}
+
+fn format(name: &str) -> Option<Format> {
+    Format::ALL.into_iter().find(|format| format.to_string() == name)
+}
+
+fn tie(name: &str) -> Option<TieMode> {
+    Some(match name {
+        "even" => TieMode::Even,
+        "zero" => TieMode::Zero,
+        "down" => TieMode::Down,
+        "up" => TieMode::Up,
+        _ => return None,
+    })
+}
+
+/// A named global scale and scale-scale.
+fn setting(name: &str) -> Option<(f32, f32)> {
+    Some(match name {
+        "mxfp4" => (1.0 / 3.0, 4.0),
+        "nvfp4" => (0.1, 6.0),
+        "one-4" => (1.0, 4.0),
+        "one-6" => (1.0, 6.0),
+        "sixth" => (1.0 / 6.0, 6.0),
+        "amax" => (3.7 / 2688.0, 6.0),
+        // Units as small as the smallest subnormals.
+        "tiny" => (1.0 / (1 << 22) as f32, 4.0),
+        "smallest" => (f32::from_bits(1), 6.0),
+        "large" => (1e30, 5.3),
+        _ => return None,
+    })
+}
+
+/// A named alpha.
+fn alpha(name: &str) -> Option<f32> {
+    Some(match name {
+        "one" => 1.0,
+        "usual" => 0.1 * 0.012_345,
+        "third" => 1.0 / 3.0,
+        "negative" => -2.7,
+        "zero" => 0.0,
+        "negative-zero" => -0.0,
+        "tiny" => 1e-42,
+        "huge" => 3e38,
+        "inf" => f32::INFINITY,
+        "nan" => f32::from_bits(0xFFC0_1234),
+        _ => return None,
+    })
+}
+
+/// `none`, `shared-16`, `blocks-128`, ...; the outer `None` is an unknown name.
+fn transform_kind(name: &str) -> Option<Option<TransformKind>> {
+    if name == "none" {
+        return Some(None);
+    }
+    let (kind, block) = name.split_once('-')?;
+    let per_block = match kind {
+        "shared" => false,
+        "blocks" => true,
+        _ => return None,
+    };
+    let block = GroupSize::new(block.parse().ok()?).ok()?.get();
+    Some(Some(TransformKind { block, per_block }))
+}
+
+fn way(name: &str) -> Option<Way> {
+    Some(match name.split_once('-') {
+        None if name == "whole" => Way::Whole,
+        None if name == "pad" => Way::Padded,
+        None if name == "rows" => Way::Rows,
+        Some(("split", n)) => Way::Split(n.parse().ok()?),
+        Some(("into", n)) => Way::Into(n.parse().ok()?),
+        _ => return None,
+    })
+}

@@ -1,0 +1,393 @@
+//! A straightforward backend with one thing wrong at a time.
+//!
+//! It calls the core's rules for everything but the step that is wrong, so that only that step
+//! differs from the contract; without a fault it passes the suite.
+
+use std::ops::Range;
+
+use fp4_core::{
+    E2m1, Error, ExactSum, Float, FloatSlice, FloatSliceMut, FloatType, Matmul, MatmulQuery, Named,
+    Packed, PackedMut, PackedShape, PackedView, PartialsMut, Paths, PreparedWeight, QuantizeInput,
+    QuantizeQuery, Quantizer, ScaleType, TieMode, Unsupported, finish_one, fma, reference,
+    with_floats,
+};
+
+use super::Fault;
+
+/// The backend; `threads` is what a thread-dependent fault depends on.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Mutant {
+    pub(crate) fault: Option<Fault>,
+    pub(crate) threads: usize,
+}
+
+/// A weight, copied.
+pub(crate) struct Weight<B>(B);
+
+impl<B: Packed> PreparedWeight for Weight<B> {
+    fn shape(&self) -> PackedShape {
+        self.0.view().shape()
+    }
+}
+
+impl Named for Mutant {
+    fn name(&self) -> &str {
+        self.fault.map_or("no fault", Fault::name)
+    }
+}
+
+impl Mutant {
+    fn has(&self, fault: Fault) -> bool {
+        self.fault == Some(fault)
+    }
+
+    /// One fused step, or what stands in for it.
+    fn step(&self, x: f32, t: f32, acc: f32) -> f32 {
+        match self.fault {
+            Some(Fault::MultiplyThenAdd) => x * t + acc,
+            Some(Fault::FmaThroughF64) => (f64::from(x) * f64::from(t) + f64::from(acc)) as f32,
+            _ => fma(x, t, acc),
+        }
+    }
+
+    fn transformed(&self, input: &QuantizeInput<'_>) -> Vec<f32> {
+        let ty = input.x().float_type();
+        let x: Vec<f32> = widened(input.x());
+        let Some(t) = input.transform() else { return x };
+        let round = |y: f32| match ty {
+            FloatType::F32 => <f32 as Float>::from_f32(y),
+            FloatType::F16 => Float::to_f32(<half::f16 as Float>::from_f32(y)),
+            FloatType::Bf16 => Float::to_f32(<half::bf16 as Float>::from_f32(y)),
+        };
+        let stored = widened(t.values());
+        let (block, k) = (t.block(), input.shape().k());
+        let mut y = Vec::new();
+        for (at, x) in x.chunks_exact(block).enumerate() {
+            let b = if self.has(Fault::FirstBlockForAll) { 0 } else { at % (k / block) };
+            let start = t.offset(b);
+            for j in 0..block {
+                let weight = |i: usize| {
+                    let index = if self.has(Fault::TransformTransposed) {
+                        i * block + j
+                    } else {
+                        j * block + i
+                    };
+                    let t = stored[start + index];
+                    if self.has(Fault::TransformNotRounded) { t } else { round(t) }
+                };
+                let acc = match self.fault {
+                    Some(Fault::DescendingChain) => {
+                        (0..block).rev().fold(0.0, |acc, i| self.step(x[i], weight(i), acc))
+                    }
+                    Some(Fault::ChainInF64) => (0..block)
+                        .fold(0f64, |acc, i| acc + f64::from(x[i]) * f64::from(weight(i)))
+                        as f32,
+                    Some(Fault::ChainWithoutZero) => {
+                        let first = x[0] * weight(0);
+                        (1..block).fold(first, |acc, i| self.step(x[i], weight(i), acc))
+                    }
+                    _ => (0..block).fold(0.0, |acc, i| self.step(x[i], weight(i), acc)),
+                };
+                y.push(if self.has(Fault::NoRoundingAfterTransform) { acc } else { round(acc) });
+            }
+        }
+        y
+    }
+
+    fn scale(&self, ty: ScaleType, s: f32) -> u8 {
+        let right = ty.encode(s);
+        match (self.fault, ty) {
+            (Some(Fault::E8m0TiesToEven), ScaleType::E8M0) => {
+                let is_tie = s.to_bits() & 0x7F_FFFF == 0x40_0000 && s >= f32::MIN_POSITIVE;
+                if is_tie && right % 2 == 1 && right != 0xFF { right - 1 } else { right }
+            }
+            (Some(Fault::E8m0Floor), ScaleType::E8M0) if s.is_finite() => {
+                if ty.decode(right) > s && right > 0 { right - 1 } else { right }
+            }
+            (Some(Fault::E4m3TiesUp), ScaleType::E4M3) if right < 0x7E && s > 0.0 => {
+                let middle = (ty.decode(right) + ty.decode(right + 1)) / 2.0;
+                if s == middle { right + 1 } else { right }
+            }
+            (Some(Fault::E4m3SubnormalsFlushed), ScaleType::E4M3) if right & 0x78 == 0 => 0,
+            (Some(Fault::E4m3OverflowIsNan), ScaleType::E4M3) if s > 464.0 => 0x7F,
+            (Some(Fault::NanScaleNegative), ScaleType::E4M3) if s.is_nan() => 0xFF,
+            _ => right,
+        }
+    }
+
+    fn code(&self, y: f32, d: f32, tie: TieMode) -> u8 {
+        let q = match self.fault {
+            _ if d == 0.0 => 0f32.copysign(y),
+            Some(Fault::Reciprocal) => y * (1.0 / d),
+            _ => y / d,
+        };
+        let tie = match self.fault {
+            Some(Fault::TiesDown) => TieMode::Down,
+            Some(Fault::TiesAway) if q < 0.0 => TieMode::Down,
+            Some(Fault::TiesAway) => TieMode::Up,
+            Some(Fault::TieModeIgnored) => TieMode::Even,
+            _ => tie,
+        };
+        let code = E2m1::from_f32_tie(q, tie).to_bits();
+        match self.fault {
+            Some(Fault::LostSignedZero) if code == 8 => 0,
+            Some(Fault::NanIsZero) if q.is_nan() => 0,
+            Some(Fault::InfinityWraps) if q.is_infinite() => 0,
+            _ => code,
+        }
+    }
+
+    /// The exact sum of an output, or what stands in for it.
+    fn sum(
+        &self,
+        a: PackedView<'_>,
+        i: usize,
+        b: PackedView<'_>,
+        j: usize,
+        groups: Range<usize>,
+    ) -> Result<ExactSum, Error> {
+        let ty = a.shape().scale_type();
+        let bytes = a.shape().group().get() / 2;
+        let mut sum = ExactSum::ZERO;
+        let all = a.shape().row_groups();
+        let spread = self.joint_spread(a, i, b, j);
+        for g in groups {
+            if self.has(Fault::TailDropped) && all > 4 && g == all - 1 && all % 2 == 1 {
+                continue;
+            }
+            let codes = g * bytes..(g + 1) * bytes;
+            let (ca, cb) = (&a.row_codes(i)[codes.clone()], &b.row_codes(j)[codes]);
+            let (sa, sb) = (a.row_scales(i)[g], b.row_scales(j)[g]);
+            let mut dot = reference::group_dot(ca, cb);
+            if self.has(Fault::ZeroGroupsSkipped)
+                && (ca.iter().all(|c| c & 0x77 == 0) || cb.iter().all(|c| c & 0x77 == 0))
+            {
+                continue;
+            }
+            if self.has(Fault::DotSaturates) {
+                dot = dot.clamp(-2047, 2047);
+            }
+            match (ty.parts(sa), ty.parts(sb)) {
+                (Some(pa), Some(pb)) => {
+                    let mut significand = dot * i64::from(pa.significand * pb.significand);
+                    if self.has(Fault::NegativeScaleIgnored) {
+                        significand = dot * i64::from((pa.significand * pb.significand).abs());
+                    }
+                    if self.has(Fault::ScaleSubnormalsFlushed)
+                        && ty == ScaleType::E4M3
+                        && (sa & 0x78 == 0 || sb & 0x78 == 0)
+                    {
+                        significand = 0;
+                    }
+                    let exponent = pa.exponent + pb.exponent - 2;
+                    // A kernel that takes its narrow path one past its bound drops the lowest terms.
+                    let dropped = self.has(Fault::WrongFallbackBound)
+                        && spread == 41
+                        && pa.exponent + pb.exponent == self.lowest(a, i, b, j);
+                    if !dropped {
+                        sum.add_scaled(significand, exponent)?;
+                    }
+                }
+                _ if self.has(Fault::NanScaleIgnored) => {}
+                _ => sum.set_nan(),
+            }
+        }
+        Ok(sum)
+    }
+
+    fn exponents(a: PackedView<'_>, i: usize) -> impl Iterator<Item = i32> {
+        let ty = a.shape().scale_type();
+        a.row_scales(i).iter().filter_map(move |&s| ty.parts(s)).map(|p| p.exponent)
+    }
+
+    fn lowest(&self, a: PackedView<'_>, i: usize, b: PackedView<'_>, j: usize) -> i32 {
+        (Self::exponents(a, i).zip(Self::exponents(b, j))).map(|(a, b)| a + b).min().unwrap_or(0)
+    }
+
+    fn joint_spread(&self, a: PackedView<'_>, i: usize, b: PackedView<'_>, j: usize) -> i32 {
+        let spread = |e: &[i32]| e.iter().max().unwrap_or(&0) - e.iter().min().unwrap_or(&0);
+        let (ea, eb): (Vec<_>, Vec<_>) =
+            (Self::exponents(a, i).collect(), Self::exponents(b, j).collect());
+        spread(&ea) + spread(&eb)
+    }
+
+    /// The f32 of an output before alpha.
+    fn rounded(
+        &self,
+        a: PackedView<'_>,
+        i: usize,
+        b: PackedView<'_>,
+        j: usize,
+    ) -> Result<f32, Error> {
+        let groups = a.shape().row_groups();
+        let part = |range| Ok::<f32, Error>(self.sum(a, i, b, j, range)?.to_f32());
+        Ok(match self.fault {
+            Some(Fault::F32Accumulation) => {
+                let mut sum = 0f32;
+                for g in 0..groups {
+                    sum += part(g..g + 1)?;
+                }
+                sum
+            }
+            Some(Fault::F64Accumulation) => {
+                let mut sum = 0f64;
+                for g in 0..groups {
+                    sum += self.sum(a, i, b, j, g..g + 1)?.to_f64();
+                }
+                sum as f32
+            }
+            Some(Fault::RoundedHalves) if groups > 1 => {
+                part(0..groups / 2)? + part(groups / 2..groups)?
+            }
+            Some(Fault::ThreadDependentSplit) if self.threads > 1 => {
+                let cut = groups / self.threads;
+                part(0..cut)? + part(cut..groups)?
+            }
+            Some(Fault::DoubleRounding) => self.sum(a, i, b, j, 0..groups)?.to_f64() as f32,
+            Some(Fault::NegativeZeroSum) => {
+                let y = part(0..groups)?;
+                if y == 0.0 { -0.0 } else { y }
+            }
+            Some(Fault::UnderflowLosesSign) => {
+                let y = part(0..groups)?;
+                if y == 0.0 { 0.0 } else { y }
+            }
+            Some(Fault::SubnormalSumsFlushed) => {
+                let y = part(0..groups)?;
+                if y.is_subnormal() { 0.0 } else { y }
+            }
+            Some(Fault::OverflowSaturates) => {
+                let y = part(0..groups)?;
+                if y.is_infinite() { f32::MAX.copysign(y) } else { y }
+            }
+            _ => part(0..groups)?,
+        })
+    }
+}
+
+fn widened(values: FloatSlice<'_>) -> Vec<f32> {
+    with_floats!(FloatSlice, values, v => v.iter().map(|&x| Float::to_f32(x)).collect())
+}
+
+impl Quantizer for Mutant {
+    fn supports_quantize(&self, _query: &QuantizeQuery) -> Result<(), Unsupported> {
+        Ok(())
+    }
+
+    fn quantize(&self, input: &QuantizeInput<'_>, out: &mut PackedMut<'_>) -> Result<(), Error> {
+        input.expect_output(out.shape())?;
+        let y = self.transformed(input);
+        let (spec, group) = (input.spec(), input.spec().group().get());
+        let (codes, scales) = out.buffers();
+        let groups = y.chunks_exact(group).zip(codes.chunks_exact_mut(group / 2)).zip(scales);
+        for (g, ((y, codes), scale)) in groups.enumerate() {
+            let is_nan = |y: &f32| y.is_nan() && !self.has(Fault::AmaxSkipsNan);
+            let amax = if y.iter().any(is_nan) {
+                f32::NAN
+            } else {
+                y.iter().fold(0f32, |amax, y| amax.max(y.abs()))
+            };
+            let product = spec.scale_scale() * spec.global_scale();
+            let s = match self.fault {
+                Some(Fault::ScaleByTwoDivisions) => amax / spec.scale_scale() / spec.global_scale(),
+                _ => amax / product,
+            };
+            *scale = match input.scales() {
+                Some(given) if !self.has(Fault::GivenScalesIgnored) => given[g],
+                _ => self.scale(spec.scale_type(), s),
+            };
+            let d = match self.fault {
+                Some(Fault::GlobalScaleIgnored) => spec.scale_type().decode(*scale),
+                _ => spec.unit(*scale),
+            };
+            for (byte, y) in codes.iter_mut().zip(y.chunks_exact(2)) {
+                let (low, high) = (self.code(y[0], d, spec.tie()), self.code(y[1], d, spec.tie()));
+                *byte =
+                    if self.has(Fault::NibblesSwapped) { high | low << 4 } else { low | high << 4 };
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Matmul for Mutant {
+    type Prepared<B: Packed> = Weight<B>;
+
+    fn supports_matmul(&self, _query: &MatmulQuery) -> Result<(), Unsupported> {
+        Ok(())
+    }
+
+    fn supports_partial(&self, _query: &MatmulQuery) -> Result<(), Unsupported> {
+        Ok(())
+    }
+
+    fn prepare<B: Packed>(&self, b: B) -> Result<Self::Prepared<B>, Error> {
+        b.view().shape().expect_format()?;
+        Ok(Weight(b))
+    }
+
+    fn matmul<B: Packed>(
+        &self,
+        a: PackedView<'_>,
+        b: &Self::Prepared<B>,
+        alpha: f32,
+        out: FloatSliceMut<'_>,
+    ) -> Result<Paths, Error> {
+        let b = b.0.view();
+        a.shape().expect_product(&b.shape())?;
+        let (m, n) = (a.shape().rows(), b.shape().rows());
+        with_floats!(FloatSliceMut, out, out => {
+            for i in 0..m {
+                for j in 0..n {
+                    let last = self.has(Fault::LastColumnUnwritten) && n > 8 && j == n - 1;
+                    if last {
+                        continue;
+                    }
+                    let s32 = match self.fault {
+                        Some(Fault::RowOffByOne) if m > 16 && i == 16 => self.rounded(a, 15, b, j)?,
+                        _ => self.rounded(a, i, b, j)?,
+                    };
+                    out[i * n + j] = match self.fault {
+                        Some(Fault::AlphaInF64) => from_f64(f64::from(s32) * f64::from(alpha)),
+                        Some(Fault::AlphaAfterRounding) => {
+                            let y = f64::from(half::bf16::from_f32(s32).to_f32());
+                            from_f64(y * f64::from(alpha))
+                        }
+                        _ => finish_one(s32, alpha),
+                    };
+                }
+            }
+        });
+        Ok(Paths::default())
+    }
+
+    fn partial<B: Packed>(
+        &self,
+        a: PackedView<'_>,
+        b: &Self::Prepared<B>,
+        groups: Range<usize>,
+        out: PartialsMut<'_>,
+    ) -> Result<(), Error> {
+        let groups = match self.fault {
+            Some(Fault::PartialRangeIgnored) => 0..a.shape().row_groups(),
+            _ => groups,
+        };
+        match out {
+            PartialsMut::Exact(sums) if self.has(Fault::PartialOverwrites) => {
+                sums.fill(ExactSum::ZERO);
+                reference::partial(a, b.0.view(), groups, PartialsMut::Exact(sums))
+            }
+            out => reference::partial(a, b.0.view(), groups, out),
+        }
+    }
+}
+
+/// One rounding from f64 to the type, where the contract has two.
+fn from_f64<T: Float>(y: f64) -> T {
+    let one = match T::TYPE {
+        FloatType::F32 => y as f32,
+        FloatType::F16 => half::f16::from_f64(y).to_f32(),
+        FloatType::Bf16 => half::bf16::from_f64(y).to_f32(),
+    };
+    T::from_f32(one)
+}
