@@ -6,7 +6,8 @@
 //!
 //! Every row's answer is compared with the portable kernels' (one output row), which the tests
 //! compare with the reference. A time is the fastest of several samples, for the work, the
-//! rooflines and the peers alike: other load on the machine only ever adds. Rooflines: `vpdpbusd`
+//! rooflines and the peers alike: other load on the machine only ever adds. One thread is timed by
+//! its processor time, several by the wall. Rooflines: `vpdpbusd`
 //! on registers for products of 8 and more rows, streaming reads (of a buffer as large as the
 //! weights if they are hot, larger than the last-level cache if cold) for the others and for
 //! quantization. `--filter` keeps rows whose key, such as `gemm mxfp4 avx512-vnni m512`, has TEXT.
@@ -42,14 +43,38 @@ struct Row {
     peers: std::collections::BTreeMap<&'static str, f64>,
 }
 
-/// Seconds of the fastest sample, and at least five samples.
-fn fastest(budget: Duration, mut f: impl FnMut()) -> f64 {
+/// How time is taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Clock {
+    /// The calling thread's processor time: other processes do not count. For one thread.
+    Thread,
+    /// The wall's.
+    Wall,
+}
+
+impl Clock {
+    /// Seconds since some moment.
+    fn now(self, start: Instant) -> f64 {
+        #[cfg(unix)]
+        if self == Clock::Thread {
+            let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+            // SAFETY: `time` is writable.
+            let failed = unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &mut time) };
+            assert_eq!(failed, 0, "the thread's clock");
+            return time.tv_sec as f64 + time.tv_nsec as f64 * 1e-9;
+        }
+        start.elapsed().as_secs_f64()
+    }
+}
+
+/// Seconds of the fastest of at least five samples.
+fn fastest(clock: Clock, budget: Duration, mut f: impl FnMut()) -> f64 {
     f();
     let (start, mut best, mut samples) = (Instant::now(), f64::INFINITY, 0);
     while samples < 5 || start.elapsed() < budget {
-        let sample = Instant::now();
+        let sample = clock.now(start);
         f();
-        best = best.min(sample.elapsed().as_secs_f64());
+        best = best.min(clock.now(start) - sample);
         samples += 1;
     }
     best
@@ -94,13 +119,19 @@ fn dot_peak(isa: Isa, budget: Duration) -> Option<f64> {
     }
     const N: usize = 100_000;
     if isa == Isa::Avx512Vnni && is_x86_feature_detected!("avx512vnni") {
-        // SAFETY: the CPU has the features.
-        let seconds = fastest(budget, || _ = black_box(unsafe { zmm(black_box(N)) }));
+        let run = || {
+            // SAFETY: the CPU has the features.
+            black_box(unsafe { zmm(black_box(N)) });
+        };
+        let seconds = fastest(Clock::Thread, budget, run);
         return Some((N * 20 * 64) as f64 / seconds / 1e9);
     }
     if isa != Isa::Portable && is_x86_feature_detected!("avx2") {
-        // SAFETY: the CPU has the feature.
-        let seconds = fastest(budget, || _ = black_box(unsafe { ymm(black_box(N)) }));
+        let run = || {
+            // SAFETY: the CPU has the feature.
+            black_box(unsafe { ymm(black_box(N)) });
+        };
+        let seconds = fastest(Clock::Thread, budget, run);
         return Some((N * 8 * 32) as f64 / seconds / 1e9);
     }
     None
@@ -111,24 +142,47 @@ fn dot_peak(_isa: Isa, _budget: Duration) -> Option<f64> {
     None
 }
 
+/// Reads all words, asking for them ahead as the kernels do: without that a core waits for its
+/// translations of addresses and reads half as fast.
 fn sum_of(words: &[u64]) -> u64 {
-    words.iter().fold(0, |sum, w| sum ^ w)
+    let mut sums = [0; 32];
+    for line in words.chunks_exact(32) {
+        #[cfg(target_arch = "x86_64")]
+        for ahead in 0..4 {
+            use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+            let at = line.as_ptr().cast::<i8>().wrapping_add(4096 + 64 * ahead);
+            // SAFETY: a prefetch faults at no address.
+            unsafe { _mm_prefetch::<_MM_HINT_T0>(at) };
+        }
+        for (sum, word) in sums.iter_mut().zip(line) {
+            *sum ^= word;
+        }
+    }
+    sums.into_iter().fold(0, |a, b| a ^ b)
 }
 
 /// GB/s of reading `bytes` bytes again and again, by the threads of `pool`.
 fn read_peak(pool: &rayon::ThreadPool, bytes: usize, budget: Duration) -> f64 {
     let words = vec![1u64; bytes / 8];
     let part = words.len().div_ceil(pool.current_num_threads());
-    let seconds = fastest(budget, || {
-        let sum = pool.install(|| words.par_chunks(part).map(sum_of).reduce(|| 0, |a, b| a ^ b));
-        black_box(sum);
+    let clock = clock(pool.current_num_threads());
+    let seconds = pool.install(|| {
+        fastest(clock, budget, || {
+            black_box(words.par_chunks(part).map(sum_of).reduce(|| 0, |a, b| a ^ b));
+        })
     });
     bytes as f64 / seconds / 1e9
+}
+
+/// The thread's processor time where there is one thread, else the wall's.
+fn clock(threads: usize) -> Clock {
+    if threads == 1 { Clock::Thread } else { Clock::Wall }
 }
 
 /// Everything measured once for a number of threads.
 struct Machine {
     threads: usize,
+    clock: Clock,
     pool: Arc<rayon::ThreadPool>,
     budget: Duration,
     hot_read: f64,
@@ -175,6 +229,7 @@ fn main() {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("a pool");
         let machine = Machine {
             threads,
+            clock: clock(threads),
             budget,
             hot_read: read_peak(&pool, 9 << 20, budget),
             cold_read: read_peak(&pool, 2 * cache, budget),
@@ -348,7 +403,10 @@ impl Product<'_> {
                 .matmul(self.a.view(), weight, 1.0, (&mut y[..]).into())
                 .expect("multiplies");
         };
-        let seconds = self.machine.pool.install(|| fastest(self.machine.budget, &mut run));
+        let seconds = self
+            .machine
+            .pool
+            .install(|| fastest(self.machine.clock, self.machine.budget, &mut run));
         // Decode is bound by reading the weights, the rest by arithmetic.
         let (value, unit, roofline) = if m < 8 {
             let bytes = (self.w.codes().len() + self.w.scales().len()) as f64;
@@ -384,7 +442,7 @@ fn quantize_row(backend: &CpuSimd, machine: &Machine, format: Format) -> Row {
     let mut packed = PackedMatrix::zeros(spec.shape(m, k).expect("whole groups"));
     let input = QuantizeInput::new(&x[..], m, k, &spec).expect("a whole matrix");
     let mut run = || backend.quantize(&input, &mut packed.view_mut()).expect("quantizes");
-    let seconds = machine.pool.install(|| fastest(machine.budget, &mut run));
+    let seconds = machine.pool.install(|| fastest(machine.clock, machine.budget, &mut run));
     let value = (4 * m * k) as f64 / seconds / 1e9;
     Row {
         op: "quantize",
@@ -418,8 +476,9 @@ fn peers(
     let a = values(&mut Rng(8), Data::Gaussian, m, k);
     let w = values(&mut Rng(9), Data::Gaussian, n, k);
     let mut peers = std::collections::BTreeMap::new();
-    let time =
-        |f: &mut (dyn FnMut() + Send)| machine.pool.install(|| fastest(machine.budget, f)) / ours;
+    let time = |f: &mut (dyn FnMut() + Send)| {
+        machine.pool.install(|| fastest(machine.clock, machine.budget, f)) / ours
+    };
     let (ta, tw) = (
         Tensor::from_slice(&a, (m, k), &Device::Cpu).expect("a tensor"),
         Tensor::from_slice(&w, (n, k), &Device::Cpu).expect("a tensor"),

@@ -3,18 +3,37 @@
 //! # The model
 //!
 //! [`CpuSimd`] takes both roles of a backend. As a [`Quantizer`] it cuts the matrix into runs of
-//! whole groups and quantizes eight values at a time. As a [`Matmul`] it prepares the weight once,
-//! into panels of eight columns, and computes tiles of four rows by eight columns with 16-bit
-//! multiply-add instructions. Rayon threads take disjoint tiles, and nothing is ever combined
-//! across threads, so the number of threads cannot change a bit; neither can the tile size, because
-//! every sum is exact until its one rounding (C6).
+//! whole groups. As a [`Matmul`] it prepares the weight once, into panels of columns, and computes
+//! tiles of rows by a panel in integers. Rayon threads take disjoint tiles, and nothing is ever
+//! combined across threads, so the number of threads cannot change a bit; neither can the tile size
+//! nor the instruction set, because every sum is exact until its one rounding (C6). As a
+//! [`Resident`](fp4_core::backend::Resident) it keeps the activation in the form that the matmul reads.
+//!
+//! Which kernels run is decided once, when the backend is made: [`CpuSimd::new`] takes the fastest
+//! [`Isa`] that the CPU has, [`CpuSimd::with_isa`] the one that is asked for, or none.
+//!
+//! | [`Isa`] | MXFP4 matmul | NVFP4 matmul | quantize and transform |
+//! |---|---|---|---|
+//! | `Avx512Vnni` | scales folded into bytes, `vpdpbusd` over all of K | group dots, `vpdpbusd` and `vpdpwssd` | 16 values at a time; ties other than to even as `Portable` |
+//! | `Avx2` | group dots, `vpmaddubsw` and `vpmaddwd` | the same | as `Portable` |
+//! | `Portable` | group dots of 16-bit pairs, sums in f64 and i64 | the same | 8 values at a time |
+//!
+//! Dequantization is the reference's, in parallel. There are no kernels yet for NEON or WASM SIMD:
+//! `Portable` runs there, on what `wide` makes of it.
 //!
 //! | module | contents |
 //! |---|---|
+//! | `isa` | instruction sets, and the proof that the CPU has one |
+//! | `meta` | what the proofs need to know of a row: its live groups, and planes of exponents |
+//! | `sum` | the exact sum of an output and its one rounding; partial sums |
+//! | `x86` | tiles, panels and kernels for x86-64; each states its proof of exactness |
 //! | `portable` | kernels on the `wide` crate, for every CPU; each states its proof of exactness |
+//! | `resident` | activations kept in the kernels' form |
 //! | `threads` | which rayon pool runs the tasks, and the check of the environment in each |
 //!
-//! Kernels for one instruction set will stand beside `portable` and be chosen at run time.
+//! `unsafe` is in `x86` alone: loads and stores of vectors, calls of kernels by the holder of the proof,
+//! and the output that several threads write. `cargo bench` prints speeds beside rooflines and peers of
+//! the same run.
 //!
 //! # Example
 //!
@@ -31,7 +50,7 @@
 //! let weight = backend.prepare(packed.view())?; // once for a weight
 //! let mut y = [0f32; 9]; // x * x^T; alpha undoes the two global scales
 //! let paths = backend.matmul(packed.view(), &weight, 1.0 / 9.0, (&mut y[..]).into())?;
-//! assert_eq!((paths.narrow, y[1]), (9, y[3]));
+//! assert_eq!((paths.wide, y[1]), (0, y[3]));
 //! # Ok::<(), fp4_core::Error>(())
 //! ```
 
