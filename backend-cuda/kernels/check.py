@@ -1,0 +1,202 @@
+#!/usr/bin/env python3
+"""Compiles every kernel with NVRTC for every architecture and reads what came out. Needs no GPU.
+
+    pip install nvidia-cuda-nvrtc==13.0.88
+    python3 check.py [--only NAME] [FOLDER]
+
+For each .cu file and architecture it makes PTX and a cubin, prints a line for each kernel
+(registers, shared memory, stack, spills) and fails on
+
+  * an error or a warning of the compiler;
+  * a register spill, or wgmma that was serialized (ptxas C7510, C7511, C7517 and the like);
+  * arithmetic that is not the IEEE operation that the source names. The rule has three parts:
+      - the PTX holds no .ftz, .approx or .full (flushed or approximate) and no mad on floats;
+      - the PTX is the same, byte for byte, whether contraction is allowed (--fmad=true) or not. So
+        every fused multiply-add in it is one that the source asked for by __fmaf_rn, and no product
+        and sum lies about that a careless flag could fuse;
+      - a file whose source never says __fmaf_rn or __fma_rn has no fma in its PTX at all.
+
+The last line is "kernels: F files, A architectures, K kernels compiled, N failed"; zero kernels is a
+failure.
+"""
+
+import argparse
+import ctypes
+import importlib.util
+import multiprocessing
+import pathlib
+import re
+import sys
+
+ARCHITECTURES = ["80", "86", "89", "90a", "100a", "120a"]
+# Also given by the Rust side; see its NVRTC options.
+OPTIONS = ["--std=c++17", "--fmad=false", "--ftz=false", "--prec-div=true", "--prec-sqrt=true"]
+FORBIDDEN = re.compile(r"\.ftz\b|\.approx\b|\.full\b|\bmad(\.r[nzmp])?\.f(32|64)\b|\bf16\b.*\bmad\b")
+FMA = re.compile(r"\bfma\.r[nzmp]\.")
+
+
+def load_nvrtc(path):
+    """The library, from PATH, from the pip wheel, or from the system."""
+    candidates = [path] if path else []
+    spec = importlib.util.find_spec("nvidia")
+    for root in (spec.submodule_search_locations if spec else []) or []:
+        candidates += sorted(str(p) for p in pathlib.Path(root).glob("*/lib/libnvrtc.so.1?"))
+    candidates += ["libnvrtc.so.13", "libnvrtc.so.12"]
+    for candidate in candidates:
+        # The library opens its builtins by name alone, so they must be loaded already.
+        for builtins in sorted(pathlib.Path(candidate).parent.glob("libnvrtc-builtins.so.*")):
+            ctypes.CDLL(str(builtins))
+        try:
+            return ctypes.CDLL(candidate)
+        except OSError:
+            continue
+    sys.exit("check.py: no NVRTC found: pip install nvidia-cuda-nvrtc==13.0.88")
+
+
+class Nvrtc:
+    """The few calls that are needed, each checked."""
+
+    def __init__(self, path):
+        self.library = load_nvrtc(path)
+        self.library.nvrtcGetErrorString.restype = ctypes.c_char_p
+
+    def version(self):
+        major, minor = ctypes.c_int(), ctypes.c_int()
+        self.library.nvrtcVersion(ctypes.byref(major), ctypes.byref(minor))
+        return f"{major.value}.{minor.value}"
+
+    def _text(self, program, what):
+        size = ctypes.c_size_t()
+        if getattr(self.library, f"nvrtcGet{what}Size")(program, ctypes.byref(size)) != 0:
+            return b""
+        buffer = ctypes.create_string_buffer(max(size.value, 1))
+        getattr(self.library, f"nvrtcGet{what}")(program, buffer)
+        return buffer.raw[: size.value]
+
+    def compile(self, source, name, options):
+        """(status text or None, log, PTX, cubin)"""
+        program = ctypes.c_void_p()
+        self.library.nvrtcCreateProgram(
+            ctypes.byref(program), source.encode(), name.encode(), 0, None, None
+        )
+        given = (ctypes.c_char_p * len(options))(*[o.encode() for o in options])
+        status = self.library.nvrtcCompileProgram(program, len(options), given)
+        log = self._text(program, "ProgramLog").rstrip(b"\0").decode(errors="replace")
+        ptx = cubin = b""
+        if status == 0:
+            ptx = self._text(program, "PTX").rstrip(b"\0")
+            cubin = self._text(program, "CUBIN")
+        self.library.nvrtcDestroyProgram(ctypes.byref(program))
+        error = None if status == 0 else self.library.nvrtcGetErrorString(status).decode()
+        return error, log, ptx.decode(), cubin
+
+
+def kernels_in_log(log):
+    """{kernel: (registers, shared bytes, stack bytes, spill bytes)} from ptxas -v."""
+    found, name, stack, spill = {}, None, 0, 0
+    for line in log.splitlines():
+        if m := re.search(r"Compiling entry function '(\w+)'", line):
+            name = m[1]
+        elif m := re.search(
+            r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", line
+        ):
+            stack, spill = int(m[1]), int(m[2]) + int(m[3])
+        elif (m := re.search(r"Used (\d+) registers", line)) and name:
+            shared = re.search(r"(\d+) bytes smem", line)
+            found[name] = (int(m[1]), int(shared[1]) if shared else 0, stack, spill)
+            name, stack, spill = None, 0, 0
+    return found
+
+
+def judge_ptx(ptx, contracted, source):
+    """What is wrong with the arithmetic of a PTX text."""
+    wrong = []
+    code = [line for line in ptx.splitlines() if not line.lstrip().startswith("//")]
+    for line in code:
+        if FORBIDDEN.search(line):
+            wrong.append(f"flushed, approximate or fused arithmetic: {line.strip()}")
+    if ptx != contracted:
+        pairs = zip(ptx.splitlines(), contracted.splitlines())
+        first = next((f"{a.strip()} / {b.strip()}" for a, b in pairs if a != b), "length differs")
+        wrong.append(f"contraction would change the PTX; write __fmul_rn and __fadd_rn: {first}")
+    if not re.search(r"__fmaf?_rn", source) and any(FMA.search(line) for line in code):
+        wrong.append("an fma that the source did not ask for")
+    return wrong
+
+
+def with_includes(path, seen=None):
+    """The text of a file and of what it includes from its own folder, but for device.cuh."""
+    seen = set() if seen is None else seen
+    if path in seen or path.name == "device.cuh" or not path.exists():
+        return ""
+    seen.add(path)
+    text = path.read_text()
+    for name in re.findall(r'#include "([^"]+)"', text):
+        text += with_includes(path.parent / name, seen)
+    return text
+
+
+def check_one(job):
+    """One file for one architecture: (file, architecture, table rows, problems)."""
+    path, arch, nvrtc_path = job
+    nvrtc = Nvrtc(nvrtc_path)
+    source = path.read_text()
+    base = OPTIONS + [f"--include-path={path.parent}", f"-DFP4_SM={arch.rstrip('a')}"]
+    error, log, ptx, cubin = nvrtc.compile(
+        source, str(path), base + [f"--gpu-architecture=sm_{arch}", "--ptxas-options=-v"]
+    )
+    if error:
+        return path.name, arch, {}, [f"{error}\n{log}"]
+    problems = []
+    noise = [l for l in log.splitlines() if re.search(r"warning|error|C75\d\d|[Pp]otential [Pp]erf", l)]
+    problems += noise
+    again = [o if o != "--fmad=false" else "--fmad=true" for o in base]
+    error, _, contracted, _ = nvrtc.compile(source, str(path), again + [f"--gpu-architecture=sm_{arch}"])
+    problems += [error] if error else judge_ptx(ptx, contracted, with_includes(path))
+    entries = set(re.findall(r"\.entry\s+(\w+)", ptx))
+    rows = kernels_in_log(log)
+    if entries != set(rows):
+        problems.append(f"the PTX has {sorted(entries)}, the assembler reports {sorted(rows)}")
+    if entries and not cubin:
+        problems.append("no cubin")
+    problems += [f"{k}: {row[3]} bytes of register spills" for k, row in rows.items() if row[3]]
+    return path.name, arch, rows, problems
+
+
+def main():
+    here = pathlib.Path(__file__).resolve().parent
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", nargs="?", type=pathlib.Path, default=here, help="folder of .cu files")
+    parser.add_argument("--only", help="only files whose name contains this")
+    parser.add_argument("--nvrtc", help="path of libnvrtc.so")
+    arguments = parser.parse_args()
+
+    files = sorted(p for p in arguments.folder.resolve().glob("*.cu") if (arguments.only or "") in p.name)
+    jobs = [(path, arch, arguments.nvrtc) for path in files for arch in ARCHITECTURES]
+    print(f"NVRTC {Nvrtc(arguments.nvrtc).version()}, {' '.join(OPTIONS)}")
+    with multiprocessing.Pool() as pool:
+        results = pool.map(check_one, jobs, chunksize=1)
+
+    compiled = failed = 0
+    print(f"{'kernel':<44}{'sm':>5}{'registers':>11}{'shared':>8}{'stack':>7}{'spills':>8}")
+    for path in files:
+        of_file = [r for r in results if r[0] == path.name]
+        for name in sorted({k for r in of_file for k in r[2]}):
+            for _, arch, rows, _ in of_file:
+                if name in rows:
+                    registers, shared, stack, spill = rows[name]
+                    print(f"{name:<44}{arch:>5}{registers:>11}{shared:>8}{stack:>7}{spill:>8}")
+                    compiled += 1
+        if not any(r[2] or r[3] for r in of_file):
+            print(f"FAILED {path.name}: no kernel for any architecture")
+            failed += 1
+    for name, arch, _, problems in results:
+        for problem in problems:
+            print(f"FAILED {name} sm_{arch}: {problem}")
+            failed += 1
+    print(f"kernels: {len(files)} files, {len(ARCHITECTURES)} architectures, {compiled} kernels compiled, {failed} failed")
+    return 0 if failed == 0 and compiled > 0 else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
