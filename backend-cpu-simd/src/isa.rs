@@ -4,6 +4,7 @@ use std::fmt;
 
 use fp4_core::Unsupported;
 
+use crate::tiles::Kernels;
 #[cfg(target_arch = "x86_64")]
 use crate::x86::{Avx2, Avx512};
 
@@ -54,6 +55,20 @@ pub(crate) enum Engine {
     Portable,
 }
 
+/// `$tiled` with the engine's kernels as `$kernels`, or `$portable`.
+macro_rules! by_engine {
+    ($engine:expr, $kernels:ident => $tiled:expr, portable => $portable:expr) => {
+        match $engine {
+            #[cfg(target_arch = "x86_64")]
+            $crate::isa::Engine::Avx512($kernels) => $tiled,
+            #[cfg(target_arch = "x86_64")]
+            $crate::isa::Engine::Avx2($kernels) => $tiled,
+            $crate::isa::Engine::Portable => $portable,
+        }
+    };
+}
+pub(crate) use by_engine;
+
 impl Engine {
     /// Asks the CPU for an instruction set.
     pub(crate) fn new(isa: Isa) -> Result<Self, Unsupported> {
@@ -62,11 +77,9 @@ impl Engine {
             Isa::Avx512Vnni => Avx512::new().map(Engine::Avx512),
             #[cfg(target_arch = "x86_64")]
             Isa::Avx2 => Avx2::new().map(Engine::Avx2),
-            #[cfg(not(target_arch = "x86_64"))]
-            Isa::Avx2 => Err(Unsupported::CpuFeature("avx2")),
-            #[cfg(not(target_arch = "x86_64"))]
-            Isa::Avx512Vnni => Err(Unsupported::CpuFeature("avx512vnni")),
             Isa::Portable => Ok(Engine::Portable),
+            #[cfg(not(target_arch = "x86_64"))]
+            Isa::Avx512Vnni | Isa::Avx2 => Err(Unsupported::CpuFeature(isa.name())),
         }
     }
 
@@ -76,12 +89,9 @@ impl Engine {
     }
 
     pub(crate) fn isa(self) -> Isa {
-        match self {
-            #[cfg(target_arch = "x86_64")]
-            Engine::Avx512(_) => Isa::Avx512Vnni,
-            #[cfg(target_arch = "x86_64")]
-            Engine::Avx2(_) => Isa::Avx2,
-            Engine::Portable => Isa::Portable,
+        fn of<K: Kernels>(_: K) -> Isa {
+            K::ISA
         }
+        by_engine!(self, kernels => of(kernels), portable => Isa::Portable)
     }
 }

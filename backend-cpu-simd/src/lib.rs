@@ -26,13 +26,14 @@
 //! | `isa` | instruction sets, and the proof that the CPU has one |
 //! | `meta` | what the proofs need to know of a row: its live groups, and planes of exponents |
 //! | `sum` | the exact sum of an output and its one rounding; partial sums |
-//! | `x86` | tiles, panels and kernels for x86-64; each states its proof of exactness |
+//! | `tiles` | the tiled matmul: panels, tiles, planes, the one rounding; states its proof of exactness |
+//! | `x86` | kernels for x86-64; each states its proof of exactness |
 //! | `portable` | kernels on the `wide` crate, for every CPU; each states its proof of exactness |
 //! | `resident` | activations kept in the kernels' form |
 //! | `threads` | which rayon pool runs the tasks, and the check of the environment in each |
 //!
-//! `unsafe` is in `x86` alone: loads and stores of vectors, calls of kernels by the holder of the proof,
-//! and the output that several threads write. `cargo bench` prints speeds beside rooflines and peers of
+//! `unsafe` is in `x86` (loads and stores of vectors, calls of kernels by the holder of the proof) and in
+//! `tiles` (the output that several threads write). `cargo bench` prints speeds beside rooflines and peers of
 //! the same run.
 //!
 //! # Example
@@ -55,6 +56,10 @@
 //! ```
 
 #![deny(unsafe_op_in_unsafe_fn)]
+
+#[macro_use]
+#[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, reason = "no kernels plug in here"))]
+mod tiles;
 
 mod isa;
 mod meta;
@@ -79,7 +84,7 @@ use rayon::ThreadPool;
 pub use crate::isa::Isa;
 pub use crate::resident::{CpuOperand, CpuTensor, CpuTransform};
 
-use crate::isa::Engine;
+use crate::isa::{Engine, by_engine};
 use crate::portable::{Columns, matmul, quantize};
 use crate::threads::Threads;
 
@@ -89,8 +94,7 @@ use crate::threads::Threads;
 pub struct CpuSimd {
     threads: Threads,
     engine: Engine,
-    #[cfg(target_arch = "x86_64")]
-    scratch: x86::Scratch,
+    scratch: tiles::Scratch,
 }
 
 /// A weight prepared by [`CpuSimd`], in the form that the instruction set's kernels read; the packed
@@ -108,16 +112,14 @@ pub struct CpuWeight<B> {
 
 #[derive(Debug, Clone)]
 enum Weight {
-    #[cfg(target_arch = "x86_64")]
-    X86(x86::Panels),
+    Tiled(tiles::Panels),
     Portable(portable::Panels),
 }
 
 impl<B: Packed> PreparedWeight for CpuWeight<B> {
     fn shape(&self) -> PackedShape {
         match &self.weight {
-            #[cfg(target_arch = "x86_64")]
-            Weight::X86(panels) => panels.shape(),
+            Weight::Tiled(panels) => panels.shape(),
             Weight::Portable(panels) => panels.shape(),
         }
     }
@@ -126,6 +128,20 @@ impl<B: Packed> PreparedWeight for CpuWeight<B> {
 impl<B: Packed> CpuWeight<B> {
     fn rows(&self) -> usize {
         self.shape().rows()
+    }
+
+    fn tiled(&self) -> Result<&tiles::Panels, Error> {
+        match &self.weight {
+            Weight::Tiled(panels) => Ok(panels),
+            Weight::Portable(_) => Err(Error::ForeignOperand),
+        }
+    }
+
+    fn portable(&self) -> Result<&portable::Panels, Error> {
+        match &self.weight {
+            Weight::Portable(panels) => Ok(panels),
+            Weight::Tiled(_) => Err(Error::ForeignOperand),
+        }
     }
 }
 
@@ -158,12 +174,7 @@ impl CpuSimd {
     }
 
     fn of_engine(engine: Engine) -> Self {
-        CpuSimd {
-            threads: Threads::default(),
-            engine,
-            #[cfg(target_arch = "x86_64")]
-            scratch: x86::Scratch::default(),
-        }
+        CpuSimd { threads: Threads::default(), engine, scratch: tiles::Scratch::default() }
     }
 
     /// Quantizes `input`, transformed by `transform`, to `out`, whose shape is checked.
@@ -240,13 +251,10 @@ impl Matmul for CpuSimd {
 
     fn prepare<B: Packed>(&self, b: B) -> Result<CpuWeight<B>, Error> {
         let view = b.view();
-        let weight = match self.engine {
-            #[cfg(target_arch = "x86_64")]
-            Engine::Avx512(kernels) => Weight::X86(x86::prepare(kernels, &self.threads, view)?),
-            #[cfg(target_arch = "x86_64")]
-            Engine::Avx2(kernels) => Weight::X86(x86::prepare(kernels, &self.threads, view)?),
-            Engine::Portable => Weight::Portable(portable::Panels::new(&self.threads, view)?),
-        };
+        let weight = by_engine!(self.engine,
+            kernels => Weight::Tiled(tiles::prepare(kernels, &self.threads, view)?),
+            portable => Weight::Portable(portable::Panels::new(&self.threads, view)?)
+        );
         Ok(CpuWeight { weight, from: PhantomData })
     }
 
@@ -260,21 +268,11 @@ impl Matmul for CpuSimd {
         out: FloatSliceMut<'_>,
     ) -> Result<Paths, Error> {
         check_environment()?;
-        match (self.engine, &b.weight) {
-            #[cfg(target_arch = "x86_64")]
-            (Engine::Avx512(kernels), Weight::X86(panels)) => {
-                x86::matmul(kernels, &self.threads, &self.scratch, a, panels, alpha, out)
-            }
-            #[cfg(target_arch = "x86_64")]
-            (Engine::Avx2(kernels), Weight::X86(panels)) => {
-                x86::matmul(kernels, &self.threads, &self.scratch, a, panels, alpha, out)
-            }
-            (Engine::Portable, Weight::Portable(panels)) => {
-                matmul::matmul(&self.threads, a, panels, alpha, out)
-            }
-            #[cfg(target_arch = "x86_64")]
-            _ => Err(Error::ForeignOperand),
-        }
+        let threads = &self.threads;
+        by_engine!(self.engine,
+            kernels => tiles::matmul(kernels, threads, &self.scratch, a, b.tiled()?, alpha, out),
+            portable => matmul::matmul(threads, a, b.portable()?, alpha, out)
+        )
     }
 
     /// As the reference, except for [`Error::PartialOverflow`]: it is reported when a sum leaves
@@ -288,22 +286,13 @@ impl Matmul for CpuSimd {
     ) -> Result<(), Error> {
         check_environment()?;
         let threads = &self.threads;
-        match (self.engine, &b.weight) {
-            #[cfg(target_arch = "x86_64")]
-            (Engine::Avx512(kernels), Weight::X86(panels)) => {
-                x86::expect_form(kernels, panels)?;
-                sum::partial(&x86::Pair { kernels, threads, a, b: panels }, groups, out)
-            }
-            #[cfg(target_arch = "x86_64")]
-            (Engine::Avx2(kernels), Weight::X86(panels)) => {
-                x86::expect_form(kernels, panels)?;
-                sum::partial(&x86::Pair { kernels, threads, a, b: panels }, groups, out)
-            }
-            (Engine::Portable, Weight::Portable(panels)) => {
-                sum::partial(&matmul::Pair { threads, a, b: panels }, groups, out)
-            }
-            #[cfg(target_arch = "x86_64")]
-            _ => Err(Error::ForeignOperand),
-        }
+        by_engine!(self.engine,
+            kernels => {
+                let b = b.tiled()?;
+                tiles::expect_form(kernels, b)?;
+                sum::partial(&tiles::Pair { kernels, threads, a, b }, groups, out)
+            },
+            portable => sum::partial(&matmul::Pair { threads, a, b: b.portable()? }, groups, out)
+        )
     }
 }

@@ -1,7 +1,7 @@
 //! Activations quantized into the form that the matmul reads, kept from one call to the next.
 //!
 //! A CPU backend has no memory of its own; what it has is an operand form. [`CpuOperand`] holds the
-//! packed codes and scales (the wide path and `export` read them) and, for the x86 kernels, the tiles.
+//! packed codes and scales (the wide path and `export` read them) and, for the tiled kernels, the tiles.
 //! Tensors are host values. All buffers are reused, so a steady state allocates nothing.
 
 use fp4_core::{
@@ -12,11 +12,9 @@ use fp4_core::{
 };
 use half::{bf16, f16};
 
-use crate::isa::Engine;
+use crate::isa::by_engine;
 use crate::portable::Columns;
-use crate::{CpuSimd, CpuWeight, Matmul};
-#[cfg(target_arch = "x86_64")]
-use crate::{Weight, x86};
+use crate::{CpuSimd, CpuWeight, Matmul, tiles};
 
 /// Dense values on the host.
 #[derive(Debug, Clone)]
@@ -84,8 +82,7 @@ fn copy(from: FloatSlice<'_>, to: FloatSliceMut<'_>) -> Result<(), Error> {
 #[derive(Debug)]
 pub struct CpuOperand {
     packed: PackedMatrix,
-    #[cfg(target_arch = "x86_64")]
-    tiles: x86::Tiles,
+    tiles: tiles::Tiles,
 }
 
 impl CpuOperand {
@@ -106,19 +103,11 @@ impl CpuSimd {
         if operand.packed.shape().format().is_none() {
             return Ok(());
         }
-        match self.engine {
-            #[cfg(target_arch = "x86_64")]
-            Engine::Avx512(kernels) => {
-                let a = operand.packed.view();
-                x86::pack(kernels, &self.threads, a, &mut operand.tiles)
-            }
-            #[cfg(target_arch = "x86_64")]
-            Engine::Avx2(kernels) => {
-                let a = operand.packed.view();
-                x86::pack(kernels, &self.threads, a, &mut operand.tiles)
-            }
-            Engine::Portable => Ok(()),
-        }
+        let a = operand.packed.view();
+        by_engine!(self.engine,
+            kernels => tiles::pack(kernels, &self.threads, a, &mut operand.tiles),
+            portable => Ok(())
+        )
     }
 }
 
@@ -134,8 +123,7 @@ impl Resident for CpuSimd {
     fn empty_operand(&self) -> Result<CpuOperand, Error> {
         Ok(CpuOperand {
             packed: PackedMatrix::zeros(PackedShape::of(Format::MxFp4, 0, 0)?),
-            #[cfg(target_arch = "x86_64")]
-            tiles: x86::Tiles::default(),
+            tiles: tiles::Tiles::default(),
         })
     }
 
@@ -200,21 +188,15 @@ impl Resident for CpuSimd {
                 return Err(Error::ShapeOverflow { rows, cols });
             }
         };
-        match (self.engine, &b.weight) {
-            #[cfg(target_arch = "x86_64")]
-            (Engine::Avx512(kernels), Weight::X86(panels)) => {
+        let view = a.packed.view();
+        by_engine!(self.engine,
+            kernels => {
                 check_environment()?;
-                let view = a.packed.view();
-                x86::matmul_tiles(kernels, &self.threads, view, &a.tiles, panels, alpha, out)
-            }
-            #[cfg(target_arch = "x86_64")]
-            (Engine::Avx2(kernels), Weight::X86(panels)) => {
-                check_environment()?;
-                let view = a.packed.view();
-                x86::matmul_tiles(kernels, &self.threads, view, &a.tiles, panels, alpha, out)
-            }
-            _ => self.matmul(a.packed.view(), b, alpha, out),
-        }
+                let (threads, b) = (&self.threads, b.tiled()?);
+                tiles::matmul_tiles(kernels, threads, view, &a.tiles, b, alpha, out)
+            },
+            portable => self.matmul(view, b, alpha, out)
+        )
     }
 
     fn export(&self, from: &CpuOperand, out: &mut PackedMut<'_>) -> Result<(), Error> {

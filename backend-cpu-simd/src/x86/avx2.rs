@@ -18,7 +18,7 @@
 //! below 2^15. The product of scaled scales is at most 258 * 127 = 32766, an i16. Both i16 of a lane are
 //! multiplied by it and added in 32 bits; the driver drains in time ([`group_chunks`]).
 //!
-//! [`group_chunks`]: super::gemm::group_chunks
+//! [`group_chunks`]: crate::tiles::gemm::group_chunks
 
 use std::arch::x86_64::*;
 
@@ -56,6 +56,7 @@ static TABLE: [u8; 16] = {
 
 impl Kernels for Avx2 {
     const ISA: Isa = Isa::Avx2;
+    const OFFSET: i32 = 0;
     const BY_HALVES: bool = true;
 
     fn form(self, _format: Format) -> Form {

@@ -33,8 +33,8 @@
 //! Worked example, fold: code 7 with shift 3 is 12 * 8 = 96, w = 224; a = -96: the kernel adds
 //! -21504, the correction is 128 * -96 = -12288, and -21504 + 12288 = -9216 = 96 * -96.
 //!
-//! [`FOLD_CHUNKS`]: super::gemm::FOLD_CHUNKS
-//! [`group_chunks`]: super::gemm::group_chunks
+//! [`FOLD_CHUNKS`]: crate::tiles::gemm::FOLD_CHUNKS
+//! [`group_chunks`]: crate::tiles::gemm::group_chunks
 
 use std::arch::asm;
 use std::arch::x86_64::*;
@@ -126,6 +126,7 @@ macro_rules! each_row {
 
 impl Kernels for Avx512 {
     const ISA: Isa = Isa::Avx512Vnni;
+    const OFFSET: i32 = 128;
     const BY_HALVES: bool = false;
 
     fn form(self, format: Format) -> Form {

@@ -1,6 +1,5 @@
 //! An output matrix written by several threads, each to its own part.
 
-use std::arch::x86_64::{_MM_HINT_ET0, _mm_prefetch};
 use std::marker::PhantomData;
 use std::ops::Range;
 
@@ -41,10 +40,21 @@ impl<'a, T> Grid<'a, T> {
     #[inline]
     pub(crate) fn prefetch(&self, row: usize, column: usize) {
         let at = self.values.wrapping_add(row * self.columns + column).cast::<i8>();
-        // SAFETY: a prefetch reads and writes nothing, and faults at no address.
-        unsafe {
-            _mm_prefetch::<_MM_HINT_ET0>(at);
-            _mm_prefetch::<_MM_HINT_ET0>(at.wrapping_add(64));
+        for at in [at, at.wrapping_add(64)] {
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: a prefetch reads and writes nothing, and faults at no address.
+            unsafe {
+                use std::arch::x86_64::{_MM_HINT_ET0, _mm_prefetch};
+                _mm_prefetch::<_MM_HINT_ET0>(at);
+            }
+            #[cfg(target_arch = "aarch64")]
+            // SAFETY: as above.
+            unsafe {
+                std::arch::asm!("prfm pstl1keep, [{at}]", at = in(reg) at,
+                    options(nostack, preserves_flags, readonly));
+            }
+            #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+            let _ = at;
         }
     }
 }

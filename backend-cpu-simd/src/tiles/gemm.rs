@@ -482,7 +482,7 @@ impl<K: Kernels> Call<'_, K> {
 
     /// What the sums over the steps of plane `i` of the tile are too large by.
     fn correct(&self, tile: &Tile, i: usize, steps: Steps<'_>, buffers: &mut Buffers) {
-        if self.b.form() == Form::Group {
+        if self.b.form() == Form::Group || K::OFFSET == 0 {
             return;
         }
         let (plane, rows) = (&tile.planes()[i], tile.meta.len());
@@ -500,7 +500,7 @@ impl<K: Kernels> Call<'_, K> {
                 list.iter().for_each(|step| plane.add_sums(step.a_slot as usize, corrections));
             }
         }
-        corrections.iter_mut().for_each(|sum| *sum = sum.wrapping_mul(128));
+        corrections.iter_mut().for_each(|sum| *sum = sum.wrapping_mul(K::OFFSET));
     }
 
     /// Adds the 32-bit sums of a plane of the tile and one of the panel to the 64-bit ones.

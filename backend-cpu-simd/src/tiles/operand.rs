@@ -1,4 +1,4 @@
-//! Operands of the x86 kernels: panels of 16 columns of B, tiles of rows of A (C3, C6).
+//! Operands of the tiled kernels: panels of 16 columns of B, tiles of rows of A (C3, C6).
 //!
 //! Both are cut along K into *chunks* of 32 elements: one MXFP4 group or two NVFP4 groups.
 //!

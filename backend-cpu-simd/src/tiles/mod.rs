@@ -1,0 +1,255 @@
+//! The tiled exact matmul that every instruction set's kernels plug into: tiles of rows of A by
+//! panels of columns of B.
+//!
+//! | module | contents | unsafe |
+//! |---|---|---|
+//! | `operand` | panels of B, tiles of A, their planes | no |
+//! | `gemm` | which planes meet, sums of planes, the one rounding, tasks | one call |
+//! | `output` | disjoint parts of the output, written by several threads | yes |
+//!
+//! The kernels are in `x86`, `neon` and `wasm`: types that implement [`Kernels`].
+
+/// Calls `$f::<R, U>` with R = `$rows` rows and U accumulators a row, enough of them to hide the
+/// latency of the multiply-add.
+macro_rules! by_rows {
+    ($rows:expr, $f:ident $args:tt, $($r:literal: $u:literal),*) => {
+        match $rows {
+            // SAFETY: see the call.
+            $($r => unsafe { $f::<$r, $u> $args },)*
+            rows => unreachable!("a tile of {rows} rows"),
+        }
+    };
+}
+
+mod gemm;
+pub(crate) mod operand;
+mod output;
+
+use std::ops::Range;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use fp4_core::{Error, FloatSliceMut, Format, PackedView, Paths};
+
+pub(crate) use gemm::Pair;
+pub(crate) use operand::{Form, Panels, Tiles};
+
+use crate::isa::Isa;
+use crate::threads::Threads;
+use operand::{COLUMNS, FoldRow, LINES, Line, MAX_ROWS, STEPS, TileView};
+
+/// 32-bit sums of a tile with a panel; rows past the tile's are left as they were.
+pub(crate) type Sums = [[i32; COLUMNS]; MAX_ROWS];
+
+/// Which chunks a kernel multiplies.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Steps<'a> {
+    /// Slots `a..a + count` of plane 0 of A with chunks `b..b + count` of plane 0 of B.
+    Dense { a: usize, b: usize, count: usize },
+    /// These.
+    List(&'a [Step]),
+}
+
+impl Steps<'_> {
+    pub(crate) fn len(&self) -> usize {
+        match self {
+            Steps::Dense { count, .. } => *count,
+            Steps::List(list) => list.len(),
+        }
+    }
+
+    /// The fields of a [`Step`].
+    #[inline(always)]
+    pub(crate) fn at(&self, i: usize) -> [usize; 4] {
+        match *self {
+            Steps::Dense { a, b, .. } => [a + i, a + i, b + i, b + i],
+            Steps::List(list) => {
+                let step = list[i];
+                [step.a, step.a_slot, step.b, step.b_slot].map(|i| i as usize)
+            }
+        }
+    }
+}
+
+/// A chunk of A and one of B, with the slots of their scales.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Step {
+    /// Slot of the tile.
+    pub(crate) a: u32,
+    /// The same in the plane of A: where its scales, or its folded codes, are.
+    pub(crate) a_slot: u32,
+    /// Chunk of the panel.
+    pub(crate) b: u32,
+    /// The same in the plane of B: where its scale bytes are.
+    pub(crate) b_slot: u32,
+}
+
+/// What a kernel reads of B: a panel's codes and the scale bytes of one of its planes.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct PanelView<'a> {
+    pub(crate) codes: &'a [Line],
+    pub(crate) scales: &'a [u8],
+}
+
+/// Panics unless every step is inside the buffers.
+pub(crate) fn expect_inside(form: Form, a: TileView<'_>, b: PanelView<'_>, steps: Steps<'_>) {
+    let codes = a.codes.len() / (STEPS * a.rows);
+    let (slots, chunks) = match form {
+        Form::Fold => (codes, usize::MAX),
+        Form::Group => (a.scales.len() / a.rows, codes.min(a.init.len() / a.rows)),
+    };
+    let (codes_b, scales_b) = (b.codes.len() / LINES, b.scales.len() / form.scale_bytes());
+    match steps {
+        Steps::Dense { a, b, count } => {
+            assert!(a + count <= slots.min(chunks) && b + count <= codes_b.min(scales_b));
+        }
+        Steps::List(list) => assert!(list.iter().all(|step| {
+            (step.a as usize) < chunks
+                && (step.a_slot as usize) < slots
+                && (step.b as usize) < codes_b
+                && (step.b_slot as usize) < scales_b
+        })),
+    }
+}
+
+/// The kernels of an instruction set. A value is the proof that this CPU has it: the only way to
+/// make one is to ask the CPU.
+///
+/// The methods of the fold form are for the instruction sets that use it.
+pub(crate) trait Kernels: Copy + Send + Sync + std::fmt::Debug {
+    /// The instruction set.
+    const ISA: Isa;
+
+    /// What the fold kernels' sums take B's values to be too large by.
+    const OFFSET: i32;
+
+    /// True if the group form has two i16 lanes for each half of a chunk, false if it has one i32.
+    const BY_HALVES: bool;
+
+    /// The form in which a format is multiplied.
+    fn form(self, format: Format) -> Form;
+
+    /// Most rows of a tile of `m` rows of A.
+    fn rows(self, form: Form, m: usize) -> usize;
+
+    /// True if tiles of `m` rows of A are multiplied by pairs of expanded panels. Fold form.
+    fn pairs(self, _form: Form, _m: usize) -> bool {
+        false
+    }
+
+    /// Runs `f` compiled for the instruction set, as far as it is inlined.
+    fn enter<R>(self, f: impl FnOnce() -> R) -> R;
+
+    /// Packs row `row[0]` of a tile of `row[1]` rows, and returns its total. Fold form.
+    fn pack_fold(self, _: FoldRow<'_>, _row: [usize; 2], _: &mut [i32], _: &mut [i32]) -> i32 {
+        unreachable!("{} has no fold form", Self::ISA)
+    }
+
+    /// Packs row `row[0]` of a tile of `row[1]` rows in the group form.
+    fn pack_group(self, from: &[u8], row: [usize; 2], codes: &mut [i32], init: &mut [[i32; 2]]);
+
+    /// Sums over the steps of products of A and of B + [`OFFSET`](Self::OFFSET), modulo 2^32. Fold form.
+    fn fold(self, _a: TileView<'_>, _b: PanelView<'_>, _: Steps<'_>, _: &mut Sums) {
+        unreachable!("{} has no fold form", Self::ISA)
+    }
+
+    /// Expands the chunks `chunks` of plane 0 of a panel, B + [`OFFSET`](Self::OFFSET), for [`fold_pair`](Self::fold_pair):
+    /// two lines for each of the eight steps of a chunk, of which this panel's is line `half`. Fold
+    /// form.
+    fn expand(self, _b: PanelView<'_>, _chunks: Range<usize>, _half: usize, _to: &mut [Line]) {
+        unreachable!("{} has no fold form", Self::ISA)
+    }
+
+    /// As [`fold`](Self::fold), for all slots of plane 0 of A and two panels.
+    fn fold_pair(self, _a: TileView<'_>, _b: &[Line], _: &mut [Sums; 2]) {
+        unreachable!("{} has no fold form", Self::ISA)
+    }
+
+    /// Sums over the steps of group dots times scaled scales, modulo 2^32.
+    fn group(self, a: TileView<'_>, b: PanelView<'_>, steps: Steps<'_>, sums: &mut Sums);
+}
+
+/// Buffers that calls leave for the next ones.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Scratch(Arc<Mutex<Vec<Tiles>>>);
+
+impl Scratch {
+    fn take(&self) -> Tiles {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).pop().unwrap_or_default()
+    }
+
+    fn give(&self, tiles: Tiles) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).push(tiles);
+    }
+}
+
+/// Prepares a weight for `kernels`.
+pub(crate) fn prepare<K: Kernels>(
+    kernels: K,
+    threads: &Threads,
+    b: PackedView<'_>,
+) -> Result<Panels, Error> {
+    Panels::new(threads, b, kernels.form(b.shape().expect_format()?))
+}
+
+/// Checks the operands and the output of a matmul.
+fn expect<K: Kernels>(
+    kernels: K,
+    a: PackedView<'_>,
+    b: &Panels,
+    out: &FloatSliceMut<'_>,
+) -> Result<(), Error> {
+    gemm::expect(a.shape(), b.shape(), out)?;
+    expect_form(kernels, b)
+}
+
+/// Checks that a weight was prepared for such kernels.
+pub(crate) fn expect_form<K: Kernels>(kernels: K, b: &Panels) -> Result<(), Error> {
+    let own = kernels.form(b.shape().expect_format()?) == b.form();
+    if own { Ok(()) } else { Err(Error::ForeignOperand) }
+}
+
+/// Packs A into tiles, as [`matmul_tiles`] reads them.
+pub(crate) fn pack<K: Kernels>(
+    kernels: K,
+    threads: &Threads,
+    a: PackedView<'_>,
+    tiles: &mut Tiles,
+) -> Result<(), Error> {
+    let form = kernels.form(a.shape().expect_format()?);
+    tiles.fill(kernels, threads, &a, form, 0..a.shape().row_groups())
+}
+
+/// Writes round(f32(A * B^T) * alpha) to `out`.
+pub(crate) fn matmul<K: Kernels>(
+    kernels: K,
+    threads: &Threads,
+    scratch: &Scratch,
+    a: PackedView<'_>,
+    b: &Panels,
+    alpha: f32,
+    out: FloatSliceMut<'_>,
+) -> Result<Paths, Error> {
+    expect(kernels, a, b, &out)?;
+    let mut tiles = scratch.take();
+    let packed = pack(kernels, threads, a, &mut tiles);
+    let paths = packed.and_then(|()| gemm::matmul(kernels, threads, a, &tiles, b, alpha, out));
+    scratch.give(tiles);
+    paths
+}
+
+/// The same for an A that is in `tiles` already.
+pub(crate) fn matmul_tiles<K: Kernels>(
+    kernels: K,
+    threads: &Threads,
+    a: PackedView<'_>,
+    tiles: &Tiles,
+    b: &Panels,
+    alpha: f32,
+    out: FloatSliceMut<'_>,
+) -> Result<Paths, Error> {
+    expect(kernels, a, b, &out)?;
+    if !tiles.hold(K::ISA, a.shape()) {
+        return Err(Error::ForeignOperand);
+    }
+    gemm::matmul(kernels, threads, a, tiles, b, alpha, out)
+}
