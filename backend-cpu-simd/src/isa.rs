@@ -4,6 +4,8 @@ use std::fmt;
 
 use fp4_core::Unsupported;
 
+#[cfg(target_arch = "aarch64")]
+use crate::neon::{Neon, NeonDotprod, NeonI8mm};
 use crate::tiles::Kernels;
 #[cfg(target_arch = "x86_64")]
 use crate::x86::{Avx2, Avx512};
@@ -16,24 +18,35 @@ pub enum Isa {
     Avx512Vnni,
     /// x86-64 with AVX2, FMA and F16C.
     Avx2,
+    /// aarch64 NEON with the dot product and 8-bit matrix multiply instructions (`smmla`).
+    NeonI8mm,
+    /// aarch64 NEON with the dot product instructions (`sdot`).
+    NeonDotprod,
+    /// aarch64 NEON.
+    Neon,
     /// The kernels on the `wide` crate: every CPU.
     Portable,
 }
 
 impl Isa {
     /// All of them, fastest first.
-    pub const ALL: [Isa; 3] = [Isa::Avx512Vnni, Isa::Avx2, Isa::Portable];
+    pub const ALL: [Isa; 6] =
+        [Isa::Avx512Vnni, Isa::Avx2, Isa::NeonI8mm, Isa::NeonDotprod, Isa::Neon, Isa::Portable];
 
     /// Those that this CPU has, fastest first.
     pub fn available() -> impl Iterator<Item = Isa> {
         Isa::ALL.into_iter().filter(|&isa| Engine::new(isa).is_ok())
     }
 
-    /// The name, as in benchmark tables: `avx512-vnni`, `avx2`, `portable`.
+    /// The name, as in benchmark tables: `avx512-vnni`, `avx2`, `neon-i8mm`, `neon-dotprod`, `neon`,
+    /// `portable`.
     pub const fn name(self) -> &'static str {
         match self {
             Isa::Avx512Vnni => "avx512-vnni",
             Isa::Avx2 => "avx2",
+            Isa::NeonI8mm => "neon-i8mm",
+            Isa::NeonDotprod => "neon-dotprod",
+            Isa::Neon => "neon",
             Isa::Portable => "portable",
         }
     }
@@ -52,6 +65,12 @@ pub(crate) enum Engine {
     Avx512(Avx512),
     #[cfg(target_arch = "x86_64")]
     Avx2(Avx2),
+    #[cfg(target_arch = "aarch64")]
+    NeonI8mm(NeonI8mm),
+    #[cfg(target_arch = "aarch64")]
+    NeonDotprod(NeonDotprod),
+    #[cfg(target_arch = "aarch64")]
+    Neon(Neon),
     Portable,
 }
 
@@ -63,6 +82,12 @@ macro_rules! by_engine {
             $crate::isa::Engine::Avx512($kernels) => $tiled,
             #[cfg(target_arch = "x86_64")]
             $crate::isa::Engine::Avx2($kernels) => $tiled,
+            #[cfg(target_arch = "aarch64")]
+            $crate::isa::Engine::NeonI8mm($kernels) => $tiled,
+            #[cfg(target_arch = "aarch64")]
+            $crate::isa::Engine::NeonDotprod($kernels) => $tiled,
+            #[cfg(target_arch = "aarch64")]
+            $crate::isa::Engine::Neon($kernels) => $tiled,
             $crate::isa::Engine::Portable => $portable,
         }
     };
@@ -77,9 +102,16 @@ impl Engine {
             Isa::Avx512Vnni => Avx512::new().map(Engine::Avx512),
             #[cfg(target_arch = "x86_64")]
             Isa::Avx2 => Avx2::new().map(Engine::Avx2),
+            #[cfg(target_arch = "aarch64")]
+            Isa::NeonI8mm => NeonI8mm::new().map(Engine::NeonI8mm),
+            #[cfg(target_arch = "aarch64")]
+            Isa::NeonDotprod => NeonDotprod::new().map(Engine::NeonDotprod),
+            #[cfg(target_arch = "aarch64")]
+            Isa::Neon => Neon::new().map(Engine::Neon),
             Isa::Portable => Ok(Engine::Portable),
-            #[cfg(not(target_arch = "x86_64"))]
-            Isa::Avx512Vnni | Isa::Avx2 => Err(Unsupported::CpuFeature(isa.name())),
+            // Of another architecture.
+            #[allow(unreachable_patterns, reason = "which arms there are depends on the target")]
+            _ => Err(Unsupported::CpuFeature(isa.name())),
         }
     }
 

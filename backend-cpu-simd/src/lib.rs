@@ -16,10 +16,13 @@
 //! |---|---|---|---|
 //! | `Avx512Vnni` | scales folded into bytes, `vpdpbusd` over all of K | group dots, `vpdpbusd` and `vpdpwssd` | 16 values at a time; ties other than to even as `Portable` |
 //! | `Avx2` | group dots, `vpmaddubsw` and `vpmaddwd` | the same | as `Portable` |
+//! | `NeonI8mm` | scales folded into bytes, `smmla` | group dots, `smmla` | as `Portable` |
+//! | `NeonDotprod` | scales folded into bytes, `sdot` | group dots, `sdot` | as `Portable` |
+//! | `Neon` | group dots, `smlal` | the same | as `Portable` |
 //! | `Portable` | group dots of 16-bit pairs, sums in f64 and i64 | the same | 8 values at a time |
 //!
-//! Dequantization is the reference's, in parallel. There are no kernels yet for NEON or WASM SIMD:
-//! `Portable` runs there, on what `wide` makes of it.
+//! Dequantization is the reference's, in parallel. The NEON kernels were not yet run on hardware, only under
+//! emulation. There are no kernels yet for WASM SIMD: `Portable` runs there, on what `wide` makes of it.
 //!
 //! | module | contents |
 //! |---|---|
@@ -27,12 +30,12 @@
 //! | `meta` | what the proofs need to know of a row: its live groups, and planes of exponents |
 //! | `sum` | the exact sum of an output and its one rounding; partial sums |
 //! | `tiles` | the tiled matmul: panels, tiles, planes, the one rounding; states its proof of exactness |
-//! | `x86` | kernels for x86-64; each states its proof of exactness |
+//! | `x86`, `neon` | kernels for x86-64 and aarch64; each states its proof of exactness |
 //! | `portable` | kernels on the `wide` crate, for every CPU; each states its proof of exactness |
 //! | `resident` | activations kept in the kernels' form |
 //! | `threads` | which rayon pool runs the tasks, and the check of the environment in each |
 //!
-//! `unsafe` is in `x86` (loads and stores of vectors, calls of kernels by the holder of the proof) and in
+//! `unsafe` is in `x86` and `neon` (loads and stores of vectors, calls of kernels by the holder of the proof) and in
 //! `tiles` (the output that several threads write). `cargo bench` prints speeds beside rooflines and peers of
 //! the same run.
 //!
@@ -57,12 +60,16 @@
 
 #![deny(unsafe_op_in_unsafe_fn)]
 
-#[macro_use]
-#[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, reason = "no kernels plug in here"))]
+#[cfg_attr(
+    not(any(target_arch = "x86_64", target_arch = "aarch64")),
+    allow(dead_code, reason = "no kernels plug in here")
+)]
 mod tiles;
 
 mod isa;
 mod meta;
+#[cfg(target_arch = "aarch64")]
+mod neon;
 mod portable;
 mod resident;
 mod sum;
@@ -76,8 +83,8 @@ use std::sync::Arc;
 
 use fp4_core::{
     Error, FloatSliceMut, Matmul, MatmulQuery, Named, Packed, PackedMut, PackedShape, PackedView,
-    PartialsMut, Paths, PreparedWeight, QuantizeInput, QuantizeQuery, Quantizer, TieMode,
-    Unsupported, check_environment,
+    PartialsMut, Paths, PreparedWeight, QuantizeInput, QuantizeQuery, Quantizer, Unsupported,
+    check_environment,
 };
 use rayon::ThreadPool;
 
@@ -187,7 +194,7 @@ impl CpuSimd {
         let (threads, tie) = (&self.threads, input.spec().tie());
         match self.engine {
             #[cfg(target_arch = "x86_64")]
-            Engine::Avx512(kernels) if tie == TieMode::Even => {
+            Engine::Avx512(kernels) if tie == fp4_core::TieMode::Even => {
                 let encoder = x86::Avx512Encoder(kernels);
                 quantize::quantize(&encoder, threads, input, transform, out)
             }

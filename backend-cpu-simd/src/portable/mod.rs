@@ -17,5 +17,5 @@ pub(crate) mod quantize;
 mod transform;
 
 pub(crate) use panels::Panels;
-pub(crate) use quantize::{Encode, Encoder};
+pub(crate) use quantize::Encoder;
 pub(crate) use transform::{Columns, Value};

@@ -9,18 +9,6 @@
 //!
 //! The kernels are in `x86`, `neon` and `wasm`: types that implement [`Kernels`].
 
-/// Calls `$f::<R, U>` with R = `$rows` rows and U accumulators a row, enough of them to hide the
-/// latency of the multiply-add.
-macro_rules! by_rows {
-    ($rows:expr, $f:ident $args:tt, $($r:literal: $u:literal),*) => {
-        match $rows {
-            // SAFETY: see the call.
-            $($r => unsafe { $f::<$r, $u> $args },)*
-            rows => unreachable!("a tile of {rows} rows"),
-        }
-    };
-}
-
 mod gemm;
 pub(crate) mod operand;
 mod output;

@@ -16,6 +16,18 @@ macro_rules! need {
     };
 }
 
+/// Calls `$f::<R, U>` with R = `$rows` rows and U accumulators a row, enough of them to hide the
+/// latency of the multiply-add.
+macro_rules! by_rows {
+    ($rows:expr, $f:ident $args:tt, $($r:literal: $u:literal),*) => {
+        match $rows {
+            // SAFETY: see the call.
+            $($r => unsafe { $f::<$r, $u> $args },)*
+            rows => unreachable!("a tile of {rows} rows"),
+        }
+    };
+}
+
 mod avx2;
 mod avx512;
 mod pack;

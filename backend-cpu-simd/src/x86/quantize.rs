@@ -22,7 +22,8 @@ use std::arch::x86_64::*;
 use fp4_core::QuantSpec;
 
 use super::{Avx512, Kernels};
-use crate::portable::{Encode, Value};
+use crate::portable::Value;
+use crate::portable::quantize::Encode;
 
 /// Quantizes runs with ties to even.
 #[derive(Debug, Clone, Copy)]
