@@ -16,6 +16,8 @@ For each .cu file and architecture it makes PTX and a cubin, prints a line for e
         and sum lies about that a careless flag could fuse;
       - a file whose source never says __fmaf_rn or __fma_rn has no fma in its PTX at all.
 
+`--self-test` shows that each of these rules catches a kernel made to break it.
+
 The last line is "kernels: F files, A architectures, K kernels compiled, N failed"; zero kernels is a
 failure.
 """
@@ -27,11 +29,13 @@ import multiprocessing
 import pathlib
 import re
 import sys
+import tempfile
 
 ARCHITECTURES = ["80", "86", "89", "90a", "100a", "120a"]
 # Also given by the Rust side; see its NVRTC options.
 OPTIONS = ["--std=c++17", "--fmad=false", "--ftz=false", "--prec-div=true", "--prec-sqrt=true"]
 FORBIDDEN = re.compile(r"\.ftz\b|\.approx\b|\.full\b|\bmad(\.r[nzmp])?\.f(32|64)\b|\bf16\b.*\bmad\b")
+NOISE = re.compile(r"warning|error|C7510|C7511|C7517|Potential Performance Loss")
 FMA = re.compile(r"\bfma\.r[nzmp]\.")
 
 
@@ -148,8 +152,7 @@ def check_one(job):
     if error:
         return path.name, arch, {}, [f"{error}\n{log}"]
     problems = []
-    noise = [l for l in log.splitlines() if re.search(r"warning|error|C75\d\d|[Pp]otential [Pp]erf", l)]
-    problems += noise
+    problems += [line for line in log.splitlines() if NOISE.search(line)]
     again = [o if o != "--fmad=false" else "--fmad=true" for o in base]
     error, _, contracted, _ = nvrtc.compile(source, str(path), again + [f"--gpu-architecture=sm_{arch}"])
     problems += [error] if error else judge_ptx(ptx, contracted, with_includes(path))
@@ -163,13 +166,54 @@ def check_one(job):
     return path.name, arch, rows, problems
 
 
+# One broken kernel for each rule, and a right one: (what it is, source, text in a problem or None).
+BODY = "extern \"C\" __global__ void k(float* x, int* y, unsigned n) {{ {} }}"
+BROKEN = [
+    ("a right kernel", "x[0] = __fmaf_rn(x[1], x[2], __fadd_rn(__fmul_rn(x[3], x[4]), x[5] / x[6]));", None),
+    ("contraction", "x[0] = x[1] * x[2] + x[3];", "contraction would change"),
+    ("approximate division", "x[0] = __fdividef(x[1], x[2]);", "flushed, approximate"),
+    ("approximate exponential", "x[0] = __expf(x[1]);", "flushed, approximate"),
+    ("flush to zero", 'float r; asm("add.ftz.f32 %0, %1, %1;" : "=f"(r) : "f"(x[1])); x[0] = r;', "flushed, approximate"),
+    ("a fused multiply-add in PTX", 'asm("fma.rn.f32 %0, %0, %0, %0;" : "+f"(x[0]));', "did not ask for"),
+    ("a warning", "int unused;", "warning"),
+    ("an error", "x[0] = missing;", "missing"),
+]
+SPILL = """extern "C" __global__ __launch_bounds__(1024, 2) void k(float* x, int* y, unsigned n) {
+    float v[96];
+    for (int i = 0; i < 96; i++) v[i] = x[i * n];
+    for (int j = 0; j < n; j++)
+        for (int i = 0; i < 96; i++) v[i] = __fadd_rn(v[(i + 7) % 96], x[j]);
+    for (int i = 0; i < 96; i++) x[i * n] = v[i];
+}"""
+
+
+def self_test(nvrtc_path):
+    """Number of rules that did not catch what they are for."""
+    cases = [(what, BODY.format(body), text) for what, body, text in BROKEN] + [("a spill", SPILL, "spills")]
+    missed = 0
+    with tempfile.TemporaryDirectory() as folder:
+        for i, (what, source, expected) in enumerate(cases):
+            path = pathlib.Path(folder) / f"case{i}.cu"
+            path.write_text(source)
+            problems = "\n".join(check_one((path, "90a", nvrtc_path))[3])
+            ok = not problems if expected is None else expected in problems
+            missed += not ok
+            print(f"{'ok' if ok else 'MISSED'}: {what}" + ("" if ok else f": {problems or 'no problem found'}"))
+    print(f"rules: {len(cases)} cases, {missed} failed")
+    return missed
+
+
 def main():
     here = pathlib.Path(__file__).resolve().parent
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", nargs="?", type=pathlib.Path, default=here, help="folder of .cu files")
     parser.add_argument("--only", help="only files whose name contains this")
     parser.add_argument("--nvrtc", help="path of libnvrtc.so")
+    parser.add_argument("--errors-only", action="store_true", help="for kernels that only the emulator runs")
+    parser.add_argument("--self-test", action="store_true", help="check the rules themselves")
     arguments = parser.parse_args()
+    if arguments.self_test:
+        return 1 if self_test(arguments.nvrtc) else 0
 
     files = sorted(p for p in arguments.folder.resolve().glob("*.cu") if (arguments.only or "") in p.name)
     jobs = [(path, arch, arguments.nvrtc) for path in files for arch in ARCHITECTURES]
@@ -190,7 +234,9 @@ def main():
         if not any(r[2] or r[3] for r in of_file):
             print(f"FAILED {path.name}: no kernel for any architecture")
             failed += 1
-    for name, arch, _, problems in results:
+    for name, arch, rows, problems in results:
+        if arguments.errors_only and rows:
+            continue
         for problem in problems:
             print(f"FAILED {name} sm_{arch}: {problem}")
             failed += 1

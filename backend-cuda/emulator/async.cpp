@@ -1,0 +1,164 @@
+// Copies that run beside the threads, and the mbarriers that count them.
+//
+// Late (the default): a cp.async moves its bytes when its thread waits for it, a bulk copy when no
+// thread of the block can go on. Early: both when they are issued. Between the two, a missing wait
+// and a buffer that is overwritten too soon each show in one of the modes.
+//
+// An mbarrier is one 64-bit word: bit 63 the parity of the current phase; 20 bits each for the
+// arrivals of a phase and those still missing; 22 bits, signed, for bytes expected and not yet in.
+
+#include "operations.hpp"
+
+#include "block.hpp"
+#include "errors.hpp"
+
+#include <cstring>
+
+namespace emulator {
+
+// ---- cp.async ----
+
+namespace {
+
+void copy(const AsyncCopy& c) {
+    if (c.from)
+        std::memcpy(c.to, c.from, 16);
+    else
+        std::memset(c.to, 0, 16);
+}
+
+} // namespace
+
+void cp_async_16(void* smem, const void* global, bool valid) {
+    block->check_shared("cp.async", smem, 16, 16);
+    if (reinterpret_cast<std::uintptr_t>(global) % 16 != 0)
+        block->fault(error::misaligned_address, "cp.async: global address %p is not a multiple of 16", global);
+    AsyncCopy c{smem, valid ? global : nullptr};
+    if (!options().late) {
+        copy(c);
+        return;
+    }
+    auto& groups = current->copies;
+    if (groups.empty()) groups.emplace_back();
+    groups.back().push_back(c);
+}
+
+void cp_async_commit() {
+    auto& groups = current->copies;
+    if (groups.empty()) groups.emplace_back();
+    groups.emplace_back();
+}
+
+void cp_async_wait(int left) {
+    auto& groups = current->copies;
+    // The last group is open and is not waited for.
+    auto keep = static_cast<std::size_t>(left) + 1;
+    if (groups.size() <= keep) return;
+    auto end = groups.end() - static_cast<std::ptrdiff_t>(keep);
+    for (auto group = groups.begin(); group != end; ++group)
+        for (const AsyncCopy& c : *group) copy(c);
+    groups.erase(groups.begin(), end);
+}
+
+// ---- mbarriers ----
+
+namespace {
+
+struct Mbarrier {
+    unsigned parity, count, missing;
+    int bytes;
+};
+
+Mbarrier unpack(std::uint64_t word) {
+    auto low = static_cast<std::int64_t>(word << 42) >> 42;
+    return {static_cast<unsigned>(word >> 63), static_cast<unsigned>(word >> 22 & 0xFFFFF),
+            static_cast<unsigned>(word >> 42 & 0xFFFFF), static_cast<int>(low)};
+}
+
+std::uint64_t pack(const Mbarrier& m) {
+    return std::uint64_t{m.parity} << 63 | std::uint64_t{m.missing} << 42 | std::uint64_t{m.count} << 22 |
+           (static_cast<std::uint64_t>(m.bytes) & 0x3FFFFF);
+}
+
+std::uint64_t* checked(const char* operation, void* mbarrier) {
+    block->check_shared(operation, mbarrier, 8, 8);
+    return static_cast<std::uint64_t*>(mbarrier);
+}
+
+// Applies arrivals and bytes; when the phase is complete, starts the next and wakes those who wait.
+void advance(const char* operation, std::uint64_t* word, unsigned arrivals, int bytes) {
+    Mbarrier m = unpack(*word);
+    if (m.count == 0) block->fault(error::launch_failed, "%s: the mbarrier is not initialized", operation);
+    if (arrivals > m.missing)
+        block->fault(error::launch_failed, "%s: more arrivals than the mbarrier's %u", operation, m.count);
+    m.missing -= arrivals;
+    m.bytes += bytes;
+    if (m.missing == 0 && m.bytes == 0) {
+        m.parity ^= 1;
+        m.missing = m.count;
+        for (unsigned i = 0; i < block->threads(); i++) {
+            Thread& thread = block->all[i];
+            if (thread.waits_for && thread.waits_at == word) block->wake(thread);
+        }
+    }
+    *word = pack(m);
+}
+
+void copy(const BulkCopy& c) {
+    std::memcpy(c.to, c.from, c.bytes);
+    advance("cp.async.bulk", c.mbarrier, 0, -static_cast<int>(c.bytes));
+}
+
+} // namespace
+
+void mbarrier_init(void* mbarrier, unsigned count) {
+    if (count == 0 || count > 0xFFFFF)
+        block->fault(error::launch_failed, "mbarrier_init: a count of %u; expected 1 to 1048575", count);
+    *checked("mbarrier_init", mbarrier) = pack({0, count, count, 0});
+}
+
+void mbarrier_arrive(void* mbarrier, unsigned expected_bytes) {
+    if (expected_bytes > 0xFFFFF)
+        block->fault(error::launch_failed, "mbarrier_arrive_expect_tx: %u bytes; at most 1048575", expected_bytes);
+    advance("mbarrier_arrive", checked("mbarrier_arrive", mbarrier), 1, static_cast<int>(expected_bytes));
+}
+
+// The hardware waits for a while before it says no; here it waits until it can say yes.
+bool mbarrier_try_wait(void* mbarrier, unsigned parity) {
+    std::uint64_t* word = checked("mbarrier_try_wait", mbarrier);
+    if (unpack(*word).count == 0) block->fault(error::launch_failed, "mbarrier_try_wait: the mbarrier is not initialized");
+    while (unpack(*word).parity == (parity & 1)) block->wait("mbarrier", word, parity & 1);
+    return true;
+}
+
+// ---- bulk copies ----
+
+void bulk_copy_g2s(void* smem, const void* global, unsigned bytes, void* mbarrier) {
+    if (bytes == 0 || bytes % 16 != 0)
+        block->fault(error::misaligned_address, "cp.async.bulk: %u bytes, not a positive multiple of 16", bytes);
+    block->check_shared("cp.async.bulk", smem, bytes, 16);
+    if (reinterpret_cast<std::uintptr_t>(global) % 16 != 0)
+        block->fault(error::misaligned_address, "cp.async.bulk: global address %p is not a multiple of 16", global);
+    BulkCopy c{smem, global, bytes, checked("cp.async.bulk", mbarrier)};
+    if (options().late)
+        block->bulk_copies.push_back(c);
+    else
+        copy(c);
+}
+
+bool late_bulk_copy() {
+    auto& pending = block->bulk_copies;
+    if (pending.empty()) return false;
+    std::size_t at = 0;
+    switch (options().order) {
+    case Order::Forward: break;
+    case Order::Reverse: at = pending.size() - 1; break;
+    case Order::Shuffle: at = block->random.below(static_cast<unsigned>(pending.size())); break;
+    }
+    BulkCopy c = pending[at];
+    pending.erase(pending.begin() + static_cast<std::ptrdiff_t>(at));
+    copy(c);
+    return true;
+}
+
+} // namespace emulator

@@ -1,0 +1,177 @@
+// One thread block: its fibers, warps, barriers and shared memory, and who runs next.
+//
+// Blocks run one after another. Inside a block a thread runs until it must wait; then the next ready
+// lane of its warp runs, then the next ready warp, in the order of the options. Nothing is preempted,
+// so a run is repeatable, and a missing barrier shows as a wrong result in at least one order.
+//
+//   run(kernel) = for every block: make the fibers, then
+//       loop  pick a ready thread, switch to it
+//             none ready: do the next late copy (async.cpp), else report a deadlock
+//
+// Anything that a kernel may not do ends the launch through fault(): no later thread runs.
+#pragma once
+
+#include "fiber.hpp"
+#include "options.hpp"
+
+#include <cstdint>
+#include <functional>
+#include <string>
+#include <vector>
+
+namespace emulator {
+
+struct Index {
+    unsigned x = 0, y = 0, z = 0;
+};
+
+// Why a launch ended early: a driver error code and a text with kernel, block and thread.
+struct Fault {
+    int code = 0;
+    std::string text;
+};
+
+// A kernel and its arguments, ready to run.
+struct Launch {
+    const char* name;
+    std::function<void()> body;
+    Index grid, block;
+    unsigned dynamic_shared_bytes;
+};
+
+// A group of cp.async, or the open one.
+struct AsyncCopy {
+    void* to;
+    const void* from; // null: zeros
+};
+
+struct Warp;
+struct Thread {
+    Fiber fiber;
+    Index index;
+    unsigned lane = 0;
+    Warp* warp = nullptr;
+    // What it waits for, null while it can run.
+    const char* waits_for = nullptr;
+    const void* waits_at = nullptr;
+    unsigned wait_detail = 0;
+    // Its part in a warp operation under way.
+    const char* operation = nullptr;
+    unsigned mask = 0;
+    void* operand = nullptr;
+    // cp.async groups: the last is still open.
+    std::vector<std::vector<AsyncCopy>> copies;
+    // wgmma: how many this lane has issued, and whether a fence came since the last wait.
+    unsigned wgmma_issued = 0;
+    bool wgmma_fenced = false;
+};
+
+// A wgmma that was issued and not yet waited for: one warp's 16 rows of it.
+struct Wgmma {
+    unsigned n;
+    bool a_unsigned, a_in_registers, add;
+    unsigned long long a_descriptor, b_descriptor;
+    unsigned a[32][4];
+    int* d[32];
+    unsigned lanes; // how many lanes have issued it
+    bool done;
+};
+
+struct Warp {
+    Thread* threads = nullptr; // 32 of them
+    unsigned rank = 0;         // in the block
+    std::uint32_t alive = 0, ready = 0, waiting = 0;
+    std::vector<Wgmma> wgmmas;        // wgmmas[i] is number wgmma_first + i
+    unsigned wgmma_first = 0;
+    std::vector<unsigned> wgmma_groups; // number past the end of each committed group
+};
+
+// bar.sync 0..15.
+struct Barrier {
+    unsigned arrived = 0, expected = 0;
+};
+
+struct BulkCopy {
+    void* to;
+    const void* from;
+    unsigned bytes;
+    std::uint64_t* mbarrier;
+};
+
+// A static array in shared memory, known by the place in the source that declares it.
+struct SharedSite {
+    const void* site;
+    unsigned offset, bytes;
+};
+
+class Block {
+public:
+    static constexpr unsigned max_threads = 1024;
+    static constexpr unsigned barriers = 16;
+
+    Block();
+    ~Block();
+    Block(const Block&) = delete;
+    Block& operator=(const Block&) = delete;
+
+    // Runs every block of the launch. An empty text means that all went well.
+    Fault run(const Launch& launch);
+
+    // --- for the operations, called from a fiber ---
+
+    // Stops this thread until wake(); the text says for what.
+    void wait(const char* what, const void* at = nullptr, unsigned detail = 0);
+    void wake(Thread& thread);
+    // Lets whoever is first in the order go on.
+    void yield();
+    [[noreturn]] void fault(int code, const char* format, ...) __attribute__((format(printf, 3, 4)));
+
+    void* static_shared(const void* site, unsigned bytes, unsigned align);
+    // Faults unless [pointer, pointer + bytes) is shared memory of this block, aligned as said.
+    void check_shared(const char* operation, const void* pointer, unsigned bytes, unsigned align);
+    bool is_shared(const void* pointer) const;
+
+    unsigned threads() const { return thread_count_; }
+    unsigned alive() const { return alive_; }
+
+    Index index;
+    Launch const* launch = nullptr;
+    unsigned char* shared = nullptr; // starts with the dynamic part
+    std::vector<Warp> warps;
+    std::vector<Thread> all;
+    Barrier barrier[barriers];
+    std::vector<BulkCopy> bulk_copies;
+    Random random{0};
+
+private:
+    static void enter();
+    void start_block();
+    void finish_thread();
+    void run_block();
+    Thread* pick(Thread* after);
+    unsigned pick_bit(std::uint32_t bits);
+    void schedule(Thread* after);
+    void report_deadlock();
+    std::string where() const;
+    void reserve_stacks(unsigned count);
+    void check_red_zones();
+
+    unsigned thread_count_ = 0, alive_ = 0;
+    std::uint32_t ready_warps_ = 0;
+    Fiber main_;
+    Fault fault_;
+    unsigned char* stacks_ = nullptr;
+    unsigned stacks_ready_ = 0;
+    unsigned char* arena_ = nullptr;
+    std::vector<SharedSite> sites_;
+    unsigned static_end_ = 0;
+};
+
+// The thread that runs now on this OS thread, and its block; null outside of a launch.
+extern thread_local Thread* current __attribute__((tls_model("initial-exec")));
+extern thread_local Block* block __attribute__((tls_model("initial-exec")));
+
+// The block machinery of this OS thread.
+Block& machinery();
+
+} // namespace emulator

@@ -1,0 +1,124 @@
+// The driver functions: what a device would refuse is refused, with the same code.
+#include "harness.hpp"
+
+#include "../errors.hpp"
+
+namespace {
+
+namespace error = emulator::error;
+
+void modules() {
+    Module* module = nullptr;
+    Function* f = nullptr;
+    auto load = [&](const char* text) { return cuModuleLoadData(&module, text); };
+    CHECK(load("no PTX at all") == error::invalid_ptx);
+    CHECK(load(".version 9.1\n.target sm_80\n") == error::unsupported_ptx_version);
+    CHECK(load(".version 9.0\n.target sm_100a\n") == error::invalid_ptx);
+    CHECK(load(".version 9.0\n.target sm_80\n.visible .entry read(\n.param .u64 a\n)\n.maxntid 64, 1, 1\n{\n}\n"
+               ".visible .entry unknown_here()\n{\n}\n") == 0);
+    CHECK(cuModuleGetFunction(&f, module, "unknown_here") == error::not_found);
+    CHECK(cuModuleGetFunction(&f, module, "write") == error::not_found); // known, but not in this module
+    CHECK(cuModuleGetFunction(&f, module, "read") == 0);
+    Buffer<int> a(64), b(1);
+    int at = 0;
+    void* arguments[] = {&a.address, &b.address, &at};
+    auto launch = [&](unsigned grid, unsigned threads, unsigned dynamic) {
+        return cuLaunchKernel(f, grid, 1, 1, threads, 1, 1, dynamic, nullptr, arguments, nullptr);
+    };
+    CHECK(launch(1, 64, 0) == 0);
+    CHECK(launch(1, 65, 0) == error::invalid_value); // over .maxntid
+    CHECK(launch(0, 64, 0) == error::invalid_value);
+    CHECK(launch(1, 64, 48 * 1024) == 0);
+    CHECK(launch(1, 64, 48 * 1024 + 1) == error::invalid_value);
+    CHECK(cuFuncSetAttribute(f, 8, 227 * 1024 + 1) == error::invalid_value);
+    CHECK(cuFuncSetAttribute(f, 8, 227 * 1024) == 0);
+    CHECK(launch(1, 64, 227 * 1024) == 0);
+}
+
+void memory() {
+    std::uintptr_t huge = 0;
+    CHECK(cuMemAlloc_v2(&huge, emulator::options().memory + 1) == error::out_of_memory);
+    CHECK(cuMemAlloc_v2(&huge, 0) == error::invalid_value);
+    Buffer<int> a(10);
+    int host[16] = {};
+    CHECK(cuMemcpyDtoH_v2(host, a.address, 40) == 0);
+    CHECK(cuMemcpyDtoH_v2(host, a.address, 41) == error::invalid_value);
+    CHECK(cuMemcpyDtoH_v2(host, a.address + 4, 40) == error::invalid_value);
+    CHECK(cuMemcpyHtoD_v2(reinterpret_cast<std::uintptr_t>(host), host, 4) == error::invalid_value);
+    CHECK(cuMemsetD8Async(a.address, 1, 41, nullptr) == error::invalid_value);
+    CHECK(cuMemFree_v2(a.address + 4) == error::invalid_value);
+    CHECK(cuCtxSynchronize() == 0);
+}
+
+void capture() {
+    Stream* stream = nullptr;
+    Graph *graph = nullptr, *ready = nullptr;
+    CHECK(cuStreamCreate(&stream, 0) == 0);
+    Buffer<int> a(std::vector<int>{0, 0, 0}), b(std::vector<int>{7});
+    CHECK(cuStreamBeginCapture_v2(stream, 0) == 0);
+    CHECK(launch_on(stream, "read", {1, 1, 1}, b.address, a.address, 0) == 0);
+    CHECK(cuStreamEndCapture(stream, &graph) == 0);
+    check_equal(a.read(), {0, 0, 0}, "a captured launch does not run");
+    CHECK(cuGraphInstantiateWithFlags(&ready, graph, 0) == 0);
+    CHECK(cuGraphLaunch(ready, stream) == 0);
+    check_equal(a.read(), {7, 0, 0}, "the graph runs it");
+    int nine = 9;
+    CHECK(cuMemcpyHtoD_v2(b.address, &nine, 4) == 0);
+    CHECK(cuGraphLaunch(ready, stream) == 0);
+    check_equal(a.read(), {9, 0, 0}, "the graph runs again on new data");
+    cuGraphDestroy(graph);
+    cuGraphExecDestroy(ready);
+
+    CHECK(cuStreamBeginCapture_v2(stream, 0) == 0);
+    CHECK(cuStreamSynchronize(stream) == error::capture_unsupported);
+    CHECK(cuStreamEndCapture(stream, &graph) == error::capture_invalidated);
+    CHECK(cuStreamBeginCapture_v2(stream, 0) == 0);
+    std::uintptr_t address = 0;
+    CHECK(cuMemAllocAsync(&address, 16, stream) == error::capture_unsupported);
+    CHECK(cuStreamEndCapture(stream, &graph) == error::capture_invalidated);
+    CHECK(cuStreamSynchronize(stream) == 0);
+    cuStreamDestroy_v2(stream);
+}
+
+void failures_on_demand() {
+    std::uintptr_t address = 0;
+    emulator::options().fail_alloc = 2;
+    CHECK(cuMemAlloc_v2(&address, 16) == 0);
+    cuMemFree_v2(address);
+    CHECK(cuMemAlloc_v2(&address, 16) == error::out_of_memory);
+    CHECK(cuMemAlloc_v2(&address, 16) == 0); // memory may come back
+    cuMemFree_v2(address);
+    emulator::options().fail_sync = 1;
+    CHECK(cuCtxSynchronize() == error::device_unavailable);
+    CHECK(cuMemAlloc_v2(&address, 16) == error::device_unavailable); // a lost device stays lost
+    reset();
+    Buffer<int> a(1);
+    emulator::options().fail_launch = 1;
+    CHECK(run("read", {1, 1, 1}, a.address, a.address, 0) == error::launch_failed);
+    reset();
+    CHECK(run("read", {1, 1, 1}, a.address, a.address, 0) == 0);
+}
+
+void two_devices() {
+    Buffer<int> a(1);
+    void *first = nullptr, *second = nullptr;
+    CHECK(cuDevicePrimaryCtxRetain(&first, 0) == 0);
+    CHECK(cuDevicePrimaryCtxRetain(&second, 1) == 0);
+    CHECK(cuDevicePrimaryCtxRetain(&second, 2) == error::invalid_device);
+    cuCtxSetCurrent(second);
+    CHECK(run("read", {1, 1, 1}, a.address, a.address, 0) == error::illegal_address);
+    CHECK(std::string(fp4_emulator_last_fault()).find("memory of device 0, the launch is on device 1") != std::string::npos);
+    cuCtxSetCurrent(first);
+    CHECK(cuCtxSynchronize() == 0); // the other device is well
+}
+
+} // namespace
+
+void test_driver() {
+    context = "driver";
+    modules();
+    memory();
+    capture();
+    failures_on_demand();
+    two_devices();
+}
