@@ -11,8 +11,11 @@
 use cudarc::driver::{result, sys};
 use fp4_core::Unsupported;
 
-/// The oldest driver that can load the kernels: CUDA 13.0, as 1000 * major + 10 * minor.
-pub const MIN_DRIVER_VERSION: i32 = 13_000;
+/// The oldest driver that can load the kernels: CUDA 12.0, as 1000 * major + 10 * minor.
+///
+/// It takes the prebuilt PTX, which declares PTX ISA 8.0, and machine code made by an NVRTC of its own
+/// major version or an older one. Every driver call that this crate makes exists in 12.0.
+pub const MIN_DRIVER_VERSION: i32 = 12_000;
 /// The oldest device with int8 `mma.sync` of the shape that the kernels use, as 10 * major + minor.
 pub const MIN_COMPUTE_CAPABILITY: i32 = 80;
 
@@ -25,12 +28,12 @@ pub struct Device {
     pub compute_capability: i32,
 }
 
-/// The devices that the driver reports, in its order.
+/// The driver's version as 1000 * major + 10 * minor, once it has started.
 ///
 /// # Errors
 /// [`Unsupported::NoDriver`] without a driver library, [`Unsupported::NoDevice`] if the driver does
-/// not start or reports none, [`Unsupported::DriverTooOld`].
-pub fn devices() -> Result<Vec<Device>, Unsupported> {
+/// not start, [`Unsupported::DriverTooOld`].
+pub(crate) fn version() -> Result<i32, Unsupported> {
     // SAFETY: only loads and unloads the system's driver library by its well-known name.
     if !unsafe { sys::is_culib_present() } {
         return Err(Unsupported::NoDriver);
@@ -44,6 +47,17 @@ pub fn devices() -> Result<Vec<Device>, Unsupported> {
     if version < MIN_DRIVER_VERSION {
         return Err(Unsupported::DriverTooOld { found: version, needed: MIN_DRIVER_VERSION });
     }
+    Ok(version)
+}
+
+/// The devices that the driver reports, in its order.
+///
+/// # Errors
+/// [`Unsupported::NoDriver`] without a driver library, [`Unsupported::NoDevice`] if the driver does
+/// not start or reports none, [`Unsupported::DriverTooOld`].
+pub fn devices() -> Result<Vec<Device>, Unsupported> {
+    version()?;
+    let no_device = |_| Unsupported::NoDevice;
     let count = result::device::get_count().map_err(no_device)?;
     (0..count).map(|ordinal| describe(ordinal).map_err(no_device)).collect()
 }
@@ -56,4 +70,37 @@ fn describe(ordinal: i32) -> Result<Device, result::DriverError> {
     let major = attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?;
     let minor = attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?;
     Ok(Device { name: result::device::get_name(device)?, compute_capability: 10 * major + minor })
+}
+
+/// Checks that the device with this index exists and is new enough.
+pub(crate) fn check(devices: &[Device], index: usize) -> Result<&Device, Unsupported> {
+    let device = devices.get(index).ok_or(Unsupported::NoDevice)?;
+    if device.compute_capability < MIN_COMPUTE_CAPABILITY {
+        return Err(Unsupported::DeviceTooOld {
+            found: device.compute_capability,
+            needed: MIN_COMPUTE_CAPABILITY,
+        });
+    }
+    Ok(device)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn device(compute_capability: i32) -> Device {
+        Device { name: "test".into(), compute_capability }
+    }
+
+    #[test]
+    fn old_and_missing_devices_are_refused_with_the_reason() {
+        assert_eq!(check(&[], 0).unwrap_err(), Unsupported::NoDevice);
+        let two = [device(75), device(90)];
+        assert_eq!(
+            check(&two, 0).unwrap_err(),
+            Unsupported::DeviceTooOld { found: 75, needed: 80 }
+        );
+        assert_eq!(check(&two, 1).unwrap().compute_capability, 90);
+        assert_eq!(check(&two, 2).unwrap_err(), Unsupported::NoDevice);
+    }
 }

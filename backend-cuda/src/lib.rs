@@ -1,10 +1,34 @@
-//! The CUDA backend of exact-fp4: for now, finding out what devices there are.
+//! The CUDA backend of exact-fp4: the bits of the reference on NVIDIA GPUs since Ampere, with or
+//! without FP4 units. **Not yet run on hardware**: the kernels run in tests on a stand-in for the
+//! driver (`emulator/`), built from the same sources.
+//!
+//! # The model
 //!
 //! It builds with no CUDA installed: the driver library is loaded at run time, if it is there.
 //! [`devices`] lists what the driver reports; [`open`] answers with a backend for a device or with
-//! the reason why there is none. **There are no kernels yet**, so today `open` always answers with
-//! a reason, [`Unsupported::NotImplemented`] where a usable device exists; routing then falls back to
-//! a CPU backend with the same bits. Device detection itself has not yet been run on hardware.
+//! the reason why there is none, and routing then falls back to a CPU backend with the same bits.
+//!
+//! [`Cuda`] takes both roles, and as a [`Resident`](fp4_core::backend::Resident) it keeps tensors and
+//! operands in device memory. One device has one stream, on which everything runs in order; several
+//! devices are several `Cuda`, opened by index.
+//!
+//! Kernels are CUDA C++ in `kernels/`, embedded in the crate. At its first use a kernel file is compiled
+//! for the device at hand by NVRTC, and kept on disk (`$FP4_CUDA_CACHE`, or
+//! `~/.cache/exact-fp4/kernels`; empty turns it off). Without NVRTC, or with one newer than the driver,
+//! the PTX in `prebuilt/` is used, which runs on every device from compute capability 8.0 up. Failures
+//! are values: why there is no device, how many bytes there were not, that the device was lost; what
+//! the compiler said goes to the log.
+//!
+//! | module | contents |
+//! |---|---|
+//! | `driver` | which devices there are |
+//! | `sources`, `compile`, `cache`, `prebuilt` | from kernel source to machine code |
+//! | `launch`, `buffer` | context, stream, launches; memory that only grows |
+//! | `operand` | tensors, packed operands and weights in device memory |
+//! | `quantize`, `matmul`, `layout` | which kernel, and what it is given |
+//! | `backend`, `resident` | the traits of the core |
+//!
+//! # Example
 //!
 //! ```
 //! match fp4_backend_cuda::open(0) {
@@ -13,71 +37,69 @@
 //! }
 //! ```
 
+#![deny(unsafe_op_in_unsafe_fn)]
+
+mod backend;
+mod buffer;
+mod cache;
+mod compile;
 mod driver;
+mod error;
+mod launch;
+mod layout;
+mod matmul;
+mod operand;
+mod prebuilt;
+mod quantize;
+mod resident;
+mod sources;
 
-use fp4_core::Unsupported;
 use fp4_core::backend::erased::Backend;
+use fp4_core::{Error, Unsupported};
 
+pub use backend::Cuda;
 pub use driver::{Device, MIN_COMPUTE_CAPABILITY, MIN_DRIVER_VERSION, devices};
+pub use matmul::Ladder;
+pub use operand::{CudaOperand, CudaTensor, CudaTransform, CudaWeight};
+#[doc(hidden)]
+pub use prebuilt::prebuild;
 
 /// The backend's name in routing and reports.
 pub const NAME: &str = "cuda";
 
-/// The backend on the device with this index, in the driver's order.
+/// The backend on the device with this index, in the driver's order, as routing takes it.
 ///
 /// # Errors
 /// The reason why there is none: no driver library, no device with that index, a driver or a
-/// device that is too old, or no kernels yet.
+/// device that is too old, or a device that does not start.
 pub fn open(index: usize) -> Result<Backend, Unsupported> {
-    check(&devices()?, index)?;
-    Err(Unsupported::NotImplemented)
-}
-
-/// Checks that the device with this index exists and is new enough.
-fn check(devices: &[Device], index: usize) -> Result<&Device, Unsupported> {
-    let device = devices.get(index).ok_or(Unsupported::NoDevice)?;
-    if device.compute_capability < MIN_COMPUTE_CAPABILITY {
-        return Err(Unsupported::DeviceTooOld {
-            found: device.compute_capability,
-            needed: MIN_COMPUTE_CAPABILITY,
-        });
+    match Cuda::open(index) {
+        Ok(cuda) => Ok(Backend::resident(cuda)),
+        Err(Error::Unsupported(reason)) => Err(reason),
+        Err(error) => {
+            log::warn!("CUDA device {index} does not start: {error}");
+            Err(Unsupported::Other("the CUDA device does not start; see the log"))
+        }
     }
-    Ok(device)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn device(compute_capability: i32) -> Device {
-        Device { name: "test".into(), compute_capability }
-    }
-
-    #[test]
-    fn old_and_missing_devices_are_refused_with_the_reason() {
-        assert_eq!(check(&[], 0).unwrap_err(), Unsupported::NoDevice);
-        let two = [device(75), device(90)];
-        assert_eq!(
-            check(&two, 0).unwrap_err(),
-            Unsupported::DeviceTooOld { found: 75, needed: 80 }
-        );
-        assert_eq!(check(&two, 1).unwrap().compute_capability, 90);
-        assert_eq!(check(&two, 2).unwrap_err(), Unsupported::NoDevice);
-    }
-
     #[test]
     fn opening_never_panics_and_gives_a_reason() {
-        // Whatever this machine has: no driver, no device, or a device without kernels.
-        let reason = open(0).expect_err("there are no kernels yet");
-        match devices() {
-            Err(why) => assert_eq!(reason, why),
-            Ok(found) if found.is_empty() => assert_eq!(reason, Unsupported::NoDevice),
-            Ok(_) => assert!(matches!(
-                reason,
-                Unsupported::NotImplemented | Unsupported::DeviceTooOld { .. }
-            )),
+        // Whatever this machine has: no driver, no device, or one that works.
+        match (devices(), open(0)) {
+            (Err(why), Err(reason)) => assert_eq!(reason, why),
+            (Ok(found), Err(reason)) if found.is_empty() => {
+                assert_eq!(reason, Unsupported::NoDevice);
+            }
+            (Ok(_), Err(reason)) => assert!(!reason.to_string().is_empty()),
+            (Ok(_), Ok(backend)) => assert_eq!(backend.name(), NAME),
+            (Err(why), Ok(_)) => panic!("a backend without a driver: {why}"),
         }
-        assert!(!reason.to_string().is_empty());
-        assert_eq!(open(usize::MAX).unwrap_err(), devices().err().unwrap_or(Unsupported::NoDevice));
+        let beyond = open(usize::MAX).unwrap_err();
+        assert_eq!(beyond, devices().err().unwrap_or(Unsupported::NoDevice));
     }
 }

@@ -1,0 +1,149 @@
+// Exact sums on the device and their one rounding (C6).
+//
+// A product of two FP4 values with their scales is an integer times a power of two, a multiple of 2^-256
+// below 2^260. Three widths of sum, each exact inside its bound:
+//
+//     int32   doubled codes with the scales folded in; matmul_mma.cu states its bound
+//     int64   units of 2^unit; for NVFP4 unit = -20 and K <= 2^20 always fits
+//     640 bit ExactSum in units of 2^-256: everything fits
+//
+// All end in round_to_f32: the magnitude's top 64 bits, with everything below OR-ed into the last, are
+// rounded once. Rounding twice would be wrong: 2^24 + 1 + 2^-30 lies above a tie and must go up, but
+// its f64 neighbour 2^24 + 1 is the tie itself and goes down to even.
+#pragma once
+
+#include "format.cuh"
+
+namespace fp4 {
+
+// Groups of an NVFP4 row whose sum always fits an int64 in units of 2^-20:
+// |sum| <= groups * 144 * 16 * (15 * 2^14)^2 = 65536 * 1.3916e14 < 2^63.
+constexpr int NVFP4_INT64_GROUPS = 65536;
+constexpr int NVFP4_UNIT = -20;
+
+// Rounds (-1)^negative * significand * 2^exponent once to f32, to nearest even, overflow to infinity,
+// subnormals kept. Bit 0 of a normalized significand may stand for any nonzero rest below it.
+__device__ __forceinline__ float round_to_f32(bool negative, u64 significand, int exponent) {
+    if (significand == 0) return 0.0f; // an exact zero is +0
+    int zeros = __clzll((i64)significand);
+    significand <<= zeros;
+    exponent -= zeros;
+    int top = exponent + 63;
+    int last = top - 23 > -149 ? top - 23 : -149; // exponent of the last kept bit
+    int dropped = last - exponent;                // at least 40
+    u64 kept = 0;
+    if (dropped < 64) {
+        u64 rest = significand << (64 - dropped), half = 1ull << 63;
+        kept = significand >> dropped;
+        kept += rest > half || (rest == half && (kept & 1));
+    } else if (dropped == 64) {
+        kept = significand > (1ull << 63); // above half of the last bit; half itself is a tie with 0
+    }
+    // The implicit bit and a carry of the rounding move the exponent field by plain addition.
+    u64 bits = ((u64)(last + 149) << 23) + kept;
+    u32 magnitude = bits > INF_F32 ? INF_F32 : (u32)bits;
+    return __uint_as_float(magnitude | (negative ? 0x80000000u : 0u));
+}
+
+// units * 2^exponent, rounded once. |units| < 2^63.
+__device__ __forceinline__ float round_int64(i64 units, int exponent) {
+    return round_to_f32(units < 0, units < 0 ? 0ull - (u64)units : (u64)units, exponent);
+}
+
+// A 640-bit two's complement integer in units of 2^-256.
+struct ExactSum {
+    static constexpr int LIMBS = 10;
+    static constexpr int LOW = -256;
+    u64 limbs[LIMBS];
+
+    __device__ __forceinline__ void clear() {
+        for (int i = 0; i < LIMBS; i++) limbs[i] = 0;
+    }
+
+    // Adds significand * 2^exponent, for exponents from -256 to 254.
+    __device__ void add(i64 significand, int exponent) {
+        int position = exponent - LOW, limb = position >> 6, shift = position & 63;
+        u64 sign = significand < 0 ? ~0ull : 0ull;
+        u64 low = (u64)significand << shift;
+        // The bits shifted out, with the sign above them.
+        u64 high = shift == 0 ? sign : (u64)(significand >> (64 - shift));
+        u64 carry = 0;
+        for (int i = limb; i < LIMBS; i++) {
+            u64 term = i == limb ? low : i == limb + 1 ? high : sign;
+            u64 sum = limbs[i] + term;
+            u64 carry_1 = sum < term;
+            limbs[i] = sum + carry;
+            carry = carry_1 | (limbs[i] < sum);
+        }
+    }
+
+    __device__ float round() const {
+        bool negative = limbs[LIMBS - 1] >> 63;
+        u64 carry = negative, top = 0, below = 0;
+        int top_limb = 0;
+        bool sticky = false;
+        // From the lowest limb up, so that the last nonzero limb seen is the top one.
+        for (int i = 0; i < LIMBS; i++) {
+            u64 limb = negative ? ~limbs[i] + carry : limbs[i];
+            carry = negative && carry && limb == 0;
+            if (limb != 0) {
+                // The limb just below the top one fills the window; what lies deeper is sticky.
+                bool adjacent = top_limb == i - 1;
+                sticky = sticky || below != 0 || (!adjacent && top != 0);
+                below = adjacent ? top : 0;
+                top = limb;
+                top_limb = i;
+            }
+        }
+        if (top == 0) return 0.0f;
+        int zeros = __clzll((i64)top);
+        u64 window = top;
+        if (zeros > 0) {
+            window = (top << zeros) | (below >> (64 - zeros));
+            below <<= zeros;
+        }
+        window |= sticky || below != 0;
+        return round_to_f32(negative, window, LOW + 64 * top_limb - zeros);
+    }
+};
+
+// The exact dot product of two MXFP4 rows, rounded once: the wide path, right for every input without NaN.
+__device__ inline float exact_dot_mxfp4(const u8* codes_a, const u8* scales_a, const u8* codes_b,
+                                        const u8* scales_b, int groups) {
+    ExactSum sum;
+    sum.clear();
+    for (int g = 0; g < groups; g++) {
+        int dot = group_dot(codes_a + 16 * (i64)g, codes_b + 16 * (i64)g, 8);
+        // Doubled codes make quarters: hence the -2. Padding has dot 0.
+        if (dot != 0) sum.add(dot, (int)scales_a[g] + (int)scales_b[g] - 2 * 127 - 2);
+    }
+    return sum.round();
+}
+
+// The exact dot product of two NVFP4 rows of any length, rounded once; NaN scales count as 0.
+__device__ inline float exact_dot_nvfp4(const u8* codes_a, const u8* scales_a, const u8* codes_b,
+                                        const u8* scales_b, int groups) {
+    ExactSum sum;
+    i64 units = 0;
+    bool spilled = false;
+    for (int g = 0; g < groups; g++) {
+        int dot = group_dot(codes_a + 8 * (i64)g, codes_b + 8 * (i64)g, 4);
+        units += (i64)(dot * e4m3_units(scales_a[g])) * e4m3_units(scales_b[g]);
+        if ((g + 1) % NVFP4_INT64_GROUPS == 0 && g + 1 < groups) {
+            if (!spilled) sum.clear();
+            sum.add(units, NVFP4_UNIT);
+            units = 0;
+            spilled = true;
+        }
+    }
+    if (!spilled) return round_int64(units, NVFP4_UNIT);
+    sum.add(units, NVFP4_UNIT);
+    return sum.round();
+}
+
+// The last two steps of C6: s32 * alpha in f32, then one rounding to the output type.
+__device__ __forceinline__ void finish(void* out, i64 index, int type, float s32, float alpha) {
+    store_dense(out, index, type, __fmul_rn(s32, alpha));
+}
+
+} // namespace fp4

@@ -1,0 +1,266 @@
+//! [`Cuda`], the backend: both roles on host operands.
+//!
+//! A call takes a [`Staging`] from a pool: device buffers that grow to the largest call seen and are
+//! then reused. Operands go up, kernels run, results come back, and the call waits once, at its end.
+
+use std::marker::PhantomData;
+use std::ops::Range;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use fp4_core::{
+    Buffer as What, Error, FloatSliceMut, Matmul, MatmulQuery, Named, Packed, PackedMut,
+    PackedView, PartialsMut, Paths, PreparedWeight, QuantizeInput, QuantizeQuery, Quantizer,
+    Unsupported, check_environment,
+};
+
+use crate::buffer::Buffer;
+use crate::driver::{self, Device};
+use crate::launch::Gpu;
+use crate::matmul::{self, Ladder, PATHS_BYTES, paths_of};
+use crate::operand::{CudaOperand, CudaTransform, CudaWeight, host_bytes, host_bytes_mut};
+use crate::{NAME, quantize};
+
+/// The CUDA backend on one device: quantizer, matmul, and operands in device memory. Cheap to clone;
+/// the clones share the device's stream and buffers.
+#[derive(Debug, Clone)]
+pub struct Cuda {
+    pub(crate) gpu: Arc<Gpu>,
+    pub(crate) ladder: Ladder,
+    pool: Arc<Mutex<Vec<Staging>>>,
+    /// Paths of the products that stayed on the device.
+    pub(crate) device_paths: Arc<Buffer>,
+    /// Paths of the products that came to the host.
+    pub(crate) host_paths: Arc<Mutex<Paths>>,
+}
+
+/// Device buffers of one call.
+#[derive(Debug)]
+pub(crate) struct Staging {
+    pub(crate) operand: CudaOperand,
+    pub(crate) output: Buffer,
+    pub(crate) spare: Buffer,
+    given: Buffer,
+    sums: [Buffer; 2],
+    pub(crate) paths: Buffer,
+}
+
+impl Cuda {
+    /// The backend on the device with this index, in the driver's order.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] with the reason why there is none: no driver library, no device with
+    /// that index, a driver or device that is too old. [`Error::Device`] if it does not start.
+    pub fn open(index: usize) -> Result<Self, Error> {
+        let version = driver::version()?;
+        let info = driver::check(&driver::devices()?, index)?.clone();
+        let gpu = Arc::new(Gpu::open(index, info, version)?);
+        let mut device_paths = Buffer::default();
+        device_paths.zero(&gpu.stream, PATHS_BYTES)?;
+        gpu.synchronize()?;
+        Ok(Cuda {
+            gpu,
+            ladder: Ladder::default(),
+            pool: Arc::default(),
+            device_paths: Arc::new(device_paths),
+            host_paths: Arc::default(),
+        })
+    }
+
+    /// The device.
+    pub fn device(&self) -> &Device {
+        &self.gpu.info
+    }
+
+    /// The same backend, multiplying by another kernel of the ladder. The bits are the same.
+    #[must_use]
+    pub fn with_ladder(self, ladder: Ladder) -> Self {
+        Cuda { ladder, ..self }
+    }
+
+    /// Waits until everything queued so far has run.
+    ///
+    /// # Errors
+    /// A device failure, of any operation queued before.
+    pub fn synchronize(&self) -> Result<(), Error> {
+        self.gpu.synchronize()
+    }
+
+    /// Which paths all products since [`open`](Self::open) took: those that stayed on the device too,
+    /// whose calls return no counts, because reading them would wait for the device. This waits.
+    ///
+    /// # Errors
+    /// A device failure.
+    pub fn paths(&self) -> Result<Paths, Error> {
+        let mut counters = [0; PATHS_BYTES];
+        self.device_paths.download(&self.gpu.stream, &mut counters)?;
+        self.gpu.synchronize()?;
+        let mut paths = paths_of(counters);
+        paths.merge(&self.host_paths.lock().unwrap_or_else(PoisonError::into_inner));
+        Ok(paths)
+    }
+
+    /// Runs `f` with buffers of the pool. After an error they are dropped.
+    pub(crate) fn with_staging<R>(
+        &self,
+        f: impl FnOnce(&mut Staging) -> Result<R, Error>,
+    ) -> Result<R, Error> {
+        let pool = || self.pool.lock().unwrap_or_else(PoisonError::into_inner);
+        let spare = pool().pop();
+        let mut staging = match spare {
+            Some(staging) => staging,
+            None => Staging {
+                operand: CudaOperand::new(&self.gpu)?,
+                output: Buffer::default(),
+                spare: Buffer::default(),
+                given: Buffer::default(),
+                sums: Default::default(),
+                paths: Buffer::default(),
+            },
+        };
+        let result = f(&mut staging)?;
+        pool().push(staging);
+        Ok(result)
+    }
+
+    /// Multiplies into host memory: the last part of both ways of a product to the host.
+    pub(crate) fn matmul_to_host(
+        &self,
+        a: &CudaOperand,
+        b: &CudaOperand,
+        alpha: f32,
+        out: FloatSliceMut<'_>,
+        output: &mut Buffer,
+        paths: &mut Buffer,
+    ) -> Result<Paths, Error> {
+        a.shape.expect_product(&b.shape)?;
+        let (rows, cols) = (a.shape.rows(), b.shape.rows());
+        let outputs = rows.checked_mul(cols).ok_or(Error::ShapeOverflow { rows, cols })?;
+        out.as_ref().expect_len(What::Output, outputs)?;
+        let stream = &self.gpu.stream;
+        let float_type = out.float_type();
+        output.reserve(stream, outputs * float_type.bytes())?;
+        paths.zero(stream, PATHS_BYTES)?;
+        matmul::matmul(self.ladder, a, b, alpha, (output.address(), float_type), paths)?;
+        let mut counters = [0; PATHS_BYTES];
+        output.download(stream, host_bytes_mut(out))?;
+        paths.download(stream, &mut counters)?;
+        self.gpu.synchronize()?;
+        let paths = paths_of(counters);
+        self.host_paths.lock().unwrap_or_else(PoisonError::into_inner).merge(&paths);
+        Ok(paths)
+    }
+
+    /// Refuses operands of another device, or of the same one opened again: they are queued elsewhere.
+    pub(crate) fn own(&self, gpu: &Arc<Gpu>) -> Result<(), Error> {
+        if Arc::ptr_eq(gpu, &self.gpu) { Ok(()) } else { Err(Error::ForeignOperand) }
+    }
+}
+
+impl Named for Cuda {
+    fn name(&self) -> &str {
+        NAME
+    }
+}
+
+/// Dimensions that the kernels count in `int`.
+fn expect_int(sizes: &[usize]) -> Result<(), Unsupported> {
+    // One padding step of 128 stays below 2^31.
+    let max = i32::MAX as usize - 128;
+    match sizes.iter().find(|&&size| size > max) {
+        Some(_) => Err(Unsupported::Other("a dimension of 2^31 - 128 or more; split it")),
+        None => Ok(()),
+    }
+}
+
+impl Quantizer for Cuda {
+    fn supports_quantize(&self, query: &QuantizeQuery) -> Result<(), Unsupported> {
+        expect_int(&[query.rows, query.k])
+    }
+
+    fn quantize(&self, input: &QuantizeInput<'_>, out: &mut PackedMut<'_>) -> Result<(), Error> {
+        check_environment()?;
+        input.expect_output(out.shape())?;
+        self.supports_quantize(&input.query())?;
+        if out.shape().codes_len() == 0 {
+            return Ok(());
+        }
+        let float_type = input.x().float_type();
+        let transform = input
+            .transform()
+            .map(|t| quantize::load_transform(&self.gpu, t, float_type))
+            .transpose()?;
+        self.with_staging(|staging| {
+            let Staging { operand, given, spare, .. } = staging;
+            let stream = &self.gpu.stream;
+            let mut address = 0;
+            if let Some(scales) = input.scales() {
+                given.upload(stream, scales)?;
+                address = given.address();
+            }
+            operand.input.upload(stream, host_bytes(input.x()))?;
+            let x = (operand.input.address(), float_type);
+            let transform: Option<&CudaTransform> = transform.as_ref();
+            quantize::quantize(x, input.shape(), input.spec(), transform, address, operand)?;
+            operand.export(spare, out)?;
+            self.gpu.synchronize()
+        })
+    }
+}
+
+impl Matmul for Cuda {
+    type Prepared<B: Packed> = CudaWeight<B>;
+
+    fn supports_matmul(&self, query: &MatmulQuery) -> Result<(), Unsupported> {
+        expect_int(&[query.m, query.n, query.k])
+    }
+
+    fn supports_partial(&self, query: &MatmulQuery) -> Result<(), Unsupported> {
+        self.supports_matmul(query)
+    }
+
+    fn prepare<B: Packed>(&self, b: B) -> Result<CudaWeight<B>, Error> {
+        let view = b.view();
+        view.shape().expect_format()?;
+        expect_int(&[view.shape().rows(), view.shape().k()])?;
+        let mut operand = CudaOperand::new(&self.gpu)?;
+        operand.import(view)?;
+        self.gpu.synchronize()?;
+        operand.trim();
+        Ok(CudaWeight { operand, from: PhantomData })
+    }
+
+    fn matmul<B: Packed>(
+        &self,
+        a: PackedView<'_>,
+        b: &CudaWeight<B>,
+        alpha: f32,
+        out: FloatSliceMut<'_>,
+    ) -> Result<Paths, Error> {
+        check_environment()?;
+        self.own(&b.operand.gpu)?;
+        a.shape().expect_product(&b.shape())?;
+        expect_int(&[a.shape().rows()])?;
+        self.with_staging(|staging| {
+            let Staging { operand, output, paths, .. } = staging;
+            operand.import(a)?;
+            self.matmul_to_host(operand, &b.operand, alpha, out, output, paths)
+        })
+    }
+
+    fn partial<B: Packed>(
+        &self,
+        a: PackedView<'_>,
+        b: &CudaWeight<B>,
+        groups: Range<usize>,
+        out: PartialsMut<'_>,
+    ) -> Result<(), Error> {
+        self.own(&b.operand.gpu)?;
+        a.shape().expect_product(&b.shape())?;
+        expect_int(&[a.shape().rows()])?;
+        self.with_staging(|staging| {
+            let Staging { operand, sums, .. } = staging;
+            operand.import(a)?;
+            matmul::partial(&self.gpu, operand, &b.operand, groups, out, sums)
+        })
+    }
+}

@@ -1,0 +1,195 @@
+//! Multiplication on the device: which kernel, and what it is given (C6).
+//!
+//! | [`Ladder`] | kernel | outputs by |
+//! |---|---|---|
+//! | `Naive` | `matmul_naive.cu` | one thread each; int64 where proven, else 640 bits |
+//! | `Mma` | `matmul_mma.cu` | tensor-core tiles; int32 fold, int64 by group, else 640 bits |
+//!
+//! Every kernel takes every input and gives the same bits; the ladder is for tests and measurements. The
+//! choice between sums is made on the device from row metadata, so a launch needs nothing from the host
+//! but shapes and the bounds below.
+
+use std::ops::Range;
+
+use fp4_core::{Error, ExactSum, FixedSum, FloatType, Format, PartialsMut, Paths};
+
+use crate::buffer::Buffer;
+use crate::launch::{Arg, Gpu, blocks_for, float_type, int, scale_type};
+use crate::operand::CudaOperand;
+use crate::sources::{MATMUL_MMA, MATMUL_NAIVE};
+
+/// A kernel to multiply by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub enum Ladder {
+    /// The readable one.
+    Naive,
+    /// Tensor cores, for every device that this backend takes.
+    #[default]
+    Mma,
+}
+
+/// Groups of an NVFP4 row whose sum always fits an int64 (`NVFP4_INT64_GROUPS` in `exact.cuh`).
+const NVFP4_INT64_GROUPS: usize = 65_536;
+
+/// Bytes of the counters of paths: three 64-bit numbers.
+pub(crate) const PATHS_BYTES: usize = 24;
+
+/// The largest K that the int32 fold of MXFP4 takes: a product of two folded codes is at most
+/// 96 * 96 in magnitude, and 9216 * 233016 <= 2^31 - 1.
+pub(crate) const FOLD_MAX_K: usize = i32::MAX as usize / (96 * 96);
+
+/// The largest joint exponent spread for which the int64 sums of MXFP4 fit:
+/// floor(log2((2^63 - 1) / (4608 * groups))), where 4608 = 144 * 32 bounds a group's dot product.
+pub(crate) fn joint_limit(groups: usize) -> i32 {
+    let groups = (groups.max(1) as u64).saturating_mul(4608);
+    (i64::MAX as u64 / groups).checked_ilog2().map_or(-1, |bits| bits as i32)
+}
+
+/// What ran, as the kernels count it.
+pub(crate) fn paths_of(counters: [u8; PATHS_BYTES]) -> Paths {
+    let [narrow, planes, wide] = bytemuck::cast::<_, [u64; 3]>(counters);
+    Paths { narrow, planes, wide }
+}
+
+/// Queues round(f32(A * B^T) * alpha) into `out`, counting paths into `paths`.
+pub(crate) fn matmul(
+    ladder: Ladder,
+    a: &CudaOperand,
+    b: &CudaOperand,
+    alpha: f32,
+    (out, out_type): (u64, FloatType),
+    paths: &Buffer,
+) -> Result<(), Error> {
+    let format = a.shape.expect_product(&b.shape)?;
+    let (m, n) = (a.shape.rows(), b.shape.rows());
+    let groups = a.k_pad / format.group().get();
+    let mut args = vec![
+        Arg::Pointer(a.codes.address()),
+        Arg::Pointer(a.scales.address()),
+        Arg::Pointer(a.meta.address()),
+        Arg::Pointer(b.codes.address()),
+        Arg::Pointer(b.scales.address()),
+        Arg::Pointer(b.meta.address()),
+        Arg::Pointer(out),
+        float_type(out_type),
+        Arg::F32(alpha),
+        Arg::I32(int(m)?),
+        Arg::I32(int(n)?),
+        Arg::I32(int(a.k_pad)?),
+        scale_type(format.scale_type()),
+        Arg::I32(joint_limit(groups)),
+    ];
+    let long = format == Format::NvFp4 && groups > NVFP4_INT64_GROUPS;
+    match ladder {
+        Ladder::Mma if !long => {
+            args.push(Arg::I32(i32::from(a.k_pad <= FOLD_MAX_K)));
+            args.push(Arg::Pointer(paths.address()));
+            let tiles = m.div_ceil(64) as u64 * n.div_ceil(64) as u64;
+            a.gpu.launch((&MATMUL_MMA, "matmul_mma"), tiles, 128, &args)
+        }
+        Ladder::Naive | Ladder::Mma => {
+            args.push(Arg::Pointer(paths.address()));
+            let tiles = m.div_ceil(16) as u64 * n.div_ceil(16) as u64;
+            a.gpu.launch((&MATMUL_NAIVE, "matmul_naive"), tiles, 256, &args)
+        }
+    }
+}
+
+/// Adds the exact sums over `groups` to `out`; sums of one chunk at a time pass through `buffers`.
+pub(crate) fn partial(
+    gpu: &Gpu,
+    a: &CudaOperand,
+    b: &CudaOperand,
+    groups: Range<usize>,
+    out: PartialsMut<'_>,
+    buffers: &mut [Buffer; 2],
+) -> Result<(), Error> {
+    let format = a.shape.expect_product(&b.shape)?;
+    let outputs = a.shape.rows() * b.shape.rows();
+    out.expect(format, outputs)?;
+    a.shape.expect_groups(&groups)?;
+    let (name, limbs, chunk) = match format {
+        Format::NvFp4 => ("partial_nvfp4", 1, NVFP4_INT64_GROUPS),
+        Format::MxFp4 => ("partial_mxfp4", 10, usize::MAX),
+    };
+    let bytes = outputs
+        .checked_mul(8 * limbs)
+        .ok_or(Error::ShapeOverflow { rows: a.shape.rows(), cols: b.shape.rows() })?;
+    let (mut sums, mut nans) = (vec![0u64; outputs * limbs], vec![0u8; outputs]);
+    let mut out = out;
+    let mut first = groups.start;
+    while first < groups.end {
+        let end = groups.end.min(first.saturating_add(chunk));
+        for (buffer, bytes) in buffers.iter_mut().zip([bytes, outputs]) {
+            buffer.reserve(&gpu.stream, bytes)?;
+        }
+        let args = [
+            Arg::Pointer(a.codes.address()),
+            Arg::Pointer(a.scales.address()),
+            Arg::Pointer(b.codes.address()),
+            Arg::Pointer(b.scales.address()),
+            Arg::Pointer(buffers[0].address()),
+            Arg::Pointer(buffers[1].address()),
+            Arg::I32(int(a.shape.rows())?),
+            Arg::I32(int(b.shape.rows())?),
+            Arg::I32(int(a.k_pad)?),
+            Arg::I32(int(first)?),
+            Arg::I32(int(end)?),
+        ];
+        gpu.launch((&MATMUL_NAIVE, name), blocks_for(outputs, 256), 256, &args)?;
+        buffers[0].download(&gpu.stream, bytemuck::cast_slice_mut(&mut sums))?;
+        buffers[1].download(&gpu.stream, &mut nans)?;
+        gpu.synchronize()?;
+        add(&sums, &nans, limbs, &mut out)?;
+        first = end;
+    }
+    Ok(())
+}
+
+/// Adds downloaded sums to the caller's.
+fn add(sums: &[u64], nans: &[u8], limbs: usize, out: &mut PartialsMut<'_>) -> Result<(), Error> {
+    let fixed = |units: u64, nan: u8| FixedSum { units: units as i64, nan: nan != 0 };
+    let sums = sums.chunks_exact(limbs).zip(nans);
+    match out {
+        PartialsMut::Fixed(out) => {
+            for ((sum, &nan), out) in sums.zip(out.iter_mut()) {
+                out.merge(&fixed(sum[0], nan))?;
+            }
+        }
+        PartialsMut::Exact(out) => {
+            for ((sum, &nan), out) in sums.zip(out.iter_mut()) {
+                if limbs == 1 {
+                    out.merge(&fixed(sum[0], nan).into());
+                } else {
+                    let mut bytes = [0; ExactSum::BYTES];
+                    for (to, limb) in bytes.chunks_exact_mut(8).zip(sum) {
+                        to.copy_from_slice(&limb.to_le_bytes());
+                    }
+                    bytes[ExactSum::BYTES - 1] = nan;
+                    out.merge(&ExactSum::from_bytes(&bytes)?);
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_bounds_are_the_largest_that_hold() {
+        for groups in [1, 4, 65, 128, 16_384, 1 << 30] {
+            let largest = i128::from(4608 * groups as i64) << joint_limit(groups);
+            assert!(largest < 1 << 63 && 2 * largest >= 1 << 63, "{groups}");
+        }
+        assert_eq!(joint_limit(128), 43);
+        let fold = 96 * 96 * FOLD_MAX_K as i64;
+        assert!(fold <= i64::from(i32::MAX) && fold + 96 * 96 > i64::from(i32::MAX));
+        // 144 * 16 doubled codes, two e4m3 scales of at most 15 * 2^14 units of 2^-9.
+        let nvfp4 = 144 * 16 * i128::from(15 << 14) * i128::from(15 << 14);
+        assert!(nvfp4 * NVFP4_INT64_GROUPS as i128 <= i128::from(i64::MAX));
+    }
+}

@@ -1,0 +1,106 @@
+//! Quantization on the device: which kernel, and what it is given (C4, C5).
+
+use std::sync::Arc;
+
+use fp4_core::{
+    Error, Float, FloatSlice, FloatType, PackedShape, QuantSpec, Transform, TransformShape, bf16,
+    f16, with_floats,
+};
+
+use crate::buffer::Buffer;
+use crate::launch::{Arg, Gpu, int, scale_type, tie};
+use crate::operand::{CudaOperand, CudaTransform};
+use crate::sources::QUANTIZE;
+
+/// Rows and columns of a tile of the transform kernel.
+const TILE: [usize; 2] = [64, 128];
+
+/// Loads a transform, rounded once from its stored type to the activations' (C5).
+pub(crate) fn load_transform(
+    gpu: &Arc<Gpu>,
+    transform: &Transform<'_>,
+    x: FloatType,
+) -> Result<CudaTransform, Error> {
+    fn rounded<T: Float>(values: FloatSlice<'_>) -> Vec<T> {
+        with_floats!(FloatSlice, values, v => {
+            v.iter().map(|&t| T::from_f32(Float::to_f32(t))).collect()
+        })
+    }
+    let stored = transform.values();
+    let mut values = Buffer::default();
+    match x {
+        FloatType::F32 => {
+            values.upload(&gpu.stream, bytemuck::cast_slice(&rounded::<f32>(stored)))?;
+        }
+        FloatType::F16 => {
+            values.upload(&gpu.stream, bytemuck::cast_slice(&rounded::<f16>(stored)))?;
+        }
+        FloatType::Bf16 => {
+            values.upload(&gpu.stream, bytemuck::cast_slice(&rounded::<bf16>(stored)))?;
+        }
+    }
+    let shape = TransformShape { float_type: x, ..transform.shape() };
+    Ok(CudaTransform { shape, values, gpu: gpu.clone() })
+}
+
+/// Dense values on the device: address and type.
+pub(crate) type Dense = (u64, FloatType);
+
+/// Quantizes the (rows, k) values at `x` into `out`, with the scales at `given` if that is not 0, and
+/// describes the rows for the matmul. All shapes have been checked to fit.
+pub(crate) fn quantize(
+    (x, float_type): Dense,
+    shape: PackedShape,
+    spec: &QuantSpec,
+    transform: Option<&CudaTransform>,
+    given: u64,
+    out: &mut CudaOperand,
+) -> Result<(), Error> {
+    out.reshape(shape)?;
+    let (rows, k_pad) = (shape.rows(), out.k_pad);
+    let settings = [
+        Arg::I32(int(shape.k())?),
+        Arg::I32(int(k_pad)?),
+        Arg::I32(int(shape.group().get())?),
+        scale_type(shape.scale_type()),
+        tie(spec.tie()),
+        Arg::F32(spec.scale_scale() * spec.global_scale()),
+        Arg::F32(spec.global_scale()),
+    ];
+    let packed = [
+        Arg::Pointer(given),
+        Arg::Pointer(out.codes.address()),
+        Arg::Pointer(out.scales.address()),
+    ];
+    if let Some(t) = transform {
+        let name = match float_type {
+            FloatType::F32 => "transform_quantize_f32",
+            FloatType::F16 => "transform_quantize_f16",
+            FloatType::Bf16 => "transform_quantize_bf16",
+        };
+        let mut args = vec![
+            Arg::Pointer(x),
+            Arg::Pointer(t.values.address()),
+            Arg::I32(int(t.shape.block.get())?),
+            Arg::I32(i32::from(t.shape.blocks.is_none())),
+        ];
+        args.extend(packed);
+        args.push(Arg::I64(rows as i64));
+        args.extend(settings);
+        let blocks = rows.div_ceil(TILE[0]) as u64 * (k_pad / TILE[1]) as u64;
+        out.gpu.launch((&QUANTIZE, name), blocks, 256, &args)?;
+    } else if k_pad > 0 {
+        let name = match float_type {
+            FloatType::F32 => "quantize_f32",
+            FloatType::F16 => "quantize_f16",
+            FloatType::Bf16 => "quantize_bf16",
+        };
+        let mut args = vec![Arg::Pointer(x)];
+        args.extend(packed);
+        args.extend(settings);
+        // Eight columns a thread, whole warps, at most 256 threads.
+        let threads = (k_pad / 8).next_multiple_of(32).min(256) as u32;
+        out.gpu.launch((&QUANTIZE, name), rows as u64, threads, &args)?;
+    }
+    out.describe_rows()
+}

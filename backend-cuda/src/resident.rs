@@ -1,0 +1,154 @@
+//! Operands in device memory: a layer whose both halves run on one device makes no host round trip.
+//!
+//! Tensor in, tensor out, a forward is three or four launches and nothing else: quantize (with the
+//! transform fused), row metadata, matmul. It allocates nothing once the buffers have grown, never
+//! waits for the device, and takes its decisions from data on the device, so it can be captured in a
+//! CUDA graph.
+
+use fp4_core::{
+    Buffer as What, Error, FloatSlice, FloatSliceMut, FloatType, Packed, PackedMut, PackedView,
+    Paths, QuantSpec, QuantizeQuery, Quantizer, Transform,
+    backend::{Resident, Sink, Source},
+    check_environment,
+};
+
+use crate::backend::{Cuda, Staging};
+use crate::operand::{CudaOperand, CudaTensor, CudaTransform, CudaWeight, host_bytes};
+use crate::{matmul, quantize};
+
+impl Resident for Cuda {
+    type Tensor = CudaTensor;
+    type Operand = CudaOperand;
+    type Transform = CudaTransform;
+
+    fn empty_tensor(&self) -> Result<CudaTensor, Error> {
+        Ok(CudaTensor::new(&self.gpu))
+    }
+
+    fn empty_operand(&self) -> Result<CudaOperand, Error> {
+        CudaOperand::new(&self.gpu)
+    }
+
+    fn upload(&self, x: FloatSlice<'_>, to: &mut CudaTensor) -> Result<(), Error> {
+        self.own(&to.gpu)?;
+        to.upload(x)?;
+        // The caller may change its memory as soon as this returns.
+        self.gpu.synchronize()
+    }
+
+    fn download(&self, from: &CudaTensor, out: FloatSliceMut<'_>) -> Result<(), Error> {
+        self.own(&from.gpu)?;
+        from.download(out)?;
+        self.gpu.synchronize()
+    }
+
+    fn load_transform(&self, t: &Transform<'_>, x: FloatType) -> Result<CudaTransform, Error> {
+        check_environment()?;
+        let transform = quantize::load_transform(&self.gpu, t, x)?;
+        self.gpu.synchronize()?;
+        Ok(transform)
+    }
+
+    fn quantize_resident(
+        &self,
+        x: Source<'_, CudaTensor>,
+        [rows, k]: [usize; 2],
+        spec: &QuantSpec,
+        transform: Option<&CudaTransform>,
+        out: &mut CudaOperand,
+    ) -> Result<(), Error> {
+        check_environment()?;
+        self.own(&out.gpu)?;
+        let shape = spec.shape(rows, k)?;
+        let (float_type, got) = match &x {
+            Source::Host(x) => (x.float_type(), x.len()),
+            Source::Resident(x) => (x.float_type, x.len),
+        };
+        let expected = rows * k;
+        if expected != got {
+            return Err(Error::Len { what: What::Input, expected, got });
+        }
+        if let Some(t) = transform {
+            self.own(&t.gpu)?;
+            let block = t.shape.block.get();
+            let fits = match t.shape.blocks {
+                None => k.is_multiple_of(block),
+                Some(blocks) => blocks.checked_mul(block) == Some(k),
+            };
+            if !fits {
+                return Err(Error::TransformShape { k, block, blocks: t.shape.blocks });
+            }
+            if t.shape.float_type != float_type {
+                let (expected, got) = (t.shape.float_type, float_type);
+                return Err(Error::Float { what: What::Input, expected, got });
+            }
+        }
+        self.supports_quantize(&QuantizeQuery {
+            rows,
+            k,
+            scale_type: spec.scale_type(),
+            group: spec.group(),
+            tie: spec.tie(),
+            input: float_type,
+            transform: transform.map(|t| t.shape),
+            given_scales: false,
+        })?;
+        match x {
+            Source::Host(x) => {
+                out.input.upload(&self.gpu.stream, host_bytes(x))?;
+                let x = (out.input.address(), float_type);
+                quantize::quantize(x, shape, spec, transform, 0, out)?;
+                // The caller may change its memory as soon as this returns.
+                self.gpu.synchronize()
+            }
+            Source::Resident(x) => {
+                self.own(&x.gpu)?;
+                let x = (x.values.address(), float_type);
+                quantize::quantize(x, shape, spec, transform, 0, out)
+            }
+        }
+    }
+
+    /// For a [`Sink::Resident`] the counts are 0: see [`Cuda::paths`].
+    fn matmul_resident<B: Packed>(
+        &self,
+        a: &CudaOperand,
+        b: &CudaWeight<B>,
+        alpha: f32,
+        out: Sink<'_, CudaTensor>,
+    ) -> Result<Paths, Error> {
+        check_environment()?;
+        self.own(&a.gpu)?;
+        self.own(&b.operand.gpu)?;
+        match out {
+            Sink::Host(out) => self.with_staging(|staging| {
+                let Staging { output, paths, .. } = staging;
+                self.matmul_to_host(a, &b.operand, alpha, out, output, paths)
+            }),
+            Sink::Resident(out, float_type) => {
+                self.own(&out.gpu)?;
+                a.shape.expect_product(&b.operand.shape)?;
+                let (rows, cols) = (a.shape.rows(), b.operand.shape.rows());
+                let outputs = rows.checked_mul(cols).ok_or(Error::ShapeOverflow { rows, cols })?;
+                out.resize(float_type, outputs)?;
+                let to = (out.values.address(), float_type);
+                matmul::matmul(self.ladder, a, &b.operand, alpha, to, &self.device_paths)?;
+                Ok(Paths::default())
+            }
+        }
+    }
+
+    fn export(&self, from: &CudaOperand, out: &mut PackedMut<'_>) -> Result<(), Error> {
+        self.own(&from.gpu)?;
+        self.with_staging(|staging| {
+            from.export(&mut staging.spare, out)?;
+            self.gpu.synchronize()
+        })
+    }
+
+    fn import(&self, from: PackedView<'_>, to: &mut CudaOperand) -> Result<(), Error> {
+        self.own(&to.gpu)?;
+        to.import(from)?;
+        self.gpu.synchronize()
+    }
+}

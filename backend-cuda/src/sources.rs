@@ -1,0 +1,134 @@
+//! The kernels' sources, embedded, and what identifies a build of them.
+//!
+//! A [`Family`] is one `.cu` file: compiled on its own, loaded as one module. Headers are handed to
+//! NVRTC beside it, so a running program reads no file of the source tree.
+
+use std::fmt::Write;
+
+use sha2::{Digest, Sha256};
+
+/// One kernel file.
+#[derive(Debug)]
+pub(crate) struct Family {
+    /// The file's name without extension.
+    pub(crate) name: &'static str,
+    /// Its text.
+    pub(crate) source: &'static str,
+    /// PTX for devices that NVRTC cannot be asked about, made by `examples/prebuild.rs`.
+    pub(crate) prebuilt: Option<&'static str>,
+}
+
+/// Declares a family whose PTX lies in `prebuilt/`.
+macro_rules! family {
+    ($name:literal) => {
+        Family {
+            name: $name,
+            source: include_str!(concat!("../kernels/", $name, ".cu")),
+            prebuilt: Some(include_str!(concat!("../prebuilt/", $name, ".compute_80.ptx"))),
+        }
+    };
+}
+
+pub(crate) static QUANTIZE: Family = family!("quantize");
+pub(crate) static LAYOUT: Family = family!("layout");
+pub(crate) static MATMUL_NAIVE: Family = family!("matmul_naive");
+pub(crate) static MATMUL_MMA: Family = family!("matmul_mma");
+
+/// Every family, for the prebuilt images and their check.
+pub(crate) static FAMILIES: [&Family; 4] = [&QUANTIZE, &LAYOUT, &MATMUL_NAIVE, &MATMUL_MMA];
+
+/// Headers by the name that `#include` uses.
+pub(crate) static HEADERS: [(&str, &str); 3] = [
+    ("device.cuh", include_str!("../kernels/device.cuh")),
+    ("format.cuh", include_str!("../kernels/format.cuh")),
+    ("exact.cuh", include_str!("../kernels/exact.cuh")),
+];
+
+/// What the contract asks of the compiler (C9): IEEE operations, nothing fused that is not written so,
+/// nothing flushed.
+const FLAGS: [&str; 5] =
+    ["--std=c++17", "--fmad=false", "--ftz=false", "--prec-div=true", "--prec-sqrt=true"];
+
+/// An architecture to compile for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Target {
+    /// Machine code for devices of this compute capability (10 * major + minor).
+    Device(i32),
+    /// PTX for every device from compute capability 8.0 up.
+    Portable,
+}
+
+impl Target {
+    /// The compiler's options.
+    pub(crate) fn options(self) -> Vec<String> {
+        let (sm, architecture) = match self {
+            // From Hopper on, the architecture-specific features need the suffix.
+            Target::Device(sm) if sm >= 90 => (sm, format!("sm_{sm}a")),
+            Target::Device(sm) => (sm, format!("sm_{sm}")),
+            Target::Portable => (80, "compute_80".into()),
+        };
+        let own = [format!("--gpu-architecture={architecture}"), format!("-DFP4_SM={sm}")];
+        FLAGS.iter().map(|&f| f.to_owned()).chain(own).collect()
+    }
+}
+
+impl Family {
+    /// Hash of everything that a build depends on, but the compiler's version.
+    pub(crate) fn hash(&self, target: Target) -> String {
+        let mut hasher = Sha256::new();
+        let mut add = |text: &str| {
+            // Lengths keep two splits of the same text apart.
+            hasher.update((text.len() as u64).to_le_bytes());
+            hasher.update(text);
+        };
+        add(self.name);
+        add(self.source);
+        for (name, text) in HEADERS {
+            add(name);
+            add(text);
+        }
+        for option in target.options() {
+            add(&option);
+        }
+        hex(&hasher.finalize())
+    }
+}
+
+/// Bytes in hexadecimal.
+pub(crate) fn hex(bytes: &[u8]) -> String {
+    bytes.iter().fold(String::new(), |mut text, b| {
+        let _ = write!(text, "{b:02x}");
+        text
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_hash_depends_on_source_and_architecture() {
+        let [a, b] = [90, 89].map(|sm| QUANTIZE.hash(Target::Device(sm)));
+        let other = LAYOUT.hash(Target::Device(90));
+        assert!(a != b && a != other && a.len() == 64);
+        assert_eq!(a, QUANTIZE.hash(Target::Device(90)));
+    }
+
+    #[test]
+    fn every_include_is_a_header_that_is_handed_over() {
+        let texts = FAMILIES.iter().map(|f| f.source).chain(HEADERS.map(|(_, text)| text));
+        let mut included = 0;
+        for line in texts.flat_map(str::lines) {
+            let Some(name) = line.strip_prefix("#include \"").and_then(|l| l.strip_suffix('"'))
+            else {
+                continue;
+            };
+            // The emulator's header is behind FP4_EMULATOR, which no build for a device defines.
+            if !name.starts_with("../emulator/") {
+                assert!(HEADERS.iter().any(|(header, _)| *header == name), "{name}");
+                included += 1;
+            }
+        }
+        assert!(included >= FAMILIES.len());
+    }
+}
