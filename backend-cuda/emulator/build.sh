@@ -19,7 +19,8 @@ compiler=${CXX:-g++}
 flags=(-std=c++17 -O2 -g1 -fPIC -fvisibility=hidden -Wall -Wextra -ffp-contract=off -fno-strict-aliasing
     -DFP4_EMULATOR=1 -DFP4_SM=90)
 # Kernel sources are CUDA first: what g++ finds unused in one of the two builds is no defect.
-kernel_flags=(-x c++ -Wno-unused-function -Wno-unused-variable -Wno-unused-parameter -Wno-unknown-pragmas)
+kernel_flags=(-x c++ -fsanitize=alignment,bounds,shift-exponent -fno-sanitize-recover=all
+    -Wno-unused-function -Wno-unused-variable -Wno-unused-parameter -Wno-unknown-pragmas)
 [[ $(uname -m) == x86_64 ]] && flags+=(-mavx2 -mfma -mpopcnt -mlzcnt -mbmi)
 
 objects=() jobs=()

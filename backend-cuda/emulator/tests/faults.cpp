@@ -164,6 +164,16 @@ void faults() {
     caught_by_a_fault("a misaligned copy", error::misaligned_address, "is not a multiple of 16",
                       one("misaligned_copy", single, bytes.address, out.address));
 
+    CHECK(run("undefined", single, words.address, out.address, 0, 4) == 0);
+    CHECK(run("undefined", single, words.address, out.address, 1, 3) == 0);
+    CHECK(run("undefined", single, words.address, out.address, 2, 31) == 0);
+    caught_by_a_fault("a misaligned load", error::misaligned_address, "is not a multiple of 16",
+                      one("undefined", single, words.address, out.address, 0, 2));
+    caught_by_a_fault("an index past an array", error::illegal_address, "index 4 is outside of the array",
+                      one("undefined", single, words.address, out.address, 1, 4));
+    caught_by_a_fault("a shift by the width", error::launch_failed, "a shift by 32",
+                      one("undefined", single, words.address, out.address, 2, 32));
+
     Shape warpgroup{1, 1, 128, 1, 4096};
     Buffer<int> d(128 * 32);
     caught_by_a_fault("wgmma without a fence", error::launch_failed, "no wgmma_fence()",

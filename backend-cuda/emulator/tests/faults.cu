@@ -193,3 +193,14 @@ KERNEL void misaligned_copy(const unsigned char* in, unsigned char* out) {
     out[0] = tile[8];
 }
 EXPORT(misaligned_copy)
+
+// kind 0: a 16-byte load at 8; 1: an index past a local array; 2: a shift by the width.
+KERNEL void undefined(const unsigned* in, unsigned* out, int kind, int at) {
+    unsigned local[4] = {1, 2, 3, 4};
+    unsigned value = 0;
+    if (kind == 0) value = reinterpret_cast<const uint4*>(in + at)->x;
+    if (kind == 1) value = local[at];
+    if (kind == 2) value = in[0] << at;
+    out[0] = value;
+}
+EXPORT(undefined)
