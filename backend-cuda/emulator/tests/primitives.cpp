@@ -103,8 +103,7 @@ void intrinsics() {
         unsigned permuted = 0, dot_u = c;
         int dot_s = static_cast<int>(c);
         for (int j = 0; j < 4; j++) {
-            unsigned nibble = c >> 4 * j & 15, byte = bytes[nibble & 7];
-            if (nibble > 7) byte = byte > 127 ? 255 : 0;
+            unsigned byte = bytes[c >> 4 * j & 7]; // a nibble's bit 3 is not looked at
             permuted |= byte << 8 * j;
             dot_u += static_cast<unsigned>(bytes[j]) * bytes[j + 4];
             dot_s = static_cast<int>(static_cast<unsigned>(dot_s) +
