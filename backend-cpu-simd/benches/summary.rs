@@ -242,10 +242,7 @@ fn main() {
         measure(&machine, cache, &options, &mut rows);
     }
     if options.json {
-        for row in &rows {
-            println!("{}", serde_json::to_string(row).expect("a plain row"));
-        }
-        return;
+        return; // printed as they were measured
     }
     let mut table = comfy_table::Table::new();
     table.load_style(comfy_table::presets::ASCII_MARKDOWN);
@@ -337,26 +334,32 @@ fn measure(machine: &Machine, cache: usize, options: &Options, rows: &mut Vec<Ro
                 let a = quantized(&backend, format, &a, [m, k]);
                 check(&backend, a.view(), &weight, &w);
                 let case = Product { backend: &backend, machine, peak, a, w: &w, data };
-                rows.push(case.row(&[&weight], "hot"));
-                if m <= 8 && !cold.is_empty() {
-                    rows.push(case.row(&cold.iter().collect::<Vec<_>>(), "cold"));
+                let mut hot = case.row(&[&weight], "hot");
+                let best = isa == Isa::available().next().unwrap_or(Isa::Portable);
+                if data == [Data::Gaussian; 2] && best && machine.threads == 1 && n == 4096 {
+                    hot.peers = peers(machine, [m, n, k], &hot);
                 }
-                if let Some(row) = rows.last_mut()
-                    && data == [Data::Gaussian; 2]
-                    && isa == Isa::available().next().unwrap_or(Isa::Portable)
-                    && machine.threads == 1
-                    && n == 4096
-                {
-                    row.peers = peers(machine, [m, n, k], row);
+                push(rows, options, hot);
+                if m <= 8 && !cold.is_empty() {
+                    let cold = case.row(&cold.iter().collect::<Vec<_>>(), "cold");
+                    push(rows, options, cold);
                 }
             }
         }
         for format in Format::ALL {
             if wanted(&key("quantize", format, isa, 512, machine.threads)) {
-                rows.push(quantize_row(&backend, machine, format));
+                push(rows, options, quantize_row(&backend, machine, format));
             }
         }
     }
+}
+
+/// Keeps a row; as JSON it is printed at once.
+fn push(rows: &mut Vec<Row>, options: &Options, row: Row) {
+    if options.json {
+        println!("{}", serde_json::to_string(&row).expect("a plain row"));
+    }
+    rows.push(row);
 }
 
 fn key(op: &str, format: Format, isa: Isa, m: usize, threads: usize) -> String {

@@ -54,6 +54,11 @@ pub(crate) trait Value: Float {
     /// The chains of one block: `y[j]` = fma chain over `x[i] * columns[i * x.len() + j]`.
     fn chains(x: &[f32], columns: &[f32], y: &mut [f32]);
 
+    /// The values as f32, if that is their type.
+    fn as_f32(_values: &mut [Self]) -> Option<&mut [f32]> {
+        None
+    }
+
     /// Rounds each value as [`Float::from_f32`].
     fn narrow(from: &[f32; 16], to: &mut [Self; 16]);
 }
@@ -69,6 +74,10 @@ impl Value for f32 {
         } else {
             chains::<f64x8>(x, columns, y, |x, t, acc| to_f32_precision(add_to_odd(x * t, acc)));
         }
+    }
+
+    fn as_f32(values: &mut [Self]) -> Option<&mut [f32]> {
+        Some(values)
     }
 
     #[inline(always)]

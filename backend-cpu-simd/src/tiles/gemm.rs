@@ -44,16 +44,16 @@ use fp4_core::{
 
 use super::operand::{COLUMNS, Form, Line, MAX_ROWS, Panel, Panels, STEPS, Tile, TilePlane, Tiles};
 use super::output::Grid;
-use super::{Kernels, PanelView, Step, Steps, Sums};
+use super::{Kernels, PanelView, Row, Scaling, Step, Steps, Sums};
 use crate::portable::Value;
-use crate::sum::{PLAIN_EXPONENTS, Product, Sum, fits_63_bits, power_of_two};
+use crate::sum::{PLAIN_EXPONENTS, Product, Sum, fits_63_bits};
 use crate::threads::Threads;
 
 /// Multiply-adds worth a task of their own.
 const TASK_MACS: usize = 1 << 18;
 /// Bytes of A that are multiplied with one panel after the other: they should stay in the
 /// second-level cache.
-const BLOCK_BYTES: usize = 1 << 20;
+const BLOCK_BYTES: usize = 5 << 18;
 /// Steps of a sparse plane that are multiplied at a time.
 const LIST: usize = 64;
 /// Chunks whose sum fits 32 bits in the fold form.
@@ -136,29 +136,25 @@ impl<T: Value> Sink<T> for Finish {
         r: usize,
         out: &mut [T],
     ) -> Result<(), Error> {
-        let base = sums.tile.meta[r].base - 2;
         let mut y = [0f32; COLUMNS];
-        if sums.in_32_bits {
-            for (y, &sum) in y.iter_mut().zip(&sums.sums[r]) {
-                *y = sum.wrapping_sub(sums.corrections[r]) as f32;
-            }
-        } else {
-            for (y, &units) in y.iter_mut().zip(&sums.units[r]) {
-                *y = units as f32;
-            }
-        }
         if sums.plain {
-            for (y, &base_b) in y.iter_mut().zip(&sums.panel.base) {
-                *y *= power_of_two(base + base_b);
+            let by = Scaling {
+                base: sums.tile.meta[r].base - 2,
+                column_bases: &sums.panel.base,
+                alpha: self.alpha,
+            };
+            // A whole row of f32 is written where it belongs.
+            if let Some(Ok(out)) = T::as_f32(out).map(<&mut Row>::try_from) {
+                sums.scale(r, by, out);
+                return Ok(());
             }
+            sums.scale(r, by, &mut y);
         } else {
             for (c, y) in y.iter_mut().enumerate().take(out.len()) {
                 let nan = sums.is_nan(r, c);
-                *y = if nan { f32::NAN } else { sums.with_sum(r, c, |sum| Ok(sum.to_f32()))? };
+                let sum = if nan { f32::NAN } else { sums.with_sum(r, c, |s| Ok(s.to_f32()))? };
+                *y = finish_one(sum, self.alpha);
             }
-        }
-        for y in &mut y {
-            *y = finish_one(*y, self.alpha);
         }
         if let Ok(out) = <&mut [T; COLUMNS]>::try_from(&mut *out) {
             T::narrow(&y, out);
@@ -242,6 +238,17 @@ impl<K: Kernels> TileSums<'_, K> {
         f(Sum::Wide(&sum))
     }
 
+    /// Rounds and scales row `r`, all of whose outputs are plain.
+    #[inline(always)]
+    fn scale(&self, r: usize, by: Scaling<'_>, to: &mut Row) {
+        let kernels = self.call.kernels;
+        if self.in_32_bits {
+            kernels.scale_sums(&self.sums[r], self.corrections[r], by, to);
+        } else {
+            kernels.scale_units(&self.units[r], by, to);
+        }
+    }
+
     /// How many outputs each path computed.
     fn paths(&self) -> Paths {
         let (rows, columns) = (self.tile.meta.len(), self.panel.columns);
@@ -300,7 +307,8 @@ impl<K: Kernels> Call<'_, K> {
         let grid = Grid::new(out, n);
         let (tiles, panels) = (self.tiles.len(), self.b.panels().len());
         let tile_bytes = (self.tiles[0].meta.len() * self.a.shape().k()).max(1);
-        let block = (BLOCK_BYTES / tile_bytes).clamp(1, tiles);
+        let blocks = tiles.div_ceil((BLOCK_BYTES / tile_bytes).max(1));
+        let block = tiles.div_ceil(blocks);
         let blocks = tiles.div_ceil(block);
         let macs = m.saturating_mul(n).saturating_mul(self.a.shape().k());
         let tasks = self.threads.tasks(macs, TASK_MACS);
@@ -325,11 +333,14 @@ impl<K: Kernels> Call<'_, K> {
                 if step == 2 {
                     self.expand(p, end, &mut buffers.expanded);
                 }
-                for tile in tiles {
+                let next = self.b.run_of_codes(p + step..end.min(p + 2 * step));
+                let part = next.len().div_ceil(tiles.len());
+                for (t, tile) in tiles.iter().enumerate() {
+                    let next = &next[(t * part).min(next.len())..((t + 1) * part).min(next.len())];
                     (0..tile.meta.len()).for_each(|r| grid.prefetch(tile.first + r, p * COLUMNS));
                     if step == 2 {
                         let a = tile.view(Form::Fold, 0);
-                        self.kernels.fold_pair(a, &buffers.expanded, &mut buffers.pair);
+                        self.kernels.fold_pair(a, &buffers.expanded, next, &mut buffers.pair);
                     }
                     for half in 0..step.min(end - p) {
                         let ready = (step == 2).then_some(half);
@@ -510,12 +521,8 @@ impl<K: Kernels> Call<'_, K> {
             || {
                 for (r, &shift_a) in plane.shift.iter().enumerate() {
                     let (sums, correction) = (&buffers.sums[r], buffers.corrections[r]);
-                    for (c, units) in buffers.units[r].iter_mut().enumerate() {
-                        let sum = i64::from(sums[c].wrapping_sub(correction));
-                        // Only outputs that are not narrow can shift or sum out of range.
-                        let shifted = sum.wrapping_shl(shift_a + shift_b[c]);
-                        *units = units.wrapping_add(shifted);
-                    }
+                    let units = &mut buffers.units[r];
+                    self.kernels.add_shifted(sums, correction, shift_a, shift_b, units);
                 }
             },
         );

@@ -16,12 +16,13 @@ mod output;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use fp4_core::{Error, FloatSliceMut, Format, PackedView, Paths};
+use fp4_core::{Error, FloatSliceMut, Format, PackedView, Paths, finish_one};
 
 pub(crate) use gemm::Pair;
 pub(crate) use operand::{Form, Panels, Tiles};
 
 use crate::isa::Isa;
+use crate::sum::power_of_two;
 use crate::threads::Threads;
 use operand::{COLUMNS, FoldRow, LINES, Line, MAX_ROWS, STEPS, TileView};
 
@@ -76,6 +77,27 @@ pub(crate) struct Step {
 pub(crate) struct PanelView<'a> {
     pub(crate) codes: &'a [Line],
     pub(crate) scales: &'a [u8],
+}
+
+/// A row of outputs of a tile with a panel.
+pub(crate) type Row = [f32; COLUMNS];
+
+/// What turns a row of sums into outputs: `f32(sum) * 2^(base + column base) * alpha`, all
+/// exponents plain ([`PLAIN_EXPONENTS`](crate::sum::PLAIN_EXPONENTS)), so that the first product is
+/// exact. A NaN becomes the canonical one.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Scaling<'a> {
+    pub(crate) base: i32,
+    pub(crate) column_bases: &'a [i32; COLUMNS],
+    pub(crate) alpha: f32,
+}
+
+impl Scaling<'_> {
+    /// The output in column `c` for a sum rounded to f32.
+    #[inline(always)]
+    fn of(&self, c: usize, sum: f32) -> f32 {
+        finish_one(sum * power_of_two(self.base + self.column_bases[c]), self.alpha)
+    }
 }
 
 /// Panics unless every step is inside the buffers.
@@ -147,9 +169,42 @@ pub(crate) trait Kernels: Copy + Send + Sync + std::fmt::Debug {
         unreachable!("{} has no fold form", Self::ISA)
     }
 
-    /// As [`fold`](Self::fold), for all slots of plane 0 of A and two panels.
-    fn fold_pair(self, _a: TileView<'_>, _b: &[Line], _: &mut [Sums; 2]) {
+    /// As [`fold`](Self::fold), for all slots of plane 0 of A and two panels. `next` is read soon.
+    fn fold_pair(self, _a: TileView<'_>, _b: &[Line], _next: &[Line], _: &mut [Sums; 2]) {
         unreachable!("{} has no fold form", Self::ISA)
+    }
+
+    /// Adds each sum less the correction, times `2^(shift + column shift)`, to `to`. Only outputs
+    /// that are not narrow can shift or sum out of range: what becomes of those is left open.
+    #[inline(always)]
+    fn add_shifted(
+        self,
+        from: &[i32; COLUMNS],
+        correction: i32,
+        shift: u32,
+        column_shifts: &[u32; COLUMNS],
+        to: &mut [i64; COLUMNS],
+    ) {
+        for ((to, &sum), &column) in to.iter_mut().zip(from).zip(column_shifts) {
+            let sum = i64::from(sum.wrapping_sub(correction));
+            *to = to.wrapping_add(sum.wrapping_shl(shift + column));
+        }
+    }
+
+    /// Rounds each sum less the correction to f32 and scales it.
+    #[inline(always)]
+    fn scale_sums(self, from: &[i32; COLUMNS], correction: i32, by: Scaling<'_>, to: &mut Row) {
+        for (c, (y, &sum)) in to.iter_mut().zip(from).enumerate() {
+            *y = by.of(c, sum.wrapping_sub(correction) as f32);
+        }
+    }
+
+    /// The same for 64-bit sums.
+    #[inline(always)]
+    fn scale_units(self, from: &[i64; COLUMNS], by: Scaling<'_>, to: &mut Row) {
+        for (c, (y, &sum)) in to.iter_mut().zip(from).enumerate() {
+            *y = by.of(c, sum as f32);
+        }
     }
 
     /// Sums over the steps of group dots times scaled scales, modulo 2^32.

@@ -236,6 +236,12 @@ impl Panels {
         &self.codes[p * len..(p + 1) * len]
     }
 
+    /// The codes of the panels `panels`, one after the other; none if the range is empty.
+    pub(crate) fn run_of_codes(&self, panels: Range<usize>) -> &[Line] {
+        let len = self.chunks * LINES;
+        if panels.is_empty() { &[] } else { &self.codes[panels.start * len..panels.end * len] }
+    }
+
     /// The scale bytes of plane `plane` of panel `p`, for each chunk that it has.
     pub(crate) fn scales(&self, p: usize, plane: usize) -> &[u8] {
         if plane > 0 {

@@ -24,8 +24,8 @@ use std::arch::x86_64::*;
 
 use fp4_core::{E2m1, Format, Unsupported};
 
-use super::operand::{Form, LINES, Line, STEPS, TileView};
-use super::{Kernels, PanelView, Steps, Sums, expect_inside, pack};
+use super::operand::{COLUMNS, Form, LINES, Line, STEPS, TileView};
+use super::{Kernels, NAN, PanelView, Row, Scaling, Steps, Sums, expect_inside, pack};
 use crate::isa::Isa;
 
 /// Rows of the largest tile.
@@ -81,6 +81,25 @@ impl Kernels for Avx2 {
         unsafe { pack::group(from, row, true, codes, init) }
     }
 
+    #[inline(always)]
+    fn add_shifted(
+        self,
+        from: &[i32; COLUMNS],
+        correction: i32,
+        shift: u32,
+        column_shifts: &[u32; COLUMNS],
+        to: &mut [i64; COLUMNS],
+    ) {
+        // SAFETY: `self` proves the features.
+        unsafe { add_shifted(from, correction, shift, column_shifts, to) }
+    }
+
+    #[inline(always)]
+    fn scale_sums(self, from: &[i32; COLUMNS], correction: i32, by: Scaling<'_>, to: &mut Row) {
+        // SAFETY: `self` proves the features.
+        unsafe { scale_sums(from, correction, by, to) }
+    }
+
     fn group(self, a: TileView<'_>, b: PanelView<'_>, steps: Steps<'_>, sums: &mut Sums) {
         expect_inside(Form::Group, a, b, steps);
         for quarter in 0..4 {
@@ -88,6 +107,50 @@ impl Kernels for Avx2 {
             // tile's number of rows.
             by_rows!(a.rows, quarter_rows(a, b, steps, quarter, sums),
                 1: 1, 2: 1, 3: 1, 4: 1, 5: 1, 6: 1);
+        }
+    }
+}
+
+#[inline]
+#[target_feature(enable = "avx2")]
+fn add_shifted(
+    from: &[i32; COLUMNS],
+    correction: i32,
+    shift: u32,
+    column_shifts: &[u32; COLUMNS],
+    to: &mut [i64; COLUMNS],
+) {
+    for quarter in (0..COLUMNS).step_by(4) {
+        // SAFETY: a quarter is 16 bytes of sums and of shifts, and 32 of what they are added to.
+        unsafe {
+            let sums = _mm_loadu_si128(from.as_ptr().add(quarter).cast());
+            let sums = _mm_sub_epi32(sums, _mm_set1_epi32(correction));
+            let shifts = _mm_loadu_si128(column_shifts.as_ptr().add(quarter).cast());
+            let shifts = _mm_add_epi32(shifts, _mm_set1_epi32(shift as i32));
+            let added =
+                _mm256_sllv_epi64(_mm256_cvtepi32_epi64(sums), _mm256_cvtepi32_epi64(shifts));
+            let to = to.as_mut_ptr().add(quarter).cast();
+            _mm256_storeu_si256(to, _mm256_add_epi64(_mm256_loadu_si256(to), added));
+        }
+    }
+}
+
+#[inline]
+#[target_feature(enable = "avx2")]
+fn scale_sums(from: &[i32; COLUMNS], correction: i32, by: Scaling<'_>, to: &mut Row) {
+    for half in [0, COLUMNS / 2] {
+        // SAFETY: a half is 32 readable, or writable, bytes.
+        unsafe {
+            let sums = _mm256_loadu_si256(from.as_ptr().add(half).cast());
+            let sums = _mm256_sub_epi32(sums, _mm256_set1_epi32(correction));
+            let bases = _mm256_loadu_si256(by.column_bases.as_ptr().add(half).cast());
+            let exponents = _mm256_add_epi32(bases, _mm256_set1_epi32(by.base + 127));
+            let powers = _mm256_castsi256_ps(_mm256_slli_epi32::<23>(exponents));
+            let y = _mm256_mul_ps(_mm256_cvtepi32_ps(sums), powers);
+            let y = _mm256_mul_ps(y, _mm256_set1_ps(by.alpha));
+            let nan = _mm256_cmp_ps::<_CMP_UNORD_Q>(y, y);
+            let y = _mm256_blendv_ps(y, _mm256_set1_ps(NAN), nan);
+            _mm256_storeu_ps(to.as_mut_ptr().add(half), y);
         }
     }
 }

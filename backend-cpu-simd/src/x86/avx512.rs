@@ -42,8 +42,8 @@ use std::ops::Range;
 
 use fp4_core::{E2m1, Format, Unsupported};
 
-use super::operand::{FoldRow, Form, LINES, Line, MAX_ROWS, STEPS, TileView, fold_form};
-use super::{Kernels, PanelView, Steps, Sums, expect_inside, pack};
+use super::operand::{COLUMNS, FoldRow, Form, LINES, Line, MAX_ROWS, STEPS, TileView, fold_form};
+use super::{Kernels, NAN, PanelView, Row, Scaling, Steps, Sums, expect_inside, pack};
 use crate::isa::Isa;
 
 /// Rows of the largest tile in the group form.
@@ -113,12 +113,13 @@ fn load(line: &Line) -> __m512i {
 /// not be unrolled, and its accumulators not be kept in registers.
 macro_rules! each_row {
     ($rows:ident, $r:ident, $body:block) => {
-        each_row!($rows, $r, $body, 0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15);
+        each_row!($rows, $r, $body, 0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20 21 22 23);
     };
     ($rows:ident, $r:ident, $body:block, $($i:literal)*) => {
         $(if $i < $rows {
-            const { assert!($rows <= GROUP_ROWS) };
-            let $r = $i;
+            const { assert!($rows <= MAX_ROWS) };
+            const ROW: usize = $i;
+            let $r = ROW;
             $body
         })*
     };
@@ -188,12 +189,37 @@ impl Kernels for Avx512 {
         unsafe { expand(b, chunks, half, to) }
     }
 
-    fn fold_pair(self, a: TileView<'_>, b: &[Line], sums: &mut [Sums; 2]) {
+    fn fold_pair(self, a: TileView<'_>, b: &[Line], next: &[Line], sums: &mut [Sums; 2]) {
         assert!(a.codes.len() / (STEPS * a.rows) * PAIR_LINES <= b.len());
         // SAFETY: `self` proves the features; B has as many chunks as A; R is the tile's number of
         // rows.
-        by_rows!(a.rows, pair_rows(a, b, sums), 1: 1, 2: 1, 3: 1, 4: 1, 5: 1, 6: 1, 7: 1, 8: 1,
+        by_rows!(a.rows, pair_rows(a, b, next, sums), 1: 1, 2: 1, 3: 1, 4: 1, 5: 1, 6: 1, 7: 1, 8: 1,
             9: 1, 10: 1, 11: 1, 12: 1, 13: 1, 14: 1);
+    }
+
+    #[inline(always)]
+    fn add_shifted(
+        self,
+        from: &[i32; COLUMNS],
+        correction: i32,
+        shift: u32,
+        column_shifts: &[u32; COLUMNS],
+        to: &mut [i64; COLUMNS],
+    ) {
+        // SAFETY: `self` proves the features.
+        unsafe { add_shifted(from, correction, shift, column_shifts, to) }
+    }
+
+    #[inline(always)]
+    fn scale_sums(self, from: &[i32; COLUMNS], correction: i32, by: Scaling<'_>, to: &mut Row) {
+        // SAFETY: `self` proves the features.
+        unsafe { scale_sums(from, correction, by, to) }
+    }
+
+    #[inline(always)]
+    fn scale_units(self, from: &[i64; COLUMNS], by: Scaling<'_>, to: &mut Row) {
+        // SAFETY: `self` proves the features.
+        unsafe { scale_units(from, by, to) }
     }
 
     fn group(self, a: TileView<'_>, b: PanelView<'_>, steps: Steps<'_>, sums: &mut Sums) {
@@ -203,6 +229,65 @@ impl Kernels for Avx512 {
             1: 1, 2: 1, 3: 1, 4: 1, 5: 1, 6: 1, 7: 1, 8: 1, 9: 1, 10: 1, 11: 1, 12: 1, 13: 1,
             14: 1, 15: 1, 16: 1);
     }
+}
+
+#[inline]
+#[target_feature(enable = "avx512f,avx512dq")]
+fn add_shifted(
+    from: &[i32; COLUMNS],
+    correction: i32,
+    shift: u32,
+    column_shifts: &[u32; COLUMNS],
+    to: &mut [i64; COLUMNS],
+) {
+    for half in [0, COLUMNS / 2] {
+        // SAFETY: a half is 32 bytes of sums and of shifts, and 64 of what they are added to.
+        unsafe {
+            let sums = _mm256_loadu_si256(from.as_ptr().add(half).cast());
+            let sums = _mm256_sub_epi32(sums, _mm256_set1_epi32(correction));
+            let shifts = _mm256_loadu_si256(column_shifts.as_ptr().add(half).cast());
+            let shifts = _mm256_add_epi32(shifts, _mm256_set1_epi32(shift as i32));
+            let added =
+                _mm512_sllv_epi64(_mm512_cvtepi32_epi64(sums), _mm512_cvtepi32_epi64(shifts));
+            let to = to.as_mut_ptr().add(half).cast();
+            _mm512_storeu_si512(to, _mm512_add_epi64(_mm512_loadu_si512(to), added));
+        }
+    }
+}
+
+#[inline]
+#[target_feature(enable = "avx512f,avx512dq")]
+fn scale_sums(from: &[i32; COLUMNS], correction: i32, by: Scaling<'_>, to: &mut Row) {
+    // SAFETY: 64 readable bytes.
+    let sums = unsafe { _mm512_loadu_si512(from.as_ptr().cast()) };
+    let sums = _mm512_sub_epi32(sums, _mm512_set1_epi32(correction));
+    scale(_mm512_cvtepi32_ps(sums), by, to);
+}
+
+#[inline]
+#[target_feature(enable = "avx512f,avx512dq")]
+fn scale_units(from: &[i64; COLUMNS], by: Scaling<'_>, to: &mut Row) {
+    let half = |from: &[i64]| {
+        // SAFETY: a half is 64 readable bytes.
+        _mm512_cvtepi64_ps(unsafe { _mm512_loadu_si512(from.as_ptr().cast()) })
+    };
+    let (low, high) = from.split_at(COLUMNS / 2);
+    let sums = _mm512_insertf32x8::<1>(_mm512_castps256_ps512(half(low)), half(high));
+    scale(sums, by, to);
+}
+
+#[inline]
+#[target_feature(enable = "avx512f,avx512dq")]
+fn scale(sums: __m512, by: Scaling<'_>, to: &mut Row) {
+    // SAFETY: 64 readable bytes.
+    let bases = unsafe { _mm512_loadu_si512(by.column_bases.as_ptr().cast()) };
+    let exponents = _mm512_add_epi32(bases, _mm512_set1_epi32(by.base + 127));
+    let powers = _mm512_castsi512_ps(_mm512_slli_epi32::<23>(exponents));
+    let y = _mm512_mul_ps(_mm512_mul_ps(sums, powers), _mm512_set1_ps(by.alpha));
+    let nan = _mm512_cmp_ps_mask::<_CMP_UNORD_Q>(y, y);
+    let y = _mm512_mask_mov_ps(y, nan, _mm512_set1_ps(NAN));
+    // SAFETY: 64 writable bytes.
+    unsafe { _mm512_storeu_ps(to.as_mut_ptr(), y) };
 }
 
 /// # Safety
@@ -252,11 +337,12 @@ unsafe fn fold_chunk<const R: usize, const U: usize>(
         // SAFETY: line j is inside, by the caller.
         let weights = unsafe { fold_line(b.add(j), s) };
         for (step, w) in (2 * j..).zip(weights) {
-            for (r, acc) in acc[step % U].iter_mut().enumerate() {
+            let acc = &mut acc[step % U];
+            each_row!(R, r, {
                 // SAFETY: step `step` of row r is inside, by the caller.
                 let a = _mm512_set1_epi32(unsafe { *a.add(step * R + r) });
-                *acc = _mm512_dpbusd_epi32(*acc, w, a);
-            }
+                acc[r] = _mm512_dpbusd_epi32(acc[r], w, a);
+            });
         }
     }
 }
@@ -314,22 +400,31 @@ unsafe fn expand(b: PanelView<'_>, chunks: Range<usize>, half: usize, to: &mut [
 unsafe fn pair_rows<const R: usize, const U: usize>(
     a: TileView<'_>,
     b: &[Line],
+    next: &[Line],
     sums: &mut [Sums; 2],
 ) {
     const { assert!(U == 1) };
     let mut acc = [[_mm512_setzero_si512(); R]; 2];
     let (mut pa, mut pb) = (a.codes.as_ptr(), b.as_ptr());
-    for _ in 0..a.codes.len() / R {
-        // SAFETY: the step is inside, by the caller.
-        unsafe {
-            let w = [load(&*pb), load(&*pb.add(1))];
-            let [first, second] = &mut acc;
-            for (r, (first, second)) in first.iter_mut().zip(second).enumerate() {
-                let a = _mm512_set1_epi32(*pa.add(r));
-                *first = _mm512_dpbusd_epi32(*first, w[0], a);
-                *second = _mm512_dpbusd_epi32(*second, w[1], a);
+    let chunks = a.codes.len() / (STEPS * R);
+    let (mut next, each) = (next.as_ptr(), next.len().div_ceil(chunks.max(1)));
+    for _ in 0..chunks {
+        for _ in 0..each {
+            _mm_prefetch::<_MM_HINT_T1>(next.cast());
+            next = next.wrapping_add(1);
+        }
+        for _ in 0..STEPS {
+            // SAFETY: the step is inside, by the caller.
+            unsafe {
+                let w = [load(&*pb), load(&*pb.add(1))];
+                let [first, second] = &mut acc;
+                each_row!(R, r, {
+                    let a = _mm512_set1_epi32(*pa.add(r));
+                    first[r] = _mm512_dpbusd_epi32(first[r], w[0], a);
+                    second[r] = _mm512_dpbusd_epi32(second[r], w[1], a);
+                });
+                (pa, pb) = (pa.add(R), pb.add(2));
             }
-            (pa, pb) = (pa.add(R), pb.add(2));
         }
     }
     for (sums, acc) in sums.iter_mut().zip(acc) {
@@ -381,6 +476,104 @@ struct GroupChunk {
     scales_b: *const u8,
 }
 
+/// Adds a chunk's products to the sums of row `$acc`: dots of 16 columns by two halves in two
+/// registers, packed to i16 and multiplied by the product of the scales.
+///
+/// Written out, because from intrinsics LLVM makes something else: it takes `vpdpwssd` apart, and
+/// mixes rows until their sums no longer fit the registers.
+macro_rules! one_row {
+    ($row:ident, $acc:expr, $codes:ident, $init:ident, $scales:ident, $w:ident, $scales_b:ident) => {{
+        let (_d, _e, _c): (__m512i, __m512i, __m512i);
+        asm!(
+            "vpbroadcastq {d}, [{init} + {o_init}]",
+            "vpbroadcastq {e}, [{init} + {o_init}]",
+            "vpbroadcastq {c}, [{codes} + {o_codes}]",
+            "vpdpbusd {d}, {w00}, {c}",
+            "vpdpbusd {e}, {w10}, {c}",
+            "vpbroadcastq {c}, [{codes} + {o_codes} + 8]",
+            "vpdpbusd {d}, {w01}, {c}",
+            "vpdpbusd {e}, {w11}, {c}",
+            "vpbroadcastq {c}, [{codes} + {o_codes} + 16]",
+            "vpdpbusd {d}, {w02}, {c}",
+            "vpdpbusd {e}, {w12}, {c}",
+            "vpbroadcastq {c}, [{codes} + {o_codes} + 24]",
+            "vpdpbusd {d}, {w03}, {c}",
+            "vpdpbusd {e}, {w13}, {c}",
+            "vpbroadcastd {c}, [{scales} + {o_scales}]",
+            "vpmullw {c}, {c}, {scales_b}",
+            "vpackssdw {d}, {d}, {e}",
+            "vpdpwssd {acc}, {d}, {c}",
+            acc = inout(zmm_reg) $acc,
+            d = out(zmm_reg) _d, e = out(zmm_reg) _e, c = out(zmm_reg) _c,
+            w00 = in(zmm_reg) $w[0][0], w01 = in(zmm_reg) $w[0][1],
+            w02 = in(zmm_reg) $w[0][2], w03 = in(zmm_reg) $w[0][3],
+            w10 = in(zmm_reg) $w[1][0], w11 = in(zmm_reg) $w[1][1],
+            w12 = in(zmm_reg) $w[1][2], w13 = in(zmm_reg) $w[1][3],
+            scales_b = in(zmm_reg) $scales_b,
+            codes = in(reg) $codes, init = in(reg) $init, scales = in(reg) $scales,
+            o_codes = const $row * 4 * STEPS, o_init = const $row * 8, o_scales = const $row * 8,
+            options(readonly, nostack, preserves_flags),
+        )
+    }};
+}
+
+/// The same for two rows that follow each other; one row's chain of multiply-adds would wait for
+/// itself.
+macro_rules! two_rows {
+    ($row:ident, $acc:expr, $next:expr, $codes:ident, $init:ident, $scales:ident, $w:ident, $scales_b:ident) => {{
+        let (_d, _e, _f, _g, _c): (__m512i, __m512i, __m512i, __m512i, __m512i);
+        asm!(
+            "vpbroadcastq {d}, [{init} + {o_init}]",
+            "vpbroadcastq {e}, [{init} + {o_init}]",
+            "vpbroadcastq {f}, [{init} + {o_init} + 8]",
+            "vpbroadcastq {g}, [{init} + {o_init} + 8]",
+            "vpbroadcastq {c}, [{codes} + {o_codes}]",
+            "vpdpbusd {d}, {w00}, {c}",
+            "vpdpbusd {e}, {w10}, {c}",
+            "vpbroadcastq {c}, [{codes} + {o_codes} + 32]",
+            "vpdpbusd {f}, {w00}, {c}",
+            "vpdpbusd {g}, {w10}, {c}",
+            "vpbroadcastq {c}, [{codes} + {o_codes} + 8]",
+            "vpdpbusd {d}, {w01}, {c}",
+            "vpdpbusd {e}, {w11}, {c}",
+            "vpbroadcastq {c}, [{codes} + {o_codes} + 40]",
+            "vpdpbusd {f}, {w01}, {c}",
+            "vpdpbusd {g}, {w11}, {c}",
+            "vpbroadcastq {c}, [{codes} + {o_codes} + 16]",
+            "vpdpbusd {d}, {w02}, {c}",
+            "vpdpbusd {e}, {w12}, {c}",
+            "vpbroadcastq {c}, [{codes} + {o_codes} + 48]",
+            "vpdpbusd {f}, {w02}, {c}",
+            "vpdpbusd {g}, {w12}, {c}",
+            "vpbroadcastq {c}, [{codes} + {o_codes} + 24]",
+            "vpdpbusd {d}, {w03}, {c}",
+            "vpdpbusd {e}, {w13}, {c}",
+            "vpbroadcastq {c}, [{codes} + {o_codes} + 56]",
+            "vpdpbusd {f}, {w03}, {c}",
+            "vpdpbusd {g}, {w13}, {c}",
+            "vpbroadcastd {c}, [{scales} + {o_scales}]",
+            "vpmullw {c}, {c}, {scales_b}",
+            "vpackssdw {d}, {d}, {e}",
+            "vpdpwssd {acc}, {d}, {c}",
+            "vpbroadcastd {c}, [{scales} + {o_scales} + 8]",
+            "vpmullw {c}, {c}, {scales_b}",
+            "vpackssdw {f}, {f}, {g}",
+            "vpdpwssd {next}, {f}, {c}",
+            acc = inout(zmm_reg) $acc, next = inout(zmm_reg) $next,
+            d = out(zmm_reg) _d, e = out(zmm_reg) _e, f = out(zmm_reg) _f, g = out(zmm_reg) _g,
+            c = out(zmm_reg) _c,
+            w00 = in(zmm_reg) $w[0][0], w01 = in(zmm_reg) $w[0][1],
+            w02 = in(zmm_reg) $w[0][2], w03 = in(zmm_reg) $w[0][3],
+            w10 = in(zmm_reg) $w[1][0], w11 = in(zmm_reg) $w[1][1],
+            w12 = in(zmm_reg) $w[1][2], w13 = in(zmm_reg) $w[1][3],
+            scales_b = in(zmm_reg) $scales_b,
+            codes = in(reg) $codes, init = in(reg) $init, scales = in(reg) $scales,
+            o_codes = const $row * 4 * STEPS, o_init = const $row * 8, o_scales = const $row * 8,
+            options(readonly, nostack, preserves_flags),
+        )
+    }};
+}
+
 /// # Safety
 /// The CPU has the features; the pointers have `STEPS * R` values, R sums, R scales, `LINES` lines
 /// and 32 scale bytes.
@@ -404,64 +597,24 @@ unsafe fn group_chunk<const R: usize>(acc: &mut [__m512i; R], chunk: GroupChunk)
     }
     // SAFETY: 32 readable bytes, by the caller.
     let scales_b = _mm512_cvtepi8_epi16(unsafe { _mm256_loadu_si256(chunk.scales_b.cast()) });
-    let mut zero = 0;
+    let GroupChunk { codes_a, init, scales_a, .. } = chunk;
     each_row!(R, r, {
-        if r % 2 == 0 {
+        if r.is_multiple_of(2) {
+            // The tile comes from the second-level cache: its line of two chunks ahead.
+            let ahead = |at: *const i8| _mm_prefetch::<_MM_HINT_T0>(at);
+            ahead(codes_a.wrapping_add((2 * R + r) * STEPS).cast());
+            if r.is_multiple_of(8) {
+                ahead(init.wrapping_add(4 * R + r).cast());
+                ahead(scales_a.wrapping_add(4 * R + r).cast());
+            }
             // SAFETY: rows r and, if there is one, r + 1 are inside, by the caller.
-            let terms = unsafe { row_dots(&chunk, [r, (r + 1).min(R - 1)], zero, &w) };
-            let [(dots, scales), next] = terms;
-            acc[r] = _mm512_dpwssd_epi32(acc[r], dots, _mm512_mullo_epi16(scales, scales_b));
-            if r + 1 < R {
-                let (dots, scales) = next;
-                let scales = _mm512_mullo_epi16(scales, scales_b);
-                acc[r + 1] = _mm512_dpwssd_epi32(acc[r + 1], dots, scales);
-            }
-            // No instruction: it only makes the next rows' loads wait, in the compiler's eyes, for
-            // these rows' sums. Without it the compiler mixes rows until registers run out.
-            // SAFETY: it does nothing.
             unsafe {
-                asm!("/* {} {} {} */", inout(zmm_reg) acc[r], inout(zmm_reg) acc[(r + 1).min(R - 1)],
-                    inout(reg) zero, options(pure, nomem, nostack, preserves_flags));
+                if r + 1 < R {
+                    two_rows!(ROW, acc[r], acc[r + 1], codes_a, init, scales_a, w, scales_b);
+                } else {
+                    one_row!(ROW, acc[r], codes_a, init, scales_a, w, scales_b);
+                }
             }
-            // The last row's is not read.
-            _ = zero;
         }
     });
-}
-
-/// The dots of two rows with 16 columns by two halves, as i16, and the rows' scales. Two rows at a
-/// time: one row's chain of multiply-adds would wait for itself.
-///
-/// # Safety
-/// The CPU has the features; the rows are inside; `zero` is 0.
-#[inline]
-#[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
-unsafe fn row_dots(
-    chunk: &GroupChunk,
-    rows: [usize; 2],
-    zero: usize,
-    w: &[[__m512i; 4]; 2],
-) -> [(__m512i, __m512i); 2] {
-    // SAFETY: inside, by the caller.
-    let init = |r: usize| unsafe {
-        _mm512_set1_epi64(chunk.init.add(zero + r).cast::<i64>().read_unaligned())
-    };
-    let mut dots = rows.map(|r| [init(r); 2]);
-    #[expect(clippy::needless_range_loop, reason = "the step also addresses the codes of A")]
-    for step in 0..4 {
-        for (dots, r) in dots.iter_mut().zip(rows) {
-            // SAFETY: inside, by the caller.
-            let codes = unsafe {
-                let codes = chunk.codes_a.add(zero + r * STEPS).cast::<i64>();
-                _mm512_set1_epi64(codes.add(step).read_unaligned())
-            };
-            dots[0] = _mm512_dpbusd_epi32(dots[0], w[0][step], codes);
-            dots[1] = _mm512_dpbusd_epi32(dots[1], w[1][step], codes);
-        }
-    }
-    std::array::from_fn(|i| {
-        // SAFETY: inside, by the caller.
-        let scales = unsafe { chunk.scales_a.add(zero + rows[i]).cast::<i32>().read_unaligned() };
-        (_mm512_packs_epi32(dots[i][0], dots[i][1]), _mm512_set1_epi32(scales))
-    })
 }

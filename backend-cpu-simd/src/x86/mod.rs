@@ -37,4 +37,7 @@ pub(crate) use avx2::Avx2;
 pub(crate) use avx512::Avx512;
 pub(crate) use quantize::Avx512Encoder;
 
-use crate::tiles::{Kernels, PanelView, Steps, Sums, expect_inside, operand};
+use crate::tiles::{Kernels, PanelView, Row, Scaling, Steps, Sums, expect_inside, operand};
+
+/// The canonical NaN of f32 (C9).
+const NAN: f32 = f32::from_bits(0x7FC0_0000);

@@ -1,0 +1,58 @@
+//! The hot loops hold the intended instructions: a compiler may turn a `vpdpwssd` into two others,
+//! and a loop that it does not unroll keeps its sums in memory.
+//!
+//! Disassembles this program with `objdump`; where there is none, it says so and checks nothing.
+#![cfg(target_arch = "x86_64")]
+
+use std::process::Command;
+
+use fp4_backend_cpu_simd::CpuSimd;
+use fp4_core::{Format, Matmul, PackedMatrix, PackedShape};
+
+/// Of the functions whose name has `name`, the one with most of `instruction`: how many, and how
+/// many vectors it has on the stack.
+fn largest(listing: &str, name: &str, instruction: &str) -> (usize, usize) {
+    let functions = listing.split("\n\n").filter(|f| {
+        f.lines().next().is_some_and(|head| head.contains(name) && head.ends_with(">:"))
+    });
+    let count = |f: &str| {
+        let lines = || f.lines().filter(|line| line.contains("zmm") || line.contains("ymm"));
+        let found = lines().filter(|line| line.contains(instruction)).count();
+        (found, lines().filter(|line| line.contains("(%rsp")).count())
+    };
+    functions.map(count).max().unwrap_or((0, 0))
+}
+
+#[test]
+#[cfg_attr(debug_assertions, ignore = "of optimized code: cargo test --release")]
+fn the_hot_loops_hold_the_intended_instructions() {
+    // The kernels are linked in because they are used.
+    let zeros = PackedMatrix::zeros(PackedShape::of(Format::NvFp4, 3, 64).unwrap());
+    let backend = CpuSimd::new();
+    let weight = backend.prepare(zeros.view()).unwrap();
+    backend.matmul(zeros.view(), &weight, 1.0, (&mut [0f32; 9][..]).into()).unwrap();
+
+    let program = std::env::current_exe().unwrap();
+    let output = Command::new("objdump").args(["-d", "--no-show-raw-insn"]).arg(program).output();
+    let Ok(output) = output else {
+        println!("not checked: there is no objdump");
+        return;
+    };
+    let listing = String::from_utf8_lossy(&output.stdout);
+    // Two steps of 24 rows; a step of 14 rows and two panels; a chunk of 16 rows; one of 6.
+    for (function, instruction, expected) in [
+        ("fold_rows", "vpdpbusd", 48),
+        ("pair_rows", "vpdpbusd", 28),
+        ("group_rows", "vpdpbusd", 128),
+        ("group_rows", "vpdpwssd", 16),
+        ("quarter_rows", "vpmaddubsw", 24),
+        ("quarter_rows", "vpmaddwd", 6),
+    ] {
+        let (found, on_the_stack) = largest(&listing, function, instruction);
+        println!("{function}: {found} {instruction}, {on_the_stack} vectors on the stack");
+        assert!(found >= expected, "{function}: {found} {instruction}");
+    }
+    for function in ["fold_rows", "pair_rows"] {
+        assert_eq!(largest(&listing, function, "vpdpbusd").1, 0, "{function} spills");
+    }
+}
