@@ -27,6 +27,7 @@
 //! | module | contents |
 //! |---|---|
 //! | `isa` | instruction sets, and the proof that the CPU has one |
+//! | `limits` | tile sizes and bounds of each, for tests to sit on |
 //! | `meta` | what the proofs need to know of a row: its live groups, and planes of exponents |
 //! | `sum` | the exact sum of an output and its one rounding; partial sums |
 //! | `tiles` | the tiled matmul: panels, tiles, planes, the one rounding; states its proof of exactness |
@@ -67,6 +68,7 @@
 mod tiles;
 
 mod isa;
+mod limits;
 mod meta;
 #[cfg(target_arch = "aarch64")]
 mod neon;
@@ -89,6 +91,7 @@ use fp4_core::{
 use rayon::ThreadPool;
 
 pub use crate::isa::Isa;
+pub use crate::limits::Limits;
 pub use crate::resident::{CpuOperand, CpuTensor, CpuTransform};
 
 use crate::isa::{Engine, by_engine};

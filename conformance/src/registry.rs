@@ -4,38 +4,70 @@ use fp4_core::Unsupported;
 use fp4_core::backend::erased::Backend;
 use fp4_core::reference::Reference;
 
-use crate::suite::Registered;
+use crate::suite::run_report::cpu_name;
+use crate::suite::{Hardware, Registered};
 
 /// A backend by name, and what opening it gave.
-pub type Known = (&'static str, Result<Registered, Unsupported>);
+pub type Known = (String, Result<Registered, Unsupported>);
 
 /// The reference, and the backends compiled in.
 pub fn known() -> Vec<Known> {
-    vec![
-        ("reference", Ok(Registered::new(Backend::new(Reference)))),
-        #[cfg(feature = "cpu-simd")]
-        ("cpu-simd", cpu_simd()),
-    ]
+    let reference = Registered::new(Backend::new(Reference)).on(on_cpu("scalar"));
+    let mut known = vec![("reference".to_owned(), Ok(reference))];
+    #[cfg(feature = "cpu-simd")]
+    known.extend(cpu_simd::known());
+    known
 }
 
-/// The CPU backend, with its threads, tiles (4 x 8) and bounds (a joint spread of 40).
+/// The CPU, with the instruction set of the kernels.
+fn on_cpu(isa: &str) -> Hardware {
+    Hardware { device: Some(cpu_name()), driver: Some("none".into()), isa: Some(isa.into()) }
+}
+
+/// The CPU backend: as it chooses, and once for each other instruction set that it has kernels for.
 #[cfg(feature = "cpu-simd")]
-fn cpu_simd() -> Result<Registered, Unsupported> {
+mod cpu_simd {
     use std::sync::Arc;
 
-    use fp4_backend_cpu_simd::CpuSimd;
+    use fp4_backend_cpu_simd::{CpuSimd, Isa};
+    use fp4_core::backend::erased::Backend;
+    use rayon::{ThreadPool, ThreadPoolBuilder};
 
-    let pool = |threads| rayon::ThreadPoolBuilder::new().num_threads(threads).build();
-    let pools: Vec<_> = (1..=8).map_while(|threads| pool(threads).ok().map(Arc::new)).collect();
-    Ok(Registered::new(Backend::resident(CpuSimd::new()))
-        .threads(move |threads| {
-            let pool = threads.checked_sub(1).and_then(|at| pools.get(at));
-            let cpu = CpuSimd::new();
-            Backend::resident(match pool {
-                Some(pool) => cpu.with_pool(pool.clone()),
-                None => cpu,
+    use super::{Known, on_cpu};
+    use crate::suite::Registered;
+
+    /// Most threads that a case may ask for.
+    const THREADS: usize = 8;
+
+    pub(super) fn known() -> Vec<Known> {
+        let pool = |threads| ThreadPoolBuilder::new().num_threads(threads).build();
+        let pools: Arc<[_]> = (1..=THREADS).map_while(|n| pool(n).ok().map(Arc::new)).collect();
+        let chosen = CpuSimd::new();
+        let others = Isa::ALL.into_iter().filter(|isa| *isa != chosen.isa()).map(|isa| {
+            let name = format!("cpu-simd-{isa}");
+            let opened = CpuSimd::with_isa(isa).map(|cpu| register(cpu, &name, &pools));
+            (name, opened)
+        });
+        let name = "cpu-simd".to_owned();
+        let mut known = vec![(name.clone(), Ok(register(chosen.clone(), &name, &pools)))];
+        known.extend(others);
+        known
+    }
+
+    fn register(cpu: CpuSimd, name: &str, pools: &Arc<[Arc<ThreadPool>]>) -> Registered {
+        let (isa, pools) = (cpu.isa(), pools.clone());
+        let limits = isa.limits();
+        Registered::new(Backend::resident(cpu.clone()))
+            .named(name)
+            .on(on_cpu(isa.name()))
+            .threads(move |threads| {
+                let pool = threads.checked_sub(1).and_then(|at| pools.get(at));
+                Backend::resident(match pool {
+                    Some(pool) => cpu.clone().with_pool(pool.clone()),
+                    None => cpu.clone(),
+                })
             })
-        })
-        .tiles(&[4, 64], &[8])
-        .spreads(&[40]))
+            .tiles(limits.rows, limits.columns)
+            .spreads(limits.spreads)
+    }
 }

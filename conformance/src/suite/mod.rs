@@ -29,11 +29,13 @@ mod profile;
 pub mod run_report;
 mod runner;
 
+use std::fmt;
 use std::sync::Arc;
 
 use fp4_core::FloatType;
 use fp4_core::backend::erased::Backend;
 use globset::{GlobBuilder, GlobMatcher};
+use serde::Serialize;
 
 pub use globset::Error as PatternError;
 pub(crate) use runner::{input as quantize_input, quantize as quantize_into_garbage};
@@ -47,10 +49,23 @@ use crate::oracle::Oracle;
 /// Makes a backend with a number of threads.
 type Threaded = Arc<dyn Fn(usize) -> Backend + Send + Sync>;
 
+/// What a backend computes on, for the record of a run.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct Hardware {
+    /// The device: a CPU's or a GPU's name.
+    pub device: Option<String>,
+    /// The driver and its version.
+    pub driver: Option<String>,
+    /// The instruction set, or the architecture, of the kernels.
+    pub isa: Option<String>,
+}
+
 /// A backend to check, and what it declares about itself.
 #[derive(Clone)]
 pub struct Registered {
     backend: Backend,
+    name: Option<String>,
+    hardware: Hardware,
     threaded: Option<Threaded>,
     declared: Declared,
     expected_failures: Vec<ExpectedFailure>,
@@ -79,10 +94,24 @@ impl Registered {
     pub fn new(backend: Backend) -> Self {
         Registered {
             backend,
+            name: None,
+            hardware: Hardware::default(),
             threaded: None,
             declared: Declared::default(),
             expected_failures: Vec::new(),
         }
+    }
+
+    /// Another name than the backend's own: of several of one type, each needs its own.
+    #[must_use]
+    pub fn named(self, name: impl Into<String>) -> Self {
+        Registered { name: Some(name.into()), ..self }
+    }
+
+    /// What the backend computes on.
+    #[must_use]
+    pub fn on(self, hardware: Hardware) -> Self {
+        Registered { hardware, ..self }
     }
 
     /// How to make the backend with a number of threads; without it, cases that set the number
@@ -117,9 +146,14 @@ impl Registered {
         Ok(self)
     }
 
-    /// The backend's name.
+    /// The name in reports: the backend's own, if no other was given.
     pub fn name(&self) -> &str {
-        self.backend.name()
+        self.name.as_deref().unwrap_or(self.backend.name())
+    }
+
+    /// What the backend computes on.
+    pub fn hardware(&self) -> &Hardware {
+        &self.hardware
     }
 
     /// The backend.
@@ -219,6 +253,14 @@ fn is_gradable(case: &Case) -> bool {
             m.output == FloatType::F32 && !matches!(m.way, Way::Split(_) | Way::Into(_))
         }
         _ => false,
+    }
+}
+
+impl fmt::Display for Hardware {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let part = |part: &Option<String>| part.as_deref().unwrap_or("not stated").to_owned();
+        let Hardware { device, driver, isa } = self;
+        write!(f, "device {}, driver {}, isa {}", part(device), part(driver), part(isa))
     }
 }
 

@@ -12,6 +12,7 @@ use serde::Serialize;
 
 use super::case::{Case, Clause};
 use super::outcome::{BOUND, Mismatch, Outcome};
+use super::{Hardware, Registered};
 use crate::report::Counts;
 
 /// What a case was run on; backends by index.
@@ -79,6 +80,8 @@ pub struct Environment {
     pub suite: String,
     /// Operating system and architecture.
     pub platform: String,
+    /// The CPU's name, as far as the system tells.
+    pub cpu: String,
     /// Features of the CPU that backends ask about.
     pub cpu_features: Vec<&'static str>,
     /// Threads of the default pool.
@@ -92,6 +95,7 @@ pub struct Environment {
 pub struct RunReport {
     profile: String,
     backends: Vec<String>,
+    hardware: Vec<Hardware>,
     is_bounded: bool,
     environment: Environment,
     tallies: BTreeMap<Subject, Tally>,
@@ -108,10 +112,11 @@ pub struct RunReport {
 const PRINTED: usize = 20;
 
 impl RunReport {
-    pub(super) fn new(profile: &str, backends: &[&str], is_bounded: bool) -> Self {
+    pub(super) fn new(profile: &str, backends: &[Registered], is_bounded: bool) -> Self {
         RunReport {
             profile: profile.to_owned(),
-            backends: backends.iter().map(|&name| name.to_owned()).collect(),
+            backends: backends.iter().map(|backend| backend.name().to_owned()).collect(),
+            hardware: backends.iter().map(|backend| backend.hardware().clone()).collect(),
             is_bounded,
             environment: Environment::here(),
             tallies: BTreeMap::new(),
@@ -263,11 +268,15 @@ impl RunReport {
                 })
             })
             .collect();
+        let backends: Vec<_> = (self.backends.iter().zip(&self.hardware))
+            .map(|(name, hardware)| serde_json::json!({ "name": name, "hardware": hardware }))
+            .collect();
         serde_json::json!({
             "schema": "fp4-conformance-report/1",
             "profile": self.profile,
             "grade": if self.is_bounded { "bounded" } else { "exact" },
             "environment": self.environment,
+            "backends": backends,
             "cases": counts.cases, "values": counts.values, "differ": counts.differ,
             "subjects": tallies,
             "clauses": self.clauses,
@@ -290,6 +299,12 @@ impl RunReport {
                 tally.failed,
                 tally.unsupported + tally.expected_failures,
             );
+            xml += "    <properties>\n";
+            for (property, value) in self.properties(subject) {
+                let (property, value) = (escape(&property), escape(&value));
+                xml += &format!("      <property name=\"{property}\" value=\"{value}\"/>\n");
+            }
+            xml += "    </properties>\n";
             let pass = format!("{} cases, {} values", tally.passed + tally.bounded, tally.values);
             xml += &format!("    <testcase name=\"{}\"/>\n", escape(&pass));
             let is_pair = matches!(subject, Subject::Pair(..));
@@ -306,6 +321,28 @@ impl RunReport {
             xml += "  </testsuite>\n";
         }
         xml + "</testsuites>\n"
+    }
+
+    /// What the record says of a subject: the environment, and what its backends computed on.
+    fn properties(&self, subject: Subject) -> Vec<(String, String)> {
+        let Environment { suite, platform, cpu, cpu_features, threads, commit } = &self.environment;
+        let mut properties: Vec<(String, String)> = [
+            ("suite", suite.clone()),
+            ("profile", self.profile.clone()),
+            ("platform", platform.clone()),
+            ("cpu", cpu.clone()),
+            ("cpu_features", cpu_features.join(" ")),
+            ("threads", threads.to_string()),
+            ("commit", commit.clone().unwrap_or_else(|| "unknown".into())),
+        ]
+        .map(|(name, value)| (name.to_owned(), value))
+        .into();
+        let backends = subject.backends();
+        properties.extend(
+            backends
+                .map(|b| (format!("backend {}", self.backends[b]), self.hardware[b].to_string())),
+        );
+        properties
     }
 
     /// Quantizers down, matmuls across, passed of run in each cell; what ran alone beside them.
@@ -338,11 +375,20 @@ impl Environment {
         Environment {
             suite: env!("CARGO_PKG_VERSION").to_owned(),
             platform: format!("{} {}", std::env::consts::OS, std::env::consts::ARCH),
+            cpu: cpu_name(),
             cpu_features: cpu_features(),
             threads: rayon::current_num_threads(),
             commit: commit.map(|output| String::from_utf8_lossy(&output.stdout).trim().to_owned()),
         }
     }
+}
+
+/// The CPU's name where the system has a `/proc/cpuinfo` that tells, else the architecture.
+pub(crate) fn cpu_name() -> String {
+    let info = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let line = info.lines().find_map(|line| line.strip_prefix("model name"));
+    let name = line.and_then(|line| line.split_once(':')).map(|(_, name)| name.trim());
+    name.unwrap_or(std::env::consts::ARCH).to_owned()
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -397,15 +443,18 @@ impl fmt::Display for Tally {
 
 impl fmt::Display for RunReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Environment { suite, platform, cpu_features, threads, commit } = &self.environment;
+        let Environment { suite, platform, cpu, cpu_features, threads, commit } = &self.environment;
         let commit = commit.as_deref().unwrap_or("unknown");
         writeln!(
             f,
-            "suite {suite}, profile {}, {platform}, cpu features [{}], {threads} threads, commit \
-             {commit}",
+            "suite {suite}, profile {}, {platform}, {cpu}, cpu features [{}], {threads} threads, \
+             commit {commit}",
             self.profile,
             cpu_features.join(" ")
         )?;
+        for (name, hardware) in self.backends.iter().zip(&self.hardware) {
+            writeln!(f, "backend {name}: {hardware}")?;
+        }
         writeln!(f, "{}", self.matrix())?;
         if let Some(core) = self.tallies.get(&Subject::Core) {
             writeln!(f, "core: {core}")?;

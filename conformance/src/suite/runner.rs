@@ -23,8 +23,7 @@ const STRETCH: usize = 64;
 const GARBAGE: u8 = 0xA5;
 
 pub(super) fn run(suite: &Suite, cases: &[Case], progress: impl Fn(usize, usize)) -> RunReport {
-    let names: Vec<&str> = suite.backends.iter().map(Registered::name).collect();
-    let mut report = RunReport::new(&suite.profile.name, &names, suite.bounded);
+    let mut report = RunReport::new(&suite.profile.name, &suite.backends, suite.bounded);
     let mut alive = vec![true; suite.backends.len()];
     let mut done = 0;
     for stretch in cases.chunks(STRETCH) {
