@@ -26,6 +26,7 @@
 //!
 //! | module | contents |
 //! |---|---|
+//! | `environment` | a changed floating-point environment, for tests |
 //! | `isa` | instruction sets, and the proof that the CPU has one |
 //! | `limits` | tile sizes and bounds of each, for tests to sit on |
 //! | `meta` | what the proofs need to know of a row: its live groups, and planes of exponents |
@@ -36,9 +37,9 @@
 //! | `resident` | activations kept in the kernels' form |
 //! | `threads` | which rayon pool runs the tasks, and the check of the environment in each |
 //!
-//! `unsafe` is in `x86` and `neon` (loads and stores of vectors, calls of kernels by the holder of the proof) and in
-//! `tiles` (the output that several threads write). `cargo bench` prints speeds beside rooflines and peers of
-//! the same run.
+//! `unsafe` is in `x86` and `neon` (loads and stores of vectors, calls of kernels by the holder of the proof), in
+//! `tiles` (the output that several threads write) and in `environment` (the control register). `cargo bench` prints
+//! speeds beside rooflines and peers of the same run.
 //!
 //! # Example
 //!
@@ -67,6 +68,8 @@
 )]
 mod tiles;
 
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+pub mod environment;
 mod isa;
 mod limits;
 mod meta;

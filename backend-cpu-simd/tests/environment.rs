@@ -1,27 +1,18 @@
 //! A thread whose floating-point environment breaks IEEE-754 gets an error, never other bits (C9).
-#![cfg(target_arch = "x86_64")]
+#![cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 #![allow(missing_docs)]
 
-use std::arch::asm;
+use std::sync::Arc;
 
 use fp4_backend_cpu_simd::CpuSimd;
+use fp4_backend_cpu_simd::environment::{FpChange, under};
 use fp4_core::{
     Error, ExactSum, Format, FpEnvironment, Matmul, PackedMatrix, Partials, QuantSpec,
     QuantizeInput, Quantizer, Transform, check_environment, nvfp4_global_scale, reference,
 };
 
-/// The control register of a new thread: all exceptions masked, to nearest, subnormals kept.
-const DEFAULT: u32 = 0x1F80;
-
-/// Sets this thread's control register, for the rest of its life.
-fn set_mxcsr(bits: u32) {
-    // SAFETY: ldmxcsr reads four bytes at a valid address; the reserved bits are zero and all
-    // exceptions stay masked, so no floating-point operation traps.
-    unsafe { asm!("ldmxcsr [{}]", in(reg) &raw const bits, options(nostack, readonly)) };
-}
-
-/// Calls of every entry point that computes in floating point, by name, under a control register.
-fn calls(mxcsr: u32) -> Vec<(&'static str, Result<(), Error>)> {
+/// Calls of every entry point that computes in floating point, by name, in a changed environment.
+fn calls(change: Option<FpChange>) -> Vec<(&'static str, Result<(), Error>)> {
     let spec = QuantSpec::usual(Format::NvFp4);
     let x = [1f32; 32];
     let input = QuantizeInput::new(&x[..], 1, 32, &spec).unwrap();
@@ -31,51 +22,95 @@ fn calls(mxcsr: u32) -> Vec<(&'static str, Result<(), Error>)> {
     let t = Transform::shared(&t[..], 16).unwrap();
     let cpu = CpuSimd::new();
     let weight = cpu.prepare(packed.clone()).unwrap();
-    set_mxcsr(mxcsr);
-    let results = vec![
-        ("check", check_environment()),
-        ("reference quantize", reference::quantize(&input, &mut packed.view_mut()).map(drop)),
-        (
-            "reference dequantize",
-            reference::dequantize(packed.view(), 1.0, (&mut dense[..]).into()),
-        ),
-        (
-            "reference matmul",
-            reference::matmul(packed.view(), packed.view(), 1.0, (&mut y[..]).into()),
-        ),
-        (
-            "reference transform",
-            reference::apply_transform(x[..16].into(), 16, &t, (&mut block[..]).into()),
-        ),
-        ("global scale", nvfp4_global_scale(3.0).map(drop)),
-        ("finish", fp4_core::finish(Partials::Exact(&[ExactSum::ZERO]), 1.0, (&mut y[..]).into())),
-        ("cpu quantize", cpu.quantize(&input, &mut packed.view_mut())),
-        ("cpu dequantize", cpu.dequantize(packed.view(), 1.0, (&mut dense[..]).into())),
-        ("cpu matmul", cpu.matmul(packed.view(), &weight, 1.0, (&mut y[..]).into()).map(drop)),
-    ];
-    set_mxcsr(DEFAULT);
-    results
+    let mut all = || {
+        vec![
+            ("check", check_environment()),
+            ("reference quantize", reference::quantize(&input, &mut packed.view_mut()).map(drop)),
+            (
+                "reference dequantize",
+                reference::dequantize(packed.view(), 1.0, (&mut dense[..]).into()),
+            ),
+            (
+                "reference matmul",
+                reference::matmul(packed.view(), packed.view(), 1.0, (&mut y[..]).into()),
+            ),
+            (
+                "reference transform",
+                reference::apply_transform(x[..16].into(), 16, &t, (&mut block[..]).into()),
+            ),
+            ("global scale", nvfp4_global_scale(3.0).map(drop)),
+            (
+                "finish",
+                fp4_core::finish(Partials::Exact(&[ExactSum::ZERO]), 1.0, (&mut y[..]).into()),
+            ),
+            ("cpu quantize", cpu.quantize(&input, &mut packed.view_mut())),
+            ("cpu dequantize", cpu.dequantize(packed.view(), 1.0, (&mut dense[..]).into())),
+            ("cpu matmul", cpu.matmul(packed.view(), &weight, 1.0, (&mut y[..]).into()).map(drop)),
+        ]
+    };
+    match change {
+        Some(change) => under(change, all),
+        None => all(),
+    }
+}
+
+fn kind(change: FpChange) -> FpEnvironment {
+    match change {
+        FpChange::FlushResults | FpChange::FlushInputs => FpEnvironment::FlushToZero,
+        _ => FpEnvironment::RoundingMode,
+    }
 }
 
 #[test]
 fn every_entry_point_refuses_a_changed_environment() {
-    use FpEnvironment::{FlushToZero, RoundingMode};
     let mut refused = 0;
-    for (name, bits, expected) in [
-        ("default", 0, None),
-        ("FTZ", 0x8000, Some(FlushToZero)),
-        ("DAZ", 0x0040, Some(FlushToZero)),
-        ("down", 0x2000, Some(RoundingMode)),
-        ("up", 0x4000, Some(RoundingMode)),
-        ("toward zero", 0x6000, Some(RoundingMode)),
-    ] {
-        let results = std::thread::spawn(move || calls(DEFAULT | bits));
-        for (call, result) in results.join().unwrap() {
-            let expected = expected.map_or(Ok(()), |e| Err(Error::Environment(e)));
-            assert_eq!(result, expected, "{call} under {name}");
+    for change in [None].into_iter().chain(FpChange::ALL.map(Some)) {
+        for (call, result) in calls(change) {
+            let expected = change.map_or(Ok(()), |c| Err(Error::Environment(kind(c))));
+            assert_eq!(result, expected, "{call} under {change:?}");
             refused += usize::from(result.is_err());
         }
     }
     println!("environment: {refused} calls refused");
     assert_eq!(refused, 5 * 10);
+}
+
+/// The caller's thread is as it should be, and the pool's are not.
+#[test]
+fn threads_of_a_pool_refuse_a_changed_environment() {
+    let spec = QuantSpec::usual(Format::MxFp4);
+    let (rows, k) = (512, 1024);
+    let x = vec![1f32; rows * k];
+    let input = QuantizeInput::new(&x[..], rows, k, &spec).unwrap();
+    let packed = PackedMatrix::zeros(input.shape());
+    let mut refused = 0;
+    for change in FpChange::ALL {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(2).spawn_handler(|thread| {
+            std::thread::spawn(move || under(change, || thread.run()));
+            Ok(())
+        });
+        let cpu = CpuSimd::new().with_pool(Arc::new(pool.build().unwrap()));
+        let weight = CpuSimd::new().prepare(packed.clone()).unwrap();
+        let (mut out, mut y) = (packed.clone(), vec![0f32; rows * rows]);
+        for result in [
+            cpu.quantize(&input, &mut out.view_mut()),
+            cpu.matmul(packed.view(), &weight, 1.0, (&mut y[..]).into()).map(drop),
+        ] {
+            assert_eq!(result, Err(Error::Environment(kind(change))), "{change:?}");
+            refused += 1;
+        }
+    }
+    println!("environment: {refused} calls refused by pool threads");
+    assert_eq!(refused, 5 * 2);
+}
+
+#[test]
+fn the_environment_is_restored() {
+    for change in FpChange::ALL {
+        under(change, || assert!(check_environment().is_err()));
+        assert_eq!(check_environment(), Ok(()));
+        let panicked = std::panic::catch_unwind(|| under(change, || panic!("on purpose")));
+        assert!(panicked.is_err());
+        assert_eq!(check_environment(), Ok(()));
+    }
 }

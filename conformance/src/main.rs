@@ -9,7 +9,7 @@ use std::process::ExitCode;
 use anyhow::{Context, bail};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use fp4_conformance::exchange::{answer, export, is_exchange, verify};
-use fp4_conformance::registry::known;
+use fp4_conformance::registry::{changed_environment, known};
 use fp4_conformance::report::Counts;
 use fp4_conformance::suite::{Profile, Registered, Suite};
 use fp4_conformance::vectors::{Folder, write_subset};
@@ -197,7 +197,7 @@ fn profile(name: &str) -> anyhow::Result<Profile> {
 }
 
 fn run_suite(run: &Run) -> anyhow::Result<bool> {
-    let mut suite = Suite::new(profile(&run.profile)?);
+    let mut suite = Suite::new(profile(&run.profile)?).environment(changed_environment);
     let expected: Vec<KnownFailure> = match &run.expected_failures {
         None => Vec::new(),
         Some(path) => serde_json::from_slice(&std::fs::read(path)?)

@@ -19,6 +19,23 @@ pub fn known() -> Vec<Known> {
     known
 }
 
+/// Runs `call` on this thread in a changed floating-point environment, for
+/// [`Suite::environment`](crate::suite::Suite::environment): `ftz`, `daz`, `down`, `up`, `toward-zero`.
+/// False, without the call, if this build knows no way.
+pub fn changed_environment(change: &str, call: &mut dyn FnMut()) -> bool {
+    #[cfg(all(feature = "cpu-simd", any(target_arch = "x86_64", target_arch = "aarch64")))]
+    {
+        use fp4_backend_cpu_simd::environment::{FpChange, under};
+        let known = FpChange::ALL.into_iter().find(|known| known.name() == change);
+        known.map(|change| under(change, call)).is_some()
+    }
+    #[cfg(not(all(feature = "cpu-simd", any(target_arch = "x86_64", target_arch = "aarch64"))))]
+    {
+        let _ = (change, call);
+        false
+    }
+}
+
 /// The CPU, with the instruction set of the kernels.
 fn on_cpu(isa: &str) -> Hardware {
     Hardware { device: Some(cpu_name()), driver: Some("none".into()), isa: Some(isa.into()) }

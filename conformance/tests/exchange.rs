@@ -68,3 +68,75 @@ fn a_truncated_answer_is_an_error() {
         assert!(matches!(judge(dir.path()), Err(Error::SafeTensors { .. })), "{len}");
     }
 }
+
+/// A folder with one exported file, its manifest and its tensors changed.
+fn hostile(edit: impl Fn(&mut serde_json::Value), bytes: Option<Vec<u8>>) -> TempDir {
+    let (dir, _) = answered("matmul/nvfp4/17x8x160/near/*/f32/whole");
+    let vectors = dir.path().join("vectors");
+    for entry in std::fs::read_dir(&vectors).unwrap() {
+        let path = entry.unwrap().path();
+        if path.extension().unwrap() == "json" {
+            let mut manifest = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+            edit(&mut manifest);
+            std::fs::write(&path, manifest.to_string()).unwrap();
+        } else if let Some(bytes) = &bytes {
+            std::fs::write(&path, bytes).unwrap();
+        }
+    }
+    dir
+}
+
+fn answer_again(dir: &TempDir) -> Error {
+    let (vectors, answers) = (dir.path().join("vectors"), dir.path().join("again"));
+    answer(&vectors, &answers, &Backend::new(Reference)).unwrap_err()
+}
+
+#[test]
+fn a_name_that_leads_elsewhere_is_an_error() {
+    let dir = hostile(|manifest| manifest["name"] = "../elsewhere".into(), None);
+    let error = answer_again(&dir).to_string();
+    assert!(error.contains("tensor name is ../elsewhere"), "{error}");
+    assert!(!dir.path().join("elsewhere.safetensors").exists());
+}
+
+/// Without K the operands have no bytes, so that only the expected output bounds M and N.
+#[test]
+fn an_output_larger_than_the_file_is_an_error() {
+    for [m, n] in [[1usize << 31, 1 << 31], [1 << 40, 1 << 40]] {
+        let edit = |manifest: &mut serde_json::Value| {
+            for case in manifest["cases"].as_object_mut().unwrap().values_mut() {
+                case["request"]["shape"] = serde_json::json!([m, n, 0]);
+            }
+        };
+        let names = ["0.a_codes", "0.a_scales", "0.b_codes", "0.b_scales", "0.y"];
+        let tensors = names.map(|name| {
+            (
+                name,
+                safetensors::tensor::TensorView::new(safetensors::Dtype::U8, vec![0], &[]).unwrap(),
+            )
+        });
+        let dir = hostile(edit, Some(safetensors::serialize(tensors, None).unwrap()));
+        let error = answer_again(&dir);
+        assert!(matches!(error, Error::Tensor { .. } | Error::Core { .. }), "{error}");
+    }
+}
+
+/// Types outside the schema have no words of 32 bits: half of a longer value would go unseen.
+#[test]
+fn outputs_of_other_types_are_an_error() {
+    use safetensors::{Dtype, tensor::TensorView};
+    for (ty, bytes) in [(Dtype::F64, 8), (Dtype::F4, 1), (Dtype::I64, 8)] {
+        let data = vec![0; bytes];
+        let shape = vec![8 * bytes / ty.bitsize()];
+        let file = || {
+            let view = TensorView::new(ty, shape.clone(), &data).unwrap();
+            safetensors::serialize([("0.y", view)], None).unwrap()
+        };
+        let dir = hostile(|_| {}, Some(file()));
+        for entry in std::fs::read_dir(dir.path().join("answers")).unwrap() {
+            std::fs::write(entry.unwrap().path(), file()).unwrap();
+        }
+        let error = judge(dir.path()).unwrap_err();
+        assert!(matches!(error, Error::Tensor { .. }), "{ty}: {error}");
+    }
+}

@@ -191,5 +191,15 @@ fn read_manifest(path: &Path) -> Result<Manifest, Error> {
             expected: SCHEMA.into(),
         });
     }
+    // Answers are written under this name: it must not lead elsewhere.
+    let stem = path.file_stem().unwrap_or_default().to_string_lossy();
+    if manifest.name != stem {
+        return Err(Error::Tensor {
+            path: path.to_owned(),
+            tensor: "name".into(),
+            got: manifest.name,
+            expected: format!("{stem}, as the file"),
+        });
+    }
     Ok(manifest)
 }

@@ -117,6 +117,7 @@ fn compare(
         for output in case.outputs.keys() {
             let tensor = name(output);
             let right = find(path, expected, &tensor)?;
+            expect_type(path, &tensor, right.0)?;
             let (ty, shape, bytes) = find(path, answers, &tensor)?;
             if (ty, shape) != (&right.0, &right.1) {
                 return Err(Error::Tensor {
@@ -178,6 +179,19 @@ fn find<'a>(
         tensor: name.to_owned(),
         got: "missing".into(),
         expected: "a tensor".into(),
+    })
+}
+
+/// Only the types of the schema have words of the width that is compared.
+fn expect_type(path: &Path, tensor: &str, ty: Dtype) -> Result<(), Error> {
+    if ty == Dtype::U8 || FloatType::ALL.into_iter().any(|float| dtype(float) == ty) {
+        return Ok(());
+    }
+    Err(Error::Tensor {
+        path: path.to_owned(),
+        tensor: tensor.to_owned(),
+        got: ty.to_string(),
+        expected: "U8, F32, F16 or BF16".into(),
     })
 }
 
@@ -251,6 +265,17 @@ fn respond(
                 PackedMatrix::new(shape, part("codes")?, part("scales")?).map_err(core)
             };
             let (a, b) = (side("a", *m)?, side("b", *n)?);
+            a.shape().expect_product(&b.shape()).map_err(core)?;
+            // With K = 0 nothing in the inputs bounds M * N; the expected output in the file does.
+            let expected = &get("y")?.1;
+            if *expected != [*m, *n] {
+                return Err(Error::Tensor {
+                    path: path.to_owned(),
+                    tensor: format!("{number}.y"),
+                    got: format!("{expected:?}"),
+                    expected: format!("[{m}, {n}], as the request"),
+                });
+            }
             let Some(matmul) = backend.matmul() else {
                 return Err(core(Unsupported::Other("no matmul").into()));
             };

@@ -5,6 +5,7 @@
 //! matmul/mxfp4/15x17x2080/spread:41/alpha-usual/f16/split-3
 //! pair/nvfp4/f32-bf16/blocks-16/3x17x160/outlier
 //! core/swizzle/129x5
+//! environment/daz/matmul/mxfp4
 //! ```
 //!
 //! `/threads-N` is appended where the thread count is set. The data of a case are drawn from a
@@ -16,7 +17,7 @@ use std::fmt;
 
 use fp4_core::{FloatType, Format, GroupSize, PackedMatrix, QuantSpec, ScaleType, TieMode};
 
-use super::profile::{CoreSet, MatmulSet, PairSet, Profile, QuantizeSet, draw};
+use super::profile::{CoreSet, EnvironmentSet, MatmulSet, PairSet, Profile, QuantizeSet, draw};
 use crate::data::operands::operands;
 use crate::data::values::{OwnedTransform, Setting, given_scales, transform, values};
 use crate::oracle::rules::Rules;
@@ -51,6 +52,8 @@ pub enum Kind {
     Pair(PairCase),
     /// A function of the core that backends do not have.
     Core(CoreCase),
+    /// A call in a changed floating-point environment.
+    Environment(EnvironmentCase),
 }
 
 /// A transform's kind: block size, and whether each block of K has its own matrix.
@@ -141,6 +144,32 @@ pub struct PairCase {
     pub shape: [usize; 3],
     /// Data family of both matrices.
     pub data: String,
+}
+
+/// A call in a changed floating-point environment, which must be refused.
+#[derive(Debug, Clone)]
+pub struct EnvironmentCase {
+    /// What is changed: `ftz`, `daz`, `down`, `up`, `toward-zero`.
+    pub change: String,
+    /// What is called.
+    pub call: Call,
+    /// Format of the operands.
+    pub format: Format,
+}
+
+/// Entry points that compute in floating point.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Call {
+    /// A quantizer.
+    Quantize,
+    /// A matmul.
+    Matmul,
+    /// Partial sums.
+    Partial,
+    /// A forward of a backend with operands of its own.
+    Forward,
+    /// Every function of the core that checks.
+    Core,
 }
 
 /// A function of the core.
@@ -249,6 +278,7 @@ pub fn cases(profile: &Profile, declared: &Declared) -> Vec<Case> {
     for (i, set) in profile.pair.iter().enumerate() {
         cases.extend(pair_cases(set, i));
     }
+    cases.extend(profile.environment.iter().flat_map(environment_cases));
     let mut seen = BTreeSet::new();
     cases.retain(|case| seen.insert(case.id.clone()));
     cases
@@ -424,6 +454,26 @@ fn core_cases(set: &CoreSet, index: usize) -> Vec<Case> {
         Some(Case { id, clauses: clauses.to_vec(), kind: Kind::Core(CoreCase { check, shape }) })
     };
     draw(&format!("core{index}"), &lens, None).iter().filter_map(make).collect()
+}
+
+fn environment_cases(set: &EnvironmentSet) -> Vec<Case> {
+    let lens = [set.changes.len(), set.calls.len(), set.formats.len()];
+    let make = |i: &Vec<usize>| {
+        let (change, name) = (set.changes[i[0]].clone(), set.calls[i[1]].as_str());
+        let call = match name {
+            "quantize" => Call::Quantize,
+            "matmul" => Call::Matmul,
+            "partial" => Call::Partial,
+            "forward" => Call::Forward,
+            "core" => Call::Core,
+            _ => return None,
+        };
+        let format = format(&set.formats[i[2]])?;
+        let id = format!("environment/{change}/{name}/{format}");
+        let kind = Kind::Environment(EnvironmentCase { change, call, format });
+        Some(Case { id, clauses: vec!["C9"], kind })
+    };
+    draw("environment", &lens, None).iter().filter_map(make).collect()
 }
 
 /// The suffix of an id for a thread count.

@@ -24,6 +24,7 @@
 
 pub mod case;
 mod core_checks;
+mod environment;
 pub mod outcome;
 mod profile;
 pub mod run_report;
@@ -40,7 +41,7 @@ use serde::Serialize;
 pub use globset::Error as PatternError;
 pub(crate) use runner::{input as quantize_input, quantize as quantize_into_garbage};
 
-pub use profile::{CoreSet, MatmulSet, PairSet, Profile, QuantizeSet};
+pub use profile::{CoreSet, EnvironmentSet, MatmulSet, PairSet, Profile, QuantizeSet};
 
 use self::case::{Case, Declared, Kind, Way, cases};
 use self::run_report::RunReport;
@@ -48,6 +49,10 @@ use crate::oracle::Oracle;
 
 /// Makes a backend with a number of threads.
 type Threaded = Arc<dyn Fn(usize) -> Backend + Send + Sync>;
+
+/// Runs a call on the current thread in a changed floating-point environment, named as in profiles,
+/// and changes it back; false, without the call, where there is no such change.
+type Changer = Arc<dyn Fn(&str, &mut dyn FnMut()) -> bool + Send + Sync>;
 
 /// What a backend computes on, for the record of a run.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
@@ -86,6 +91,7 @@ pub struct Suite {
     filter: Option<GlobMatcher>,
     bounded: bool,
     stop_early: bool,
+    changer: Option<Changer>,
     oracle: Oracle,
 }
 
@@ -177,6 +183,7 @@ impl Suite {
             filter: None,
             bounded: false,
             stop_early: false,
+            changer: None,
             oracle: Oracle::default(),
         }
     }
@@ -201,6 +208,17 @@ impl Suite {
     #[must_use]
     pub fn bounded(self) -> Self {
         Suite { bounded: true, ..self }
+    }
+
+    /// How to run a call in a changed floating-point environment (C9), which takes `unsafe`: as
+    /// [`registry::changed_environment`](crate::registry::changed_environment). Without it those
+    /// cases count as unsupported.
+    #[must_use]
+    pub fn environment(
+        self,
+        run: impl Fn(&str, &mut dyn FnMut()) -> bool + Send + Sync + 'static,
+    ) -> Self {
+        Suite { changer: Some(Arc::new(run)), ..self }
     }
 
     /// Checks no backend any further that has failed a case, and no pairs.

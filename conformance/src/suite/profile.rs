@@ -29,6 +29,8 @@ pub struct Profile {
     pub pair: Vec<PairSet>,
     /// Sets of layouts and conversions that have one home, in the core.
     pub core: Vec<CoreSet>,
+    /// Sets of calls in a changed floating-point environment.
+    pub environment: Vec<EnvironmentSet>,
 }
 
 /// Axes of quantization cases.
@@ -122,6 +124,18 @@ pub struct CoreSet {
     pub rows: Vec<usize>,
     /// Columns (of scales, codes or elements).
     pub cols: Vec<usize>,
+}
+
+/// Axes of calls in a changed floating-point environment.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct EnvironmentSet {
+    /// `ftz`, `daz`, `down`, `up`, `toward-zero`.
+    pub changes: Vec<String>,
+    /// `quantize`, `matmul`, `partial`, `forward`, `core`.
+    pub calls: Vec<String>,
+    /// `mxfp4`, `nvfp4`.
+    pub formats: Vec<String>,
 }
 
 impl Profile {

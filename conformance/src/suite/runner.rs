@@ -10,6 +10,7 @@ use rayon::prelude::*;
 
 use super::case::{Case, Clause, Kind, MatmulCase, PairCase, QuantizeCase, QuantizeData, Way};
 use super::core_checks;
+use super::environment;
 use super::outcome::{Comparison, Meaning, Outcome};
 use super::run_report::{RunReport, Subject};
 use super::{Registered, Suite};
@@ -55,6 +56,10 @@ fn run_case(suite: &Suite, case: &Case, alive: &[bool]) -> Outcomes {
         Kind::Quantize(quantize) => quantize_case(suite, case, quantize, alive),
         Kind::Matmul(matmul) => matmul_case(suite, case, matmul, alive),
         Kind::Pair(pair) => pair_case(suite, case, pair, alive),
+        Kind::Environment(request) => {
+            let changer = suite.changer.as_deref();
+            environment::check(changer, request, &subjects(suite, alive).collect::<Vec<_>>())
+        }
     };
     // The inputs themselves could not be made.
     result.unwrap_or_else(|error| vec![(Subject::Core, error.into())])

@@ -8,8 +8,8 @@ use std::ops::Range;
 use fp4_core::{
     E2m1, Error, ExactSum, Float, FloatSlice, FloatSliceMut, FloatType, Matmul, MatmulQuery, Named,
     Packed, PackedMut, PackedShape, PackedView, PartialsMut, Paths, PreparedWeight, QuantizeInput,
-    QuantizeQuery, Quantizer, ScaleType, TieMode, Unsupported, finish_one, fma, reference,
-    with_floats,
+    QuantizeQuery, Quantizer, ScaleType, TieMode, Unsupported, check_environment, finish_one, fma,
+    reference, with_floats,
 };
 
 use super::Fault;
@@ -39,6 +39,10 @@ impl Named for Mutant {
 impl Mutant {
     fn has(&self, fault: Fault) -> bool {
         self.fault == Some(fault)
+    }
+
+    fn check_environment(&self) -> Result<(), Error> {
+        if self.has(Fault::EnvironmentIgnored) { Ok(()) } else { check_environment() }
     }
 
     /// One fused step, or what stands in for it.
@@ -275,6 +279,7 @@ impl Quantizer for Mutant {
     }
 
     fn quantize(&self, input: &QuantizeInput<'_>, out: &mut PackedMut<'_>) -> Result<(), Error> {
+        self.check_environment()?;
         input.expect_output(out.shape())?;
         let y = self.transformed(input);
         let (spec, group) = (input.spec(), input.spec().group().get());
@@ -333,6 +338,7 @@ impl Matmul for Mutant {
         alpha: f32,
         out: FloatSliceMut<'_>,
     ) -> Result<Paths, Error> {
+        self.check_environment()?;
         let b = b.0.view();
         a.shape().expect_product(&b.shape())?;
         let (m, n) = (a.shape().rows(), b.shape().rows());

@@ -5,6 +5,7 @@
 mod backend;
 
 use backend::Mutant;
+use fp4_conformance::registry::changed_environment;
 use fp4_conformance::suite::{Profile, Registered, Suite};
 use fp4_core::backend::erased::Backend;
 
@@ -74,6 +75,7 @@ faults! {
     RowOffByOne: "row 16 repeats row 15",
     PartialRangeIgnored: "partial sums run over all of K",
     PartialOverwrites: "partial sums overwrite instead of adding",
+    EnvironmentIgnored: "computes under flush-to-zero and changed rounding",
 }
 
 fn registered(fault: Option<Fault>) -> Registered {
@@ -87,7 +89,7 @@ fn quick_catches_every_mutant() {
     let suite = mutants
         .iter()
         .fold(Suite::new(Profile::quick()), |suite, &fault| suite.with(registered(Some(fault))));
-    let report = suite.stop_early().run();
+    let report = suite.environment(changed_environment).stop_early().run();
     let mut caught = 0;
     for (index, fault) in mutants.iter().enumerate() {
         match report.first_failure(index) {
@@ -106,8 +108,8 @@ fn quick_catches_every_mutant() {
 /// What the mutants differ in is their fault, and nothing else.
 #[test]
 fn without_a_fault_nothing_is_caught() {
-    let suite = Suite::new(Profile::quick()).with(registered(None));
-    let report = suite.run();
+    let suite = Suite::new(Profile::quick()).environment(changed_environment);
+    let report = suite.with(registered(None)).run();
     assert!(report.passed(), "{report}");
 }
 
