@@ -13,10 +13,12 @@ pub type Known = (String, Result<Registered, Unsupported>);
 /// The reference, and the backends compiled in.
 pub fn known() -> Vec<Known> {
     let reference = Registered::new(Backend::new(Reference)).on(on_cpu("scalar"));
-    let mut known = vec![("reference".to_owned(), Ok(reference))];
-    #[cfg(feature = "cpu-simd")]
-    known.extend(cpu_simd::known());
-    known
+    let parts: Vec<Vec<Known>> = vec![
+        vec![("reference".to_owned(), Ok(reference))],
+        #[cfg(feature = "cpu-simd")]
+        cpu_simd::known(),
+    ];
+    parts.into_iter().flatten().collect()
 }
 
 /// Runs `call` on this thread in a changed floating-point environment, for
