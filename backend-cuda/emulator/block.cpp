@@ -7,6 +7,7 @@
 #include <cstdarg>
 #include <cstdio>
 #include <cstring>
+#include <memory>
 #include <mutex>
 #include <numeric>
 #include <sys/mman.h>
@@ -81,11 +82,12 @@ thread_local Thread* current = nullptr;
 thread_local Block* block = nullptr;
 
 Block& machinery() {
-    thread_local Block instance;
-    return instance;
+    thread_local std::unique_ptr<Block> instance;
+    if (!instance) instance = std::make_unique<Block>();
+    return *instance;
 }
 
-Block::Block() : all(max_threads) {
+Block::Block() : all(max_threads), scratch(32 * 256 + 16 * 256) {
     install_handlers();
     stacks_ = map(std::size_t{max_threads} * stack_bytes);
     // Aligned to 1024 inside, with a page out of bounds on both sides.

@@ -142,6 +142,7 @@ public:
     Barrier barrier[barriers];
     std::vector<BulkCopy> bulk_copies;
     Random random{0};
+    std::vector<int> scratch; // for a wgmma: B and D as integers
 
 private:
     static void enter();
@@ -167,7 +168,9 @@ private:
     unsigned static_end_ = 0;
 };
 
-// The thread that runs now on this OS thread, and its block; null outside of a launch.
+// The thread that runs now on this OS thread, and its block; null outside of a launch. They are read
+// at every step, so they take the fast kind of thread-local storage, of which a library that is loaded
+// at run time gets little: nothing larger may be thread_local here.
 extern thread_local Thread* current __attribute__((tls_model("initial-exec")));
 extern thread_local Block* block __attribute__((tls_model("initial-exec")));
 

@@ -108,6 +108,12 @@ FP4_API cuDriverGetVersion(int* version) {
     return error::success;
 }
 
+// Private tables of functions, which NVRTC asks for when it meets a driver: there are none.
+FP4_API cuGetExportTable(const void** table, const void*) {
+    *table = nullptr;
+    return error::not_found;
+}
+
 FP4_API cuDeviceGetCount(int* count) {
     if (!initialized) return error::not_initialized;
     *count = options().devices;

@@ -173,9 +173,7 @@ void read_rows(unsigned char (*rows)[32], std::uint64_t descriptor, unsigned fir
 
 void execute(Wgmma& w, unsigned warp_in_group) {
     unsigned char bytes[256][32];
-    // Not arrays: 48 KB of thread-local storage would keep the library from being loaded at run time.
-    static thread_local std::vector<int> buffer_b(32 * 256), buffer_d(16 * 256);
-    int *b = buffer_b.data(), *d = buffer_d.data();
+    int *b = block->scratch.data(), *d = b + 32 * 256;
     int a[16][32];
     auto n = static_cast<int>(w.n);
     if (w.a_in_registers) {
