@@ -7,6 +7,8 @@ use fp4_core::Unsupported;
 #[cfg(target_arch = "aarch64")]
 use crate::neon::{Neon, NeonDotprod, NeonI8mm};
 use crate::tiles::Kernels;
+#[cfg(all(target_arch = "wasm32", target_feature = "simd128"))]
+use crate::wasm::WasmSimd128;
 #[cfg(target_arch = "x86_64")]
 use crate::x86::{Avx2, Avx512};
 
@@ -24,14 +26,23 @@ pub enum Isa {
     NeonDotprod,
     /// aarch64 NEON.
     Neon,
+    /// wasm32 with simd128, which the build enables or not.
+    WasmSimd128,
     /// The kernels on the `wide` crate: every CPU.
     Portable,
 }
 
 impl Isa {
     /// All of them, fastest first.
-    pub const ALL: [Isa; 6] =
-        [Isa::Avx512Vnni, Isa::Avx2, Isa::NeonI8mm, Isa::NeonDotprod, Isa::Neon, Isa::Portable];
+    pub const ALL: [Isa; 7] = [
+        Isa::Avx512Vnni,
+        Isa::Avx2,
+        Isa::NeonI8mm,
+        Isa::NeonDotprod,
+        Isa::Neon,
+        Isa::WasmSimd128,
+        Isa::Portable,
+    ];
 
     /// Those that this CPU has, fastest first.
     pub fn available() -> impl Iterator<Item = Isa> {
@@ -39,7 +50,7 @@ impl Isa {
     }
 
     /// The name, as in benchmark tables: `avx512-vnni`, `avx2`, `neon-i8mm`, `neon-dotprod`, `neon`,
-    /// `portable`.
+    /// `wasm-simd128`, `portable`.
     pub const fn name(self) -> &'static str {
         match self {
             Isa::Avx512Vnni => "avx512-vnni",
@@ -47,6 +58,7 @@ impl Isa {
             Isa::NeonI8mm => "neon-i8mm",
             Isa::NeonDotprod => "neon-dotprod",
             Isa::Neon => "neon",
+            Isa::WasmSimd128 => "wasm-simd128",
             Isa::Portable => "portable",
         }
     }
@@ -71,6 +83,8 @@ pub(crate) enum Engine {
     NeonDotprod(NeonDotprod),
     #[cfg(target_arch = "aarch64")]
     Neon(Neon),
+    #[cfg(all(target_arch = "wasm32", target_feature = "simd128"))]
+    WasmSimd128(WasmSimd128),
     Portable,
 }
 
@@ -88,6 +102,8 @@ macro_rules! by_engine {
             $crate::isa::Engine::NeonDotprod($kernels) => $tiled,
             #[cfg(target_arch = "aarch64")]
             $crate::isa::Engine::Neon($kernels) => $tiled,
+            #[cfg(all(target_arch = "wasm32", target_feature = "simd128"))]
+            $crate::isa::Engine::WasmSimd128($kernels) => $tiled,
             $crate::isa::Engine::Portable => $portable,
         }
     };
@@ -108,6 +124,8 @@ impl Engine {
             Isa::NeonDotprod => NeonDotprod::new().map(Engine::NeonDotprod),
             #[cfg(target_arch = "aarch64")]
             Isa::Neon => Neon::new().map(Engine::Neon),
+            #[cfg(all(target_arch = "wasm32", target_feature = "simd128"))]
+            Isa::WasmSimd128 => WasmSimd128::new().map(Engine::WasmSimd128),
             Isa::Portable => Ok(Engine::Portable),
             // Of another architecture.
             #[allow(unreachable_patterns, reason = "which arms there are depends on the target")]

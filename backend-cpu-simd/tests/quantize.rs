@@ -348,7 +348,7 @@ fn thread_count_never_changes_a_bit() {
             }
         }
         println!("compared {compared} codes and scales");
-        assert!(compared > 1_000_000);
+        assert!(compared > 300_000);
     });
 }
 

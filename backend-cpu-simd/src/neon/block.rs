@@ -6,6 +6,36 @@ use super::operand::{BLOCK, Bytes, Expanded};
 use crate::tiles::operand::{COLUMNS, Form, STEPS, TileView};
 use crate::tiles::{PanelView, Steps, Sums};
 
+/// `$body` for `$i` = 0, 1, ..., `$n` - 1, at most `$most`, written out: a loop of this length with a long
+/// body would not be unrolled, and its sums not be kept in registers.
+macro_rules! each {
+    ($i:ident, 2, $body:block) => {
+        $crate::neon::block::each!($i, 2, $body, 0 1);
+    };
+    ($i:ident, 4, $body:block) => {
+        $crate::neon::block::each!($i, 4, $body, 0 1 2 3);
+    };
+    ($i:ident, $n:expr, at most 2, $body:block) => {
+        $crate::neon::block::each!($i, $n, $body, 0 1);
+    };
+    ($i:ident, $n:expr, at most 3, $body:block) => {
+        $crate::neon::block::each!($i, $n, $body, 0 1 2);
+    };
+    ($i:ident, $n:expr, at most 4, $body:block) => {
+        $crate::neon::block::each!($i, $n, $body, 0 1 2 3);
+    };
+    ($i:ident, $n:expr, at most 6, $body:block) => {
+        $crate::neon::block::each!($i, $n, $body, 0 1 2 3 4 5);
+    };
+    ($i:ident, $n:expr, $body:block, $($value:literal)*) => {
+        $(if $value < $n {
+            let $i = $value;
+            $body
+        })*
+    };
+}
+pub(super) use each;
+
 /// Some rows of a tile and an expanded block of chunks.
 pub(super) struct Part<'a> {
     a: TileView<'a>,
@@ -25,14 +55,16 @@ pub(super) type Rows<const R: usize> = [[int32x4_t; 4]; R];
 /// Of all methods: the CPU has the level's features; the rows and the slots are inside the tile.
 pub(super) trait Level {
     /// Most rows at a time: their sums should stay in registers.
-    const FOLD_ROWS: usize;
+    const FOLD_ROWS: usize = 1;
     /// The same for the group form.
     const GROUP_ROWS: usize;
     /// True if B is expanded to pairs of columns.
     const BY_PAIRS: bool;
 
-    /// Adds the products of folded bytes.
-    unsafe fn fold<const R: usize>(part: &Part<'_>, sums: &mut Rows<R>);
+    /// Adds the products of folded bytes, in the levels that have the fold form.
+    unsafe fn fold<const R: usize>(_part: &Part<'_>, _sums: &mut Rows<R>) {
+        unreachable!("this level has no fold form")
+    }
 
     /// Adds the dots of the halves times their scales.
     unsafe fn group<const R: usize>(part: &Part<'_>, sums: &mut Rows<R>);
@@ -68,16 +100,16 @@ impl<'a> Part<'a> {
         }
     }
 
-    /// The scaled scales of row r: those of the two halves, twice.
+    /// The scaled scale of row r in a half, in all lanes.
     ///
     /// # Safety
-    /// The slot and the row are inside the tile.
+    /// The slot and the row are inside the tile, half < 2.
     #[inline(always)]
-    pub(super) unsafe fn scales(&self, slot: usize, r: usize) -> int32x4_t {
+    pub(super) unsafe fn scale(&self, slot: usize, half: usize, r: usize) -> int32x4_t {
         // SAFETY: inside, by the caller; NEON is in every build for aarch64.
         unsafe {
             let scales = self.a.scales.as_ptr().add(slot * self.a.rows + self.first + r);
-            vmovl_s16(vld1_s16(scales.cast()))
+            vdupq_n_s32(i32::from(*scales.cast::<i16>().add(half)))
         }
     }
 }

@@ -4,7 +4,7 @@
 use std::arch::aarch64::*;
 use std::arch::asm;
 
-use super::block::{Level, Part, Rows};
+use super::block::{Level, Part, Rows, each};
 
 /// `sdot`.
 #[derive(Debug)]
@@ -46,16 +46,16 @@ impl Level for Sdot {
         for (w, _, [slot, _]) in part.steps() {
             for j in 0..4 {
                 let mut a = [vdupq_n_s8(0); 3];
-                for k in 0..R.div_ceil(2) {
+                each!(k, R.div_ceil(2), at most 3, {
                     // SAFETY: the slot and the rows are inside, by the caller.
                     a[k] = unsafe { part.codes::<R>(slot, j, k) };
-                }
-                for q in 0..4 {
-                    for r in 0..R {
+                });
+                each!(q, 4, {
+                    each!(r, R, at most 6, {
                         let sum = sdot(acc[r][q], w[q][2 * j], a[r / 2], r % 2 * 2);
                         acc[r][q] = sdot(sum, w[q][2 * j + 1], a[r / 2], r % 2 * 2 + 1);
-                    }
-                }
+                    });
+                });
             }
         }
         *sums = acc;
@@ -65,35 +65,32 @@ impl Level for Sdot {
     unsafe fn group<const R: usize>(part: &Part<'_>, sums: &mut Rows<R>) {
         let mut acc = *sums;
         for (w, scales_b, [slot, scale_slot]) in part.steps() {
-            let mut scales_a = [vdupq_n_s32(0); R];
-            for (r, scales) in scales_a.iter_mut().enumerate() {
-                // SAFETY: the slot and the rows are inside, by the caller.
-                *scales = unsafe { part.scales(scale_slot, r) };
-            }
             for half in 0..2 {
+                let mut scales_a = [vdupq_n_s32(0); R];
+                each!(r, R, at most 4, {
+                    // SAFETY: the slot and the row are inside, by the caller.
+                    scales_a[r] = unsafe { part.scale(scale_slot, half, r) };
+                });
                 let mut a = [[vdupq_n_s8(0); 2]; 2];
-                for k in 0..R.div_ceil(2) {
+                each!(k, R.div_ceil(2), at most 2, {
                     // SAFETY: as above.
                     a[k] = unsafe {
                         [part.codes::<R>(slot, 2 * half, k), part.codes::<R>(slot, 2 * half + 1, k)]
                     };
-                }
-                for q in 0..4 {
+                });
+                each!(q, 4, {
                     let w = &w[q][4 * half..][..4];
-                    for r in 0..R {
+                    each!(r, R, at most 4, {
                         let (a, lane) = (&a[r / 2], r % 2 * 2);
                         let mut dots = vdupq_n_s32(0);
                         dots = sdot(dots, w[0], a[0], lane);
                         dots = sdot(dots, w[1], a[0], lane + 1);
                         dots = sdot(dots, w[2], a[1], lane);
                         dots = sdot(dots, w[3], a[1], lane + 1);
-                        let scales = match half {
-                            0 => vmulq_laneq_s32::<0>(scales_b[half][q], scales_a[r]),
-                            _ => vmulq_laneq_s32::<1>(scales_b[half][q], scales_a[r]),
-                        };
+                        let scales = vmulq_s32(scales_b[half][q], scales_a[r]);
                         acc[r][q] = vmlaq_s32(acc[r][q], dots, scales);
-                    }
-                }
+                    });
+                });
             }
         }
         *sums = acc;

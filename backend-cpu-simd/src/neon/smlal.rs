@@ -2,34 +2,29 @@
 
 use std::arch::aarch64::*;
 
-use super::block::{Level, Part, Rows};
+use super::block::{Level, Part, Rows, each};
 
 /// `smlal`.
 #[derive(Debug)]
 pub(super) struct Smlal;
 
 impl Level for Smlal {
-    const FOLD_ROWS: usize = 2;
     const GROUP_ROWS: usize = 2;
     const BY_PAIRS: bool = false;
-
-    unsafe fn fold<const R: usize>(_: &Part<'_>, _: &mut Rows<R>) {
-        unreachable!("folded products do not fit 16 bits")
-    }
 
     #[target_feature(enable = "neon")]
     unsafe fn group<const R: usize>(part: &Part<'_>, sums: &mut Rows<R>) {
         let mut acc = *sums;
         for (w, scales_b, [slot, scale_slot]) in part.steps() {
-            let mut scales_a = [vdupq_n_s32(0); R];
-            for (r, scales) in scales_a.iter_mut().enumerate() {
-                // SAFETY: the slot and the rows are inside, by the caller.
-                *scales = unsafe { part.scales(scale_slot, r) };
-            }
             for half in 0..2 {
+                let mut scales_a = [vdupq_n_s32(0); R];
+                each!(r, R, at most 2, {
+                    // SAFETY: the slot and the row are inside, by the caller.
+                    scales_a[r] = unsafe { part.scale(scale_slot, half, r) };
+                });
                 // The steps of each row, four times each.
                 let mut a = [[vdupq_n_s8(0); 4]; R];
-                for k in 0..R.div_ceil(2) {
+                each!(k, R.div_ceil(2), at most 2, {
                     for j in 0..2 {
                         // SAFETY: as above.
                         let codes = unsafe { part.codes::<R>(slot, 2 * half + j, k) };
@@ -45,10 +40,10 @@ impl Level for Smlal {
                             a[2 * k + 1][2 * j..][..2].copy_from_slice(&steps[2..]);
                         }
                     }
-                }
-                for q in 0..4 {
+                });
+                each!(q, 4, {
                     let w = &w[q][4 * half..][..4];
-                    for r in 0..R {
+                    each!(r, R, at most 2, {
                         let a = &a[r];
                         let mut low = vmull_s8(vget_low_s8(w[0]), vget_low_s8(a[0]));
                         let mut high = vmull_high_s8(w[0], a[0]);
@@ -58,13 +53,10 @@ impl Level for Smlal {
                         }
                         // Four lanes to a column.
                         let dots = vpaddlq_s16(vpaddq_s16(low, high));
-                        let scales = match half {
-                            0 => vmulq_laneq_s32::<0>(scales_b[half][q], scales_a[r]),
-                            _ => vmulq_laneq_s32::<1>(scales_b[half][q], scales_a[r]),
-                        };
+                        let scales = vmulq_s32(scales_b[half][q], scales_a[r]);
                         acc[r][q] = vmlaq_s32(acc[r][q], dots, scales);
-                    }
-                }
+                    });
+                });
             }
         }
         *sums = acc;

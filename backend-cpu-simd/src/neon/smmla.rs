@@ -4,7 +4,7 @@
 use std::arch::aarch64::*;
 use std::arch::asm;
 
-use super::block::{Level, Part, Rows};
+use super::block::{Level, Part, Rows, each};
 
 /// `smmla`.
 #[derive(Debug)]
@@ -76,16 +76,16 @@ impl Level for Smmla {
         for (w, _, [slot, _]) in part.steps() {
             for j in 0..4 {
                 let mut a = [vdupq_n_s8(0); 3];
-                for k in 0..R.div_ceil(2) {
+                each!(k, R.div_ceil(2), at most 3, {
                     // SAFETY: the slot and the rows are inside, by the caller.
                     a[k] = unsafe { part.codes::<R>(slot, j, k) };
-                }
-                for q in 0..4 {
-                    for k in 0..R.div_ceil(2) {
+                });
+                each!(q, 4, {
+                    each!(k, R.div_ceil(2), at most 3, {
                         acc[k][2 * q] = smmla(acc[k][2 * q], a[k], w[q][2 * j]);
                         acc[k][2 * q + 1] = smmla(acc[k][2 * q + 1], a[k], w[q][2 * j + 1]);
-                    }
-                }
+                    });
+                });
             }
         }
         to_rows(&acc, sums);
@@ -95,39 +95,36 @@ impl Level for Smmla {
     unsafe fn group<const R: usize>(part: &Part<'_>, sums: &mut Rows<R>) {
         let mut acc = to_pairs(sums);
         for (w, scales_b, [slot, scale_slot]) in part.steps() {
-            // For each pair of rows: the scales of a half, twice those of a row.
-            let mut scales_a = [[vdupq_n_s32(0); 2]; 2];
-            for k in 0..R.div_ceil(2) {
-                // SAFETY: the slot and the rows are inside, by the caller.
-                let (c, d) = unsafe {
-                    let second = (2 * k + 1).min(R - 1);
-                    (part.scales(scale_slot, 2 * k), part.scales(scale_slot, second))
-                };
-                scales_a[k] = [
-                    zip([vdupq_laneq_s32::<0>(c), vdupq_laneq_s32::<0>(d)])[0],
-                    zip([vdupq_laneq_s32::<1>(c), vdupq_laneq_s32::<1>(d)])[0],
-                ];
-            }
             for half in 0..2 {
+                // For each pair of rows: twice the scale of the first, twice that of the second.
+                let mut scales_a = [vdupq_n_s32(0); 2];
+                each!(k, R.div_ceil(2), at most 2, {
+                    // SAFETY: the slot and the rows are inside, by the caller.
+                    let (c, d) = unsafe {
+                        let second = (2 * k + 1).min(R - 1);
+                        (part.scale(scale_slot, half, 2 * k), part.scale(scale_slot, half, second))
+                    };
+                    scales_a[k] = zip([c, d])[0];
+                });
                 let mut a = [[vdupq_n_s8(0); 2]; 2];
-                for k in 0..R.div_ceil(2) {
+                each!(k, R.div_ceil(2), at most 2, {
                     // SAFETY: as above.
                     a[k] = unsafe {
                         [part.codes::<R>(slot, 2 * half, k), part.codes::<R>(slot, 2 * half + 1, k)]
                     };
-                }
-                for q in 0..4 {
+                });
+                each!(q, 4, {
                     let scales_b = zip([scales_b[half][q]; 2]);
-                    for (i, scales_b) in scales_b.into_iter().enumerate() {
-                        for k in 0..R.div_ceil(2) {
+                    each!(i, 2, {
+                        each!(k, R.div_ceil(2), at most 2, {
                             let mut dots = vdupq_n_s32(0);
                             dots = smmla(dots, a[k][0], w[q][4 * half + i]);
                             dots = smmla(dots, a[k][1], w[q][4 * half + 2 + i]);
-                            let scales = vmulq_s32(scales_a[k][half], scales_b);
+                            let scales = vmulq_s32(scales_a[k], scales_b[i]);
                             acc[k][2 * q + i] = vmlaq_s32(acc[k][2 * q + i], dots, scales);
-                        }
-                    }
-                }
+                        });
+                    });
+                });
             }
         }
         to_rows(&acc, sums);
