@@ -16,13 +16,15 @@
 //! |---|---|---|---|
 //! | `Avx512Vnni` | scales folded into bytes, `vpdpbusd` over all of K | group dots, `vpdpbusd` and `vpdpwssd` | 16 values at a time; ties other than to even as `Portable` |
 //! | `Avx2` | group dots, `vpmaddubsw` and `vpmaddwd` | the same | as `Portable` |
-//! | `NeonI8mm` | scales folded into bytes, `smmla` | group dots, `smmla` | as `Portable` |
-//! | `NeonDotprod` | scales folded into bytes, `sdot` | group dots, `sdot` | as `Portable` |
-//! | `Neon` | group dots, `smlal` | the same | as `Portable` |
+//! | `NeonI8mm` | scales folded into bytes, `smmla` | group dots, `smmla` | as `Neon` |
+//! | `NeonDotprod` | scales folded into bytes, `sdot` | group dots, `sdot` | as `Neon` |
+//! | `Neon` | group dots, `smlal` | the same | 16 values at a time; ties other than to even as `Portable` |
+//! | `WasmSimd128` | scaled codes as 16-bit pairs, `i32x4.dot_i16x8_s` | the same | as `Portable` |
 //! | `Portable` | group dots of 16-bit pairs, sums in f64 and i64 | the same | 8 values at a time |
 //!
 //! Dequantization is the reference's, in parallel. The NEON kernels were not yet run on hardware, only under
-//! emulation. There are no kernels yet for WASM SIMD: `Portable` runs there, on what `wide` makes of it.
+//! emulation. Whether WASM has simd128 is decided by the build; WASM has no threads, so rayon runs
+//! everything on the current one.
 //!
 //! | module | contents |
 //! |---|---|
@@ -32,14 +34,14 @@
 //! | `meta` | what the proofs need to know of a row: its live groups, and planes of exponents |
 //! | `sum` | the exact sum of an output and its one rounding; partial sums |
 //! | `tiles` | the tiled matmul: panels, tiles, planes, the one rounding; states its proof of exactness |
-//! | `x86`, `neon` | kernels for x86-64 and aarch64; each states its proof of exactness |
+//! | `x86`, `neon`, `wasm` | kernels for x86-64, aarch64 and wasm32; each states its proof of exactness |
 //! | `portable` | kernels on the `wide` crate, for every CPU; each states its proof of exactness |
 //! | `resident` | activations kept in the kernels' form |
 //! | `threads` | which rayon pool runs the tasks, and the check of the environment in each |
 //!
-//! `unsafe` is in `x86` and `neon` (loads and stores of vectors, calls of kernels by the holder of the proof), in
-//! `tiles` (the output that several threads write) and in `environment` (the control register). `cargo bench` prints
-//! speeds beside rooflines and peers of the same run.
+//! `unsafe` is in `x86`, `neon` and `wasm` (loads and stores of vectors, calls of kernels by the holder of the
+//! proof), in `tiles` (the output that several threads write) and in `environment` (the control register).
+//! `cargo bench` prints speeds beside rooflines and peers of the same run.
 //!
 //! # Example
 //!
@@ -88,6 +90,8 @@ use std::marker::PhantomData;
 use std::ops::Range;
 use std::sync::Arc;
 
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+use fp4_core::TieMode;
 use fp4_core::{
     Error, FloatSliceMut, Matmul, MatmulQuery, Named, Packed, PackedMut, PackedShape, PackedView,
     PartialsMut, Paths, PreparedWeight, QuantizeInput, QuantizeQuery, Quantizer, Unsupported,
@@ -202,9 +206,21 @@ impl CpuSimd {
         let (threads, tie) = (&self.threads, input.spec().tie());
         match self.engine {
             #[cfg(target_arch = "x86_64")]
-            Engine::Avx512(kernels) if tie == fp4_core::TieMode::Even => {
+            Engine::Avx512(kernels) if tie == TieMode::Even => {
                 let encoder = x86::Avx512Encoder(kernels);
                 quantize::quantize(&encoder, threads, input, transform, out)
+            }
+            #[cfg(target_arch = "aarch64")]
+            Engine::NeonI8mm(kernels) if tie == TieMode::Even => {
+                quantize::quantize(&kernels.encoder(), threads, input, transform, out)
+            }
+            #[cfg(target_arch = "aarch64")]
+            Engine::NeonDotprod(kernels) if tie == TieMode::Even => {
+                quantize::quantize(&kernels.encoder(), threads, input, transform, out)
+            }
+            #[cfg(target_arch = "aarch64")]
+            Engine::Neon(kernels) if tie == TieMode::Even => {
+                quantize::quantize(&kernels.encoder(), threads, input, transform, out)
             }
             _ => {
                 let encoder = portable::Encoder::new(tie);

@@ -1,19 +1,29 @@
-//! The conformance suite on this backend and the reference: profile quick, alone and in pairs.
+//! The conformance suite on this backend and the reference, alone and in pairs: profile quick, for each
+//! instruction set that this CPU has kernels for.
 
 #![allow(missing_docs)]
 
-use fp4_backend_cpu_simd::CpuSimd;
+use fp4_backend_cpu_simd::{CpuSimd, Isa};
 use fp4_conformance::suite::{Profile, Registered, Suite};
 use fp4_core::{backend::erased::Backend, reference::Reference};
 
 #[test]
-fn quick_passes() {
-    let report = Suite::new(Profile::quick())
-        .with(Registered::new(Backend::new(Reference)))
-        .with(
-            Registered::new(Backend::resident(CpuSimd::new())).tiles(&[4, 64], &[8]).spreads(&[40]),
-        )
-        .run();
-    println!("{report}");
-    assert!(report.passed(), "{report}");
+fn quick_passes_on_every_instruction_set() {
+    let mut sets = 0;
+    for isa in Isa::available() {
+        let cpu = CpuSimd::with_isa(isa).unwrap();
+        let report = Suite::new(Profile::quick())
+            .with(Registered::new(Backend::new(Reference)))
+            .with(
+                Registered::new(Backend::resident(cpu))
+                    .tiles(&[4, 6, 24, 64], &[8, 16])
+                    .spreads(&[40]),
+            )
+            .run();
+        println!("{isa}: {report}");
+        assert!(report.passed(), "{isa}: {report}");
+        sets += 1;
+    }
+    println!("conformance: {sets} instruction sets passed");
+    assert!(sets > 0);
 }

@@ -8,6 +8,7 @@
 //!
 //! | module | contents | unsafe |
 //! |---|---|---|
+//! | `quantize` | scales, codes and transforms | yes |
 //! | `operand` | codes of A into tiles; chunks of B expanded to bytes | yes |
 //! | `block` | lists of steps in blocks, rows a few at a time | yes |
 //! | `smlal`, `sdot`, `smmla` | the instructions of each level: rows of A by an expanded block of B | yes |
@@ -44,9 +45,12 @@
 
 mod block;
 mod operand;
+mod quantize;
 mod sdot;
 mod smlal;
 mod smmla;
+
+pub(crate) use quantize::NeonEncoder;
 
 use std::arch::is_aarch64_feature_detected;
 
@@ -73,6 +77,11 @@ macro_rules! level {
         pub(crate) struct $name(());
 
         impl $name {
+            /// The quantizer, for ties to even: the same at every level.
+            pub(crate) fn encoder(self) -> NeonEncoder {
+                NeonEncoder(Neon(()))
+            }
+
             /// Asks the CPU.
             pub(crate) fn new() -> Result<Self, Unsupported> {
                 need!($($feature)*);
