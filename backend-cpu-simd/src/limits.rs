@@ -24,9 +24,12 @@ impl Isa {
             Isa::Avx512Vnni => {
                 Limits { rows: &[14, 16, 24], columns: &[16, 32], spreads: &[3, 6, 14, 40] }
             }
-            Isa::NeonI8mm | Isa::NeonDotprod | Isa::Neon => {
-                Limits { rows: &[24], columns: &[16], spreads: &[3, 6, 14, 40] }
+            // Blocks of 6 rows in the fold form and 4 in the group form, in tiles of 24.
+            Isa::NeonI8mm | Isa::NeonDotprod => {
+                Limits { rows: &[4, 6, 24], columns: &[16], spreads: &[3, 6, 14, 40] }
             }
+            Isa::Neon => Limits { rows: &[2, 24], columns: &[16], spreads: &[6, 8, 14, 40] },
+            Isa::WasmSimd128 => Limits { rows: &[4, 24], columns: &[16], spreads: &[6, 8, 14, 40] },
             Isa::Avx2 => Limits { rows: &[6], columns: &[16], spreads: &[6, 8, 14, 40] },
             // Tiles of 4 x 8, blocks of 64 rows; 53 bits for one MXFP4 group.
             Isa::Portable => Limits { rows: &[4, 64], columns: &[8], spreads: &[40] },

@@ -11,13 +11,13 @@ use fp4_core::{backend::erased::Backend, reference::Reference};
 fn quick_passes_on_every_instruction_set() {
     let mut sets = 0;
     for isa in Isa::available() {
-        let cpu = CpuSimd::with_isa(isa).unwrap();
+        let (cpu, limits) = (CpuSimd::with_isa(isa).unwrap(), isa.limits());
         let report = Suite::new(Profile::quick())
             .with(Registered::new(Backend::new(Reference)))
             .with(
                 Registered::new(Backend::resident(cpu))
-                    .tiles(&[4, 6, 24, 64], &[8, 16])
-                    .spreads(&[40]),
+                    .tiles(limits.rows, limits.columns)
+                    .spreads(limits.spreads),
             )
             .run();
         println!("{isa}: {report}");
