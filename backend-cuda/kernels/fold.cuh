@@ -1,0 +1,130 @@
+// The folded operand: packed codes and scales as int8 blocks for the tensor cores (C6).
+//
+// A scale is m * 2^(f + const): for e8m0 m = 1 and f is the byte, for e4m3 m is the significand (at most
+// 15, signed) and f the exponent field, 1 for subnormals. A row lays windows of W exponents side by side,
+// beginning at a base of its own:
+//
+//     f - base = W * w + shift,     0 <= shift < W            W = 4 for MXFP4, 6 for NVFP4
+//
+// so each live group (RowMeta) lies in exactly one window w, and its elements are the integers
+// v = doubled code * m << shift, in units of 2^(base + W w + const). The base is the one whose window 0
+// holds most live groups; of ordinary data it holds all.
+//
+//     MXFP4   |v| <= 12 << 3 = 96                      one plane of int8: v
+//     NVFP4   |v| <= 12 * 15 << 5 = 5760 = 90 * 64     three planes: hi, lo and hi + lo, where
+//             hi = (v + 32) >> 6, |hi| <= 90           v = 64 hi + lo
+//             lo = v - 64 hi, -32 <= lo <= 31          |hi + lo| <= 122
+//
+// Rows go in tiles of 128, k in steps of 32. A step of a tile is stored as one block for each window that
+// occurs in it, in which the elements of other windows are 0. So blocks times blocks are exact partial sums,
+// each with one exponent for a pair of rows: "planes" cost time only where they occur. A step without
+// live groups has no block.
+//
+//     block          PLANES x 4096 bytes: byte (r, k) of a plane at r / 8 * 256 + k / 16 * 128 + r % 8 * 16
+//                    + k % 16, the wgmma layout without swizzle (lead 128, stride 256)
+//     tile           steps + extra blocks: the lowest window of step s is block s, the others are among the
+//                    extra blocks, next to each other
+//     entry[t][s]    bits 0..7: the set of windows w + 4; bits 8..31: index of the first extra block
+//     incomplete[t]  not 0 if a window lies outside -4..3 or the extra blocks did not suffice: the tile
+//                    has no folded form, and its outputs go another way
+//
+// Worked example, MXFP4: a row with live scale bytes 120, 121, 121, 126 has base 120 (window 0 holds three);
+// 126 - 120 = 6 is window 1, shift 2: code 7 (6.0, doubled 12) becomes 48 in units of 2^(124 - 127).
+//
+// Which extra blocks a step gets depends on the order of the blocks of the launch; how many a tile needs
+// does not, so neither the results nor the path taken do.
+#pragma once
+
+#include "format.cuh"
+
+namespace fp4 {
+
+constexpr int TILE_ROWS = 128;  // rows of a tile
+constexpr int STEP_K = 32;      // k of a step
+constexpr int PLANE_BYTES = TILE_ROWS * STEP_K;
+constexpr int WINDOW_BIAS = 4;  // bit of window 0 in a set
+constexpr int WINDOWS = 8;
+
+// What differs between the formats.
+template <int G>
+struct Fold;
+
+template <>
+struct Fold<32> {
+    typedef int Units;                       // of the sums
+    static constexpr int PLANES = 1;
+    static constexpr int WIDTH = 4;          // exponents in a window
+    static constexpr int LARGEST = 96;       // of the digit that bounds the 32-bit sums
+    static constexpr int EXPONENT = -2 * 127 - 2; // of a product with both bases 0 and both windows 0
+    __device__ static __forceinline__ bool live(u32 byte) { return byte != 0xFFu; }
+    __device__ static __forceinline__ int field(u32 byte) { return (int)byte; }
+};
+
+template <>
+struct Fold<16> {
+    typedef i64 Units;
+    static constexpr int PLANES = 3;
+    static constexpr int WIDTH = 6;
+    static constexpr int LARGEST = 90;
+    static constexpr int EXPONENT = -2 * 10 - 2;
+    __device__ static __forceinline__ bool live(u32 byte) { return (byte & 0x7Fu) != 0 && (byte & 0x7Fu) != 0x7Fu; }
+    __device__ static __forceinline__ int field(u32 byte) {
+        int field = (int)(byte >> 3) & 15;
+        return field > 1 ? field : 1;
+    }
+};
+
+// The folded form of an operand, as the kernels get it.
+struct Folded {
+    const u8* blocks;
+    const u32* entries;    // (tiles, steps)
+    const u32* incomplete; // (tiles)
+    const int* bases;      // (rows)
+    const RowMeta* meta;   // (rows)
+    int rows;
+    int extra;             // extra blocks of a tile
+};
+
+// Index of the block of window `bit` in a step whose entry has that bit.
+__device__ __forceinline__ int block_index(u32 entry, int bit, int step, int steps) {
+    int before = __popc(entry & ((1u << bit) - 1u));
+    return before == 0 ? step : steps + (int)(entry >> 8) + before - 1;
+}
+
+// Four codes as bytes of a table of eight signed magnitudes (`low`: codes 0..3) or of their negatives.
+struct DigitTable {
+    u32 low, high, minus_low, minus_high;
+
+    __device__ __forceinline__ u32 expand(u32 codes) const {
+        u32 select = codes & 0x7777u;
+        u32 signs = __byte_perm(0x0000FF00u, 0u, (codes >> 3) & 0x1111u);
+        u32 plus = __byte_perm(low, high, select), minus = __byte_perm(minus_low, minus_high, select);
+        return (plus & ~signs) | (minus & signs);
+    }
+};
+
+// The digits of the eight magnitudes times m << shift: hi, lo and their sum.
+__device__ __forceinline__ void digit_tables(int m, int shift, DigitTable (&tables)[3]) {
+#pragma unroll
+    for (int p = 0; p < 3; p++) tables[p] = DigitTable{0, 0, 0, 0};
+#pragma unroll
+    for (int code = 0; code < 8; code++) {
+        const int doubled = code < 5 ? code : code == 5 ? 6 : code == 6 ? 8 : 12;
+        int v = doubled * m << shift, hi = (v + 32) >> 6, lo = v - 64 * hi;
+        const int digits[3] = {hi, lo, hi + lo};
+        const int at = 8 * (code & 3);
+#pragma unroll
+        for (int p = 0; p < 3; p++) {
+            u32 plus = ((u32)digits[p] & 0xFFu) << at, minus = ((u32)-digits[p] & 0xFFu) << at;
+            if (code < 4) {
+                tables[p].low |= plus;
+                tables[p].minus_low |= minus;
+            } else {
+                tables[p].high |= plus;
+                tables[p].minus_high |= minus;
+            }
+        }
+    }
+}
+
+} // namespace fp4

@@ -1,0 +1,364 @@
+// Matmul by groups, weights streamed once: decoding (few rows of A), and the tiles that the wgmma
+// kernels leave (C6). Not yet run on hardware.
+//
+//     block (x, y, z): 128 rows of B (16 a warp), the y-th range of K, rows 8 NT z .. of A
+//     for each sub-range of K that fits shared memory:
+//         expand A's codes to int8, B fragments for the mma, once as they are and once negated
+//         each warp, its own ring of asynchronous copies, for each 32 k of its 16 rows:
+//             plus, minus = the doubled magnitudes of the positive and of the negative codes
+//             dot  = mma(plus, a) + mma(minus, -a)               int32, one group of one output
+//             sum += (dot * multiplier of a's group) * multiplier of b's group           int64
+//     merge the ranges: integer atomics; the last block to arrive rounds (C6) and leaves zeros
+//
+// The weights are the A operand of the mma (16 rows) and the activations its B operand (8 columns). A
+// lane t of four reads one word of a row's 16 bytes, the codes k = 8t .. 8t + 7. For MXFP4 it takes the
+// low four for its mma slots 4t .. and the high four for 16 + 4t ..; since both operands do, the order
+// inside a group does not matter. An NVFP4 group is 16 k, the words of two lanes; lanes t and t ^ 2 swap
+// their high halves, so that each holds four codes of both groups for two mma of k = 16:
+//
+//     lane        0         1         2         3
+//     first   w0 low    w1 low    w0 high   w1 high      of the group of words w0, w1
+//     second  w2 high   w3 high   w2 low    w3 low       of the group of words w2, w3
+//
+// Plus and minus need 7 instructions for 8 codes where signed bytes need 11; the tensor cores idle anyway.
+//
+// Bound. Let D = 144 G be the largest dot of a group. Multipliers are integers:
+//
+//     MXFP4  2^(scale - low) of the row, low its least live scale byte, spread = high - low:
+//            D * 2^spread_a <= 2^31 - 1                             spread_a <= 18
+//            spread_b <= 30
+//            D * 2^(spread_a + spread_b) * min(live_a, live_b) <= 2^63 - 1
+//     NVFP4  e4m3 in units of 2^-9, at most 15 * 2^14: 2304 * 229,376 < 2^31, and all sums of up to
+//            65,536 groups (K = 2^20) are below 2^63.
+//
+// The first makes `dot * multiplier` exact in 32 bits, the second makes the other multiplier an int32, and
+// their product is exact in 64. Sums wrap modulo 2^64, so only the last needs the third: it is in range, in
+// any order and for any split. A group that is not live has dot 0 whatever its multiplier; a NaN scale
+// makes the output NaN. An output that does not pass goes the wide path (exact.cuh), alone.
+//
+// Cost: for 32 k of 16 rows, a warp expands in 14 instructions and for each group takes 4 NT multiplications
+// and as many multiply-adds of 64 bits. The kernel should be bound by memory but for NVFP4 with NT = 2.
+#include "exact.cuh"
+
+namespace fp4 {
+
+constexpr int WARPS = 8;
+constexpr int ROWS = 16 * WARPS; // rows of B a block
+constexpr int STAGE_K = 256;     // k of a stage: 128 bytes of each row
+constexpr int STAGES = 3;
+constexpr int SUB_K = 1024;      // k of a sub-range, over NT
+
+// Byte offsets in shared memory.
+template <int G, int NT>
+struct DecodeLayout {
+    static constexpr int SUB = SUB_K / NT;
+    static constexpr int SUB_GROUPS = SUB / G;
+    static constexpr int SCALE_PITCH = SUB_GROUPS + 4; // rows fall on different banks
+    static constexpr int RING = 0;
+    static constexpr int FRAGMENTS = RING + WARPS * STAGES * 16 * STAGE_K / 2;
+    static constexpr int MULTIPLIERS = FRAGMENTS + SUB / 32 * NT * 32 * 16;
+    static constexpr int SCALES = MULTIPLIERS + SUB_GROUPS * 8 * NT * 4;
+    static constexpr int TABLE = SCALES + ROWS * SCALE_PITCH;
+    static constexpr int LAST = TABLE + 256 * 4; // whether this block arrived last
+    static constexpr int MAGNITUDES = LAST + 4;
+    static constexpr int BYTES = LAST + 16;
+};
+// The host asks for this much: `src/matmul/decode.rs` has the same number.
+constexpr int DECODE_SHARED = 77328;
+static_assert(DecodeLayout<32, 1>::BYTES <= DECODE_SHARED && DecodeLayout<16, 1>::BYTES <= DECODE_SHARED, "");
+static_assert(DecodeLayout<32, 2>::BYTES <= DECODE_SHARED && DecodeLayout<16, 2>::BYTES <= DECODE_SHARED, "");
+
+struct DecodeArgs {
+    const u8* a_codes;
+    const u8* a_scales;
+    const RowMeta* a_meta;
+    const u8* b_codes;
+    const u8* b_scales;
+    const RowMeta* b_meta;
+    void* out;
+    int out_type;
+    float alpha;
+    int m, n, k_pad;
+    int range;      // k of a block, a multiple of STAGE_K
+    u64* sums;      // (m, n) zeros, left zero; null if there is one range
+    u32* arrivals;  // a zero for each (z, x), left zero
+    const u8* todo; // null, or a byte for each tile of todo_m x todo_n outputs: only where it is not 0
+    int todo_m, todo_n;
+    u64* paths;     // null, or counters of outputs: narrow, planes, wide
+};
+
+// Whether the bound above holds for an output.
+template <int G>
+__device__ __forceinline__ bool decode_is_narrow(const RowMeta& a, const RowMeta& b, int groups) {
+    if (G == 16) return groups <= NVFP4_INT64_GROUPS;
+    int live = a.live < b.live ? a.live : b.live;
+    if (live == 0) return true;
+    if (a.spread() > 18 || b.spread() > 30) return false;
+    return (i64)live * (144 * G) <= (i64)(0x7FFFFFFFFFFFFFFFull >> (a.spread() + b.spread()));
+}
+
+// The first half of this lane's codes (low 16 bits) and the second, as the table above has them.
+template <int G>
+__device__ __forceinline__ u32 halves(u32 word, int t) {
+    if (G == 32) return word;
+    u32 other = __shfl_xor_sync(ALL_LANES, word, 2);
+    return permute_bytes(word, other, t < 2 ? 0x7610u : 0x1076u);
+}
+
+// dot += the products of one group.
+template <int G>
+__device__ __forceinline__ void multiply(int (&dot)[4], const unsigned (&a)[4], u32 b_first, u32 b_second, int q) {
+    if (G == 32) {
+        const unsigned b[2] = {b_first, b_second};
+        mma_m16n8k32_s8s8(dot, a, b);
+    } else {
+        const unsigned half[2] = {a[2 * q], a[2 * q + 1]}, b[1] = {q == 0 ? b_first : b_second};
+        mma_m16n8k16_s8s8(dot, half, b);
+    }
+}
+
+template <int G, int NT>
+__device__ __forceinline__ void decode(const DecodeArgs& p) {
+    typedef DecodeLayout<G, NT> Layout;
+    constexpr int GROUPS_32 = 32 / G; // groups in 32 k
+    const int first_row = (int)blockIdx.x * ROWS, first_token = (int)blockIdx.z * 8 * NT;
+    if (p.todo != nullptr) {
+        int across = (p.n + p.todo_n - 1) / p.todo_n;
+        if (p.todo[first_token / p.todo_m * across + first_row / p.todo_n] == 0) return;
+    }
+    unsigned char* shared = dynamic_shared();
+    const int thread = (int)threadIdx.x, warp = thread / 32, lane = thread % 32, g = lane / 4, t = lane % 4;
+    const int begin = (int)blockIdx.y * p.range;
+    const int end = begin + p.range < p.k_pad ? begin + p.range : p.k_pad;
+    const i64 code_pitch = p.k_pad / 2, scale_pitch = p.k_pad / G;
+    unsigned char* ring = shared + Layout::RING + warp * STAGES * 16 * (STAGE_K / 2);
+    uint4* fragments = (uint4*)(shared + Layout::FRAGMENTS);
+    int* multipliers = (int*)(shared + Layout::MULTIPLIERS);
+    unsigned char* scales = shared + Layout::SCALES;
+    int* table = (int*)(shared + Layout::TABLE);
+
+    if (G == 16) table[thread] = e4m3_units((u32)thread); // 256 threads
+    // The doubled magnitudes, by way of memory: as literals they cost moves at every use.
+    u32* magnitudes = (u32*)(shared + Layout::MAGNITUDES);
+    if (thread == 0) {
+        magnitudes[0] = 0x03020100u;
+        magnitudes[1] = 0x0C080604u;
+    }
+    __syncthreads();
+    const u32 low_magnitudes = magnitudes[0], high_magnitudes = magnitudes[1];
+
+    // Each lane copies four of the 128 16-byte chunks of a stage; chunk c of row r lies at c ^ (r % 8).
+    auto copy_stage = [&](int stage) {
+        int k = begin + stage * STAGE_K;
+        if (k < end) {
+            unsigned char* slot = ring + stage % STAGES * 16 * (STAGE_K / 2);
+#pragma unroll
+            for (int i = 0; i < 4; i++) {
+                int r = i * 4 + lane / 8, c = lane % 8, row = first_row + warp * 16 + r;
+                bool valid = row < p.n && k + 32 * c < end;
+                const u8* from = p.b_codes + (valid ? row * code_pitch + k / 2 + 16 * c : 0);
+                cp_async_16(slot + r * 128 + ((c ^ (r & 7)) * 16), from, valid);
+            }
+        }
+        cp_async_commit();
+    };
+#pragma unroll
+    for (int s = 0; s < STAGES - 1; s++) copy_stage(s);
+
+    const int row_0 = first_row + warp * 16 + g, row_1 = row_0 + 8;
+    int low_0 = 0, low_1 = 0;
+    if (G == 32) {
+        low_0 = row_0 < p.n ? p.b_meta[row_0].low : 0;
+        low_1 = row_1 < p.n ? p.b_meta[row_1].low : 0;
+    }
+    u64 sums[NT][4];
+#pragma unroll
+    for (int j = 0; j < NT; j++) {
+#pragma unroll
+        for (int i = 0; i < 4; i++) sums[j][i] = 0;
+    }
+
+    int stage = 0;
+    for (int sub = begin; sub < end; sub += Layout::SUB) {
+        __syncthreads(); // the last sub-range has been read, and the table is written
+        for (int i = thread; i < Layout::SUB / 32 * NT * 32; i += 32 * WARPS) {
+            int block = i / (32 * NT), column = i / 4 % (8 * NT), word = i % 4;
+            int token = first_token + column, k = sub + 32 * block;
+            u32 codes = 0;
+            if (token < p.m && k < end) codes = *(const u32*)(p.a_codes + token * code_pitch + k / 2 + 4 * word);
+            codes = halves<G>(codes, word);
+            uint4 fragment;
+            fragment.x = expand_doubled(codes & 0xFFFFu, 0);
+            fragment.y = expand_doubled(codes >> 16, 0);
+            codes ^= 0x88888888u;
+            fragment.z = expand_doubled(codes & 0xFFFFu, 0);
+            fragment.w = expand_doubled(codes >> 16, 0);
+            fragments[i] = fragment;
+        }
+        for (int i = thread; i < Layout::SUB_GROUPS * 8 * NT; i += 32 * WARPS) {
+            int group = sub / G + i / (8 * NT), token = first_token + i % (8 * NT);
+            int multiplier = 0;
+            if (token < p.m && group * G < end) {
+                u32 byte = p.a_scales[token * scale_pitch + group];
+                multiplier = G == 16 ? e4m3_units(byte) : 1 << (((int)byte - p.a_meta[token].low) & 31);
+            }
+            multipliers[i] = multiplier;
+        }
+        for (int i = thread; i < ROWS * Layout::SUB_GROUPS / 4; i += 32 * WARPS) {
+            int r = i / (Layout::SUB_GROUPS / 4), quad = i % (Layout::SUB_GROUPS / 4);
+            int group = sub / G + 4 * quad;
+            u32 bytes = 0;
+            if (first_row + r < p.n && group * G < end) {
+                bytes = *(const u32*)(p.b_scales + (first_row + r) * scale_pitch + group);
+            }
+            *(u32*)(scales + r * Layout::SCALE_PITCH + 4 * quad) = bytes;
+        }
+        __syncthreads();
+
+        for (int k = sub; k < sub + Layout::SUB && k < end; k += STAGE_K, stage++) {
+            cp_async_wait<STAGES - 2>();
+            __syncwarp(ALL_LANES); // the stage is there for all lanes, and all have read the last one
+            copy_stage(stage + STAGES - 1);
+            const unsigned char* slot = ring + stage % STAGES * 16 * (STAGE_K / 2);
+            const int first_block = (k - sub) / 32;
+#pragma unroll 1 // unrolled it spills registers
+            for (int pair = 0; pair < STAGE_K / 64; pair++) {
+                unsigned words[4]; // (row_0, row_1) of the first 32 k, then of the second
+                int r = lane & 15, c = 2 * pair + lane / 16;
+                ldmatrix_x4(words, slot + r * 128 + ((c ^ (r & 7)) * 16));
+                u32 bytes_0, bytes_1; // scales of row_0 and row_1, from the lowest byte
+                const int first_group = (first_block + 2 * pair) * GROUPS_32;
+                const unsigned char* at = scales + (warp * 16 + g) * Layout::SCALE_PITCH + first_group;
+                if (G == 16) {
+                    bytes_0 = *(const u32*)at;
+                    bytes_1 = *(const u32*)(at + 8 * Layout::SCALE_PITCH);
+                } else {
+                    bytes_0 = *(const u16*)at;
+                    bytes_1 = *(const u16*)(at + 8 * Layout::SCALE_PITCH);
+                }
+#pragma unroll
+                for (int half = 0; half < 2; half++) {
+                    // A set sign bit selects the sign of a magnitude, 0: of the codes as they are the positive
+                    // ones remain, with the sign bits flipped the negative ones.
+                    const u32 codes_0 = halves<G>(words[2 * half], t), codes_1 = halves<G>(words[2 * half + 1], t);
+                    const u32 parts[4] = {codes_0, codes_1, codes_0 >> 16, codes_1 >> 16};
+                    unsigned plus[4], minus[4];
+#pragma unroll
+                    for (int i = 0; i < 4; i++) {
+                        plus[i] = permute_bytes(low_magnitudes, high_magnitudes, parts[i]);
+                        minus[i] = permute_bytes(low_magnitudes, high_magnitudes, parts[i] ^ 0x8888u);
+                    }
+                    const int block = first_block + 2 * pair + half;
+                    uint4 fragment[NT];
+#pragma unroll
+                    for (int j = 0; j < NT; j++) fragment[j] = fragments[(block * NT + j) * 32 + lane];
+#pragma unroll
+                    for (int q = 0; q < GROUPS_32; q++) {
+                        int shift = 8 * (half * GROUPS_32 + q);
+                        u32 byte_0 = (bytes_0 >> shift) & 0xFFu, byte_1 = (bytes_1 >> shift) & 0xFFu;
+                        i64 scale_0, scale_1;
+                        if (G == 16) {
+                            scale_0 = table[byte_0];
+                            scale_1 = table[byte_1];
+                        } else {
+                            scale_0 = (int)(1u << (((int)byte_0 - low_0) & 31));
+                            scale_1 = (int)(1u << (((int)byte_1 - low_1) & 31));
+                        }
+#pragma unroll
+                        for (int j = 0; j < NT; j++) {
+                            int dot[4] = {0, 0, 0, 0};
+                            multiply<G>(dot, plus, fragment[j].x, fragment[j].y, q);
+                            multiply<G>(dot, minus, fragment[j].z, fragment[j].w, q);
+                            int2 by = *(const int2*)(multipliers + ((block * GROUPS_32 + q) * NT + j) * 8 + 2 * t);
+                            sums[j][0] += (u64)((i64)(int)((u32)dot[0] * (u32)by.x) * scale_0);
+                            sums[j][1] += (u64)((i64)(int)((u32)dot[1] * (u32)by.y) * scale_0);
+                            sums[j][2] += (u64)((i64)(int)((u32)dot[2] * (u32)by.x) * scale_1);
+                            sums[j][3] += (u64)((i64)(int)((u32)dot[3] * (u32)by.y) * scale_1);
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    // Merge the ranges.
+    if (gridDim.y > 1) {
+        u32* last = (u32*)(shared + Layout::LAST);
+#pragma unroll
+        for (int j = 0; j < NT; j++) {
+#pragma unroll
+            for (int i = 0; i < 4; i++) {
+                int row = i < 2 ? row_0 : row_1, token = first_token + 8 * j + 2 * t + i % 2;
+                if (row < p.n && token < p.m) atomicAdd(&p.sums[(i64)token * p.n + row], sums[j][i]);
+            }
+        }
+        __threadfence(); // the sums are out before the arrival
+        __syncthreads();
+        u32* arrivals = p.arrivals + (i64)blockIdx.z * gridDim.x + blockIdx.x;
+        if (thread == 0) *last = atomicAdd(arrivals, 1u) == gridDim.y - 1;
+        __syncthreads();
+        if (*last == 0) return;
+        __threadfence();
+        if (thread == 0) *arrivals = 0;
+#pragma unroll
+        for (int j = 0; j < NT; j++) {
+#pragma unroll
+            for (int i = 0; i < 4; i++) {
+                int row = i < 2 ? row_0 : row_1, token = first_token + 8 * j + 2 * t + i % 2;
+                if (row < p.n && token < p.m) {
+                    u64* sum = &p.sums[(i64)token * p.n + row];
+                    sums[j][i] = atomicAdd(sum, 0ull); // past the first-level cache
+                    *sum = 0;
+                }
+            }
+        }
+    }
+
+    int narrow = 0, wide = 0;
+    const int groups = p.k_pad / G;
+    for (int i = 0; i < 4 * NT; i++) {
+        int row = i % 4 < 2 ? row_0 : row_1, token = first_token + 8 * (i / 4) + 2 * t + i % 2;
+        if (row >= p.n || token >= p.m) continue;
+        u64 sum = 0;
+#pragma unroll
+        for (int j = 0; j < 4 * NT; j++) sum = i == j ? sums[j / 4][j % 4] : sum;
+        RowMeta a = p.a_meta[token], b = p.b_meta[row];
+        float s32;
+        bool is_narrow = decode_is_narrow<G>(a, b, groups);
+        if (a.nan | b.nan) {
+            s32 = __uint_as_float(NAN_F32);
+        } else if (is_narrow) {
+            s32 = round_int64((i64)sum, G == 16 ? NVFP4_UNIT : a.low + b.low - 2 * 127 - 2);
+        } else {
+            const u8 *a_codes = p.a_codes + token * code_pitch, *a_scales = p.a_scales + token * scale_pitch;
+            const u8 *b_codes = p.b_codes + row * code_pitch, *b_scales = p.b_scales + row * scale_pitch;
+            s32 = G == 16 ? exact_dot_nvfp4(a_codes, a_scales, b_codes, b_scales, groups)
+                          : exact_dot_mxfp4(a_codes, a_scales, b_codes, b_scales, groups);
+        }
+        finish(p.out, (i64)token * p.n + row, p.out_type, s32, p.alpha);
+        narrow += is_narrow;
+        wide += !is_narrow;
+    }
+    if (p.paths != nullptr) {
+        if (narrow > 0) atomicAdd(&p.paths[0], (u64)narrow);
+        if (wide > 0) atomicAdd(&p.paths[2], (u64)wide);
+    }
+}
+
+} // namespace fp4
+
+#define DECODE_KERNEL(name, G, NT)                                                                               \
+    KERNEL_BOUNDS(256, 2)                                                                                        \
+    void name(const fp4::u8* a_codes, const fp4::u8* a_scales, const fp4::RowMeta* a_meta,                        \
+              const fp4::u8* b_codes, const fp4::u8* b_scales, const fp4::RowMeta* b_meta, void* out,             \
+              int out_type, float alpha, int m, int n, int k_pad, int range, fp4::u64* sums, fp4::u32* arrivals,  \
+              const fp4::u8* todo, int todo_m, int todo_n, fp4::u64* paths) {                                     \
+        fp4::DecodeArgs args = {a_codes, a_scales, a_meta, b_codes, b_scales, b_meta, out, out_type, alpha, m,    \
+                                n, k_pad, range, sums, arrivals, todo, todo_m, todo_n, paths};                    \
+        fp4::decode<G, NT>(args);                                                                                 \
+    }                                                                                                            \
+    EXPORT(name)
+DECODE_KERNEL(matmul_decode_mxfp4_8, 32, 1)
+DECODE_KERNEL(matmul_decode_mxfp4_16, 32, 2)
+DECODE_KERNEL(matmul_decode_nvfp4_8, 16, 1)
+DECODE_KERNEL(matmul_decode_nvfp4_16, 16, 2)

@@ -1,0 +1,7 @@
+// NVFP4 matmul on Hopper's wgmma: three int8 products of base-64 digits for each pair of blocks. See
+// matmul_wgmma.cuh.
+#include "matmul_wgmma.cuh"
+
+#if FP4_SM == 90
+WGMMA_KERNEL(matmul_wgmma_nvfp4, 16)
+#endif
