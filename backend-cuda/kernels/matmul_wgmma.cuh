@@ -46,7 +46,7 @@ constexpr int TILE_M = TILE_ROWS;
 constexpr int RING_STAGES = 4;
 constexpr int WGMMA_THREADS = 384;
 constexpr int LEVELS = 2 * WINDOWS - 1;
-constexpr int NO_STEPS = -1;
+constexpr int NO_SLOT = -1;
 
 template <int G>
 struct WgmmaShape {
@@ -152,7 +152,7 @@ __device__ __forceinline__ void wgmma_matmul(const WgmmaArgs& p) {
     if (thread == 0) {
         for (int i = 0; i < RING_STAGES; i++) {
             mbarrier_init(&full[i], 1);
-            mbarrier_init(&empty[i], 2);
+            mbarrier_init(&empty[i], 8); // a consumer warp each
         }
         fence_proxy_async();
     }
@@ -245,7 +245,7 @@ __device__ __forceinline__ void wgmma_matmul(const WgmmaArgs& p) {
 #pragma unroll
         for (int j = 0; j < TILE_N / 2; j++) sums[i][j] = 0;
     }
-    int slot = 0, last = NO_STEPS; // `last`: the slot whose wgmma may be under way
+    int slot = 0, last = NO_SLOT; // `last`: the slot whose wgmma may be under way
     u32 parity = 0;
     for (int level = highest, above = highest; level >= lowest; level--) {
         if (counts[level] == 0) continue;
@@ -258,8 +258,8 @@ __device__ __forceinline__ void wgmma_matmul(const WgmmaArgs& p) {
 #pragma unroll
                 for (int j = 0; j < TILE_N / 2; j++) sums[i][j] = (int)((u32)sums[i][j] << (WIDTH * (above - level)));
             }
-            if (thread % 128 == 0 && last != NO_STEPS) mbarrier_arrive(&empty[last]);
-            last = NO_STEPS;
+            if (lane == 0 && last != NO_SLOT) mbarrier_arrive(&empty[last]);
+            last = NO_SLOT;
             above = level;
         }
         const int stages = ((int)counts[level] + Shape::STAGE_STEPS - 1) / Shape::STAGE_STEPS;
@@ -277,9 +277,9 @@ __device__ __forceinline__ void wgmma_matmul(const WgmmaArgs& p) {
                 }
             }
             wgmma_commit();
-            if (last != NO_STEPS) {
+            if (last != NO_SLOT) {
                 wgmma_wait<1>(); // those of the slot before
-                if (thread % 128 == 0) mbarrier_arrive(&empty[last]);
+                if (lane == 0) mbarrier_arrive(&empty[last]);
             }
             last = slot;
             if (++slot == RING_STAGES) {
