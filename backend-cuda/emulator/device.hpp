@@ -158,6 +158,18 @@ DEVICE unsigned __funnelshift_l(unsigned low, unsigned high, unsigned shift) {
 DEVICE unsigned __funnelshift_r(unsigned low, unsigned high, unsigned shift) {
     return static_cast<unsigned>((static_cast<unsigned long long>(high) << 32 | low) >> (shift & 31));
 }
+// A selector nibble picks one of the eight bytes of (high, low); its bit 3 spreads that byte's sign.
+DEVICE unsigned permute_bytes(unsigned low, unsigned high, unsigned selector) {
+    unsigned long long bytes = static_cast<unsigned long long>(high) << 32 | low;
+    unsigned result = 0;
+    for (int i = 0; i < 4; i++) {
+        unsigned pick = selector >> 4 * i & 0xF;
+        unsigned byte = static_cast<unsigned>(bytes >> 8 * (pick & 7)) & 0xFF;
+        if (pick & 8) byte = byte & 0x80 ? 0xFF : 0;
+        result |= byte << 8 * i;
+    }
+    return result;
+}
 // A selector nibble picks one of the eight bytes of (b, a); unlike in PRMT itself, its bit 3 means nothing.
 DEVICE unsigned __byte_perm(unsigned a, unsigned b, unsigned selector) {
     unsigned long long bytes = static_cast<unsigned long long>(b) << 32 | a;

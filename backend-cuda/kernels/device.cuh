@@ -60,6 +60,15 @@ DEVICE unsigned char* dynamic_shared() {
     return fp4_dynamic_shared;
 }
 
+// PRMT as it is: byte i of the result is the byte of high:low that nibble i of `selector` names in its
+// low three bits, or eight times that byte's sign bit if the nibble's top bit is set. (__byte_perm masks
+// that bit away.)
+DEVICE unsigned permute_bytes(unsigned low, unsigned high, unsigned selector) {
+    unsigned d;
+    asm("prmt.b32 %0, %1, %2, %3;" : "=r"(d) : "r"(low), "r"(high), "r"(selector));
+    return d;
+}
+
 // A generic pointer into shared memory as the 32-bit address that PTX wants.
 DEVICE unsigned shared_address(const void* pointer) {
     return static_cast<unsigned>(__cvta_generic_to_shared(pointer));

@@ -23,7 +23,7 @@
 //
 // One step adds at most 32 L^2 in units of its level, so this bounds the final sum, which then is its own
 // residue modulo 2^32, and wrapping on the way is harmless. With one level it is K <= 233,016 for MXFP4
-// (whole steps: 7281, K = 232,992) and 8284 steps, K = 265,088, for NVFP4.
+// (whole steps: 7281, K = 232,992) and 8285 steps, K = 265,120, for NVFP4.
 //
 // NVFP4, three products (Karatsuba): with v = 64 hi + lo on both sides,
 //     a b = 4096 hi hi' + 64 ((hi + lo)(hi' + lo') - hi hi' - lo lo') + lo lo'.

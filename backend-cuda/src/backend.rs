@@ -16,7 +16,7 @@ use fp4_core::{
 use crate::buffer::Buffer;
 use crate::driver::{self, Device};
 use crate::launch::Gpu;
-use crate::matmul::{self, Ladder, PATHS_BYTES, paths_of};
+use crate::matmul::{self, Ladder, PATHS_BYTES, Scratch, paths_of};
 use crate::operand::{CudaOperand, CudaTransform, CudaWeight, host_bytes, host_bytes_mut};
 use crate::{NAME, quantize};
 
@@ -27,6 +27,7 @@ pub struct Cuda {
     pub(crate) gpu: Arc<Gpu>,
     pub(crate) ladder: Ladder,
     pool: Arc<Mutex<Vec<Staging>>>,
+    pub(crate) scratch: Arc<Mutex<Scratch>>,
     /// Paths of the products that stayed on the device.
     pub(crate) device_paths: Arc<Buffer>,
     /// Paths of the products that came to the host.
@@ -61,6 +62,7 @@ impl Cuda {
             gpu,
             ladder: Ladder::default(),
             pool: Arc::default(),
+            scratch: Arc::default(),
             device_paths: Arc::new(device_paths),
             host_paths: Arc::default(),
         })
@@ -97,6 +99,15 @@ impl Cuda {
         let mut paths = paths_of(counters);
         paths.merge(&self.host_paths.lock().unwrap_or_else(PoisonError::into_inner));
         Ok(paths)
+    }
+
+    /// How many tiles of the last product by [`Ladder::Wgmma`] could not be proved exact there and were
+    /// left to the kernel by groups, and how many tiles there were. This waits.
+    ///
+    /// # Errors
+    /// A device failure.
+    pub fn tiles_left(&self) -> Result<(usize, usize), Error> {
+        self.scratch.lock().unwrap_or_else(PoisonError::into_inner).tiles_left(&self.gpu)
     }
 
     /// Runs `f` with buffers of the pool. After an error they are dropped.
@@ -140,7 +151,8 @@ impl Cuda {
         let float_type = out.float_type();
         output.reserve(stream, outputs * float_type.bytes())?;
         paths.zero(stream, PATHS_BYTES)?;
-        matmul::matmul(self.ladder, a, b, alpha, (output.address(), float_type), paths)?;
+        let to = (output.address(), float_type);
+        matmul::matmul(self.ladder, a, b, alpha, to, paths, &self.scratch)?;
         let mut counters = [0; PATHS_BYTES];
         output.download(stream, host_bytes_mut(out))?;
         paths.download(stream, &mut counters)?;

@@ -45,6 +45,18 @@ impl Buffer {
         }
     }
 
+    /// Makes room for `bytes` zeros, for users that leave zeros behind: memory is set only when it is new.
+    pub(crate) fn reserve_zeros(
+        &mut self,
+        stream: &Arc<CudaStream>,
+        bytes: usize,
+    ) -> Result<(), Error> {
+        if bytes <= self.0.as_ref().map_or(0, CudaSlice::len) {
+            return Ok(());
+        }
+        self.zero(stream, bytes)
+    }
+
     /// Sets the first bytes to zero.
     pub(crate) fn zero(&mut self, stream: &Arc<CudaStream>, bytes: usize) -> Result<(), Error> {
         self.reserve(stream, bytes)?;

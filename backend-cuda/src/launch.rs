@@ -6,6 +6,7 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use cudarc::driver::sys::{CUdevice_attribute, CUfunction_attribute};
 use cudarc::driver::{
     CudaContext, CudaFunction, CudaModule, CudaStream, LaunchConfig, PushKernelArg,
 };
@@ -23,6 +24,8 @@ pub(crate) struct Gpu {
     pub(crate) info: Device,
     pub(crate) stream: Arc<CudaStream>,
     context: Arc<CudaContext>,
+    /// Number of multiprocessors.
+    pub(crate) processors: usize,
     driver_major: i32,
     cache: Cache,
     modules: Mutex<HashMap<&'static str, Result<Arc<CudaModule>, Error>>>,
@@ -48,6 +51,25 @@ pub(crate) enum Arg {
     F32(f32),
 }
 
+/// The shape of a launch.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Grid {
+    /// Thread blocks along x, y and z.
+    pub(crate) blocks: [usize; 3],
+    /// Threads of a block.
+    pub(crate) threads: u32,
+    /// Bytes of dynamic shared memory of a block.
+    pub(crate) shared: u32,
+}
+
+impl Grid {
+    /// Most blocks along y and z.
+    pub(crate) const MAX_YZ: usize = 65_535;
+}
+
+/// Bytes of shared memory that a block may have without asking.
+const SHARED_UNASKED: u32 = 48 * 1024;
+
 /// One kernel: its family, and its name in it.
 pub(crate) type Kernel = (&'static Family, &'static str);
 
@@ -59,10 +81,14 @@ impl Gpu {
         // order of the calls, so there is nothing that events would have to order.
         unsafe { context.disable_event_tracking() };
         let stream = context.new_stream().device()?;
+        let processors = context
+            .attribute(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)
+            .device()?;
         Ok(Gpu {
             info,
             stream,
             context,
+            processors: usize::try_from(processors).unwrap_or(1).max(1),
             driver_major: driver / 1000,
             cache: Cache::from_environment(),
             modules: Mutex::default(),
@@ -87,14 +113,29 @@ impl Gpu {
         threads: u32,
         args: &[Arg],
     ) -> Result<(), Error> {
-        if blocks == 0 {
+        let blocks = usize::try_from(blocks).unwrap_or(usize::MAX);
+        self.launch_grid(kernel, Grid { blocks: [blocks, 1, 1], threads, shared: 0 }, args)
+    }
+
+    /// As [`launch`](Self::launch), on a grid of up to three dimensions and with dynamic shared memory.
+    pub(crate) fn launch_grid(
+        &self,
+        kernel: Kernel,
+        grid: Grid,
+        args: &[Arg],
+    ) -> Result<(), Error> {
+        let [x, y, z] = grid.blocks;
+        if x == 0 || y == 0 || z == 0 {
             return Ok(());
         }
-        let blocks = u32::try_from(blocks)
-            .ok()
-            .filter(|&b| b <= i32::MAX as u32)
-            .ok_or(Unsupported::Other("a grid of 2^31 thread blocks or more; split M"))?;
+        if x > i32::MAX as usize || y > Grid::MAX_YZ || z > Grid::MAX_YZ {
+            return Err(Unsupported::Other("a grid of too many thread blocks; split M").into());
+        }
         let function = self.function(kernel)?;
+        if grid.shared > SHARED_UNASKED {
+            let most = CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+            function.set_attribute(most, grid.shared as i32).device()?;
+        }
         let mut launch = self.stream.launch_builder(&function);
         for arg in args {
             match arg {
@@ -105,15 +146,20 @@ impl Gpu {
             };
         }
         let config = LaunchConfig {
-            grid_dim: (blocks, 1, 1),
-            block_dim: (threads, 1, 1),
-            shared_mem_bytes: 0,
+            grid_dim: (x as u32, y as u32, z as u32),
+            block_dim: (grid.threads, 1, 1),
+            shared_mem_bytes: grid.shared,
         };
         // SAFETY: the arguments are those of the kernel's declaration, by the contract of this
         // function that all callers (in this crate) keep; the buffers live until a later operation
         // on the same stream frees them.
         unsafe { launch.launch(config) }.device()?;
         Ok(())
+    }
+
+    /// Whether the kernel can be had: compiled, or prebuilt. The first call loads it.
+    pub(crate) fn has(&self, kernel: Kernel) -> bool {
+        self.function(kernel).is_ok()
     }
 
     fn function(&self, (family, name): Kernel) -> Result<CudaFunction, Error> {

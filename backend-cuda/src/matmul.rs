@@ -4,14 +4,24 @@
 //! |---|---|---|
 //! | `Naive` | `matmul_naive.cu` | one thread each; int64 where proven, else 640 bits |
 //! | `Mma` | `matmul_mma.cu` | tensor-core tiles; int32 fold, int64 by group, else 640 bits |
+//! | `Decode` | `matmul_decode.cu` | 128 rows of B by 8 or 16 of A; int64 by group, else 640 bits |
+//! | `Wgmma` | `matmul_wgmma_*.cu` | Hopper: tiles of folded int8, int32; what is left by `Decode`'s |
+//!
+//! [`Ladder::Auto`] takes the fastest that can by the shape and the device: `Decode` for up to 16 rows of
+//! A, `Wgmma` for 256 and more on compute capability 9.0, `Mma` otherwise.
 //!
 //! Every kernel takes every input and gives the same bits; the ladder is for tests and measurements. The
 //! choice between sums is made on the device from row metadata, so a launch needs nothing from the host
 //! but shapes and the bounds below.
 
-use std::ops::Range;
+mod decode;
+mod fold;
+mod wgmma;
 
-use fp4_core::{Error, ExactSum, FixedSum, FloatType, Format, PartialsMut, Paths};
+use std::ops::Range;
+use std::sync::{Mutex, PoisonError};
+
+use fp4_core::{Error, ExactSum, FixedSum, FloatType, Format, PartialsMut, Paths, Unsupported};
 
 use crate::buffer::Buffer;
 use crate::launch::{Arg, Gpu, blocks_for, float_type, int, scale_type};
@@ -25,8 +35,71 @@ pub enum Ladder {
     /// The readable one.
     Naive,
     /// Tensor cores, for every device that this backend takes.
-    #[default]
     Mma,
+    /// Streams B once, for few rows of A; any number is right.
+    Decode {
+        /// In how many ranges K is split; 0 for as many as the device wants. Partial sums are exact,
+        /// so the bits are the same.
+        ranges: usize,
+    },
+    /// Hopper's warpgroup instructions, for many rows of A: compute capability 9.0 and NVRTC.
+    Wgmma,
+    /// The fastest of these that the shape and the device allow.
+    #[default]
+    Auto,
+}
+
+/// Buffers of the products of one stream, which run one after the other.
+#[derive(Debug, Default)]
+pub(crate) struct Scratch {
+    /// Zeros between calls: merged sums, and blocks that have arrived.
+    sums: Buffer,
+    arrivals: Buffer,
+    a: fold::Folded,
+    b: fold::Folded,
+    zeros: Buffer,
+    /// A byte for each tile of the last `Wgmma`, and how many there are.
+    todo: Buffer,
+    tiles: usize,
+}
+
+impl Scratch {
+    /// How many tiles of the last [`Ladder::Wgmma`] product were left to the kernel by groups, of how
+    /// many. The caller has synchronized.
+    pub(crate) fn tiles_left(&self, gpu: &Gpu) -> Result<(usize, usize), Error> {
+        let mut todo = vec![0; self.tiles];
+        self.todo.download(&gpu.stream, &mut todo)?;
+        gpu.synchronize()?;
+        Ok((todo.iter().filter(|&&left| left != 0).count(), self.tiles))
+    }
+}
+
+/// Where the outputs of a product go.
+struct Outputs<'a> {
+    /// Device address.
+    to: u64,
+    float_type: FloatType,
+    alpha: f32,
+    paths: &'a Buffer,
+}
+
+/// What [`Ladder::Auto`] stands for.
+fn choose(a: &CudaOperand, b: &CudaOperand, format: Format) -> Ladder {
+    let (m, groups) = (a.shape.rows(), a.k_pad / format.group().get());
+    if m <= decode::MAX_ROWS && !is_long(format, groups) {
+        return Ladder::Decode { ranges: 0 };
+    }
+    let fits = wgmma::fits(m, a.k_pad);
+    if m >= wgmma::MIN_ROWS && fits && !is_long(format, groups) && wgmma::available(&b.gpu, format)
+    {
+        return Ladder::Wgmma;
+    }
+    Ladder::Mma
+}
+
+/// Whether the sums of an NVFP4 row may leave an int64.
+fn is_long(format: Format, groups: usize) -> bool {
+    format == Format::NvFp4 && groups > NVFP4_INT64_GROUPS
 }
 
 /// Groups of an NVFP4 row whose sum always fits an int64 (`NVFP4_INT64_GROUPS` in `exact.cuh`).
@@ -60,6 +133,7 @@ pub(crate) fn matmul(
     alpha: f32,
     (out, out_type): (u64, FloatType),
     paths: &Buffer,
+    scratch: &Mutex<Scratch>,
 ) -> Result<(), Error> {
     let format = a.shape.expect_product(&b.shape)?;
     let (m, n) = (a.shape.rows(), b.shape.rows());
@@ -80,15 +154,29 @@ pub(crate) fn matmul(
         scale_type(format.scale_type()),
         Arg::I32(joint_limit(groups)),
     ];
-    let long = format == Format::NvFp4 && groups > NVFP4_INT64_GROUPS;
-    match ladder {
+    let long = is_long(format, groups);
+    let outputs = Outputs { to: out, float_type: out_type, alpha, paths };
+    // Launches of one product stay together on the stream, as they share buffers.
+    let scratch = || scratch.lock().unwrap_or_else(PoisonError::into_inner);
+    let chosen = if ladder == Ladder::Auto { choose(a, b, format) } else { ladder };
+    match chosen {
+        Ladder::Decode { ranges } => {
+            decode::queue(a, b, &outputs, decode::Tiles::All, ranges, &mut scratch())
+        }
+        Ladder::Wgmma => {
+            if !wgmma::available(&a.gpu, format) {
+                let why = "wgmma needs a device of compute capability 9.0 and NVRTC";
+                return Err(Unsupported::Other(why).into());
+            }
+            wgmma::queue(a, b, &outputs, &mut scratch())
+        }
         Ladder::Mma if !long => {
             args.push(Arg::I32(i32::from(a.k_pad <= FOLD_MAX_K)));
             args.push(Arg::Pointer(paths.address()));
             let tiles = m.div_ceil(64) as u64 * n.div_ceil(64) as u64;
             a.gpu.launch((&MATMUL_MMA, "matmul_mma"), tiles, 128, &args)
         }
-        Ladder::Naive | Ladder::Mma => {
+        Ladder::Naive | Ladder::Mma | Ladder::Auto => {
             args.push(Arg::Pointer(paths.address()));
             let tiles = m.div_ceil(16) as u64 * n.div_ceil(16) as u64;
             a.gpu.launch((&MATMUL_NAIVE, "matmul_naive"), tiles, 256, &args)

@@ -132,7 +132,8 @@ impl Resident for Cuda {
                 let outputs = rows.checked_mul(cols).ok_or(Error::ShapeOverflow { rows, cols })?;
                 out.resize(float_type, outputs)?;
                 let to = (out.values.address(), float_type);
-                matmul::matmul(self.ladder, a, &b.operand, alpha, to, &self.device_paths)?;
+                let (ladder, b) = (self.ladder, &b.operand);
+                matmul::matmul(ladder, a, b, alpha, to, &self.device_paths, &self.scratch)?;
                 Ok(Paths::default())
             }
         }

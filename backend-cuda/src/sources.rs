@@ -29,19 +29,38 @@ macro_rules! family {
     };
 }
 
+/// Declares a family for Hopper, without PTX: where NVRTC is absent, other kernels do its work.
+macro_rules! hopper {
+    ($name:literal) => {
+        Family {
+            name: $name,
+            source: include_str!(concat!("../kernels/", $name, ".cu")),
+            prebuilt: None,
+        }
+    };
+}
+
 pub(crate) static QUANTIZE: Family = family!("quantize");
 pub(crate) static LAYOUT: Family = family!("layout");
 pub(crate) static MATMUL_NAIVE: Family = family!("matmul_naive");
 pub(crate) static MATMUL_MMA: Family = family!("matmul_mma");
 
+pub(crate) static FOLD: Family = hopper!("fold");
+pub(crate) static MATMUL_DECODE: Family = family!("matmul_decode");
+pub(crate) static MATMUL_WGMMA_MXFP4: Family = hopper!("matmul_wgmma_mxfp4");
+pub(crate) static MATMUL_WGMMA_NVFP4: Family = hopper!("matmul_wgmma_nvfp4");
+
 /// Every family, for the prebuilt images and their check.
-pub(crate) static FAMILIES: [&Family; 4] = [&QUANTIZE, &LAYOUT, &MATMUL_NAIVE, &MATMUL_MMA];
+pub(crate) static FAMILIES: [&Family; 5] =
+    [&QUANTIZE, &LAYOUT, &MATMUL_NAIVE, &MATMUL_MMA, &MATMUL_DECODE];
 
 /// Headers by the name that `#include` uses.
-pub(crate) static HEADERS: [(&str, &str); 3] = [
+pub(crate) static HEADERS: [(&str, &str); 5] = [
     ("device.cuh", include_str!("../kernels/device.cuh")),
     ("format.cuh", include_str!("../kernels/format.cuh")),
     ("exact.cuh", include_str!("../kernels/exact.cuh")),
+    ("fold.cuh", include_str!("../kernels/fold.cuh")),
+    ("matmul_wgmma.cuh", include_str!("../kernels/matmul_wgmma.cuh")),
 ];
 
 /// What the contract asks of the compiler (C9): IEEE operations, nothing fused that is not written so,
@@ -83,7 +102,7 @@ impl Family {
         };
         add(self.name);
         add(self.source);
-        for (name, text) in HEADERS {
+        for (name, text) in HEADERS.iter().filter(|(name, _)| includes(self.source, name)) {
             add(name);
             add(text);
         }
@@ -92,6 +111,15 @@ impl Family {
         }
         hex(&hasher.finalize())
     }
+}
+
+/// Whether a source includes a header, directly or by way of another.
+fn includes(source: &str, header: &str) -> bool {
+    let names = source.lines().filter_map(|l| l.strip_prefix("#include \"")?.strip_suffix('"'));
+    names.into_iter().any(|name| {
+        let inner = HEADERS.iter().find(|(known, _)| *known == name);
+        name == header || inner.is_some_and(|(_, text)| includes(text, header))
+    })
 }
 
 /// Bytes in hexadecimal.
@@ -112,6 +140,13 @@ mod tests {
         let other = LAYOUT.hash(Target::Device(90));
         assert!(a != b && a != other && a.len() == 64);
         assert_eq!(a, QUANTIZE.hash(Target::Device(90)));
+    }
+
+    #[test]
+    fn includes_are_followed() {
+        assert!(includes(MATMUL_WGMMA_NVFP4.source, "device.cuh"));
+        assert!(includes(MATMUL_WGMMA_NVFP4.source, "fold.cuh"));
+        assert!(!includes(MATMUL_DECODE.source, "fold.cuh"));
     }
 
     #[test]

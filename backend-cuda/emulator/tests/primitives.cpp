@@ -91,7 +91,7 @@ void atomics() {
 }
 
 void intrinsics() {
-    std::vector<unsigned> in(3 * 64), expected(8 * 64);
+    std::vector<unsigned> in(3 * 64), expected(9 * 64);
     emulator::Random random{3};
     for (unsigned& x : in) x = static_cast<unsigned>(random.next() >> 32);
     in[0] = 0;
@@ -100,11 +100,12 @@ void intrinsics() {
         unsigned char bytes[8];
         std::memcpy(bytes, &a, 4);
         std::memcpy(bytes + 4, &b, 4);
-        unsigned permuted = 0, dot_u = c;
+        unsigned permuted = 0, signs_spread = 0, dot_u = c;
         int dot_s = static_cast<int>(c);
         for (int j = 0; j < 4; j++) {
-            unsigned byte = bytes[c >> 4 * j & 7]; // a nibble's bit 3 is not looked at
+            unsigned nibble = c >> 4 * j & 15, byte = bytes[nibble & 7];
             permuted |= byte << 8 * j;
+            signs_spread |= (nibble < 8 ? byte : byte > 127 ? 255 : 0) << 8 * j;
             dot_u += static_cast<unsigned>(bytes[j]) * bytes[j + 4];
             dot_s = static_cast<int>(static_cast<unsigned>(dot_s) +
                                      static_cast<unsigned>(static_cast<signed char>(bytes[j]) * static_cast<signed char>(bytes[j + 4])));
@@ -117,7 +118,7 @@ void intrinsics() {
         std::memcpy(&y, &fb, 4);
         float fused = std::fma(x, y, 1.5f);
         for (int j = 0; j < 32; j++) reversed = reversed << 1 | (a >> j & 1);
-        unsigned* row = &expected[8 * i];
+        unsigned* row = &expected[9 * i];
         row[0] = permuted;
         row[1] = static_cast<unsigned>(dot_s);
         row[2] = dot_u;
@@ -126,6 +127,7 @@ void intrinsics() {
         std::memcpy(&row[5], &fused, 4);
         row[6] = c % 32 == 0 ? a : a >> c % 32 | b << (32 - c % 32);
         row[7] = reversed;
+        row[8] = signs_spread;
     }
     Buffer<unsigned> a(in), b(expected.size());
     CHECK(run("bytes", {1, 1, 64}, a.address, b.address) == 0);

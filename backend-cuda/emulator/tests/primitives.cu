@@ -90,7 +90,7 @@ EXPORT(named)
 
 KERNEL void bytes(const unsigned* in, unsigned* out) {
     unsigned a = in[3 * threadIdx.x], b = in[3 * threadIdx.x + 1], c = in[3 * threadIdx.x + 2];
-    unsigned* row = out + 8 * threadIdx.x;
+    unsigned* row = out + 9 * threadIdx.x;
     row[0] = __byte_perm(a, b, c & 0xFFFF);
     row[1] = static_cast<unsigned>(__dp4a(static_cast<int>(a), static_cast<int>(b), static_cast<int>(c)));
     row[2] = __dp4a(a, b, c);
@@ -99,6 +99,7 @@ KERNEL void bytes(const unsigned* in, unsigned* out) {
     row[5] = __float_as_uint(__fmaf_rn(__uint_as_float(a & 0x3FFFFFFF), __uint_as_float(b & 0x3FFFFFFF), 1.5f));
     row[6] = __funnelshift_r(a, b, c);
     row[7] = __brev(a);
+    row[8] = permute_bytes(a, b, c & 0xFFFF);
 }
 EXPORT(bytes)
 

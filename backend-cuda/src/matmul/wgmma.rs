@@ -1,0 +1,79 @@
+//! The wgmma kernels, `matmul_wgmma_*.cu`, for compute capability 9.0: many rows of A.
+//!
+//! Both operands are folded to int8 first, the weight too: its folded form is two to six times as
+//! large as the packed one, so it is made for each product and not kept. Tiles that the folded form
+//! cannot prove exact are marked on the device and computed by the kernel by groups.
+
+use fp4_core::{Error, Format};
+
+use super::decode::{self, Tiles};
+use super::fold::{TILE_ROWS, block_bytes};
+use super::{Outputs, Scratch};
+use crate::launch::{Arg, Gpu, Grid, Kernel, float_type, int};
+use crate::operand::CudaOperand;
+use crate::sources::{FOLD, MATMUL_WGMMA_MXFP4, MATMUL_WGMMA_NVFP4};
+
+/// The one compute capability that has these instructions.
+pub(super) const COMPUTE_CAPABILITY: i32 = 90;
+/// Least rows of A for which folding the weight pays, by arithmetic: reading and writing it costs what
+/// the faster kernel saves on about 200 rows. Not measured.
+pub(super) const MIN_ROWS: usize = 256;
+/// Dynamic shared memory of a block (`WGMMA_SHARED`).
+const SHARED: u32 = 4 * 49_152 + 1280;
+
+/// The kernel of a format and its tile.
+fn kernel(format: Format) -> (Kernel, [usize; 2]) {
+    match format {
+        Format::MxFp4 => ((&MATMUL_WGMMA_MXFP4, "matmul_wgmma_mxfp4"), [TILE_ROWS, 2 * TILE_ROWS]),
+        Format::NvFp4 => ((&MATMUL_WGMMA_NVFP4, "matmul_wgmma_nvfp4"), [TILE_ROWS, TILE_ROWS]),
+    }
+}
+
+/// Whether the device has these instructions, and their kernels can be compiled.
+pub(super) fn available(gpu: &Gpu, format: Format) -> bool {
+    gpu.info.compute_capability == COMPUTE_CAPABILITY
+        && gpu.has(kernel(format).0)
+        && gpu.has((&FOLD, "fold_rows_mxfp4"))
+}
+
+/// Whether the grids are not too large.
+pub(super) fn fits(m: usize, k_pad: usize) -> bool {
+    m <= 16 * Grid::MAX_YZ && k_pad <= 128 * Grid::MAX_YZ
+}
+
+/// Queues the kernels.
+pub(super) fn queue(
+    a: &CudaOperand,
+    b: &CudaOperand,
+    outputs: &Outputs<'_>,
+    scratch: &mut Scratch,
+) -> Result<(), Error> {
+    let format = a.shape.expect_product(&b.shape)?;
+    let (m, n) = (a.shape.rows(), b.shape.rows());
+    let (kernel, shape) = kernel(format);
+    let tiles = m.div_ceil(shape[0]) * n.div_ceil(shape[1]);
+    let stream = &a.gpu.stream;
+    scratch.a.fill(a)?;
+    scratch.b.fill(b)?;
+    scratch.todo.reserve(stream, tiles)?;
+    scratch.tiles = tiles;
+    scratch.zeros.reserve_zeros(stream, block_bytes(format))?;
+    let mut args = Vec::with_capacity(21);
+    args.extend(scratch.a.args(&a.meta)?);
+    args.extend(scratch.b.args(&b.meta)?);
+    args.extend([
+        Arg::Pointer(scratch.zeros.address()),
+        Arg::Pointer(outputs.to),
+        float_type(outputs.float_type),
+        Arg::F32(outputs.alpha),
+        Arg::I32(int(m)?),
+        Arg::I32(int(n)?),
+        Arg::I32(int(a.k_pad)?),
+        Arg::Pointer(scratch.todo.address()),
+        Arg::Pointer(outputs.paths.address()),
+    ]);
+    let grid = Grid { blocks: [tiles, 1, 1], threads: 384, shared: SHARED };
+    a.gpu.launch_grid(kernel, grid, &args)?;
+    let left = Tiles::Marked { todo: scratch.todo.address(), shape };
+    decode::queue(a, b, outputs, left, 0, scratch)
+}
