@@ -1,0 +1,116 @@
+#!/usr/bin/env bash
+# Everything that needs a GPU, in one go: checks, then speed, then a table. Under 25 minutes; every
+# stage has its own time limit, and what a stage has printed is kept whatever happens after.
+#
+#   run.sh [--out DIR] [--full]     on a machine with a GPU; the table is DIR/BENCHMARKS.md
+#   run.sh --prepare DIR            builds what a machine with neither network nor Rust needs
+#   run.sh --from DIR               uses that instead of building
+#   run.sh --emulated DIR           the same stages on the stand-in libcuda.so.1 in DIR, small: shows
+#                                   that the script works; its times mean nothing and say so
+#   run.sh --dry-run                prints the stages
+#
+# Stages: device (what there is), build, conformance (quick, and full with --full), memcheck and
+# racecheck by compute-sanitizer on the quickest tests, bench (benches/gpu.rs), peers (peers.py:
+# cuBLAS and Triton), table (table.py). A stage that cannot run says why; the table repeats it.
+set -uo pipefail
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+root=$(cd "$here/../.." && pwd)
+
+out=$root/target/gpu-bench from= prepare= emulated= full=0 dry=0
+while (($#)); do
+    case $1 in
+        --out) out=${2:?}; shift ;;
+        --from) from=$(cd "${2:?}" && pwd); shift ;;
+        --prepare) prepare=${2:?}; shift ;;
+        --emulated) emulated=$(cd "${2:?}" && pwd); shift ;;
+        --full) full=1 ;;
+        --dry-run) dry=1 ;;
+        *) echo "run.sh: unknown argument $1; see the top of the file" >&2; exit 2 ;;
+    esac
+    shift
+done
+
+# The two programs, into $1.
+build() {
+    local to=$1 list name
+    mkdir -p "$to" && to=$(cd "$to" && pwd) && cd "$root" || return 1
+    list=$(cargo build --release -p fp4-backend-cuda --example conform --message-format=json &&
+        cargo bench -p fp4-backend-cuda --bench gpu --no-run --message-format=json) || return 1
+    for name in conform gpu; do
+        cp "$(grep -oE '"executable":"[^"]*/'"$name"'(-[0-9a-f]+)?"' <<<"$list" | tail -1 | cut -d'"' -f4)" "$to/$name" || return 1
+    done
+    ls -l "$to"
+}
+
+if [[ -n $prepare ]]; then
+    build "$prepare" && echo "run.sh: carry $prepare and the folder bench/ to the machine; there: run.sh --from"
+    exit
+fi
+
+mkdir -p "$out" && out=$(cd "$out" && pwd)
+programs=${from:-$out/programs}
+summary=$out/stages.txt
+: >"$summary"
+failed=0
+whole=1440 # seconds for all of it; the table's own are kept back
+
+# stage NAME SECONDS COMMAND...: output in NAME.log, one line in the summary.
+stage() {
+    local name=$1 limit=$2 status started=$SECONDS
+    local left=$((whole - SECONDS))
+    shift 2
+    if [[ $name != table ]] && ((left < limit)); then limit=$((left > 1 ? left : 1)); fi
+    if ((dry)); then
+        echo "$name (at most $limit s): $*"
+        return
+    fi
+    echo "== $name"
+    timeout --kill-after=10 "$limit" "$@" >"$out/$name.log" 2>&1
+    status=$?
+    case $status in
+        0) echo "$name: ok, $((SECONDS - started)) s" ;;
+        124 | 137) echo "$name: FAILED, over its limit of $limit s; what it printed is kept" ;;
+        *) echo "$name: FAILED, exit $status: $(grep -v '^$' "$out/$name.log" | tail -1)" ;;
+    esac | tee -a "$summary"
+    ((status == 0)) || failed=1
+}
+
+skip() { echo "$1: not run, $2" | tee -a "$summary"; }
+
+export -f build
+export root
+small=()
+if [[ -n $emulated ]]; then
+    export LD_LIBRARY_PATH=$emulated${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
+    small=(--small)
+    skip device "this is the emulator: no number below says anything about a GPU"
+elif command -v nvidia-smi >/dev/null || ((dry)); then
+    stage device 60 nvidia-smi --query-gpu=name,driver_version,memory.total,clocks.max.sm,clocks.max.mem --format=csv,noheader
+else
+    echo "run.sh: no nvidia-smi, so no GPU; --emulated DIR or --dry-run shows the script without one" >&2
+    exit 1
+fi
+
+if [[ -z $from ]]; then stage build 420 bash -c "build '$programs'"; fi
+stage conformance-quick 180 "$programs/conform" quick
+if ! ((dry)) && [[ -n $emulated ]]; then
+    skip sanitizer "compute-sanitizer needs a device"
+elif ! ((dry)) && ! command -v compute-sanitizer >/dev/null; then
+    skip sanitizer "compute-sanitizer is not installed"
+else
+    for tool in memcheck racecheck; do
+        stage "$tool" 90 compute-sanitizer --tool "$tool" --error-exitcode 9 "$programs/gpu" --small
+    done
+fi
+stage bench 240 "$programs/gpu" "${small[@]}"
+if [[ -n $emulated ]] && ! ((dry)); then
+    skip peers "cuBLAS and Triton need a device"
+else
+    stage peers 300 python3 "$here/peers.py"
+fi
+# Last of what takes long: it has the time that is left.
+if ((full)); then stage conformance-full 600 "$programs/conform" full; fi
+stage table 30 python3 "$here/table.py" "$out"
+((dry)) && exit 0
+cat "$out/table.log"
+exit $failed

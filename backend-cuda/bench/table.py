@@ -1,0 +1,97 @@
+#!/usr/bin/env python3
+"""Puts the logs of run.sh into one table, OUT/BENCHMARKS.md, and prints it. Rows are the goals."""
+
+import datetime
+import json
+import pathlib
+import sys
+
+
+def rows_of(path):
+    """{row: values} of the JSON lines of a log; nothing if there is no log."""
+    found = {}
+    for line in path.read_text().splitlines() if path.exists() else []:
+        if line.startswith("{"):
+            value = json.loads(line)
+            found[value["row"]] = value
+    return found
+
+
+def ratio(ours, peer, what="seconds"):
+    if ours and peer and what in ours and what in peer:
+        return peer[what] / ours[what]
+    return None
+
+
+def main():
+    out = pathlib.Path(sys.argv[1])
+    ours, peers = rows_of(out / "bench.log"), rows_of(out / "peers.log")
+    emulated = any(row.get("emulated") for row in ours.values())
+    copy = max(
+        (r["bytes_per_second"] for r in (ours.get("copy"), peers.get("torch copy")) if r), default=None
+    )
+
+    # (what, row of ours, how it is judged, at least, aim for)
+    goals = [
+        ("MXFP4 prefill, Gaussian", "mxfp4 prefill gaussian", "cublas bf16 m8192", 1.0, 1.5),
+        ("MXFP4 prefill, outliers", "mxfp4 prefill outliers", "cublas bf16 m8192", 0.6, 1.0),
+        ("NVFP4 prefill", "nvfp4 prefill gaussian", "cublas bf16 m8192", 0.35, 0.6),
+        ("MXFP4 prefill / cuBLAS fp8", "mxfp4 prefill gaussian", "cublas fp8 m8192", None, None),
+        ("MXFP4 prefill / Triton dot_scaled", "mxfp4 prefill gaussian", "triton dot_scaled m8192", 1.0, 2.0),
+        ("MXFP4 prefill / dequantize + cuBLAS", "mxfp4 prefill gaussian", "triton dequantize + cublas m8192", 1.0, 2.0),
+        ("MXFP4 decode 16 / Triton dot_scaled", "mxfp4 decode m16", "triton dot_scaled m16", 1.0, 2.0),
+        ("MXFP4 decode 16 / cuBLAS bf16", "mxfp4 decode m16", "cublas bf16 m16", None, None),
+    ]
+    goals += [(f"{f.upper()} decode M = {m}", f"{f} decode m{m}", "copy", 0.6, 0.85) for f in ("mxfp4", "nvfp4") for m in (1, 4, 16)]
+    goals += [(f"{f.upper()} transform (32) + quantize", f"{f} transform quantize", "copy", 0.5, 0.8) for f in ("mxfp4", "nvfp4")]
+
+    lines = [f"# Benchmarks, {datetime.date.today()}", ""]
+    if emulated:
+        lines += ["**Run on the emulator: these times say nothing about a GPU.**", ""]
+    device = ours.get("device", {})
+    torch = peers.get("torch", {})
+    log = out / "device.log"
+    if log.exists():
+        lines += [f"Device, driver, memory, clocks: {log.read_text().strip()}", ""]
+    lines += [f"Backend on: {device.get('name', 'no device')}, compute capability {device.get('sm', '?')}. "
+              f"Peers: PyTorch {torch.get('version', 'absent')}.", ""]
+    if copy:
+        lines += [f"Copy inside device memory: {copy / 1e9:.0f} GB/s read and written.", ""]
+    lines += ["| work | time | rate | ratio to the peer | at least | aim for |", "|---|---|---|---|---|---|"]
+    measured = 0
+    for what, name, peer_name, least, aim in goals:
+        row = ours.get(name)
+        if not row:
+            lines.append(f"| {what} | not measured | | | {least or ''} | {aim or ''} |")
+            continue
+        measured += 1
+        rate = f"{row['tops']:.1f} TOPS" if "tops" in row else ""
+        if peer_name == "copy":
+            speed = row.get("bytes_per_second", row.get("weight_bytes_per_second"))
+            rate = f"{speed / 1e9:.1f} GB/s"
+            value = speed / copy if copy else None
+            against = "of copy"
+        else:
+            value = ratio(row, peers.get(peer_name))
+            against = f"x {peer_name.rsplit(' m', 1)[0]}"
+        shown = f"{value:.2f} {against}" if value else peers.get(peer_name, {}).get("error", "peer not measured")
+        verdict = "" if emulated or value is None or least is None else " (met)" if value >= least else " (missed)"
+        lines.append(f"| {what} | {row['seconds'] * 1e6:.1f} us | {rate} | {shown}{verdict} | {least or ''} | {aim or ''} |")
+    lines += ["", "Checked outputs and paths taken:", ""]
+    for name, row in ours.items():
+        if "checked" in row:
+            lines.append(f"- {name}: {row['checked']} outputs equal the reference bit for bit; {row['paths']}")
+    lines += ["", "Peers:", ""]
+    for name, row in peers.items():
+        if "tops" in row:
+            lines.append(f"- {name}: {row['seconds'] * 1e6:.1f} us, {row['tops']:.1f} TOPS {row.get('tile', '')}")
+        elif "error" in row:
+            lines.append(f"- {name}: {row['error']}")
+    lines += ["", "Stages:", "", "```text", (out / "stages.txt").read_text().rstrip(), "```", ""]
+    text = "\n".join(lines)
+    (out / "BENCHMARKS.md").write_text(text)
+    print(text)
+    return 0 if measured else 1
+
+
+sys.exit(main())

@@ -1,0 +1,310 @@
+//! What the kernels reach on a device: one JSON object a line, for `bench/run.sh` to put in a table.
+//!
+//! ```text
+//! cargo bench -p fp4-backend-cuda --bench gpu -- [--small] [--device INDEX] [--filter TEXT]
+//! ```
+//!
+//! Operands lie in device memory; a time is the best of five batches of calls, each batch ended by one
+//! synchronization. Weights of the decode rows are taken in turn from several copies that together
+//! exceed any L2 cache. Every product is checked against the reference before it is timed, bit for bit
+//! on sampled rows and columns. `--small` shrinks everything to what the emulator does in seconds: its
+//! times mean nothing, and the lines say so. Not yet run on hardware.
+
+use std::time::Instant;
+
+use anyhow::{Context, Result, bail, ensure};
+use cudarc::driver::CudaContext;
+use fp4_backend_cuda::{Cuda, CudaOperand, CudaTensor};
+use fp4_core::backend::{Resident, Sink, Source};
+use fp4_core::reference::Reference;
+use fp4_core::{
+    FloatSlice, FloatSliceMut, FloatType, Format, Matmul, PackedMatrix, PackedView, QuantSpec,
+    Transform, bf16, hadamard,
+};
+use serde_json::{Value, json};
+
+/// How values are drawn.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Data {
+    /// Standard normal.
+    Gaussian,
+    /// Normal, with one channel in 100 times 30.
+    Outliers,
+}
+
+/// splitmix64 (Steele, Lea and Flood, 2014).
+struct Rng(u64);
+
+impl Rng {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
+        let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        let z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        z ^ (z >> 31)
+    }
+
+    /// Irwin-Hall: twelve 16-bit uniforms, enough of a normal for a benchmark, and quick.
+    fn gauss(&mut self) -> f32 {
+        let sum: u64 = (0..3)
+            .map(|_| {
+                let z = self.next();
+                (z & 0xFFFF) + (z >> 16 & 0xFFFF) + (z >> 32 & 0xFFFF) + (z >> 48)
+            })
+            .sum();
+        (sum as f32 - 6.0 * 65535.0) / 65536.0
+    }
+}
+
+fn values(seed: u64, data: Data, rows: usize, k: usize) -> Vec<bf16> {
+    let mut rng = Rng(seed);
+    let mut x = Vec::with_capacity(rows * k);
+    for _ in 0..rows {
+        for channel in 0..k {
+            let outlier = data == Data::Outliers && channel % 100 == 7;
+            x.push(bf16::from_f32(rng.gauss() * if outlier { 30.0 } else { 1.0 }));
+        }
+    }
+    x
+}
+
+/// Seconds of one call: the best of five batches.
+fn time(cuda: &Cuda, small: bool, mut call: impl FnMut(usize) -> Result<()>) -> Result<f64> {
+    let mut batch = |calls: usize| -> Result<f64> {
+        cuda.synchronize()?;
+        let start = Instant::now();
+        for i in 0..calls {
+            call(i)?;
+        }
+        cuda.synchronize()?;
+        Ok(start.elapsed().as_secs_f64() / calls as f64)
+    };
+    if small {
+        return batch(1);
+    }
+    let once = batch(3)?;
+    let calls = ((0.1 / once) as usize).clamp(5, 2000);
+    (0..5).map(|_| batch(calls)).try_fold(f64::INFINITY, |best, t| Ok(best.min(t?)))
+}
+
+struct Bench {
+    cuda: Cuda,
+    small: bool,
+    filter: Option<String>,
+    rows: usize,
+}
+
+impl Bench {
+    fn wants(&self, name: &str) -> bool {
+        self.filter.as_deref().is_none_or(|text| name.contains(text))
+    }
+
+    fn print(&mut self, name: &str, mut row: Value) {
+        row["row"] = json!(name);
+        row["emulated"] = json!(self.small);
+        self.rows += 1;
+        println!("{row}");
+    }
+
+    /// Values on the device, quantized: the operand, and how it was made.
+    fn operand(&self, x: &[bf16], format: Format, rows: usize, k: usize) -> Result<CudaOperand> {
+        let tensor = self.tensor(x)?;
+        let spec = QuantSpec::usual(format);
+        let mut operand = self.cuda.empty_operand()?;
+        let source = Source::Resident(&tensor);
+        self.cuda.quantize_resident(source, [rows, k], &spec, None, &mut operand)?;
+        Ok(operand)
+    }
+
+    fn tensor(&self, x: &[bf16]) -> Result<CudaTensor> {
+        let mut tensor = self.cuda.empty_tensor()?;
+        self.cuda.upload(FloatSlice::from(x), &mut tensor)?;
+        Ok(tensor)
+    }
+
+    fn exported(&self, operand: &CudaOperand) -> Result<PackedMatrix> {
+        let mut packed = PackedMatrix::zeros(operand.shape());
+        self.cuda.export(operand, &mut packed.view_mut())?;
+        Ok(packed)
+    }
+
+    /// One product: checked, then timed. `copies` of the weight are used in turn.
+    fn matmul(
+        &mut self,
+        name: &str,
+        format: Format,
+        data: Data,
+        [m, n, k]: [usize; 3],
+        copies: usize,
+    ) -> Result<()> {
+        if !self.wants(name) {
+            return Ok(());
+        }
+        let a = self.operand(&values(1, data, m, k), format, m, k)?;
+        let weight = self.operand(&values(2, Data::Gaussian, n, k), format, n, k)?;
+        let weight = self.exported(&weight)?;
+        let prepared = (0..copies)
+            .map(|_| self.cuda.prepare(weight.clone()))
+            .collect::<Result<Vec<_>, _>>()?;
+        let mut y = self.cuda.empty_tensor()?;
+        let float = FloatType::Bf16;
+        let before = self.cuda.paths()?;
+        self.cuda.matmul_resident(&a, &prepared[0], 1.0, Sink::Resident(&mut y, float))?;
+        let paths = self.cuda.paths()?;
+        let checked = self.check(&a, weight.view(), &y, [m, n])?;
+        let seconds = time(&self.cuda, self.small, |i| {
+            let b = &prepared[i % copies];
+            self.cuda.matmul_resident(&a, b, 1.0, Sink::Resident(&mut y, float))?;
+            Ok(())
+        })?;
+        let bytes = weight.codes().len() + weight.scales().len();
+        self.print(
+            name,
+            json!({
+                "format": format!("{format:?}"), "data": format!("{data:?}"), "m": m, "n": n, "k": k,
+                "seconds": seconds,
+                "tops": 2.0 * m as f64 * n as f64 * k as f64 / seconds / 1e12,
+                "weight_bytes_per_second": bytes as f64 / seconds,
+                "checked": checked,
+                "paths": {
+                    "narrow": paths.narrow - before.narrow,
+                    "planes": paths.planes - before.planes,
+                    "wide": paths.wide - before.wide,
+                },
+            }),
+        );
+        Ok(())
+    }
+
+    /// Compares sampled outputs with the reference's, bit for bit: how many.
+    fn check(
+        &self,
+        a: &CudaOperand,
+        b: PackedView<'_>,
+        y: &CudaTensor,
+        [m, n]: [usize; 2],
+    ) -> Result<usize> {
+        let mut out = vec![bf16::ZERO; m * n];
+        self.cuda.download(y, FloatSliceMut::from(&mut out[..]))?;
+        let a = self.exported(a)?;
+        // A few columns at both ends and in the middle, of the first, a middle and the last row.
+        let span = n.min(24);
+        let mut checked = 0;
+        for first in [0, (n - span) / 2, n - span] {
+            let part = Reference.prepare(b.rows_range(first..first + span)?)?;
+            for row in [0, m / 2, m - 1] {
+                let mut expected = vec![bf16::ZERO; span];
+                let a = a.view().rows_range(row..row + 1)?;
+                Reference.matmul(a, &part, 1.0, FloatSliceMut::from(&mut expected[..]))?;
+                for (j, want) in expected.iter().enumerate() {
+                    let got = out[row * n + first + j];
+                    ensure!(
+                        got.to_bits() == want.to_bits(),
+                        "output ({row}, {}) is {:#06x}, the reference gives {:#06x}",
+                        first + j,
+                        got.to_bits(),
+                        want.to_bits()
+                    );
+                    checked += 1;
+                }
+            }
+        }
+        Ok(checked)
+    }
+
+    /// Fused transform and quantization of a bf16 matrix.
+    fn quantize(&mut self, name: &str, format: Format, [m, k]: [usize; 2]) -> Result<()> {
+        if !self.wants(name) {
+            return Ok(());
+        }
+        let x = self.tensor(&values(3, Data::Gaussian, m, k))?;
+        let mut h = vec![0f32; 32 * 32];
+        hadamard(32, &mut h)?;
+        let transform = Transform::shared(&h[..], 32)?;
+        let transform = self.cuda.load_transform(&transform, FloatType::Bf16)?;
+        let spec = QuantSpec::usual(format);
+        let mut out = self.cuda.empty_operand()?;
+        let seconds = time(&self.cuda, self.small, |_| {
+            let source = Source::Resident(&x);
+            self.cuda.quantize_resident(source, [m, k], &spec, Some(&transform), &mut out)?;
+            Ok(())
+        })?;
+        let packed = self.exported(&out)?;
+        let bytes = 2 * m * k + packed.codes().len() + packed.scales().len();
+        self.print(
+            name,
+            json!({
+                "format": format!("{format:?}"), "m": m, "k": k, "seconds": seconds,
+                "bytes_per_second": bytes as f64 / seconds,
+            }),
+        );
+        Ok(())
+    }
+
+    /// The roofline: a copy inside device memory, bytes read and written.
+    fn copy(&mut self, device: usize) -> Result<()> {
+        let stream = CudaContext::new(device)?.new_stream()?;
+        let len = if self.small { 1 << 20 } else { 1 << 30 };
+        let from = stream.alloc_zeros::<u8>(len)?;
+        let mut to = stream.alloc_zeros::<u8>(len)?;
+        let mut best = f64::INFINITY;
+        for _ in 0..5 {
+            stream.synchronize()?;
+            let start = Instant::now();
+            for _ in 0..10 {
+                stream.memcpy_dtod(&from, &mut to)?;
+            }
+            stream.synchronize()?;
+            best = best.min(start.elapsed().as_secs_f64() / 10.0);
+        }
+        self.print("copy", json!({ "bytes_per_second": 2.0 * len as f64 / best }));
+        Ok(())
+    }
+}
+
+fn main() -> Result<()> {
+    let (mut small, mut device, mut filter) = (false, 0, None);
+    let mut arguments = std::env::args().skip(1);
+    while let Some(argument) = arguments.next() {
+        match argument.as_str() {
+            "--bench" => {} // from cargo
+            "--small" => small = true,
+            "--device" => device = arguments.next().context("--device needs an index")?.parse()?,
+            "--filter" => filter = Some(arguments.next().context("--filter needs a text")?),
+            other => bail!("unknown argument {other}; see the top of benches/gpu.rs"),
+        }
+    }
+    let cuda = match Cuda::open(device) {
+        Ok(cuda) => cuda,
+        Err(error) => {
+            // `cargo bench` of the workspace runs on machines without a device too.
+            eprintln!("no CUDA device to measure: {error}");
+            return Ok(());
+        }
+    };
+    let info = cuda.device().clone();
+    let mut bench = Bench { cuda, small, filter, rows: 0 };
+    println!("{}", json!({ "row": "device", "name": info.name, "sm": info.compute_capability }));
+    let (big, tall) = if small { (256, 384) } else { (8192, 8192) };
+    let square = [big, big, big];
+    bench.copy(device)?;
+    bench.matmul("mxfp4 prefill gaussian", Format::MxFp4, Data::Gaussian, square, 1)?;
+    bench.matmul("mxfp4 prefill outliers", Format::MxFp4, Data::Outliers, square, 1)?;
+    bench.matmul("nvfp4 prefill gaussian", Format::NvFp4, Data::Gaussian, square, 1)?;
+    bench.matmul("nvfp4 prefill outliers", Format::NvFp4, Data::Outliers, square, 1)?;
+    for format in [Format::MxFp4, Format::NvFp4] {
+        for m in [1, 4, 16] {
+            let name = format!("{} decode m{m}", format!("{format:?}").to_lowercase());
+            bench.matmul(
+                &name,
+                format,
+                Data::Gaussian,
+                [m, tall, big],
+                if small { 2 } else { 8 },
+            )?;
+        }
+        let name = format!("{} transform quantize", format!("{format:?}").to_lowercase());
+        bench.quantize(&name, format, [big, big])?;
+    }
+    ensure!(bench.rows > 0, "no row matches the filter");
+    Ok(())
+}
