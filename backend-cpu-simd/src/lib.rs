@@ -63,11 +63,16 @@
 //! ```
 
 #![deny(unsafe_op_in_unsafe_fn)]
-
-#[cfg_attr(
-    not(any(target_arch = "x86_64", target_arch = "aarch64")),
-    allow(dead_code, reason = "WASM has no fold form, others have no kernels that plug in")
+#![cfg_attr(
+    not(any(
+        target_arch = "x86_64",
+        target_arch = "aarch64",
+        all(target_arch = "wasm32", target_feature = "simd128")
+    )),
+    allow(dead_code, unused_imports, unused_variables, reason = "no kernels plug into the tiles")
 )]
+
+#[cfg_attr(target_arch = "wasm32", allow(dead_code, reason = "WASM has no fold form"))]
 mod tiles;
 
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
