@@ -7,10 +7,11 @@
 //! Every row's answer is compared with the portable kernels' (one output row), which the tests
 //! compare with the reference. A time is the fastest of several samples, for the work, the
 //! rooflines and the peers alike: other load on the machine only ever adds. One thread is timed by
-//! its processor time, several by the wall. Rooflines: `vpdpbusd`
-//! on registers for products of 8 and more rows, streaming reads (of a buffer as large as the
+//! its processor time, several by the wall. Rooflines: `vpdpbusd`, or `vpmaddubsw` for AVX2, on
+//! registers for products of 8 and more rows; streaming reads (of a buffer as large as the
 //! weights if they are hot, larger than the last-level cache if cold) for the others and for
-//! quantization. `--filter` keeps rows whose key, such as `gemm mxfp4 avx512-vnni m512`, has TEXT.
+//! quantization. `--filter` keeps rows whose key, such as
+//! `gemm mxfp4 avx512-vnni m512 t1 n4096 gaussian t4`, has TEXT.
 
 mod common;
 
@@ -67,11 +68,12 @@ impl Clock {
     }
 }
 
-/// Seconds of the fastest of at least five samples.
+/// Seconds of the fastest sample: at least five, unless they take a second.
 fn fastest(clock: Clock, budget: Duration, mut f: impl FnMut()) -> f64 {
     f();
     let (start, mut best, mut samples) = (Instant::now(), f64::INFINITY, 0);
-    while samples < 5 || start.elapsed() < budget {
+    let second = Duration::from_secs(1).max(budget);
+    while samples < 5 && start.elapsed() < second || start.elapsed() < budget {
         let sample = clock.now(start);
         f();
         best = best.min(clock.now(start) - sample);
@@ -107,12 +109,11 @@ fn dot_peak(isa: Isa, budget: Duration) -> Option<f64> {
     }
     #[target_feature(enable = "avx2")]
     fn ymm(n: usize) -> i32 {
-        let mut acc = [_mm256_setzero_si256(); 8];
-        let a = black_box(_mm256_set1_epi8(3));
-        let b: [__m256i; 4] = std::array::from_fn(|i| black_box(_mm256_set1_epi8(i as i8)));
+        let mut acc: [__m256i; 12] = std::array::from_fn(|i| _mm256_set1_epi8(i as i8));
+        let b = black_box(_mm256_set1_epi8(5));
         for _ in 0..n {
-            for (i, acc) in acc.iter_mut().enumerate() {
-                *acc = _mm256_add_epi16(*acc, _mm256_maddubs_epi16(black_box(a), b[i % 4]));
+            for acc in &mut acc {
+                *acc = _mm256_maddubs_epi16(*acc, b);
             }
         }
         acc.into_iter().fold(0, |sum, acc| sum ^ _mm256_extract_epi32::<0>(acc))
@@ -132,7 +133,7 @@ fn dot_peak(isa: Isa, budget: Duration) -> Option<f64> {
             black_box(unsafe { ymm(black_box(N)) });
         };
         let seconds = fastest(Clock::Thread, budget, run);
-        return Some((N * 8 * 32) as f64 / seconds / 1e9);
+        return Some((N * 12 * 32) as f64 / seconds / 1e9);
     }
     None
 }
@@ -317,8 +318,11 @@ fn measure(machine: &Machine, cache: usize, options: &Options, rows: &mut Vec<Ro
         }
         for case in cases(options.quick) {
             let Case { format, data, n, k, .. } = case;
-            let keys = case.rows.iter().map(|&m| (m, key("gemm", format, isa, m, machine.threads)));
-            let ms: Vec<usize> = keys.filter(|(_, key)| wanted(key)).map(|(m, _)| m).collect();
+            let key = |m| {
+                let key = key("gemm", format, isa, m, machine.threads);
+                format!("{key} n{n} {} {}", data[0].name(), data[1].name())
+            };
+            let ms: Vec<usize> = case.rows.iter().copied().filter(|&m| wanted(&key(m))).collect();
             if ms.is_empty() {
                 continue;
             }
@@ -326,8 +330,11 @@ fn measure(machine: &Machine, cache: usize, options: &Options, rows: &mut Vec<Ro
             let w = quantized(&backend, format, &w, [n, k]);
             let weight = backend.prepare(w.view()).expect("prepares");
             // So many copies that the next one has left the cache.
-            let copies =
-                if options.quick && machine.threads > 1 { 0 } else { 2 * cache / w.codes().len() };
+            let copies = if ms[0] > 8 || options.quick && machine.threads > 1 {
+                0
+            } else {
+                2 * cache / w.codes().len()
+            };
             let cold: Vec<_> = (0..copies).map(|_| weight.clone()).collect();
             for m in ms {
                 let a = values(&mut Rng(m as u64), data[0], m, k);

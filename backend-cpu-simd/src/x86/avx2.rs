@@ -8,8 +8,8 @@
 //!         sum[row] += t . (s_a * s_b)                                vpmullw, vpmaddwd, vpaddd
 //! ```
 //!
-//! A panel takes four passes, a quarter of its columns each; the tile of A stays in the first-level
-//! cache. An MXFP4 chunk is two halves of the same scale.
+//! A panel takes four passes, a quarter of its columns each, over a block of chunks that stays in the
+//! first-level cache. An MXFP4 chunk is two halves of the same scale.
 //!
 //! # Why it is exact
 //!
@@ -21,6 +21,7 @@
 //! [`group_chunks`]: crate::tiles::gemm::group_chunks
 
 use std::arch::x86_64::*;
+use std::ops::Range;
 
 use fp4_core::{E2m1, Format, Unsupported};
 
@@ -30,6 +31,8 @@ use crate::isa::Isa;
 
 /// Rows of the largest tile.
 const ROWS: usize = 6;
+/// Chunks of a tile and a panel that the first-level cache holds: 18 KB.
+const BLOCK: usize = 32;
 
 /// Proof that this CPU has AVX2, FMA and F16C.
 #[derive(Debug, Clone, Copy)]
@@ -102,12 +105,9 @@ impl Kernels for Avx2 {
 
     fn group(self, a: TileView<'_>, b: PanelView<'_>, steps: Steps<'_>, sums: &mut Sums) {
         expect_inside(Form::Group, a, b, steps);
-        for quarter in 0..4 {
-            // SAFETY: `self` proves the features; all steps are inside their buffers; R is the
-            // tile's number of rows.
-            by_rows!(a.rows, quarter_rows(a, b, steps, quarter, sums),
-                1: 1, 2: 1, 3: 1, 4: 1, 5: 1, 6: 1);
-        }
+        // SAFETY: `self` proves the features; all steps are inside their buffers; R is the
+        // tile's number of rows.
+        by_rows!(a.rows, panel_rows(a, b, steps, sums), 1: 1, 2: 1, 3: 1, 4: 1, 5: 1, 6: 1);
     }
 }
 
@@ -158,17 +158,51 @@ fn scale_sums(from: &[i32; COLUMNS], correction: i32, by: Scaling<'_>, to: &mut 
 /// # Safety
 /// The CPU has the features; R is the number of rows of `a`; the steps are inside the buffers.
 #[target_feature(enable = "avx2")]
-unsafe fn quarter_rows<const R: usize, const U: usize>(
+unsafe fn panel_rows<const R: usize, const U: usize>(
     a: TileView<'_>,
     b: PanelView<'_>,
     steps: Steps<'_>,
-    quarter: usize,
     sums: &mut Sums,
 ) {
     const { assert!(U == 1 && R <= ROWS) };
+    let mut acc = [[_mm256_setzero_si256(); R]; 4];
+    for start in (0..steps.len()).step_by(BLOCK) {
+        let block = start..steps.len().min(start + BLOCK);
+        for (quarter, acc) in acc.iter_mut().enumerate() {
+            // SAFETY: as the caller says.
+            unsafe { quarter_rows(a, b, steps, block.clone(), quarter, acc) };
+        }
+    }
+    for (quarter, acc) in acc.iter().enumerate() {
+        let (h, q) = (quarter / 2, quarter % 2);
+        for (sums, &acc) in sums.iter_mut().zip(acc) {
+            let lanes: [i32; 8] = wide::bytemuck::cast(acc);
+            for i in 0..4 {
+                // The halves of one column.
+                let sum = lanes[2 * i].wrapping_add(lanes[2 * i + 1]);
+                sums[8 * q + 4 * (i / 2) + 2 * h + i % 2] = sum;
+            }
+        }
+    }
+}
+
+/// Adds the steps `block` of a quarter of the columns to `acc`.
+///
+/// # Safety
+/// As [`panel_rows`].
+#[inline(never)]
+#[target_feature(enable = "avx2")]
+unsafe fn quarter_rows<const R: usize>(
+    a: TileView<'_>,
+    b: PanelView<'_>,
+    steps: Steps<'_>,
+    block: Range<usize>,
+    quarter: usize,
+    sums: &mut [__m256i; R],
+) {
     let (h, q) = (quarter / 2, quarter % 2);
-    let mut acc = [_mm256_setzero_si256(); R];
-    for i in 0..steps.len() {
+    let mut acc = *sums;
+    for i in block {
         let [a_chunk, a_slot, b_chunk, b_slot] = steps.at(i);
         // SAFETY: the step is inside, by the caller: its lines, 32 scale bytes, codes, sums and
         // scales of R rows.
@@ -190,14 +224,7 @@ unsafe fn quarter_rows<const R: usize, const U: usize>(
             }
         }
     }
-    for (sums, acc) in sums.iter_mut().zip(acc) {
-        let lanes: [i32; 8] = wide::bytemuck::cast(acc);
-        for i in 0..4 {
-            // The halves of one column.
-            let sum = lanes[2 * i].wrapping_add(lanes[2 * i + 1]);
-            sums[8 * q + 4 * (i / 2) + 2 * h + i % 2] = sum;
-        }
-    }
+    *sums = acc;
 }
 
 /// The weights of a quarter of a chunk, v + 12, by steps: half `q` of two lines.

@@ -109,7 +109,7 @@ fn load(line: &Line) -> __m512i {
     unsafe { _mm512_loadu_si512(line.0.as_ptr().cast()) }
 }
 
-/// `$body` for `$r` = 0, 1, ..., `$rows` - 1, written out: a loop of this length with a long body would
+/// `$body` for `$r` = 0, 1, ..., `$rows` - 1, which also is the constant `ROW`, written out: a loop of this length with a long body would
 /// not be unrolled, and its accumulators not be kept in registers.
 macro_rules! each_row {
     ($rows:ident, $r:ident, $body:block) => {
