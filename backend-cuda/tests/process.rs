@@ -1,0 +1,216 @@
+//! What depends on the process's surroundings: failures, devices, warp orders, the cache, a machine without
+//! NVRTC. Each case runs a test marked `ignore` in a process of its own, because the driver library reads its
+//! environment once; that the process ends well shows that it stayed alive.
+//!
+//! Needs the stand-in of `emulator/` and NVRTC in `LD_LIBRARY_PATH`: feature `emulated`.
+
+#![cfg(feature = "emulated")]
+#![allow(missing_docs)]
+
+mod common;
+
+use std::env;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use common::{Rng, operand, passes_apart, same_bits};
+use fp4_backend_cuda::Cuda;
+use fp4_core::{
+    DeviceError, Error, Format, Matmul, PackedMatrix, QuantSpec, QuantizeInput, Quantizer,
+    Unsupported, reference,
+};
+use sha2::{Digest, Sha256};
+
+/// Quantizes and multiplies by every kernel file, and compares with the reference.
+fn work(cuda: &Cuda) -> Result<(), Error> {
+    let mut rng = Rng(31);
+    for format in Format::ALL {
+        let (m, n, k) = (70, 67, 320);
+        let spec = QuantSpec::usual(format);
+        let x: Vec<f32> = (0..m * k).map(|_| rng.value()).collect();
+        let b = operand(&mut rng, format, n, k, |rng| 0x30 + rng.byte() % 24);
+        let input = QuantizeInput::new(&x[..], m, k, &spec)?;
+        let (mut got, mut expected) =
+            (PackedMatrix::zeros(input.shape()), PackedMatrix::zeros(input.shape()));
+        reference::quantize(&input, &mut expected.view_mut())?;
+        let mut y = vec![0f32; m * n];
+        reference::matmul(expected.view(), b.view(), 0.3, (&mut y[..]).into())?;
+
+        cuda.quantize(&input, &mut got.view_mut())?;
+        assert_eq!(got.view(), expected.view());
+        let weight = cuda.prepare(b.view())?;
+        let mut z = vec![0f32; m * n];
+        cuda.matmul(got.view(), &weight, 0.3, (&mut z[..]).into())?;
+        same_bits(&z, &y, "matmul");
+        let naive = cuda.clone().with_ladder(fp4_backend_cuda::Ladder::Naive);
+        naive.matmul(got.view(), &weight, 0.3, (&mut z[..]).into())?;
+        same_bits(&z, &y, "naive matmul");
+    }
+    Ok(())
+}
+
+#[test]
+#[ignore = "run by others in a process of its own"]
+fn child_works() {
+    work(&Cuda::open(0).unwrap()).unwrap();
+}
+
+#[test]
+#[ignore = "run by others in a process of its own"]
+fn child_reports_what_failed() {
+    let outcome = Cuda::open(0).and_then(|cuda| work(&cuda));
+    match outcome {
+        Ok(()) => println!("outcome: nothing failed"),
+        Err(Error::Device(DeviceError::OutOfMemory { bytes })) => {
+            assert!(bytes > 0);
+            println!("outcome: out of memory");
+        }
+        Err(Error::Device(DeviceError::Lost)) => println!("outcome: lost"),
+        Err(other) => println!("outcome: {other}"),
+    }
+    // The process goes on: with the reference, and asking for the device again does not panic.
+    let b = operand(&mut Rng(1), Format::NvFp4, 2, 16, |_| 0x38);
+    reference::matmul(b.view(), b.view(), 1.0, (&mut [0f32; 4][..]).into()).unwrap();
+    let _ = fp4_backend_cuda::open(0);
+}
+
+#[test]
+fn failures_are_values_and_the_process_lives() {
+    let mut seen = Vec::new();
+    for (fault, numbers, expected) in [
+        ("alloc", [1, 2, 3, 5, 8], "outcome: out of memory"),
+        ("launch", [1, 2, 3, 5, 7], "outcome: lost"),
+        ("sync", [1, 2, 3, 4, 5], "outcome: lost"),
+    ] {
+        for n in numbers {
+            let fail = format!("{fault}:{n}");
+            let text = passes_apart("child_reports_what_failed", &[("FP4_EMULATOR_FAIL", &fail)]);
+            assert!(text.contains(expected), "{fail}: {text}");
+            seen.push(fail);
+        }
+    }
+    println!("{} failures, each reported", seen.len());
+    let text = passes_apart("child_reports_what_failed", &[("FP4_EMULATOR_FAIL", "alloc:100000")]);
+    assert!(text.contains("outcome: nothing failed"), "{text}");
+}
+
+#[test]
+#[ignore = "run by others in a process of its own"]
+fn child_sees_the_devices_it_was_given() {
+    let count: usize = env::var("FP4_EMULATOR_DEVICES").unwrap().parse().unwrap();
+    let old = env::var("FP4_EMULATOR_SM").is_ok_and(|sm| sm == "75");
+    for index in 0..=count {
+        match (fp4_backend_cuda::open(index), index < count, old) {
+            (Ok(_), true, false) => work(&Cuda::open(index).unwrap()).unwrap(),
+            (Err(reason), true, true) => {
+                assert_eq!(reason, Unsupported::DeviceTooOld { found: 75, needed: 80 });
+            }
+            (Err(reason), false, _) => assert_eq!(reason, Unsupported::NoDevice),
+            (opened, ..) => panic!("device {index} of {count}: {opened:?}"),
+        }
+    }
+}
+
+#[test]
+fn devices_are_opened_by_index_and_old_ones_refused() {
+    for (count, sm) in [("0", "90"), ("1", "75"), ("1", "80"), ("1", "89"), ("3", "90")] {
+        let environment = [("FP4_EMULATOR_DEVICES", count), ("FP4_EMULATOR_SM", sm)];
+        passes_apart("child_sees_the_devices_it_was_given", &environment);
+    }
+}
+
+#[test]
+fn every_order_of_warps_and_copies_gives_the_same_bits() {
+    for order in ["forward", "reverse", "shuffle:1", "shuffle:2"] {
+        for copies in ["late", "early"] {
+            let environment = [("FP4_EMULATOR_ORDER", order), ("FP4_EMULATOR_ASYNC", copies)];
+            passes_apart("child_works", &environment);
+        }
+    }
+}
+
+/// The library path with or without the folders that hold NVRTC.
+fn library_path(with_nvrtc: bool) -> String {
+    let holds_nvrtc = |folder: &PathBuf| {
+        fs::read_dir(folder).is_ok_and(|mut files| {
+            files.any(|f| {
+                f.is_ok_and(|f| f.file_name().to_string_lossy().starts_with("libnvrtc.so"))
+            })
+        })
+    };
+    let path = env::var_os("LD_LIBRARY_PATH").unwrap_or_default();
+    let all: Vec<_> = env::split_paths(&path).collect();
+    assert!(all.iter().any(holds_nvrtc), "NVRTC is not in LD_LIBRARY_PATH");
+    let kept = all.into_iter().filter(|folder| with_nvrtc || !holds_nvrtc(folder));
+    env::join_paths(kept).unwrap().into_string().unwrap()
+}
+
+fn files(folder: &Path) -> Vec<(PathBuf, Vec<u8>)> {
+    let Ok(entries) = fs::read_dir(folder) else { return Vec::new() };
+    let mut files: Vec<_> = entries
+        .map(|entry| entry.unwrap().path())
+        .map(|path| (path.clone(), fs::read(path).unwrap()))
+        .collect();
+    files.sort();
+    files
+}
+
+#[test]
+fn without_nvrtc_the_prebuilt_kernels_run_and_nothing_is_cached() {
+    let folder = tempfile::tempdir().unwrap();
+    let cache = folder.path().join("cache");
+    let path = library_path(false);
+    let environment = [
+        ("LD_LIBRARY_PATH", &*path),
+        ("FP4_CUDA_CACHE", cache.to_str().unwrap()),
+        ("FP4_EMULATOR_SM", "86"),
+    ];
+    passes_apart("child_works", &environment);
+    assert_eq!(files(&cache), []);
+}
+
+#[test]
+fn an_architecture_that_nvrtc_does_not_know_takes_the_prebuilt_kernels() {
+    let folder = tempfile::tempdir().unwrap();
+    let environment =
+        [("FP4_EMULATOR_SM", "99"), ("FP4_CUDA_CACHE", folder.path().to_str().unwrap())];
+    passes_apart("child_works", &environment);
+    assert_eq!(files(folder.path()), []);
+}
+
+#[test]
+fn compiled_kernels_are_kept_and_damaged_ones_made_anew() {
+    let folder = tempfile::tempdir().unwrap();
+    let cache = folder.path().join("made when needed");
+    let environment = [("FP4_CUDA_CACHE", cache.to_str().unwrap())];
+    passes_apart("child_works", &environment);
+    let first = files(&cache);
+    assert!(first.len() >= 3, "{} files", first.len());
+
+    // Kept: the files are read, not written again.
+    let times = || -> Vec<_> {
+        first.iter().map(|(path, _)| fs::metadata(path).unwrap().modified().unwrap()).collect()
+    };
+    let before = times();
+    passes_apart("child_works", &environment);
+    assert_eq!(times(), before);
+
+    // Damaged in three ways: cut, changed, and whole but no image at all.
+    let no_image = b"no image at all".repeat(10);
+    for ((path, bytes), way) in first.iter().zip([0, 1, 2].iter().cycle()) {
+        let damaged = match way {
+            0 => bytes[..bytes.len() / 2].to_vec(),
+            1 => [&bytes[..bytes.len() - 1], &[bytes[bytes.len() - 1] ^ 1]].concat(),
+            _ => [&Sha256::digest(&no_image)[..], &no_image].concat(),
+        };
+        fs::write(path, damaged).unwrap();
+    }
+    passes_apart("child_works", &environment);
+    let lengths = |files: &[(PathBuf, Vec<u8>)]| -> Vec<_> {
+        files.iter().map(|(path, bytes)| (path.clone(), bytes.len())).collect()
+    };
+    assert_eq!(lengths(&files(&cache)), lengths(&first));
+
+    // An empty name turns the cache off.
+    passes_apart("child_works", &[("FP4_CUDA_CACHE", "")]);
+}

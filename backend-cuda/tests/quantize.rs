@@ -1,0 +1,206 @@
+//! Quantization, dequantization and layouts against the reference, bit for bit [C1 to C5, C7].
+//!
+//! Needs a device, or the stand-in of `emulator/` in `LD_LIBRARY_PATH`: feature `emulated`.
+
+#![cfg(feature = "emulated")]
+#![allow(missing_docs)]
+
+mod common;
+
+use common::{Rng, same_bits};
+use fp4_backend_cuda::Cuda;
+use fp4_core::{
+    Error, Float, GroupSize, PackedMatrix, QuantSpec, QuantizeInput, Quantizer, ScaleType, Swizzle,
+    TieMode, Transform, bf16, f16, reference,
+};
+
+/// Quantizes by both and compares; returns values quantized.
+fn check<T: Float>(
+    cuda: &Cuda,
+    x: &[T],
+    [rows, k]: [usize; 2],
+    spec: &QuantSpec,
+    transform: Option<Transform<'_>>,
+    given: Option<&[u8]>,
+    case: &str,
+) -> usize {
+    let mut input =
+        QuantizeInput::new(x, rows, k, spec).unwrap().with_transform(transform).unwrap();
+    if let Some(given) = given {
+        input = input.with_scales(given).unwrap();
+    }
+    let (mut got, mut expected) =
+        (PackedMatrix::zeros(input.shape()), PackedMatrix::zeros(input.shape()));
+    cuda.quantize(&input, &mut got.view_mut()).unwrap();
+    reference::quantize(&input, &mut expected.view_mut()).unwrap();
+    assert_eq!(got.scales(), expected.scales(), "{case}: scales");
+    assert_eq!(got.codes(), expected.codes(), "{case}: codes");
+    rows * k
+}
+
+fn specs(scale: ScaleType, group: GroupSize) -> Vec<QuantSpec> {
+    let settings = match scale {
+        ScaleType::E8M0 => [(1.0 / 3.0, 4.0), (1.0, 6.0), (1e-30, 1.0)],
+        ScaleType::E4M3 => [(0.1, 6.0), (1.0, 6.0), (1e-6, 4.0)],
+    };
+    settings.iter().map(|&(gs, ss)| QuantSpec::new(scale, group, gs, ss).unwrap()).collect()
+}
+
+#[test]
+fn every_setting_and_type_equals_the_reference() {
+    fn of_type<T: Float>(cuda: &Cuda, rng: &mut Rng) -> usize {
+        let mut values = 0;
+        for scale in ScaleType::ALL {
+            for group in GroupSize::ALL {
+                for spec in specs(scale, group) {
+                    let tie = TieMode::ALL[rng.below(4)];
+                    let spec = spec.with_tie(tie);
+                    for (rows, k) in [(1, group.get()), (3, 5 * group.get()), (2, 2176)] {
+                        let x: Vec<T> = (0..rows * k).map(|_| T::from_f32(rng.value())).collect();
+                        let given: Vec<u8> =
+                            (0..rows * k / group.get()).map(|_| rng.byte()).collect();
+                        let given = (rng.below(3) == 0).then_some(&given[..]);
+                        let case = format!("{} {spec:?} {rows}x{k}", T::TYPE);
+                        values += check(cuda, &x, [rows, k], &spec, None, given, &case);
+                    }
+                }
+            }
+        }
+        values
+    }
+    let (cuda, mut rng) = (Cuda::open(0).unwrap(), Rng(20));
+    let values = of_type::<f32>(&cuda, &mut rng)
+        + of_type::<f16>(&cuda, &mut rng)
+        + of_type::<bf16>(&cuda, &mut rng);
+    println!("{values} values quantized");
+    assert!(values > 300_000);
+}
+
+#[test]
+fn every_tie_and_its_neighbours_in_every_mode() {
+    let cuda = Cuda::open(0).unwrap();
+    // A scale of 1 and gs = 1: the quotient is the value itself.
+    let spec = QuantSpec::new(ScaleType::E8M0, GroupSize::G16, 1.0, 6.0).unwrap();
+    let mut x = Vec::new();
+    for midpoint in [0.25f32, 0.75, 1.25, 1.75, 2.5, 3.5, 5.0, 6.0, 0.0, f32::MIN_POSITIVE, 1.0] {
+        for bits in midpoint.to_bits().saturating_sub(2)..=midpoint.to_bits() + 2 {
+            x.extend([f32::from_bits(bits), -f32::from_bits(bits)]);
+        }
+    }
+    x.extend([f32::NAN, -f32::NAN, f32::INFINITY, f32::NEG_INFINITY]);
+    x.resize(x.len().next_multiple_of(16), 0.0);
+    let given = vec![127; x.len() / 16];
+    for tie in TieMode::ALL {
+        let (k, spec) = (x.len(), spec.with_tie(tie));
+        check(&cuda, &x, [1, k], &spec, None, Some(&given), &format!("{tie:?}"));
+    }
+}
+
+#[test]
+fn scales_of_every_amax_near_a_rounding_boundary() {
+    let cuda = Cuda::open(0).unwrap();
+    for scale in ScaleType::ALL {
+        let spec = QuantSpec::new(scale, GroupSize::G16, 1.0, 1.0).unwrap();
+        // One group for each finite byte: its value, the midpoint to the next, and neighbours.
+        let mut x = Vec::new();
+        for byte in 0..=254u8 {
+            let (here, next) = (scale.decode(byte), scale.decode(byte.saturating_add(1)));
+            if here.is_nan() || next.is_nan() || here < 0.0 || next < here {
+                continue;
+            }
+            let middle = here / 2.0 + next / 2.0;
+            for amax in [here, middle, middle.next_up(), middle.next_down()] {
+                x.push(amax);
+                x.extend([0.0; 15]);
+            }
+        }
+        let k = x.len();
+        check(&cuda, &x, [1, k], &spec, None, None, &format!("{scale}"));
+        assert!(k > 16 * 4 * 100);
+    }
+}
+
+#[test]
+fn transforms_shared_and_per_block_equal_the_reference() {
+    fn of_type<T: Float>(cuda: &Cuda, rng: &mut Rng) -> usize {
+        let mut values = 0;
+        for block in [16, 32, 64, 128] {
+            for group in GroupSize::ALL {
+                let k = 3 * block.max(group.get());
+                for per_block in [false, true] {
+                    let blocks = if per_block { k / block } else { 1 };
+                    let t: Vec<f32> = (0..blocks * block * block).map(|_| rng.value()).collect();
+                    let t = match per_block {
+                        true => Transform::per_block(&t[..], block, blocks),
+                        false => Transform::shared(&t[..], block),
+                    };
+                    let rows = [1, 65][rng.below(2)];
+                    let x: Vec<T> = (0..rows * k).map(|_| T::from_f32(rng.value())).collect();
+                    let scale = ScaleType::ALL[rng.below(2)];
+                    let spec = specs(scale, group)[rng.below(3)];
+                    let case = format!("{} block {block} group {group} rows {rows}", T::TYPE);
+                    values += check(cuda, &x, [rows, k], &spec, Some(t.unwrap()), None, &case);
+                }
+            }
+        }
+        values
+    }
+    let (cuda, mut rng) = (Cuda::open(0).unwrap(), Rng(21));
+    let values = of_type::<f32>(&cuda, &mut rng)
+        + of_type::<f16>(&cuda, &mut rng)
+        + of_type::<bf16>(&cuda, &mut rng);
+    println!("{values} values transformed");
+}
+
+#[test]
+fn dequantized_values_equal_the_reference() {
+    fn of_type<T: Float>(cuda: &Cuda, packed: &PackedMatrix, gs: f32) -> usize {
+        let len = packed.shape().rows() * packed.shape().k();
+        let (mut got, mut expected) = (vec![T::default(); len], vec![T::default(); len]);
+        cuda.dequantize(packed.view(), gs, T::wrap_mut(&mut got)).unwrap();
+        reference::dequantize(packed.view(), gs, T::wrap_mut(&mut expected)).unwrap();
+        same_bits(&got, &expected, &format!("{:?}", packed.shape()))
+    }
+    let (cuda, mut rng, mut values) = (Cuda::open(0).unwrap(), Rng(22), 0);
+    for scale in ScaleType::ALL {
+        for group in GroupSize::ALL {
+            let spec = QuantSpec::new(scale, group, 0.3, 4.0).unwrap();
+            // Every code under every scale byte, in rows that need padding.
+            let shape = spec.shape(3, 256 * group.get() + group.get()).unwrap();
+            let codes = (0..shape.codes_len()).map(|_| rng.byte()).collect();
+            let scales = (0..shape.scales_len()).map(|i| i as u8).collect();
+            let packed = PackedMatrix::new(shape, codes, scales).unwrap();
+            values += of_type::<f32>(&cuda, &packed, 0.3)
+                + of_type::<f16>(&cuda, &packed, 1e-3)
+                + of_type::<bf16>(&cuda, &packed, 1.0);
+        }
+    }
+    println!("{values} values dequantized");
+    let packed =
+        PackedMatrix::zeros(QuantSpec::usual(fp4_core::Format::NvFp4).shape(1, 16).unwrap());
+    let mut out = [0f32; 16];
+    let refused = cuda.dequantize(packed.view(), f32::NAN, (&mut out[..]).into());
+    assert!(matches!(refused, Err(Error::ScaleSetting { .. })), "{refused:?}");
+    let refused = cuda.dequantize(packed.view(), 1.0, (&mut out[..15]).into());
+    assert!(matches!(refused, Err(Error::Len { .. })), "{refused:?}");
+}
+
+#[test]
+fn swizzling_equals_the_reference_both_ways() {
+    let (cuda, mut rng) = (Cuda::open(0).unwrap(), Rng(23));
+    for (rows, cols) in [(0, 4), (4, 0), (1, 1), (128, 4), (129, 5), (300, 9)] {
+        let layout = Swizzle::new(rows, cols).unwrap();
+        let scales: Vec<u8> = (0..rows * cols).map(|_| rng.byte()).collect();
+        let (mut got, mut expected) = (vec![7; layout.len()], vec![0; layout.len()]);
+        cuda.swizzle(&layout, &scales, &mut got).unwrap();
+        layout.swizzle(&scales, &mut expected).unwrap();
+        assert_eq!(got, expected, "{rows} x {cols}");
+        // The padding is dropped, whatever is in it.
+        let noise: Vec<u8> = (0..layout.len()).map(|_| rng.byte()).collect();
+        let (mut got, mut expected) = (vec![7; rows * cols], vec![0; rows * cols]);
+        cuda.unswizzle(&layout, &noise, &mut got).unwrap();
+        layout.unswizzle(&noise, &mut expected).unwrap();
+        assert_eq!(got, expected, "{rows} x {cols} back");
+        assert!(cuda.swizzle(&layout, &[0; 7], &mut got).is_err());
+    }
+}
