@@ -52,8 +52,7 @@ impl Cuda {
     /// [`Error::Unsupported`] with the reason why there is none: no driver library, no device with
     /// that index, a driver or device that is too old. [`Error::Device`] if it does not start.
     pub fn open(index: usize) -> Result<Self, Error> {
-        let version = driver::version()?;
-        let info = driver::check(&driver::devices()?, index)?.clone();
+        let (version, info) = driver::device(index)?;
         let gpu = Arc::new(Gpu::open(index, info, version)?);
         let mut device_paths = Buffer::default();
         device_paths.zero(&gpu.stream, PATHS_BYTES)?;

@@ -33,7 +33,7 @@ pub struct Device {
 /// # Errors
 /// [`Unsupported::NoDriver`] without a driver library, [`Unsupported::NoDevice`] if the driver does
 /// not start, [`Unsupported::DriverTooOld`].
-pub(crate) fn version() -> Result<i32, Unsupported> {
+fn version() -> Result<i32, Unsupported> {
     // SAFETY: only loads and unloads the system's driver library by its well-known name.
     if !unsafe { sys::is_culib_present() } {
         return Err(Unsupported::NoDriver);
@@ -62,6 +62,15 @@ pub fn devices() -> Result<Vec<Device>, Unsupported> {
     (0..count).map(|ordinal| describe(ordinal).map_err(no_device)).collect()
 }
 
+/// The driver's version (1000 * major + 10 * minor) and the device with this index, in its order.
+///
+/// # Errors
+/// As [`devices`]; [`Unsupported::NoDevice`] without a device of that index,
+/// [`Unsupported::DeviceTooOld`].
+pub fn device(index: usize) -> Result<(i32, Device), Unsupported> {
+    Ok((version()?, check(&devices()?, index)?.clone()))
+}
+
 fn describe(ordinal: i32) -> Result<Device, result::DriverError> {
     use sys::CUdevice_attribute as Attribute;
     let device = result::device::get(ordinal)?;
@@ -73,7 +82,7 @@ fn describe(ordinal: i32) -> Result<Device, result::DriverError> {
 }
 
 /// Checks that the device with this index exists and is new enough.
-pub(crate) fn check(devices: &[Device], index: usize) -> Result<&Device, Unsupported> {
+fn check(devices: &[Device], index: usize) -> Result<&Device, Unsupported> {
     let device = devices.get(index).ok_or(Unsupported::NoDevice)?;
     if device.compute_capability < MIN_COMPUTE_CAPABILITY {
         return Err(Unsupported::DeviceTooOld {

@@ -256,3 +256,34 @@ pub(crate) const fn tie(mode: TieMode) -> Arg {
         TieMode::Up => 3,
     })
 }
+
+#[cfg(all(test, feature = "emulated"))]
+mod tests {
+    use super::*;
+    use crate::driver;
+
+    /// A kernel that no compiler takes and that has no prebuilt image.
+    static BROKEN: Family = Family { name: "broken", source: "not C++ at all;", prebuilt: None };
+
+    #[test]
+    fn a_kernel_that_does_not_compile_is_an_error_and_the_device_goes_on() {
+        let (version, device) = driver::device(0).unwrap();
+        let gpu = Gpu::open(0, device, version).unwrap();
+        for _ in 0..2 {
+            let refused = gpu.launch((&BROKEN, "kernel"), 1, 32, &[]);
+            assert_eq!(refused, Err(Error::Device(DeviceError::KernelBuild)));
+        }
+        let unknown = gpu.launch((&crate::sources::LAYOUT, "no such kernel"), 1, 32, &[]);
+        assert_eq!(unknown, Err(Error::Device(DeviceError::KernelBuild)));
+        assert_eq!(gpu.synchronize(), Ok(()));
+    }
+
+    #[test]
+    fn a_grid_past_the_device_s_limit_is_an_error() {
+        let (version, device) = driver::device(0).unwrap();
+        let gpu = Gpu::open(0, device, version).unwrap();
+        let refused = gpu.launch((&crate::sources::LAYOUT, "swizzle"), 1 << 31, 32, &[]);
+        assert!(matches!(refused, Err(Error::Unsupported(_))), "{refused:?}");
+        assert!(int(1 << 31).is_err() && int((1 << 31) - 1).is_ok());
+    }
+}

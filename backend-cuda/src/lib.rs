@@ -58,7 +58,7 @@ use fp4_core::backend::erased::Backend;
 use fp4_core::{Error, Unsupported};
 
 pub use backend::Cuda;
-pub use driver::{Device, MIN_COMPUTE_CAPABILITY, MIN_DRIVER_VERSION, devices};
+pub use driver::{Device, MIN_COMPUTE_CAPABILITY, MIN_DRIVER_VERSION, device, devices};
 pub use matmul::Ladder;
 pub use operand::{CudaOperand, CudaTensor, CudaTransform, CudaWeight};
 #[doc(hidden)]

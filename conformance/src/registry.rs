@@ -17,6 +17,8 @@ pub fn known() -> Vec<Known> {
         vec![("reference".to_owned(), Ok(reference))],
         #[cfg(feature = "cpu-simd")]
         cpu_simd::known(),
+        #[cfg(feature = "cuda")]
+        vec![(fp4_backend_cuda::NAME.to_owned(), cuda())],
     ];
     parts.into_iter().flatten().collect()
 }
@@ -89,4 +91,18 @@ mod cpu_simd {
             .tiles(limits.rows, limits.columns)
             .spreads(limits.spreads)
     }
+}
+
+/// The CUDA backend on the first device, with its tiles (64 x 64) and bounds: the int32 fold, and the
+/// joint spread of the int64 sums at K = 4096.
+#[cfg(feature = "cuda")]
+fn cuda() -> Result<Registered, Unsupported> {
+    let (driver, device) = fp4_backend_cuda::device(0)?;
+    let hardware = Hardware {
+        device: Some(device.name),
+        driver: Some(format!("CUDA {}.{}", driver / 1000, driver % 1000 / 10)),
+        isa: Some(format!("sm_{}", device.compute_capability)),
+    };
+    let cuda = fp4_backend_cuda::open(0)?;
+    Ok(Registered::new(cuda).on(hardware).tiles(&[64], &[64]).spreads(&[3, 43]))
 }
