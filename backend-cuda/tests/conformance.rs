@@ -25,6 +25,6 @@ fn quick_passes_on_tensor_cores() {
 }
 
 #[test]
-fn quick_passes_on_the_readable_kernel() {
-    passes(Ladder::Naive, 16);
+fn quick_passes_as_routed() {
+    passes(Ladder::Auto, 16);
 }

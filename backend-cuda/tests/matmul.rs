@@ -22,6 +22,11 @@ fn each_kernel(test: impl Fn(&Cuda, Ladder)) {
     }
 }
 
+/// The tensor-core kernel, whatever the shape.
+fn mma() -> Cuda {
+    Cuda::open(0).unwrap().with_ladder(Ladder::Mma)
+}
+
 fn check<T: Float>(
     cuda: &Cuda,
     a: &PackedMatrix,
@@ -61,7 +66,7 @@ fn spanning(rng: &mut Rng, rows: usize, k: usize, spread: u8) -> PackedMatrix {
 
 #[test]
 fn the_fold_holds_at_a_spread_of_3_and_hands_on_at_4() {
-    let cuda = Cuda::open(0).unwrap();
+    let cuda = mma();
     let mut rng = Rng(1);
     for (spread_a, spread_b, folds) in [(3, 3, true), (4, 3, false), (3, 4, false), (0, 0, true)] {
         let (a, b) =
@@ -74,7 +79,7 @@ fn the_fold_holds_at_a_spread_of_3_and_hands_on_at_4() {
 
 #[test]
 fn one_wide_row_takes_only_its_own_tile_off_the_fold() {
-    let cuda = Cuda::open(0).unwrap();
+    let cuda = mma();
     let mut rng = Rng(2);
     let mut a = spanning(&mut rng, 130, 256, 2);
     let wide = spanning(&mut rng, 1, 256, 9);
@@ -89,7 +94,7 @@ fn one_wide_row_takes_only_its_own_tile_off_the_fold() {
 
 #[test]
 fn groups_that_are_not_live_do_not_widen_a_row() {
-    let cuda = Cuda::open(0).unwrap();
+    let cuda = mma();
     let mut rng = Rng(3);
     let a = spanning(&mut rng, 5, 160, 3);
     let (shape, (mut codes, mut scales)) = (a.shape(), a.into_parts());
@@ -160,7 +165,7 @@ fn int64_sums_hold_on_the_joint_limit_and_hand_on_past_it() {
 
 #[test]
 fn the_factors_hold_on_their_bounds_and_hand_on_past_them() {
-    let cuda = Cuda::open(0).unwrap();
+    let cuda = mma();
     let mut rng = Rng(5);
     for (spread_a, spread_b, wide) in [(18, 5, false), (19, 5, true), (5, 30, false), (5, 31, true)]
     {
@@ -174,7 +179,7 @@ fn the_factors_hold_on_their_bounds_and_hand_on_past_them() {
 
 #[test]
 fn the_fold_holds_on_its_largest_k_and_hands_on_past_it() {
-    let cuda = Cuda::open(0).unwrap();
+    let cuda = mma();
     let largest = (i32::MAX as usize / (96 * 96)) / 128 * 128;
     for (k, folds) in [(largest, true), (largest + 128, false)] {
         // Every product is 96 * 96: one group has the low scale, all others the high one.
@@ -189,7 +194,7 @@ fn the_fold_holds_on_its_largest_k_and_hands_on_past_it() {
 
 #[test]
 fn nvfp4_int64_holds_at_k_2_20_and_hands_on_past_it() {
-    let cuda = Cuda::open(0).unwrap();
+    let cuda = mma();
     for (k, wide) in [(1 << 20, false), ((1 << 20) + 16, true)] {
         // The largest products there are: 6 * 448 squared, everywhere.
         let shape = PackedShape::of(Format::NvFp4, 1, k).unwrap();

@@ -14,7 +14,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use common::{Rng, operand, passes_apart, same_bits};
-use fp4_backend_cuda::Cuda;
+use fp4_backend_cuda::{Cuda, Ladder};
 use fp4_core::{
     DeviceError, Error, Format, Matmul, PackedMatrix, QuantSpec, QuantizeInput, Quantizer,
     Unsupported, reference,
@@ -42,9 +42,12 @@ fn work(cuda: &Cuda) -> Result<(), Error> {
         let mut z = vec![0f32; m * n];
         cuda.matmul(got.view(), &weight, 0.3, (&mut z[..]).into())?;
         same_bits(&z, &y, "matmul");
-        let naive = cuda.clone().with_ladder(fp4_backend_cuda::Ladder::Naive);
-        naive.matmul(got.view(), &weight, 0.3, (&mut z[..]).into())?;
-        same_bits(&z, &y, "naive matmul");
+        for ladder in [Ladder::Naive, Ladder::Mma, Ladder::Decode { ranges: 2 }] {
+            z.fill(7.0);
+            let cuda = cuda.clone().with_ladder(ladder);
+            cuda.matmul(got.view(), &weight, 0.3, (&mut z[..]).into())?;
+            same_bits(&z, &y, &format!("{ladder:?}"));
+        }
     }
     Ok(())
 }
