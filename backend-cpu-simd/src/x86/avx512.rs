@@ -109,8 +109,8 @@ fn load(line: &Line) -> __m512i {
     unsafe { _mm512_loadu_si512(line.0.as_ptr().cast()) }
 }
 
-/// `$body` for `$r` = 0, 1, ..., `$rows` - 1, which also is the constant `ROW`, written out: a loop of this length with a long body would
-/// not be unrolled, and its accumulators not be kept in registers.
+/// `$body` for `$r` = 0, 1, ..., `$rows` - 1, which also is the constant `ROW`, written out: a loop of
+/// this length with a long body would not be unrolled, and its accumulators not be kept in registers.
 macro_rules! each_row {
     ($rows:ident, $r:ident, $body:block) => {
         each_row!($rows, $r, $body, 0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20 21 22 23);
