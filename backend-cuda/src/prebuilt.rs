@@ -6,8 +6,8 @@
 //!
 //! NVRTC 13.0 declares PTX ISA 9.0, which drivers before release 580 refuse. The kernels use nothing
 //! that came after [`PTX_VERSION`] (`mma.sync.m16n8k32` and `cp.async` are of 7.0), so the declared version
-//! is lowered to it and every driver from CUDA 12.0 on can take the text. ptxas checks the claim when
-//! the files are made: it refuses an instruction newer than the declared version.
+//! is lowered to it, for drivers from CUDA 12.0 on. ptxas 13.0, which refuses an instruction newer than
+//! the declared version, assembles the texts for sm_80 and sm_90; no driver has loaded them yet.
 
 use crate::compile;
 use crate::sources::{FAMILIES, Family, Target};
