@@ -33,6 +33,39 @@ fn adversarial(random: &mut Random) -> (f32, f32, f32) {
     (sign(x, random.one_in(2)), y, sign(z, random.one_in(2)))
 }
 
+/// x * y is a tie of f32, 25 bits and the last one set; z is what breaks it, however small.
+fn tie_in_the_product(random: &mut Random) -> (f32, f32, f32) {
+    let odd = |random: &mut Random| (4097 + 2 * random.below(820)) as f32;
+    let (x, y) = (odd(random), odd(random));
+    let z = power(-(random.below(90) as i32)) as f32;
+    let sign = |v: f32, negative| if negative { -v } else { v };
+    (sign(x, random.one_in(2)), y, sign(z, random.one_in(2)))
+}
+
+/// The f64 sum falls a few steps beside a tie of f32: one that is inexact and odd already is not
+/// moved onto the tie.
+fn beside_a_tie(random: &mut Random) -> (f32, f32, f32) {
+    let z = ((1 << 23) + random.below(1 << 23)) as f32;
+    let steps = random.below(9) as f64 - 4.0;
+    let x = (0.5 + random.below(1 << 23) as f64 * power(-24)) as f32;
+    let y = ((0.5 + steps * power(-29)) / f64::from(x)) as f32;
+    let sign = if random.one_in(2) { -1.0 } else { 1.0 };
+    (sign * x, y, sign * z)
+}
+
+#[test]
+fn triples_beside_ties_agree() {
+    let mut tally = Tally::default();
+    let mut random = Random(14);
+    for _ in 0..300_000 {
+        let (x, y, z) = tie_in_the_product(&mut random);
+        compare(&mut tally, x, y, z);
+        let (x, y, z) = beside_a_tie(&mut random);
+        compare(&mut tally, x, y, z);
+    }
+    tally.finish("fma, beside ties");
+}
+
 #[test]
 fn random_triples_agree() {
     let mut tally = Tally::default();

@@ -5,7 +5,7 @@
 use std::sync::Arc;
 
 use fp4_core::backend::erased::Backend;
-use fp4_core::reference::Reference;
+use fp4_core::reference::{QuantCounts, Reference};
 use fp4_core::{
     Buffer, DeviceError, Dim, Error, ExactSum, FixedSum, Float, FloatSlice, FloatSliceMut,
     FloatType, Format, FpEnvironment, GroupSize, Matmul, MatmulQuery, Named, PackedMatrix,
@@ -243,6 +243,21 @@ fn carries_run_as_far_as_they_must() {
     }
 }
 
+/// A tie is broken by a single bit anywhere below it, the lowest of all included.
+#[test]
+fn a_sticky_bit_at_any_position_breaks_a_tie() {
+    for exponent in -256..0 {
+        for (sign, towards, result) in
+            [(1, 1, 16_777_218f32), (1, -1, 16_777_216.0), (-1, -1, -16_777_218.0)]
+        {
+            let mut sum = ExactSum::ZERO;
+            sum.add_scaled(sign * 16_777_217, 0).unwrap();
+            sum.add_scaled(towards, exponent).unwrap();
+            assert_eq!(sum.to_f32(), result, "{exponent}");
+        }
+    }
+}
+
 #[test]
 fn partial_sums_fit_their_product() {
     let (mut exact, mut fixed) = ([ExactSum::ZERO; 4], [FixedSum::ZERO; 4]);
@@ -310,6 +325,39 @@ fn hadamard_signs_follow_the_shared_bits_of_row_and_column() {
             assert_eq!(value.is_sign_negative(), shared % 2 == 1, "({row}, {column}) of {block}");
         }
     }
+}
+
+#[test]
+fn dequantization_wants_an_output_that_fits() {
+    let matrix = matrix();
+    let mut out = vec![0f32; 3 * 64];
+    reference::dequantize(matrix.view(), 1.0, (&mut out[..]).into()).unwrap();
+    for len in [0, 3 + 64, 3 * 64 - 1] {
+        let error = Error::Len { what: Buffer::Output, expected: 192, got: len };
+        let got = reference::dequantize(matrix.view(), 1.0, (&mut out[..len]).into());
+        assert_eq!(got, Err(error));
+    }
+    let spec = QuantSpec::usual(Format::NvFp4);
+    let input = QuantizeInput::new(&out[..], 3, 64, &spec).unwrap();
+    let (mut scratch, mut packed) = (matrix.clone(), matrix.clone());
+    let (mut fake, mut expected) = (vec![7f32; 192], vec![0f32; 192]);
+    reference::fake_quantize(&input, &mut scratch.view_mut(), (&mut fake[..]).into()).unwrap();
+    reference::quantize(&input, &mut packed.view_mut()).unwrap();
+    let gs = spec.global_scale();
+    reference::dequantize(packed.view(), gs, (&mut expected[..]).into()).unwrap();
+    let bits = |values: &[f32]| values.iter().map(|v| v.to_bits()).collect::<Vec<_>>();
+    assert_eq!((bits(&fake), scratch), (bits(&expected), packed));
+}
+
+#[test]
+fn quantize_counts_add_up() {
+    let counts =
+        |n| QuantCounts { elements: n, saturated: n + 1, nan_groups: n + 2, zero_groups: n + 3 };
+    let mut all = counts(10);
+    all.merge(&counts(20));
+    let expected = QuantCounts { elements: 30, saturated: 32, nan_groups: 34, zero_groups: 36 };
+    assert_eq!(all, expected);
+    assert_eq!(fp4_core::MXFP4_GLOBAL_SCALE.to_bits(), 0x3EAA_AAAB);
 }
 
 #[test]
