@@ -1,5 +1,5 @@
-//! A whole backend of one's own: a matmul that adds up elements one by one, and the core's
-//! quantizer; checked by the suite, then used by a layer.
+//! A backend of one's own: a matmul that adds up group by group; checked by the suite, alone and
+//! with the reference's quantizer, then used by a layer.
 //!
 //! ```sh
 //! cargo run --release -p fp4-conformance --example new_backend
@@ -7,11 +7,8 @@
 
 use fp4_conformance::suite::{Profile, Registered, Suite};
 use fp4_core::backend::erased::Backend;
-use fp4_core::{
-    Error, ExactSum, FloatSliceMut, Format, Matmul, MatmulQuery, Named, Packed, PackedMut,
-    PackedShape, PackedView, Paths, PreparedWeight, QuantizeInput, QuantizeQuery, Quantizer,
-    Unsupported, check_environment, finish_one, reference, with_floats,
-};
+use fp4_core::reference::{Reference, group_dot};
+use fp4_core::*;
 use quant_linear::{Backends, DenseOptions, QuantLinear};
 
 struct Toy;
@@ -29,17 +26,6 @@ impl Named for Toy {
     }
 }
 
-impl Quantizer for Toy {
-    fn supports_quantize(&self, _: &QuantizeQuery) -> Result<(), Unsupported> {
-        Ok(())
-    }
-
-    fn quantize(&self, input: &QuantizeInput<'_>, out: &mut PackedMut<'_>) -> Result<(), Error> {
-        check_environment()?;
-        reference::quantize(input, out).map(|_| ())
-    }
-}
-
 impl Matmul for Toy {
     type Prepared<B: Packed> = ToyWeight<B>;
 
@@ -48,8 +34,7 @@ impl Matmul for Toy {
     }
 
     fn prepare<B: Packed>(&self, b: B) -> Result<ToyWeight<B>, Error> {
-        b.view().shape().expect_format()?;
-        Ok(ToyWeight(b))
+        b.view().shape().expect_format().map(|_| ToyWeight(b))
     }
 
     fn matmul<B: Packed>(
@@ -60,39 +45,39 @@ impl Matmul for Toy {
         out: FloatSliceMut<'_>,
     ) -> Result<Paths, Error> {
         check_environment()?;
-        let b = b.0.view();
+        let (b, wide) = (b.0.view(), out.len() as u64);
         a.shape().expect_product(&b.shape())?;
-        let (n, group) = (b.shape().rows(), a.shape().group().get());
-        let (outputs, ty) = (out.len() as u64, a.shape().scale_type());
+        let (n, ty, bytes) =
+            (b.shape().rows(), a.shape().scale_type(), a.shape().group().get() / 2);
         with_floats!(FloatSliceMut, out, out => for (index, y) in out.iter_mut().enumerate() {
             let (i, j, mut sum) = (index / n, index % n, ExactSum::ZERO);
-            for k in 0..a.shape().k() {
-                let scales = (ty.parts(a.row_scales(i)[k / group]), ty.parts(b.row_scales(j)[k / group]));
-                match (scales, a.code(i, k), b.code(j, k)) {
-                    ((Some(sa), Some(sb)), Some(ca), Some(cb)) => {
-                        let product = i32::from(ca.doubled()) * i32::from(cb.doubled());
-                        let significand = product * sa.significand * sb.significand;
-                        sum.add_scaled(significand.into(), sa.exponent + sb.exponent - 2)?;
-                    }
-                    _ => sum.set_nan(),
-                }
+            let codes = a.row_codes(i).chunks(bytes).zip(b.row_codes(j).chunks(bytes));
+            let scales = a.row_scales(i).iter().zip(b.row_scales(j));
+            for ((ca, cb), (&sa, &sb)) in codes.zip(scales) {
+                let (Some(sa), Some(sb)) = (ty.parts(sa), ty.parts(sb)) else {
+                    sum.set_nan();
+                    continue;
+                };
+                let significand = group_dot(ca, cb) * i64::from(sa.significand * sb.significand);
+                sum.add_scaled(significand, sa.exponent + sb.exponent - 2)?;
             }
             *y = finish_one(sum.to_f32(), alpha);
         });
-        Ok(Paths { wide: outputs, ..Paths::default() })
+        Ok(Paths { wide, ..Paths::default() })
     }
 }
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let toy = Backend::new(Toy);
-    let report = Suite::new(Profile::quick()).with(Registered::new(toy.clone())).run();
+    let [toy, reference] = [Backend::matmul_only(Toy), Backend::new(Reference)];
+    let suite = Suite::new(Profile::quick()).with(Registered::new(reference.clone()));
+    let report = suite.with(Registered::new(toy.clone())).run();
     println!("{report}");
     assert!(report.passed());
 
     let weight: Vec<f32> = (0..8 * 64).map(|i| (i as f32 * 0.7).sin()).collect();
     let mut layer = QuantLinear::from_dense(&weight[..], 8, 64, &DenseOptions::new(Format::NvFp4))?;
     let expected = layer.forward(&weight, &[8, 64])?;
-    layer.set_backends(Backends::none().with(toy));
+    layer.set_backends(Backends::none().with(toy).with(reference));
     assert_eq!(layer.forward(&weight, &[8, 64])?, expected);
     println!("new_backend: {} outputs of a layer equal", expected.len());
     Ok(())
