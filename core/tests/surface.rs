@@ -337,6 +337,11 @@ fn dequantization_wants_an_output_that_fits() {
         let got = reference::dequantize(matrix.view(), 1.0, (&mut out[..len]).into());
         assert_eq!(got, Err(error));
     }
+    // 448 times it, the largest unit, is past the largest f32.
+    for (gs, what) in [(0.0, ScaleSetting::Global), (1e36, ScaleSetting::Largest)] {
+        let got = reference::dequantize(matrix.view(), gs, (&mut out[..]).into());
+        assert!(matches!(got, Err(Error::ScaleSetting { what: found, .. }) if found == what));
+    }
     let spec = QuantSpec::usual(Format::NvFp4);
     let input = QuantizeInput::new(&out[..], 3, 64, &spec).unwrap();
     let (mut scratch, mut packed) = (matrix.clone(), matrix.clone());
