@@ -260,14 +260,16 @@ fn the_final_rounding_is_one_rounding() {
             }
             codes
         };
-        for (far, expected) in [(127 - 30, 16_777_218.0), (127 - 60, 16_777_218.0)] {
-            // Codes 1 * 1 (2 is the value 1); scales of A give 2^24, 1 and 2^-30.
-            let a = PackedMatrix::new(shape, codes(2), vec![127 + 24, 127, far]).unwrap();
-            let b = PackedMatrix::new(shape, codes(2), vec![127; 3]).unwrap();
+        // The last term is 2^-30, 2^-60 and 2^-253: in the limb of the 640-bit sum that is rounded, in
+        // the one below it, and in its lowest, of which only the sticky bit is left.
+        for (far_a, far_b) in [(127 - 30, 127), (127 - 60, 127), (0, 1)] {
+            // Codes 1 * 1 (2 is the value 1); the other groups give 2^24 and 1.
+            let a = PackedMatrix::new(shape, codes(2), vec![127 + 24, 127, far_a]).unwrap();
+            let b = PackedMatrix::new(shape, codes(2), vec![127, 127, far_b]).unwrap();
             let weight = cuda.prepare(b.view()).unwrap();
             let mut y = [0f32];
             cuda.matmul(a.view(), &weight, 1.0, (&mut y[..]).into()).unwrap();
-            assert_eq!(y[0], expected, "{ladder:?} {far}");
+            assert_eq!(y[0], 16_777_218.0, "{ladder:?} {far_a} {far_b}");
         }
     });
 }
