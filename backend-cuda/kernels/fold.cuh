@@ -32,7 +32,7 @@
 // 126 - 120 = 6 is window 1, shift 2: code 7 (6.0, doubled 12) becomes 48 in units of 2^(124 - 127).
 //
 // Which extra blocks a step gets depends on the order of the blocks of the launch; how many a tile needs
-// does not, so neither the results nor the path taken do.
+// does not, so neither the results nor the path taken do. Not yet run on hardware.
 #pragma once
 
 #include "format.cuh"

@@ -271,7 +271,7 @@ fn decode_mxfp4_spreads_on_and_past_each_bound() {
 #[test]
 fn decode_nvfp4_takes_65536_groups_of_the_largest_terms_and_not_one_more() {
     let cuda = cuda();
-    for (groups, sign) in [(65_536, 0x77), (65_536, 0xFF), (65_544, 0x77)] {
+    for (groups, sign) in [(65_536, 0x77), (65_544, 0xFF)] {
         let a = matrix(Format::NvFp4, &[vec![(0x77, 0x7E); groups]]);
         let b = matrix(Format::NvFp4, &[vec![(sign, 0x7E); groups]]);
         let paths = check(&cuda, DECODE, &a, &b, &format!("{groups} {sign:x}"));
