@@ -94,7 +94,7 @@ fn rows_and_codes_are_where_they_should_be() {
         for k in 0..64 {
             let byte = matrix.codes()[(64 * i + k) / 2];
             let code = if k % 2 == 0 { byte & 15 } else { byte >> 4 };
-            assert_eq!(view.code(i, k).map(|c| c.to_bits()), Some(code), "({i}, {k})");
+            assert_eq!(view.code(i, k).map(fp4_core::E2m1::to_bits), Some(code), "({i}, {k})");
         }
         assert_eq!(view.code(i, 64), None);
     }
@@ -287,7 +287,7 @@ fn a_request_keeps_its_parts_and_refuses_what_does_not_fit() {
     let len = Error::Len { what: Buffer::Scales, expected: 4, got: 3 };
     assert_eq!(input.with_scales(&scales[..3]).err(), Some(len));
     let input = input.with_scales(&scales).unwrap().with_transform(Some(transform)).unwrap();
-    assert_eq!(input.transform().map(|t| t.block()), Some(16));
+    assert_eq!(input.transform().map(Transform::block), Some(16));
     assert_eq!(input.scales(), Some(&scales[..]));
     let query = input.query();
     assert_eq!((query.rows, query.k, query.tie, query.given_scales), (2, 32, TieMode::Down, true));
