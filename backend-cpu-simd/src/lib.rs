@@ -15,7 +15,7 @@
 //! | [`Isa`] | MXFP4 matmul | NVFP4 matmul | quantize and transform |
 //! |---|---|---|---|
 //! | `Avx512Vnni` | scales folded into bytes, `vpdpbusd` over all of K | group dots, `vpdpbusd` and `vpdpwssd` | 16 values at a time; ties other than to even as `Portable` |
-//! | `Avx2` | group dots, `vpmaddubsw` and `vpmaddwd` | the same | as `Portable` |
+//! | `Avx2` | group dots, `vpmaddubsw` and `vpmaddwd` | the same | 8 values at a time; ties other than to even as `Portable` |
 //! | `NeonI8mm` | scales folded into bytes, `smmla` | group dots, `smmla` | as `Neon` |
 //! | `NeonDotprod` | scales folded into bytes, `sdot` | group dots, `sdot` | as `Neon` |
 //! | `Neon` | group dots, `smlal` | the same | 16 values at a time; ties other than to even as `Portable` |
@@ -213,6 +213,11 @@ impl CpuSimd {
             #[cfg(target_arch = "x86_64")]
             Engine::Avx512(kernels) if tie == TieMode::Even => {
                 let encoder = x86::Avx512Encoder(kernels);
+                quantize::quantize(&encoder, threads, input, transform, out)
+            }
+            #[cfg(target_arch = "x86_64")]
+            Engine::Avx2(kernels) if tie == TieMode::Even => {
+                let encoder = x86::Avx2Encoder(kernels);
                 quantize::quantize(&encoder, threads, input, transform, out)
             }
             #[cfg(target_arch = "aarch64")]

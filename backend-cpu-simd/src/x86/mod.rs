@@ -4,6 +4,7 @@
 //! |---|---|---|
 //! | `pack` | codes of A into tiles (AVX2) | yes |
 //! | `quantize` | scales, codes and transforms on AVX-512 | yes |
+//! | `quantize_avx2` | scales, codes and transforms on AVX2 | yes |
 //! | `avx512` | tile kernels on AVX-512 VNNI and VBMI | yes |
 //! | `avx2` | tile kernels on AVX2 | yes |
 
@@ -32,12 +33,23 @@ mod avx2;
 mod avx512;
 mod pack;
 mod quantize;
+mod quantize_avx2;
 
 pub(crate) use avx2::Avx2;
 pub(crate) use avx512::Avx512;
 pub(crate) use quantize::Avx512Encoder;
+pub(crate) use quantize_avx2::Avx2Encoder;
 
 use crate::tiles::{Kernels, PanelView, Row, Scaling, Steps, Sums, expect_inside, operand};
 
 /// The canonical NaN of f32 (C9).
 const NAN: f32 = f32::from_bits(0x7FC0_0000);
+
+/// Bits of non-negative values: every exponent with mantissas around each place where rounding
+/// can turn, infinity and NaN included.
+#[cfg(test)]
+fn magnitudes() -> Vec<u32> {
+    let mantissas =
+        (0..16u32).flat_map(|step| [0, 1, 2, 0x3_FFFF, 0x7_FFFF].map(|m| step << 19 | m));
+    mantissas.flat_map(|m| (0..256u32).map(move |e| e << 23 | m)).collect()
+}

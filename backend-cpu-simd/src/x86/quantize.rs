@@ -210,15 +210,8 @@ fn block<const V: usize>(x: &[f32], columns: &[f32], y: &mut [f32]) {
 
 #[cfg(test)]
 mod tests {
+    use super::super::magnitudes;
     use super::*;
-
-    /// Bits of non-negative values: every exponent with mantissas around each place where rounding
-    /// can turn, infinity and NaN included.
-    fn magnitudes() -> Vec<u32> {
-        let mantissas =
-            (0..16u32).flat_map(|step| [0, 1, 2, 0x3_FFFF, 0x7_FFFF].map(|m| step << 19 | m));
-        mantissas.flat_map(|m| (0..256u32).map(move |e| e << 23 | m)).collect()
-    }
 
     #[test]
     fn vectors_of_e4m3_scales_are_cores_scales() {

@@ -1,0 +1,339 @@
+//! The quantizer on AVX2: eight values at a time, ties to even (C1, C4, C5).
+//!
+//! ```text
+//! amax    the largest |x| as an integer: the bits of non-negative floats order as their values,
+//!         and a NaN's are above those of infinity; up to eight groups are reduced together
+//! scale   core's rule; e4m3 for all groups of a run at a time
+//! q       x / d, one IEEE division
+//! code    of a = min(|q|, 6), NaN included:
+//!         a < 1    the last bits of a + 2^22, whose unit is 1/2: nearest even of 2a, in 0..=2
+//!         a >= 1   a's bits rounded to one bit of mantissa, ties to even, then moved so that 1 is code 2:
+//!                  (bits + 0x1FFFFF + (bits >> 22 & 1) - (252 << 22)) >> 22
+//! ```
+//!
+//! Worked example: 1.25 is 0x3FA00000, between codes 2 and 3. Bit 22 is 0, so 0x1FFFFF is added, which
+//! does not carry into bit 22: 0x3FBFFFFF >> 22 = 254, less 252 is code 2, the even one.
+//!
+//! The transform's chains are real fused multiply-adds, up to 64 outputs at a time.
+
+use std::arch::x86_64::*;
+
+use fp4_core::{QuantSpec, ScaleType};
+
+use super::{Avx2, Kernels, NAN};
+use crate::portable::Value;
+use crate::portable::quantize::Encode;
+
+/// Most groups of a run: 128 values in groups of 16.
+const MAX_GROUPS: usize = 8;
+
+/// Quantizes runs with ties to even.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Avx2Encoder(pub(crate) Avx2);
+
+impl Encode for Avx2Encoder {
+    fn run(&self, y: &[f32], spec: &QuantSpec, given: bool, scales: &mut [u8], codes: &mut [u8]) {
+        // SAFETY: the token proves the features.
+        unsafe { run(y, spec, given, scales, codes) }
+    }
+
+    fn chains<T: Value>(&self, x: &[f32], columns: &[f32], y: &mut [f32]) {
+        // SAFETY: the token proves the features.
+        unsafe { chains(x, columns, y) }
+        self.0.enter(
+            #[inline(always)]
+            || y.iter_mut().for_each(|y| *y = T::from_f32(*y).to_f32()),
+        );
+    }
+}
+
+#[inline]
+#[target_feature(enable = "avx2")]
+fn load(x: &[f32; 8]) -> __m256 {
+    // SAFETY: 32 readable bytes.
+    unsafe { _mm256_loadu_ps(x.as_ptr()) }
+}
+
+#[inline]
+#[target_feature(enable = "avx2")]
+fn store(from: __m256, to: &mut [f32; 8]) {
+    // SAFETY: 32 writable bytes.
+    unsafe { _mm256_storeu_ps(to.as_mut_ptr(), from) }
+}
+
+#[inline]
+#[target_feature(enable = "avx2")]
+fn int(v: i32) -> __m256i {
+    _mm256_set1_epi32(v)
+}
+
+#[target_feature(enable = "avx2,fma")]
+fn run(y: &[f32], spec: &QuantSpec, given: bool, scales: &mut [u8], codes: &mut [u8]) {
+    let group = spec.group().get();
+    let mut units = [0f32; MAX_GROUPS];
+    if !given {
+        // All scales of the run first: one group's wait is filled by the others.
+        let largest = largest(y, group);
+        if spec.scale_type() == ScaleType::E4M3 {
+            let mut bytes = [0; MAX_GROUPS];
+            e4m3_scales(largest, spec, &mut bytes, &mut units);
+            scales.iter_mut().zip(bytes).for_each(|(scale, byte)| *scale = byte);
+        } else {
+            let mut all = [0f32; MAX_GROUPS];
+            store(_mm256_castsi256_ps(largest), &mut all);
+            scales.iter_mut().zip(all).for_each(|(s, amax)| *s = spec.encode_scale(amax));
+        }
+    }
+    if given || spec.scale_type() != ScaleType::E4M3 {
+        units.iter_mut().zip(&*scales).for_each(|(unit, &scale)| *unit = spec.unit(scale));
+    }
+    let groups = y.chunks_exact(group).zip(codes.chunks_exact_mut(group / 2));
+    for ((y, codes), &d) in groups.zip(&units) {
+        // Two vectors of values are eight bytes of codes.
+        let pairs = y.as_chunks::<8>().0.as_chunks::<2>().0;
+        let pairs = pairs.iter().zip(codes.as_chunks_mut::<8>().0);
+        if d == 0.0 {
+            for ([e, f], codes) in pairs {
+                *codes = pack([sign(load(e)), sign(load(f))]);
+            }
+        } else {
+            let d = _mm256_set1_ps(d);
+            for ([e, f], codes) in pairs {
+                let q = [_mm256_div_ps(load(e), d), _mm256_div_ps(load(f), d)];
+                *codes = pack([encode(q[0]), encode(q[1])]);
+            }
+        }
+    }
+}
+
+/// The bits of the largest magnitude of each group, a NaN's if there is one (C4.1); 0 past the last.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn largest(y: &[f32], group: usize) -> __m256i {
+    let mut all = [_mm256_setzero_si256(); MAX_GROUPS];
+    for (all, y) in all.iter_mut().zip(y.chunks_exact(group)) {
+        for y in y.as_chunks::<8>().0 {
+            let bits = _mm256_and_si256(_mm256_castps_si256(load(y)), int(i32::MAX));
+            *all = _mm256_max_epu32(*all, bits);
+        }
+    }
+    // A transposition that keeps the larger of the two halves at each step: of two groups with the
+    // lanes alternating, of four in each half, of eight.
+    let two = |a, b| _mm256_max_epu32(_mm256_unpacklo_epi32(a, b), _mm256_unpackhi_epi32(a, b));
+    let four = |a, b| _mm256_max_epu32(_mm256_unpacklo_epi64(a, b), _mm256_unpackhi_epi64(a, b));
+    let [a, b, c, d, e, f, g, h] = all;
+    let (low, high) = (four(two(a, b), two(c, d)), four(two(e, f), two(g, h)));
+    _mm256_max_epu32(
+        _mm256_permute2x128_si256::<0x20>(low, high),
+        _mm256_permute2x128_si256::<0x31>(low, high),
+    )
+}
+
+/// Scale bytes and units of groups with these largest magnitudes, as bits: core's
+/// [`QuantSpec::encode_scale`] and [`QuantSpec::unit`] for e4m3, in vectors (C2, C4).
+#[inline]
+#[target_feature(enable = "avx2")]
+fn e4m3_scales(
+    largest: __m256i,
+    spec: &QuantSpec,
+    bytes: &mut [u8; MAX_GROUPS],
+    units: &mut [f32; MAX_GROUPS],
+) {
+    let divisor = spec.scale_scale() * spec.global_scale();
+    let s = _mm256_div_ps(_mm256_castsi256_ps(largest), _mm256_set1_ps(divisor));
+    let (codes, decoded) = e4m3(s);
+    *bytes = low_bytes(codes);
+    store(_mm256_mul_ps(decoded, _mm256_set1_ps(spec.global_scale())), units);
+}
+
+/// Non-negative values and NaN as e4m3 bytes, and what the bytes are worth.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn e4m3(s: __m256) -> (__m256i, __m256) {
+    let select = |no, yes, mask: __m256| _mm256_blendv_ps(no, yes, mask);
+    let nan = _mm256_cmp_ps::<_CMP_UNORD_Q>(s, s);
+    let s = _mm256_min_ps(s, _mm256_set1_ps(448.0));
+    let bits = _mm256_castps_si256(s);
+    // Three bits of mantissa are kept, to nearest even; then 2^-6 is byte 8.
+    let odd = _mm256_and_si256(_mm256_srli_epi32::<20>(bits), int(1));
+    let rounded = _mm256_add_epi32(_mm256_add_epi32(bits, odd), int(0x7_FFFF));
+    let large = _mm256_sub_epi32(_mm256_srli_epi32::<20>(rounded), int(120 << 3));
+    // Below 2^-6 the unit is 2^-9, which is the last bit of 2^14.
+    let is_small = _mm256_cmp_ps::<_CMP_LT_OQ>(s, _mm256_set1_ps(1.0 / 64.0));
+    let halves = _mm256_castps_si256(_mm256_add_ps(s, _mm256_set1_ps(16384.0)));
+    let small = _mm256_sub_epi32(halves, int(16384f32.to_bits() as i32));
+    let byte = select(_mm256_castsi256_ps(large), _mm256_castsi256_ps(small), is_small);
+    let byte = select(byte, _mm256_castsi256_ps(int(0x7F)), nan);
+    let byte = _mm256_castps_si256(byte);
+    let normal = _mm256_slli_epi32::<20>(_mm256_add_epi32(byte, int(120 << 3)));
+    let subnormal = _mm256_mul_ps(_mm256_cvtepi32_ps(byte), _mm256_set1_ps(1.0 / 512.0));
+    let few = _mm256_castsi256_ps(_mm256_cmpgt_epi32(int(8), byte));
+    let value = select(_mm256_castsi256_ps(normal), subnormal, few);
+    (byte, select(value, _mm256_set1_ps(NAN), nan))
+}
+
+/// The lowest byte of each of eight lanes.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn low_bytes(lanes: __m256i) -> [u8; 8] {
+    let words =
+        _mm_packus_epi32(_mm256_castsi256_si128(lanes), _mm256_extracti128_si256::<1>(lanes));
+    (_mm_cvtsi128_si64(_mm_packus_epi16(words, words)) as u64).to_le_bytes()
+}
+
+/// The sign of each value as bit 3 of a code.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn sign(x: __m256) -> __m256i {
+    _mm256_and_si256(_mm256_srli_epi32::<28>(_mm256_castps_si256(x)), int(8))
+}
+
+#[inline]
+#[target_feature(enable = "avx2")]
+fn encode(q: __m256) -> __m256i {
+    let magnitude = _mm256_and_ps(q, _mm256_castsi256_ps(int(i32::MAX)));
+    // The minimum with a NaN is its second operand.
+    let a = _mm256_min_ps(magnitude, _mm256_set1_ps(6.0));
+    let unit = 4_194_304f32;
+    let halves = _mm256_castps_si256(_mm256_add_ps(a, _mm256_set1_ps(unit)));
+    let small = _mm256_sub_epi32(halves, int(unit.to_bits() as i32));
+    let bits = _mm256_castps_si256(a);
+    let odd = _mm256_and_si256(_mm256_srli_epi32::<22>(bits), int(1));
+    let offset = int(0x1F_FFFFi32.wrapping_sub(252 << 22));
+    let large = _mm256_srli_epi32::<22>(_mm256_add_epi32(_mm256_add_epi32(bits, odd), offset));
+    let below_one = _mm256_cmp_ps::<_CMP_LT_OQ>(a, _mm256_set1_ps(1.0));
+    let code = _mm256_blendv_ps(_mm256_castsi256_ps(large), _mm256_castsi256_ps(small), below_one);
+    // NaN is +6 whatever its sign (C1).
+    let number = _mm256_castps_si256(_mm256_cmp_ps::<_CMP_ORD_Q>(q, q));
+    _mm256_or_si256(_mm256_castps_si256(code), _mm256_and_si256(sign(q), number))
+}
+
+/// Packs sixteen codes, low nibble first (C3).
+#[inline]
+#[target_feature(enable = "avx2")]
+fn pack([e, f]: [__m256i; 2]) -> [u8; 8] {
+    // In each half four codes of e, then four of f; then a pair of codes a lane, low + 16 * high.
+    let pairs = _mm256_madd_epi16(_mm256_packus_epi32(e, f), int(0x10_0001));
+    // Two bytes of e and two of f in each half, then e's four and f's four.
+    let low = |pairs: __m128i| _mm_shuffle_epi8(pairs, _mm_set1_epi32(0x0C08_0400));
+    let bytes = _mm_unpacklo_epi16(
+        low(_mm256_castsi256_si128(pairs)),
+        low(_mm256_extracti128_si256::<1>(pairs)),
+    );
+    (_mm_cvtsi128_si64(bytes) as u64).to_le_bytes()
+}
+
+/// The chains of one block: `y[j]` = fma chain over `x[i] * columns[i * x.len() + j]`.
+#[target_feature(enable = "avx2,fma")]
+fn chains(x: &[f32], columns: &[f32], y: &mut [f32]) {
+    match x.len() {
+        16 => outputs::<2>(x, columns, 0, y),
+        32 => outputs::<4>(x, columns, 0, y),
+        block => (0..block).step_by(64).for_each(|first| outputs::<8>(x, columns, first, y)),
+    }
+}
+
+/// The outputs `first..first + 8 * V` of a block.
+#[inline]
+#[target_feature(enable = "avx2,fma")]
+fn outputs<const V: usize>(x: &[f32], columns: &[f32], first: usize, y: &mut [f32]) {
+    let mut acc = [_mm256_setzero_ps(); V];
+    for (&x, row) in x.iter().zip(columns.chunks_exact(x.len())) {
+        let x = _mm256_set1_ps(x);
+        for (acc, t) in acc.iter_mut().zip(row[first..].as_chunks::<8>().0) {
+            *acc = _mm256_fmadd_ps(x, load(t), *acc);
+        }
+    }
+    for (y, acc) in y[first..].as_chunks_mut::<8>().0.iter_mut().zip(acc) {
+        store(acc, y);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use fp4_core::E2m1;
+
+    use super::super::magnitudes;
+    use super::*;
+
+    #[test]
+    fn vectors_of_e4m3_scales_are_cores_scales() {
+        if Avx2::new().is_err() {
+            println!("not checked: no AVX2");
+            return;
+        }
+        let mut compared = 0;
+        for bits in magnitudes().as_chunks::<8>().0 {
+            let s = bits.map(f32::from_bits);
+            let (mut bytes, mut values) = ([0; 8], [0f32; 8]);
+            // SAFETY: the CPU has the features.
+            unsafe {
+                let (codes, decoded) = e4m3(load(&s));
+                bytes.copy_from_slice(&low_bytes(codes));
+                store(decoded, &mut values);
+            }
+            for ((s, byte), value) in s.into_iter().zip(bytes).zip(values) {
+                let expected = ScaleType::E4M3.encode(s);
+                assert_eq!(byte, expected, "{s:e}");
+                assert_eq!(value.to_bits(), ScaleType::E4M3.decode(expected).to_bits(), "{s:e}");
+                compared += 1;
+            }
+        }
+        println!("compared {compared} scales");
+        assert_eq!(compared, 256 * 80);
+    }
+
+    #[test]
+    fn vectors_of_codes_are_cores_codes_each_in_its_place() {
+        if Avx2::new().is_err() {
+            println!("not checked: no AVX2");
+            return;
+        }
+        let mut compared = 0;
+        let bits = magnitudes().into_iter().flat_map(|m| [m, m | 1 << 31]);
+        let values: Vec<f32> = bits.map(f32::from_bits).collect();
+        for q in values.as_chunks::<16>().0 {
+            let expected = q.map(|q| E2m1::from_f32(q).to_bits());
+            let expected: [u8; 8] =
+                std::array::from_fn(|i| expected[2 * i] | expected[2 * i + 1] << 4);
+            let [low, high] = q.as_chunks::<8>().0 else { unreachable!() };
+            // SAFETY: the CPU has the features.
+            let got = unsafe { pack([encode(load(low)), encode(load(high))]) };
+            assert_eq!(got, expected, "{q:?}");
+            compared += q.len();
+        }
+        println!("compared {compared} codes");
+        assert_eq!(compared, 2 * 256 * 80);
+    }
+
+    #[test]
+    fn the_largest_magnitude_is_found_in_every_place() {
+        if Avx2::new().is_err() {
+            println!("not checked: no AVX2");
+            return;
+        }
+        let mut compared = 0;
+        for group in [16, 32, 64, 128] {
+            for place in 0..128 {
+                for peak in [-3.0, f32::from_bits(0x7F80_0001), -f32::NAN, f32::INFINITY] {
+                    let mut y: [f32; 128] = std::array::from_fn(|i| 1.0 + (i / group) as f32 / 8.0);
+                    y[place] = peak;
+                    let mut got = [0f32; 8];
+                    // SAFETY: the CPU has the features.
+                    unsafe { store(_mm256_castsi256_ps(largest(&y, group)), &mut got) }
+                    for (g, got) in got.into_iter().enumerate() {
+                        let expected = match g {
+                            g if g == place / group => peak.abs(),
+                            g if g < 128 / group => y[g * group + usize::from(place == g * group)],
+                            _ => 0.0,
+                        };
+                        assert_eq!(got.to_bits(), expected.to_bits(), "{group} {place} {g}");
+                        compared += 1;
+                    }
+                }
+            }
+        }
+        println!("compared {compared} groups");
+        assert_eq!(compared, 4 * 128 * 4 * 8);
+    }
+}
