@@ -5,20 +5,22 @@
 //!         and a NaN's are above those of infinity; up to eight groups are reduced together
 //! scale   core's rule; e4m3 for all groups of a run at a time
 //! q       x / d, one IEEE division
-//! code    of a = min(|q|, 6), NaN included:
-//!         a < 1    the last bits of a + 2^22, whose unit is 1/2: nearest even of 2a, in 0..=2
-//!         a >= 1   a's bits rounded to one bit of mantissa, ties to even, then moved so that 1 is code 2:
-//!                  (bits + 0x1FFFFF + (bits >> 22 & 1) - (252 << 22)) >> 22
+//! code    of a = min(|q|, 6), NaN included, e = the exponent of max(a, 1), 0 to 2:
+//!         n = the last bits of a + 2^(e + 22), whose unit is 2^(e - 1): nearest even of a / 2^(e - 1)
+//!         code = n + 2 * e, and 2^(e + 22) as bits is (e + 149) << 23, which is 2 * e + 298 after >> 22
 //! ```
 //!
-//! Worked example: 1.25 is 0x3FA00000, between codes 2 and 3. Bit 22 is 0, so 0x1FFFFF is added, which
-//! does not carry into bit 22: 0x3FBFFFFF >> 22 = 254, less 252 is code 2, the even one.
+//! The sum is below 2^(e + 23), so its unit is 2^(e - 1): the distance of codes in the binade of a,
+//! which below 1 is that of [1, 2). A code is even where n is, so ties agree.
+//!
+//! Worked example: 2.5 is between codes 4 and 5, and e = 1. The unit of 2^23 + 2.5 is 1; the nearest even is
+//! 2^23 + 2, n = 2 and the code is 2 + 2 * 1 = 4, the even one. 5 has e = 2 and unit 2: n = 2, code 6.
 //!
 //! The transform's chains are real fused multiply-adds, up to 64 outputs at a time.
 
 use std::arch::x86_64::*;
 
-use fp4_core::{QuantSpec, ScaleType};
+use fp4_core::{GroupSize, QuantSpec, ScaleType};
 
 use super::{Avx2, Kernels, NAN};
 use crate::portable::Value;
@@ -26,6 +28,9 @@ use crate::portable::quantize::Encode;
 
 /// Most groups of a run: 128 values in groups of 16.
 const MAX_GROUPS: usize = 8;
+
+/// What the exponent of 2^22 adds to a code.
+const BIASED: i16 = 149 << 1;
 
 /// Quantizes runs with ties to even.
 #[derive(Debug, Clone, Copy)]
@@ -69,11 +74,28 @@ fn int(v: i32) -> __m256i {
 
 #[target_feature(enable = "avx2,fma")]
 fn run(y: &[f32], spec: &QuantSpec, given: bool, scales: &mut [u8], codes: &mut [u8]) {
-    let group = spec.group().get();
+    match spec.group() {
+        GroupSize::G16 => groups::<16>(y, spec, given, scales, codes),
+        GroupSize::G32 => groups::<32>(y, spec, given, scales, codes),
+        GroupSize::G64 => groups::<64>(y, spec, given, scales, codes),
+        GroupSize::G128 => groups::<128>(y, spec, given, scales, codes),
+    }
+}
+
+/// Groups of G.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn groups<const G: usize>(
+    y: &[f32],
+    spec: &QuantSpec,
+    given: bool,
+    scales: &mut [u8],
+    codes: &mut [u8],
+) {
     let mut units = [0f32; MAX_GROUPS];
     if !given {
         // All scales of the run first: one group's wait is filled by the others.
-        let largest = largest(y, group);
+        let largest = largest::<G>(y);
         if spec.scale_type() == ScaleType::E4M3 {
             let mut bytes = [0; MAX_GROUPS];
             e4m3_scales(largest, spec, &mut bytes, &mut units);
@@ -87,20 +109,19 @@ fn run(y: &[f32], spec: &QuantSpec, given: bool, scales: &mut [u8], codes: &mut 
     if given || spec.scale_type() != ScaleType::E4M3 {
         units.iter_mut().zip(&*scales).for_each(|(unit, &scale)| *unit = spec.unit(scale));
     }
-    let groups = y.chunks_exact(group).zip(codes.chunks_exact_mut(group / 2));
+    let groups = y.as_chunks::<G>().0.iter().zip(codes.chunks_exact_mut(G / 2));
     for ((y, codes), &d) in groups.zip(&units) {
         // Two vectors of values are eight bytes of codes.
         let pairs = y.as_chunks::<8>().0.as_chunks::<2>().0;
         let pairs = pairs.iter().zip(codes.as_chunks_mut::<8>().0);
         if d == 0.0 {
             for ([e, f], codes) in pairs {
-                *codes = pack([sign(load(e)), sign(load(f))]);
+                *codes = pack(signs([load(e), load(f)]));
             }
         } else {
             let d = _mm256_set1_ps(d);
             for ([e, f], codes) in pairs {
-                let q = [_mm256_div_ps(load(e), d), _mm256_div_ps(load(f), d)];
-                *codes = pack([encode(q[0]), encode(q[1])]);
+                *codes = encode([_mm256_div_ps(load(e), d), _mm256_div_ps(load(f), d)]);
             }
         }
     }
@@ -109,9 +130,9 @@ fn run(y: &[f32], spec: &QuantSpec, given: bool, scales: &mut [u8], codes: &mut 
 /// The bits of the largest magnitude of each group, a NaN's if there is one (C4.1); 0 past the last.
 #[inline]
 #[target_feature(enable = "avx2")]
-fn largest(y: &[f32], group: usize) -> __m256i {
+fn largest<const G: usize>(y: &[f32]) -> __m256i {
     let mut all = [_mm256_setzero_si256(); MAX_GROUPS];
-    for (all, y) in all.iter_mut().zip(y.chunks_exact(group)) {
+    for (all, y) in all.iter_mut().zip(y.as_chunks::<G>().0) {
         for y in y.as_chunks::<8>().0 {
             let bits = _mm256_and_si256(_mm256_castps_si256(load(y)), int(i32::MAX));
             *all = _mm256_max_epu32(*all, bits);
@@ -181,46 +202,50 @@ fn low_bytes(lanes: __m256i) -> [u8; 8] {
     (_mm_cvtsi128_si64(_mm_packus_epi16(words, words)) as u64).to_le_bytes()
 }
 
-/// The sign of each value as bit 3 of a code.
+/// The code of each magnitude, with [`BIASED`] more.
 #[inline]
 #[target_feature(enable = "avx2")]
-fn sign(x: __m256) -> __m256i {
-    _mm256_and_si256(_mm256_srli_epi32::<28>(_mm256_castps_si256(x)), int(8))
-}
-
-#[inline]
-#[target_feature(enable = "avx2")]
-fn encode(q: __m256) -> __m256i {
+fn encode_biased(q: __m256) -> __m256i {
     let magnitude = _mm256_and_ps(q, _mm256_castsi256_ps(int(i32::MAX)));
     // The minimum with a NaN is its second operand.
     let a = _mm256_min_ps(magnitude, _mm256_set1_ps(6.0));
-    let unit = 4_194_304f32;
-    let halves = _mm256_castps_si256(_mm256_add_ps(a, _mm256_set1_ps(unit)));
-    let small = _mm256_sub_epi32(halves, int(unit.to_bits() as i32));
-    let bits = _mm256_castps_si256(a);
-    let odd = _mm256_and_si256(_mm256_srli_epi32::<22>(bits), int(1));
-    let offset = int(0x1F_FFFFi32.wrapping_sub(252 << 22));
-    let large = _mm256_srli_epi32::<22>(_mm256_add_epi32(_mm256_add_epi32(bits, odd), offset));
-    let below_one = _mm256_cmp_ps::<_CMP_LT_OQ>(a, _mm256_set1_ps(1.0));
-    let code = _mm256_blendv_ps(_mm256_castsi256_ps(large), _mm256_castsi256_ps(small), below_one);
-    // NaN is +6 whatever its sign (C1).
-    let number = _mm256_castps_si256(_mm256_cmp_ps::<_CMP_ORD_Q>(q, q));
-    _mm256_or_si256(_mm256_castps_si256(code), _mm256_and_si256(sign(q), number))
+    let binade = _mm256_castps_si256(_mm256_max_ps(a, _mm256_set1_ps(1.0)));
+    let binade = _mm256_and_si256(binade, int(f32::INFINITY.to_bits() as i32));
+    let magic = _mm256_add_epi32(binade, int(22 << 23));
+    let sum = _mm256_castps_si256(_mm256_add_ps(a, _mm256_castsi256_ps(magic)));
+    _mm256_add_epi32(_mm256_sub_epi32(sum, magic), _mm256_srli_epi32::<22>(magic))
 }
 
-/// Packs sixteen codes, low nibble first (C3).
+/// Packs the codes of sixteen quotients, low nibble first (C3).
 #[inline]
 #[target_feature(enable = "avx2")]
-fn pack([e, f]: [__m256i; 2]) -> [u8; 8] {
-    // In each half four codes of e, then four of f; then a pair of codes a lane, low + 16 * high.
-    let pairs = _mm256_madd_epi16(_mm256_packus_epi32(e, f), int(0x10_0001));
-    // Two bytes of e and two of f in each half, then e's four and f's four.
-    let low = |pairs: __m128i| _mm_shuffle_epi8(pairs, _mm_set1_epi32(0x0C08_0400));
-    let bytes = _mm_unpacklo_epi16(
-        low(_mm256_castsi256_si128(pairs)),
-        low(_mm256_extracti128_si256::<1>(pairs)),
-    );
-    (_mm_cvtsi128_si64(bytes) as u64).to_le_bytes()
+fn encode([e, f]: [__m256; 2]) -> [u8; 8] {
+    // In each half four of e, then four of f.
+    let codes = _mm256_packus_epi32(encode_biased(e), encode_biased(f));
+    let codes = _mm256_sub_epi16(codes, _mm256_set1_epi16(BIASED));
+    // NaN is +6 whatever its sign (C1).
+    let number = |q: __m256| _mm256_and_ps(q, _mm256_cmp_ps::<_CMP_ORD_Q>(q, q));
+    pack(_mm256_or_si256(codes, signs([number(e), number(f)])))
+}
+
+/// The signs of sixteen values as bit 3 of codes, in each half four of the first, then of the second.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn signs([e, f]: [__m256; 2]) -> __m256i {
+    // Saturation keeps the sign.
+    let words = _mm256_packs_epi32(_mm256_castps_si256(e), _mm256_castps_si256(f));
+    _mm256_and_si256(_mm256_srli_epi16::<12>(words), _mm256_set1_epi16(8))
+}
+
+/// Packs sixteen codes in the order of [`signs`], low nibble first (C3).
+#[inline]
+#[target_feature(enable = "avx2")]
+fn pack(codes: __m256i) -> [u8; 8] {
+    // A pair of codes a lane, low + 16 * high; the four bytes of a half; e's four and f's four.
+    let pairs = _mm256_madd_epi16(codes, int(0x10_0001));
+    let bytes = _mm256_shuffle_epi8(pairs, int(0x0C08_0400));
+    let (low, high) = (_mm256_castsi256_si128(bytes), _mm256_extracti128_si256::<1>(bytes));
+    (_mm_cvtsi128_si64(_mm_unpacklo_epi16(low, high)) as u64).to_le_bytes()
 }
 
 /// The chains of one block: `y[j]` = fma chain over `x[i] * columns[i * x.len() + j]`.
@@ -298,12 +323,36 @@ mod tests {
                 std::array::from_fn(|i| expected[2 * i] | expected[2 * i + 1] << 4);
             let [low, high] = q.as_chunks::<8>().0 else { unreachable!() };
             // SAFETY: the CPU has the features.
-            let got = unsafe { pack([encode(load(low)), encode(load(high))]) };
+            let got = unsafe { encode([load(low), load(high)]) };
             assert_eq!(got, expected, "{q:?}");
             compared += q.len();
         }
         println!("compared {compared} codes");
         assert_eq!(compared, 2 * 256 * 80);
+    }
+
+    /// The largest magnitudes of groups of G with one peak at each place in turn.
+    fn check_largest<const G: usize>() -> usize {
+        let mut compared = 0;
+        for place in 0..128 {
+            for peak in [-3.0, f32::from_bits(0x7F80_0001), -f32::NAN, f32::INFINITY] {
+                let mut y: [f32; 128] = std::array::from_fn(|i| 1.0 + (i / G) as f32 / 8.0);
+                y[place] = peak;
+                let mut got = [0f32; 8];
+                // SAFETY: the CPU has the features.
+                unsafe { store(_mm256_castsi256_ps(largest::<G>(&y)), &mut got) }
+                for (g, got) in got.into_iter().enumerate() {
+                    let expected = match g {
+                        g if g == place / G => peak.abs(),
+                        g if g < 128 / G => 1.0 + g as f32 / 8.0,
+                        _ => 0.0,
+                    };
+                    assert_eq!(got.to_bits(), expected.to_bits(), "{G} {place} {g}");
+                    compared += 1;
+                }
+            }
+        }
+        compared
     }
 
     #[test]
@@ -312,28 +361,13 @@ mod tests {
             println!("not checked: no AVX2");
             return;
         }
-        let mut compared = 0;
-        for group in [16, 32, 64, 128] {
-            for place in 0..128 {
-                for peak in [-3.0, f32::from_bits(0x7F80_0001), -f32::NAN, f32::INFINITY] {
-                    let mut y: [f32; 128] = std::array::from_fn(|i| 1.0 + (i / group) as f32 / 8.0);
-                    y[place] = peak;
-                    let mut got = [0f32; 8];
-                    // SAFETY: the CPU has the features.
-                    unsafe { store(_mm256_castsi256_ps(largest(&y, group)), &mut got) }
-                    for (g, got) in got.into_iter().enumerate() {
-                        let expected = match g {
-                            g if g == place / group => peak.abs(),
-                            g if g < 128 / group => y[g * group + usize::from(place == g * group)],
-                            _ => 0.0,
-                        };
-                        assert_eq!(got.to_bits(), expected.to_bits(), "{group} {place} {g}");
-                        compared += 1;
-                    }
-                }
-            }
-        }
-        println!("compared {compared} groups");
-        assert_eq!(compared, 4 * 128 * 4 * 8);
+        let compared = [
+            check_largest::<16>(),
+            check_largest::<32>(),
+            check_largest::<64>(),
+            check_largest::<128>(),
+        ];
+        println!("compared {compared:?} groups");
+        assert_eq!(compared, [128 * 4 * 8; 4]);
     }
 }
