@@ -10,6 +10,7 @@
 //! | `nan-zero` | a NaN scale over a group of zero codes | a skipped group |
 //! | `sparse` | most groups zero codes or a zero scale, under extreme scales | live groups |
 //! | `spread:S` | largest codes, joint exponent spread exactly S | each kernel's bound |
+//! | `reach:S` | largest codes of one sign, largest scales but for one group S exponents below (joint) | sums that grow past a bound |
 //! | `tie` | sums on an f32 tie, broken by one far smaller term or not | the rounding, sticky bits |
 //! | `tie-half` | sums on an f16 or bf16 tie, broken below f32's last bit or not | double rounding in the contract's order |
 //! | `cancel` | large terms that cancel exactly, or up to a small one | f32 or f64 accumulation, sign of zero |
@@ -21,10 +22,10 @@ use fp4_core::{Format, PackedMatrix, PackedShape, ScaleType};
 use crate::oracle::rules::scale_parts;
 use crate::random::Random;
 
-/// The names of the families; `spread:S` for any S.
-pub const FAMILIES: [&str; 13] = [
-    "near", "bytes", "full", "negative", "nan", "nan-zero", "sparse", "spread", "tie", "tie-half",
-    "cancel", "overflow", "tiny",
+/// The names of the families; `spread:S` and `reach:S` for any S.
+pub const FAMILIES: [&str; 14] = [
+    "near", "bytes", "full", "negative", "nan", "nan-zero", "sparse", "spread", "reach", "tie",
+    "tie-half", "cancel", "overflow", "tiny",
 ];
 
 /// Two operands of a family: A (m, k) and B (n, k).
@@ -144,6 +145,11 @@ fn scales(family: &str, random: &mut Random, a: &mut Builder, b: &mut Builder) {
                 spread_side(random, side, part);
             }
         }
+        "reach" => {
+            for (side, part) in [(a, (spread + 1) / 2), (b, spread / 2)] {
+                reach_side(random, side, part);
+            }
+        }
         "overflow" => exponents(random, a, b, 122),
         "tiny" => exponents(random, a, b, -154),
         _ => {
@@ -199,6 +205,27 @@ fn spread_side(random: &mut Random, side: &mut Builder, spread: i32) {
             side.scales[row * side.groups + group] = scale;
             let byte = if alike { 0x77 } else { random.pick(&[0x77, 0xFF, 0x7F]) };
             side.group(row, group).fill(byte);
+        }
+    }
+}
+
+/// Rows whose sums are as large as their spread allows: all codes of one sign and the largest, all
+/// scales the largest but one, which is `spread` exponents below (e4m3: at most 13).
+fn reach_side(random: &mut Random, side: &mut Builder, spread: i32) {
+    let (low, top) = match side.format {
+        Format::MxFp4 => {
+            let low = 127 - spread.min(127) / 2;
+            (low as u8, (low + spread.min(127)) as u8)
+        }
+        // Significand 15, exponent field 14; significand 8 below.
+        Format::NvFp4 => (((14 - spread.min(13)) << 3) as u8, 0x77),
+    };
+    for row in 0..side.rows {
+        let lowest = random.below(side.groups.max(1));
+        let codes = random.pick(&[0x77, 0xFF]);
+        for group in 0..side.groups {
+            side.scales[row * side.groups + group] = if group == lowest { low } else { top };
+            side.group(row, group).fill(codes);
         }
     }
 }
