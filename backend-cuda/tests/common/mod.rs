@@ -61,7 +61,7 @@ pub(crate) fn same_bits<T: Float>(got: &[T], expected: &[T], case: &str) -> usiz
     got.len()
 }
 
-/// Runs the test `name` of this binary, which must be `#[ignore]`d, in a process of its own.
+/// Runs the test `name` of this binary, one that is left out of ordinary runs, in a process of its own.
 pub(crate) fn run_apart(name: &str, environment: &[(&str, &str)]) -> Output {
     let mut command = Command::new(std::env::current_exe().unwrap());
     command.args(["--exact", name, "--ignored", "--nocapture", "--test-threads", "1"]);
