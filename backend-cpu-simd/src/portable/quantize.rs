@@ -33,7 +33,7 @@ use super::transform::{Columns, Value};
 use crate::threads::Threads;
 
 /// Values quantized at a time; the largest group and the largest block.
-const RUN: usize = 128;
+pub(crate) const RUN: usize = 128;
 /// Values worth a task of their own; fewer if each takes a row of the transform.
 const TASK_VALUES: usize = 1 << 14;
 

@@ -3,8 +3,9 @@
 //! | module | contents | unsafe |
 //! |---|---|---|
 //! | `pack` | codes of A into tiles (AVX2) | yes |
-//! | `quantize` | scales, codes and transforms on AVX-512 | yes |
-//! | `quantize_avx2` | scales, codes and transforms on AVX2 | yes |
+//! | `scales` | scale bytes of several groups at a time | yes |
+//! | `quantize` | codes and transforms on AVX-512 | yes |
+//! | `quantize_avx2` | codes and transforms on AVX2 | yes |
 //! | `avx512` | tile kernels on AVX-512 VNNI and VBMI | yes |
 //! | `avx2` | tile kernels on AVX2 | yes |
 
@@ -34,6 +35,7 @@ mod avx512;
 mod pack;
 mod quantize;
 mod quantize_avx2;
+mod scales;
 
 pub(crate) use avx2::Avx2;
 pub(crate) use avx512::Avx512;
@@ -52,4 +54,27 @@ fn magnitudes() -> Vec<u32> {
     let mantissas =
         (0..16u32).flat_map(|step| [0, 1, 2, 0x3_FFFF, 0x7_FFFF].map(|m| step << 19 | m));
     mantissas.flat_map(|m| (0..256u32).map(move |e| e << 23 | m)).collect()
+}
+
+/// Compares the largest magnitudes of groups, with one peak at each place of a run in turn; returns how
+/// many groups.
+#[cfg(test)]
+fn check_largest(group: usize, largest: impl Fn(&[f32; 128]) -> [f32; scales::GROUPS]) -> usize {
+    let mut compared = 0;
+    for place in 0..128 {
+        for peak in [-3.0, f32::from_bits(0x7F80_0001), -f32::NAN, f32::INFINITY] {
+            let mut y: [f32; 128] = std::array::from_fn(|i| 1.0 + (i / group) as f32 / 8.0);
+            y[place] = peak;
+            for (g, got) in largest(&y).into_iter().enumerate() {
+                let expected = match g {
+                    g if g == place / group => peak.abs(),
+                    g if g < 128 / group => 1.0 + g as f32 / 8.0,
+                    _ => 1.0,
+                };
+                assert_eq!(got.to_bits(), expected.to_bits(), "{group} {place} {g}");
+                compared += 1;
+            }
+        }
+    }
+    compared
 }

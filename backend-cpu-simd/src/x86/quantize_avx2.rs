@@ -3,7 +3,7 @@
 //! ```text
 //! amax    the largest |x| as an integer: the bits of non-negative floats order as their values,
 //!         and a NaN's are above those of infinity; up to eight groups are reduced together
-//! scale   core's rule; e4m3 for all groups of a run at a time
+//! scale   core's rule, for all groups of a run at a time
 //! q       x / d, one IEEE division
 //! code    of a = min(|q|, 6), NaN included, e = the exponent of max(a, 1), 0 to 2:
 //!         n = the last bits of a + 2^(e + 22), whose unit is 2^(e - 1): nearest even of a / 2^(e - 1)
@@ -20,14 +20,12 @@
 
 use std::arch::x86_64::*;
 
-use fp4_core::{GroupSize, QuantSpec, ScaleType};
+use fp4_core::{GroupSize, QuantSpec};
 
-use super::{Avx2, Kernels, NAN};
+use super::scales::GROUPS;
+use super::{Avx2, Kernels};
 use crate::portable::Value;
-use crate::portable::quantize::Encode;
-
-/// Most groups of a run: 128 values in groups of 16.
-const MAX_GROUPS: usize = 8;
+use crate::portable::quantize::{Encode, RUN};
 
 /// What the exponent of 2^22 adds to a code.
 const BIASED: i16 = 149 << 1;
@@ -92,22 +90,14 @@ fn groups<const G: usize>(
     scales: &mut [u8],
     codes: &mut [u8],
 ) {
-    let mut units = [0f32; MAX_GROUPS];
-    if !given {
-        // All scales of the run first: one group's wait is filled by the others.
-        let largest = largest::<G>(y);
-        if spec.scale_type() == ScaleType::E4M3 {
-            let mut bytes = [0; MAX_GROUPS];
-            e4m3_scales(largest, spec, &mut bytes, &mut units);
-            scales.iter_mut().zip(bytes).for_each(|(scale, byte)| *scale = byte);
-        } else {
-            let mut all = [0f32; MAX_GROUPS];
-            store(_mm256_castsi256_ps(largest), &mut all);
-            scales.iter_mut().zip(all).for_each(|(s, amax)| *s = spec.encode_scale(amax));
-        }
-    }
-    if given || spec.scale_type() != ScaleType::E4M3 {
+    let mut units = [0f32; GROUPS];
+    if given {
         units.iter_mut().zip(&*scales).for_each(|(unit, &scale)| *unit = spec.unit(scale));
+    } else {
+        // All scales of the run first: one group's wait is filled by the others.
+        let bytes;
+        (bytes, units) = super::scales::scales(largest::<G>(y), spec);
+        scales.iter_mut().zip(bytes).for_each(|(scale, byte)| *scale = byte);
     }
     let groups = y.as_chunks::<G>().0.iter().zip(codes.chunks_exact_mut(G / 2));
     for ((y, codes), &d) in groups.zip(&units) {
@@ -127,11 +117,13 @@ fn groups<const G: usize>(
     }
 }
 
-/// The bits of the largest magnitude of each group, a NaN's if there is one (C4.1); 0 past the last.
+/// The bits of the largest magnitude of each group, a NaN's if there is one (C4.1). Past the most that a
+/// run has 1, because the processor takes long for the subnormal scales of zeros.
 #[inline]
 #[target_feature(enable = "avx2")]
 fn largest<const G: usize>(y: &[f32]) -> __m256i {
-    let mut all = [_mm256_setzero_si256(); MAX_GROUPS];
+    let mut all = [_mm256_castps_si256(_mm256_set1_ps(1.0)); GROUPS];
+    all[..RUN / G].fill(_mm256_setzero_si256());
     for (all, y) in all.iter_mut().zip(y.as_chunks::<G>().0) {
         for y in y.as_chunks::<8>().0 {
             let bits = _mm256_and_si256(_mm256_castps_si256(load(y)), int(i32::MAX));
@@ -148,58 +140,6 @@ fn largest<const G: usize>(y: &[f32]) -> __m256i {
         _mm256_permute2x128_si256::<0x20>(low, high),
         _mm256_permute2x128_si256::<0x31>(low, high),
     )
-}
-
-/// Scale bytes and units of groups with these largest magnitudes, as bits: core's
-/// [`QuantSpec::encode_scale`] and [`QuantSpec::unit`] for e4m3, in vectors (C2, C4).
-#[inline]
-#[target_feature(enable = "avx2")]
-fn e4m3_scales(
-    largest: __m256i,
-    spec: &QuantSpec,
-    bytes: &mut [u8; MAX_GROUPS],
-    units: &mut [f32; MAX_GROUPS],
-) {
-    let divisor = spec.scale_scale() * spec.global_scale();
-    let s = _mm256_div_ps(_mm256_castsi256_ps(largest), _mm256_set1_ps(divisor));
-    let (codes, decoded) = e4m3(s);
-    *bytes = low_bytes(codes);
-    store(_mm256_mul_ps(decoded, _mm256_set1_ps(spec.global_scale())), units);
-}
-
-/// Non-negative values and NaN as e4m3 bytes, and what the bytes are worth.
-#[inline]
-#[target_feature(enable = "avx2")]
-fn e4m3(s: __m256) -> (__m256i, __m256) {
-    let select = |no, yes, mask: __m256| _mm256_blendv_ps(no, yes, mask);
-    let nan = _mm256_cmp_ps::<_CMP_UNORD_Q>(s, s);
-    let s = _mm256_min_ps(s, _mm256_set1_ps(448.0));
-    let bits = _mm256_castps_si256(s);
-    // Three bits of mantissa are kept, to nearest even; then 2^-6 is byte 8.
-    let odd = _mm256_and_si256(_mm256_srli_epi32::<20>(bits), int(1));
-    let rounded = _mm256_add_epi32(_mm256_add_epi32(bits, odd), int(0x7_FFFF));
-    let large = _mm256_sub_epi32(_mm256_srli_epi32::<20>(rounded), int(120 << 3));
-    // Below 2^-6 the unit is 2^-9, which is the last bit of 2^14.
-    let is_small = _mm256_cmp_ps::<_CMP_LT_OQ>(s, _mm256_set1_ps(1.0 / 64.0));
-    let halves = _mm256_castps_si256(_mm256_add_ps(s, _mm256_set1_ps(16384.0)));
-    let small = _mm256_sub_epi32(halves, int(16384f32.to_bits() as i32));
-    let byte = select(_mm256_castsi256_ps(large), _mm256_castsi256_ps(small), is_small);
-    let byte = select(byte, _mm256_castsi256_ps(int(0x7F)), nan);
-    let byte = _mm256_castps_si256(byte);
-    let normal = _mm256_slli_epi32::<20>(_mm256_add_epi32(byte, int(120 << 3)));
-    let subnormal = _mm256_mul_ps(_mm256_cvtepi32_ps(byte), _mm256_set1_ps(1.0 / 512.0));
-    let few = _mm256_castsi256_ps(_mm256_cmpgt_epi32(int(8), byte));
-    let value = select(_mm256_castsi256_ps(normal), subnormal, few);
-    (byte, select(value, _mm256_set1_ps(NAN), nan))
-}
-
-/// The lowest byte of each of eight lanes.
-#[inline]
-#[target_feature(enable = "avx2")]
-fn low_bytes(lanes: __m256i) -> [u8; 8] {
-    let words =
-        _mm_packus_epi32(_mm256_castsi256_si128(lanes), _mm256_extracti128_si256::<1>(lanes));
-    (_mm_cvtsi128_si64(_mm_packus_epi16(words, words)) as u64).to_le_bytes()
 }
 
 /// The code of each magnitude, with [`BIASED`] more.
@@ -278,35 +218,8 @@ fn outputs<const V: usize>(x: &[f32], columns: &[f32], first: usize, y: &mut [f3
 mod tests {
     use fp4_core::E2m1;
 
-    use super::super::magnitudes;
+    use super::super::{check_largest, magnitudes};
     use super::*;
-
-    #[test]
-    fn vectors_of_e4m3_scales_are_cores_scales() {
-        if Avx2::new().is_err() {
-            println!("not checked: no AVX2");
-            return;
-        }
-        let mut compared = 0;
-        for bits in magnitudes().as_chunks::<8>().0 {
-            let s = bits.map(f32::from_bits);
-            let (mut bytes, mut values) = ([0; 8], [0f32; 8]);
-            // SAFETY: the CPU has the features.
-            unsafe {
-                let (codes, decoded) = e4m3(load(&s));
-                bytes.copy_from_slice(&low_bytes(codes));
-                store(decoded, &mut values);
-            }
-            for ((s, byte), value) in s.into_iter().zip(bytes).zip(values) {
-                let expected = ScaleType::E4M3.encode(s);
-                assert_eq!(byte, expected, "{s:e}");
-                assert_eq!(value.to_bits(), ScaleType::E4M3.decode(expected).to_bits(), "{s:e}");
-                compared += 1;
-            }
-        }
-        println!("compared {compared} scales");
-        assert_eq!(compared, 256 * 80);
-    }
 
     #[test]
     fn vectors_of_codes_are_cores_codes_each_in_its_place() {
@@ -331,41 +244,23 @@ mod tests {
         assert_eq!(compared, 2 * 256 * 80);
     }
 
-    /// The largest magnitudes of groups of G with one peak at each place in turn.
-    fn check_largest<const G: usize>() -> usize {
-        let mut compared = 0;
-        for place in 0..128 {
-            for peak in [-3.0, f32::from_bits(0x7F80_0001), -f32::NAN, f32::INFINITY] {
-                let mut y: [f32; 128] = std::array::from_fn(|i| 1.0 + (i / G) as f32 / 8.0);
-                y[place] = peak;
-                let mut got = [0f32; 8];
-                // SAFETY: the CPU has the features.
-                unsafe { store(_mm256_castsi256_ps(largest::<G>(&y)), &mut got) }
-                for (g, got) in got.into_iter().enumerate() {
-                    let expected = match g {
-                        g if g == place / G => peak.abs(),
-                        g if g < 128 / G => 1.0 + g as f32 / 8.0,
-                        _ => 0.0,
-                    };
-                    assert_eq!(got.to_bits(), expected.to_bits(), "{G} {place} {g}");
-                    compared += 1;
-                }
-            }
-        }
-        compared
-    }
-
     #[test]
     fn the_largest_magnitude_is_found_in_every_place() {
         if Avx2::new().is_err() {
             println!("not checked: no AVX2");
             return;
         }
+        fn bits<const G: usize>(y: &[f32; RUN]) -> [f32; GROUPS] {
+            let mut got = [0f32; GROUPS];
+            // SAFETY: the CPU has the features.
+            unsafe { store(_mm256_castsi256_ps(largest::<G>(y)), &mut got) };
+            got
+        }
         let compared = [
-            check_largest::<16>(),
-            check_largest::<32>(),
-            check_largest::<64>(),
-            check_largest::<128>(),
+            check_largest(16, bits::<16>),
+            check_largest(32, bits::<32>),
+            check_largest(64, bits::<64>),
+            check_largest(128, bits::<128>),
         ];
         println!("compared {compared:?} groups");
         assert_eq!(compared, [128 * 4 * 8; 4]);

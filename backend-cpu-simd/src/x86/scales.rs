@@ -1,0 +1,136 @@
+//! Scales of up to eight groups at a time, for the quantizers of both instruction sets (C2, C4).
+//!
+//! ```text
+//! s      = largest / (ss * gs), one IEEE division
+//! e4m3   s >= 2^-6   the bits rounded to three bits of mantissa, ties to even, then moved so that 2^-6 is 8
+//!        s <  2^-6   the last bits of s + 2^14, whose unit is 2^-9
+//! e8m0   the exponent of the bits plus half an octave, at most 254; 0 below 1.5 * 2^-127
+//! unit   the byte's value * gs
+//! ```
+//!
+//! Worked example, e8m0: 1.5 is 0x3FC00000; plus 0x00400000 it is 0x40000000, whose exponent is 128, the
+//! byte of 2: ties go up. 1.4 * 2^-127 is 0x00599999, below 0x00600000, and gives byte 0 where the sum's
+//! exponent would be 1: a subnormal's octave is counted differently.
+
+use std::arch::x86_64::*;
+
+use fp4_core::{QuantSpec, ScaleType};
+
+use super::NAN;
+
+/// Groups of a vector.
+pub(super) const GROUPS: usize = 8;
+
+#[inline]
+#[target_feature(enable = "avx2")]
+fn int(v: i32) -> __m256i {
+    _mm256_set1_epi32(v)
+}
+
+/// The scale bytes of groups with these largest magnitudes, as bits, and what a unit of a code is worth
+/// under each: core's [`QuantSpec::encode_scale`] and [`QuantSpec::unit`].
+#[inline]
+#[target_feature(enable = "avx2")]
+pub(super) fn scales(largest: __m256i, spec: &QuantSpec) -> ([u8; GROUPS], [f32; GROUPS]) {
+    let divisor = spec.scale_scale() * spec.global_scale();
+    let s = _mm256_div_ps(_mm256_castsi256_ps(largest), _mm256_set1_ps(divisor));
+    let (bytes, values) = match spec.scale_type() {
+        ScaleType::E4M3 => e4m3(s),
+        ScaleType::E8M0 => e8m0(s),
+    };
+    let mut units = [0f32; GROUPS];
+    // SAFETY: 32 writable bytes.
+    unsafe {
+        let worth = _mm256_mul_ps(values, _mm256_set1_ps(spec.global_scale()));
+        _mm256_storeu_ps(units.as_mut_ptr(), worth);
+    }
+    (low_bytes(bytes), units)
+}
+
+/// Non-negative values and NaN as e4m3 bytes, and what the bytes are worth.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn e4m3(s: __m256) -> (__m256i, __m256) {
+    let select = |no, yes, mask: __m256| _mm256_blendv_ps(no, yes, mask);
+    let nan = _mm256_cmp_ps::<_CMP_UNORD_Q>(s, s);
+    let s = _mm256_min_ps(s, _mm256_set1_ps(448.0));
+    let bits = _mm256_castps_si256(s);
+    let odd = _mm256_and_si256(_mm256_srli_epi32::<20>(bits), int(1));
+    let rounded = _mm256_add_epi32(_mm256_add_epi32(bits, odd), int(0x7_FFFF));
+    let large = _mm256_sub_epi32(_mm256_srli_epi32::<20>(rounded), int(120 << 3));
+    let is_small = _mm256_cmp_ps::<_CMP_LT_OQ>(s, _mm256_set1_ps(1.0 / 64.0));
+    let halves = _mm256_castps_si256(_mm256_add_ps(s, _mm256_set1_ps(16384.0)));
+    let small = _mm256_sub_epi32(halves, int(16384f32.to_bits() as i32));
+    let byte = select(_mm256_castsi256_ps(large), _mm256_castsi256_ps(small), is_small);
+    let byte = select(byte, _mm256_castsi256_ps(int(0x7F)), nan);
+    let byte = _mm256_castps_si256(byte);
+    let normal = _mm256_slli_epi32::<20>(_mm256_add_epi32(byte, int(120 << 3)));
+    let subnormal = _mm256_mul_ps(_mm256_cvtepi32_ps(byte), _mm256_set1_ps(1.0 / 512.0));
+    let few = _mm256_castsi256_ps(_mm256_cmpgt_epi32(int(8), byte));
+    let value = select(_mm256_castsi256_ps(normal), subnormal, few);
+    (byte, select(value, _mm256_set1_ps(NAN), nan))
+}
+
+/// Non-negative values and NaN as e8m0 bytes, and what the bytes are worth.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn e8m0(s: __m256) -> (__m256i, __m256) {
+    let nan = _mm256_castps_si256(_mm256_cmp_ps::<_CMP_UNORD_Q>(s, s));
+    let bits = _mm256_castps_si256(s);
+    let rounded = _mm256_srli_epi32::<23>(_mm256_add_epi32(bits, int(0x0040_0000)));
+    let byte = _mm256_min_epi32(rounded, int(254));
+    // Non-negative bits order as integers.
+    let above_least = _mm256_cmpgt_epi32(bits, int(0x005F_FFFF));
+    let byte = _mm256_and_si256(byte, above_least);
+    let least = _mm256_andnot_si256(above_least, int(0x0040_0000));
+    let value = _mm256_or_si256(_mm256_slli_epi32::<23>(byte), least);
+    (
+        _mm256_blendv_epi8(byte, int(0xFF), nan),
+        _mm256_castsi256_ps(_mm256_blendv_epi8(value, int(NAN.to_bits() as i32), nan)),
+    )
+}
+
+/// The lowest byte of each of eight lanes, which are at most 255.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn low_bytes(lanes: __m256i) -> [u8; GROUPS] {
+    let words =
+        _mm_packus_epi32(_mm256_castsi256_si128(lanes), _mm256_extracti128_si256::<1>(lanes));
+    (_mm_cvtsi128_si64(_mm_packus_epi16(words, words)) as u64).to_le_bytes()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{Avx2, magnitudes};
+    use super::*;
+
+    #[test]
+    fn vectors_of_scales_are_cores_scales() {
+        if Avx2::new().is_err() {
+            println!("not checked: no AVX2");
+            return;
+        }
+        let mut compared = 0;
+        for ty in ScaleType::ALL {
+            for bits in magnitudes().as_chunks::<GROUPS>().0 {
+                let s = bits.map(f32::from_bits);
+                let mut values = [0f32; GROUPS];
+                // SAFETY: the CPU has the feature; 32 readable or writable bytes each.
+                let bytes = unsafe {
+                    let s = _mm256_loadu_ps(s.as_ptr());
+                    let (bytes, worth) = if ty == ScaleType::E4M3 { e4m3(s) } else { e8m0(s) };
+                    _mm256_storeu_ps(values.as_mut_ptr(), worth);
+                    low_bytes(bytes)
+                };
+                for ((s, byte), value) in s.into_iter().zip(bytes).zip(values) {
+                    let expected = ty.encode(s);
+                    assert_eq!(byte, expected, "{ty} {s:e}");
+                    assert_eq!(value.to_bits(), ty.decode(expected).to_bits(), "{ty} {s:e}");
+                    compared += 1;
+                }
+            }
+        }
+        println!("compared {compared} scales");
+        assert_eq!(compared, 2 * 256 * 80);
+    }
+}
