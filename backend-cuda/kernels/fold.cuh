@@ -18,12 +18,12 @@
 // Rows go in tiles of 128, k in steps of 32. A step of a tile is stored as one block for each window that
 // occurs in it, in which the elements of other windows are 0. So blocks times blocks are exact partial sums,
 // each with one exponent for a pair of rows: "planes" cost time only where they occur. A step without
-// live groups has no block.
+// live groups is skipped.
 //
 //     block          PLANES x 4096 bytes: byte (r, k) of a plane at r / 8 * 256 + k / 16 * 128 + r % 8 * 16
 //                    + k % 16, the wgmma layout without swizzle (lead 128, stride 256)
-//     tile           steps + extra blocks: the lowest window of step s is block s, the others are among the
-//                    extra blocks, next to each other
+//     tile           steps + extra blocks: window 0 of step s is block s, whether its entry has it or not; the
+//                    others are among the extra blocks, next to each other
 //     entry[t][s]    bits 0..7: the set of windows w + 4; bits 8..31: index of the first extra block
 //     incomplete[t]  not 0 if a window lies outside -4..3 or the extra blocks did not suffice: the tile
 //                    has no folded form, and its outputs go another way
@@ -32,7 +32,7 @@
 // 126 - 120 = 6 is window 1, shift 2: code 7 (6.0, doubled 12) becomes 48 in units of 2^(124 - 127).
 //
 // Which extra blocks a step gets depends on the order of the blocks of the launch; how many a tile needs
-// does not, so neither the results nor the path taken do. Not yet run on hardware.
+// does not, so neither the results nor the path taken do. fold_rows.cuh writes it. Not yet run on hardware.
 #pragma once
 
 #include "format.cuh"
@@ -87,8 +87,9 @@ struct Folded {
 
 // Index of the block of window `bit` in a step whose entry has that bit.
 __device__ __forceinline__ int block_index(u32 entry, int bit, int step, int steps) {
-    int before = __popc(entry & ((1u << bit) - 1u));
-    return before == 0 ? step : steps + (int)(entry >> 8) + before - 1;
+    if (bit == WINDOW_BIAS) return step;
+    u32 before = entry & ((1u << bit) - 1u) & ~(1u << WINDOW_BIAS);
+    return steps + (int)(entry >> 8) + __popc(before);
 }
 
 // Four codes as bytes of a table of eight signed magnitudes (`low`: codes 0..3) or of their negatives.

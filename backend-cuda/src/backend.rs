@@ -16,6 +16,7 @@ use fp4_core::{
 use crate::buffer::Buffer;
 use crate::driver::{self, Device};
 use crate::launch::Gpu;
+use crate::matmul::fold::Folded;
 use crate::matmul::{self, Ladder, PATHS_BYTES, Scratch, paths_of};
 use crate::operand::{CudaOperand, CudaTransform, CudaWeight, host_bytes, host_bytes_mut};
 use crate::{NAME, quantize};
@@ -26,6 +27,7 @@ use crate::{NAME, quantize};
 pub struct Cuda {
     pub(crate) gpu: Arc<Gpu>,
     pub(crate) ladder: Ladder,
+    keep_folded: bool,
     pool: Arc<Mutex<Vec<Staging>>>,
     pub(crate) scratch: Arc<Mutex<Scratch>>,
     /// Paths of the products that stayed on the device.
@@ -60,6 +62,7 @@ impl Cuda {
         Ok(Cuda {
             gpu,
             ladder: Ladder::default(),
+            keep_folded: true,
             pool: Arc::default(),
             scratch: Arc::default(),
             device_paths: Arc::new(device_paths),
@@ -76,6 +79,15 @@ impl Cuda {
     #[must_use]
     pub fn with_ladder(self, ladder: Ladder) -> Self {
         Cuda { ladder, ..self }
+    }
+
+    /// The same backend, keeping the folded form of the weights that it prepares or not. Only where the
+    /// wgmma kernels run is there one: int8 beside the packed form, of 1 byte an element for MXFP4 (three
+    /// times the packed bytes in all) and 3 for NVFP4 (six times), more where scales lie far apart.
+    /// Without it each such product folds the weight first. By default it is kept, unless memory is short.
+    #[must_use]
+    pub fn with_folded_weights(self, keep: bool) -> Self {
+        Cuda { keep_folded: keep, ..self }
     }
 
     /// Waits until everything queued so far has run.
@@ -234,7 +246,11 @@ impl Matmul for Cuda {
         view.shape().expect_format()?;
         expect_int(&[view.shape().rows(), view.shape().k()])?;
         let mut operand = CudaOperand::new(&self.gpu)?;
-        operand.import(view)?;
+        let fold = self.keep_folded && matmul::folds_weight(self.ladder, &self.gpu, view.shape());
+        operand.import(view, false)?;
+        if fold {
+            operand.fold(Folded::fill_exactly)?;
+        }
         self.gpu.synchronize()?;
         operand.trim();
         Ok(CudaWeight { operand, from: PhantomData })
@@ -253,7 +269,7 @@ impl Matmul for Cuda {
         expect_int(&[a.shape().rows()])?;
         self.with_staging(|staging| {
             let Staging { operand, output, paths, .. } = staging;
-            operand.import(a)?;
+            operand.import(a, matmul::folds_activation(self.ladder, &self.gpu, a.shape()))?;
             self.matmul_to_host(operand, &b.operand, alpha, out, output, paths)
         })
     }
@@ -265,12 +281,13 @@ impl Matmul for Cuda {
         groups: Range<usize>,
         out: PartialsMut<'_>,
     ) -> Result<(), Error> {
+        check_environment()?;
         self.own(&b.operand.gpu)?;
         a.shape().expect_product(&b.shape())?;
         expect_int(&[a.shape().rows()])?;
         self.with_staging(|staging| {
             let Staging { operand, sums, .. } = staging;
-            operand.import(a)?;
+            operand.import(a, false)?;
             matmul::partial(&self.gpu, operand, &b.operand, groups, out, sums)
         })
     }

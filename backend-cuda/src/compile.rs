@@ -26,7 +26,7 @@ pub(crate) fn version() -> Option<(i32, i32)> {
     })
 }
 
-/// Compiles a family: a cubin for [`Target::Device`], PTX text for [`Target::Portable`].
+/// Compiles a family: a cubin for [`Target::Device`], PTX text for the others.
 ///
 /// # Errors
 /// The compiler's log, or why there is none. Must not be called unless [`version`] is `Some`.
@@ -74,7 +74,7 @@ fn run(program: sys::nvrtcProgram, target: Target) -> Result<Vec<u8>, String> {
         return Err(format!("{error}: {}", first_lines(&bytes(&log))));
     }
     let failed = |e: result::NvrtcError| format!("NVRTC kept the image to itself: {e}");
-    if target == Target::Portable {
+    if target.is_ptx() {
         // SAFETY: as above, and the program has been compiled.
         let ptx = unsafe { result::get_ptx(program) }.map_err(failed)?;
         return Ok(bytes(&ptx));
@@ -117,7 +117,9 @@ mod tests {
     #[cfg(feature = "emulated")]
     fn a_broken_kernel_gives_the_log_and_no_panic() {
         assert!(version().is_some(), "NVRTC is not in LD_LIBRARY_PATH");
-        let broken = Family { name: "broken", source: "not C++ at all;", prebuilt: None };
+        let source = "not C++ at all;";
+        let portable = Target::Portable;
+        let broken = Family { name: "broken", source, portable, prebuilt: None };
         let log = compile(&broken, Target::Device(80)).unwrap_err();
         assert!(log.contains("broken.cu"), "{log}");
     }

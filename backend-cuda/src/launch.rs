@@ -263,7 +263,12 @@ mod tests {
     use crate::driver;
 
     /// A kernel that no compiler takes and that has no prebuilt image.
-    static BROKEN: Family = Family { name: "broken", source: "not C++ at all;", prebuilt: None };
+    static BROKEN: Family = Family {
+        name: "broken",
+        source: "not C++ at all;",
+        portable: Target::Portable,
+        prebuilt: None,
+    };
 
     #[test]
     fn a_kernel_that_does_not_compile_is_an_error_and_the_device_goes_on() {

@@ -30,7 +30,7 @@ impl Cuda {
         self.with_staging(|staging| {
             let Staging { operand, output, .. } = staging;
             let (stream, ty) = (&self.gpu.stream, out.float_type());
-            operand.import(packed)?;
+            operand.import(packed, false)?;
             output.reserve(stream, len * ty.bytes())?;
             let args = [
                 Arg::Pointer(operand.codes.address()),

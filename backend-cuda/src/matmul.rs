@@ -8,20 +8,23 @@
 //! | `Wgmma` | `matmul_wgmma_*.cu` | Hopper: tiles of folded int8, int32; what is left by `Decode`'s |
 //!
 //! [`Ladder::Auto`] takes the fastest that can by the shape and the device: `Decode` for up to 16 rows of
-//! A, `Wgmma` for 256 and more on compute capability 9.0, `Mma` otherwise.
+//! A, `Wgmma` for 128 and more on compute capability 9.0, `Mma` otherwise.
 //!
 //! Every kernel takes every input and gives the same bits; the ladder is for tests and measurements. The
 //! choice between sums is made on the device from row metadata, so a launch needs nothing from the host
 //! but shapes and the bounds below.
 
 mod decode;
-mod fold;
+pub(crate) mod fold;
 mod wgmma;
 
 use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
 
-use fp4_core::{Error, ExactSum, FixedSum, FloatType, Format, PartialsMut, Paths, Unsupported};
+use fp4_core::{
+    Error, ExactSum, FixedSum, FloatType, Format, PackedShape, PartialsMut, Paths, Unsupported,
+    padded_k,
+};
 
 use crate::buffer::Buffer;
 use crate::launch::{Arg, Gpu, blocks_for, float_type, int, scale_type};
@@ -42,7 +45,8 @@ pub enum Ladder {
         /// so the bits are the same.
         ranges: usize,
     },
-    /// Hopper's warpgroup instructions, for many rows of A: compute capability 9.0 and NVRTC.
+    /// Hopper's warpgroup instructions, for many rows of A: compute capability 9.0. What is prepared or
+    /// quantized under this or under `Auto` is folded for it at that time.
     Wgmma,
     /// The fastest of these that the shape and the device allow.
     #[default]
@@ -89,12 +93,20 @@ fn choose(a: &CudaOperand, b: &CudaOperand, format: Format) -> Ladder {
     if m <= decode::MAX_ROWS && !is_long(format, groups) {
         return Ladder::Decode { ranges: 0 };
     }
-    let fits = wgmma::fits(m, a.k_pad);
-    if m >= wgmma::MIN_ROWS && fits && !is_long(format, groups) && wgmma::available(&b.gpu, format)
-    {
-        return Ladder::Wgmma;
-    }
-    Ladder::Mma
+    let least = if b.folded.ready() { wgmma::MIN_ROWS } else { wgmma::MIN_ROWS_UNFOLDED };
+    let takes = wgmma::takes(Ladder::Auto, &a.gpu, a.shape, a.k_pad);
+    if m >= least && takes { Ladder::Wgmma } else { Ladder::Mma }
+}
+
+/// Whether an activation of this shape is to be folded when it is quantized or imported.
+pub(crate) fn folds_activation(ladder: Ladder, gpu: &Gpu, shape: PackedShape) -> bool {
+    let enough = ladder == Ladder::Wgmma || shape.rows() >= wgmma::MIN_ROWS;
+    enough && folds_weight(ladder, gpu, shape)
+}
+
+/// Whether a weight of this shape is to be folded when it is prepared.
+pub(crate) fn folds_weight(ladder: Ladder, gpu: &Gpu, shape: PackedShape) -> bool {
+    padded_k(shape.k()).is_ok_and(|k_pad| wgmma::takes(ladder, gpu, shape, k_pad))
 }
 
 /// Whether the sums of an NVFP4 row may leave an int64.
@@ -165,7 +177,7 @@ pub(crate) fn matmul(
         }
         Ladder::Wgmma => {
             if !wgmma::available(&a.gpu, format) {
-                let why = "wgmma needs a device of compute capability 9.0 and NVRTC";
+                let why = "wgmma needs a device of compute capability 9.0";
                 return Err(Unsupported::Other(why).into());
             }
             wgmma::queue(a, b, &outputs, &mut scratch())

@@ -14,6 +14,7 @@ use fp4_core::{
 
 use crate::buffer::Buffer;
 use crate::launch::{Arg, Gpu, blocks_for, int, scale_type};
+use crate::matmul::fold::{self, Folded};
 use crate::sources::{LAYOUT, QUANTIZE};
 
 /// Bytes of one row's metadata: the four ints of `RowMeta` in `kernels/format.cuh`.
@@ -96,6 +97,8 @@ pub struct CudaOperand {
     pub(crate) codes: Buffer,
     pub(crate) scales: Buffer,
     pub(crate) meta: Buffer,
+    /// The same for the wgmma kernels, where they are to multiply it.
+    pub(crate) folded: Folded,
     /// Host values on their way in, and bytes without padding on their way in or out.
     pub(crate) input: Buffer,
     staging: Buffer,
@@ -110,6 +113,7 @@ impl CudaOperand {
             codes: Buffer::default(),
             scales: Buffer::default(),
             meta: Buffer::default(),
+            folded: Folded::default(),
             input: Buffer::default(),
             staging: Buffer::default(),
             gpu: gpu.clone(),
@@ -128,6 +132,7 @@ impl CudaOperand {
 
     /// Makes room for a shape. Every byte is written by what follows.
     pub(crate) fn reshape(&mut self, shape: PackedShape) -> Result<(), Error> {
+        self.folded.forget();
         let k_pad = padded_k(shape.k())?;
         let padded = shape.resized(shape.rows(), k_pad)?;
         int(k_pad)?;
@@ -159,8 +164,35 @@ impl CudaOperand {
         self.gpu.launch((&QUANTIZE, "row_meta"), blocks, 128, &args)
     }
 
-    /// Copies packed bytes from the host, adding the padding.
-    pub(crate) fn import(&mut self, from: PackedView<'_>) -> Result<(), Error> {
+    /// What a folding needs to know.
+    pub(crate) fn shape_to_fold(&self) -> Result<fold::Shape, Error> {
+        Ok(fold::Shape {
+            gpu: self.gpu.clone(),
+            format: self.shape.expect_format()?,
+            rows: self.shape.rows(),
+            k_pad: self.k_pad,
+            codes: self.codes.address(),
+            scales: self.scales.address(),
+            meta: self.meta.address(),
+        })
+    }
+
+    /// Runs a folding of what is in the operand; without memory for it there is none, and no error.
+    pub(crate) fn fold(
+        &mut self,
+        run: impl FnOnce(&mut Folded, &fold::Shape) -> Result<(), Error>,
+    ) -> Result<bool, Error> {
+        let of = self.shape_to_fold()?;
+        let done = fold::unless_memory_is_short(run(&mut self.folded, &of))?;
+        if !done {
+            // What it has got of its memory is of more use elsewhere.
+            self.folded = Folded::default();
+        }
+        Ok(done)
+    }
+
+    /// Copies packed bytes from the host, adding the padding, and folds them if that is wanted.
+    pub(crate) fn import(&mut self, from: PackedView<'_>, fold: bool) -> Result<(), Error> {
         self.reshape(from.shape())?;
         let widths = self.row_bytes();
         let CudaOperand { codes, scales, staging, gpu, .. } = self;
@@ -174,6 +206,9 @@ impl CudaOperand {
                 staging.upload(&gpu.stream, bytes)?;
                 repad(gpu, staging, to, rows, [bytes.len() / rows.max(1), width])?;
             }
+        }
+        if fold && self.fold(Folded::fill)? {
+            return Ok(());
         }
         self.describe_rows()
     }

@@ -2,15 +2,18 @@
 //!
 //! `cargo run -p fp4-backend-cuda --example prebuild` writes `prebuilt/*.ptx` anew; it needs NVRTC
 //! 13.0 and no GPU. The first line of a file names the hash of the sources that it was made from, and a
-//! test compares it with the sources of this build.
+//! test compares it with the sources of this build. The wgmma kernels and those that
+//! fold for them are PTX for compute_90a, which runs on compute capability 9.0 and nowhere else; all
+//! others are for compute_80 and what came after.
 //!
 //! NVRTC 13.0 declares PTX ISA 9.0, which drivers before release 580 refuse. The kernels use nothing
-//! that came after [`PTX_VERSION`] (`mma.sync.m16n8k32` and `cp.async` are of 7.0), so the declared version
-//! is lowered to it, for drivers from CUDA 12.0 on. ptxas 13.0, which refuses an instruction newer than
-//! the declared version, assembles the texts for sm_80 and sm_90; no driver has loaded them yet.
+//! that came after [`PTX_VERSION`] (`mma.sync.m16n8k32` and `cp.async` are of 7.0; `wgmma`, `setmaxnreg` and
+//! bulk copies of 8.0), so the declared version is lowered to it, for drivers from CUDA 12.0 on. ptxas,
+//! which refuses an instruction newer than the declared version, assembles the texts for sm_80, sm_90 and
+//! sm_90a; no driver has loaded them yet.
 
 use crate::compile;
-use crate::sources::{FAMILIES, Family, Target};
+use crate::sources::{FAMILIES, Family};
 
 /// The PTX ISA that the prebuilt texts declare: that of CUDA 12.0.
 const PTX_VERSION: &str = "8.0";
@@ -20,7 +23,7 @@ const MARK: &str = "// sources ";
 pub(crate) fn image(family: &Family) -> Option<&'static str> {
     let text = family.prebuilt?;
     let made_from = text.lines().next()?.strip_prefix(MARK)?;
-    (made_from == family.hash(Target::Portable)).then_some(text)
+    (made_from == family.hash(family.portable)).then_some(text)
 }
 
 /// File names and texts of all prebuilt images, made anew: for `examples/prebuild.rs`.
@@ -33,10 +36,9 @@ pub fn prebuild() -> Result<Vec<(String, String)>, String> {
     FAMILIES
         .iter()
         .map(|family| {
-            let ptx = compile::compile(family, Target::Portable)?;
+            let ptx = compile::compile(family, family.portable)?;
             let ptx = String::from_utf8(ptx).map_err(|e| e.to_string())?;
-            let name = format!("{}.compute_80.ptx", family.name);
-            Ok((name, declare(&ptx, &family.hash(Target::Portable))?))
+            Ok((family.prebuilt_file(), declare(&ptx, &family.hash(family.portable))?))
         })
         .collect()
 }
@@ -66,9 +68,9 @@ mod tests {
         for family in FAMILIES {
             assert!(
                 image(family).is_some(),
-                "prebuilt/{}.compute_80.ptx is of other sources; with NVRTC 13.0 installed, run \
+                "prebuilt/{} is of other sources; with NVRTC 13.0 installed, run \
                  `cargo run --release -p fp4-backend-cuda --example prebuild`",
-                family.name
+                family.prebuilt_file()
             );
         }
     }

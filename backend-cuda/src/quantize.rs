@@ -9,8 +9,9 @@ use fp4_core::{
 
 use crate::buffer::Buffer;
 use crate::launch::{Arg, Gpu, int, scale_type, tie};
+use crate::matmul::fold::Folded;
 use crate::operand::{CudaOperand, CudaTransform};
-use crate::sources::QUANTIZE;
+use crate::sources::{QUANTIZE, QUANTIZE_FOLD};
 
 /// Rows and columns of a tile of the transform kernel.
 const TILE: [usize; 2] = [64, 128];
@@ -103,4 +104,64 @@ pub(crate) fn quantize(
         out.gpu.launch((&QUANTIZE, name), rows as u64, threads, &args)?;
     }
     out.describe_rows()
+}
+
+/// As [`quantize`], and folds what it quantizes, in the same pass over the values; false, and nothing is
+/// queued, where there is no memory for the folded form.
+pub(crate) fn quantize_and_fold(
+    (x, float_type): Dense,
+    shape: PackedShape,
+    spec: &QuantSpec,
+    transform: Option<&CudaTransform>,
+    out: &mut CudaOperand,
+) -> Result<bool, Error> {
+    out.reshape(shape)?;
+    if !out.fold(Folded::begin)? {
+        return Ok(false);
+    }
+    let k_pad = out.k_pad;
+    let packed = [Arg::Pointer(out.codes.address()), Arg::Pointer(out.scales.address())];
+    let settings = [
+        Arg::I32(int(shape.rows())?),
+        Arg::I32(int(shape.k())?),
+        Arg::I32(int(k_pad)?),
+        scale_type(shape.scale_type()),
+        tie(spec.tie()),
+        Arg::F32(spec.scale_scale() * spec.global_scale()),
+        Arg::F32(spec.global_scale()),
+    ];
+    let of = out.shape_to_fold()?;
+    let folded = &mut out.folded;
+    let mut args = vec![Arg::Pointer(x)];
+    // Without columns there is nothing to transform.
+    if let Some(t) = transform.filter(|_| k_pad > 0) {
+        let name = match float_type {
+            FloatType::F32 => "transform_quantize_fold_f32",
+            FloatType::F16 => "transform_quantize_fold_f16",
+            FloatType::Bf16 => "transform_quantize_fold_bf16",
+        };
+        args.extend([
+            Arg::Pointer(t.values.address()),
+            Arg::I32(int(t.shape.block.get())?),
+            Arg::I32(i32::from(t.shape.blocks.is_none())),
+        ]);
+        args.extend(packed);
+        args.extend(settings);
+        args.extend(folded.to(of.meta)?);
+        args.push(folded.arrivals());
+        let blocks = folded.strips() as u64 * (k_pad / TILE[1]) as u64;
+        of.gpu.launch((&QUANTIZE_FOLD, name), blocks, 256, &args)?;
+    } else {
+        let name = match float_type {
+            FloatType::F32 => "quantize_fold_f32",
+            FloatType::F16 => "quantize_fold_f16",
+            FloatType::Bf16 => "quantize_fold_bf16",
+        };
+        args.extend(packed);
+        args.extend(settings);
+        args.extend(folded.to(of.meta)?);
+        of.gpu.launch((&QUANTIZE_FOLD, name), folded.row_blocks(), 256, &args)?;
+    }
+    folded.finish(&of)?;
+    Ok(true)
 }

@@ -1,7 +1,8 @@
 //! Operands in device memory: a layer whose both halves run on one device makes no host round trip.
 //!
-//! Tensor in, tensor out, a forward is three or four launches and nothing else: quantize (with the
-//! transform fused), row metadata, matmul. It allocates nothing once the buffers have grown, never
+//! Tensor in, tensor out, a forward is a few launches and nothing else: quantize (with the transform
+//! fused) and row metadata, or where the wgmma kernels multiply, quantize and fold in one pass and a
+//! launch for what outliers make; then matmul. It allocates nothing once the buffers have grown, never
 //! waits for the device, and takes its decisions from data on the device, so it can be captured in a
 //! CUDA graph.
 
@@ -93,20 +94,24 @@ impl Resident for Cuda {
             transform: transform.map(|t| t.shape),
             given_scales: false,
         })?;
-        match x {
+        let from_host = matches!(x, Source::Host(_));
+        let x = match x {
             Source::Host(x) => {
                 out.input.upload(&self.gpu.stream, host_bytes(x))?;
-                let x = (out.input.address(), float_type);
-                quantize::quantize(x, shape, spec, transform, 0, out)?;
-                // The caller may change its memory as soon as this returns.
-                self.gpu.synchronize()
+                (out.input.address(), float_type)
             }
             Source::Resident(x) => {
                 self.own(&x.gpu)?;
-                let x = (x.values.address(), float_type);
-                quantize::quantize(x, shape, spec, transform, 0, out)
+                (x.values.address(), float_type)
             }
+        };
+        let folded = matmul::folds_activation(self.ladder, &self.gpu, shape)
+            && quantize::quantize_and_fold(x, shape, spec, transform, out)?;
+        if !folded {
+            quantize::quantize(x, shape, spec, transform, 0, out)?;
         }
+        // The caller may change its memory as soon as this returns.
+        if from_host { self.gpu.synchronize() } else { Ok(()) }
     }
 
     /// For a [`Sink::Resident`] the counts are 0: see [`Cuda::paths`].
@@ -149,7 +154,7 @@ impl Resident for Cuda {
 
     fn import(&self, from: PackedView<'_>, to: &mut CudaOperand) -> Result<(), Error> {
         self.own(&to.gpu)?;
-        to.import(from)?;
+        to.import(from, matmul::folds_activation(self.ladder, &self.gpu, from.shape()))?;
         self.gpu.synchronize()
     }
 }

@@ -14,6 +14,8 @@ pub(crate) struct Family {
     pub(crate) name: &'static str,
     /// Its text.
     pub(crate) source: &'static str,
+    /// What the prebuilt PTX is compiled for.
+    pub(crate) portable: Target,
     /// PTX for devices that NVRTC cannot be asked about, made by `examples/prebuild.rs`.
     pub(crate) prebuilt: Option<&'static str>,
 }
@@ -21,21 +23,14 @@ pub(crate) struct Family {
 /// Declares a family whose PTX lies in `prebuilt/`.
 macro_rules! family {
     ($name:literal) => {
-        Family {
-            name: $name,
-            source: include_str!(concat!("../kernels/", $name, ".cu")),
-            prebuilt: Some(include_str!(concat!("../prebuilt/", $name, ".compute_80.ptx"))),
-        }
+        family!($name, Portable, "compute_80")
     };
-}
-
-/// Declares a family for Hopper, without PTX: where NVRTC is absent, other kernels do its work.
-macro_rules! hopper {
-    ($name:literal) => {
+    ($name:literal, $target:ident, $suffix:literal) => {
         Family {
             name: $name,
             source: include_str!(concat!("../kernels/", $name, ".cu")),
-            prebuilt: None,
+            portable: Target::$target,
+            prebuilt: Some(include_str!(concat!("../prebuilt/", $name, ".", $suffix, ".ptx"))),
         }
     };
 }
@@ -45,21 +40,34 @@ pub(crate) static LAYOUT: Family = family!("layout");
 pub(crate) static MATMUL_NAIVE: Family = family!("matmul_naive");
 pub(crate) static MATMUL_MMA: Family = family!("matmul_mma");
 
-pub(crate) static FOLD: Family = hopper!("fold");
 pub(crate) static MATMUL_DECODE: Family = family!("matmul_decode");
-pub(crate) static MATMUL_WGMMA_MXFP4: Family = hopper!("matmul_wgmma_mxfp4");
-pub(crate) static MATMUL_WGMMA_NVFP4: Family = hopper!("matmul_wgmma_nvfp4");
+pub(crate) static FOLD: Family = family!("fold", Hopper, "compute_90a");
+pub(crate) static QUANTIZE_FOLD: Family = family!("quantize_fold", Hopper, "compute_90a");
+pub(crate) static MATMUL_WGMMA_MXFP4: Family = family!("matmul_wgmma_mxfp4", Hopper, "compute_90a");
+pub(crate) static MATMUL_WGMMA_NVFP4: Family = family!("matmul_wgmma_nvfp4", Hopper, "compute_90a");
 
 /// Every family, for the prebuilt images and their check.
-pub(crate) static FAMILIES: [&Family; 5] =
-    [&QUANTIZE, &LAYOUT, &MATMUL_NAIVE, &MATMUL_MMA, &MATMUL_DECODE];
+pub(crate) static FAMILIES: [&Family; 9] = [
+    &QUANTIZE,
+    &LAYOUT,
+    &MATMUL_NAIVE,
+    &MATMUL_MMA,
+    &MATMUL_DECODE,
+    &FOLD,
+    &QUANTIZE_FOLD,
+    &MATMUL_WGMMA_MXFP4,
+    &MATMUL_WGMMA_NVFP4,
+];
 
 /// Headers by the name that `#include` uses.
-pub(crate) static HEADERS: [(&str, &str); 5] = [
+pub(crate) static HEADERS: [(&str, &str); 8] = [
     ("device.cuh", include_str!("../kernels/device.cuh")),
     ("format.cuh", include_str!("../kernels/format.cuh")),
     ("exact.cuh", include_str!("../kernels/exact.cuh")),
+    ("row_meta.cuh", include_str!("../kernels/row_meta.cuh")),
+    ("quantize.cuh", include_str!("../kernels/quantize.cuh")),
     ("fold.cuh", include_str!("../kernels/fold.cuh")),
+    ("fold_rows.cuh", include_str!("../kernels/fold_rows.cuh")),
     ("matmul_wgmma.cuh", include_str!("../kernels/matmul_wgmma.cuh")),
 ];
 
@@ -75,9 +83,16 @@ pub(crate) enum Target {
     Device(i32),
     /// PTX for every device from compute capability 8.0 up.
     Portable,
+    /// PTX for compute capability 9.0 alone, with its own instructions.
+    Hopper,
 }
 
 impl Target {
+    /// Whether this is PTX text, not machine code.
+    pub(crate) fn is_ptx(self) -> bool {
+        !matches!(self, Target::Device(_))
+    }
+
     /// The compiler's options.
     pub(crate) fn options(self) -> Vec<String> {
         let (sm, architecture) = match self {
@@ -85,6 +100,7 @@ impl Target {
             Target::Device(sm) if sm >= 90 => (sm, format!("sm_{sm}a")),
             Target::Device(sm) => (sm, format!("sm_{sm}")),
             Target::Portable => (80, "compute_80".into()),
+            Target::Hopper => (90, "compute_90a".into()),
         };
         let own = [format!("--gpu-architecture={architecture}"), format!("-DFP4_SM={sm}")];
         FLAGS.iter().map(|&f| f.to_owned()).chain(own).collect()
@@ -92,6 +108,12 @@ impl Target {
 }
 
 impl Family {
+    /// The file of its prebuilt PTX.
+    pub(crate) fn prebuilt_file(&self) -> String {
+        let target = if self.portable == Target::Hopper { "compute_90a" } else { "compute_80" };
+        format!("{}.{target}.ptx", self.name)
+    }
+
     /// Hash of everything that a build depends on, but the compiler's version.
     pub(crate) fn hash(&self, target: Target) -> String {
         let mut hasher = Sha256::new();

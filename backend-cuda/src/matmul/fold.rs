@@ -1,20 +1,27 @@
-//! The folded form of an operand in device memory, by `fold.cu`: what the wgmma kernels read.
+//! The folded form of an operand in device memory, which the wgmma kernels read: `fold.cuh`.
+//!
+//! It lies beside the packed form: a weight is folded when it is prepared, an activation in the pass that
+//! quantizes it (`quantize_fold.cu`) or when it is imported. An operand without one, made under another
+//! [`Ladder`](super::Ladder) or where memory was short, is folded for the product at hand.
 
-use fp4_core::{Error, Format};
+use std::sync::Arc;
+
+use fp4_core::{DeviceError, Error, Format};
 
 use crate::buffer::Buffer;
-use crate::launch::{Arg, Grid, int};
-use crate::operand::CudaOperand;
+use crate::launch::{Arg, Gpu, Grid, int};
 use crate::sources::FOLD;
 
 /// Rows of a tile (`TILE_ROWS`).
-pub(super) const TILE_ROWS: usize = 128;
+pub(crate) const TILE_ROWS: usize = 128;
 /// K of a step (`STEP_K`).
 const STEP_K: usize = 32;
-/// Steps of a thread block of `fold_blocks` (`SLAB_STEPS`).
-const SLAB_STEPS: usize = 4;
-/// Rows of a thread block of `fold_rows` (`ROW_WARPS`).
-const BLOCK_ROWS: usize = 4;
+/// Rows of a thread block that folds (`FOLD_ROWS`).
+pub(crate) const BLOCK_ROWS: usize = 8;
+/// Steps of a thread block of `fold_extras` (`EXTRA_STEPS`).
+const EXTRA_STEPS: usize = 32;
+/// Rows of a strip of the transform (`STRIP_ROWS`).
+pub(crate) const STRIP_ROWS: usize = 64;
 
 /// Bytes of a block: 128 x 32 digits in one plane or three.
 pub(super) fn block_bytes(format: Format) -> usize {
@@ -26,77 +33,319 @@ pub(super) fn block_bytes(format: Format) -> usize {
         }
 }
 
-/// The folded form of one operand; it grows only, and serves one product after the other.
+/// The folded form of one operand. Its memory only grows.
 #[derive(Debug, Default)]
-pub(super) struct Folded {
+pub(crate) struct Folded {
     blocks: Buffer,
-    entries: Buffer,
-    used: Buffer,
-    incomplete: Buffer,
+    /// Zeros before a folding: `entries`, `used`, `incomplete` and the arrivals at each strip.
+    counters: Buffer,
     bases: Buffer,
     extra: usize,
+    tiles: usize,
+    steps: usize,
+    ready: bool,
+}
+
+/// How many extra blocks a tile has room for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Extra {
+    /// As data that is not known yet may need: a second window in every other step. A tile that needs
+    /// more is left to the kernel by groups.
+    Usual,
+    /// A number that was counted.
+    Of(usize),
 }
 
 impl Folded {
-    /// Queues the folding of an operand.
-    pub(super) fn fill(&mut self, from: &CudaOperand) -> Result<(), Error> {
-        let format = from.shape.expect_format()?;
-        let (rows, steps) = (from.shape.rows(), from.k_pad / STEP_K);
-        let tiles = rows.div_ceil(TILE_ROWS);
-        // Room for a second window in every other step; a tile that needs more is left to the
-        // kernel by groups.
-        self.extra = steps / 2 + 4;
-        let overflow = Error::ShapeOverflow { rows, cols: from.k_pad };
-        let bytes = (steps + self.extra)
-            .checked_mul(block_bytes(format))
-            .and_then(|tile| tile.checked_mul(tiles))
-            .ok_or(overflow)?;
-        let stream = &from.gpu.stream;
-        self.blocks.reserve(stream, bytes)?;
-        self.entries.reserve(stream, tiles * steps * 4)?;
-        self.used.reserve(stream, tiles * 4)?;
-        self.incomplete.reserve(stream, tiles * 4)?;
-        self.bases.reserve(stream, rows * 4)?;
-        let (fold_rows, fold_blocks) = match format {
-            Format::MxFp4 => ("fold_rows_mxfp4", "fold_blocks_mxfp4"),
-            Format::NvFp4 => ("fold_rows_nvfp4", "fold_blocks_nvfp4"),
-        };
-        let args = [
-            Arg::Pointer(from.codes.address()),
-            Arg::Pointer(from.scales.address()),
-            Arg::I32(int(rows)?),
-            Arg::I32(int(from.k_pad)?),
-            Arg::Pointer(self.bases.address()),
-            Arg::Pointer(self.used.address()),
-            Arg::Pointer(self.incomplete.address()),
-        ];
-        let grid = Grid { blocks: [rows.div_ceil(BLOCK_ROWS), 1, 1], threads: 128, shared: 0 };
-        from.gpu.launch_grid((&FOLD, fold_rows), grid, &args)?;
-        let args = [
-            Arg::Pointer(from.codes.address()),
-            Arg::Pointer(from.scales.address()),
-            Arg::Pointer(self.bases.address()),
-            Arg::I32(int(rows)?),
-            Arg::I32(int(from.k_pad)?),
-            Arg::I32(int(self.extra)?),
-            Arg::Pointer(self.blocks.address()),
-            Arg::Pointer(self.entries.address()),
-            Arg::Pointer(self.used.address()),
-            Arg::Pointer(self.incomplete.address()),
-        ];
-        let grid = Grid { blocks: [tiles, steps / SLAB_STEPS, 1], threads: 128, shared: 0 };
-        from.gpu.launch_grid((&FOLD, fold_blocks), grid, &args)
+    /// Whether this is the folded form of the operand that it lies beside.
+    pub(crate) fn ready(&self) -> bool {
+        self.ready
     }
 
-    /// The kernels' arguments for this operand.
-    pub(super) fn args(&self, meta: &Buffer) -> Result<[Arg; 6], Error> {
-        Ok([
-            Arg::Pointer(self.blocks.address()),
-            Arg::Pointer(self.entries.address()),
-            Arg::Pointer(self.incomplete.address()),
-            Arg::Pointer(self.bases.address()),
-            Arg::Pointer(meta.address()),
+    /// The operand has other contents now.
+    pub(crate) fn forget(&mut self) {
+        self.ready = false;
+    }
+
+    /// Thread blocks of eight rows each, for whole tiles.
+    pub(crate) fn row_blocks(&self) -> u64 {
+        (self.tiles * (TILE_ROWS / BLOCK_ROWS)) as u64
+    }
+
+    /// Strips of a transform, for whole tiles.
+    pub(crate) fn strips(&self) -> usize {
+        self.tiles * (TILE_ROWS / STRIP_ROWS)
+    }
+
+    /// Makes room and queues the zeros. What is in it is not an operand's folded form until
+    /// [`finish`](Self::finish).
+    pub(crate) fn begin(&mut self, of: &Shape) -> Result<(), Error> {
+        self.begin_with(of, Extra::Usual)
+    }
+
+    fn begin_with(&mut self, of: &Shape, extra: Extra) -> Result<(), Error> {
+        self.ready = false;
+        (self.tiles, self.steps) = (of.rows.div_ceil(TILE_ROWS), of.k_pad / STEP_K);
+        let usual = self.steps / 2 + 4;
+        self.extra = match extra {
+            Extra::Usual => usual,
+            Extra::Of(count) => count.min(usual),
+        };
+        let overflow = Error::ShapeOverflow { rows: of.rows, cols: of.k_pad };
+        let bytes = (self.steps + self.extra)
+            .checked_mul(block_bytes(of.format))
+            .and_then(|tile| tile.checked_mul(self.tiles))
+            .ok_or(overflow)?;
+        let stream = &of.gpu.stream;
+        self.blocks.reserve(stream, bytes)?;
+        self.bases.reserve(stream, of.rows * 4)?;
+        self.counters.zero(stream, 4 * (self.tiles * (self.steps + 2) + self.strips()))
+    }
+
+    /// Queues what follows the first pass over the operand: the windows that outliers make.
+    pub(crate) fn finish(&mut self, of: &Shape) -> Result<(), Error> {
+        let name = match of.format {
+            Format::MxFp4 => "fold_extras_mxfp4",
+            Format::NvFp4 => "fold_extras_nvfp4",
+        };
+        let [blocks, entries, incomplete, bases] = self.arrays();
+        let args = [
+            Arg::Pointer(of.codes),
+            Arg::Pointer(of.scales),
+            Arg::I32(int(of.rows)?),
+            Arg::I32(int(of.k_pad)?),
+            blocks,
+            entries,
+            incomplete,
+            bases,
             Arg::I32(int(self.extra)?),
-        ])
+            Arg::Pointer(self.used()),
+        ];
+        let blocks = [self.tiles, self.steps.div_ceil(EXTRA_STEPS), 1];
+        let grid = Grid { blocks, threads: 256, shared: 0 };
+        of.gpu.launch_grid((&FOLD, name), grid, &args)?;
+        self.ready = true;
+        Ok(())
+    }
+
+    /// Queues the folding of packed codes and scales, which also describes the rows.
+    pub(crate) fn fill(&mut self, of: &Shape) -> Result<(), Error> {
+        self.fill_with(of, Extra::Usual)
+    }
+
+    fn fill_with(&mut self, of: &Shape, extra: Extra) -> Result<(), Error> {
+        self.begin_with(of, extra)?;
+        let name = match of.format {
+            Format::MxFp4 => "fold_mxfp4",
+            Format::NvFp4 => "fold_nvfp4",
+        };
+        let mut args = vec![
+            Arg::Pointer(of.codes),
+            Arg::Pointer(of.scales),
+            Arg::I32(int(of.rows)?),
+            Arg::I32(int(of.k_pad)?),
+        ];
+        args.extend(self.to(of.meta)?);
+        of.gpu.launch((&FOLD, name), self.row_blocks(), 256, &args)?;
+        self.finish(of)
+    }
+
+    /// Folds what is kept for long, with as many extra blocks as it needs: without any at first, and once
+    /// more if there are some. This waits for the device.
+    pub(crate) fn fill_exactly(&mut self, of: &Shape) -> Result<(), Error> {
+        self.fill_with(of, Extra::Of(0))?;
+        let mut counters = vec![0u32; self.tiles * (self.steps + 1)];
+        self.counters.download(&of.gpu.stream, bytemuck::cast_slice_mut(&mut counters))?;
+        of.gpu.synchronize()?;
+        match counters[self.tiles * self.steps..].iter().max() {
+            Some(&most) if most > 0 => self.fill_with(of, Extra::Of(most as usize)),
+            _ => Ok(()),
+        }
+    }
+
+    fn used(&self) -> u64 {
+        self.counters.address() + (4 * self.tiles * self.steps) as u64
+    }
+
+    /// Of the arrivals at each strip.
+    pub(crate) fn arrivals(&self) -> Arg {
+        Arg::Pointer(self.used() + (4 * 2 * self.tiles) as u64)
+    }
+
+    fn arrays(&self) -> [Arg; 4] {
+        let incomplete = self.used() + (4 * self.tiles) as u64;
+        [self.blocks.address(), self.counters.address(), incomplete, self.bases.address()]
+            .map(Arg::Pointer)
+    }
+
+    /// The arguments of a kernel that folds.
+    pub(crate) fn to(&self, meta: u64) -> Result<[Arg; 6], Error> {
+        let [blocks, entries, incomplete, bases] = self.arrays();
+        Ok([blocks, entries, incomplete, bases, Arg::Pointer(meta), Arg::I32(int(self.extra)?)])
+    }
+}
+
+/// What is folded: device addresses and sizes.
+#[derive(Debug)]
+pub(crate) struct Shape {
+    pub(crate) gpu: Arc<Gpu>,
+    pub(crate) format: Format,
+    pub(crate) rows: usize,
+    pub(crate) k_pad: usize,
+    pub(crate) codes: u64,
+    pub(crate) scales: u64,
+    pub(crate) meta: u64,
+}
+
+/// Runs a folding that may be done without; false where memory is short.
+pub(crate) fn unless_memory_is_short(folded: Result<(), Error>) -> Result<bool, Error> {
+    match folded {
+        Ok(()) => Ok(true),
+        Err(Error::Device(DeviceError::OutOfMemory { bytes })) => {
+            log::info!("no memory for a folded operand ({bytes} bytes); multiplying without");
+            Ok(false)
+        }
+        Err(error) => Err(error),
+    }
+}
+
+#[cfg(all(test, feature = "emulated"))]
+mod tests {
+    use fp4_core::backend::{Resident, Source};
+    use fp4_core::{
+        FloatType, Matmul, PackedMatrix, QuantSpec, QuantizeInput, Transform, bf16, f16, hadamard,
+        reference,
+    };
+
+    use super::*;
+    use crate::operand::CudaOperand;
+    use crate::{Cuda, Ladder};
+
+    /// What a folding wrote, whichever extra blocks it took: bases, tiles without a folded form, and for each
+    /// step its set of windows, the block of window 0, and the others in order of the window.
+    #[derive(PartialEq)]
+    struct Contents {
+        bases: Vec<i32>,
+        incomplete: Vec<bool>,
+        steps: Vec<(u32, Vec<Vec<u8>>)>,
+        meta: Vec<[i32; 4]>,
+    }
+
+    fn download<T: bytemuck::Pod + Default>(gpu: &Gpu, from: &Buffer, len: usize) -> Vec<T> {
+        let mut out = vec![T::default(); len];
+        from.download(&gpu.stream, bytemuck::cast_slice_mut(&mut out)).unwrap();
+        gpu.synchronize().unwrap();
+        out
+    }
+
+    fn contents(operand: &CudaOperand) -> Contents {
+        let (f, gpu, rows) = (&operand.folded, &operand.gpu, operand.shape.rows());
+        assert!(f.ready());
+        let size = block_bytes(operand.shape.expect_format().unwrap());
+        let stride = (f.steps + f.extra) * size;
+        let blocks: Vec<u8> = download(gpu, &f.blocks, f.tiles * stride);
+        let counters: Vec<u32> = download(gpu, &f.counters, f.tiles * (f.steps + 2));
+        let incomplete: Vec<_> =
+            counters[f.tiles * (f.steps + 1)..].iter().map(|&flag| flag != 0).collect();
+        let mut steps = Vec::new();
+        for (at, &entry) in counters[..f.tiles * f.steps].iter().enumerate() {
+            let (tile, step) = (at / f.steps, at % f.steps);
+            if incomplete[tile] {
+                continue;
+            }
+            let block = |index: usize| blocks[tile * stride + index * size..][..size].to_vec();
+            let others = (entry & 0xFF & !(1 << 4)).count_ones() as usize;
+            let first = f.steps + (entry >> 8) as usize;
+            let all = [step].into_iter().chain(first..first + others).map(block).collect();
+            steps.push((entry & 0xFF, all));
+        }
+        let bases = download(gpu, &f.bases, rows);
+        Contents { bases, incomplete, steps, meta: download(gpu, &operand.meta, rows) }
+    }
+
+    #[test]
+    fn one_pass_writes_what_two_passes_write() {
+        let cuda = Cuda::open(0).unwrap().with_ladder(Ladder::Wgmma);
+        let mut state = 7u64;
+        let mut uniform = || {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            (state >> 40) as f32 / (1 << 24) as f32 - 0.5
+        };
+        let mut h = vec![0f32; 32 * 32];
+        hadamard(32, &mut h).unwrap();
+        let transform = Transform::shared(&h[..], 32).unwrap();
+        let (mut compared, mut with_extras, mut incomplete) = (0, 0, 0);
+        for format in Format::ALL {
+            let spec = QuantSpec::usual(format);
+            for (rows, k, outlier) in
+                [(1, 32, 1.0), (129, 416, 30.0), (70, 288, 1.0), (3, 0, 1.0), (9, 160, 1e12)]
+            {
+                let x: Vec<f32> = (0..rows * k)
+                    .map(|i| uniform() * if i % k % 50 == 7 { outlier } else { 1.0 })
+                    .collect();
+                for (ty, t) in [
+                    (FloatType::F32, None),
+                    (FloatType::F16, None),
+                    (FloatType::Bf16, Some(transform)),
+                    (FloatType::F32, Some(transform)),
+                ] {
+                    let half: Vec<f16> = x.iter().map(|&v| f16::from_f32(v)).collect();
+                    let brain: Vec<bf16> = x.iter().map(|&v| bf16::from_f32(v)).collect();
+                    let values: fp4_core::FloatSlice<'_> = match ty {
+                        FloatType::F32 => (&x[..]).into(),
+                        FloatType::F16 => (&half[..]).into(),
+                        FloatType::Bf16 => (&brain[..]).into(),
+                    };
+                    let case = format!("{format} {rows}x{k} {ty:?} {}", t.is_some());
+                    let input = QuantizeInput::new(values, rows, k, &spec).unwrap();
+                    let input = input.with_transform(t).unwrap();
+                    let mut packed = PackedMatrix::zeros(input.shape());
+                    reference::quantize(&input, &mut packed.view_mut()).unwrap();
+
+                    let t = t.map(|t| cuda.load_transform(&t, ty).unwrap());
+                    let mut one = cuda.empty_operand().unwrap();
+                    let from = Source::Host(values);
+                    cuda.quantize_resident(from, [rows, k], &spec, t.as_ref(), &mut one).unwrap();
+                    let mut exported = PackedMatrix::zeros(input.shape());
+                    cuda.export(&one, &mut exported.view_mut()).unwrap();
+                    assert!(exported.view() == packed.view(), "{case}: codes or scales");
+
+                    let mut two = cuda.empty_operand().unwrap();
+                    two.import(packed.view(), false).unwrap();
+                    let described: Vec<[i32; 4]> = download(&two.gpu, &two.meta, rows);
+                    two.import(packed.view(), true).unwrap();
+                    let (one, two) = (contents(&one), contents(&two));
+                    assert!(one == two, "{case}: the folded forms differ");
+                    assert_eq!(one.meta, described, "{case}: row metadata");
+
+                    let kept = contents(&cuda.prepare(packed.view()).unwrap().operand);
+                    assert!(kept == one, "{case}: the weight's folded form differs");
+                    compared += one.steps.iter().map(|(_, blocks)| blocks.len()).sum::<usize>();
+                    with_extras += one.steps.iter().filter(|(_, blocks)| blocks.len() > 1).count();
+                    incomplete += one.incomplete.iter().filter(|&&tile| tile).count();
+                }
+            }
+        }
+        println!(
+            "{compared} blocks equal, {with_extras} steps with extra ones, {incomplete} tiles left"
+        );
+        assert!(compared > 400 && with_extras > 10 && incomplete > 0);
+    }
+
+    #[test]
+    fn a_weight_takes_only_the_extra_blocks_that_it_needs() {
+        let cuda = Cuda::open(0).unwrap();
+        let shape = fp4_core::PackedShape::of(Format::MxFp4, 2, 256).unwrap();
+        let codes = vec![0x22; shape.codes_len()];
+        for (far, extra) in [(0, 0), (1, 1), (3, 3)] {
+            // Groups six exponents away, each in a step of its own.
+            let scales = (0..16).map(|g| if g % 8 < far { 126 } else { 120 }).collect();
+            let b = PackedMatrix::new(shape, codes.clone(), scales).unwrap();
+            let weight = cuda.prepare(b.view()).unwrap();
+            assert_eq!((weight.operand.folded.ready(), weight.operand.folded.extra), (true, extra));
+        }
+        let cuda = cuda.with_folded_weights(false);
+        let b = PackedMatrix::zeros(shape);
+        assert!(!cuda.prepare(b.view()).unwrap().operand.folded.ready());
     }
 }

@@ -1,23 +1,24 @@
 //! The wgmma kernels, `matmul_wgmma_*.cu`, for compute capability 9.0: many rows of A.
 //!
-//! Both operands are folded to int8 first, the weight too: its folded form is two to six times as
-//! large as the packed one, so it is made for each product and not kept. Tiles that the folded form
-//! cannot prove exact are marked on the device and computed by the kernel by groups.
+//! Both operands are folded to int8 first (`fold.rs`), a weight once. Tiles that the folded form cannot
+//! prove exact are marked on the device and computed by the kernel by groups.
 
-use fp4_core::{Error, Format};
+use fp4_core::{Error, Format, PackedShape};
 
 use super::decode::{self, Tiles};
 use super::fold::{TILE_ROWS, block_bytes};
-use super::{Outputs, Scratch};
+use super::{Ladder, Outputs, Scratch, is_long};
 use crate::launch::{Arg, Gpu, Grid, Kernel, float_type, int};
 use crate::operand::CudaOperand;
-use crate::sources::{FOLD, MATMUL_WGMMA_MXFP4, MATMUL_WGMMA_NVFP4};
+use crate::sources::{FOLD, MATMUL_WGMMA_MXFP4, MATMUL_WGMMA_NVFP4, QUANTIZE_FOLD};
 
 /// The one compute capability that has these instructions.
 pub(super) const COMPUTE_CAPABILITY: i32 = 90;
-/// Least rows of A for which folding the weight pays, by arithmetic: reading and writing it costs what
-/// the faster kernel saves on about 200 rows. Not measured.
-pub(super) const MIN_ROWS: usize = 256;
+/// Least rows of A for which this kernel is the choice: a tile, half empty below it. Not measured.
+pub(super) const MIN_ROWS: usize = TILE_ROWS;
+/// The same where the weight is yet to be folded, by arithmetic: reading and writing it costs what the
+/// faster kernel saves on about 200 rows. Not measured.
+pub(super) const MIN_ROWS_UNFOLDED: usize = 256;
 /// Dynamic shared memory of a block (`WGMMA_SHARED`).
 const SHARED: u32 = 4 * 49_152 + 1280;
 
@@ -29,16 +30,25 @@ fn kernel(format: Format) -> (Kernel, [usize; 2]) {
     }
 }
 
-/// Whether the device has these instructions, and their kernels can be compiled.
+/// Whether the device has these instructions, and their kernels can be had.
 pub(super) fn available(gpu: &Gpu, format: Format) -> bool {
     gpu.info.compute_capability == COMPUTE_CAPABILITY
         && gpu.has(kernel(format).0)
-        && gpu.has((&FOLD, "fold_rows_mxfp4"))
+        && gpu.has((&FOLD, "fold_mxfp4"))
+        && gpu.has((&QUANTIZE_FOLD, "quantize_fold_f32"))
 }
 
-/// Whether the grids are not too large.
-pub(super) fn fits(m: usize, k_pad: usize) -> bool {
-    m <= 16 * Grid::MAX_YZ && k_pad <= 128 * Grid::MAX_YZ
+/// Whether operands of this shape are multiplied here under `ladder`, if A has rows enough.
+pub(super) fn takes(ladder: Ladder, gpu: &Gpu, shape: PackedShape, k_pad: usize) -> bool {
+    let Some(format) = shape.format() else { return false };
+    // The grids are not too large.
+    let fits = shape.rows() <= 16 * Grid::MAX_YZ && k_pad <= 128 * Grid::MAX_YZ;
+    let wanted = match ladder {
+        Ladder::Wgmma => true,
+        Ladder::Auto => !is_long(format, k_pad / format.group().get()),
+        _ => false,
+    };
+    wanted && fits && available(gpu, format)
 }
 
 /// Queues the kernels.
@@ -53,14 +63,19 @@ pub(super) fn queue(
     let (kernel, shape) = kernel(format);
     let tiles = m.div_ceil(shape[0]) * n.div_ceil(shape[1]);
     let stream = &a.gpu.stream;
-    scratch.a.fill(a)?;
-    scratch.b.fill(b)?;
+    for (operand, spare) in [(a, &mut scratch.a), (b, &mut scratch.b)] {
+        if !operand.folded.ready() {
+            spare.fill(&operand.shape_to_fold()?)?;
+        }
+    }
     scratch.todo.reserve(stream, tiles)?;
     scratch.tiles = tiles;
     scratch.zeros.reserve_zeros(stream, block_bytes(format))?;
     let mut args = Vec::with_capacity(21);
-    args.extend(scratch.a.args(&a.meta)?);
-    args.extend(scratch.b.args(&b.meta)?);
+    for (operand, spare) in [(a, &scratch.a), (b, &scratch.b)] {
+        let folded = if operand.folded.ready() { &operand.folded } else { spare };
+        args.extend(folded.to(operand.meta.address())?);
+    }
     args.extend([
         Arg::Pointer(scratch.zeros.address()),
         Arg::Pointer(outputs.to),

@@ -1,0 +1,206 @@
+// Writes the folded operand of fold.cuh from packed codes and scales (C6). Not yet run on hardware.
+//
+//     fold_eight, a block for 8 rows, of which nothing else must be known:
+//         a warp for each row: its metadata, and its live groups counted by exponent; the base is the highest
+//         exponent from which a window holds most of them
+//         all warps, along k: the 16-byte pieces of window 0, zeros where a group lies in another window or
+//         is not live; the set of windows joins the step's entry
+//     fold_extras, a launch after it, a block for 128 rows x 32 steps:
+//         steps whose entry names windows other than 0 get extra blocks, and the codes are read once more for them
+//
+// A step's entry must be 0 before fold_eight, and `used` and `incomplete` too. Window 0 has a fixed place, so
+// rows fold without waiting for each other; only what ordinary data has none of needs the second launch,
+// which otherwise reads the entries (a word for 128 x 32 elements) and ends.
+//
+// The eight rows of fold_eight are those of a wgmma core matrix: 8 x 16 bytes in a row, which a warp writes
+// as whole 128-byte lines. Cost: codes and scales are read twice, the second time from the cache; written are
+// PLANES bytes an element, and as much again for each extra block.
+#pragma once
+
+#include "fold.cuh"
+#include "row_meta.cuh"
+
+namespace fp4 {
+
+constexpr int FOLD_ROWS = 8;      // rows of fold_eight, a warp each
+constexpr int FOLD_THREADS = 256;
+constexpr int EXTRA_STEPS = 32;   // steps of a block of fold_extras
+
+// The folded operand, to write.
+struct FoldTo {
+    u8* blocks;
+    u32* entries;
+    u32* incomplete;
+    int* bases;
+    RowMeta* meta;
+    int extra;
+};
+
+// Shared memory of fold_eight.
+struct FoldScratch {
+    u32 counts[FOLD_ROWS][256]; // live groups by exponent
+    int bases[FOLD_ROWS];
+};
+
+// Where a group lies: the bit of its window, its shift inside, and its signed significand.
+struct Place {
+    int bit; // NOT_LIVE, NO_WINDOW or 0..7
+    int shift, significand;
+};
+constexpr int NOT_LIVE = -1, NO_WINDOW = -2;
+
+template <int G>
+__device__ __forceinline__ Place place_group(u32 byte, bool any, int base) {
+    Place place = {NOT_LIVE, 0, 0};
+    if (!any || !Fold<G>::live(byte)) return place;
+    int offset = Fold<G>::field(byte) - base + WINDOW_BIAS * Fold<G>::WIDTH;
+    if (offset < 0 || offset >= WINDOWS * Fold<G>::WIDTH) {
+        place.bit = NO_WINDOW;
+        return place;
+    }
+    place.bit = offset / Fold<G>::WIDTH;
+    place.shift = offset % Fold<G>::WIDTH;
+    if (G == 16) {
+        int m = (int)(byte & 7u) + (byte & 0x78u ? 8 : 0);
+        place.significand = byte & 0x80u ? -m : m;
+    }
+    return place;
+}
+
+// Sixteen codes as the bytes of their row's piece, in every plane; zeros unless `here`.
+template <int G>
+__device__ __forceinline__ void write_piece(u8* to, uint2 codes, const Place& place, bool here) {
+    constexpr int PLANES = Fold<G>::PLANES;
+    const u32 quads[4] = {codes.x & 0xFFFFu, codes.x >> 16, codes.y & 0xFFFFu, codes.y >> 16};
+    u32 bytes[PLANES][4];
+    if (G == 32) {
+#pragma unroll
+        for (int i = 0; i < 4; i++) bytes[0][i] = here ? expand_doubled(quads[i], place.shift) : 0;
+    } else {
+        DigitTable tables[3];
+        digit_tables(here ? place.significand : 0, here ? place.shift : 0, tables);
+#pragma unroll
+        for (int p = 0; p < PLANES; p++) {
+#pragma unroll
+            for (int i = 0; i < 4; i++) bytes[p][i] = tables[p].expand(quads[i]);
+        }
+    }
+#pragma unroll
+    for (int p = 0; p < PLANES; p++) {
+        *(uint4*)(to + p * PLANE_BYTES) = make_uint4(bytes[p][0], bytes[p][1], bytes[p][2], bytes[p][3]);
+    }
+}
+
+// Folds rows first_row .. first_row + 7, of which those from `rows` on are zeros. By a block of FOLD_THREADS.
+template <int G>
+__device__ __forceinline__ void fold_eight(const u8* codes, const u8* scales, int first_row, int rows, int k_pad,
+                                           const FoldTo& to, FoldScratch& scratch) {
+    constexpr int PLANES = Fold<G>::PLANES;
+    const int warp = (int)threadIdx.x / 32, lane = (int)threadIdx.x % 32;
+    const int tile = first_row / TILE_ROWS, steps = k_pad / STEP_K, groups = k_pad / G;
+    u32* counts = scratch.counts[warp];
+    for (int i = lane; i < 256; i += 32) counts[i] = 0;
+    __syncwarp(ALL_LANES);
+    int own = first_row + warp;
+    if (own < rows) {
+        auto count = [=](u32 byte) { atomicAdd(&counts[Fold<G>::field(byte)], 1u); };
+        RowMeta meta = describe_row<G>(codes, scales, own, k_pad, lane, count);
+        __syncwarp(ALL_LANES);
+        // The most groups, and of equals the highest base: 2^32 * count + base.
+        u64 best = 0;
+        for (int base = lane; base < 256; base += 32) {
+            u32 held = 0;
+            for (int i = base; i < base + Fold<G>::WIDTH && i < 256; i++) held += counts[i];
+            u64 candidate = ((u64)held << 32) | (u32)base;
+            best = candidate > best ? candidate : best;
+        }
+        for (int step = 16; step > 0; step /= 2) {
+            u64 other = __shfl_xor_sync(ALL_LANES, best, step);
+            best = other > best ? other : best;
+        }
+        if (lane == 0) {
+            int base = best >> 32 ? (int)(u32)best : 0;
+            scratch.bases[warp] = to.bases[own] = base;
+            to.meta[own] = meta;
+        }
+    }
+    __syncthreads();
+
+    // Two steps a warp at a time: lane = 8 * (step, half of its 32 k) + row.
+    const int row = first_row + lane % 8, half = lane / 8 % 2, base = scratch.bases[lane % 8];
+    for (int pair = warp; pair < steps / 2; pair += FOLD_ROWS) {
+        const int step = 2 * pair + lane / 16;
+        uint2 words = make_uint2(0, 0);
+        u32 byte = 0;
+        if (row < rows) {
+            words = *(const uint2*)(codes + (i64)row * (k_pad / 2) + step * (STEP_K / 2) + half * 8);
+            byte = scales[(i64)row * groups + (G == 32 ? step : 2 * step + half)];
+        }
+        u32 any = (words.x | words.y) & 0x77777777u;
+        if (G == 32) any |= __shfl_xor_sync(ALL_LANES, any, 8); // the other half of the group
+        Place place = place_group<G>(byte, any != 0, base);
+        if (place.bit == NO_WINDOW) atomicOr(&to.incomplete[tile], 1u);
+        i64 block = (i64)tile * (steps + to.extra) + step;
+        u8* piece = to.blocks + block * (PLANES * PLANE_BYTES) + row % TILE_ROWS / 8 * 256 + half * 128 + row % 8 * 16;
+        write_piece<G>(piece, words, place, place.bit == WINDOW_BIAS);
+        u32 set = place.bit >= 0 ? 1u << place.bit : 0;
+        for (int lanes = 1; lanes < 16; lanes *= 2) set |= __shfl_xor_sync(ALL_LANES, set, lanes);
+        if (lane % 16 == 0 && set != 0) atomicOr(&to.entries[(i64)tile * steps + step], set);
+    }
+    __syncthreads(); // `scratch` may serve the next eight rows
+}
+
+// The windows other than 0 of a tile's steps. By a block of FOLD_THREADS; `entries` and `any` are shared.
+template <int G>
+__device__ __forceinline__ void fold_extras(const u8* codes, const u8* scales, int rows, int k_pad, const FoldTo& to,
+                                            u32* used, u32* entries, u32* any) {
+    constexpr int PLANES = Fold<G>::PLANES;
+    constexpr u32 OTHERS = 0xFFu & ~(1u << WINDOW_BIAS);
+    const int thread = (int)threadIdx.x, tile = (int)blockIdx.x, first_step = (int)blockIdx.y * EXTRA_STEPS;
+    const int steps = k_pad / STEP_K, groups = k_pad / G;
+    if (thread == 0) *any = 0;
+    __syncthreads();
+    if (thread < EXTRA_STEPS) {
+        u32 entry = first_step + thread < steps ? to.entries[(i64)tile * steps + first_step + thread] : 0;
+        u32 more = (u32)__popc(entry & OTHERS);
+        if (more > 0) {
+            u32 first = atomicAdd(&used[tile], more);
+            if (first + more > (u32)to.extra) {
+                atomicOr(&to.incomplete[tile], 1u);
+                entry = 0; // nowhere to write it
+            } else {
+                entry |= first << 8;
+                atomicOr(any, 1u);
+            }
+            to.entries[(i64)tile * steps + first_step + thread] = entry;
+        }
+        entries[thread] = more > 0 ? entry : 0;
+    }
+    __syncthreads();
+    if (*any == 0) return;
+
+    const int r = thread % TILE_ROWS, half = thread / TILE_ROWS, row = tile * TILE_ROWS + r;
+    const int base = row < rows ? to.bases[row] : 0;
+    for (int s = 0; s < EXTRA_STEPS; s++) {
+        const u32 entry = entries[s];
+        if (entry == 0) continue;
+        const int step = first_step + s;
+        uint4 words = make_uint4(0, 0, 0, 0);
+        u32 byte = 0;
+        if (row < rows) {
+            words = *(const uint4*)(codes + (i64)row * (k_pad / 2) + step * (STEP_K / 2));
+            byte = scales[(i64)row * groups + (G == 32 ? step : 2 * step + half)];
+        }
+        const uint2 mine = half == 0 ? make_uint2(words.x, words.y) : make_uint2(words.z, words.w);
+        const u32 codes_any = G == 32 ? words.x | words.y | words.z | words.w : mine.x | mine.y;
+        const Place place = place_group<G>(byte, (codes_any & 0x77777777u) != 0, base);
+        for (u32 left = entry & OTHERS; left != 0; left &= left - 1) {
+            const int bit = __ffs((int)left) - 1;
+            i64 block = (i64)tile * (steps + to.extra) + block_index(entry, bit, step, steps);
+            u8* piece = to.blocks + block * (PLANES * PLANE_BYTES) + r / 8 * 256 + half * 128 + r % 8 * 16;
+            write_piece<G>(piece, mine, place, place.bit == bit);
+        }
+    }
+}
+
+} // namespace fp4
