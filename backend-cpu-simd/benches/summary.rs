@@ -357,6 +357,9 @@ fn measure(machine: &Machine, cache: usize, options: &Options, rows: &mut Vec<Ro
             if wanted(&key("quantize", format, isa, 512, machine.threads)) {
                 push(rows, options, quantize_row(&backend, machine, format));
             }
+            if wanted(&key("dequantize", format, isa, 512, machine.threads)) {
+                push(rows, options, dequantize_row(&backend, machine, format));
+            }
         }
     }
 }
@@ -456,6 +459,39 @@ fn quantize_row(backend: &CpuSimd, machine: &Machine, format: Format) -> Row {
     let value = (4 * m * k) as f64 / seconds / 1e9;
     Row {
         op: "quantize",
+        format: format.to_string(),
+        isa: backend.isa().name(),
+        threads: machine.threads,
+        m,
+        n: 0,
+        k,
+        data_a: Data::Gaussian.name(),
+        data_w: "-",
+        weights: "-",
+        value,
+        unit: "GB/s",
+        roofline: machine.hot_read,
+        fraction: value / machine.hot_read,
+        peers: Default::default(),
+    }
+}
+
+/// Bytes of f32 written, beside the same read.
+fn dequantize_row(backend: &CpuSimd, machine: &Machine, format: Format) -> Row {
+    let (m, k) = (512, 4096);
+    let x = values(&mut Rng(5), Data::Gaussian, m, k);
+    let packed = quantized(backend, format, &x, [m, k]);
+    let (mut y, mut expected) = (vec![0f32; m * k], vec![0f32; m * k]);
+    let mut run = || {
+        backend.dequantize(packed.view(), 0.1, (&mut y[..]).into()).expect("dequantizes");
+    };
+    let seconds = machine.pool.install(|| fastest(machine.clock, machine.budget, &mut run));
+    fp4_core::reference::dequantize(packed.view(), 0.1, (&mut expected[..]).into())
+        .expect("dequantizes");
+    assert!(y.iter().zip(&expected).all(|(y, e)| y.to_bits() == e.to_bits()), "a wrong answer");
+    let value = (4 * m * k) as f64 / seconds / 1e9;
+    Row {
+        op: "dequantize",
         format: format.to_string(),
         isa: backend.isa().name(),
         threads: machine.threads,

@@ -22,12 +22,14 @@
 //! | `WasmSimd128` | scaled codes as 16-bit pairs, `i32x4.dot_i16x8_s` | the same | as `Portable` |
 //! | `Portable` | group dots of 16-bit pairs, sums in f64 and i64 | the same | 8 values at a time |
 //!
-//! Dequantization is the reference's, in parallel. The NEON kernels were not yet run on hardware, only under
+//! Dequantization computes the 16 values under each scale byte once, by the reference's operations, and looks them
+//! up: in vectors at every level. The NEON kernels were not yet run on hardware, only under
 //! emulation. Whether WASM has simd128 is decided by the build; WASM has no threads, so rayon runs
 //! everything on the current one.
 //!
 //! | module | contents |
 //! |---|---|
+//! | `dequantize` | the dequantizer: tables by scale byte |
 //! | `environment` | a changed floating-point environment, for tests |
 //! | `isa` | instruction sets, and the proof that the CPU has one |
 //! | `limits` | tile sizes and bounds of each, for tests to sit on |
@@ -75,6 +77,7 @@
 #[cfg_attr(target_arch = "wasm32", allow(dead_code, reason = "WASM has no fold form"))]
 mod tiles;
 
+mod dequantize;
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 pub mod environment;
 mod isa;
@@ -256,7 +259,13 @@ impl CpuSimd {
         out: FloatSliceMut<'_>,
     ) -> Result<(), Error> {
         check_environment()?;
-        quantize::dequantize(&self.threads, packed, global_scale, out)
+        let threads = &self.threads;
+        by_engine!(self.engine,
+            kernels => dequantize::dequantize(kernels, threads, packed, global_scale, out),
+            portable => {
+                dequantize::dequantize(dequantize::Portable, threads, packed, global_scale, out)
+            }
+        )
     }
 }
 

@@ -9,6 +9,7 @@
 //! | module | contents | unsafe |
 //! |---|---|---|
 //! | `quantize` | scales, codes and transforms | yes |
+//! | `dequantize` | look-ups of dequantized values | yes |
 //! | `operand` | codes of A into tiles; chunks of B expanded to bytes | yes |
 //! | `block` | lists of steps in blocks, rows a few at a time | yes |
 //! | `smlal`, `sdot`, `smmla` | the instructions of each level: rows of A by an expanded block of B | yes |
@@ -44,6 +45,7 @@
 //! [`group_chunks`]: crate::tiles::gemm::group_chunks
 
 mod block;
+mod dequantize;
 mod operand;
 mod quantize;
 mod sdot;

@@ -2,7 +2,7 @@
 //!
 //! | module | contents | clause |
 //! |---|---|---|
-//! | `quantize` | scales and codes, eight values at a time; dequantization | C4 |
+//! | `quantize` | scales and codes, eight values at a time | C4 |
 //! | `transform` | the block transform in front of it | C5 |
 //! | `panels` | operands of the matmul: doubled codes in tile order, row metadata | C3 |
 //! | `matmul` | exact tiles of 4 x 8 outputs | C6 |

@@ -1,4 +1,4 @@
-//! The quantizer, eight values at a time, and the dequantizer (C4).
+//! The quantizer, eight values at a time (C4).
 //!
 //! ```text
 //! for each run of up to 128 values (whole groups; whole blocks if there is a transform):
@@ -23,10 +23,7 @@
 //! that threshold is one below the bits of 0.75; the thresholds of 0.25 and 0.75 are below, the
 //! code is 2 and with the sign 0xA.
 
-use fp4_core::{
-    E2m1, Error, FloatSliceMut, PackedMut, PackedView, QuantSpec, QuantizeInput, TieMode,
-    reference, with_floats,
-};
+use fp4_core::{E2m1, Error, PackedMut, QuantSpec, QuantizeInput, TieMode, with_floats};
 use wide::{bytemuck, f32x8, i32x8};
 
 use super::transform::{Columns, Value};
@@ -207,28 +204,6 @@ fn sign_bits(bits: i32x8) -> i32x8 {
 fn pack(codes: i32x8) -> [u8; 4] {
     let codes = codes.to_array();
     std::array::from_fn(|i| (codes[2 * i] | codes[2 * i + 1] << 4) as u8)
-}
-
-/// Core's dequantizer, in parallel over rows.
-pub(crate) fn dequantize(
-    threads: &Threads,
-    packed: PackedView<'_>,
-    global_scale: f32,
-    out: FloatSliceMut<'_>,
-) -> Result<(), Error> {
-    let (rows, k) = (packed.shape().rows(), packed.shape().k());
-    let tasks = threads.tasks(rows * k, TASK_VALUES);
-    if tasks == 1 || out.len() != rows * k {
-        return reference::dequantize(packed, global_scale, out);
-    }
-    let split = rows.div_ceil(tasks);
-    with_floats!(FloatSliceMut, out, out => {
-        threads.run(out.chunks_mut(split * k).enumerate().collect(), |(t, out)| {
-            let rows = t * split..t * split + out.len() / k;
-            reference::dequantize(packed.rows_range(rows)?, global_scale, out.into())
-        })?;
-    });
-    Ok(())
 }
 
 #[cfg(test)]

@@ -24,8 +24,10 @@
 //!
 //! | module | contents | unsafe |
 //! |---|---|---|
+//! | `dequantize` | look-ups of dequantized values | yes |
 //! | `operand` | codes of A into tiles; chunks of B expanded | yes |
 
+mod dequantize;
 mod operand;
 
 use std::arch::wasm32::*;

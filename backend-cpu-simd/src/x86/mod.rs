@@ -6,6 +6,7 @@
 //! | `scales` | scale bytes of several groups at a time | yes |
 //! | `quantize` | codes and transforms on AVX-512 | yes |
 //! | `quantize_avx2` | codes and transforms on AVX2 | yes |
+//! | `dequantize` | look-ups of dequantized values | yes |
 //! | `avx512` | tile kernels on AVX-512 VNNI and VBMI | yes |
 //! | `avx2` | tile kernels on AVX2 | yes |
 
@@ -32,6 +33,7 @@ macro_rules! by_rows {
 
 mod avx2;
 mod avx512;
+mod dequantize;
 mod pack;
 mod quantize;
 mod quantize_avx2;
