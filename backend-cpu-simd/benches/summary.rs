@@ -7,7 +7,7 @@
 //! Every row's answer is compared with the portable kernels' (one output row), which the tests
 //! compare with the reference. A time is the fastest of several samples, for the work, the
 //! rooflines and the peers alike: other load on the machine only ever adds. One thread is timed by
-//! its processor time, several by the wall. Rooflines: `vpdpbusd`, or `vpmaddubsw` for AVX2, on
+//! its processor time, several by the wall. Rooflines: `vpdpbusd` of the same width, or `vpmaddubsw` for AVX2, on
 //! registers for products of 8 and more rows; streaming reads (of a buffer as large as the
 //! weights if they are hot, larger than the last-level cache if cold) for the others and for
 //! quantization. `--filter` keeps rows whose key, such as
@@ -107,6 +107,17 @@ fn dot_peak(isa: Isa, budget: Duration) -> Option<f64> {
         }
         _mm512_reduce_add_epi32(acc.into_iter().fold(a, |sum, acc| _mm512_xor_si512(sum, acc)))
     }
+    #[target_feature(enable = "avx2,avxvnni")]
+    fn ymm_vnni(n: usize) -> i32 {
+        let mut acc = [_mm256_setzero_si256(); 12];
+        let (a, b) = (black_box(_mm256_set1_epi8(3)), black_box(_mm256_set1_epi8(5)));
+        for _ in 0..n {
+            for acc in &mut acc {
+                *acc = _mm256_dpbusd_avx_epi32(*acc, a, b);
+            }
+        }
+        acc.into_iter().fold(0, |sum, acc| sum ^ _mm256_extract_epi32::<0>(acc))
+    }
     #[target_feature(enable = "avx2")]
     fn ymm(n: usize) -> i32 {
         let mut acc: [__m256i; 12] = std::array::from_fn(|i| _mm256_set1_epi8(i as i8));
@@ -126,6 +137,14 @@ fn dot_peak(isa: Isa, budget: Duration) -> Option<f64> {
         };
         let seconds = fastest(Clock::Thread, budget, run);
         return Some((N * 20 * 64) as f64 / seconds / 1e9);
+    }
+    if isa == Isa::AvxVnni && is_x86_feature_detected!("avxvnni") {
+        let run = || {
+            // SAFETY: the CPU has the features.
+            black_box(unsafe { ymm_vnni(black_box(N)) });
+        };
+        let seconds = fastest(Clock::Thread, budget, run);
+        return Some((N * 12 * 32) as f64 / seconds / 1e9);
     }
     if isa != Isa::Portable && is_x86_feature_detected!("avx2") {
         let run = || {

@@ -10,7 +10,7 @@ use crate::tiles::Kernels;
 #[cfg(all(target_arch = "wasm32", target_feature = "simd128"))]
 use crate::wasm::WasmSimd128;
 #[cfg(target_arch = "x86_64")]
-use crate::x86::{Avx2, Avx512};
+use crate::x86::{Avx2, Avx512, AvxVnni};
 
 /// An instruction set that this crate has kernels for, fastest first.
 #[non_exhaustive]
@@ -18,6 +18,8 @@ use crate::x86::{Avx2, Avx512};
 pub enum Isa {
     /// x86-64 with AVX-512 F, BW, DQ, VL, VNNI and VBMI.
     Avx512Vnni,
+    /// x86-64 with AVX-VNNI (dot products on 256 bits), AVX2, FMA and F16C.
+    AvxVnni,
     /// x86-64 with AVX2, FMA and F16C.
     Avx2,
     /// aarch64 NEON with the dot product and 8-bit matrix multiply instructions (`smmla`).
@@ -34,8 +36,9 @@ pub enum Isa {
 
 impl Isa {
     /// All of them, fastest first.
-    pub const ALL: [Isa; 7] = [
+    pub const ALL: [Isa; 8] = [
         Isa::Avx512Vnni,
+        Isa::AvxVnni,
         Isa::Avx2,
         Isa::NeonI8mm,
         Isa::NeonDotprod,
@@ -49,11 +52,12 @@ impl Isa {
         Isa::ALL.into_iter().filter(|&isa| Engine::new(isa).is_ok())
     }
 
-    /// The name, as in benchmark tables: `avx512-vnni`, `avx2`, `neon-i8mm`, `neon-dotprod`, `neon`,
-    /// `wasm-simd128`, `portable`.
+    /// The name, as in benchmark tables: `avx512-vnni`, `avx-vnni`, `avx2`, `neon-i8mm`, `neon-dotprod`,
+    /// `neon`, `wasm-simd128`, `portable`.
     pub const fn name(self) -> &'static str {
         match self {
             Isa::Avx512Vnni => "avx512-vnni",
+            Isa::AvxVnni => "avx-vnni",
             Isa::Avx2 => "avx2",
             Isa::NeonI8mm => "neon-i8mm",
             Isa::NeonDotprod => "neon-dotprod",
@@ -76,6 +80,8 @@ pub(crate) enum Engine {
     #[cfg(target_arch = "x86_64")]
     Avx512(Avx512),
     #[cfg(target_arch = "x86_64")]
+    AvxVnni(AvxVnni),
+    #[cfg(target_arch = "x86_64")]
     Avx2(Avx2),
     #[cfg(target_arch = "aarch64")]
     NeonI8mm(NeonI8mm),
@@ -94,6 +100,8 @@ macro_rules! by_engine {
         match $engine {
             #[cfg(target_arch = "x86_64")]
             $crate::isa::Engine::Avx512($kernels) => $tiled,
+            #[cfg(target_arch = "x86_64")]
+            $crate::isa::Engine::AvxVnni($kernels) => $tiled,
             #[cfg(target_arch = "x86_64")]
             $crate::isa::Engine::Avx2($kernels) => $tiled,
             #[cfg(target_arch = "aarch64")]
@@ -116,6 +124,8 @@ impl Engine {
         match isa {
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512Vnni => Avx512::new().map(Engine::Avx512),
+            #[cfg(target_arch = "x86_64")]
+            Isa::AvxVnni => AvxVnni::new().map(Engine::AvxVnni),
             #[cfg(target_arch = "x86_64")]
             Isa::Avx2 => Avx2::new().map(Engine::Avx2),
             #[cfg(target_arch = "aarch64")]

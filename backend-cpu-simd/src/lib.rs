@@ -15,6 +15,7 @@
 //! | [`Isa`] | MXFP4 matmul | NVFP4 matmul | quantize and transform |
 //! |---|---|---|---|
 //! | `Avx512Vnni` | scales folded into bytes, `vpdpbusd` over all of K | group dots, `vpdpbusd` and `vpdpwssd` | 16 values at a time; ties other than to even as `Portable` |
+//! | `AvxVnni` | as `Avx512Vnni` on half the width | the same | as `Avx2` |
 //! | `Avx2` | group dots, `vpmaddubsw` and `vpmaddwd` | the same | 8 values at a time; ties other than to even as `Portable` |
 //! | `NeonI8mm` | scales folded into bytes, `smmla` | group dots, `smmla` | as `Neon` |
 //! | `NeonDotprod` | scales folded into bytes, `sdot` | group dots, `sdot` | as `Neon` |
@@ -127,7 +128,7 @@ pub struct CpuSimd {
 /// A weight prepared by [`CpuSimd`], in the form that the instruction set's kernels read; the packed
 /// form is not kept.
 ///
-/// AVX-512: the packed codes in another order, with as many scale bytes as packed, and beside them,
+/// Portable kernels apart: the packed codes in another order, with as many scale bytes as packed, and beside them,
 /// off the fast path, the packed scale bytes. Portable: codes as bytes, 1.9 times the packed size.
 ///
 /// `B` is what it was prepared from; nothing of that type is held.
@@ -221,6 +222,11 @@ impl CpuSimd {
             #[cfg(target_arch = "x86_64")]
             Engine::Avx2(kernels) if tie == TieMode::Even => {
                 let encoder = x86::Avx2Encoder(kernels);
+                quantize::quantize(&encoder, threads, input, transform, out)
+            }
+            #[cfg(target_arch = "x86_64")]
+            Engine::AvxVnni(kernels) if tie == TieMode::Even => {
+                let encoder = x86::Avx2Encoder(kernels.avx2());
                 quantize::quantize(&encoder, threads, input, transform, out)
             }
             #[cfg(target_arch = "aarch64")]

@@ -24,6 +24,9 @@ impl Isa {
             Isa::Avx512Vnni => {
                 Limits { rows: &[14, 16, 24], columns: &[16, 32], spreads: &[3, 6, 14, 40] }
             }
+            // Tiles of 6 rows by pairs of panels for more than 24 rows of A, else 8 in the fold form, 24 in the
+            // group form; windows as above.
+            Isa::AvxVnni => Limits { rows: &[6, 8, 24], columns: &[16], spreads: &[3, 6, 14, 40] },
             // Blocks of 6 rows in the fold form and 4 in the group form, in tiles of 24.
             Isa::NeonI8mm | Isa::NeonDotprod => {
                 Limits { rows: &[4, 6, 24], columns: &[16], spreads: &[3, 6, 14, 40] }

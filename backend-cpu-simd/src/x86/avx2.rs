@@ -227,16 +227,22 @@ unsafe fn quarter_rows<const R: usize>(
     *sums = acc;
 }
 
+/// [`TABLE`] in both halves.
+#[inline]
+#[target_feature(enable = "avx2")]
+pub(super) fn table() -> __m256i {
+    // SAFETY: 16 readable bytes.
+    _mm256_broadcastsi128_si256(unsafe { _mm_loadu_si128(TABLE.as_ptr().cast()) })
+}
+
 /// The weights of a quarter of a chunk, v + 12, by steps: half `q` of two lines.
 ///
 /// # Safety
 /// The CPU has AVX2; `lines` points to two lines.
 #[inline]
 #[target_feature(enable = "avx2")]
-unsafe fn weights(lines: *const Line, q: usize) -> [__m256i; 4] {
-    // SAFETY: 16 readable bytes.
-    let table = _mm256_broadcastsi128_si256(unsafe { _mm_loadu_si128(TABLE.as_ptr().cast()) });
-    let low = _mm256_set1_epi8(0xF);
+pub(super) unsafe fn weights(lines: *const Line, q: usize) -> [__m256i; 4] {
+    let (table, low) = (table(), _mm256_set1_epi8(0xF));
     // SAFETY: half q of line j is inside, by the caller.
     let [c, d] = [0, 1].map(|j| unsafe { lines.add(j).cast::<__m256i>().add(q).read() });
     let high = |v| _mm256_and_si256(_mm256_srli_epi16::<4>(v), low);

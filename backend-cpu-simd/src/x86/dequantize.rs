@@ -15,7 +15,7 @@
 
 use std::arch::x86_64::*;
 
-use super::{Avx2, Avx512};
+use super::{Avx2, Avx512, AvxVnni};
 use crate::dequantize::{Groups, LookUp, Table};
 
 impl LookUp for Avx512 {
@@ -33,6 +33,14 @@ impl LookUp for Avx2 {
     fn look_up<const B: usize>(self, groups: Groups<'_, B>, out: &mut [u8]) {
         // SAFETY: the token proves the features.
         unsafe { avx2(groups, out) }
+    }
+}
+
+impl LookUp for AvxVnni {
+    const PLANES: bool = Avx2::PLANES;
+
+    fn look_up<const B: usize>(self, groups: Groups<'_, B>, out: &mut [u8]) {
+        self.avx2().look_up(groups, out);
     }
 }
 

@@ -1,4 +1,4 @@
-//! Kernels for x86-64, two instruction sets.
+//! Kernels for x86-64, three instruction sets.
 //!
 //! | module | contents | unsafe |
 //! |---|---|---|
@@ -8,6 +8,7 @@
 //! | `quantize_avx2` | codes and transforms on AVX2 | yes |
 //! | `dequantize` | look-ups of dequantized values | yes |
 //! | `avx512` | tile kernels on AVX-512 VNNI and VBMI | yes |
+//! | `avx_vnni` | tile kernels on AVX-VNNI | yes |
 //! | `avx2` | tile kernels on AVX2 | yes |
 
 /// Returns the reason if the CPU lacks one of the features.
@@ -33,12 +34,14 @@ macro_rules! by_rows {
 
 mod avx2;
 mod avx512;
+mod avx_vnni;
 mod dequantize;
 mod pack;
 mod quantize;
 mod quantize_avx2;
 mod scales;
 
+pub(crate) use avx_vnni::AvxVnni;
 pub(crate) use avx2::Avx2;
 pub(crate) use avx512::Avx512;
 pub(crate) use quantize::Avx512Encoder;
