@@ -13,6 +13,7 @@
 //! | `reach:S` | largest codes of one sign, largest scales but for one group S exponents below (joint) | sums that grow past a bound |
 //! | `tie` | sums on an f32 tie, broken by one far smaller term or not | the rounding, sticky bits |
 //! | `tie-half` | sums on an f16 or bf16 tie, broken below f32's last bit or not | double rounding in the contract's order |
+//! | `tie-tiny` | sums on a tie of f32's subnormals, broken by a term past the 24th bit or not (MXFP4; NVFP4: as `tie`) | double rounding of subnormal results |
 //! | `cancel` | large terms that cancel exactly, or up to a small one | f32 or f64 accumulation, sign of zero |
 //! | `overflow` | sums around the largest f32 (MXFP4) | infinities |
 //! | `tiny` | sums around the smallest subnormals (MXFP4) | underflow, sign of zero |
@@ -23,9 +24,9 @@ use crate::oracle::rules::scale_parts;
 use crate::random::Random;
 
 /// The names of the families; `spread:S` and `reach:S` for any S.
-pub const FAMILIES: [&str; 14] = [
+pub const FAMILIES: [&str; 15] = [
     "near", "bytes", "full", "negative", "nan", "nan-zero", "sparse", "spread", "reach", "tie",
-    "tie-half", "cancel", "overflow", "tiny",
+    "tie-half", "tie-tiny", "cancel", "overflow", "tiny",
 ];
 
 /// Two operands of a family: A (m, k) and B (n, k).
@@ -41,7 +42,7 @@ pub fn operands(
     let mut a = Builder::new(format, m, k);
     let mut b = Builder::new(format, n, k);
     match family {
-        "tie" | "tie-half" | "cancel" => crafted(family, random, &mut a, &mut b),
+        "tie" | "tie-half" | "tie-tiny" | "cancel" => crafted(family, random, &mut a, &mut b),
         _ => {
             for side in [&mut a, &mut b] {
                 side.random_codes(random);
@@ -210,7 +211,8 @@ fn spread_side(random: &mut Random, side: &mut Builder, spread: i32) {
 }
 
 /// Rows whose sums are as large as their spread allows: all codes of one sign and the largest, all
-/// scales the largest but one, which is `spread` exponents below (e4m3: at most 13).
+/// scales the largest but one, which is `spread` exponents below (e4m3: at most 13; its significand is odd or a
+/// power of two, so that the unit of its row is its own last place or three above).
 fn reach_side(random: &mut Random, side: &mut Builder, spread: i32) {
     let (low, top) = match side.format {
         Format::MxFp4 => {
@@ -219,6 +221,10 @@ fn reach_side(random: &mut Random, side: &mut Builder, spread: i32) {
         }
         // Significand 15, exponent field 14; significand 8 below.
         Format::NvFp4 => (((14 - spread.min(13)) << 3) as u8, 0x77),
+    };
+    let low = match side.format {
+        Format::MxFp4 => low,
+        Format::NvFp4 => low | random.pick(&[0, 1]),
     };
     for row in 0..side.rows {
         let lowest = random.below(side.groups.max(1));
@@ -280,13 +286,16 @@ fn crafted(family: &str, random: &mut Random, a: &mut Builder, b: &mut Builder) 
     };
     let top = match format {
         Format::MxFp4 if family == "tie-half" => random.range(0, 14),
+        Format::MxFp4 if family == "tie-tiny" => random.range(-148, -127),
         Format::MxFp4 => random.range(-100, 120),
         Format::NvFp4 if family == "tie-half" => random.range(8, 14),
         Format::NvFp4 => random.range(5, 14),
     };
-    let tie = top - width;
+    // Below 2^-126 the last place of f32 is 2^-149 wherever the sum begins.
+    let subnormal = family == "tie-tiny" && format == Format::MxFp4;
+    let tie = if subnormal { -150 } else { top - width };
     let gap = if random.one_in(2) { random.range(1, 8) } else { random.range(1, 120) };
-    let far = (tie - gap).max(lowest);
+    let far = if subnormal { top - random.range(25, 40) } else { (tie - gap).max(lowest) };
     let terms = [top, tie, tie + 1, far, top.min(highest)];
     for (place, &group) in order.iter().enumerate().take(terms.len()) {
         let t = terms[place] + 2;
