@@ -110,7 +110,8 @@ fn the_environment_is_restored() {
         under(change, || assert!(check_environment().is_err()));
         assert_eq!(check_environment(), Ok(()));
         // Unwinds without the hook, which would print a panic into the log of a run that passes.
-        let unwound = std::panic::catch_unwind(|| under(change, || std::panic::resume_unwind(Box::new(()))));
+        let unwound =
+            std::panic::catch_unwind(|| under(change, || std::panic::resume_unwind(Box::new(()))));
         assert!(unwound.is_err());
         assert_eq!(check_environment(), Ok(()));
     }
