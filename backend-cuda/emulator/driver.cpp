@@ -4,6 +4,7 @@
 
 #include "memory.hpp"
 
+#include <algorithm>
 #include <chrono>
 #include <cstdio>
 #include <cstring>
@@ -22,6 +23,12 @@ std::deque<Device>& devices() {
         for (std::size_t i = 0; i < made.size(); i++) made[i].ordinal = static_cast<int>(i);
         return made;
     }();
+    return all;
+}
+
+// The streams that capture.
+std::vector<Stream*>& captures() {
+    static std::vector<Stream*> all;
     return all;
 }
 
@@ -65,12 +72,26 @@ int enqueue(Stream* stream, Work work) {
     return work();
 }
 
+int forbidden_on(Stream* stream) {
+    if (!stream || !stream->capture) return error::success;
+    stream->invalidated = true;
+    return error::capture_unsupported;
+}
+
+int forbidden_in_capture() {
+    std::lock_guard lock(mutex);
+    int code = error::success;
+    for (Stream* stream : captures()) {
+        bool ours = stream->mode == CaptureMode::Global ||
+                    (stream->mode == CaptureMode::ThreadLocal && stream->capturer == std::this_thread::get_id());
+        if (ours) code = forbidden_on(stream);
+    }
+    return code;
+}
+
 int synchronize(Stream* stream) {
     if (int code = usable()) return code;
-    if (stream && stream->capture) {
-        stream->invalidated = true;
-        return error::capture_unsupported;
-    }
+    if (int code = stream ? forbidden_on(stream) : forbidden_in_capture()) return code;
     if (must_fail(Call::Sync)) {
         report(*bound(), error::device_unavailable, "FP4_EMULATOR_FAIL: the device is lost at this synchronization");
         return bound()->fault;
@@ -82,8 +103,11 @@ int synchronize(Stream* stream) {
 bool must_fail(Call call) {
     std::lock_guard lock(mutex);
     Options& o = options();
-    unsigned long& left = call == Call::Alloc ? o.fail_alloc : call == Call::Launch ? o.fail_launch : o.fail_sync;
-    return left > 0 && --left == 0;
+    unsigned long& left = call == Call::Alloc ? o.fail_alloc : call == Call::Launch ? o.fail_launch : call == Call::Sync ? o.fail_sync : o.fail_module;
+    if (left == 0) return false;
+    bool fails = --left == 0;
+    if (fails && call == Call::Alloc && o.fail_alloc_on) left = 1;
+    return fails;
 }
 
 } // namespace emulator
@@ -256,7 +280,8 @@ FP4_API cuCtxGetStreamPriorityRange(int* least, int* greatest) {
 
 FP4_API cuStreamCreate(Stream** stream, unsigned) {
     if (int code = usable()) return code;
-    *stream = new Stream{bound(), nullptr, false};
+    *stream = new Stream;
+    (*stream)->context = bound();
     return error::success;
 }
 
@@ -273,18 +298,27 @@ FP4_API cuStreamQuery(Stream*) { return usable(); }
 FP4_API cuStreamWaitEvent(Stream*, void*, unsigned) { return usable(); }
 FP4_API cuStreamAttachMemAsync(Stream*, DevicePointer, std::size_t, unsigned) { return error::not_supported; }
 
-FP4_API cuStreamBeginCapture_v2(Stream* stream, int) {
+FP4_API cuStreamBeginCapture_v2(Stream* stream, int mode) {
     if (int code = usable()) return code;
     if (!stream) return error::capture_unsupported;
     if (stream->capture) return error::illegal_state;
+    if (mode < 0 || mode > 2) return error::invalid_value;
+    std::lock_guard lock(mutex);
     stream->capture = std::make_unique<Graph>();
     stream->invalidated = false;
+    stream->mode = static_cast<CaptureMode>(mode);
+    stream->capturer = std::this_thread::get_id();
+    captures().push_back(stream);
     return error::success;
 }
 
 FP4_API cuStreamEndCapture(Stream* stream, Graph** graph) {
     *graph = nullptr;
     if (!stream || !stream->capture) return error::illegal_state;
+    if (stream->mode != CaptureMode::Relaxed && stream->capturer != std::this_thread::get_id())
+        return error::capture_wrong_thread;
+    std::lock_guard lock(mutex);
+    captures().erase(std::find(captures().begin(), captures().end(), stream));
     auto made = std::move(stream->capture);
     if (stream->invalidated) {
         stream->invalidated = false;
@@ -395,6 +429,7 @@ constexpr Name names[] = {
     {error::launch_failed, "CUDA_ERROR_LAUNCH_FAILED", "unspecified launch failure"},
     {error::not_supported, "CUDA_ERROR_NOT_SUPPORTED", "operation not supported"},
     {error::capture_unsupported, "CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED", "operation not permitted when stream is capturing"},
+    {error::capture_wrong_thread, "CUDA_ERROR_STREAM_CAPTURE_WRONG_THREAD", "attempt to terminate a thread-local capture sequence from another thread"},
     {error::capture_invalidated, "CUDA_ERROR_STREAM_CAPTURE_INVALIDATED", "operation failed due to a previous error during capture"},
 };
 } // namespace

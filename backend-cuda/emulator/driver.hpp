@@ -15,6 +15,7 @@
 #include <memory>
 #include <mutex>
 #include <string>
+#include <thread>
 #include <vector>
 
 // Everything of the emulator is hidden but the driver's functions.
@@ -35,10 +36,14 @@ using Work = std::function<int()>;
 struct Graph {
     std::vector<Work> nodes;
 };
+// Who may not do what a capture forbids (CUstreamCaptureMode).
+enum class CaptureMode { Global, ThreadLocal, Relaxed };
 struct Stream {
     Context* context = nullptr;
     std::unique_ptr<Graph> capture;
     bool invalidated = false;
+    CaptureMode mode = CaptureMode::Global;
+    std::thread::id capturer;
 };
 
 // The devices; null for an ordinal that does not exist.
@@ -52,11 +57,18 @@ int usable();
 void report(Device& device, int code, const std::string& text);
 // Runs the work now, or records it where the stream captures. A null stream is the default one.
 int enqueue(Stream* stream, Work work);
+// For calls that a driver refuses while a capture is under way in this thread, or in any under
+// CaptureMode::Global, because they act at once and not on a stream: 0, or the driver's code, and
+// the capture is invalid. Copies between pageable memory and a capturing stream are refused too, and
+// allocation on it, where a driver may record them: our steady state has neither.
+int forbidden_in_capture();
+// The same for a call on this stream.
+int forbidden_on(Stream* stream);
 // What synchronizing means here: red zones are looked at. Not allowed in a capture.
 int synchronize(Stream* stream);
 
 // Counts calls of one kind for FP4_EMULATOR_FAIL: true for the one that is to fail.
-enum class Call { Alloc, Launch, Sync };
+enum class Call { Alloc, Launch, Sync, Module };
 bool must_fail(Call call);
 
 extern bool initialized;

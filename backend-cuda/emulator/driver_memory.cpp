@@ -6,10 +6,26 @@
 
 #include <cstdlib>
 #include <cstring>
+#include <map>
 
 using namespace emulator;
 
 namespace {
+
+std::mutex pinned_mutex;
+std::map<const void*, std::size_t>& pinned() {
+    static std::map<const void*, std::size_t> all;
+    return all;
+}
+
+bool is_pinned(const void* pointer, std::size_t bytes) {
+    std::lock_guard lock(pinned_mutex);
+    auto after = pinned().upper_bound(pointer);
+    if (after == pinned().begin()) return false;
+    auto [start, length] = *--after;
+    auto offset = static_cast<std::size_t>(static_cast<const char*>(pointer) - static_cast<const char*>(start));
+    return offset + bytes <= length;
+}
 
 bool on_device(DevicePointer address, std::size_t bytes) { return bytes == 0 || covers(address, bytes); }
 
@@ -35,6 +51,7 @@ int fill(Stream* stream, DevicePointer to, T value, std::size_t count) {
 
 FP4_API cuMemAlloc_v2(DevicePointer* address, std::size_t bytes) {
     if (int code = usable()) return code;
+    if (int code = forbidden_in_capture()) return code;
     if (bytes == 0) return error::invalid_value;
     *address = must_fail(Call::Alloc) ? 0 : allocate(bound()->ordinal, bytes);
     return *address ? error::success : error::out_of_memory;
@@ -42,10 +59,7 @@ FP4_API cuMemAlloc_v2(DevicePointer* address, std::size_t bytes) {
 
 // Memory of a capture would belong to the graph; the kernels here allocate nothing in steady state.
 FP4_API cuMemAllocAsync(DevicePointer* address, std::size_t bytes, Stream* stream) {
-    if (stream && stream->capture) {
-        stream->invalidated = true;
-        return error::capture_unsupported;
-    }
+    if (int code = forbidden_on(stream)) return code;
     return cuMemAlloc_v2(address, bytes);
 }
 FP4_API cuMemAllocFromPoolAsync(DevicePointer* address, std::size_t bytes, void*, Stream* stream) {
@@ -65,10 +79,7 @@ FP4_API cuMemFree_v2(DevicePointer address) {
     return error::success;
 }
 FP4_API cuMemFreeAsync(DevicePointer address, Stream* stream) {
-    if (stream && stream->capture) {
-        stream->invalidated = true;
-        return error::capture_unsupported;
-    }
+    if (int code = forbidden_on(stream)) return code;
     return cuMemFree_v2(address);
 }
 
@@ -81,11 +92,17 @@ FP4_API cuMemGetInfo_v2(std::size_t* free, std::size_t* total) {
 
 FP4_API cuMemHostAlloc(void** pointer, std::size_t bytes, unsigned) {
     if (int code = usable()) return code;
+    if (int code = forbidden_in_capture()) return code;
     *pointer = std::aligned_alloc(4096, (bytes + 4095) / 4096 * 4096);
-    return *pointer ? error::success : error::out_of_memory;
+    if (!*pointer) return error::out_of_memory;
+    std::lock_guard lock(pinned_mutex);
+    pinned()[*pointer] = bytes;
+    return error::success;
 }
 FP4_API cuMemAllocHost_v2(void** pointer, std::size_t bytes) { return cuMemHostAlloc(pointer, bytes, 0); }
 FP4_API cuMemFreeHost(void* pointer) {
+    std::lock_guard lock(pinned_mutex);
+    pinned().erase(pointer);
     std::free(pointer);
     return error::success;
 }
@@ -93,6 +110,8 @@ FP4_API cuMemFreeHost(void* pointer) {
 FP4_API cuMemcpyHtoDAsync_v2(DevicePointer to, const void* from, std::size_t bytes, Stream* stream) {
     if (int code = usable()) return code;
     if (!on_device(to, bytes)) return error::invalid_value;
+    if (!is_pinned(from, bytes))
+        if (int code = forbidden_on(stream)) return code;
     return move(stream, reinterpret_cast<void*>(to), from, bytes);
 }
 FP4_API cuMemcpyHtoD_v2(DevicePointer to, const void* from, std::size_t bytes) {
@@ -102,6 +121,8 @@ FP4_API cuMemcpyHtoD_v2(DevicePointer to, const void* from, std::size_t bytes) {
 FP4_API cuMemcpyDtoHAsync_v2(void* to, DevicePointer from, std::size_t bytes, Stream* stream) {
     if (int code = usable()) return code;
     if (!on_device(from, bytes)) return error::invalid_value;
+    if (!is_pinned(to, bytes))
+        if (int code = forbidden_on(stream)) return code;
     return move(stream, to, reinterpret_cast<const void*>(from), bytes);
 }
 FP4_API cuMemcpyDtoH_v2(void* to, DevicePointer from, std::size_t bytes) {

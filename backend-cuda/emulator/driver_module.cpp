@@ -127,6 +127,8 @@ using namespace emulator;
 
 FP4_API cuModuleLoadData(Module** module, const void* image) {
     if (int code = usable()) return code;
+    if (int code = forbidden_in_capture()) return code;
+    if (must_fail(Call::Module)) return error::out_of_memory;
     auto* bytes = static_cast<const unsigned char*>(image);
     auto made = std::make_unique<Module>();
     int code = std::memcmp(bytes, "\x7f" "ELF", 4) == 0 ? load_cubin(*made, bytes)

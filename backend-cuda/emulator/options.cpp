@@ -43,8 +43,13 @@ void read_fail(Options& options, std::string text) {
         unsigned long* target = kind == "alloc"    ? &options.fail_alloc
                                 : kind == "launch" ? &options.fail_launch
                                 : kind == "sync"   ? &options.fail_sync
+                                : kind == "module" ? &options.fail_module
                                                    : nullptr;
-        if (!target) refuse("FP4_EMULATOR_FAIL", item, "alloc:N, launch:N or sync:N");
+        if (!target) refuse("FP4_EMULATOR_FAIL", item, "alloc:N, alloc:N+, launch:N, sync:N or module:N");
+        if (kind == "alloc" && !count.empty() && count.back() == '+') {
+            options.fail_alloc_on = true;
+            count.pop_back();
+        }
         *target = number("FP4_EMULATOR_FAIL", count);
     }
 }

@@ -2,42 +2,76 @@
 
 use std::sync::Arc;
 
-use cudarc::driver::{CudaSlice, CudaStream, DevicePtr};
+use cudarc::driver::{CudaSlice, DevicePtr};
 use fp4_core::Error;
 
 use crate::error::DeviceResult;
+use crate::graph::Keeper;
+use crate::launch::Stream;
 
 /// Bytes on the device. A larger request replaces the memory, a smaller one keeps it, so that a steady
 /// state allocates nothing. Contents are unspecified after [`reserve`](Self::reserve).
 #[derive(Debug, Default)]
-pub(crate) struct Buffer(Option<CudaSlice<u8>>);
+pub(crate) struct Buffer(Option<Memory>);
+
+/// Memory that is freed when it is dropped, unless a captured graph may still use it.
+#[derive(Debug)]
+struct Memory {
+    /// `None` only while it is dropped.
+    slice: Option<CudaSlice<u8>>,
+    /// How many captures had begun when it was made.
+    born: u64,
+    keeper: Arc<Keeper>,
+}
+
+impl Drop for Memory {
+    fn drop(&mut self) {
+        if let Some(slice) = self.slice.take() {
+            self.keeper.free(slice, self.born);
+        }
+    }
+}
 
 impl Buffer {
+    fn slice(&self) -> Option<&CudaSlice<u8>> {
+        self.0.as_ref()?.slice.as_ref()
+    }
+
+    fn slice_mut(&mut self) -> Option<&mut CudaSlice<u8>> {
+        self.0.as_mut()?.slice.as_mut()
+    }
+
+    fn len(&self) -> usize {
+        self.slice().map_or(0, CudaSlice::len)
+    }
+
     /// Makes room for `bytes`.
-    pub(crate) fn reserve(&mut self, stream: &Arc<CudaStream>, bytes: usize) -> Result<(), Error> {
-        if bytes <= self.0.as_ref().map_or(0, CudaSlice::len) {
+    pub(crate) fn reserve(&mut self, stream: &Stream, bytes: usize) -> Result<(), Error> {
+        if bytes <= self.len() {
             return Ok(());
         }
         // The old memory goes first: the two need not fit together.
         self.0 = None;
         // SAFETY: the bytes are not set, and nothing reads them before a kernel or a copy on the
         // same stream has written them.
-        self.0 = Some(unsafe { stream.alloc(bytes) }.allocating(bytes)?);
+        let slice = unsafe { stream.alloc(bytes) }.allocating(bytes)?;
+        let (keeper, born) = (stream.keeper.clone(), stream.keeper.captures());
+        self.0 = Some(Memory { slice: Some(slice), born, keeper });
         Ok(())
     }
 
     /// Copies `bytes` from the host, making room for them.
-    pub(crate) fn upload(&mut self, stream: &Arc<CudaStream>, bytes: &[u8]) -> Result<(), Error> {
+    pub(crate) fn upload(&mut self, stream: &Stream, bytes: &[u8]) -> Result<(), Error> {
         self.reserve(stream, bytes.len())?;
-        match &mut self.0 {
+        match self.slice_mut() {
             Some(slice) if !bytes.is_empty() => stream.memcpy_htod(bytes, slice).device(),
             _ => Ok(()),
         }
     }
 
     /// Copies the first bytes to the host. The caller synchronizes the stream.
-    pub(crate) fn download(&self, stream: &Arc<CudaStream>, out: &mut [u8]) -> Result<(), Error> {
-        match &self.0 {
+    pub(crate) fn download(&self, stream: &Stream, out: &mut [u8]) -> Result<(), Error> {
+        match self.slice() {
             Some(slice) if !out.is_empty() => {
                 stream.memcpy_dtoh(&slice.slice(..out.len()), out).device()
             }
@@ -46,21 +80,17 @@ impl Buffer {
     }
 
     /// Makes room for `bytes` zeros, for users that leave zeros behind: memory is set only when it is new.
-    pub(crate) fn reserve_zeros(
-        &mut self,
-        stream: &Arc<CudaStream>,
-        bytes: usize,
-    ) -> Result<(), Error> {
-        if bytes <= self.0.as_ref().map_or(0, CudaSlice::len) {
+    pub(crate) fn reserve_zeros(&mut self, stream: &Stream, bytes: usize) -> Result<(), Error> {
+        if bytes <= self.len() {
             return Ok(());
         }
         self.zero(stream, bytes)
     }
 
     /// Sets the first bytes to zero.
-    pub(crate) fn zero(&mut self, stream: &Arc<CudaStream>, bytes: usize) -> Result<(), Error> {
+    pub(crate) fn zero(&mut self, stream: &Stream, bytes: usize) -> Result<(), Error> {
         self.reserve(stream, bytes)?;
-        match &mut self.0 {
+        match self.slice_mut() {
             Some(slice) if bytes > 0 => stream.memset_zeros(&mut slice.slice_mut(..bytes)).device(),
             _ => Ok(()),
         }
@@ -69,6 +99,6 @@ impl Buffer {
     /// The address on the device, 0 for an empty buffer.
     pub(crate) fn address(&self) -> u64 {
         // Events are off: the guard of the pointer does nothing.
-        self.0.as_ref().map_or(0, |slice| slice.device_ptr(slice.stream()).0)
+        self.slice().map_or(0, |slice| slice.device_ptr(slice.stream()).0)
     }
 }

@@ -2,7 +2,7 @@
 
 use cudarc::driver::DriverError;
 use cudarc::driver::sys::CUresult;
-use fp4_core::{DeviceError, Error};
+use fp4_core::{DeviceError, Error, Unsupported};
 
 /// A driver's answer with the core's error in place of the driver's.
 pub(crate) trait DeviceResult<T> {
@@ -21,10 +21,20 @@ impl<T> DeviceResult<T> for Result<T, DriverError> {
     fn allocating(self, bytes: usize) -> Result<T, Error> {
         self.map_err(|DriverError(code)| {
             log::debug!("CUDA driver: {code:?}");
-            Error::Device(classify(code, bytes))
+            match code {
+                CUresult::CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED
+                | CUresult::CUDA_ERROR_STREAM_CAPTURE_INVALIDATED => {
+                    Unsupported::Other(CAPTURE).into()
+                }
+                _ => Error::Device(classify(code, bytes)),
+            }
         })
     }
 }
+
+/// What a capture cannot record, and what to do.
+const CAPTURE: &str = "allocating, loading a kernel, waiting or copying to or from the host while a graph is \
+     captured; run the same calls once before the capture, on tensors";
 
 /// What a caller can do about it decides the kind: ask for less, reopen the device, or read the code.
 fn classify(code: CUresult, bytes: usize) -> DeviceError {

@@ -5,6 +5,7 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::ThreadId;
 
 use cudarc::driver::sys::{CUdevice_attribute, CUfunction_attribute};
 use cudarc::driver::{
@@ -16,18 +17,36 @@ use fp4_core::{DeviceError, Error, FloatType, ScaleType, TieMode, Unsupported};
 use crate::cache::Cache;
 use crate::driver::Device;
 use crate::error::DeviceResult;
+use crate::graph::Keeper;
 use crate::sources::{Family, Target};
 use crate::{compile, prebuilt};
+
+/// The one stream, and what keeps its memory for graphs.
+pub(crate) struct Stream {
+    stream: Arc<CudaStream>,
+    pub(crate) keeper: Arc<Keeper>,
+}
+
+impl std::ops::Deref for Stream {
+    type Target = Arc<CudaStream>;
+
+    fn deref(&self) -> &Arc<CudaStream> {
+        &self.stream
+    }
+}
 
 /// A device in use: context, stream and loaded kernels.
 pub(crate) struct Gpu {
     pub(crate) info: Device,
-    pub(crate) stream: Arc<CudaStream>,
+    pub(crate) stream: Stream,
+    /// The thread that captures a graph.
+    capturer: Mutex<Option<ThreadId>>,
     context: Arc<CudaContext>,
     /// Number of multiprocessors.
     pub(crate) processors: usize,
     driver_major: i32,
     cache: Cache,
+    /// A failure stays only where trying again is of no use.
     modules: Mutex<HashMap<&'static str, Result<Arc<CudaModule>, Error>>>,
     functions: Mutex<HashMap<&'static str, CudaFunction>>,
 }
@@ -86,7 +105,8 @@ impl Gpu {
             .device()?;
         Ok(Gpu {
             info,
-            stream,
+            stream: Stream { stream, keeper: Arc::default() },
+            capturer: Mutex::default(),
             context,
             processors: usize::try_from(processors).unwrap_or(1).max(1),
             driver_major: driver / 1000,
@@ -94,6 +114,27 @@ impl Gpu {
             modules: Mutex::default(),
             functions: Mutex::default(),
         })
+    }
+
+    /// Notes which thread captures; false if another one already does.
+    pub(crate) fn capturer(&self, thread: Option<ThreadId>) -> bool {
+        let mut capturer = self.capturer.lock().unwrap_or_else(PoisonError::into_inner);
+        if thread.is_some() && capturer.is_some() {
+            return false;
+        }
+        *capturer = thread;
+        true
+    }
+
+    /// Refuses work while another thread captures: it would be recorded, not run.
+    pub(crate) fn expect_no_capture_elsewhere(&self) -> Result<(), Error> {
+        let capturer = *self.capturer.lock().unwrap_or_else(PoisonError::into_inner);
+        match capturer {
+            Some(thread) if thread != std::thread::current().id() => {
+                Err(Unsupported::Other("another thread captures a graph on this device").into())
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Waits until everything queued so far has run.
@@ -128,6 +169,7 @@ impl Gpu {
         if x == 0 || y == 0 || z == 0 {
             return Ok(());
         }
+        self.expect_no_capture_elsewhere()?;
         if x > i32::MAX as usize || y > Grid::MAX_YZ || z > Grid::MAX_YZ {
             return Err(Unsupported::Other("a grid of too many thread blocks; split M").into());
         }
@@ -175,7 +217,30 @@ impl Gpu {
     /// The family's module, loaded at its first use.
     fn module(&self, family: &'static Family) -> Result<Arc<CudaModule>, Error> {
         let mut modules = self.modules.lock().unwrap_or_else(PoisonError::into_inner);
-        modules.entry(family.name).or_insert_with(|| self.load(family)).clone()
+        if let Some(known) = modules.get(family.name) {
+            return known.clone();
+        }
+        let loaded = self.load(family);
+        if matches!(loaded, Ok(_) | Err(Error::Device(DeviceError::KernelBuild))) {
+            modules.insert(family.name, loaded.clone());
+        }
+        loaded
+    }
+
+    /// Loads an image of a family; `None`, and a word in the log, if it is none for this device. Any other
+    /// failure says nothing about the image: memory is short, or a capture is under way.
+    fn image(&self, image: Ptx, what: &str, name: &str) -> Result<Option<Arc<CudaModule>>, Error> {
+        match self.context.load_module(image) {
+            Ok(module) => Ok(Some(module)),
+            Err(error) => match Err(error).device() {
+                Ok(module) => Ok(Some(module)),
+                Err(Error::Device(DeviceError::KernelBuild)) => {
+                    log::warn!("the {what} {name} kernels do not load: {error:?}");
+                    Ok(None)
+                }
+                Err(other) => Err(other),
+            },
+        }
     }
 
     /// From the cache, or from NVRTC for this very device, or else from the prebuilt PTX.
@@ -187,17 +252,16 @@ impl Gpu {
                 let target = Target::Device(self.info.compute_capability);
                 let key = format!("{name}-{}-nvrtc{major}.{minor}", family.hash(target));
                 if let Some(image) = self.cache.load(&key) {
-                    match self.context.load_module(Ptx::from_binary(image)) {
-                        Ok(module) => return Ok(module),
-                        Err(e) => log::warn!("the cached {name} kernels do not load: {e:?}"),
+                    if let Some(module) = self.image(Ptx::from_binary(image), "cached", name)? {
+                        return Ok(module);
                     }
                 }
                 match compile::compile(family, target) {
                     Ok(image) => {
                         self.cache.store(&key, &image);
-                        match self.context.load_module(Ptx::from_binary(image)) {
-                            Ok(module) => return Ok(module),
-                            Err(e) => log::warn!("the compiled {name} kernels do not load: {e:?}"),
+                        let image = Ptx::from_binary(image);
+                        if let Some(module) = self.image(image, "compiled", name)? {
+                            return Ok(module);
                         }
                     }
                     Err(log) => log::warn!("the {name} kernels do not compile: {log}"),
@@ -212,10 +276,8 @@ impl Gpu {
             log::error!("there is no prebuilt image of the {name} kernels; install NVRTC");
             return Err(Error::Device(DeviceError::KernelBuild));
         };
-        self.context.load_module(Ptx::from_src(ptx)).map_err(|e| {
-            log::error!("the prebuilt {name} kernels do not load: {e:?}");
-            Error::Device(DeviceError::KernelBuild)
-        })
+        let module = self.image(Ptx::from_src(ptx), "prebuilt", name)?;
+        module.ok_or(Error::Device(DeviceError::KernelBuild))
     }
 }
 

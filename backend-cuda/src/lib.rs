@@ -27,6 +27,7 @@
 //! | `operand` | tensors, packed operands and weights in device memory |
 //! | `quantize`, `matmul`, `layout` | which kernel, and what it is given |
 //! | `backend`, `resident` | the traits of the core |
+//! | `graph` | calls recorded once and replayed |
 //!
 //! # Example
 //!
@@ -45,6 +46,7 @@ mod cache;
 mod compile;
 mod driver;
 mod error;
+mod graph;
 mod launch;
 mod layout;
 mod matmul;
@@ -59,6 +61,7 @@ use fp4_core::{Error, Unsupported};
 
 pub use backend::Cuda;
 pub use driver::{Device, MIN_COMPUTE_CAPABILITY, MIN_DRIVER_VERSION, device, devices};
+pub use graph::Graph;
 pub use matmul::Ladder;
 pub use operand::{CudaOperand, CudaTensor, CudaTransform, CudaWeight};
 #[doc(hidden)]

@@ -3,6 +3,9 @@
 
 #include "../errors.hpp"
 
+#include <functional>
+#include <thread>
+
 namespace {
 
 namespace error = emulator::error;
@@ -55,8 +58,13 @@ void capture() {
     Graph *graph = nullptr, *ready = nullptr;
     CHECK(cuStreamCreate(&stream, 0) == 0);
     Buffer<int> a(std::vector<int>{0, 0, 0}), b(std::vector<int>{7});
+    Function* read = function("read"); // modules are loaded before
+    int zero = 0;
+    void* arguments[] = {&b.address, &a.address, &zero};
+    auto queue = [&] { return cuLaunchKernel(read, 1, 1, 1, 1, 1, 1, 0, stream, arguments, nullptr); };
     CHECK(cuStreamBeginCapture_v2(stream, 0) == 0);
-    CHECK(launch_on(stream, "read", {1, 1, 1}, b.address, a.address, 0) == 0);
+    CHECK(cuStreamBeginCapture_v2(stream, 0) == error::illegal_state);
+    CHECK(queue() == 0);
     CHECK(cuStreamEndCapture(stream, &graph) == 0);
     check_equal(a.read(), {0, 0, 0}, "a captured launch does not run");
     CHECK(cuGraphInstantiateWithFlags(&ready, graph, 0) == 0);
@@ -69,14 +77,64 @@ void capture() {
     cuGraphDestroy(graph);
     cuGraphExecDestroy(ready);
 
-    CHECK(cuStreamBeginCapture_v2(stream, 0) == 0);
-    CHECK(cuStreamSynchronize(stream) == error::capture_unsupported);
-    CHECK(cuStreamEndCapture(stream, &graph) == error::capture_invalidated);
-    CHECK(cuStreamBeginCapture_v2(stream, 0) == 0);
+    // Every call that must not be made while a stream captures spoils the capture, and what follows is refused.
     std::uintptr_t address = 0;
-    CHECK(cuMemAllocAsync(&address, 16, stream) == error::capture_unsupported);
-    CHECK(cuStreamEndCapture(stream, &graph) == error::capture_invalidated);
-    CHECK(cuStreamSynchronize(stream) == 0);
+    void* pinned = nullptr;
+    Module* module = nullptr;
+    int host = 3;
+    const std::function<int()> calls[] = {
+        [&] { return cuStreamSynchronize(stream); },
+        [&] { return cuCtxSynchronize(); },
+        [&] { return cuMemAllocAsync(&address, 16, stream); },
+        [&] { return cuMemAlloc_v2(&address, 16); },
+        [&] { return cuMemHostAlloc(&pinned, 16, 0); },
+        [&] { return cuMemFreeAsync(a.address, stream); },
+        [&] { return cuModuleLoadData(&module, ".version 8.0\n.target sm_80\n"); },
+        [&] { return cuMemcpyHtoDAsync_v2(b.address, &host, 4, stream); },
+        [&] { return cuMemcpyDtoHAsync_v2(&host, b.address, 4, stream); },
+    };
+    for (const auto& call : calls) {
+        CHECK(cuStreamBeginCapture_v2(stream, 1) == 0);
+        CHECK(call() == error::capture_unsupported);
+        CHECK(queue() == error::capture_invalidated);
+        CHECK(cuStreamEndCapture(stream, &graph) == error::capture_invalidated);
+        CHECK(graph == nullptr);
+        CHECK(cuStreamSynchronize(stream) == 0);
+    }
+
+    // Pinned memory may be copied from; each replay copies what is there then.
+    CHECK(cuMemHostAlloc(&pinned, 16, 0) == 0);
+    auto* number = static_cast<int*>(pinned);
+    CHECK(cuStreamBeginCapture_v2(stream, 1) == 0);
+    CHECK(cuMemcpyHtoDAsync_v2(b.address, number, 4, stream) == 0);
+    CHECK(queue() == 0);
+    CHECK(cuStreamEndCapture(stream, &graph) == 0);
+    CHECK(cuGraphInstantiateWithFlags(&ready, graph, 0) == 0);
+    *number = 21;
+    CHECK(cuGraphLaunch(ready, stream) == 0);
+    check_equal(a.read(), {21, 0, 0}, "the graph copies at each launch");
+    cuGraphDestroy(graph);
+    cuGraphExecDestroy(ready);
+    cuMemFreeHost(pinned);
+
+    // Another thread may allocate beside a thread-local capture, not beside a global one, and ends neither.
+    for (int mode : {0, 1}) {
+        CHECK(cuStreamBeginCapture_v2(stream, mode) == 0);
+        void* primary = nullptr;
+        CHECK(cuDevicePrimaryCtxRetain(&primary, 0) == 0);
+        int allocated = -1, ended = -1;
+        std::thread([&] {
+            cuCtxSetCurrent(primary);
+            allocated = cuMemAlloc_v2(&address, 16);
+            ended = cuStreamEndCapture(stream, &graph);
+        }).join();
+        CHECK(allocated == (mode == 0 ? error::capture_unsupported : error::success));
+        CHECK(ended == error::capture_wrong_thread);
+        CHECK(cuStreamEndCapture(stream, &graph) == (mode == 0 ? error::capture_invalidated : error::success));
+        cuGraphDestroy(graph);
+        if (mode == 1) cuMemFree_v2(address);
+        cuDevicePrimaryCtxRelease_v2(0);
+    }
     cuStreamDestroy_v2(stream);
 }
 
@@ -97,6 +155,10 @@ void failures_on_demand() {
     CHECK(run("read", {1, 1, 1}, a.address, a.address, 0) == error::launch_failed);
     reset();
     CHECK(run("read", {1, 1, 1}, a.address, a.address, 0) == 0);
+    Module* module = nullptr;
+    emulator::options().fail_module = 1;
+    CHECK(cuModuleLoadData(&module, ".version 8.0\n.target sm_80\n") == error::out_of_memory);
+    CHECK(cuModuleLoadData(&module, ".version 8.0\n.target sm_80\n") == 0);
 }
 
 void two_devices() {

@@ -1,0 +1,221 @@
+//! Captured graphs: a layer's quantize and matmul, recorded once and replayed on new data with the bits of the
+//! reference; and what a capture cannot record is refused, after which everything works as before.
+//!
+//! Needs a device, or the stand-in of `emulator/` in `LD_LIBRARY_PATH`: feature `emulated`.
+
+#![cfg(feature = "emulated")]
+#![allow(missing_docs)]
+
+mod common;
+
+use common::{Rng, operand, same_bits};
+use fp4_backend_cuda::{Cuda, CudaOperand, CudaTensor, CudaTransform, CudaWeight, Ladder};
+use fp4_core::backend::{Resident, Sink, Source};
+use fp4_core::{
+    Error, FloatType, Format, Matmul, PackedMatrix, QuantSpec, QuantizeInput, Transform, hadamard,
+    reference,
+};
+
+const K: usize = 800;
+const N: usize = 33;
+
+/// One layer on the device, and what the reference needs to do the same.
+struct Layer {
+    cuda: Cuda,
+    spec: QuantSpec,
+    packed: PackedMatrix,
+    weight: CudaWeight<PackedMatrix>,
+    h: Vec<f32>,
+    transform: CudaTransform,
+    m: usize,
+    x: CudaTensor,
+    a: CudaOperand,
+    y: CudaTensor,
+}
+
+impl Layer {
+    fn new(cuda: &Cuda, format: Format, m: usize, rng: &mut Rng) -> Self {
+        let packed = operand(rng, format, N, K, |rng| 0x30 + rng.byte() % 16);
+        let mut h = vec![0f32; 32 * 32];
+        hadamard(32, &mut h).unwrap();
+        let shared = Transform::shared(&h[..], 32).unwrap();
+        Layer {
+            spec: QuantSpec::usual(format),
+            weight: cuda.prepare(packed.clone()).unwrap(),
+            transform: cuda.load_transform(&shared, FloatType::F32).unwrap(),
+            x: cuda.empty_tensor().unwrap(),
+            a: cuda.empty_operand().unwrap(),
+            y: cuda.empty_tensor().unwrap(),
+            cuda: cuda.clone(),
+            packed,
+            h,
+            m,
+        }
+    }
+
+    fn set(&mut self, values: &[f32]) {
+        self.cuda.upload(values.into(), &mut self.x).unwrap();
+    }
+
+    fn forward(&mut self) -> Result<(), Error> {
+        let (from, to) = (Source::Resident(&self.x), Sink::Resident(&mut self.y, FloatType::F32));
+        let t = Some(&self.transform);
+        self.cuda.quantize_resident(from, [self.m, K], &self.spec, t, &mut self.a)?;
+        self.cuda.matmul_resident(&self.a, &self.weight, 0.3, to)?;
+        Ok(())
+    }
+
+    fn result(&self) -> Vec<f32> {
+        let mut y = vec![7f32; self.m * N];
+        self.cuda.download(&self.y, (&mut y[..]).into()).unwrap();
+        y
+    }
+
+    fn expected(&self, values: &[f32]) -> Vec<f32> {
+        let transform = Transform::shared(&self.h[..], 32).unwrap();
+        let input = QuantizeInput::new(values, self.m, K, &self.spec).unwrap();
+        let input = input.with_transform(Some(transform)).unwrap();
+        let mut a = PackedMatrix::zeros(input.shape());
+        reference::quantize(&input, &mut a.view_mut()).unwrap();
+        let mut y = vec![0f32; self.m * N];
+        reference::matmul(a.view(), self.packed.view(), 0.3, (&mut y[..]).into()).unwrap();
+        y
+    }
+
+    fn values(&self, rng: &mut Rng) -> Vec<f32> {
+        (0..self.m * K).map(|_| rng.value()).collect()
+    }
+}
+
+#[test]
+fn a_captured_layer_is_replayed_on_new_data() {
+    let (cuda, mut rng, mut compared) = (Cuda::open(0).unwrap(), Rng(40), 0);
+    // Decode, in two ranges of K and in one, the tensor cores of every device, and Hopper's.
+    let whole = Ladder::Decode { ranges: 1 };
+    for format in Format::ALL {
+        for (ladder, m) in [(Ladder::Auto, 3), (whole, 3), (Ladder::Auto, 40), (Ladder::Auto, 130)]
+        {
+            let mut layer = Layer::new(&cuda.clone().with_ladder(ladder), format, m, &mut rng);
+            let first = layer.values(&mut rng);
+            layer.set(&first);
+            layer.forward().unwrap();
+            assert_eq!(layer.result().len(), m * N);
+            let graph = cuda.capture(|| layer.forward()).unwrap();
+            for round in 0..3 {
+                // Replays without outliers and with them: what kernels run does not depend on it.
+                let mut values = layer.values(&mut rng);
+                if round == 1 {
+                    values.iter_mut().step_by(77).for_each(|v| *v *= 1000.0);
+                }
+                layer.set(&values);
+                // Recording changed nothing, and so does the upload.
+                let before = layer.result();
+                graph.replay().unwrap();
+                let after = layer.result();
+                let case = format!("{format} {ladder:?} m = {m}, replay {round}");
+                compared += same_bits(&after, &layer.expected(&values), &case);
+                let changed = before.iter().zip(&after).any(|(b, a)| b.to_bits() != a.to_bits());
+                assert!(changed, "{case}: the outputs are those of before");
+            }
+        }
+    }
+    println!("graphs: {compared} outputs of replays compared, 0 differ");
+    assert_eq!(compared, 2 * 3 * (3 + 3 + 40 + 130) * N);
+}
+
+#[test]
+fn what_a_capture_cannot_record_is_refused_and_all_goes_on() {
+    let (cuda, mut rng) = (Cuda::open(0).unwrap(), Rng(41));
+    let refused = |result: Result<fp4_backend_cuda::Graph, Error>, case: &str| match result {
+        Err(Error::Unsupported(why)) => {
+            assert!(why.to_string().contains("once before the capture"), "{case}: {why}");
+        }
+        other => panic!("{case}: {other:?}"),
+    };
+    let mut layer = Layer::new(&cuda, Format::NvFp4, 3, &mut rng);
+    let values = layer.values(&mut rng);
+    layer.set(&values);
+
+    // Nothing has run yet: kernels are to be loaded, buffers to be made.
+    refused(cuda.capture(|| layer.forward()), "cold");
+    layer.forward().unwrap();
+    same_bits(&layer.result(), &layer.expected(&values), "after the refusal");
+
+    // More rows than before.
+    let mut larger = Layer::new(&cuda, Format::NvFp4, 9, &mut rng);
+    let more = larger.values(&mut rng);
+    larger.set(&more);
+    refused(cuda.capture(|| larger.forward()), "growing");
+    larger.forward().unwrap();
+    same_bits(&larger.result(), &larger.expected(&more), "after growing");
+
+    // Host memory, both ways, and waiting.
+    refused(cuda.capture(|| cuda.upload((&values[..]).into(), &mut layer.x)), "upload");
+    let mut y = vec![0f32; 3 * N];
+    refused(cuda.capture(|| cuda.download(&layer.y, (&mut y[..]).into())), "download");
+    refused(cuda.capture(|| cuda.synchronize()), "synchronize");
+    refused(cuda.capture(|| cuda.prepare(layer.packed.clone()).map(drop)), "prepare");
+
+    // The caller's own error comes back, and a panic leaves no capture open.
+    let own = cuda.capture(|| Err(Error::PartialKind));
+    assert!(matches!(own, Err(Error::PartialKind)), "{own:?}");
+    let panicked = std::panic::AssertUnwindSafe(|| cuda.capture(|| panic!("on purpose")));
+    assert!(std::panic::catch_unwind(panicked).is_err());
+    let nested = cuda.capture(|| cuda.capture(|| Ok(())).map(drop));
+    assert!(matches!(nested, Err(Error::Unsupported(_))), "{nested:?}");
+
+    let graph = cuda.capture(|| layer.forward()).unwrap();
+    graph.replay().unwrap();
+    same_bits(&layer.result(), &layer.expected(&values), "at last");
+}
+
+#[test]
+fn another_thread_is_refused_while_one_captures() {
+    let (cuda, mut rng) = (Cuda::open(0).unwrap(), Rng(42));
+    let mut layer = Layer::new(&cuda, Format::MxFp4, 2, &mut rng);
+    let values = layer.values(&mut rng);
+    layer.set(&values);
+    layer.forward().unwrap();
+    let b = layer.packed.clone();
+    let graph = cuda
+        .capture(|| {
+            let elsewhere = std::thread::scope(|scope| {
+                scope
+                    .spawn(|| {
+                        let mut y = [0f32; 2 * N];
+                        let a = PackedMatrix::zeros(b.shape().resized(2, K).unwrap());
+                        cuda.matmul(a.view(), &layer.weight, 1.0, (&mut y[..]).into())
+                    })
+                    .join()
+                    .unwrap()
+            });
+            assert!(matches!(elsewhere, Err(Error::Unsupported(_))), "{elsewhere:?}");
+            Ok(())
+        })
+        .err();
+    // What the other thread copied before its launch may have spoiled the capture; nothing else.
+    assert!(matches!(graph, None | Some(Error::Unsupported(_))), "{graph:?}");
+    layer.forward().unwrap();
+    same_bits(&layer.result(), &layer.expected(&values), "afterwards");
+}
+
+#[test]
+fn a_graph_keeps_the_memory_that_it_works_on() {
+    let (cuda, mut rng) = (Cuda::open(0).unwrap(), Rng(43));
+    let mut layer = Layer::new(&cuda, Format::MxFp4, 130, &mut rng);
+    let values = layer.values(&mut rng);
+    layer.set(&values);
+    layer.forward().unwrap();
+    let graph = cuda.capture(|| layer.forward()).unwrap();
+    let expected = layer.expected(&values);
+    let Layer { y, .. } = layer;
+    // The rest is dropped, and new memory asked for, which must not be the graph's.
+    let mut other = cuda.empty_tensor().unwrap();
+    cuda.upload((&vec![1f32; 200_000][..]).into(), &mut other).unwrap();
+    graph.replay().unwrap();
+    let mut got = vec![0f32; 130 * N];
+    cuda.download(&y, (&mut got[..]).into()).unwrap();
+    same_bits(&got, &expected, "replayed without its operands");
+    drop(graph);
+    cuda.synchronize().unwrap();
+}
