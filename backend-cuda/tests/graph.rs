@@ -83,7 +83,8 @@ impl Layer {
     }
 
     fn values(&self, rng: &mut Rng) -> Vec<f32> {
-        (0..self.m * K).map(|_| rng.value()).collect()
+        // Finite: a NaN would hide most outputs.
+        (0..self.m * K).map(|_| rng.next() as i32 as f32 / 1e9).collect()
     }
 }
 
@@ -208,8 +209,9 @@ fn a_graph_keeps_the_memory_that_it_works_on() {
     layer.forward().unwrap();
     let graph = cuda.capture(|| layer.forward()).unwrap();
     let expected = layer.expected(&values);
-    let Layer { y, .. } = layer;
-    // The rest is dropped, and new memory asked for, which must not be the graph's.
+    let Layer { x, a, weight, transform, y, .. } = layer;
+    drop((x, a, weight, transform));
+    // New memory must not be the graph's.
     let mut other = cuda.empty_tensor().unwrap();
     cuda.upload((&vec![1f32; 200_000][..]).into(), &mut other).unwrap();
     graph.replay().unwrap();
