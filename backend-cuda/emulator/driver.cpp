@@ -104,10 +104,7 @@ bool must_fail(Call call) {
     std::lock_guard lock(mutex);
     Options& o = options();
     unsigned long& left = call == Call::Alloc ? o.fail_alloc : call == Call::Launch ? o.fail_launch : call == Call::Sync ? o.fail_sync : o.fail_module;
-    if (left == 0) return false;
-    bool fails = --left == 0;
-    if (fails && call == Call::Alloc && o.fail_alloc_on) left = 1;
-    return fails;
+    return left > 0 && --left == 0;
 }
 
 } // namespace emulator

@@ -53,7 +53,8 @@ FP4_API cuMemAlloc_v2(DevicePointer* address, std::size_t bytes) {
     if (int code = usable()) return code;
     if (int code = forbidden_in_capture()) return code;
     if (bytes == 0) return error::invalid_value;
-    *address = must_fail(Call::Alloc) ? 0 : allocate(bound()->ordinal, bytes);
+    bool too_large = options().fail_large > 0 && bytes >= options().fail_large;
+    *address = must_fail(Call::Alloc) || too_large ? 0 : allocate(bound()->ordinal, bytes);
     return *address ? error::success : error::out_of_memory;
 }
 

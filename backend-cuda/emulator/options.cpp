@@ -44,12 +44,9 @@ void read_fail(Options& options, std::string text) {
                                 : kind == "launch" ? &options.fail_launch
                                 : kind == "sync"   ? &options.fail_sync
                                 : kind == "module" ? &options.fail_module
+                                : kind == "large"  ? &options.fail_large
                                                    : nullptr;
-        if (!target) refuse("FP4_EMULATOR_FAIL", item, "alloc:N, alloc:N+, launch:N, sync:N or module:N");
-        if (kind == "alloc" && !count.empty() && count.back() == '+') {
-            options.fail_alloc_on = true;
-            count.pop_back();
-        }
+        if (!target) refuse("FP4_EMULATOR_FAIL", item, "alloc:N, launch:N, sync:N, module:N or large:BYTES");
         *target = number("FP4_EMULATOR_FAIL", count);
     }
 }

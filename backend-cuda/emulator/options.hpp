@@ -7,9 +7,10 @@
 //                                  which warp (lane, block, late copy) goes first where several may
 //   FP4_EMULATOR_ASYNC=late | early
 //                                  asynchronous work is done at its wait, or when it is issued
-//   FP4_EMULATOR_FAIL=alloc:N,launch:N,sync:N,module:N
+//   FP4_EMULATOR_FAIL=alloc:N,launch:N,sync:N,module:N,large:BYTES
 //                                  the N-th such call fails: out of memory, launch failed, lost device, out
-//                                  of memory when a module is loaded; alloc:N+ fails all from the N-th on
+//                                  of memory when a module is loaded; large: every allocation of so many
+//                                  bytes or more
 //
 // A word that is not understood stops the process with a message: a test that believes to run in
 // reverse must not run forward.
@@ -31,7 +32,7 @@ struct Options {
     bool late = true;
     // Calls until the one that fails; 0: never.
     unsigned long fail_alloc = 0, fail_launch = 0, fail_sync = 0, fail_module = 0;
-    bool fail_alloc_on = false; // and every allocation after it
+    unsigned long fail_large = 0; // bytes; 0: none
 };
 
 // Tests may change it between launches.

@@ -32,6 +32,21 @@ impl<T> DeviceResult<T> for Result<T, DriverError> {
     }
 }
 
+/// The outcome of something that may be done without: false where memory was short.
+pub(crate) fn unless_memory_is_short(
+    outcome: Result<(), Error>,
+    what: &str,
+) -> Result<bool, Error> {
+    match outcome {
+        Ok(()) => Ok(true),
+        Err(Error::Device(DeviceError::OutOfMemory { bytes })) => {
+            log::info!("no memory for {what} ({bytes} bytes); going on without");
+            Ok(false)
+        }
+        Err(error) => Err(error),
+    }
+}
+
 /// What a capture cannot record, and what to do.
 const CAPTURE: &str = "allocating, loading a kernel, waiting or copying to or from the host while a graph is \
      captured; run the same calls once before the capture, on tensors";

@@ -251,10 +251,10 @@ impl Gpu {
             Some((major, minor)) if major <= self.driver_major => {
                 let target = Target::Device(self.info.compute_capability);
                 let key = format!("{name}-{}-nvrtc{major}.{minor}", family.hash(target));
-                if let Some(image) = self.cache.load(&key) {
-                    if let Some(module) = self.image(Ptx::from_binary(image), "cached", name)? {
-                        return Ok(module);
-                    }
+                if let Some(image) = self.cache.load(&key)
+                    && let Some(module) = self.image(Ptx::from_binary(image), "cached", name)?
+                {
+                    return Ok(module);
                 }
                 match compile::compile(family, target) {
                     Ok(image) => {

@@ -10,6 +10,8 @@
 //! [`Ladder::Auto`] takes the fastest that can by the shape and the device: `Decode` for up to 16 rows of
 //! A, `Wgmma` for 128 and more on compute capability 9.0, `Mma` otherwise.
 //!
+//! Where memory for the folded form is short, `Auto` goes on with `Mma`, which needs none.
+//!
 //! Every kernel takes every input and gives the same bits; the ladder is for tests and measurements. The
 //! choice between sums is made on the device from row metadata, so a launch needs nothing from the host
 //! but shapes and the bounds below.
@@ -27,6 +29,7 @@ use fp4_core::{
 };
 
 use crate::buffer::Buffer;
+use crate::error::unless_memory_is_short;
 use crate::launch::{Arg, Gpu, blocks_for, float_type, int, scale_type};
 use crate::operand::CudaOperand;
 use crate::sources::{MATMUL_MMA, MATMUL_NAIVE};
@@ -170,7 +173,15 @@ pub(crate) fn matmul(
     let outputs = Outputs { to: out, float_type: out_type, alpha, paths };
     // Launches of one product stay together on the stream, as they share buffers.
     let scratch = || scratch.lock().unwrap_or_else(PoisonError::into_inner);
-    let chosen = if ladder == Ladder::Auto { choose(a, b, format) } else { ladder };
+    let mut chosen = if ladder == Ladder::Auto { choose(a, b, format) } else { ladder };
+    if ladder == Ladder::Auto && chosen == Ladder::Wgmma {
+        let queued = wgmma::queue(a, b, &outputs, &mut scratch());
+        if unless_memory_is_short(queued, "the wgmma kernels")? {
+            return Ok(());
+        }
+        // Nothing that the outputs depend on is queued before its memory is there.
+        chosen = Ladder::Mma;
+    }
     match chosen {
         Ladder::Decode { ranges } => {
             decode::queue(a, b, &outputs, decode::Tiles::All, ranges, &mut scratch())

@@ -13,6 +13,7 @@ use fp4_core::{
 };
 
 use crate::buffer::Buffer;
+use crate::error::unless_memory_is_short;
 use crate::launch::{Arg, Gpu, blocks_for, int, scale_type};
 use crate::matmul::fold::{self, Folded};
 use crate::sources::{LAYOUT, QUANTIZE};
@@ -183,7 +184,7 @@ impl CudaOperand {
         run: impl FnOnce(&mut Folded, &fold::Shape) -> Result<(), Error>,
     ) -> Result<bool, Error> {
         let of = self.shape_to_fold()?;
-        let done = fold::unless_memory_is_short(run(&mut self.folded, &of))?;
+        let done = unless_memory_is_short(run(&mut self.folded, &of), "a folded operand")?;
         if !done {
             // What it has got of its memory is of more use elsewhere.
             self.folded = Folded::default();

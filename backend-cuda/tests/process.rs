@@ -15,9 +15,10 @@ use std::path::{Path, PathBuf};
 
 use common::{Rng, operand, passes_apart, same_bits};
 use fp4_backend_cuda::{Cuda, Ladder};
+use fp4_core::backend::{Resident, Sink, Source};
 use fp4_core::{
     DeviceError, Error, Format, Matmul, PackedMatrix, QuantSpec, QuantizeInput, Quantizer,
-    Unsupported, reference,
+    Unsupported, bf16, reference,
 };
 use sha2::{Digest, Sha256};
 
@@ -95,6 +96,113 @@ fn failures_are_values_and_the_process_lives() {
     println!("{} failures, each reported", seen.len());
     let text = passes_apart("child_reports_what_failed", &[("FP4_EMULATOR_FAIL", "alloc:100000")]);
     assert!(text.contains("outcome: nothing failed"), "{text}");
+}
+
+/// Multiplies under `Auto` a tensor quantized here: whether the wgmma kernels did it, and its bits are right.
+fn forward(cuda: &Cuda, format: Format, m: usize) -> Result<bool, Error> {
+    let (n, k, mut rng) = (130, 352, Rng(33));
+    let spec = QuantSpec::usual(format);
+    let b = operand(&mut rng, format, n, k, |rng| 0x30 + rng.byte() % 16);
+    let x: Vec<bf16> = (0..m * k).map(|_| bf16::from_f32(rng.value())).collect();
+    let input = QuantizeInput::new(&x[..], m, k, &spec)?;
+    let mut packed = PackedMatrix::zeros(input.shape());
+    reference::quantize(&input, &mut packed.view_mut())?;
+    let (mut y, mut expected) = (vec![0f32; m * n], vec![0f32; m * n]);
+    reference::matmul(packed.view(), b.view(), 0.3, (&mut expected[..]).into())?;
+    let weight = cuda.prepare(b.view())?;
+    let mut a = cuda.empty_operand()?;
+    cuda.quantize_resident(Source::Host((&x[..]).into()), [m, k], &spec, None, &mut a)?;
+    cuda.matmul_resident(&a, &weight, 0.3, Sink::Host((&mut y[..]).into()))?;
+    same_bits(&y, &expected, "resident");
+    y.fill(7.0);
+    cuda.matmul(packed.view(), &weight, 0.3, (&mut y[..]).into())?;
+    same_bits(&y, &expected, "from the host");
+    Ok(cuda.tiles_left()?.1 > 0)
+}
+
+#[test]
+#[ignore = "run by others in a process of its own"]
+fn child_multiplies_with_or_without_folded_operands() {
+    let enough = env::var("FP4_EMULATOR_FAIL").is_err();
+    let cuda = Cuda::open(0).unwrap();
+    for format in Format::ALL {
+        assert_eq!(forward(&cuda, format, 130), Ok(enough), "{format}");
+    }
+    // A kernel that was asked for by name is not replaced.
+    let by_name = forward(&cuda.with_ladder(Ladder::Wgmma), Format::MxFp4, 130);
+    match by_name {
+        Ok(ran) => assert!(enough && ran),
+        Err(error) => {
+            let full = matches!(error, Error::Device(DeviceError::OutOfMemory { .. }));
+            assert!(full && !enough, "{error}");
+        }
+    }
+}
+
+#[test]
+fn without_memory_for_folded_operands_other_kernels_multiply() {
+    passes_apart("child_multiplies_with_or_without_folded_operands", &[]);
+    // The activation's folded form is larger than this, the weight's of MXFP4 is not; then both are.
+    for large in ["large:100000", "large:96000"] {
+        let fail = [("FP4_EMULATOR_FAIL", large)];
+        passes_apart("child_multiplies_with_or_without_folded_operands", &fail);
+    }
+}
+
+#[test]
+#[ignore = "run by others in a process of its own"]
+fn child_splits_k_if_it_can() {
+    let mut rng = Rng(34);
+    let b = operand(&mut rng, Format::NvFp4, 200, 2048, |rng| 0x30 + rng.byte() % 16);
+    let a = operand(&mut rng, Format::NvFp4, 3, 2048, |rng| 0x30 + rng.byte() % 16);
+    let (mut y, mut expected) = (vec![0f32; 600], vec![0f32; 600]);
+    reference::matmul(a.view(), b.view(), 0.3, (&mut expected[..]).into()).unwrap();
+    let multiply = |y: &mut Vec<f32>| -> Result<(), Error> {
+        let cuda = Cuda::open(0)?.with_ladder(Ladder::Decode { ranges: 4 });
+        let weight = cuda.prepare(b.view())?;
+        cuda.matmul(a.view(), &weight, 0.3, (&mut y[..]).into())?;
+        Ok(())
+    };
+    match multiply(&mut y) {
+        Ok(()) => {
+            same_bits(&y, &expected, "decode");
+            println!("outcome: right");
+        }
+        Err(error) => println!("outcome: {error}"),
+    }
+}
+
+#[test]
+fn without_memory_for_sums_of_ranges_decode_takes_one_range() {
+    // In order: the counters of paths; codes, scales and metadata of B and of A; outputs; paths; then the sums and
+    // the arrivals, which decode can do without.
+    for n in 1..=12 {
+        let fail = format!("alloc:{n}");
+        let text = passes_apart("child_splits_k_if_it_can", &[("FP4_EMULATOR_FAIL", &fail)]);
+        assert_eq!(text.contains("outcome: right"), n >= 10, "{fail}: {text}");
+    }
+}
+
+#[test]
+#[ignore = "run by others in a process of its own"]
+fn child_loads_kernels_that_could_not_be_loaded_before() {
+    let cuda = Cuda::open(0).unwrap();
+    let b = operand(&mut Rng(35), Format::MxFp4, 3, 64, |_| 127);
+    // Metadata of rows is the first kernel: the failure is that of a device without memory.
+    let refused = cuda.prepare(b.view()).err();
+    let full = matches!(refused, Some(Error::Device(DeviceError::OutOfMemory { .. })));
+    assert!(full, "{refused:?}");
+    let weight = cuda.prepare(b.view()).unwrap();
+    let (mut y, mut expected) = (vec![0f32; 9], vec![1f32; 9]);
+    cuda.matmul(b.view(), &weight, 1.0, (&mut y[..]).into()).unwrap();
+    reference::matmul(b.view(), b.view(), 1.0, (&mut expected[..]).into()).unwrap();
+    same_bits(&y, &expected, "after the failure");
+}
+
+#[test]
+fn a_kernel_that_did_not_load_for_want_of_memory_is_tried_again() {
+    let environment = [("FP4_EMULATOR_FAIL", "module:1"), ("FP4_EMULATOR_SM", "89")];
+    passes_apart("child_loads_kernels_that_could_not_be_loaded_before", &environment);
 }
 
 #[test]

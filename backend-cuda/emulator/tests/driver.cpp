@@ -146,6 +146,11 @@ void failures_on_demand() {
     CHECK(cuMemAlloc_v2(&address, 16) == error::out_of_memory);
     CHECK(cuMemAlloc_v2(&address, 16) == 0); // memory may come back
     cuMemFree_v2(address);
+    emulator::options().fail_large = 1000;
+    CHECK(cuMemAlloc_v2(&address, 1000) == error::out_of_memory);
+    CHECK(cuMemAlloc_v2(&address, 999) == 0);
+    cuMemFree_v2(address);
+    emulator::options().fail_large = 0;
     emulator::options().fail_sync = 1;
     CHECK(cuCtxSynchronize() == error::device_unavailable);
     CHECK(cuMemAlloc_v2(&address, 16) == error::device_unavailable); // a lost device stays lost

@@ -3,6 +3,7 @@
 use fp4_core::{Error, Format};
 
 use super::{Outputs, Scratch};
+use crate::error::unless_memory_is_short;
 use crate::launch::{Arg, Grid, float_type, int};
 use crate::operand::CudaOperand;
 use crate::sources::MATMUL_DECODE;
@@ -65,13 +66,17 @@ pub(super) fn queue(
         // Blocks without work only look at their mark: one range keeps them few.
         Tiles::Marked { todo, shape } => (a.k_pad.next_multiple_of(STAGE_K), 1, todo, shape),
     };
-    let (mut sums, mut arrivals) = (0, 0);
+    let (mut range, mut count, mut sums, mut arrivals) = (range, count, 0, 0);
     if count > 1 {
         // Every launch leaves zeros.
         let stream = &a.gpu.stream;
-        scratch.sums.reserve_zeros(stream, m * n * 8)?;
-        scratch.arrivals.reserve_zeros(stream, across * down * 4)?;
-        (sums, arrivals) = (scratch.sums.address(), scratch.arrivals.address());
+        let made = (scratch.sums.reserve_zeros(stream, m * n * 8))
+            .and_then(|()| scratch.arrivals.reserve_zeros(stream, across * down * 4));
+        if unless_memory_is_short(made, "the sums of ranges of K")? {
+            (sums, arrivals) = (scratch.sums.address(), scratch.arrivals.address());
+        } else {
+            (range, count) = (a.k_pad.next_multiple_of(STAGE_K), 1);
+        }
     }
     let args = [
         Arg::Pointer(a.codes.address()),

@@ -6,7 +6,7 @@
 
 use std::sync::Arc;
 
-use fp4_core::{DeviceError, Error, Format};
+use fp4_core::{Error, Format};
 
 use crate::buffer::Buffer;
 use crate::launch::{Arg, Gpu, Grid, int};
@@ -195,18 +195,6 @@ pub(crate) struct Shape {
     pub(crate) codes: u64,
     pub(crate) scales: u64,
     pub(crate) meta: u64,
-}
-
-/// Runs a folding that may be done without; false where memory is short.
-pub(crate) fn unless_memory_is_short(folded: Result<(), Error>) -> Result<bool, Error> {
-    match folded {
-        Ok(()) => Ok(true),
-        Err(Error::Device(DeviceError::OutOfMemory { bytes })) => {
-            log::info!("no memory for a folded operand ({bytes} bytes); multiplying without");
-            Ok(false)
-        }
-        Err(error) => Err(error),
-    }
 }
 
 #[cfg(all(test, feature = "emulated"))]

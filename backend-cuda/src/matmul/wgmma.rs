@@ -51,7 +51,7 @@ pub(super) fn takes(ladder: Ladder, gpu: &Gpu, shape: PackedShape, k_pad: usize)
     wanted && fits && available(gpu, format)
 }
 
-/// Queues the kernels.
+/// Queues the kernels; none of them, if there is no memory for what they need.
 pub(super) fn queue(
     a: &CudaOperand,
     b: &CudaOperand,
