@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use fp4_backend_cpu_simd::{CpuSimd, Isa};
-use fp4_core::{Format, Matmul, PackedMatrix, QuantSpec, QuantizeInput, Quantizer};
+use fp4_core::{Format, Matmul, PackedMatrix, QuantSpec, QuantizeInput, Quantizer, Transform};
 
 /// N and K.
 const N: usize = 1024;
@@ -42,7 +42,13 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         (0..len).map(|_| uniform() + uniform() + uniform() + uniform()).collect()
     };
     let (w, x) = (values(N * N), values(128 * N));
-    println!("N = K = {N}, one thread; quantize f32 in GB/s of input, matmul in GMAC/s");
+    println!(
+        "N = K = {N}, one thread; f32 in GB/s: quantized, transformed by blocks of 32 and quantized, \
+         dequantized; matmul in GMAC/s"
+    );
+    let mut hadamard = [0f32; 32 * 32];
+    fp4_core::hadamard(32, &mut hadamard)?;
+    let transform = Transform::shared(&hadamard[..], 32)?;
     for format in Format::ALL {
         let spec = QuantSpec::usual(format);
         let mut expected: Option<(PackedMatrix, Vec<f32>)> = None;
@@ -58,7 +64,17 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             let input = QuantizeInput::new(&x[..], 128, N, &spec)?;
             let mut to = PackedMatrix::zeros(input.shape());
             let seconds = fastest(|| cpu.quantize(&input, &mut to.view_mut()).expect("it did"));
-            print!("{format} {isa:12}  quantize {:6.3}", (4 * x.len()) as f64 / seconds / 1e9);
+            let speed = |seconds: f64| (4 * x.len()) as f64 / seconds / 1e9;
+            print!("{format} {isa:12}  quantize {:6.3}", speed(seconds));
+            let input = input.with_transform(Some(transform))?;
+            let seconds = fastest(|| cpu.quantize(&input, &mut to.view_mut()).expect("it did"));
+            print!("  transform {:6.3}", speed(seconds));
+            let mut dense = vec![0f32; x.len()];
+            let gs = spec.global_scale();
+            let seconds = fastest(|| {
+                cpu.dequantize(a.view(), gs, (&mut dense[..]).into()).expect("it did");
+            });
+            print!("  dequantize {:6.3}", speed(seconds));
             let mut y = vec![0f32; 128 * N];
             for m in [1, 8, 128] {
                 let (a, y) = (a.view().rows_range(0..m)?, &mut y[..m * N]);

@@ -20,7 +20,7 @@
 //! | `NeonI8mm` | scales folded into bytes, `smmla` | group dots, `smmla` | as `Neon` |
 //! | `NeonDotprod` | scales folded into bytes, `sdot` | group dots, `sdot` | as `Neon` |
 //! | `Neon` | group dots, `smlal` | the same | 16 values at a time; ties other than to even as `Portable` |
-//! | `WasmSimd128` | scaled codes as 16-bit pairs, `i32x4.dot_i16x8_s` | the same | as `Portable` |
+//! | `WasmSimd128` | scaled codes as 16-bit pairs, `i32x4.dot_i16x8_s` | the same | 16 values at a time; ties other than to even and the transform as `Portable` |
 //! | `Portable` | group dots of 16-bit pairs, sums in f64 and i64 | the same | 8 values at a time |
 //!
 //! Dequantization computes the 16 values under each scale byte once, by the reference's operations, and looks them
@@ -99,7 +99,11 @@ use std::marker::PhantomData;
 use std::ops::Range;
 use std::sync::Arc;
 
-#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+#[cfg(any(
+    target_arch = "x86_64",
+    target_arch = "aarch64",
+    all(target_arch = "wasm32", target_feature = "simd128")
+))]
 use fp4_core::TieMode;
 use fp4_core::{
     Error, FloatSliceMut, Matmul, MatmulQuery, Named, Packed, PackedMut, PackedShape, PackedView,
@@ -240,6 +244,10 @@ impl CpuSimd {
             #[cfg(target_arch = "aarch64")]
             Engine::Neon(kernels) if tie == TieMode::Even => {
                 quantize::quantize(&kernels.encoder(), threads, input, transform, out)
+            }
+            #[cfg(all(target_arch = "wasm32", target_feature = "simd128"))]
+            Engine::WasmSimd128(kernels) if tie == TieMode::Even => {
+                quantize::quantize(&kernels, threads, input, transform, out)
             }
             _ => {
                 let encoder = portable::Encoder::new(tie);

@@ -26,9 +26,11 @@
 //! |---|---|---|
 //! | `dequantize` | look-ups of dequantized values | yes |
 //! | `operand` | codes of A into tiles; chunks of B expanded | yes |
+//! | `quantize` | scales and codes | yes |
 
 mod dequantize;
 mod operand;
+mod quantize;
 
 use std::arch::wasm32::*;
 
