@@ -27,10 +27,12 @@
 //! | `dequantize` | look-ups of dequantized values | yes |
 //! | `operand` | codes of A into tiles; chunks of B expanded | yes |
 //! | `quantize` | scales and codes | yes |
+//! | `transform` | the block transform, without a fused multiply-add | yes |
 
 mod dequantize;
 mod operand;
 mod quantize;
+mod transform;
 
 use std::arch::wasm32::*;
 

@@ -17,16 +17,12 @@
 //!
 //! Worked example: 3.5 is between codes 5 and 6, and e = 1. The unit of 2^23 + 6 + 3.5 is 1; the nearest even
 //! is 2^23 + 10, so n = 4 and the code is 4 + 2 * 1 = 6, the even one.
-//!
-//! The transform's chains are the portable ones: simd128 has no fused multiply-add but a relaxed one,
-//! which may round twice. So f32 chains are rounded to odd in f64, two lanes to a vector; see
-//! `portable::transform`, whose `wide` vectors are simd128's in this build.
 
 use std::arch::wasm32::*;
 
 use fp4_core::QuantSpec;
 
-use super::WasmSimd128;
+use super::{WasmSimd128, transform};
 use crate::portable::Value;
 use crate::portable::quantize::Encode;
 
@@ -52,7 +48,7 @@ impl Encode for WasmSimd128 {
     }
 
     fn chains<T: Value>(&self, x: &[f32], columns: &[f32], y: &mut [f32]) {
-        T::chains(x, columns, y);
+        transform::chains::<T>(x, columns, y);
         y.iter_mut().for_each(|y| *y = T::from_f32(*y).to_f32());
     }
 }
