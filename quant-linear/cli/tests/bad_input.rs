@@ -327,6 +327,8 @@ fn bad_arguments() {
         (&["--transform-block", "32"], "--transform hadamard"),
         (&["--transform", "fourier"], "hadamard"),
         (&["--threads", "0"], "threads"),
+        (&["--backend", "no-such"], "--backend no-such is unknown; there are"),
+        (&["--backend", ""], "reference"),
         (&["--no-such"], "--no-such"),
     ] {
         refuses_in(&folder, "in", "out", more, &[needle]);

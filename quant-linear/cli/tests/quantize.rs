@@ -258,6 +258,29 @@ fn the_same_input_gives_the_same_bytes() {
 }
 
 #[test]
+fn every_backend_gives_the_same_bytes_and_is_named() {
+    let folder = Folder::new();
+    fs::write(folder.at("in"), serialized(&model(), &[])).unwrap();
+    let input = folder.arg("in");
+    for format in ["mxfp4", "nvfp4"] {
+        let usual = folder.arg(format);
+        ok(&["quantize", &input, "-o", &usual, "--format", format]);
+        // In every build there is the reference; by default there is a faster one.
+        let names = if cfg!(feature = "cpu-simd") {
+            vec!["cpu-simd", "reference"]
+        } else {
+            vec!["reference"]
+        };
+        for name in names {
+            let output = folder.arg(&format!("{format}-{name}"));
+            let args = ["quantize", &input, "-o", &output, "--format", format, "--backend", name];
+            assert_eq!(json(&args)["quantizers"], serde_json::json!([name]));
+            assert_eq!(fs::read(&output).unwrap(), fs::read(&usual).unwrap());
+        }
+    }
+}
+
+#[test]
 fn include_and_exclude_choose() {
     let folder = Folder::new();
     write(&folder.at("in"), &model());

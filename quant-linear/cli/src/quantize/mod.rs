@@ -22,7 +22,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::str::FromStr;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use fp4_core::Format;
 use quant_linear::{Backends, DenseOptions, StoredTransform};
 
@@ -94,6 +94,10 @@ pub(crate) struct Args {
     /// Global scale of the activations, a stored constant [default: MXFP4 1/3, NVFP4 0.1].
     #[arg(long, value_name = "VALUE", value_parser = parse_scale, allow_hyphen_values = true)]
     activation_scale: Option<f32>,
+    /// The backend that quantizes, by its name in `fp4 demo` [default: the fastest]. All give the
+    /// same bytes.
+    #[arg(long, value_name = "NAME")]
+    backend: Option<String>,
     /// Replace the output if it exists.
     #[arg(long)]
     force: bool,
@@ -213,6 +217,22 @@ impl Args {
     }
 }
 
+/// The backend of this name alone.
+///
+/// # Errors
+/// A name that no backend has that quantizes here.
+fn only(backends: &Backends, name: &str) -> Result<Backends> {
+    if let Some((_, reason)) = backends.unavailable().iter().find(|(absent, _)| absent == name) {
+        bail!("--backend {name} is not available: {reason}; leave it out to take the fastest");
+    }
+    let able: Vec<_> = backends.list().iter().filter(|b| b.quantizer().is_some()).collect();
+    let chosen = able.iter().find(|b| b.name() == name).with_context(|| {
+        let names: Vec<_> = able.iter().map(|b| b.name()).collect();
+        format!("--backend {name} is unknown; there are {}", names.join(", "))
+    })?;
+    Ok(Backends::none().with((*chosen).clone()))
+}
+
 /// Runs the command.
 ///
 /// # Errors
@@ -220,6 +240,10 @@ impl Args {
 pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     let block = args.block()?;
     let options = args.dense_options(block)?;
+    let mut backends = Backends::available();
+    if let Some(name) = &args.backend {
+        backends = only(&backends, name)?;
+    }
     if let Some(threads) = args.threads {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads.into());
         pool.build_global().context("starting the threads of --threads")?;
@@ -233,7 +257,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     let plan = Plan::new(&input, &options, &args.include, &args.exclude, block)?;
     let others: u64 = listing.files.iter().map(|(_, len)| len).sum();
     let engine = Engine {
-        backends: Backends::available(),
+        backends,
         progress: progress::bar(plan.work(&input) + others, args.json),
         block_bytes: args.block_bytes,
         input: &input,

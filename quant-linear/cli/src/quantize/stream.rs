@@ -181,7 +181,7 @@ impl Engine<'_> {
         }
     }
 
-    /// Quantizes a tile by the fastest backend that can.
+    /// Quantizes a tile by the first backend that can: the fastest, unless one was chosen.
     fn quantize_tile(
         &self,
         values: &FloatVec,
@@ -192,9 +192,17 @@ impl Engine<'_> {
         let input = QuantizeInput::new(values.as_slice(), tile.rows, tile.cols, spec)?;
         let mut packed = PackedMatrix::zeros(input.shape());
         let query = input.query();
-        let mut quantizers = self.backends.list().iter().filter_map(|b| b.quantizer());
-        let able = quantizers.find(|q| q.supports_quantize(&query).is_ok());
-        let quantizer = able.context("no backend can quantize; the reference always should")?;
+        let quantizers = || self.backends.list().iter().filter_map(|b| b.quantizer());
+        let able = quantizers().find(|q| q.supports_quantize(&query).is_ok());
+        let quantizer = able.with_context(|| {
+            let refusals = quantizers().filter_map(|q| {
+                Some(format!("{}: {}", q.name(), q.supports_quantize(&query).err()?))
+            });
+            let refusals = refusals.collect::<Vec<_>>().join("; ");
+            format!(
+                "no backend can quantize this ({refusals}); leave --backend out, if it is given"
+            )
+        })?;
         quantizer.quantize(&input, &mut packed.view_mut())?;
         if outcome.quantizer != quantizer.name() {
             outcome.quantizer = quantizer.name().to_string();
