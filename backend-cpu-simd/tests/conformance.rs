@@ -10,11 +10,6 @@ use fp4_core::{backend::erased::Backend, reference::Reference};
 /// Profile quick, or a share of its drawn cases: one in FP4_SUITE_SHARE, where emulation makes them slow.
 fn profile() -> Profile {
     let mut profile = Profile::quick();
-    // The suite takes the fused multiply-add to expect from the platform. WASM has none, and the software one
-    // that it links rounds some subnormal results twice; the core's own is checked natively.
-    if cfg!(target_family = "wasm") {
-        profile.core.iter_mut().for_each(|set| set.checks.retain(|check| check != "fma"));
-    }
     if let Ok(share) = std::env::var("FP4_SUITE_SHARE") {
         let share: usize = share.parse().expect("FP4_SUITE_SHARE is a number from 1 up");
         let part = |sample: &mut Option<usize>| *sample = sample.map(|n| n.div_ceil(share));

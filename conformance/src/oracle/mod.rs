@@ -1,22 +1,24 @@
 //! The oracle: the contract computed a second time, sharing no code with the core's reference.
 //!
-//! It takes from the standard library what IEEE-754 fixes (f32 multiplication, division and
-//! `mul_add`, the f64 product of two f32, which is exact) and has everything else itself:
-//! decoding and encoding in [`rules`], exact sums in [`Wide`], the order of steps here. From the core it
+//! It takes from the standard library what IEEE-754 fixes and every platform has (f32 multiplication and
+//! division, the f64 product of two f32, which is exact) and has everything else itself: decoding and encoding
+//! in [`rules`], [`fma`], exact sums in [`Wide`], the order of steps here. From the core it
 //! takes the types that carry a request, never a rule.
 //!
 //! ```text
-//! quantize: y = x, or a mul_add chain over T rounded to x's type, rounded to x's type      C5
+//! quantize: y = x, or an fma chain over T rounded to x's type, rounded to x's type      C5
 //!           scale = given, or encode(amax / (ss * gs));  d = decode(scale) * gs            C4
 //!           code = encode(y / d), a zero with the sign of y where d = 0
 //! matmul:   S by Wide, rounded once; times alpha in f64, rounded once; to the output type  C6
 //! ```
 
+mod fma;
 pub mod rules;
 mod wide;
 
 use std::ops::Range;
 
+pub use fma::fma;
 use fp4_core::{FloatType, PackedView, QuantizeInput, Transform};
 use rules::{NAN, Rules, e2m1_doubled, e2m1_value, scale_parts, scale_value, widen};
 pub use wide::Wide;
@@ -91,7 +93,7 @@ impl Oracle {
         for (at, x) in x.chunks_exact(block).enumerate() {
             let b = if per_block { at % (k / block) } else { 0 };
             for row in t[b * block * block..][..block * block].chunks_exact(block) {
-                let acc = x.iter().zip(row).fold(0f32, |acc, (&x, &t)| x.mul_add(t, acc));
+                let acc = x.iter().zip(row).fold(0f32, |acc, (&x, &t)| fma(x, t, acc));
                 y.push(self.rules.through(ty, acc));
             }
         }
