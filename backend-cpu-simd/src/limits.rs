@@ -33,7 +33,7 @@ impl Isa {
             }
             Isa::Neon => Limits { rows: &[2, 24], columns: &[16], spreads: &[6, 8, 14, 40] },
             Isa::WasmSimd128 => Limits { rows: &[4, 24], columns: &[16], spreads: &[6, 8, 14, 40] },
-            Isa::Avx2 => Limits { rows: &[6], columns: &[16], spreads: &[6, 8, 14, 40] },
+            Isa::Avx2 => Limits { rows: &[24], columns: &[16], spreads: &[6, 8, 14, 40] },
             // Tiles of 4 x 8, blocks of 64 rows; 53 bits for one MXFP4 group.
             Isa::Portable => Limits { rows: &[4, 64], columns: &[8], spreads: &[40] },
         }

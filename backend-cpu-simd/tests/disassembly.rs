@@ -42,7 +42,7 @@ fn the_hot_loops_hold_the_intended_instructions() {
     };
     let listing = String::from_utf8_lossy(&output.stdout);
     // AVX-512: two steps of 24 rows; a step of 14 rows and two panels; a chunk of 16 rows. AVX-VNNI: a
-    // chunk of 8 rows; a step of 6 rows; two rows and one. AVX2: a chunk of 6 rows.
+    // chunk of 8 rows; a step of 6 rows; two rows and one. AVX2: four rows and one.
     let expected = [
         ("avx5129fold_rows", "vpdpbusd", 48),
         ("avx5129pair_rows", "vpdpbusd", 28),
@@ -52,8 +52,8 @@ fn the_hot_loops_hold_the_intended_instructions() {
         ("avx_vnni10panel_rows", "vpdpbusd", 12),
         ("avx_vnni10group_rows", "vpdpbusd", 24),
         ("avx_vnni10group_rows", "vpdpwssd", 3),
-        ("quarter_rows", "vpmaddubsw", 24),
-        ("quarter_rows", "vpmaddwd", 6),
+        ("avx211group_steps", "vpmaddubsw", 20),
+        ("avx211group_steps", "vpmaddwd", 5),
     ];
     for (function, instruction, expected) in expected {
         let (found, on_the_stack) = most(&listing, function, instruction, expected);

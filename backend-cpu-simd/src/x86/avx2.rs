@@ -1,15 +1,16 @@
 //! Tile kernels on AVX2: both formats in the group form (C6).
 //!
 //! ```text
-//! R rows x 4 columns, for each chunk of 32 k, lanes (column, half):
+//! any number of rows x 4 columns, for each chunk of 32 k, lanes (column, half):
 //!     w[0..4] = table[code], u8 = v + 12                             vpshufb
 //!     for each row:
 //!         t = -12 * (sums of a) + w . a over four steps              vpmaddubsw, vpaddw, in i16
 //!         sum[row] += t . (s_a * s_b)                                vpmullw, vpmaddwd, vpaddd
 //! ```
 //!
-//! A panel takes four passes, a quarter of its columns each, over a block of chunks that stays in the
-//! first-level cache. An MXFP4 chunk is two halves of the same scale.
+//! Each chunk takes four passes, a quarter of the columns each. The sums stay in the first-level cache, one load
+//! and one store for four `vpmaddubsw`, so that a tile can have many rows for which weights are looked up once.
+//! An MXFP4 chunk is two halves of the same scale.
 //!
 //! # Why it is exact
 //!
@@ -21,18 +22,17 @@
 //! [`group_chunks`]: crate::tiles::gemm::group_chunks
 
 use std::arch::x86_64::*;
-use std::ops::Range;
 
 use fp4_core::{E2m1, Format, Unsupported};
 
-use super::operand::{COLUMNS, Form, LINES, Line, STEPS, TileView};
+use super::operand::{COLUMNS, Form, LINES, Line, MAX_ROWS, STEPS, TileView};
 use super::{Kernels, NAN, PanelView, Row, Scaling, Steps, Sums, expect_inside, pack};
 use crate::isa::Isa;
 
-/// Rows of the largest tile.
-const ROWS: usize = 6;
-/// Chunks of a tile and a panel that the first-level cache holds: 18 KB.
-const BLOCK: usize = 32;
+/// Tiles of up to this many rows wait for memory, and ask for it in time.
+const PREFETCH_ROWS: usize = 8;
+/// How far ahead.
+const PREFETCH_BYTES: usize = 4096;
 
 /// Proof that this CPU has AVX2, FMA and F16C.
 #[derive(Debug, Clone, Copy)]
@@ -67,7 +67,7 @@ impl Kernels for Avx2 {
     }
 
     fn rows(self, _form: Form, _m: usize) -> usize {
-        ROWS
+        MAX_ROWS
     }
 
     fn enter<R>(self, f: impl FnOnce() -> R) -> R {
@@ -105,9 +105,9 @@ impl Kernels for Avx2 {
 
     fn group(self, a: TileView<'_>, b: PanelView<'_>, steps: Steps<'_>, sums: &mut Sums) {
         expect_inside(Form::Group, a, b, steps);
-        // SAFETY: `self` proves the features; all steps are inside their buffers; R is the
-        // tile's number of rows.
-        by_rows!(a.rows, panel_rows(a, b, steps, sums), 1: 1, 2: 1, 3: 1, 4: 1, 5: 1, 6: 1);
+        assert!(a.rows <= MAX_ROWS);
+        // SAFETY: `self` proves the features; all steps are inside their buffers.
+        unsafe { group_rows(a, b, steps, sums) };
     }
 }
 
@@ -156,26 +156,15 @@ fn scale_sums(from: &[i32; COLUMNS], correction: i32, by: Scaling<'_>, to: &mut 
 }
 
 /// # Safety
-/// The CPU has the features; R is the number of rows of `a`; the steps are inside the buffers.
+/// The CPU has the features; `a` has at most [`MAX_ROWS`] rows; the steps are inside the buffers.
 #[target_feature(enable = "avx2")]
-unsafe fn panel_rows<const R: usize, const U: usize>(
-    a: TileView<'_>,
-    b: PanelView<'_>,
-    steps: Steps<'_>,
-    sums: &mut Sums,
-) {
-    const { assert!(U == 1 && R <= ROWS) };
-    let mut acc = [[_mm256_setzero_si256(); R]; 4];
-    for start in (0..steps.len()).step_by(BLOCK) {
-        let block = start..steps.len().min(start + BLOCK);
-        for (quarter, acc) in acc.iter_mut().enumerate() {
-            // SAFETY: as the caller says.
-            unsafe { quarter_rows(a, b, steps, block.clone(), quarter, acc) };
-        }
-    }
-    for (quarter, acc) in acc.iter().enumerate() {
-        let (h, q) = (quarter / 2, quarter % 2);
-        for (sums, &acc) in sums.iter_mut().zip(acc) {
+unsafe fn group_rows(a: TileView<'_>, b: PanelView<'_>, steps: Steps<'_>, sums: &mut Sums) {
+    let mut acc = [[_mm256_setzero_si256(); 4]; MAX_ROWS];
+    // SAFETY: as the caller says.
+    unsafe { group_steps(a, b, steps, &mut acc) };
+    for (sums, acc) in sums[..a.rows].iter_mut().zip(&acc) {
+        for (quarter, &acc) in acc.iter().enumerate() {
+            let (h, q) = (quarter / 2, quarter % 2);
             let lanes: [i32; 8] = wide::bytemuck::cast(acc);
             for i in 0..4 {
                 // The halves of one column.
@@ -186,45 +175,87 @@ unsafe fn panel_rows<const R: usize, const U: usize>(
     }
 }
 
-/// Adds the steps `block` of a quarter of the columns to `acc`.
+/// Adds the steps' products to the sums of the quarters of the columns.
 ///
 /// # Safety
-/// As [`panel_rows`].
+/// As [`group_rows`].
 #[inline(never)]
 #[target_feature(enable = "avx2")]
-unsafe fn quarter_rows<const R: usize>(
+unsafe fn group_steps(
     a: TileView<'_>,
     b: PanelView<'_>,
     steps: Steps<'_>,
-    block: Range<usize>,
-    quarter: usize,
-    sums: &mut [__m256i; R],
+    acc: &mut [[__m256i; 4]; MAX_ROWS],
 ) {
-    let (h, q) = (quarter / 2, quarter % 2);
-    let mut acc = *sums;
-    for i in block {
+    for i in 0..steps.len() {
         let [a_chunk, a_slot, b_chunk, b_slot] = steps.at(i);
-        // SAFETY: the step is inside, by the caller: its lines, 32 scale bytes, codes, sums and
-        // scales of R rows.
-        unsafe {
-            let w = weights(b.codes.as_ptr().add(b_chunk * LINES + 2 * h), q);
-            let scales_b = column_scales(b.scales.as_ptr().add(b_slot * 32 + 16 * q + 4 * h));
-            for (r, acc) in acc.iter_mut().enumerate() {
-                let codes = a.codes.as_ptr().add((a_chunk * R + r) * STEPS).cast::<i64>();
-                let init = a.init.as_ptr().add(a_chunk * R + r).cast::<i64>();
-                let mut t = _mm256_set1_epi64x(init.read_unaligned());
+        for quarter in 0..4 {
+            let (h, q) = (quarter / 2, quarter % 2);
+            // SAFETY: the step is inside, by the caller: its lines, 32 scale bytes, codes, sums and
+            // scales of all rows.
+            unsafe {
+                let lines = b.codes.as_ptr().add(b_chunk * LINES);
+                if quarter == 0 && a.rows <= PREFETCH_ROWS {
+                    for j in 0..LINES {
+                        let ahead = lines.wrapping_add(j).cast::<i8>();
+                        _mm_prefetch::<_MM_HINT_T0>(ahead.wrapping_add(PREFETCH_BYTES));
+                    }
+                }
+                let w = weights(lines.add(2 * h), q);
+                let scales_b = column_scales(b.scales.as_ptr().add(b_slot * 32 + 16 * q + 4 * h));
+                let mut rows = Rows {
+                    codes: a.codes.as_ptr().add(a_chunk * a.rows * STEPS).cast(),
+                    init: a.init.as_ptr().add(a_chunk * a.rows).cast(),
+                    scales: a.scales.as_ptr().add(a_slot * a.rows).cast(),
+                    acc: acc.as_mut_ptr().cast::<__m256i>().add(quarter),
+                };
+                for _ in 0..a.rows / 4 {
+                    rows.multiply::<4>(&w, scales_b);
+                }
+                for _ in 0..a.rows % 4 {
+                    rows.multiply::<1>(&w, scales_b);
+                }
+            }
+        }
+    }
+}
+
+/// Where the next row's operands and sums of a quarter are.
+struct Rows {
+    codes: *const [i64; 4],
+    init: *const i64,
+    scales: *const i64,
+    acc: *mut __m256i,
+}
+
+impl Rows {
+    /// Adds a chunk's products with a quarter to the sums of R rows, and goes on to the next.
+    ///
+    /// # Safety
+    /// The CPU has AVX2; the pointers have R rows, the sums' to be written, four vectors apart.
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    unsafe fn multiply<const R: usize>(&mut self, w: &[__m256i; 4], scales_b: __m256i) {
+        for r in 0..R {
+            // SAFETY: row r is inside, by the caller.
+            unsafe {
+                let codes = self.codes.add(r).cast::<i64>();
+                let mut t = _mm256_set1_epi64x(self.init.add(r).read_unaligned());
                 for (step, &w) in w.iter().enumerate() {
                     let codes = _mm256_set1_epi64x(codes.add(step).read_unaligned());
                     t = _mm256_add_epi16(t, _mm256_maddubs_epi16(w, codes));
                 }
-                let scales = a.scales.as_ptr().add(a_slot * R + r).cast::<i64>();
-                let scales = _mm256_set1_epi64x(scales.read_unaligned());
+                let scales = _mm256_set1_epi64x(self.scales.add(r).read_unaligned());
                 let scales = _mm256_mullo_epi16(scales, scales_b);
+                let acc = self.acc.add(4 * r);
                 *acc = _mm256_add_epi32(*acc, _mm256_madd_epi16(t, scales));
             }
         }
+        self.codes = self.codes.wrapping_add(R);
+        self.init = self.init.wrapping_add(R);
+        self.scales = self.scales.wrapping_add(R);
+        self.acc = self.acc.wrapping_add(4 * R);
     }
-    *sums = acc;
 }
 
 /// [`TABLE`] in both halves.
