@@ -54,6 +54,11 @@ const TASK_MACS: usize = 1 << 18;
 /// Bytes of A that are multiplied with one panel after the other: they should stay in the
 /// second-level cache.
 const BLOCK_BYTES: usize = 5 << 18;
+/// Most tiles that are multiplied with one pair of panels after the other.
+const PAIR_TILES: usize = 24;
+/// Chunks of a pair of panels that are expanded at a time: 12 KB, in the first-level cache with as many of
+/// a tile.
+const PAIR_CHUNKS: usize = 12;
 /// Steps of a sparse plane that are multiplied at a time.
 const LIST: usize = 64;
 /// Chunks whose sum fits 32 bits in the fold form.
@@ -267,10 +272,10 @@ impl<K: Kernels> TileSums<'_, K> {
 
 /// Buffers of a task.
 struct Buffers {
-    /// Two panels expanded.
-    expanded: Vec<Line>,
-    /// Sums of plane 0 with the two.
-    pair: [Sums; 2],
+    /// Some chunks of two panels expanded.
+    expanded: [Line; PAIR_CHUNKS * 2 * STEPS],
+    /// Sums of plane 0 of each tile with the two.
+    pairs: [[Sums; 2]; PAIR_TILES],
     sums: Sums,
     corrections: [i32; MAX_ROWS],
     units: Units,
@@ -307,22 +312,22 @@ impl<K: Kernels> Call<'_, K> {
         let grid = Grid::new(out, n);
         let (tiles, panels) = (self.tiles.len(), self.b.panels().len());
         let tile_bytes = (self.tiles[0].meta.len() * self.a.shape().k()).max(1);
-        let blocks = tiles.div_ceil((BLOCK_BYTES / tile_bytes).max(1));
+        // Panels in pairs, if one stretch takes all chunks.
+        let pairs = self.kernels.pairs(self.b.form(), m) && self.chunks().len() <= FOLD_CHUNKS;
+        let (step, most) = if pairs { (2, PAIR_TILES) } else { (1, usize::MAX) };
+        let blocks = tiles.div_ceil((BLOCK_BYTES / tile_bytes).clamp(1, most));
         let block = tiles.div_ceil(blocks);
         let blocks = tiles.div_ceil(block);
         let macs = m.saturating_mul(n).saturating_mul(self.a.shape().k());
         let tasks = self.threads.tasks(macs, TASK_MACS);
-        // Panels in pairs, if one stretch takes all chunks.
-        let pairs = self.kernels.pairs(self.b.form(), m) && self.chunks().len() <= FOLD_CHUNKS;
-        let step = if pairs { 2 } else { 1 };
         let split = panels.div_ceil(tasks.div_ceil(blocks).min(panels)).next_multiple_of(step);
         let across = panels.div_ceil(split);
         self.threads.for_each(blocks * across, |task| {
             let tiles = &self.tiles[task / across * block..tiles.min((task / across + 1) * block)];
             let first = task % across * split;
             let mut buffers = Buffers {
-                expanded: Vec::new(),
-                pair: [[[0; COLUMNS]; MAX_ROWS]; 2],
+                expanded: [Line([0; 64]); PAIR_CHUNKS * 2 * STEPS],
+                pairs: [[[[0; COLUMNS]; MAX_ROWS]; 2]; PAIR_TILES],
                 sums: [[0; COLUMNS]; MAX_ROWS],
                 corrections: [0; MAX_ROWS],
                 units: [[0; COLUMNS]; MAX_ROWS],
@@ -330,28 +335,21 @@ impl<K: Kernels> Call<'_, K> {
             let mut paths = Paths::default();
             let end = panels.min(first + split);
             for p in (first..end).step_by(step) {
-                if step == 2 {
-                    self.expand(p, end, &mut buffers.expanded);
-                }
                 let next = self.b.run_of_codes(p + step..end.min(p + 2 * step));
-                let part = next.len().div_ceil(tiles.len());
+                if step == 2 {
+                    self.multiply_pair(tiles, p, end, next, &mut buffers, |r| {
+                        grid.prefetch(r, p * COLUMNS);
+                    });
+                }
                 for (t, tile) in tiles.iter().enumerate() {
-                    let next = &next[(t * part).min(next.len())..((t + 1) * part).min(next.len())];
-                    (0..tile.meta.len()).for_each(|r| grid.prefetch(tile.first + r, p * COLUMNS));
-                    if step == 2 {
-                        let a = tile.view(Form::Fold, 0);
-                        self.kernels.fold_pair(a, &buffers.expanded, next, &mut buffers.pair);
+                    if step == 1 {
+                        let rows = tile.first..tile.first + tile.meta.len();
+                        rows.for_each(|r| grid.prefetch(r, p * COLUMNS));
                     }
                     for half in 0..step.min(end - p) {
-                        let ready = (step == 2).then_some(half);
-                        paths.merge(&self.tile(
-                            tile,
-                            p + half,
-                            ready,
-                            &mut buffers,
-                            &grid,
-                            sink,
-                        )?);
+                        let ready = (step == 2).then_some([t, half]);
+                        let buffers = &mut buffers;
+                        paths.merge(&self.tile(tile, p + half, ready, buffers, &grid, sink)?);
                     }
                 }
             }
@@ -359,22 +357,49 @@ impl<K: Kernels> Call<'_, K> {
         })
     }
 
-    /// Expands the panels `p` and, if it is before `end`, `p + 1`.
-    fn expand(&self, p: usize, end: usize, to: &mut Vec<Line>) {
-        to.resize(self.chunks().len() * 2 * STEPS, Line([0; 64]));
-        for half in 0..2.min(end - p) {
-            let b = PanelView { codes: self.b.codes(p + half), scales: self.b.scales(p + half, 0) };
-            self.kernels.expand(b, self.chunks(), half, to);
+    /// Sums of plane 0 of the tiles with plane 0 of the panels `p` and, if it is before `end`, `p + 1`. `next` is
+    /// read soon; `soon` is told which rows' outputs will be written soon.
+    fn multiply_pair(
+        &self,
+        tiles: &[Tile],
+        p: usize,
+        end: usize,
+        next: &[Line],
+        buffers: &mut Buffers,
+        soon: impl Fn(usize),
+    ) {
+        let Buffers { expanded, pairs, .. } = buffers;
+        pairs[..tiles.len()].as_flattened_mut().fill([[0; COLUMNS]; MAX_ROWS]);
+        let chunks = self.chunks();
+        let parts = chunks.len().div_ceil(PAIR_CHUNKS);
+        let mut next = next.chunks(next.len().div_ceil((parts * tiles.len()).max(1)).max(1));
+        for start in chunks.clone().step_by(PAIR_CHUNKS) {
+            let part = start..chunks.end.min(start + PAIR_CHUNKS);
+            for half in 0..2.min(end - p) {
+                let scales = self.b.scales(p + half, 0);
+                let b = PanelView { codes: self.b.codes(p + half), scales };
+                self.kernels.expand(b, part.clone(), half, expanded);
+            }
+            let slots = part.start - chunks.start..part.end - chunks.start;
+            for (tile, sums) in tiles.iter().zip(&mut *pairs) {
+                if part.end == chunks.end {
+                    (tile.first..tile.first + tile.meta.len()).for_each(&soon);
+                }
+                let mut a = tile.view(Form::Fold, 0);
+                let step = STEPS * a.rows;
+                a.codes = &a.codes[slots.start * step..slots.end * step];
+                self.kernels.fold_pair(a, expanded, next.next().unwrap_or(&[]), sums);
+            }
         }
     }
 
-    /// Computes and writes the outputs of a tile and a panel. `ready` is the half of the pair of
-    /// panels with which plane 0 is multiplied already.
+    /// Computes and writes the outputs of a tile and a panel. `ready` is where the sums of
+    /// plane 0 are, if they are already.
     fn tile<T: Send>(
         &self,
         tile: &Tile,
         p: usize,
-        ready: Option<usize>,
+        ready: Option<[usize; 2]>,
         buffers: &mut Buffers,
         grid: &Grid<'_, T>,
         sink: &impl Sink<T>,
@@ -396,7 +421,7 @@ impl<K: Kernels> Call<'_, K> {
             panel,
             p,
             in_32_bits,
-            sums: ready.map_or(&buffers.sums, |half| &buffers.pair[half]),
+            sums: ready.map_or(&buffers.sums, |[t, half]| &buffers.pairs[t][half]),
             corrections: &buffers.corrections,
             units: &buffers.units,
             plain,
@@ -419,7 +444,13 @@ impl<K: Kernels> Call<'_, K> {
     }
 
     /// The sums of a tile with a panel; true if they are in 32 bits.
-    fn multiply(&self, tile: &Tile, p: usize, ready: Option<usize>, buffers: &mut Buffers) -> bool {
+    fn multiply(
+        &self,
+        tile: &Tile,
+        p: usize,
+        ready: Option<[usize; 2]>,
+        buffers: &mut Buffers,
+    ) -> bool {
         let panel = &self.b.panels()[p];
         let (slots, first) = (self.chunks().len(), self.chunks().start);
         let (plane_a, plane_b) = (&tile.planes()[0], &panel.planes[0]);
@@ -437,9 +468,9 @@ impl<K: Kernels> Call<'_, K> {
             let count = most.min(slots - start);
             let steps = Steps::Dense { a: start, b: first + start, count };
             match ready {
-                Some(half) => {
+                Some([t, half]) => {
                     self.correct(tile, 0, steps, buffers);
-                    buffers.sums = buffers.pair[half];
+                    buffers.sums = buffers.pairs[t][half];
                 }
                 None => self.kernel(tile, [0, 0], p, steps, buffers),
             }

@@ -169,7 +169,8 @@ pub(crate) trait Kernels: Copy + Send + Sync + std::fmt::Debug {
         unreachable!("{} has no fold form", Self::ISA)
     }
 
-    /// As [`fold`](Self::fold), for all slots of plane 0 of A and two panels. `next` is read soon.
+    /// As [`fold`](Self::fold), for these slots of plane 0 of A and two panels, added to the sums. `next` is read
+    /// soon.
     fn fold_pair(self, _a: TileView<'_>, _b: &[Line], _next: &[Line], _: &mut [Sums; 2]) {
         unreachable!("{} has no fold form", Self::ISA)
     }

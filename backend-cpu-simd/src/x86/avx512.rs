@@ -9,7 +9,7 @@
 //!     for each of 4 lines of codes:
 //!         w = table[code | shift << 4], low nibbles, then high       vpternlogd, vpermb
 //!         for each row: sum[row] += w (u8) . a[row][step] (s8)       vpdpbusd, a broadcast from memory
-//! fold by pairs, many rows: w is written once, as bytes, for two panels and all tiles of a block;
+//! fold by pairs, many rows: w is written once, as bytes, for some chunks of two panels and all tiles of a block;
 //!     R rows x 32 columns, for each step: sum[row][0, 1] += w[0, 1] . a[row][step]
 //! group, R rows x 16 columns, for each chunk:
 //!     w[0..8] = table[code]: 2 sets of 8 columns x 2 halves, 4 steps
@@ -405,6 +405,12 @@ unsafe fn pair_rows<const R: usize, const U: usize>(
 ) {
     const { assert!(U == 1) };
     let mut acc = [[_mm512_setzero_si512(); R]; 2];
+    for (acc, sums) in acc.iter_mut().zip(&*sums) {
+        for (acc, sums) in acc.iter_mut().zip(sums) {
+            // SAFETY: a row of sums is 64 readable bytes.
+            *acc = unsafe { _mm512_loadu_si512(sums.as_ptr().cast()) };
+        }
+    }
     let (mut pa, mut pb) = (a.codes.as_ptr(), b.as_ptr());
     let chunks = a.codes.len() / (STEPS * R);
     let (mut next, each) = (next.as_ptr(), next.len().div_ceil(chunks.max(1)));

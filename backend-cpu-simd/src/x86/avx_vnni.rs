@@ -9,7 +9,7 @@
 //!         w = (table[code] << shift) + 128 - (12 << shift), low nibbles, then high
 //!                                                                    vpand, vpshufb, vpsllvd, vpaddb
 //!         for each row: sum[row] += w (u8) . a[row][step] (s8)       vpdpbusd, a broadcast from memory
-//! fold by pairs, many rows: w is written once, as bytes, for two panels and all tiles of a block;
+//! fold by pairs, many rows: w is written once, as bytes, for some chunks of two panels and all tiles of a block;
 //!     R rows x 16 columns, for each step: sum[row][0, 1] += w[0, 1] . a[row][step]
 //! group, any number of rows x 8 columns, for each chunk:
 //!     w[0..8] = table[code]: 2 sets of 4 columns x 2 halves, 4 steps
@@ -328,6 +328,12 @@ unsafe fn panel_rows<const R: usize, const U: usize>(
 ) {
     const { assert!(U == 1 && R <= PAIR_ROWS) };
     let mut acc = [[_mm256_setzero_si256(); R]; 2];
+    for (half, acc) in acc.iter_mut().enumerate() {
+        for (acc, sums) in acc.iter_mut().zip(&*sums) {
+            // SAFETY: half a row of sums is 32 readable bytes.
+            *acc = unsafe { _mm256_loadu_si256(sums.as_ptr().add(HALF * half).cast()) };
+        }
+    }
     let (mut pa, mut pb) = (a.codes.as_ptr(), b.as_ptr().wrapping_add(half));
     let chunks = a.codes.len() / (STEPS * R);
     let (mut next, each) = (next.as_ptr(), next.len().div_ceil(chunks.max(1)));
