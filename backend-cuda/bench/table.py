@@ -45,6 +45,8 @@ def main():
     goals += [(f"{f.upper()} decode M = {m}", f"{f} decode m{m}", "copy", 0.6, 0.85) for f in ("mxfp4", "nvfp4") for m in (1, 4, 16)]
     goals += [(f"{f.upper()} transform (32) + quantize", f"{f} transform quantize", "copy", 0.5, 0.8) for f in ("mxfp4", "nvfp4")]
 
+    goals += [(f"{f.upper()} transform (32) + quantize + fold", f"{f} transform quantize fold", "copy", None, None) for f in ("mxfp4", "nvfp4")]
+
     lines = [f"# Benchmarks, {datetime.date.today()}", ""]
     if emulated:
         lines += ["**Run on the emulator: these times say nothing about a GPU.**", ""]

@@ -5,7 +5,8 @@
 //! ```
 //!
 //! Operands lie in device memory; a time is the best of five batches of calls, each batch ended by one
-//! synchronization. Weights of the decode rows are taken in turn from several copies that together
+//! synchronization. The calls are captured in a graph and replayed, so that what the host takes for a launch
+//! does not count. Weights of the decode rows are taken in turn from several copies that together
 //! exceed any L2 cache. Every product is checked against the reference before it is timed, bit for bit
 //! on sampled rows and columns. `--small` shrinks everything to what the emulator does in seconds: its
 //! times mean nothing, and the lines say so. Not yet run on hardware.
@@ -14,12 +15,12 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, bail, ensure};
 use cudarc::driver::CudaContext;
-use fp4_backend_cuda::{Cuda, CudaOperand, CudaTensor};
+use fp4_backend_cuda::{Cuda, CudaOperand, CudaTensor, Ladder};
 use fp4_core::backend::{Resident, Sink, Source};
 use fp4_core::reference::Reference;
 use fp4_core::{
-    FloatSlice, FloatSliceMut, FloatType, Format, Matmul, PackedMatrix, PackedView, QuantSpec,
-    Transform, bf16, hadamard,
+    Error, FloatSlice, FloatSliceMut, FloatType, Format, Matmul, PackedMatrix, PackedView,
+    QuantSpec, Transform, bf16, hadamard,
 };
 use serde_json::{Value, json};
 
@@ -67,23 +68,31 @@ fn values(seed: u64, data: Data, rows: usize, k: usize) -> Vec<bf16> {
     x
 }
 
-/// Seconds of one call: the best of five batches.
-fn time(cuda: &Cuda, small: bool, mut call: impl FnMut(usize) -> Result<()>) -> Result<f64> {
-    let mut batch = |calls: usize| -> Result<f64> {
+/// Seconds of one call: the best of five batches of replays of a graph of calls 0, 1, .. `calls` - 1.
+fn time(
+    cuda: &Cuda,
+    small: bool,
+    calls: usize,
+    mut call: impl FnMut(usize) -> Result<(), Error>,
+) -> Result<f64> {
+    let mut all = || (0..calls).try_for_each(&mut call);
+    all()?; // what a capture cannot do: growing buffers, loading kernels
+    let graph = cuda.capture(all)?;
+    let batch = |replays: usize| -> Result<f64> {
         cuda.synchronize()?;
         let start = Instant::now();
-        for i in 0..calls {
-            call(i)?;
+        for _ in 0..replays {
+            graph.replay()?;
         }
         cuda.synchronize()?;
-        Ok(start.elapsed().as_secs_f64() / calls as f64)
+        Ok(start.elapsed().as_secs_f64() / (calls * replays) as f64)
     };
     if small {
         return batch(1);
     }
-    let once = batch(3)?;
-    let calls = ((0.1 / once) as usize).clamp(5, 2000);
-    (0..5).map(|_| batch(calls)).try_fold(f64::INFINITY, |best, t| Ok(best.min(t?)))
+    let once = batch(3)? * calls as f64;
+    let replays = ((0.1 / once) as usize).clamp(5, 2000);
+    (0..5).map(|_| batch(replays)).try_fold(f64::INFINITY, |best, t| Ok(best.min(t?)))
 }
 
 struct Bench {
@@ -151,8 +160,8 @@ impl Bench {
         self.cuda.matmul_resident(&a, &prepared[0], 1.0, Sink::Resident(&mut y, float))?;
         let paths = self.cuda.paths()?;
         let checked = self.check(&a, weight.view(), &y, [m, n])?;
-        let seconds = time(&self.cuda, self.small, |i| {
-            let b = &prepared[i % copies];
+        let seconds = time(&self.cuda, self.small, copies, |i| {
+            let b = &prepared[i];
             self.cuda.matmul_resident(&a, b, 1.0, Sink::Resident(&mut y, float))?;
             Ok(())
         })?;
@@ -211,8 +220,14 @@ impl Bench {
         Ok(checked)
     }
 
-    /// Fused transform and quantization of a bf16 matrix.
-    fn quantize(&mut self, name: &str, format: Format, [m, k]: [usize; 2]) -> Result<()> {
+    /// Fused transform and quantization of a bf16 matrix; with `fold`, what Hopper's kernels read as well.
+    fn quantize(
+        &mut self,
+        name: &str,
+        format: Format,
+        [m, k]: [usize; 2],
+        fold: bool,
+    ) -> Result<()> {
         if !self.wants(name) {
             return Ok(());
         }
@@ -223,13 +238,19 @@ impl Bench {
         let transform = self.cuda.load_transform(&transform, FloatType::Bf16)?;
         let spec = QuantSpec::usual(format);
         let mut out = self.cuda.empty_operand()?;
-        let seconds = time(&self.cuda, self.small, |_| {
+        let cuda = self.cuda.clone().with_ladder(if fold { Ladder::Wgmma } else { Ladder::Mma });
+        let seconds = time(&cuda, self.small, 1, |_| {
             let source = Source::Resident(&x);
-            self.cuda.quantize_resident(source, [m, k], &spec, Some(&transform), &mut out)?;
+            cuda.quantize_resident(source, [m, k], &spec, Some(&transform), &mut out)?;
             Ok(())
         })?;
         let packed = self.exported(&out)?;
-        let bytes = 2 * m * k + packed.codes().len() + packed.scales().len();
+        let folded = match format {
+            _ if !fold => 0,
+            Format::MxFp4 => m * k,
+            Format::NvFp4 => 3 * m * k,
+        };
+        let bytes = 2 * m * k + packed.codes().len() + packed.scales().len() + folded;
         self.print(
             name,
             json!({
@@ -303,7 +324,10 @@ fn main() -> Result<()> {
             )?;
         }
         let name = format!("{} transform quantize", format!("{format:?}").to_lowercase());
-        bench.quantize(&name, format, [big, big])?;
+        bench.quantize(&name, format, [big, big], false)?;
+        if info.compute_capability == 90 {
+            bench.quantize(&format!("{name} fold"), format, [big, big], true)?;
+        }
     }
     ensure!(bench.rows > 0, "no row matches the filter");
     Ok(())

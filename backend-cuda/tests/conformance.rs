@@ -1,6 +1,8 @@
-//! The conformance suite on this backend and the reference: profile quick, alone and in pairs.
+//! The conformance suite on this backend and the reference, alone and in pairs: profile quick as routed and on
+//! the tensor cores of every device, and shares of its drawn cases with the other kernels forced on every product.
 //!
-//! Needs a device, or the stand-in of `emulator/` in `LD_LIBRARY_PATH`: feature `emulated`.
+//! Needs a device, or the stand-in of `emulator/` in `LD_LIBRARY_PATH`: feature `emulated`. FP4_SUITE_SHARE=S
+//! takes one drawn case in S, of all of these: on the stand-in a product takes seconds.
 
 #![cfg(feature = "emulated")]
 #![allow(missing_docs)]
@@ -9,22 +11,48 @@ use fp4_backend_cuda::{Cuda, Ladder};
 use fp4_conformance::suite::{Profile, Registered, Suite};
 use fp4_core::{backend::erased::Backend, reference::Reference};
 
-fn passes(ladder: Ladder, tile: usize) {
+/// Profile quick, one in `share` of its drawn cases; sets that are not drawn stay whole.
+fn quick(share: usize) -> Profile {
+    let mut profile = Profile::quick();
+    let whole: usize = std::env::var("FP4_SUITE_SHARE")
+        .map_or(1, |text| text.parse().expect("FP4_SUITE_SHARE is a number from 1 up"));
+    let quantize = profile.quantize.iter_mut().map(|set| &mut set.sample);
+    let matmul = profile.matmul.iter_mut().map(|set| &mut set.sample);
+    let pair = profile.pair.iter_mut().map(|set| &mut set.sample);
+    for sample in quantize.chain(matmul).chain(pair).flatten() {
+        *sample = sample.div_ceil(share * whole);
+    }
+    profile
+}
+
+fn passes(ladder: Ladder, tile: usize, share: usize) {
+    let start = std::time::Instant::now();
     let cuda = Cuda::open(0).unwrap().with_ladder(ladder);
-    let report = Suite::new(Profile::quick())
+    let report = Suite::new(quick(share))
         .with(Registered::new(Backend::new(Reference)))
         .with(Registered::new(Backend::resident(cuda)).tiles(&[tile], &[tile]).spreads(&[3, 43]))
         .run();
     println!("{report}");
+    println!("{ladder:?}: {:.1} s", start.elapsed().as_secs_f64());
     assert!(report.passed(), "{report}");
 }
 
 #[test]
 fn quick_passes_on_tensor_cores() {
-    passes(Ladder::Mma, 64);
+    passes(Ladder::Mma, 64, 1);
 }
 
 #[test]
 fn quick_passes_as_routed() {
-    passes(Ladder::Auto, 16);
+    passes(Ladder::Auto, 16, 1);
+}
+
+#[test]
+fn a_share_passes_on_the_decode_kernel() {
+    passes(Ladder::Decode { ranges: 0 }, 16, 8);
+}
+
+#[test]
+fn a_share_passes_on_hoppers_kernels() {
+    passes(Ladder::Wgmma, 128, 8);
 }
