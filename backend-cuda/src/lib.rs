@@ -15,7 +15,8 @@
 //! Kernels are CUDA C++ in `kernels/`, embedded in the crate. At its first use a kernel file is compiled
 //! for the device at hand by NVRTC, and kept on disk (`$FP4_CUDA_CACHE`, or
 //! `~/.cache/exact-fp4/kernels`; empty turns it off). Without NVRTC, or with one newer than the driver,
-//! the PTX in `prebuilt/` is used, which runs on every device from compute capability 8.0 up. Failures
+//! the PTX in `prebuilt/` is used, which runs on every device from compute capability 8.0 up, Hopper's own
+//! kernels on 9.0 alone. Failures
 //! are values: why there is no device, how many bytes there were not, that the device was lost; what
 //! the compiler said goes to the log.
 //!
