@@ -321,6 +321,20 @@ mod tests {
     }
 
     #[test]
+    fn a_product_folds_nothing_that_is_folded() {
+        let b = PackedMatrix::zeros(fp4_core::PackedShape::of(Format::NvFp4, 5, 64).unwrap());
+        let product = |cuda: &Cuda| {
+            let weight = cuda.prepare(b.view()).unwrap();
+            cuda.matmul(b.view(), &weight, 1.0, (&mut [0f32; 25][..]).into()).unwrap();
+            let scratch = cuda.scratch.lock().unwrap();
+            [&scratch.a, &scratch.b].map(|folded| folded.blocks.address() != 0)
+        };
+        let cuda = Cuda::open(0).unwrap().with_ladder(Ladder::Wgmma);
+        assert_eq!(product(&cuda), [false, false]);
+        assert_eq!(product(&cuda.with_folded_weights(false)), [false, true]);
+    }
+
+    #[test]
     fn a_weight_takes_only_the_extra_blocks_that_it_needs() {
         let cuda = Cuda::open(0).unwrap();
         let shape = fp4_core::PackedShape::of(Format::MxFp4, 2, 256).unwrap();
