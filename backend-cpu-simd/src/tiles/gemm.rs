@@ -272,10 +272,10 @@ impl<K: Kernels> TileSums<'_, K> {
 
 /// Buffers of a task.
 struct Buffers {
-    /// Some chunks of two panels expanded.
-    expanded: [Line; PAIR_CHUNKS * 2 * STEPS],
-    /// Sums of plane 0 of each tile with the two.
-    pairs: [[Sums; 2]; PAIR_TILES],
+    /// Some chunks of two panels expanded. Empty where panels are not taken in pairs.
+    expanded: Vec<Line>,
+    /// Sums of plane 0 of each tile with the two. As empty.
+    pairs: Vec<[Sums; 2]>,
     sums: Sums,
     corrections: [i32; MAX_ROWS],
     units: Units,
@@ -326,8 +326,8 @@ impl<K: Kernels> Call<'_, K> {
             let tiles = &self.tiles[task / across * block..tiles.min((task / across + 1) * block)];
             let first = task % across * split;
             let mut buffers = Buffers {
-                expanded: [Line([0; 64]); PAIR_CHUNKS * 2 * STEPS],
-                pairs: [[[[0; COLUMNS]; MAX_ROWS]; 2]; PAIR_TILES],
+                expanded: vec![Line([0; 64]); if pairs { PAIR_CHUNKS * 2 * STEPS } else { 0 }],
+                pairs: vec![[[[0; COLUMNS]; MAX_ROWS]; 2]; if pairs { tiles.len() } else { 0 }],
                 sums: [[0; COLUMNS]; MAX_ROWS],
                 corrections: [0; MAX_ROWS],
                 units: [[0; COLUMNS]; MAX_ROWS],
