@@ -1,17 +1,18 @@
 //! The dense linear layer in f32: what the FP4 layers are compared with.
 //!
-//! The product is the `gemm` crate's, as in candle and faer: kernels for the instruction set that the CPU
-//! has (AVX-512 here), so that the speed column compares FP4 with a fair peer.
+//! The product is candle's, which is the `gemm` crate's: kernels for the instruction set that the CPU has
+//! (AVX-512 here), so that the speed column compares FP4 with a fair peer. Candle takes as many threads as the
+//! CPU has, or RAYON_NUM_THREADS.
 
 use anyhow::{Result, ensure};
-use gemm::Parallelism;
+use candle_core::{Device, Tensor};
 
 use crate::encoder::Linear;
 
 /// `y = x W^T` with W in f32.
 pub(crate) struct Dense {
-    weight: Vec<f32>,
-    out: usize,
+    /// (in, out), a view of the row-major (out, in).
+    weight: Tensor,
     inp: usize,
 }
 
@@ -26,7 +27,8 @@ impl Dense {
             "a weight of {} values is not ({out}, {inp})",
             weight.len()
         );
-        Ok(Self { weight: weight.to_vec(), out, inp })
+        let weight = Tensor::from_slice(weight, (out, inp), &Device::Cpu)?.t()?;
+        Ok(Self { weight, inp })
     }
 }
 
@@ -45,43 +47,17 @@ pub(crate) fn dense(
 
 impl Linear for Dense {
     fn forward(&self, x: &[f32], rows: usize) -> Result<Vec<f32>> {
-        let (out, inp) = (self.out, self.inp);
+        let inp = self.inp;
         ensure!(
             rows.checked_mul(inp) == Some(x.len()),
             "an input of {} values is not ({rows}, {inp})",
             x.len()
         );
-        let mut y = vec![0.0; rows * out];
-        let parallelism = match rayon::current_num_threads() {
-            1 => Parallelism::None,
-            threads => Parallelism::Rayon(threads),
-        };
-        // SAFETY: y is (rows, out), x (rows, inp) and the weight (out, inp), by the checks above, all
-        // row-major; the weight is read with its two strides exchanged, as (inp, out).
-        unsafe {
-            gemm::gemm(
-                rows,
-                out,
-                inp,
-                y.as_mut_ptr(),
-                1,
-                out as isize,
-                false,
-                x.as_ptr(),
-                1,
-                inp as isize,
-                self.weight.as_ptr(),
-                inp as isize,
-                1,
-                0.0,
-                1.0,
-                false,
-                false,
-                false,
-                parallelism,
-            );
+        if rows == 0 {
+            return Ok(Vec::new());
         }
-        Ok(y)
+        let x = Tensor::from_slice(x, (rows, inp), &Device::Cpu)?;
+        Ok(x.matmul(&self.weight)?.flatten_all()?.to_vec1()?)
     }
 }
 
