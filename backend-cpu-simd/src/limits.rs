@@ -24,16 +24,19 @@ impl Isa {
             Isa::Avx512Vnni => {
                 Limits { rows: &[14, 16, 24], columns: &[16, 32], spreads: &[3, 6, 14, 40] }
             }
-            // Tiles of 6 rows by pairs of panels for more than 24 rows of A, else 8 in the fold form, 24 in the
-            // group form; windows as above.
-            Isa::AvxVnni => Limits { rows: &[6, 8, 24], columns: &[16], spreads: &[3, 6, 14, 40] },
+            // Tiles of 6 rows by pairs of panels for more than 24 rows of A, else 8 in the fold form, 24 in blocks
+            // of 2 in the group form; windows as above.
+            Isa::AvxVnni => {
+                Limits { rows: &[2, 6, 8, 24], columns: &[16, 32], spreads: &[3, 6, 14, 40] }
+            }
             // Blocks of 6 rows in the fold form and 4 in the group form, in tiles of 24.
             Isa::NeonI8mm | Isa::NeonDotprod => {
                 Limits { rows: &[4, 6, 24], columns: &[16], spreads: &[3, 6, 14, 40] }
             }
             Isa::Neon => Limits { rows: &[2, 24], columns: &[16], spreads: &[6, 8, 14, 40] },
             Isa::WasmSimd128 => Limits { rows: &[4, 24], columns: &[16], spreads: &[6, 8, 14, 40] },
-            Isa::Avx2 => Limits { rows: &[24], columns: &[16], spreads: &[6, 8, 14, 40] },
+            // Blocks of 4 rows in tiles of 24.
+            Isa::Avx2 => Limits { rows: &[4, 24], columns: &[16], spreads: &[6, 8, 14, 40] },
             // Tiles of 4 x 8, blocks of 64 rows; 53 bits for one MXFP4 group.
             Isa::Portable => Limits { rows: &[4, 64], columns: &[8], spreads: &[40] },
         }

@@ -2,7 +2,8 @@
 //!
 //! A CPU backend has no memory of its own; what it has is an operand form. [`CpuOperand`] holds the
 //! packed codes and scales (the wide path and `export` read them) and, for the tiled kernels, the tiles.
-//! Tensors are host values. All buffers are reused, so a steady state allocates nothing.
+//! Tensors are host values. These buffers are reused, so a steady state of
+//! decoding allocates nothing; a product of many rows by pairs of panels makes one buffer of pairs a task.
 
 use fp4_core::{
     Buffer, Error, FloatSlice, FloatSliceMut, FloatType, Format, Packed, PackedMatrix, PackedMut,

@@ -6,7 +6,7 @@
 //!     f16     acc = acc + x * t in f32            the product is exact
 //!     bf16    acc = f32(acc + x * t) in f64       the product is exact; a sum near a tie of f32 is, too
 //!     f32     s = acc + x * t in f64, acc = f32(s); the product is exact
-//!             doubt, if s lies on a tie of f32, or 0 < |s| < 2^-125
+//!             doubt, if s is not exact and lies on a tie of f32, or if 0 < |s| < 2^-125
 //! f32: a block with a doubt is computed again, by the portable chain
 //! ```
 //!
@@ -19,7 +19,9 @@
 //! or on one of them; if s is on none, s rounds to f32 as v does. Where |s| >= 2^-126, the ties are those f64
 //! whose last 29 bits are 1 and 28 zeros, the one between the largest f32 and 2^128 included. Below,
 //! they are others, and the block is left to the portable chain. A sum of zero is exact: products and sums are
-//! multiples of 2^-298, which f64 has.
+//! multiples of 2^-298, which f64 has. A tie that is exact (sums of a Hadamard matrix often are) is rounded
+//! once, to even, as v is. It is exact if s - acc is the product and s - product is acc: of the two differences, the one
+//! with the term of larger magnitude has no rounding (Dekker's Fast2Sum).
 //!
 //! Worked example: acc = 1 + 2^-23 and x * t = 2^-24 - 2^-70. In f64 the sum is the tie 1 + 3 * 2^-24, a doubt;
 //! rounded again it would go to the even 1 + 2^-22, but the exact sum is below the tie: 1 + 2^-23.
@@ -76,10 +78,16 @@ fn doubles<const CHECK: bool>(x: &[f32], columns: &[f32], y: &mut [f32]) -> bool
             for (i, acc) in acc.iter_mut().enumerate() {
                 // SAFETY: two of eight values.
                 let t = f64x2_promote_low_f32x4(unsafe { v128_load64_zero(row.add(i)) });
-                let sum = f64x2_add(*acc, f64x2_mul(x, t));
+                let product = f64x2_mul(x, t);
+                let sum = f64x2_add(*acc, product);
                 if CHECK {
                     let last = v128_and(sum, u64x2_splat((1 << 29) - 1));
                     let tie = i64x2_eq(last, u64x2_splat(1 << 28));
+                    let exact = v128_and(
+                        f64x2_eq(f64x2_sub(sum, *acc), product),
+                        f64x2_eq(f64x2_sub(sum, product), *acc),
+                    );
+                    let tie = v128_andnot(tie, exact);
                     let small = f64x2_lt(f64x2_abs(sum), f64x2_splat(SMALL));
                     let small = v128_andnot(small, f64x2_eq(sum, f64x2_splat(0.0)));
                     doubt = v128_or(doubt, v128_or(tie, small));

@@ -240,6 +240,7 @@ fn only(backends: &Backends, name: &str) -> Result<Backends> {
 pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     let block = args.block()?;
     let options = args.dense_options(block)?;
+    let input = Checkpoint::open(&args.input)?;
     let mut backends = Backends::available();
     if let Some(name) = &args.backend {
         backends = only(&backends, name)?;
@@ -248,7 +249,6 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads.into());
         pool.build_global().context("starting the threads of --threads")?;
     }
-    let input = Checkpoint::open(&args.input)?;
     let listing = match input.is_folder() {
         true => list(&args.input, &input.own_names())?,
         false => Listing::default(),
