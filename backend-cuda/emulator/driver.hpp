@@ -59,8 +59,7 @@ void report(Device& device, int code, const std::string& text);
 int enqueue(Stream* stream, Work work);
 // For calls that a driver refuses while a capture is under way in this thread, or in any under
 // CaptureMode::Global, because they act at once and not on a stream: 0, or the driver's code, and
-// the capture is invalid. Copies between pageable memory and a capturing stream are refused too, and
-// allocation on it, where a driver may record them: our steady state has neither.
+// the capture is invalid. What is done on the stream itself is recorded, allocations and copies too.
 int forbidden_in_capture();
 // The same for a call on this stream.
 int forbidden_on(Stream* stream);

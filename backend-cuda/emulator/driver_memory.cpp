@@ -8,26 +8,62 @@
 #include <cstring>
 #include <map>
 
+#include <sys/mman.h>
+
 using namespace emulator;
 
 namespace {
 
-std::mutex pinned_mutex;
-std::map<const void*, std::size_t>& pinned() {
-    static std::map<const void*, std::size_t> all;
+// Memory of graphs: addresses from the recording on, and memory behind them once a launch of the graph allocated it.
+struct OfGraph {
+    std::size_t bytes;
+    bool mapped;
+};
+std::mutex of_graphs_mutex;
+std::map<DevicePointer, OfGraph>& of_graphs() {
+    static std::map<DevicePointer, OfGraph> all;
     return all;
 }
 
-bool is_pinned(const void* pointer, std::size_t bytes) {
-    std::lock_guard lock(pinned_mutex);
-    auto after = pinned().upper_bound(pointer);
-    if (after == pinned().begin()) return false;
-    auto [start, length] = *--after;
-    auto offset = static_cast<std::size_t>(static_cast<const char*>(pointer) - static_cast<const char*>(start));
-    return offset + bytes <= length;
+bool is_of_graph(DevicePointer address, std::size_t bytes) {
+    std::lock_guard lock(of_graphs_mutex);
+    auto after = of_graphs().upper_bound(address);
+    if (after == of_graphs().begin()) return false;
+    auto [start, memory] = *--after;
+    return address - start + bytes <= memory.bytes;
 }
 
-bool on_device(DevicePointer address, std::size_t bytes) { return bytes == 0 || covers(address, bytes); }
+int record_allocation(DevicePointer* address, std::size_t bytes, Stream* stream) {
+    if (bytes == 0) return error::invalid_value;
+    void* made = mmap(nullptr, bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (made == MAP_FAILED) return error::out_of_memory;
+    *address = reinterpret_cast<DevicePointer>(made);
+    std::lock_guard lock(of_graphs_mutex);
+    of_graphs()[*address] = {bytes, false};
+    return enqueue(stream, [=, at = *address] {
+        std::lock_guard lock(of_graphs_mutex);
+        auto& memory = of_graphs()[at];
+        // Not freed since the last launch.
+        if (memory.mapped || mprotect(made, bytes, PROT_READ | PROT_WRITE) != 0) return error::invalid_value;
+        memory.mapped = true;
+        return error::success;
+    });
+}
+
+int record_free(DevicePointer address, Stream* stream) {
+    if (!is_of_graph(address, 0)) return error::invalid_value;
+    return enqueue(stream, [=] {
+        std::lock_guard lock(of_graphs_mutex);
+        auto& memory = of_graphs()[address];
+        memory.mapped = false;
+        mprotect(reinterpret_cast<void*>(address), memory.bytes, PROT_NONE);
+        return error::success;
+    });
+}
+
+bool on_device(DevicePointer address, std::size_t bytes) {
+    return bytes == 0 || covers(address, bytes) || is_of_graph(address, bytes);
+}
 
 int move(Stream* stream, void* to, const void* from, std::size_t bytes) {
     return enqueue(stream, [=] {
@@ -58,9 +94,10 @@ FP4_API cuMemAlloc_v2(DevicePointer* address, std::size_t bytes) {
     return *address ? error::success : error::out_of_memory;
 }
 
-// Memory of a capture would belong to the graph; the kernels here allocate nothing in steady state.
+// On a stream that captures both are recorded: the memory is the graph's, and only its launches allocate and free it.
 FP4_API cuMemAllocAsync(DevicePointer* address, std::size_t bytes, Stream* stream) {
-    if (int code = forbidden_on(stream)) return code;
+    if (int code = usable()) return code;
+    if (stream && stream->capture) return record_allocation(address, bytes, stream);
     return cuMemAlloc_v2(address, bytes);
 }
 FP4_API cuMemAllocFromPoolAsync(DevicePointer* address, std::size_t bytes, void*, Stream* stream) {
@@ -80,7 +117,7 @@ FP4_API cuMemFree_v2(DevicePointer address) {
     return error::success;
 }
 FP4_API cuMemFreeAsync(DevicePointer address, Stream* stream) {
-    if (int code = forbidden_on(stream)) return code;
+    if (stream && stream->capture) return record_free(address, stream);
     return cuMemFree_v2(address);
 }
 
@@ -95,24 +132,18 @@ FP4_API cuMemHostAlloc(void** pointer, std::size_t bytes, unsigned) {
     if (int code = usable()) return code;
     if (int code = forbidden_in_capture()) return code;
     *pointer = std::aligned_alloc(4096, (bytes + 4095) / 4096 * 4096);
-    if (!*pointer) return error::out_of_memory;
-    std::lock_guard lock(pinned_mutex);
-    pinned()[*pointer] = bytes;
-    return error::success;
+    return *pointer ? error::success : error::out_of_memory;
 }
 FP4_API cuMemAllocHost_v2(void** pointer, std::size_t bytes) { return cuMemHostAlloc(pointer, bytes, 0); }
 FP4_API cuMemFreeHost(void* pointer) {
-    std::lock_guard lock(pinned_mutex);
-    pinned().erase(pointer);
     std::free(pointer);
     return error::success;
 }
 
+// A recorded copy is made at each launch, from or to host memory of either kind, whatever is there by then.
 FP4_API cuMemcpyHtoDAsync_v2(DevicePointer to, const void* from, std::size_t bytes, Stream* stream) {
     if (int code = usable()) return code;
     if (!on_device(to, bytes)) return error::invalid_value;
-    if (!is_pinned(from, bytes))
-        if (int code = forbidden_on(stream)) return code;
     return move(stream, reinterpret_cast<void*>(to), from, bytes);
 }
 FP4_API cuMemcpyHtoD_v2(DevicePointer to, const void* from, std::size_t bytes) {
@@ -122,8 +153,6 @@ FP4_API cuMemcpyHtoD_v2(DevicePointer to, const void* from, std::size_t bytes) {
 FP4_API cuMemcpyDtoHAsync_v2(void* to, DevicePointer from, std::size_t bytes, Stream* stream) {
     if (int code = usable()) return code;
     if (!on_device(from, bytes)) return error::invalid_value;
-    if (!is_pinned(to, bytes))
-        if (int code = forbidden_on(stream)) return code;
     return move(stream, to, reinterpret_cast<const void*>(from), bytes);
 }
 FP4_API cuMemcpyDtoH_v2(void* to, DevicePointer from, std::size_t bytes) {

@@ -154,6 +154,7 @@ FP4_API cuModuleUnload(Module* module) {
 }
 
 FP4_API cuModuleGetFunction(Function** function, Module* module, const char* name) {
+    if (int code = usable()) return code;
     auto found = module->functions.find(name);
     if (found == module->functions.end()) return error::not_found;
     *function = &found->second;
@@ -175,6 +176,7 @@ FP4_API cuFuncGetAttribute(int* value, int attribute, Function* function) {
 }
 
 FP4_API cuFuncSetAttribute(Function* function, int attribute, int value) {
+    if (int code = usable()) return code;
     if (attribute == 8) {
         if (value < 0 || static_cast<unsigned>(value) > max_shared_bytes(options().sm)) return error::invalid_value;
         function->max_dynamic_shared = static_cast<unsigned>(value);

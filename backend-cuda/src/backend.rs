@@ -95,6 +95,7 @@ impl Cuda {
     /// # Errors
     /// A device failure, of any operation queued before.
     pub fn synchronize(&self) -> Result<(), Error> {
+        let _operation = self.gpu.enter()?;
         self.gpu.synchronize()
     }
 
@@ -104,6 +105,7 @@ impl Cuda {
     /// # Errors
     /// A device failure.
     pub fn paths(&self) -> Result<Paths, Error> {
+        let _operation = self.gpu.enter()?;
         let mut counters = [0; PATHS_BYTES];
         self.device_paths.download(&self.gpu.stream, &mut counters)?;
         self.gpu.synchronize()?;
@@ -113,11 +115,13 @@ impl Cuda {
     }
 
     /// How many tiles of the last product by [`Ladder::Wgmma`] could not be proved exact there and were
-    /// left to the kernel by groups, and how many tiles there were. This waits.
+    /// left to the kernel by groups, and how many tiles there were. This waits. Of calls in a graph nothing is
+    /// known: after a capture or a replay the answer is (0, 0) until the next such product.
     ///
     /// # Errors
     /// A device failure.
     pub fn tiles_left(&self) -> Result<(usize, usize), Error> {
+        let _operation = self.gpu.enter()?;
         self.scratch.lock().unwrap_or_else(PoisonError::into_inner).tiles_left(&self.gpu)
     }
 
@@ -207,6 +211,7 @@ impl Quantizer for Cuda {
         if out.shape().codes_len() == 0 {
             return Ok(());
         }
+        let _operation = self.gpu.enter()?;
         let float_type = input.x().float_type();
         let transform = input
             .transform()
@@ -245,6 +250,8 @@ impl Matmul for Cuda {
         let view = b.view();
         view.shape().expect_format()?;
         expect_int(&[view.shape().rows(), view.shape().k()])?;
+        // Not before: the view is the caller's code.
+        let _operation = self.gpu.enter()?;
         let mut operand = CudaOperand::new(&self.gpu)?;
         let fold = self.keep_folded && matmul::folds_weight(self.ladder, &self.gpu, view.shape());
         operand.import(view, false)?;
@@ -267,6 +274,7 @@ impl Matmul for Cuda {
         self.own(&b.operand.gpu)?;
         a.shape().expect_product(&b.shape())?;
         expect_int(&[a.shape().rows()])?;
+        let _operation = self.gpu.enter()?;
         self.with_staging(|staging| {
             let Staging { operand, output, paths, .. } = staging;
             operand.import(a, matmul::folds_activation(self.ladder, &self.gpu, a.shape()))?;
@@ -285,6 +293,7 @@ impl Matmul for Cuda {
         self.own(&b.operand.gpu)?;
         a.shape().expect_product(&b.shape())?;
         expect_int(&[a.shape().rows()])?;
+        let _operation = self.gpu.enter()?;
         self.with_staging(|staging| {
             let Staging { operand, sums, .. } = staging;
             operand.import(a, false)?;

@@ -6,7 +6,7 @@ use cudarc::driver::{CudaSlice, DevicePtr};
 use fp4_core::Error;
 
 use crate::error::DeviceResult;
-use crate::graph::Keeper;
+use crate::gate::Gate;
 use crate::launch::Stream;
 
 /// Bytes on the device. A larger request replaces the memory, a smaller one keeps it, so that a steady
@@ -21,13 +21,13 @@ struct Memory {
     slice: Option<CudaSlice<u8>>,
     /// How many captures had begun when it was made.
     born: u64,
-    keeper: Arc<Keeper>,
+    gate: Arc<Gate>,
 }
 
 impl Drop for Memory {
     fn drop(&mut self) {
         if let Some(slice) = self.slice.take() {
-            self.keeper.free(slice, self.born);
+            self.gate.free(slice, self.born);
         }
     }
 }
@@ -45,23 +45,31 @@ impl Buffer {
         self.slice().map_or(0, CudaSlice::len)
     }
 
-    /// Makes room for `bytes`.
+    /// Whether a captured graph may use the memory.
+    pub(crate) fn is_in_a_graph(&self) -> bool {
+        self.0.as_ref().is_some_and(|memory| memory.gate.is_in_a_graph(memory.born))
+    }
+
+    /// Makes room for `bytes`. A driver would record an allocation in a capture, and give an address that
+    /// has memory during replays alone.
     pub(crate) fn reserve(&mut self, stream: &Stream, bytes: usize) -> Result<(), Error> {
         if bytes <= self.len() {
             return Ok(());
         }
+        stream.gate.expect_running()?;
         // The old memory goes first: the two need not fit together.
         self.0 = None;
         // SAFETY: the bytes are not set, and nothing reads them before a kernel or a copy on the
         // same stream has written them.
         let slice = unsafe { stream.alloc(bytes) }.allocating(bytes)?;
-        let (keeper, born) = (stream.keeper.clone(), stream.keeper.captures());
-        self.0 = Some(Memory { slice: Some(slice), born, keeper });
+        let (gate, born) = (stream.gate.clone(), stream.gate.captures());
+        self.0 = Some(Memory { slice: Some(slice), born, gate });
         Ok(())
     }
 
     /// Copies `bytes` from the host, making room for them.
     pub(crate) fn upload(&mut self, stream: &Stream, bytes: &[u8]) -> Result<(), Error> {
+        stream.gate.expect_running()?;
         self.reserve(stream, bytes.len())?;
         match self.slice_mut() {
             Some(slice) if !bytes.is_empty() => stream.memcpy_htod(bytes, slice).device(),
@@ -71,6 +79,7 @@ impl Buffer {
 
     /// Copies the first bytes to the host. The caller synchronizes the stream.
     pub(crate) fn download(&self, stream: &Stream, out: &mut [u8]) -> Result<(), Error> {
+        stream.gate.expect_running()?;
         match self.slice() {
             Some(slice) if !out.is_empty() => {
                 stream.memcpy_dtoh(&slice.slice(..out.len()), out).device()

@@ -48,8 +48,9 @@ pub(crate) fn unless_memory_is_short(
 }
 
 /// What a capture cannot record, and what to do.
-const CAPTURE: &str = "allocating, loading a kernel, waiting or copying to or from the host while a graph is \
-     captured; run the same calls once before the capture, on tensors";
+pub(crate) const CAPTURE: &str = "allocating, another shape for an operand, loading a kernel, waiting, replaying or \
+     copying to or from the host while a graph is captured; run the same calls once before the capture, on \
+     tensors, and take an operand for each shape";
 
 /// What a caller can do about it decides the kind: ask for less, reopen the device, or read the code.
 fn classify(code: CUresult, bytes: usize) -> DeviceError {

@@ -4,8 +4,8 @@
 //! calls and need no events. Nothing waits for the device but copies to the host.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::thread::ThreadId;
 
 use cudarc::driver::sys::{CUdevice_attribute, CUfunction_attribute};
 use cudarc::driver::{
@@ -17,14 +17,14 @@ use fp4_core::{DeviceError, Error, FloatType, ScaleType, TieMode, Unsupported};
 use crate::cache::Cache;
 use crate::driver::Device;
 use crate::error::DeviceResult;
-use crate::graph::Keeper;
+use crate::gate::{Gate, Operation};
 use crate::sources::{Family, Target};
 use crate::{compile, prebuilt};
 
-/// The one stream, and what keeps its memory for graphs.
+/// The one stream, and who may use it.
 pub(crate) struct Stream {
     stream: Arc<CudaStream>,
-    pub(crate) keeper: Arc<Keeper>,
+    pub(crate) gate: Arc<Gate>,
 }
 
 impl std::ops::Deref for Stream {
@@ -39,16 +39,20 @@ impl std::ops::Deref for Stream {
 pub(crate) struct Gpu {
     pub(crate) info: Device,
     pub(crate) stream: Stream,
-    /// The thread that captures a graph.
-    capturer: Mutex<Option<ThreadId>>,
-    context: Arc<CudaContext>,
+    pub(crate) context: Arc<CudaContext>,
     /// Number of multiprocessors.
     pub(crate) processors: usize,
     driver_major: i32,
     cache: Cache,
     /// A failure stays only where trying again is of no use.
     modules: Mutex<HashMap<&'static str, Result<Arc<CudaModule>, Error>>>,
-    functions: Mutex<HashMap<&'static str, CudaFunction>>,
+    functions: Mutex<HashMap<&'static str, Loaded>>,
+}
+
+/// A kernel, and how much dynamic shared memory its blocks may have.
+struct Loaded {
+    function: CudaFunction,
+    shared: u32,
 }
 
 impl std::fmt::Debug for Gpu {
@@ -105,8 +109,7 @@ impl Gpu {
             .device()?;
         Ok(Gpu {
             info,
-            stream: Stream { stream, keeper: Arc::default() },
-            capturer: Mutex::default(),
+            stream: Stream { stream, gate: Arc::default() },
             context,
             processors: usize::try_from(processors).unwrap_or(1).max(1),
             driver_major: driver / 1000,
@@ -116,29 +119,14 @@ impl Gpu {
         })
     }
 
-    /// Notes which thread captures; false if another one already does.
-    pub(crate) fn capturer(&self, thread: Option<ThreadId>) -> bool {
-        let mut capturer = self.capturer.lock().unwrap_or_else(PoisonError::into_inner);
-        if thread.is_some() && capturer.is_some() {
-            return false;
-        }
-        *capturer = thread;
-        true
-    }
-
-    /// Refuses work while another thread captures: it would be recorded, not run.
-    pub(crate) fn expect_no_capture_elsewhere(&self) -> Result<(), Error> {
-        let capturer = *self.capturer.lock().unwrap_or_else(PoisonError::into_inner);
-        match capturer {
-            Some(thread) if thread != std::thread::current().id() => {
-                Err(Unsupported::Other("another thread captures a graph on this device").into())
-            }
-            _ => Ok(()),
-        }
+    /// Begins an operation: every public call that touches the device is one.
+    pub(crate) fn enter(&self) -> Result<Operation<'_>, Error> {
+        self.stream.gate.enter()
     }
 
     /// Waits until everything queued so far has run.
     pub(crate) fn synchronize(&self) -> Result<(), Error> {
+        self.stream.gate.expect_running()?;
         self.context.bind_to_thread().device()?;
         self.stream.synchronize().device()
     }
@@ -169,15 +157,11 @@ impl Gpu {
         if x == 0 || y == 0 || z == 0 {
             return Ok(());
         }
-        self.expect_no_capture_elsewhere()?;
         if x > i32::MAX as usize || y > Grid::MAX_YZ || z > Grid::MAX_YZ {
             return Err(Unsupported::Other("a grid of too many thread blocks; split M").into());
         }
-        let function = self.function(kernel)?;
-        if grid.shared > SHARED_UNASKED {
-            let most = CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
-            function.set_attribute(most, grid.shared as i32).device()?;
-        }
+        self.context.bind_to_thread().device()?;
+        let function = self.function(kernel, grid.shared)?;
         let mut launch = self.stream.launch_builder(&function);
         for arg in args {
             match arg {
@@ -201,17 +185,27 @@ impl Gpu {
 
     /// Whether the kernel can be had: compiled, or prebuilt. The first call loads it.
     pub(crate) fn has(&self, kernel: Kernel) -> bool {
-        self.function(kernel).is_ok()
+        self.function(kernel, 0).is_ok()
     }
 
-    fn function(&self, (family, name): Kernel) -> Result<CudaFunction, Error> {
+    /// The kernel, for blocks with this much dynamic shared memory.
+    fn function(&self, (family, name): Kernel, shared: u32) -> Result<CudaFunction, Error> {
         let mut functions = self.functions.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(function) = functions.get(name) {
-            return Ok(function.clone());
+        let loaded = match functions.entry(name) {
+            Entry::Occupied(known) => known.into_mut(),
+            Entry::Vacant(new) => {
+                self.stream.gate.expect_running()?;
+                self.context.bind_to_thread().device()?;
+                let function = self.module(family)?.load_function(name).device()?;
+                new.insert(Loaded { function, shared: SHARED_UNASKED })
+            }
+        };
+        if shared > loaded.shared {
+            let most = CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+            loaded.function.set_attribute(most, shared as i32).device()?;
+            loaded.shared = shared;
         }
-        let function = self.module(family)?.load_function(name).device()?;
-        functions.insert(name, function.clone());
-        Ok(function)
+        Ok(loaded.function.clone())
     }
 
     /// The family's module, loaded at its first use.
@@ -228,7 +222,7 @@ impl Gpu {
     }
 
     /// Loads an image of a family; `None`, and a word in the log, if it is none for this device. Any other
-    /// failure says nothing about the image: memory is short, or a capture is under way.
+    /// failure says nothing about the image: memory is short.
     fn image(&self, image: Ptx, what: &str, name: &str) -> Result<Option<Arc<CudaModule>>, Error> {
         match self.context.load_module(image) {
             Ok(module) => Ok(Some(module)),

@@ -27,6 +27,7 @@ impl Cuda {
         QuantSpec::new(shape.scale_type(), shape.group(), global_scale, 1.0)?;
         let len = shape.rows() * shape.k();
         out.as_ref().expect_len(What::Output, len)?;
+        let _operation = self.gpu.enter()?;
         self.with_staging(|staging| {
             let Staging { operand, output, .. } = staging;
             let (stream, ty) = (&self.gpu.stream, out.float_type());
@@ -85,6 +86,7 @@ impl Cuda {
         from: &[u8],
         to: &mut [u8],
     ) -> Result<(), Error> {
+        let _operation = self.gpu.enter()?;
         self.with_staging(|staging| {
             let Staging { output, spare, .. } = staging;
             let stream = &self.gpu.stream;

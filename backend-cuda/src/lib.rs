@@ -28,7 +28,7 @@
 //! | `operand` | tensors, packed operands and weights in device memory |
 //! | `quantize`, `matmul`, `layout` | which kernel, and what it is given |
 //! | `backend`, `resident` | the traits of the core |
-//! | `graph` | calls recorded once and replayed |
+//! | `graph`, `gate` | calls recorded once and replayed; who may use the stream meanwhile |
 //!
 //! # Example
 //!
@@ -47,6 +47,7 @@ mod cache;
 mod compile;
 mod driver;
 mod error;
+mod gate;
 mod graph;
 mod launch;
 mod layout;

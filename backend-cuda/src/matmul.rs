@@ -65,12 +65,17 @@ pub(crate) struct Scratch {
     a: fold::Folded,
     b: fold::Folded,
     zeros: Buffer,
-    /// A byte for each tile of the last `Wgmma`, and how many there are.
+    /// A byte for each tile of the last `Wgmma` that ran and is no graph's, and how many there are.
     todo: Buffer,
     tiles: usize,
 }
 
 impl Scratch {
+    /// Says that nothing is known of the last product.
+    pub(crate) fn forget_tiles(&mut self) {
+        self.tiles = 0;
+    }
+
     /// How many tiles of the last [`Ladder::Wgmma`] product were left to the kernel by groups, of how
     /// many. The caller has synchronized.
     pub(crate) fn tiles_left(&self, gpu: &Gpu) -> Result<(usize, usize), Error> {

@@ -58,13 +58,23 @@ impl CudaTensor {
 
     /// Makes it `len` values of a type, whatever they are.
     pub(crate) fn resize(&mut self, float_type: FloatType, len: usize) -> Result<(), Error> {
-        self.values.reserve(&self.gpu.stream, len * float_type.bytes())?;
+        let room = self.values.reserve(&self.gpu.stream, len * float_type.bytes());
+        self.expect_room(room)?;
         (self.float_type, self.len) = (float_type, len);
         Ok(())
     }
 
+    /// After a failure to get more memory there is none, so there are no values.
+    fn expect_room(&mut self, outcome: Result<(), Error>) -> Result<(), Error> {
+        if self.values.address() == 0 {
+            self.len = 0;
+        }
+        outcome
+    }
+
     pub(crate) fn upload(&mut self, x: FloatSlice<'_>) -> Result<(), Error> {
-        self.values.upload(&self.gpu.stream, host_bytes(x))?;
+        let uploaded = self.values.upload(&self.gpu.stream, host_bytes(x));
+        self.expect_room(uploaded)?;
         (self.float_type, self.len) = (x.float_type(), x.len());
         Ok(())
     }
@@ -100,6 +110,8 @@ pub struct CudaOperand {
     pub(crate) meta: Buffer,
     /// The same for the wgmma kernels, where they are to multiply it.
     pub(crate) folded: Folded,
+    /// Whether it was folded when it got its contents, as a graph that writes it does too.
+    folds: bool,
     /// Host values on their way in, and bytes without padding on their way in or out.
     pub(crate) input: Buffer,
     staging: Buffer,
@@ -115,6 +127,7 @@ impl CudaOperand {
             scales: Buffer::default(),
             meta: Buffer::default(),
             folded: Folded::default(),
+            folds: false,
             input: Buffer::default(),
             staging: Buffer::default(),
             gpu: gpu.clone(),
@@ -131,8 +144,13 @@ impl CudaOperand {
         [self.k_pad / 2, self.k_pad / self.shape.group().get()]
     }
 
-    /// Makes room for a shape. Every byte is written by what follows.
-    pub(crate) fn reshape(&mut self, shape: PackedShape) -> Result<(), Error> {
+    /// Makes room for a shape, to be folded or not. Every byte is written by what follows.
+    pub(crate) fn reshape(&mut self, shape: PackedShape, folds: bool) -> Result<(), Error> {
+        if (shape, folds) != (self.shape, self.folds) {
+            self.leave_graphs()?;
+            // Until there is room, it is an operand without rows.
+            (self.shape, self.k_pad) = (self.shape.resized(0, 0)?, 0);
+        }
         self.folded.forget();
         let k_pad = padded_k(shape.k())?;
         let padded = shape.resized(shape.rows(), k_pad)?;
@@ -143,7 +161,20 @@ impl CudaOperand {
         let (rows, cols) = (shape.rows(), META_BYTES);
         let meta = rows.checked_mul(META_BYTES).ok_or(Error::ShapeOverflow { rows, cols })?;
         self.meta.reserve(stream, meta)?;
-        (self.shape, self.k_pad) = (shape, k_pad);
+        (self.shape, self.k_pad, self.folds) = (shape, k_pad, folds);
+        Ok(())
+    }
+
+    /// Leaves to captured graphs the memory that they may use. A replay writes it in the layout of the
+    /// capture: kernels that were told of another one would follow its offsets to anywhere.
+    fn leave_graphs(&mut self) -> Result<(), Error> {
+        let used = [&self.codes, &self.scales, &self.meta].iter().any(|b| b.is_in_a_graph());
+        if used || self.folded.is_in_a_graph() {
+            self.gpu.stream.gate.expect_running()?;
+            // What goes to or comes from the host is in no graph, and may be on its way.
+            (self.codes, self.scales, self.meta) = Default::default();
+            self.folded = Folded::default();
+        }
         Ok(())
     }
 
@@ -188,13 +219,14 @@ impl CudaOperand {
         if !done {
             // What it has got of its memory is of more use elsewhere.
             self.folded = Folded::default();
+            self.folds = false;
         }
         Ok(done)
     }
 
     /// Copies packed bytes from the host, adding the padding, and folds them if that is wanted.
     pub(crate) fn import(&mut self, from: PackedView<'_>, fold: bool) -> Result<(), Error> {
-        self.reshape(from.shape())?;
+        self.reshape(from.shape(), fold)?;
         let widths = self.row_bytes();
         let CudaOperand { codes, scales, staging, gpu, .. } = self;
         for (bytes, width, to) in

@@ -57,7 +57,7 @@ pub(crate) fn quantize(
     given: u64,
     out: &mut CudaOperand,
 ) -> Result<(), Error> {
-    out.reshape(shape)?;
+    out.reshape(shape, false)?;
     let (rows, k_pad) = (shape.rows(), out.k_pad);
     let settings = [
         Arg::I32(int(shape.k())?),
@@ -115,7 +115,7 @@ pub(crate) fn quantize_and_fold(
     transform: Option<&CudaTransform>,
     out: &mut CudaOperand,
 ) -> Result<bool, Error> {
-    out.reshape(shape)?;
+    out.reshape(shape, true)?;
     if !out.fold(Folded::begin)? {
         return Ok(false);
     }

@@ -4,7 +4,7 @@
 //! fused) and row metadata, or where the wgmma kernels multiply, quantize and fold in one pass and a
 //! launch for what outliers make; then matmul. It allocates nothing once the buffers have grown, never
 //! waits for the device, and takes its decisions from data on the device, so it can be captured in a
-//! CUDA graph.
+//! CUDA graph, once it has run.
 
 use fp4_core::{
     Buffer as What, Error, FloatSlice, FloatSliceMut, FloatType, Packed, PackedMut, PackedView,
@@ -32,6 +32,7 @@ impl Resident for Cuda {
 
     fn upload(&self, x: FloatSlice<'_>, to: &mut CudaTensor) -> Result<(), Error> {
         self.own(&to.gpu)?;
+        let _operation = self.gpu.enter()?;
         to.upload(x)?;
         // The caller may change its memory as soon as this returns.
         self.gpu.synchronize()
@@ -39,12 +40,14 @@ impl Resident for Cuda {
 
     fn download(&self, from: &CudaTensor, out: FloatSliceMut<'_>) -> Result<(), Error> {
         self.own(&from.gpu)?;
+        let _operation = self.gpu.enter()?;
         from.download(out)?;
         self.gpu.synchronize()
     }
 
     fn load_transform(&self, t: &Transform<'_>, x: FloatType) -> Result<CudaTransform, Error> {
         check_environment()?;
+        let _operation = self.gpu.enter()?;
         let transform = quantize::load_transform(&self.gpu, t, x)?;
         self.gpu.synchronize()?;
         Ok(transform)
@@ -60,6 +63,7 @@ impl Resident for Cuda {
     ) -> Result<(), Error> {
         check_environment()?;
         self.own(&out.gpu)?;
+        let _operation = self.gpu.enter()?;
         let shape = spec.shape(rows, k)?;
         let (float_type, got) = match &x {
             Source::Host(x) => (x.float_type(), x.len()),
@@ -125,6 +129,7 @@ impl Resident for Cuda {
         check_environment()?;
         self.own(&a.gpu)?;
         self.own(&b.operand.gpu)?;
+        let _operation = self.gpu.enter()?;
         match out {
             Sink::Host(out) => self.with_staging(|staging| {
                 let Staging { output, paths, .. } = staging;
@@ -146,6 +151,7 @@ impl Resident for Cuda {
 
     fn export(&self, from: &CudaOperand, out: &mut PackedMut<'_>) -> Result<(), Error> {
         self.own(&from.gpu)?;
+        let _operation = self.gpu.enter()?;
         self.with_staging(|staging| {
             from.export(&mut staging.spare, out)?;
             self.gpu.synchronize()
@@ -154,6 +160,7 @@ impl Resident for Cuda {
 
     fn import(&self, from: PackedView<'_>, to: &mut CudaOperand) -> Result<(), Error> {
         self.own(&to.gpu)?;
+        let _operation = self.gpu.enter()?;
         to.import(from, matmul::folds_activation(self.ladder, &self.gpu, from.shape()))?;
         self.gpu.synchronize()
     }

@@ -81,17 +81,12 @@ void capture() {
     std::uintptr_t address = 0;
     void* pinned = nullptr;
     Module* module = nullptr;
-    int host = 3;
     const std::function<int()> calls[] = {
         [&] { return cuStreamSynchronize(stream); },
         [&] { return cuCtxSynchronize(); },
-        [&] { return cuMemAllocAsync(&address, 16, stream); },
         [&] { return cuMemAlloc_v2(&address, 16); },
         [&] { return cuMemHostAlloc(&pinned, 16, 0); },
-        [&] { return cuMemFreeAsync(a.address, stream); },
         [&] { return cuModuleLoadData(&module, ".version 8.0\n.target sm_80\n"); },
-        [&] { return cuMemcpyHtoDAsync_v2(b.address, &host, 4, stream); },
-        [&] { return cuMemcpyDtoHAsync_v2(&host, b.address, 4, stream); },
     };
     for (const auto& call : calls) {
         CHECK(cuStreamBeginCapture_v2(stream, 1) == 0);
@@ -102,20 +97,46 @@ void capture() {
         CHECK(cuStreamSynchronize(stream) == 0);
     }
 
-    // Pinned memory may be copied from; each replay copies what is there then.
+    // Host memory of either kind may be copied from; each replay copies what is there then.
     CHECK(cuMemHostAlloc(&pinned, 16, 0) == 0);
-    auto* number = static_cast<int*>(pinned);
+    int pageable = 0;
+    for (int* number : {static_cast<int*>(pinned), &pageable}) {
+        *number = 5;
+        CHECK(cuStreamBeginCapture_v2(stream, 1) == 0);
+        CHECK(cuMemcpyHtoDAsync_v2(b.address, number, 4, stream) == 0);
+        CHECK(queue() == 0);
+        CHECK(cuStreamEndCapture(stream, &graph) == 0);
+        CHECK(cuGraphInstantiateWithFlags(&ready, graph, 0) == 0);
+        *number = 21;
+        CHECK(cuGraphLaunch(ready, stream) == 0);
+        check_equal(a.read(), {21, 0, 0}, "the graph copies at each launch");
+        cuGraphDestroy(graph);
+        cuGraphExecDestroy(ready);
+    }
+    cuMemFreeHost(pinned);
+
+    // An allocation is recorded: the address has memory after a launch, and a second one finds it there still.
     CHECK(cuStreamBeginCapture_v2(stream, 1) == 0);
-    CHECK(cuMemcpyHtoDAsync_v2(b.address, number, 4, stream) == 0);
-    CHECK(queue() == 0);
+    CHECK(cuMemAllocAsync(&address, 16, stream) == 0);
+    CHECK(cuMemsetD8Async(address, 1, 16, stream) == 0);
+    CHECK(cuMemFreeAsync(a.address, stream) == error::invalid_value); // not the graph's
     CHECK(cuStreamEndCapture(stream, &graph) == 0);
     CHECK(cuGraphInstantiateWithFlags(&ready, graph, 0) == 0);
-    *number = 21;
+    CHECK(cuMemFree_v2(address) == error::invalid_value);
     CHECK(cuGraphLaunch(ready, stream) == 0);
-    check_equal(a.read(), {21, 0, 0}, "the graph copies at each launch");
+    CHECK(*reinterpret_cast<int*>(address) == 0x01010101);
+    CHECK(cuGraphLaunch(ready, stream) == error::invalid_value);
     cuGraphDestroy(graph);
     cuGraphExecDestroy(ready);
-    cuMemFreeHost(pinned);
+
+    // A thread without a context.
+    Module* some = nullptr;
+    CHECK(cuModuleLoadData(&some, ".version 9.0\n.target sm_80\n.visible .entry read()\n{\n}\n") == 0);
+    std::thread([&] {
+        Function* f = nullptr;
+        CHECK(cuModuleGetFunction(&f, some, "read") == error::invalid_context);
+        CHECK(cuFuncSetAttribute(read, 8, 1024) == error::invalid_context);
+    }).join();
 
     // Another thread may allocate beside a thread-local capture, not beside a global one, and ends neither.
     for (int mode : {0, 1}) {

@@ -62,6 +62,11 @@ impl Folded {
         self.ready
     }
 
+    /// Whether a captured graph may use the memory.
+    pub(crate) fn is_in_a_graph(&self) -> bool {
+        [&self.blocks, &self.counters, &self.bases].iter().any(|buffer| buffer.is_in_a_graph())
+    }
+
     /// The operand has other contents now.
     pub(crate) fn forget(&mut self) {
         self.ready = false;

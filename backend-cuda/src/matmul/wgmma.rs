@@ -63,13 +63,13 @@ pub(super) fn queue(
     let (kernel, shape) = kernel(format);
     let tiles = m.div_ceil(shape[0]) * n.div_ceil(shape[1]);
     let stream = &a.gpu.stream;
+    scratch.forget_tiles();
     for (operand, spare) in [(a, &mut scratch.a), (b, &mut scratch.b)] {
         if !operand.folded.ready() {
             spare.fill(&operand.shape_to_fold()?)?;
         }
     }
     scratch.todo.reserve(stream, tiles)?;
-    scratch.tiles = tiles;
     scratch.zeros.reserve_zeros(stream, block_bytes(format))?;
     let mut args = Vec::with_capacity(21);
     for (operand, spare) in [(a, &scratch.a), (b, &scratch.b)] {
@@ -89,6 +89,9 @@ pub(super) fn queue(
     ]);
     let grid = Grid { blocks: [tiles, 1, 1], threads: 384, shared: SHARED };
     a.gpu.launch_grid(kernel, grid, &args)?;
+    if !stream.gate.captures_here() {
+        scratch.tiles = tiles;
+    }
     let left = Tiles::Marked { todo: scratch.todo.address(), shape };
     decode::queue(a, b, outputs, left, 0, scratch)
 }
