@@ -10,9 +10,10 @@
 #   run.sh --dry-run                prints the stages
 #
 # Python needs numpy, for the peers' answers; PyTorch and Triton for their rows, else nvidia-cublas (pip).
-# Stages: device (what there is), build, conformance (quick, and full with --full), memcheck and
-# racecheck by compute-sanitizer on the quickest tests, bench (benches/gpu.rs), peers (peers.py:
-# cuBLAS and Triton), table (table.py). A stage that cannot run says why; the table repeats it.
+# Stages: device (what there is), build, tests (the crate's, graphs among them), conformance (quick, as routed
+# and with the decode and the wgmma kernels forced; full with --full), memcheck and racecheck by
+# compute-sanitizer on the small bench, bench (benches/gpu.rs), peers (peers.py: cuBLAS and Triton), table
+# (table.py). A stage that cannot run says why; the table repeats it.
 set -uo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 root=$(cd "$here/../.." && pwd)
@@ -31,14 +32,15 @@ while (($#)); do
     shift
 done
 
-# The two programs, into $1.
+# The programs, into $1: conform, gpu, and the tests that need a device, as tests_lib and tests_graph.
 build() {
-    local to=$1 list name
+    local to=$1 list pair
     mkdir -p "$to" && to=$(cd "$to" && pwd) && cd "$root" || return 1
     list=$(cargo build --release -p fp4-backend-cuda --example conform --message-format=json &&
-        cargo bench -p fp4-backend-cuda --bench gpu --no-run --message-format=json) || return 1
-    for name in conform gpu; do
-        cp "$(grep -oE '"executable":"[^"]*/'"$name"'(-[0-9a-f]+)?"' <<<"$list" | tail -1 | cut -d'"' -f4)" "$to/$name" || return 1
+        cargo bench -p fp4-backend-cuda --bench gpu --no-run --message-format=json &&
+        cargo test --release -p fp4-backend-cuda --features emulated --lib --test graph --no-run --message-format=json) || return 1
+    for pair in conform:conform gpu:gpu fp4_backend_cuda:tests_lib graph:tests_graph; do
+        cp "$(grep -oE '"executable":"[^"]*/'"${pair%:*}"'(-[0-9a-f]+)?"' <<<"$list" | tail -1 | cut -d'"' -f4)" "$to/${pair#*:}" || return 1
     done
     ls -l "$to"
 }
@@ -70,9 +72,12 @@ stage() {
     status=$?
     case $status in
         0) echo "$name: ok, $((SECONDS - started)) s" ;;
+        77) status=0 && echo "$name: not run, $(tail -1 "$out/$name.log")" ;;
         124 | 137) echo "$name: FAILED, over its limit of $limit s; what it printed is kept" ;;
         *) echo "$name: FAILED, exit $status: $(grep -v '^$' "$out/$name.log" | tail -1)" ;;
-    esac | tee -a "$summary"
+    esac >"$out/$name.outcome"
+    tee -a "$summary" <"$out/$name.outcome"
+    rm "$out/$name.outcome"
     ((status == 0)) || failed=1
 }
 
@@ -93,7 +98,12 @@ else
 fi
 
 if [[ -z $from ]]; then stage build 420 bash -c "build '$programs'"; fi
-stage conformance-quick 180 "$programs/conform" quick
+# One thread: a capture refuses what other threads do on the device meanwhile.
+stage tests-graph 60 "$programs/tests_graph" --test-threads 1
+stage tests-lib 60 "$programs/tests_lib" --test-threads 1
+for kernel in auto decode wgmma; do
+    stage "conformance-quick-$kernel" 120 "$programs/conform" quick "$kernel"
+done
 if ! ((dry)) && [[ -n $emulated ]]; then
     skip sanitizer "compute-sanitizer needs a device"
 elif ! ((dry)) && ! command -v compute-sanitizer >/dev/null; then

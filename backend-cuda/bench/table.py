@@ -7,6 +7,25 @@ import pathlib
 import sys
 
 
+NOTES = [
+    "Ours and the peers' calls are captured in CUDA graphs, of 8 calls each, and replayed: no launch from the host is "
+    "in a time. Ours is timed by the host around batches of replays that end with one synchronization, the peers "
+    "by two events of the device.",
+    "With 16 rows of A and fewer, ours and the peers' calls take the weight in turn from 8 copies, so that it comes from "
+    "device memory and not from the L2 cache. Larger products use one weight.",
+    'Prefill rows begin with a prepared weight (on Hopper folded to int8, once) and quantized activations. '
+    'Those "from packed" fold the packed weight and quantize bf16 activations in every call. "Dequantize + cuBLAS" '
+    "expands both packed operands to bf16 in every call: of our rows, \"from packed\" is the like of it. dot_scaled "
+    "reads both operands packed and expands them in the kernel.",
+    "dot_scaled is the best of the tiles and pipeline depths (3 and 4 stages) in TILES of peers.py, which are few; for "
+    "16 rows of A tiles are 16 x 128, 16 x 64 and 16 x 32. It does not split K, and ours does.",
+    '"cuBLAS fp8" accumulates in full f32 as far as the hardware goes (use_fast_accum=False of torch._scaled_mm), '
+    '"fast accumulation" does not; with fewer than 16 rows, fp8 multiplies 16.',
+    "The peers' outputs are compared with f64 sums within 2^-8 of the output plus 2^-12 (bf16 operands) or 2^-10 (fp8) of "
+    "the sum of the terms' sizes; ours are compared bit for bit.",
+]
+
+
 def rows_of(path):
     """{row: values} of the JSON lines of a log; nothing if there is no log."""
     found = {}
@@ -37,8 +56,12 @@ def main():
         ("MXFP4 prefill, outliers", "mxfp4 prefill outliers", "cublas bf16 m8192", 0.6, 1.0),
         ("NVFP4 prefill", "nvfp4 prefill gaussian", "cublas bf16 m8192", 0.35, 0.6),
         ("MXFP4 prefill / cuBLAS fp8", "mxfp4 prefill gaussian", "cublas fp8 m8192", None, None),
+        ("MXFP4 prefill / cuBLAS fp8, fast accumulation", "mxfp4 prefill gaussian", "cublas fp8 fast m8192", None, None),
         ("MXFP4 prefill / Triton dot_scaled", "mxfp4 prefill gaussian", "triton dot_scaled m8192", 1.0, 2.0),
         ("MXFP4 prefill / dequantize + cuBLAS", "mxfp4 prefill gaussian", "triton dequantize + cublas m8192", 1.0, 2.0),
+        ("MXFP4 prefill from packed / dequantize + cuBLAS", "mxfp4 prefill packed", "triton dequantize + cublas m8192", None, None),
+        ("MXFP4 prefill from packed / Triton dot_scaled", "mxfp4 prefill packed", "triton dot_scaled m8192", None, None),
+        ("NVFP4 prefill from packed / cuBLAS bf16", "nvfp4 prefill packed", "cublas bf16 m8192", None, None),
         ("MXFP4 decode 16 / Triton dot_scaled", "mxfp4 decode m16", "triton dot_scaled m16", 1.0, 2.0),
         ("MXFP4 decode 16 / cuBLAS bf16", "mxfp4 decode m16", "cublas bf16 m16", None, None),
     ]
@@ -79,10 +102,12 @@ def main():
         shown = f"{value:.2f} {against}" if value else peers.get(peer_name, {}).get("error", "peer not measured")
         verdict = "" if emulated or value is None or least is None else " (met)" if value >= least else " (missed)"
         lines.append(f"| {what} | {row['seconds'] * 1e6:.1f} us | {rate} | {shown}{verdict} | {least or ''} | {aim or ''} |")
-    lines += ["", "Checked outputs and paths taken:", ""]
+    lines += ["", "How to read it:", "", *(f"- {note}" for note in NOTES)]
+    lines += ["", "Checked values and paths taken:", ""]
     for name, row in ours.items():
         if "checked" in row:
-            lines.append(f"- {name}: {row['checked']} outputs equal the reference bit for bit; {row['paths']}")
+            lines.append(f"- {name}: {row['checked']} equal the reference bit for bit, {row['replayed']} the same "
+                         f"after the timed replays; {row.get('paths', '')}".rstrip("; "))
     lines += ["", "Peers:", ""]
     for name, row in peers.items():
         if "tops" in row:

@@ -5,22 +5,27 @@
 //! ```
 //!
 //! Operands lie in device memory; a time is the best of five batches of calls, each batch ended by one
-//! synchronization. The calls are captured in a graph and replayed, so that what the host takes for a launch
-//! does not count. Weights of the decode rows are taken in turn from several copies that together
-//! exceed any L2 cache. Every product is checked against the reference before it is timed, bit for bit
-//! on sampled rows and columns. `--small` shrinks everything to what the emulator does in seconds: its
-//! times mean nothing, and the lines say so. Not yet run on hardware.
+//! synchronization. The calls, eight at least, are captured in a graph and replayed, so that what the host
+//! takes for a launch does not count; `bench/peers.py` times the others in the same way. Weights of the
+//! decode rows are taken in turn from several copies that together exceed any L2 cache.
+//!
+//! Weights are prepared before the clock runs: on Hopper that folds them to int8. The rows "packed" start from
+//! a packed weight, which each call folds, and from activations, which it quantizes.
+//!
+//! Every result is checked against the reference, bit for bit on sampled rows and columns, before it is timed;
+//! and all of it once more after the timed replays, which find it overwritten. `--small` shrinks everything to
+//! what the emulator does in seconds: its times mean nothing, and the lines say so. Not yet run on hardware.
 
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail, ensure};
 use cudarc::driver::CudaContext;
-use fp4_backend_cuda::{Cuda, CudaOperand, CudaTensor, Ladder};
+use fp4_backend_cuda::{Cuda, CudaOperand, CudaTensor, Graph, Ladder};
 use fp4_core::backend::{Resident, Sink, Source};
-use fp4_core::reference::Reference;
+use fp4_core::reference::{self, Reference};
 use fp4_core::{
     Error, FloatSlice, FloatSliceMut, FloatType, Format, Matmul, PackedMatrix, PackedView,
-    QuantSpec, Transform, bf16, hadamard,
+    QuantSpec, QuantizeInput, Transform, bf16, hadamard,
 };
 use serde_json::{Value, json};
 
@@ -68,31 +73,49 @@ fn values(seed: u64, data: Data, rows: usize, k: usize) -> Vec<bf16> {
     x
 }
 
-/// Seconds of one call: the best of five batches of replays of a graph of calls 0, 1, .. `calls` - 1.
-fn time(
-    cuda: &Cuda,
-    small: bool,
+/// Calls recorded to be timed.
+struct Recorded {
+    graph: Graph,
     calls: usize,
-    mut call: impl FnMut(usize) -> Result<(), Error>,
-) -> Result<f64> {
-    let mut all = || (0..calls).try_for_each(&mut call);
-    all()?; // what a capture cannot do: growing buffers, loading kernels
-    let graph = cuda.capture(all)?;
-    let batch = |replays: usize| -> Result<f64> {
-        cuda.synchronize()?;
-        let start = Instant::now();
-        for _ in 0..replays {
-            graph.replay()?;
-        }
-        cuda.synchronize()?;
-        Ok(start.elapsed().as_secs_f64() / (calls * replays) as f64)
-    };
-    if small {
-        return batch(1);
+}
+
+/// Calls of a graph at least, so that launching it counts little.
+const GRAPH_CALLS: usize = 8;
+
+impl Recorded {
+    /// Records `call(0)`, .., `call(different - 1)` in turn.
+    fn new(
+        cuda: &Cuda,
+        small: bool,
+        different: usize,
+        mut call: impl FnMut(usize) -> Result<(), Error>,
+    ) -> Result<Self> {
+        let calls = if small { different } else { different.max(GRAPH_CALLS) };
+        let mut all = || (0..calls).try_for_each(|i| call(i % different));
+        all()?; // what a capture cannot do: growing buffers, loading kernels
+        Ok(Recorded { graph: cuda.capture(all)?, calls })
     }
-    let once = batch(3)? * calls as f64;
-    let replays = ((0.1 / once) as usize).clamp(5, 2000);
-    (0..5).map(|_| batch(replays)).try_fold(f64::INFINITY, |best, t| Ok(best.min(t?)))
+
+    /// Seconds of one call: the best of five batches of replays.
+    fn time(&self, cuda: &Cuda, small: bool) -> Result<f64> {
+        let batch = |replays: usize| -> Result<f64> {
+            cuda.synchronize()?;
+            let start = Instant::now();
+            for _ in 0..replays {
+                self.graph.replay()?;
+            }
+            cuda.synchronize()?;
+            Ok(start.elapsed().as_secs_f64() / replays as f64)
+        };
+        let calls = self.calls as f64;
+        if small {
+            return Ok(batch(1)? / calls);
+        }
+        let replays = ((0.1 / batch(3)?) as usize).clamp(5, 2000);
+        let mut batches = (0..5).map(|_| batch(replays));
+        let best = batches.try_fold(f64::INFINITY, |best, t| t.map(|t| best.min(t)))?;
+        Ok(best / calls)
+    }
 }
 
 struct Bench {
@@ -136,7 +159,8 @@ impl Bench {
         Ok(packed)
     }
 
-    /// One product: checked, then timed. `copies` of the weight are used in turn.
+    /// One product: checked, timed, checked again. `copies` of the weight are used in turn. With `packed`, each
+    /// call quantizes the activations, and begins with a weight that is not folded.
     fn matmul(
         &mut self,
         name: &str,
@@ -144,27 +168,37 @@ impl Bench {
         data: Data,
         [m, n, k]: [usize; 3],
         copies: usize,
+        packed: bool,
     ) -> Result<()> {
         if !self.wants(name) {
             return Ok(());
         }
-        let a = self.operand(&values(1, data, m, k), format, m, k)?;
+        let cuda = self.cuda.clone().with_folded_weights(!packed);
+        let x = values(1, data, m, k);
+        let mut a = self.operand(&x, format, m, k)?;
+        let x = if packed { Some(self.tensor(&x)?) } else { None };
         let weight = self.operand(&values(2, Data::Gaussian, n, k), format, n, k)?;
         let weight = self.exported(&weight)?;
-        let prepared = (0..copies)
-            .map(|_| self.cuda.prepare(weight.clone()))
-            .collect::<Result<Vec<_>, _>>()?;
-        let mut y = self.cuda.empty_tensor()?;
+        let prepared =
+            (0..copies).map(|_| cuda.prepare(weight.clone())).collect::<Result<Vec<_>, _>>()?;
+        let mut y = cuda.empty_tensor()?;
         let float = FloatType::Bf16;
-        let before = self.cuda.paths()?;
-        self.cuda.matmul_resident(&a, &prepared[0], 1.0, Sink::Resident(&mut y, float))?;
-        let paths = self.cuda.paths()?;
+        let before = cuda.paths()?;
+        cuda.matmul_resident(&a, &prepared[0], 1.0, Sink::Resident(&mut y, float))?;
+        let paths = cuda.paths()?;
         let checked = self.check(&a, weight.view(), &y, [m, n])?;
-        let seconds = time(&self.cuda, self.small, copies, |i| {
-            let b = &prepared[i];
-            self.cuda.matmul_resident(&a, b, 1.0, Sink::Resident(&mut y, float))?;
+        let expected = self.downloaded(&y, m * n)?;
+        let spec = QuantSpec::usual(format);
+        let recorded = Recorded::new(&cuda, self.small, copies, |i| {
+            if let Some(x) = &x {
+                cuda.quantize_resident(Source::Resident(x), [m, k], &spec, None, &mut a)?;
+            }
+            cuda.matmul_resident(&a, &prepared[i], 1.0, Sink::Resident(&mut y, float))?;
             Ok(())
         })?;
+        cuda.upload(FloatSlice::from(&vec![bf16::NAN; m * n][..]), &mut y)?;
+        let seconds = recorded.time(&cuda, self.small)?;
+        let replayed = same_bits(&self.downloaded(&y, m * n)?, &expected)?;
         let bytes = weight.codes().len() + weight.scales().len();
         self.print(
             name,
@@ -173,7 +207,8 @@ impl Bench {
                 "seconds": seconds,
                 "tops": 2.0 * m as f64 * n as f64 * k as f64 / seconds / 1e12,
                 "weight_bytes_per_second": bytes as f64 / seconds,
-                "checked": checked,
+                "weights": copies, "calls": recorded.calls,
+                "checked": checked, "replayed": replayed,
                 "paths": {
                     "narrow": paths.narrow - before.narrow,
                     "planes": paths.planes - before.planes,
@@ -184,6 +219,12 @@ impl Bench {
         Ok(())
     }
 
+    fn downloaded(&self, y: &CudaTensor, len: usize) -> Result<Vec<bf16>> {
+        let mut out = vec![bf16::ZERO; len];
+        self.cuda.download(y, FloatSliceMut::from(&mut out[..]))?;
+        Ok(out)
+    }
+
     /// Compares sampled outputs with the reference's, bit for bit: how many.
     fn check(
         &self,
@@ -192,8 +233,7 @@ impl Bench {
         y: &CudaTensor,
         [m, n]: [usize; 2],
     ) -> Result<usize> {
-        let mut out = vec![bf16::ZERO; m * n];
-        self.cuda.download(y, FloatSliceMut::from(&mut out[..]))?;
+        let out = self.downloaded(y, m * n)?;
         let a = self.exported(a)?;
         // A few columns at both ends and in the middle, of the first, a middle and the last row.
         let span = n.min(24);
@@ -231,20 +271,38 @@ impl Bench {
         if !self.wants(name) {
             return Ok(());
         }
-        let x = self.tensor(&values(3, Data::Gaussian, m, k))?;
+        let x = values(3, Data::Gaussian, m, k);
+        let mut tensor = self.tensor(&x)?;
         let mut h = vec![0f32; 32 * 32];
         hadamard(32, &mut h)?;
         let transform = Transform::shared(&h[..], 32)?;
-        let transform = self.cuda.load_transform(&transform, FloatType::Bf16)?;
+        let loaded = self.cuda.load_transform(&transform, FloatType::Bf16)?;
         let spec = QuantSpec::usual(format);
         let mut out = self.cuda.empty_operand()?;
         let cuda = self.cuda.clone().with_ladder(if fold { Ladder::Wgmma } else { Ladder::Mma });
-        let seconds = time(&cuda, self.small, 1, |_| {
-            let source = Source::Resident(&x);
-            cuda.quantize_resident(source, [m, k], &spec, Some(&transform), &mut out)?;
+        let recorded = Recorded::new(&cuda, self.small, 1, |_| {
+            let source = Source::Resident(&tensor);
+            cuda.quantize_resident(source, [m, k], &spec, Some(&loaded), &mut out)?;
             Ok(())
         })?;
         let packed = self.exported(&out)?;
+        let mut checked = 0;
+        for row in [0, m / 2, m - 1] {
+            let row_of_x = QuantizeInput::new(&x[row * k..][..k], 1, k, &spec)?;
+            let row_of_x = row_of_x.with_transform(Some(transform))?;
+            let mut expected = PackedMatrix::zeros(row_of_x.shape());
+            reference::quantize(&row_of_x, &mut expected.view_mut())?;
+            let got = packed.view().rows_range(row..row + 1)?;
+            ensure!(got == expected.view(), "row {row} is not quantized as by the reference");
+            checked += k;
+        }
+        // Other values into the same operand, so that what is found at the end is the replays'.
+        cuda.upload(FloatSlice::from(&vec![bf16::NAN; m * k][..]), &mut tensor)?;
+        recorded.graph.replay()?;
+        ensure!(self.exported(&out)? != packed, "a replay did not quantize the values at hand");
+        cuda.upload(FloatSlice::from(&x[..]), &mut tensor)?;
+        let seconds = recorded.time(&cuda, self.small)?;
+        ensure!(self.exported(&out)? == packed, "replays quantize to other bits than a call");
         let folded = match format {
             _ if !fold => 0,
             Format::MxFp4 => m * k,
@@ -255,7 +313,8 @@ impl Bench {
             name,
             json!({
                 "format": format!("{format:?}"), "m": m, "k": k, "seconds": seconds,
-                "bytes_per_second": bytes as f64 / seconds,
+                "bytes_per_second": bytes as f64 / seconds, "calls": recorded.calls,
+                "checked": checked, "replayed": m * k,
             }),
         );
         Ok(())
@@ -280,6 +339,17 @@ impl Bench {
         self.print("copy", json!({ "bytes_per_second": 2.0 * len as f64 / best }));
         Ok(())
     }
+}
+
+/// How many values are compared.
+fn same_bits(got: &[bf16], expected: &[bf16]) -> Result<usize> {
+    ensure!(got.len() == expected.len(), "{} outputs, expected {}", got.len(), expected.len());
+    let differs = |(got, expected): (&bf16, &bf16)| got.to_bits() != expected.to_bits();
+    if let Some(at) = got.iter().zip(expected).position(differs) {
+        let (got, expected) = (got[at].to_bits(), expected[at].to_bits());
+        bail!("output {at} of a replay is {got:#06x}, that of a call {expected:#06x}");
+    }
+    Ok(got.len())
 }
 
 fn main() -> Result<()> {
@@ -308,20 +378,19 @@ fn main() -> Result<()> {
     let (big, tall) = if small { (256, 384) } else { (8192, 8192) };
     let square = [big, big, big];
     bench.copy(device)?;
-    bench.matmul("mxfp4 prefill gaussian", Format::MxFp4, Data::Gaussian, square, 1)?;
-    bench.matmul("mxfp4 prefill outliers", Format::MxFp4, Data::Outliers, square, 1)?;
-    bench.matmul("nvfp4 prefill gaussian", Format::NvFp4, Data::Gaussian, square, 1)?;
-    bench.matmul("nvfp4 prefill outliers", Format::NvFp4, Data::Outliers, square, 1)?;
+    for (name, format) in [("mxfp4", Format::MxFp4), ("nvfp4", Format::NvFp4)] {
+        for (kind, data) in [("gaussian", Data::Gaussian), ("outliers", Data::Outliers)] {
+            let name = format!("{name} prefill {kind}");
+            bench.matmul(&name, format, data, square, 1, false)?;
+        }
+        let name = format!("{name} prefill packed");
+        bench.matmul(&name, format, Data::Gaussian, square, 1, true)?;
+    }
     for format in [Format::MxFp4, Format::NvFp4] {
         for m in [1, 4, 16] {
             let name = format!("{} decode m{m}", format!("{format:?}").to_lowercase());
-            bench.matmul(
-                &name,
-                format,
-                Data::Gaussian,
-                [m, tall, big],
-                if small { 2 } else { 8 },
-            )?;
+            let copies = if small { 2 } else { 8 };
+            bench.matmul(&name, format, Data::Gaussian, [m, tall, big], copies, false)?;
         }
         let name = format!("{} transform quantize", format!("{format:?}").to_lowercase());
         bench.quantize(&name, format, [big, big], false)?;
