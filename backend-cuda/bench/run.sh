@@ -108,7 +108,7 @@ if [[ -z $emulated ]] && ! ((dry)) && [[ $(nvidia-smi --query-gpu=compute_cap --
 fi
 stage tests-lib 60 "$programs/tests_lib" --test-threads 1 "${hopper[@]}"
 for kernel in auto decode wgmma; do
-    stage "conformance-quick-$kernel" 120 "$programs/conform" quick "$kernel"
+    stage "conformance-quick-$kernel" 150 "$programs/conform" quick "$kernel"
 done
 if ! ((dry)) && [[ -n $emulated ]]; then
     skip sanitizer "compute-sanitizer needs a device"
