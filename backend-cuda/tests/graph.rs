@@ -253,19 +253,17 @@ fn products_of_one_thread_are_whole_while_another_captures_and_replays() {
     let weight = cuda.prepare(b.view()).unwrap();
     let mut theirs = vec![0f32; 3 * N];
     reference::matmul(a.view(), b.view(), 1.0, (&mut theirs[..]).into()).unwrap();
-    let done = std::sync::atomic::AtomicBool::new(false);
     let (mut ran, mut refused) = (0, 0);
     std::thread::scope(|scope| {
-        scope.spawn(|| {
+        let captures = scope.spawn(|| {
             for round in 0..40 {
                 let graph = cuda.capture(|| layer.forward()).unwrap();
                 // Where the other thread is in a product this waits for it.
                 graph.replay().unwrap();
                 same_bits(&layer.result(), &expected, &format!("round {round}"));
             }
-            done.store(true, std::sync::atomic::Ordering::SeqCst);
         });
-        while !done.load(std::sync::atomic::Ordering::SeqCst) || ran == 0 {
+        while !captures.is_finished() || ran == 0 {
             let mut y = vec![7f32; 3 * N];
             match cuda.matmul(a.view(), &weight, 1.0, (&mut y[..]).into()) {
                 Ok(_) => {
