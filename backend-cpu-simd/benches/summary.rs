@@ -475,9 +475,24 @@ fn quantize_row(backend: &CpuSimd, machine: &Machine, format: Format) -> Row {
     let input = QuantizeInput::new(&x[..], m, k, &spec).expect("a whole matrix");
     let mut run = || backend.quantize(&input, &mut packed.view_mut()).expect("quantizes");
     let seconds = machine.pool.install(|| fastest(machine.clock, machine.budget, &mut run));
+    let mut expected = PackedMatrix::zeros(packed.shape());
+    fp4_core::reference::quantize(&input, &mut expected.view_mut()).expect("quantizes");
+    assert!(packed == expected, "a wrong answer");
+    conversion_row("quantize", backend, machine, format, [m, k], seconds)
+}
+
+/// A row of a conversion between f32 and FP4: bytes of the f32 side, beside a read of as many.
+fn conversion_row(
+    op: &'static str,
+    backend: &CpuSimd,
+    machine: &Machine,
+    format: Format,
+    [m, k]: [usize; 2],
+    seconds: f64,
+) -> Row {
     let value = (4 * m * k) as f64 / seconds / 1e9;
     Row {
-        op: "quantize",
+        op,
         format: format.to_string(),
         isa: backend.isa().name(),
         threads: machine.threads,
@@ -508,24 +523,7 @@ fn dequantize_row(backend: &CpuSimd, machine: &Machine, format: Format) -> Row {
     fp4_core::reference::dequantize(packed.view(), 0.1, (&mut expected[..]).into())
         .expect("dequantizes");
     assert!(y.iter().zip(&expected).all(|(y, e)| y.to_bits() == e.to_bits()), "a wrong answer");
-    let value = (4 * m * k) as f64 / seconds / 1e9;
-    Row {
-        op: "dequantize",
-        format: format.to_string(),
-        isa: backend.isa().name(),
-        threads: machine.threads,
-        m,
-        n: 0,
-        k,
-        data_a: Data::Gaussian.name(),
-        data_w: "-",
-        weights: "-",
-        value,
-        unit: "GB/s",
-        roofline: machine.hot_read,
-        fraction: value / machine.hot_read,
-        peers: Default::default(),
-    }
+    conversion_row("dequantize", backend, machine, format, [m, k], seconds)
 }
 
 /// This row's speed over that of other libraries at the same product, weights hot.
