@@ -95,6 +95,7 @@ mod wasm;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 
+use std::fmt;
 use std::marker::PhantomData;
 use std::ops::Range;
 use std::sync::Arc;
@@ -136,16 +137,23 @@ pub struct CpuSimd {
 /// off the fast path, the packed scale bytes. Portable: codes as bytes, 1.9 times the packed size.
 ///
 /// `B` is what it was prepared from; nothing of that type is held.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct CpuWeight<B> {
     weight: Weight,
     from: PhantomData<fn() -> B>,
 }
 
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 enum Weight {
     Tiled(tiles::Panels),
     Portable(portable::Panels),
+}
+
+/// Shape and format.
+impl<B: Packed> fmt::Debug for CpuWeight<B> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("CpuWeight").field("shape", &self.shape()).finish_non_exhaustive()
+    }
 }
 
 impl<B: Packed> PreparedWeight for CpuWeight<B> {

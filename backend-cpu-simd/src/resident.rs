@@ -5,6 +5,8 @@
 //! Tensors are host values. These buffers are reused, so a steady state of
 //! decoding allocates nothing; a product of many rows by pairs of panels makes one buffer of pairs a task.
 
+use std::fmt;
+
 use fp4_core::{
     Buffer, Error, FloatSlice, FloatSliceMut, FloatType, Format, Packed, PackedMatrix, PackedMut,
     PackedShape, PackedView, Paths, QuantSpec, QuantizeInput, Transform,
@@ -18,14 +20,21 @@ use crate::portable::Columns;
 use crate::{CpuSimd, CpuWeight, Matmul, tiles};
 
 /// Dense values on the host.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct CpuTensor(Values);
 
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 enum Values {
     F32(Vec<f32>),
     F16(Vec<f16>),
     Bf16(Vec<bf16>),
+}
+
+/// Type and length.
+impl fmt::Debug for CpuTensor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("CpuTensor").field(&self.values()).finish()
+    }
 }
 
 impl CpuTensor {
@@ -80,10 +89,16 @@ fn copy(from: FloatSlice<'_>, to: FloatSliceMut<'_>) -> Result<(), Error> {
 }
 
 /// A quantized activation in the form that the kernels read.
-#[derive(Debug)]
 pub struct CpuOperand {
     packed: PackedMatrix,
     tiles: tiles::Tiles,
+}
+
+/// Shape and format.
+impl fmt::Debug for CpuOperand {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("CpuOperand").field(&self.packed).finish()
+    }
 }
 
 impl CpuOperand {
@@ -94,8 +109,15 @@ impl CpuOperand {
 }
 
 /// A transform, transposed and rounded to the type of the activations.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct CpuTransform(Columns);
+
+/// Shape and type.
+impl fmt::Debug for CpuTransform {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("CpuTransform").field(&self.0.shape()).finish()
+    }
+}
 
 impl CpuSimd {
     /// Brings the packed form of an operand into the kernels' form.
@@ -126,6 +148,10 @@ impl Resident for CpuSimd {
             packed: PackedMatrix::zeros(PackedShape::of(Format::MxFp4, 0, 0)?),
             tiles: tiles::Tiles::default(),
         })
+    }
+
+    fn operand_bytes(&self, operand: &CpuOperand) -> usize {
+        operand.packed.allocated_bytes() + operand.tiles.allocated_bytes()
     }
 
     fn upload(&self, x: FloatSlice<'_>, to: &mut CpuTensor) -> Result<(), Error> {

@@ -41,7 +41,8 @@ impl Buffer {
         self.0.as_mut()?.slice.as_mut()
     }
 
-    fn len(&self) -> usize {
+    /// Bytes of device memory held.
+    pub(crate) fn len(&self) -> usize {
         self.slice().map_or(0, CudaSlice::len)
     }
 

@@ -139,6 +139,12 @@ impl CudaOperand {
         self.shape
     }
 
+    /// Bytes of device memory held.
+    pub(crate) fn allocated_bytes(&self) -> usize {
+        let own = [&self.codes, &self.scales, &self.meta, &self.input, &self.staging];
+        own.iter().map(|buffer| buffer.len()).sum::<usize>() + self.folded.allocated_bytes()
+    }
+
     /// Bytes of a row of codes and of a row of scales, padding included.
     pub(crate) fn row_bytes(&self) -> [usize; 2] {
         [self.k_pad / 2, self.k_pad / self.shape.group().get()]

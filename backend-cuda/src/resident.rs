@@ -30,6 +30,10 @@ impl Resident for Cuda {
         CudaOperand::new(&self.gpu)
     }
 
+    fn operand_bytes(&self, operand: &CudaOperand) -> usize {
+        operand.allocated_bytes()
+    }
+
     fn upload(&self, x: FloatSlice<'_>, to: &mut CudaTensor) -> Result<(), Error> {
         self.own(&to.gpu)?;
         let _operation = self.gpu.enter()?;

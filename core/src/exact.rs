@@ -19,6 +19,8 @@
 //!
 //! The idea is Kulisch's long accumulator ("Computer Arithmetic and Validity", 2008).
 
+use core::fmt;
+
 use crate::environment::check_environment;
 use crate::error::{Buffer, Error};
 use crate::float::{Float, FloatSliceMut, NAN_F32};
@@ -273,7 +275,6 @@ pub fn finish_one<T: Float>(s32: f32, alpha: f32) -> T {
 }
 
 /// Partial sums of an (M, N) product, row-major, to add into.
-#[derive(Debug)]
 pub enum PartialsMut<'a> {
     /// 64-bit sums: NVFP4 only.
     Fixed(&'a mut [FixedSum]),
@@ -282,12 +283,32 @@ pub enum PartialsMut<'a> {
 }
 
 /// Partial sums of an (M, N) product, row-major.
-#[derive(Debug, Clone, Copy)]
+#[derive(Clone, Copy)]
 pub enum Partials<'a> {
     /// 64-bit sums.
     Fixed(&'a [FixedSum]),
     /// Exact sums.
     Exact(&'a [ExactSum]),
+}
+
+/// Kind and number.
+impl fmt::Debug for PartialsMut<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            PartialsMut::Fixed(s) => write!(f, "Fixed[{}]", s.len()),
+            PartialsMut::Exact(s) => write!(f, "Exact[{}]", s.len()),
+        }
+    }
+}
+
+/// Kind and number.
+impl fmt::Debug for Partials<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Partials::Fixed(s) => write!(f, "Fixed[{}]", s.len()),
+            Partials::Exact(s) => write!(f, "Exact[{}]", s.len()),
+        }
+    }
 }
 
 impl PartialsMut<'_> {

@@ -3,6 +3,8 @@
 //! Widening to f32 is exact. Narrowing is one rounding to nearest even with subnormals kept, and
 //! every NaN becomes the canonical one (C9), whatever its payload was.
 
+use core::fmt;
+
 use half::{bf16, f16};
 
 use crate::error::{Buffer, Error};
@@ -109,7 +111,7 @@ impl Float for bf16 {
 }
 
 /// Borrowed dense values of one of the three types.
-#[derive(Debug, Clone, Copy)]
+#[derive(Clone, Copy)]
 pub enum FloatSlice<'a> {
     /// f32 values.
     F32(&'a [f32]),
@@ -120,7 +122,6 @@ pub enum FloatSlice<'a> {
 }
 
 /// Borrowed dense values of one of the three types, to write to.
-#[derive(Debug)]
 pub enum FloatSliceMut<'a> {
     /// f32 values.
     F32(&'a mut [f32]),
@@ -141,6 +142,20 @@ macro_rules! with_floats {
             $crate::$enum::Bf16($v) => $body,
         }
     };
+}
+
+/// Type and length: there may be millions of values.
+impl fmt::Debug for FloatSlice<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}[{}]", self.float_type(), self.len())
+    }
+}
+
+/// Type and length.
+impl fmt::Debug for FloatSliceMut<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(&self.as_ref(), f)
+    }
 }
 
 impl FloatSlice<'_> {

@@ -11,6 +11,8 @@
 //!
 //! Worked example: the codes 1, 2, 3, 4 along K are the bytes 0x21, 0x43.
 
+use core::fmt;
+
 use crate::e2m1::E2m1;
 use crate::error::{Buffer, Dim, Error};
 use crate::format::{Format, GroupSize, ScaleType};
@@ -169,11 +171,18 @@ impl PackedShape {
 }
 
 /// A borrowed packed matrix.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy, PartialEq, Eq)]
 pub struct PackedView<'a> {
     shape: PackedShape,
     codes: &'a [u8],
     scales: &'a [u8],
+}
+
+/// Shape and format: a weight has millions of codes.
+impl fmt::Debug for PackedView<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PackedView").field("shape", &self.shape).finish_non_exhaustive()
+    }
 }
 
 impl<'a> PackedView<'a> {
@@ -255,11 +264,17 @@ impl<'a> PackedView<'a> {
 }
 
 /// A packed matrix borrowed to be written.
-#[derive(Debug)]
 pub struct PackedMut<'a> {
     shape: PackedShape,
     codes: &'a mut [u8],
     scales: &'a mut [u8],
+}
+
+/// Shape and format.
+impl fmt::Debug for PackedMut<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PackedMut").field("shape", &self.shape).finish_non_exhaustive()
+    }
 }
 
 impl<'a> PackedMut<'a> {
@@ -430,11 +445,18 @@ mod owned {
     use super::*;
 
     /// An owned packed matrix.
-    #[derive(Debug, Clone, PartialEq, Eq)]
+    #[derive(Clone, PartialEq, Eq)]
     pub struct PackedMatrix {
         shape: PackedShape,
         codes: Vec<u8>,
         scales: Vec<u8>,
+    }
+
+    /// Shape and format.
+    impl fmt::Debug for PackedMatrix {
+        fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.debug_struct("PackedMatrix").field("shape", &self.shape).finish_non_exhaustive()
+        }
     }
 
     impl PackedMatrix {
@@ -487,6 +509,11 @@ mod owned {
             self.codes.resize(shape.codes_len(), 0);
             self.scales.resize(shape.scales_len(), 0);
             self.shape = shape;
+        }
+
+        /// Bytes of memory held, also those that the present shape does not use.
+        pub fn allocated_bytes(&self) -> usize {
+            self.codes.capacity() + self.scales.capacity()
         }
 
         /// A copy with K padded to a multiple of 128 (C8).

@@ -123,6 +123,20 @@ pub enum Error {
         /// Names that would do.
         available: String,
     },
+    /// Quantized activations of other settings than the layer's.
+    #[error(
+        "these activations were quantized with another scale setting or transform than this layer's; \
+         quantize them with this layer, or with one that has the same settings"
+    )]
+    ActivationSettings,
+    /// An error of a layer that has a name.
+    #[error("layer `{name}`: {error}")]
+    Layer {
+        /// The layer's name.
+        name: String,
+        /// What went wrong.
+        error: Box<Error>,
+    },
     /// Tensors were asked of a layer that lives on the host.
     #[error(
         "this layer lives on the host, which has no tensors of its own; move it with `set_device`, \

@@ -39,20 +39,19 @@
 #![forbid(unsafe_code)]
 
 pub mod atomic;
-mod counters;
 mod error;
-mod forward;
 mod layer;
-pub mod routing;
-pub mod state;
+mod run;
 mod values;
 
-pub use counters::Counters;
 pub use error::Error;
-pub use forward::DeviceTensor;
+pub use layer::state::{self, LoadOptions};
 pub use layer::{DenseOptions, Parts, QuantLinear, StoredTransform, transformed_amax};
-pub use routing::{Backends, Choice, Explanation, Verdict};
-pub use state::LoadOptions;
+pub use run::activation::Activation;
+pub use run::counters::Counters;
+pub use run::device::DeviceTensor;
+pub use run::routing::{self, Backends, Choice, Explanation, Verdict};
+pub use run::runtime::Runtime;
 pub use values::FloatVec;
 
 /// The example of the repository's README, compiled and run.

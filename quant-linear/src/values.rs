@@ -1,10 +1,12 @@
 //! Owned dense values of one of the three float types.
 
+use std::fmt;
+
 use fp4_core::{Float, FloatSlice, FloatSliceMut, FloatType, with_floats};
 use half::{bf16, f16};
 
 /// Dense values that own their buffer: a stored transform, or an output.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Clone, PartialEq)]
 pub enum FloatVec {
     /// f32 values.
     F32(Vec<f32>),
@@ -12,6 +14,13 @@ pub enum FloatVec {
     F16(Vec<f16>),
     /// bf16 values.
     Bf16(Vec<bf16>),
+}
+
+/// Type and length.
+impl fmt::Debug for FloatVec {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(&self.as_slice(), f)
+    }
 }
 
 impl FloatVec {

@@ -10,7 +10,9 @@ use fp4_core::{
     ScaleType, reference,
 };
 use half::{bf16, f16};
-use quant_linear::{Backends, DenseOptions, Error, FloatVec, Parts, QuantLinear, StoredTransform};
+use quant_linear::{
+    Backends, DenseOptions, Error, FloatVec, Parts, QuantLinear, Runtime, StoredTransform,
+};
 
 const OUT: usize = 6;
 const IN: usize = 96;
@@ -98,9 +100,99 @@ fn wrong_inputs_are_errors() {
     assert!(layer.forward::<f32>(&[], &[usize::MAX, 2, 0, IN]).unwrap().is_empty());
     let error = layer.forward(&x, &[3, IN]).unwrap_err();
     assert!(matches!(error, Error::InputLen { expected: 288, got: 192, .. }), "{error}");
-    let mut out = vec![f16::ZERO; 2 * OUT];
-    let error = layer.forward_into(f32::wrap(&x), 2, f16::wrap_mut(&mut out)).unwrap_err();
-    assert!(matches!(error, Error::Core(fp4_core::Error::Float { .. })), "{error}");
+    let mut out = vec![0f32; 2 * OUT - 1];
+    let error = layer.forward_into(f32::wrap(&x), 2, f32::wrap_mut(&mut out)).unwrap_err();
+    assert!(matches!(error, Error::Core(fp4_core::Error::Len { .. })), "{error}");
+}
+
+#[test]
+fn the_output_may_have_another_type_than_the_input() {
+    for format in Format::ALL {
+        let mut layer = layer(format, Some(16));
+        let x = values(3, 2 * IN);
+        for backends in [Backends::available(), Backends::reference()] {
+            layer.set_backends(backends);
+            let y = layer.forward(&x, &[2, IN]).unwrap();
+            let mut narrow = vec![bf16::ZERO; 2 * OUT];
+            layer.forward_into(f32::wrap(&x), 2, bf16::wrap_mut(&mut narrow)).unwrap();
+            // s32 * alpha in f32, then one rounding (C6): the f32 output rounded once.
+            let rounded: Vec<_> = y.iter().map(|&v| bf16::from_f32(v)).collect();
+            assert_eq!(narrow, rounded, "{format}");
+        }
+    }
+}
+
+#[test]
+fn an_activation_is_quantized_once_for_layers_of_the_same_settings() {
+    for format in Format::ALL {
+        let q = layer(format, Some(16));
+        let weight = values(11, 3 * IN);
+        let k = QuantLinear::from_dense(&weight[..], 3, IN, &options(format, Some(16))).unwrap();
+        let x = values(3, 4 * IN);
+        for backends in [Backends::available(), Backends::reference()] {
+            let runtime = Runtime::new(backends);
+            let (mut q, mut k) = (q.clone(), k.clone());
+            (q.set_runtime(&runtime), k.set_runtime(&runtime));
+            let activation = q.quantize(f32::wrap(&x), 4).unwrap();
+            for layer in [&q, &k] {
+                let mut y = vec![0f32; 4 * layer.out_features()];
+                layer.forward_quantized_into(&activation, f32::wrap_mut(&mut y)).unwrap();
+                assert_eq!(y, layer.forward(&x, &[4, IN]).unwrap(), "{format}");
+            }
+            // Another backend reads what the first one quantized.
+            k.set_backends(Backends::reference());
+            let mut y = vec![0f32; 4 * 3];
+            k.forward_quantized_into(&activation, f32::wrap_mut(&mut y)).unwrap();
+            assert_eq!(y, k.forward(&x, &[4, IN]).unwrap(), "{format}");
+            // Other settings are refused.
+            let mut y = vec![0f32; 4 * OUT];
+            let plain = layer(format, None);
+            let error = plain.forward_quantized_into(&activation, f32::wrap_mut(&mut y));
+            assert!(matches!(error.unwrap_err(), Error::ActivationSettings));
+        }
+    }
+}
+
+#[test]
+fn debug_shows_shapes_and_settings_only() {
+    let weight = values(1, 192 * 576);
+    for transform in [None, Some(64)] {
+        let options = options(Format::NvFp4, transform);
+        let mut layer = QuantLinear::from_dense(&weight[..], 192, 576, &options).unwrap();
+        layer.set_name("decoder.0");
+        layer.forward(&values(2, 576), &[576]).unwrap();
+        let parts = Parts {
+            weight: layer.weight().unwrap().clone(),
+            transform: layer.transform().cloned(),
+            weight_global_scale: 1.0,
+            activation_global_scale: None,
+            activation_scale_scale: None,
+        };
+        for shown in [
+            format!("{layer:?}"),
+            format!("{:?}", layer.weight().unwrap()),
+            format!("{:?}", layer.weight().unwrap().view()),
+            format!("{:?}", layer.transform()),
+            format!("{:?}", layer.state_dict("x").unwrap()),
+            format!("{parts:?}"),
+            format!("{options:?}"),
+            format!("{:?}", layer.quantize(f32::wrap(&weight), 192).unwrap()),
+        ] {
+            assert!(shown.len() < 1000, "{} characters: {}", shown.len(), &shown[..200]);
+        }
+        let shown = format!("{layer:?}");
+        assert!(shown.contains("decoder.0") && shown.contains("192"), "{shown}");
+    }
+}
+
+#[test]
+fn an_error_names_the_layer() {
+    let mut layer = layer(Format::MxFp4, None);
+    let plain = layer.forward(&[0f32; 3], &[1, IN]).unwrap_err().to_string();
+    layer.set_name("model.layers.3.mlp.up_proj");
+    let named = layer.forward(&[0f32; 3], &[1, IN]).unwrap_err().to_string();
+    assert_eq!(named, format!("layer `model.layers.3.mlp.up_proj`: {plain}"));
+    assert_eq!(layer.clone().name(), Some("model.layers.3.mlp.up_proj"));
 }
 
 #[test]

@@ -410,6 +410,16 @@ pub(crate) struct TilePlane {
 }
 
 impl TilePlane {
+    /// Bytes of memory held beside the struct itself.
+    fn allocated_bytes(&self) -> usize {
+        bytes_of(&self.codes)
+            + bytes_of(&self.sums)
+            + bytes_of(&self.totals)
+            + bytes_of(&self.scales)
+            + bytes_of(&self.shift)
+            + bytes_of(&self.slots)
+    }
+
     /// Fold form: adds the sums of a slot to `sums`, one for each row.
     pub(crate) fn add_sums(&self, slot: usize, sums: &mut [i32]) {
         let rows = sums.len();
@@ -446,6 +456,11 @@ pub(crate) struct TileView<'a> {
     pub(crate) scales: &'a [[i16; 4]],
 }
 
+/// Bytes of memory that a vector holds, used or not.
+fn bytes_of<T>(values: &Vec<T>) -> usize {
+    values.capacity() * size_of::<T>()
+}
+
 impl Tile {
     fn empty() -> Self {
         Tile {
@@ -459,6 +474,17 @@ impl Tile {
             count: 0,
             rows: Vec::new(),
         }
+    }
+
+    /// Bytes of memory held beside the struct itself.
+    fn allocated_bytes(&self) -> usize {
+        bytes_of(&self.meta)
+            + bytes_of(&self.complete)
+            + bytes_of(&self.codes)
+            + bytes_of(&self.init)
+            + bytes_of(&self.rows)
+            + bytes_of(&self.planes)
+            + self.planes.iter().map(TilePlane::allocated_bytes).sum::<usize>()
     }
 
     /// The tile's planes.
@@ -621,6 +647,11 @@ impl Tiles {
         };
         let worth = threads.tasks(a.shape().codes_len(), TASK_BYTES) > 1;
         threads.run_mut(&mut self.tiles[..count], worth, fill)
+    }
+
+    /// Bytes of memory held.
+    pub(crate) fn allocated_bytes(&self) -> usize {
+        self.tiles.iter().map(|tile| size_of::<Tile>() + tile.allocated_bytes()).sum()
     }
 
     /// True if the tiles are of a matrix of this shape, for kernels of this instruction set.

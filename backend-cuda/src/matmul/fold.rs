@@ -57,6 +57,11 @@ enum Extra {
 }
 
 impl Folded {
+    /// Bytes of device memory held.
+    pub(crate) fn allocated_bytes(&self) -> usize {
+        self.blocks.len() + self.counters.len() + self.bases.len()
+    }
+
     /// Whether this is the folded form of the operand that it lies beside.
     pub(crate) fn ready(&self) -> bool {
         self.ready

@@ -15,7 +15,7 @@
 //! Changing the environment takes `unsafe`: [`Suite::environment`](super::Suite::environment) is given
 //! a function that does it.
 
-use fp4_core::backend::erased::{Backend, LinearCall};
+use fp4_core::backend::erased::Backend;
 use fp4_core::backend::{Sink, Source};
 use fp4_core::{
     Error, ExactSum, FpEnvironment, MatmulQuery, PackedMatrix, Partials, PartialsMut, QuantSpec,
@@ -172,10 +172,11 @@ fn of_backend(backend: &Backend, case: &EnvironmentCase, caller: Caller<'_>) -> 
             let mut scratch = resident.scratch_dyn()?;
             caller(&mut || {
                 let scratch = &mut *scratch;
-                let call =
-                    LinearCall { rows: m, spec: &spec, transform: None, scratch, alpha: 1.0 };
-                let (from, to) = (Source::Host((&x[..]).into()), Sink::Host((&mut y[..]).into()));
-                vec![reply("forward", linear.forward(from, call, to))]
+                let from = Source::Host((&x[..]).into());
+                let quantized = resident.quantize_dyn(from, [m, k], &spec, None, scratch);
+                let out = Sink::Host((&mut y[..]).into());
+                let multiplied = linear.matmul_dyn(scratch, 1.0, out);
+                vec![reply("quantize_dyn", quantized), reply("matmul_dyn", multiplied)]
             });
         }
         Call::Matmul | Call::Partial | Call::Core => {

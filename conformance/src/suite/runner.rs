@@ -1,6 +1,6 @@
 //! Runs cases: the oracle once for each, every backend and pair against it.
 
-use fp4_core::backend::erased::{Backend, DynMatmul, LinearCall};
+use fp4_core::backend::erased::{Backend, DynMatmul};
 use fp4_core::backend::{Sink, Source};
 use fp4_core::{
     ExactSum, FixedSum, Format, MatmulQuery, PackedMatrix, PackedShape, PackedView, Partials,
@@ -472,7 +472,7 @@ impl<'a> Pair<'a> {
         let Some(resident) = backend.as_resident() else {
             return Err(fp4_core::Unsupported::Other("no resident operands").into());
         };
-        let PairCase { output, shape: [m, n, _], .. } = *self.request;
+        let PairCase { output, shape: [m, n, k], .. } = *self.request;
         let (side, data) = &self.sides[0];
         let input = input(side, data)?;
         let linear = resident.clone().prepare_linear(b.clone().into())?;
@@ -489,14 +489,9 @@ impl<'a> Pair<'a> {
             (Source::Resident(&*uploaded), Sink::Resident(&mut *tensor, output)),
         ];
         for (source, sink) in sources {
-            let call = LinearCall {
-                rows: m,
-                spec: input.spec(),
-                transform: transform.as_deref(),
-                scratch: &mut *scratch,
-                alpha: self.alpha,
-            };
-            linear.forward(source, call, sink)?;
+            let (spec, transform) = (input.spec(), transform.as_deref());
+            resident.quantize_dyn(source, [m, k], spec, transform, &mut *scratch)?;
+            linear.matmul_dyn(&*scratch, self.alpha, sink)?;
         }
         let mut device = garbage(output, m * n);
         resident.download_dyn(&*tensor, device.as_mut_slice())?;

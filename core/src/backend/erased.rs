@@ -112,61 +112,45 @@ pub trait DynResident: DynMatmul {
         x: FloatType,
     ) -> Result<Box<Opaque>, Error>;
 
-    /// Quantizes (rows, k) values, in `shape`, and hands the packed form to the host: the first
-    /// half of a mixed pair.
+    /// As [`Resident::quantize_resident`], into scratch made by this backend.
     ///
     /// # Errors
-    /// As [`Resident::quantize_resident`] and [`Resident::export`].
-    fn quantize_packed(
+    /// As [`Resident::quantize_resident`].
+    fn quantize_dyn(
         &self,
         x: Source<'_, Opaque>,
         shape: [usize; 2],
         spec: &QuantSpec,
         transform: Option<&Opaque>,
-        scratch: &mut Opaque,
-        out: &mut PackedMut<'_>,
+        out: &mut Opaque,
     ) -> Result<(), Error>;
+
+    /// As [`Resident::export`]: hands a quantized activation to the host.
+    ///
+    /// # Errors
+    /// As [`Resident::export`].
+    fn export_dyn(&self, from: &Opaque, out: &mut PackedMut<'_>) -> Result<(), Error>;
+
+    /// As [`Resident::import`]: takes a quantized activation from the host.
+    ///
+    /// # Errors
+    /// As [`Resident::import`].
+    fn import_dyn(&self, from: PackedView<'_>, to: &mut Opaque) -> Result<(), Error>;
+
+    /// As [`Resident::operand_bytes`]; 0 for a value that this backend did not make.
+    fn scratch_bytes_dyn(&self, scratch: &Opaque) -> usize;
 }
 
-/// One forward of a [`DynLinear`]: everything but where the values come from and go to.
-pub struct LinearCall<'a> {
-    /// Rows of the activations.
-    pub rows: usize,
-    /// Settings of the activations' quantization.
-    pub spec: &'a QuantSpec,
-    /// The transform, loaded by the same backend for the activations' type.
-    pub transform: Option<&'a Opaque>,
-    /// Scratch made by the same backend.
-    pub scratch: &'a mut Opaque,
-    /// The output multiplier.
-    pub alpha: f32,
-}
-
-/// A prepared weight of a [`Resident`] backend: quantizes activations and multiplies them without
-/// leaving the backend.
+/// A prepared weight of a [`Resident`] backend: multiplies activations that the backend keeps in its
+/// own form.
 pub trait DynLinear: DynWeight {
-    /// Quantizes the activations `x` and multiplies them by the weight.
+    /// As [`Resident::matmul_resident`], for an operand that
+    /// [`quantize_dyn`](DynResident::quantize_dyn) or [`import_dyn`](DynResident::import_dyn) of
+    /// the same backend filled.
     ///
     /// # Errors
-    /// As [`Resident::quantize_resident`] and [`Resident::matmul_resident`].
-    fn forward(
-        &self,
-        x: Source<'_, Opaque>,
-        call: LinearCall<'_>,
-        out: Sink<'_, Opaque>,
-    ) -> Result<Paths, Error>;
-
-    /// Multiplies host-packed activations: the second half of a mixed pair.
-    ///
-    /// # Errors
-    /// As [`Resident::import`] and [`Resident::matmul_resident`].
-    fn matmul_packed(
-        &self,
-        a: PackedView<'_>,
-        scratch: &mut Opaque,
-        alpha: f32,
-        out: Sink<'_, Opaque>,
-    ) -> Result<Paths, Error>;
+    /// As [`Resident::matmul_resident`].
+    fn matmul_dyn(&self, a: &Opaque, alpha: f32, out: Sink<'_, Opaque>) -> Result<Paths, Error>;
 }
 
 /// A prepared weight and its backend, as one object.
@@ -258,19 +242,28 @@ where
         Ok(Box::new(self.load_transform(transform, x)?))
     }
 
-    fn quantize_packed(
+    fn quantize_dyn(
         &self,
         x: Source<'_, Opaque>,
         shape: [usize; 2],
         spec: &QuantSpec,
         transform: Option<&Opaque>,
-        scratch: &mut Opaque,
-        out: &mut PackedMut<'_>,
+        out: &mut Opaque,
     ) -> Result<(), Error> {
-        let operand = own_mut(scratch)?;
         let transform = transform.map(own).transpose()?;
-        self.quantize_resident(own_source(x)?, shape, spec, transform, operand)?;
-        self.export(operand, out)
+        self.quantize_resident(own_source(x)?, shape, spec, transform, own_mut(out)?)
+    }
+
+    fn export_dyn(&self, from: &Opaque, out: &mut PackedMut<'_>) -> Result<(), Error> {
+        self.export(own(from)?, out)
+    }
+
+    fn import_dyn(&self, from: PackedView<'_>, to: &mut Opaque) -> Result<(), Error> {
+        self.import(from, own_mut(to)?)
+    }
+
+    fn scratch_bytes_dyn(&self, scratch: &Opaque) -> usize {
+        own(scratch).map_or(0, |operand| self.operand_bytes(operand))
     }
 }
 
@@ -279,29 +272,8 @@ where
     T: Resident + Send + Sync,
     T::Prepared<Arc<PackedMatrix>>: Send + Sync,
 {
-    fn forward(
-        &self,
-        x: Source<'_, Opaque>,
-        call: LinearCall<'_>,
-        out: Sink<'_, Opaque>,
-    ) -> Result<Paths, Error> {
-        let transform = call.transform.map(own).transpose()?;
-        let operand = own_mut(call.scratch)?;
-        let shape = [call.rows, self.weight.shape().k()];
-        self.backend.quantize_resident(own_source(x)?, shape, call.spec, transform, operand)?;
-        self.backend.matmul_resident(operand, &self.weight, call.alpha, own_sink(out)?)
-    }
-
-    fn matmul_packed(
-        &self,
-        a: PackedView<'_>,
-        scratch: &mut Opaque,
-        alpha: f32,
-        out: Sink<'_, Opaque>,
-    ) -> Result<Paths, Error> {
-        let operand = own_mut(scratch)?;
-        self.backend.import(a, operand)?;
-        self.backend.matmul_resident(operand, &self.weight, alpha, own_sink(out)?)
+    fn matmul_dyn(&self, a: &Opaque, alpha: f32, out: Sink<'_, Opaque>) -> Result<Paths, Error> {
+        self.backend.matmul_resident(own(a)?, &self.weight, alpha, own_sink(out)?)
     }
 }
 
@@ -404,6 +376,16 @@ impl Backend {
     /// The matmul role, if offered.
     pub fn matmul(&self) -> Option<&Arc<dyn DynMatmul>> {
         self.matmul.as_ref()
+    }
+
+    /// True if `other` is this very backend, or a clone of it: what one made, the other can use.
+    pub fn is_same(&self, other: &Backend) -> bool {
+        // An `Arc` has an address of its own even where the backend has no size.
+        fn at<T: ?Sized>(role: Option<&Arc<T>>) -> Option<*const ()> {
+            role.map(|role| Arc::as_ptr(role).cast())
+        }
+        at(self.quantizer.as_ref()) == at(other.quantizer.as_ref())
+            && at(self.matmul.as_ref()) == at(other.matmul.as_ref())
     }
 
     /// The backend's own memory, if it has any.

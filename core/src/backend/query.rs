@@ -1,5 +1,7 @@
 //! Requests: the checked input of a quantization, and the questions that capability queries ask.
 
+use core::fmt;
+
 use crate::e2m1::TieMode;
 use crate::error::{Buffer, Dim, Error};
 use crate::float::FloatSlice;
@@ -9,13 +11,26 @@ use crate::spec::QuantSpec;
 use crate::transform::{Transform, TransformShape};
 
 /// A dense (rows, k) matrix with the settings to quantize it by, checked to fit together.
-#[derive(Debug, Clone, Copy)]
+#[derive(Clone, Copy)]
 pub struct QuantizeInput<'a> {
     x: FloatSlice<'a>,
     shape: PackedShape,
     spec: QuantSpec,
     transform: Option<Transform<'a>>,
     scales: Option<&'a [u8]>,
+}
+
+/// Shapes and settings.
+impl fmt::Debug for QuantizeInput<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("QuantizeInput")
+            .field("x", &self.x)
+            .field("shape", &self.shape)
+            .field("spec", &self.spec)
+            .field("transform", &self.transform)
+            .field("given_scales", &self.scales.is_some())
+            .finish()
+    }
 }
 
 impl<'a> QuantizeInput<'a> {

@@ -51,6 +51,9 @@ pub trait Resident: Quantizer + Matmul {
     /// A device failure.
     fn empty_operand(&self) -> Result<Self::Operand, Error>;
 
+    /// Bytes of memory that an operand holds, on whatever device: what keeping it costs.
+    fn operand_bytes(&self, operand: &Self::Operand) -> usize;
+
     /// Copies host values into a tensor.
     ///
     /// # Errors

@@ -115,6 +115,10 @@ impl Resident for MockDevice {
         Ok(MockTensor(FloatVec::zeros(FloatType::F32, 0)))
     }
 
+    fn operand_bytes(&self, operand: &PackedMatrix) -> usize {
+        operand.allocated_bytes()
+    }
+
     fn empty_operand(&self) -> Result<PackedMatrix, Error> {
         Ok(PackedMatrix::zeros(QuantSpec::usual(Format::MxFp4).shape(0, 0)?))
     }

@@ -37,16 +37,29 @@ impl Counters {
         }
     }
 
-    pub(crate) fn add(&self, quantized: &QuantCounts, paths: &Paths) {
+    /// Sets all counters to zero. Calls that run meanwhile count before or after.
+    pub fn reset(&self) {
+        let Counters { elements, saturated, nan_groups, zero_groups, narrow, planes, wide } = self;
+        for counter in [elements, saturated, nan_groups, zero_groups, narrow, planes, wide] {
+            counter.store(0, Relaxed);
+        }
+    }
+
+    pub(crate) fn add_quantized(&self, quantized: &QuantCounts) {
         for (counter, n) in [
             (&self.elements, quantized.elements),
             (&self.saturated, quantized.saturated),
             (&self.nan_groups, quantized.nan_groups),
             (&self.zero_groups, quantized.zero_groups),
-            (&self.narrow, paths.narrow),
-            (&self.planes, paths.planes),
-            (&self.wide, paths.wide),
         ] {
+            counter.fetch_add(n, Relaxed);
+        }
+    }
+
+    pub(crate) fn add_paths(&self, paths: &Paths) {
+        for (counter, n) in
+            [(&self.narrow, paths.narrow), (&self.planes, paths.planes), (&self.wide, paths.wide)]
+        {
             counter.fetch_add(n, Relaxed);
         }
     }

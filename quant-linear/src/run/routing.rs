@@ -5,10 +5,12 @@
 //! list. [`QuantLinear::explain`](crate::QuantLinear::explain) shows every rejection.
 
 use std::fmt;
-use std::sync::OnceLock;
+use std::sync::Arc;
 
-use fp4_core::backend::erased::Backend;
-use fp4_core::{MatmulQuery, QuantizeQuery, Unsupported};
+use fp4_core::backend::erased::{Backend, DynMatmul, DynResident};
+use fp4_core::{MatmulQuery, QuantizeQuery, Quantizer, Unsupported};
+
+use crate::run::runtime::Runtime;
 
 /// Backends to choose from, fastest first, and those that this machine lacks, with reasons.
 ///
@@ -63,9 +65,9 @@ impl Backends {
         &self.unavailable
     }
 
-    /// Position of the backend of this name that has its own memory.
-    pub(crate) fn device(&self, name: &str) -> Option<usize> {
-        self.list.iter().position(|b| is_device(b, name))
+    /// The first backend of this name that has its own memory.
+    pub(crate) fn device(&self, name: &str) -> Option<&Arc<dyn DynResident>> {
+        self.list.iter().filter(|b| b.name() == name).find_map(Backend::as_resident)
     }
 }
 
@@ -160,11 +162,22 @@ impl fmt::Display for Explanation {
     }
 }
 
-/// A list of backends and a choice for each role.
+/// A backend picked for a role.
+pub(crate) struct Picked<'a, R: ?Sized> {
+    pub(crate) backend: &'a Backend,
+    pub(crate) role: &'a Arc<R>,
+}
+
+/// The backend that quantizes.
+pub(crate) type Quantizing<'a> = Picked<'a, dyn Quantizer + Send + Sync>;
+/// The backend that multiplies.
+pub(crate) type Multiplier<'a> = Picked<'a, dyn DynMatmul>;
+
+/// What a layer has chosen: its runtime, a backend for each role, its device.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Routing {
-    /// What this machine has is found out at the first use, unless a list is given before.
-    backends: OnceLock<Backends>,
+    /// `None` is the shared one, which is then opened at the first use.
+    pub(crate) runtime: Option<Runtime>,
     pub(crate) quantizer: Choice,
     pub(crate) matmul: Choice,
     /// Name of the backend whose memory the layer lives in; it is preferred while a role is `Auto`.
@@ -172,48 +185,74 @@ pub(crate) struct Routing {
 }
 
 impl Routing {
-    pub(crate) fn backends(&self) -> &Backends {
-        self.backends.get_or_init(Backends::available)
+    pub(crate) fn runtime(&self) -> &Runtime {
+        self.runtime.as_ref().unwrap_or_else(|| Runtime::shared())
     }
 
-    pub(crate) fn set_backends(&mut self, backends: Backends) {
-        let has = |name: &String| backends.list.iter().any(|b| is_device(b, name));
-        self.device = self.device.take().filter(has);
-        self.backends = OnceLock::from(backends);
+    pub(crate) fn set_runtime(&mut self, runtime: Runtime) {
+        self.device = self.device.take().filter(|name| runtime.backends().device(name).is_some());
+        self.runtime = Some(runtime);
     }
 
-    pub(crate) fn quantize_route(&self, query: &QuantizeQuery) -> Route {
-        self.route(&self.quantizer, |b| quantize_verdict(b, query))
+    pub(crate) fn quantize_route(&self, backends: &Backends, query: &QuantizeQuery) -> Route {
+        self.route(backends, &self.quantizer, |b| quantize_verdict(b, query))
     }
 
-    pub(crate) fn matmul_route(&self, query: &MatmulQuery) -> Route {
-        self.route(&self.matmul, |b| matmul_verdict(b, query))
+    pub(crate) fn matmul_route(&self, backends: &Backends, query: &MatmulQuery) -> Route {
+        self.route(backends, &self.matmul, |b| matmul_verdict(b, query))
     }
 
-    pub(crate) fn explain(&self, q: &QuantizeQuery, m: &MatmulQuery) -> Explanation {
-        let fused = self.fused(self.pick_quantizer(q).0, self.pick_matmul(m).0).is_some();
-        Explanation { quantize: self.quantize_route(q), matmul: self.matmul_route(m), fused }
+    pub(crate) fn explain(
+        &self,
+        backends: &Backends,
+        q: &QuantizeQuery,
+        m: &MatmulQuery,
+    ) -> Explanation {
+        let quantizer = self.pick_quantizer(backends, q).0;
+        let matmul = self.pick_matmul(backends, m).0;
+        let fused = quantizer.zip(matmul).is_some_and(|(q, m)| {
+            q.backend.is_same(m.backend) && q.backend.as_resident().is_some()
+        });
+        let (quantize, matmul) = (self.quantize_route(backends, q), self.matmul_route(backends, m));
+        Explanation { quantize, matmul, fused }
     }
 
-    /// The backend that both roles landed on, if it keeps operands itself.
-    pub(crate) fn fused(&self, quantizer: Option<usize>, matmul: Option<usize>) -> Option<usize> {
-        let both = quantizer.filter(|_| quantizer == matmul)?;
-        self.backends().list[both].as_resident().map(|_| both)
-    }
-
-    /// Position of the backend for activations like `query`, and whether an explicit choice was
-    /// honoured. Allocates nothing: this runs on every forward.
-    pub(crate) fn pick_quantizer(&self, query: &QuantizeQuery) -> (Option<usize>, bool) {
-        self.pick(&self.quantizer, |b| quantize_verdict(b, query))
+    /// The backend for activations like `query`, and whether an explicit choice was honoured.
+    /// Allocates nothing: this runs on every forward.
+    pub(crate) fn pick_quantizer<'a>(
+        &self,
+        backends: &'a Backends,
+        query: &QuantizeQuery,
+    ) -> (Option<Quantizing<'a>>, bool) {
+        let (at, honoured) = self.pick(backends, &self.quantizer, |b| quantize_verdict(b, query));
+        let picked = at.and_then(|at| {
+            let backend = &backends.list[at];
+            Some(Picked { backend, role: backend.quantizer()? })
+        });
+        (picked, honoured)
     }
 
     /// As [`pick_quantizer`](Self::pick_quantizer), for the matmul.
-    pub(crate) fn pick_matmul(&self, query: &MatmulQuery) -> (Option<usize>, bool) {
-        self.pick(&self.matmul, |b| matmul_verdict(b, query))
+    pub(crate) fn pick_matmul<'a>(
+        &self,
+        backends: &'a Backends,
+        query: &MatmulQuery,
+    ) -> (Option<Multiplier<'a>>, bool) {
+        let (at, honoured) = self.pick(backends, &self.matmul, |b| matmul_verdict(b, query));
+        let picked = at.and_then(|at| {
+            let backend = &backends.list[at];
+            Some(Picked { backend, role: backend.matmul()? })
+        });
+        (picked, honoured)
     }
 
-    fn pick(&self, choice: &Choice, ask: impl Fn(&Backend) -> Verdict) -> (Option<usize>, bool) {
-        let list = &self.backends().list;
+    /// Position in the list of the backend for a role, and whether an explicit choice was honoured.
+    fn pick(
+        &self,
+        Backends { list, .. }: &Backends,
+        choice: &Choice,
+        ask: impl Fn(&Backend) -> Verdict,
+    ) -> (Option<usize>, bool) {
         let wanted = match choice {
             Choice::Named(name) => Some(name),
             Choice::Auto => self.device.as_ref(),
@@ -226,9 +265,14 @@ impl Routing {
         (preferred.or_else(|| (0..list.len()).find(able)), honoured)
     }
 
-    fn route(&self, choice: &Choice, ask: impl Fn(&Backend) -> Verdict) -> Route {
-        let Backends { list, unavailable } = self.backends();
-        let (chosen, honoured) = self.pick(choice, &ask);
+    fn route(
+        &self,
+        backends: &Backends,
+        choice: &Choice,
+        ask: impl Fn(&Backend) -> Verdict,
+    ) -> Route {
+        let (chosen, honoured) = self.pick(backends, choice, &ask);
+        let Backends { list, unavailable } = backends;
         let listed = list.iter().enumerate().map(|(i, b)| {
             let verdict = if chosen == Some(i) { Verdict::Chosen } else { ask(b) };
             (b.name().to_string(), verdict)
@@ -248,10 +292,6 @@ impl Routing {
         }
         Route { refused, verdicts }
     }
-}
-
-fn is_device(backend: &Backend, name: &str) -> bool {
-    backend.name() == name && backend.as_resident().is_some()
 }
 
 fn quantize_verdict(backend: &Backend, query: &QuantizeQuery) -> Verdict {

@@ -13,6 +13,7 @@
 //! moved verbatim (C9): saving a loaded state gives the same bytes.
 
 use std::borrow::Cow;
+use std::fmt;
 use std::path::Path;
 
 use fp4_core::{FloatType, GroupSize, PackedMatrix, PackedShape, ScaleType};
@@ -21,7 +22,7 @@ use safetensors::{Dtype, View};
 
 use crate::atomic;
 use crate::error::Error;
-use crate::layer::{Contents, Parts, QuantLinear, StoredTransform};
+use crate::layer::{Contents, Parts, QuantLinear, SharedTransform, StoredTransform};
 use crate::values::FloatVec;
 
 /// Name of the packed codes.
@@ -40,11 +41,18 @@ pub const ACTIVATION_SCALE_SCALE: &str = "activation_scale_scale";
 pub const BIAS: &str = "bias";
 
 /// One tensor of a state.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Clone, PartialEq)]
 pub struct StateTensor<'a> {
     dtype: Dtype,
     shape: Vec<usize>,
     data: Cow<'a, [u8]>,
+}
+
+/// Type and shape.
+impl fmt::Debug for StateTensor<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}{:?}", self.dtype, self.shape)
+    }
 }
 
 impl StateTensor<'_> {
@@ -145,16 +153,23 @@ impl QuantLinear {
             data: Cow::Borrowed(data),
         };
         let mut state = vec![
-            (join(prefix, E2M1), bytes(Dtype::U8, shape.row_bytes(), loaded.weight.codes())),
+            (
+                join(prefix, E2M1),
+                bytes(Dtype::U8, shape.row_bytes(), loaded.weight.packed().codes()),
+            ),
             (
                 join(prefix, SCALE_QUANT),
-                bytes(scale_dtype(shape.scale_type()), shape.row_groups(), loaded.weight.scales()),
+                bytes(
+                    scale_dtype(shape.scale_type()),
+                    shape.row_groups(),
+                    loaded.weight.packed().scales(),
+                ),
             ),
             (join(prefix, WEIGHT_GLOBAL_SCALE), scalar(self.weight_global_scale())),
             (join(prefix, ACTIVATION_GLOBAL_SCALE), scalar(self.activation_global_scale())),
             (join(prefix, ACTIVATION_SCALE_SCALE), scalar(self.activation_scale_scale())),
         ];
-        if let Some(t) = &loaded.transform {
+        if let Some(t) = loaded.transform.as_deref().map(SharedTransform::stored) {
             let tensor = StateTensor {
                 dtype: float_dtype(t.values().float_type()),
                 shape: t.shape().to_vec(),
@@ -183,7 +198,11 @@ impl QuantLinear {
         prefix: &str,
         options: &LoadOptions,
     ) -> Result<Self, Error> {
-        Self::from_parts(read_parts(state, prefix, options)?)
+        let mut layer = Self::from_parts(read_parts(state, prefix, options)?)?;
+        if !prefix.is_empty() {
+            layer.set_name(prefix);
+        }
+        Ok(layer)
     }
 
     /// Replaces the layer's weight, format, transform and scalars by a state; its backends and its
@@ -197,7 +216,11 @@ impl QuantLinear {
         prefix: &str,
         options: &LoadOptions,
     ) -> Result<(), Error> {
-        self.replace(read_parts(state, prefix, options)?)
+        self.replace(read_parts(state, prefix, options)?)?;
+        if self.name.is_none() && !prefix.is_empty() {
+            self.set_name(prefix);
+        }
+        Ok(())
     }
 
     /// A layer from a safetensors file.

@@ -1,0 +1,175 @@
+//! Building layers: from parts, from a dense weight, or empty.
+
+use std::sync::Arc;
+
+use fp4_core::reference::quantize as reference_quantize;
+use fp4_core::{
+    FloatSlice, FloatType, GroupSize, PackedMatrix, QuantSpec, QuantizeInput, ScaleType, Transform,
+};
+
+use crate::error::Error;
+use crate::layer::{
+    Contents, DenseOptions, Loaded, Parts, QuantLinear, SharedTransform, SharedWeight,
+    StoredTransform, Warned,
+};
+use crate::run::Routing;
+use crate::run::routing::Backends;
+use crate::run::runtime::Runtime;
+use crate::values::FloatVec;
+
+impl Loaded {
+    pub(super) fn new(parts: Parts) -> Result<Self, Error> {
+        let spec = parts.check()?;
+        if parts.activation_scale_scale.is_none() {
+            log::warn!(
+                "activation_scale_scale is absent and taken as 1; useful values are 4 for MXFP4 \
+                 and 6 for NVFP4"
+            );
+        }
+        Ok(Loaded {
+            weight: Arc::new(SharedWeight::new(parts.weight)),
+            transform: parts.transform.map(|t| Arc::new(SharedTransform::new(t))),
+            weight_global_scale: parts.weight_global_scale,
+            spec,
+        })
+    }
+}
+
+impl QuantLinear {
+    /// A layer of packed parts, on every backend available.
+    ///
+    /// # Errors
+    /// A format that is neither MXFP4 nor NVFP4, a transform that does not fit, or scalars that are
+    /// not finite and above zero.
+    pub fn from_parts(parts: Parts) -> Result<Self, Error> {
+        let dtype = parts.transform.as_ref().map_or(FloatType::F32, |t| t.values().float_type());
+        Ok(Self::with_contents(Contents::Loaded(Arc::new(Loaded::new(parts)?)), dtype))
+    }
+
+    /// Quantizes a dense (out, in) weight, after the optional transform, on every backend available.
+    ///
+    /// # Errors
+    /// Shapes that do not fit the format or the transform, illegal scalars, or an alpha that is not
+    /// finite and above zero.
+    pub fn from_dense<'a>(
+        weight: impl Into<FloatSlice<'a>>,
+        out_features: usize,
+        in_features: usize,
+        options: &DenseOptions,
+    ) -> Result<Self, Error> {
+        let backends = Runtime::shared().backends();
+        Self::quantized(backends, weight.into(), [out_features, in_features], options)
+    }
+
+    /// As [`from_dense`](Self::from_dense), by the first of `backends` that can quantize the weight;
+    /// the layer keeps a clone of the list.
+    ///
+    /// # Errors
+    /// As [`from_dense`](Self::from_dense).
+    pub fn from_dense_on<'a>(
+        backends: &Backends,
+        weight: impl Into<FloatSlice<'a>>,
+        out_features: usize,
+        in_features: usize,
+        options: &DenseOptions,
+    ) -> Result<Self, Error> {
+        let layer = Self::quantized(backends, weight.into(), [out_features, in_features], options);
+        let mut layer = layer?;
+        layer.set_backends(backends.clone());
+        Ok(layer)
+    }
+
+    fn quantized(
+        backends: &Backends,
+        weight: FloatSlice<'_>,
+        [out_features, in_features]: [usize; 2],
+        options: &DenseOptions,
+    ) -> Result<Self, Error> {
+        let transform = options.transform.as_ref().map(StoredTransform::view).transpose()?;
+        let amax = transformed_amax(weight, in_features, transform.as_ref())?;
+        let spec = options.weight_spec(amax)?;
+        let input = QuantizeInput::new(weight, out_features, in_features, &spec)?
+            .with_transform(transform)?;
+        let mut packed = PackedMatrix::zeros(input.shape());
+        // The fastest quantizer, where one can; the reference always can.
+        let query = input.query();
+        let quantizers = backends.list().iter().filter_map(|b| b.quantizer());
+        match quantizers.into_iter().find(|q| q.supports_quantize(&query).is_ok()) {
+            Some(quantizer) => quantizer.quantize(&input, &mut packed.view_mut())?,
+            None => reference_quantize(&input, &mut packed.view_mut()).map(|_| ())?,
+        }
+        let activation = options.activation_spec()?;
+        let layer = Self::from_parts(Parts {
+            weight: packed,
+            transform: options.transform.clone(),
+            weight_global_scale: spec.global_scale(),
+            activation_global_scale: Some(activation.global_scale()),
+            activation_scale_scale: Some(activation.scale_scale()),
+        })?;
+        layer.loaded()?.alpha()?; // a layer made here must be able to run
+        Ok(layer)
+    }
+
+    /// A layer with no weight yet: groups of 32, e8m0 scales, global scale 1. `bias` is accepted
+    /// for the sake of callers that pass one; the layer never applies a bias.
+    ///
+    /// # Errors
+    /// [`fp4_core::Error::KNotWholeGroups`] unless `in_features` is a multiple of 32.
+    pub fn empty(in_features: usize, out_features: usize, bias: bool) -> Result<Self, Error> {
+        let _ = bias;
+        Self::empty_with(in_features, out_features, GroupSize::G32, ScaleType::E8M0, 1.0)
+    }
+
+    /// A layer with no weight yet, of a given group size, scale type and global scale.
+    ///
+    /// # Errors
+    /// As [`QuantLinear::empty`], and for a global scale that is not legal.
+    pub fn empty_with(
+        in_features: usize,
+        out_features: usize,
+        group: GroupSize,
+        scale_type: ScaleType,
+        global_scale: f32,
+    ) -> Result<Self, Error> {
+        let spec = QuantSpec::new(scale_type, group, global_scale, 1.0)?;
+        spec.shape(out_features, in_features)?;
+        Ok(Self::with_contents(Contents::Empty { in_features, out_features, spec }, FloatType::F32))
+    }
+
+    fn with_contents(contents: Contents, dtype: FloatType) -> Self {
+        QuantLinear {
+            name: None,
+            contents,
+            dtype,
+            routing: Routing::default(),
+            warned: Warned::default(),
+            counters: None,
+        }
+    }
+}
+
+/// Largest magnitude of a (rows, k) matrix after the optional transform; NaN if any value is NaN.
+///
+/// # Errors
+/// Shapes that do not fit.
+pub fn transformed_amax(
+    values: FloatSlice<'_>,
+    k: usize,
+    transform: Option<&Transform<'_>>,
+) -> Result<f32, Error> {
+    use fp4_core::{Float, with_floats};
+    fn amax<T: Float>(values: &[T]) -> f32 {
+        values.iter().fold(0f32, |amax, &x| {
+            let x = x.to_f32().abs();
+            if amax.is_nan() || x.is_nan() { f32::NAN } else { amax.max(x) }
+        })
+    }
+    match transform {
+        None => Ok(with_floats!(FloatSlice, values, v => amax(v))),
+        Some(t) => {
+            let mut y = FloatVec::zeros(values.float_type(), values.len());
+            fp4_core::reference::apply_transform(values, k, t, y.as_mut_slice())?;
+            Ok(with_floats!(FloatSlice, y.as_slice(), v => amax(v)))
+        }
+    }
+}

@@ -1,0 +1,67 @@
+//! How a dense weight becomes a layer.
+
+use fp4_core::{Format, QuantSpec, nvfp4_global_scale};
+
+use crate::error::Error;
+use crate::layer::StoredTransform;
+
+/// How a dense weight is quantized.
+#[derive(Debug, Clone)]
+pub struct DenseOptions {
+    /// The format.
+    pub format: Format,
+    /// Applied to the weight before it is quantized, and to activations in every forward.
+    pub transform: Option<StoredTransform>,
+    /// `None`: 1/3 for MXFP4; for NVFP4 amax / 2688 of the (transformed) weight, which must be
+    /// finite then (C4).
+    pub weight_global_scale: Option<f32>,
+    /// `None`: 1/3 for MXFP4, 0.1 for NVFP4. Never the weight's: a stored constant, so that a
+    /// row's bits do not depend on its batch.
+    pub activation_global_scale: Option<f32>,
+}
+
+impl DenseOptions {
+    /// The usual settings of a format, with no transform.
+    pub fn new(format: Format) -> Self {
+        DenseOptions {
+            format,
+            transform: None,
+            weight_global_scale: None,
+            activation_global_scale: None,
+        }
+    }
+
+    /// The settings for the weight itself, whose largest (transformed) magnitude is `amax`.
+    ///
+    /// # Errors
+    /// [`fp4_core::Error::ScaleSetting`] for a given global scale that is not legal, or for NVFP4
+    /// without one if `amax` is not finite.
+    pub fn weight_spec(&self, amax: f32) -> Result<QuantSpec, Error> {
+        let usual = QuantSpec::usual(self.format);
+        let global_scale = match (self.weight_global_scale, self.format) {
+            (Some(given), _) => given,
+            (None, Format::MxFp4) => usual.global_scale(),
+            (None, Format::NvFp4) => nvfp4_global_scale(amax)?,
+        };
+        Ok(QuantSpec::new(
+            self.format.scale_type(),
+            self.format.group(),
+            global_scale,
+            usual.scale_scale(),
+        )?)
+    }
+
+    /// The settings for activations.
+    ///
+    /// # Errors
+    /// [`fp4_core::Error::ScaleSetting`] for a given global scale that is not legal.
+    pub fn activation_spec(&self) -> Result<QuantSpec, Error> {
+        let usual = QuantSpec::usual(self.format);
+        Ok(QuantSpec::new(
+            self.format.scale_type(),
+            self.format.group(),
+            self.activation_global_scale.unwrap_or(usual.global_scale()),
+            usual.scale_scale(),
+        )?)
+    }
+}

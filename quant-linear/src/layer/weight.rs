@@ -1,0 +1,170 @@
+//! A weight and a transform as layers share them: what they are, and the forms that backends made.
+//!
+//! ```text
+//! SharedWeight   packed (out, in)  --prepare, once for each backend-->  the backend's own form
+//! SharedTransform  values          --load, once for each backend and type-->  the backend's own form
+//! ```
+//!
+//! Clones of a layer share both, so a weight is prepared once for all of them. **No lock is held
+//! while a backend works**: preparing runs parallel work, whose threads may pick up another forward
+//! of the same layer and would wait for the lock for ever. So a form is made without a lock, and the
+//! first one that is stored wins; a second one, made meanwhile, is dropped.
+
+use std::fmt;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use fp4_core::backend::erased::{Backend, DynLinear, DynResident, DynWeight, Opaque};
+use fp4_core::{FloatType, PackedMatrix, PackedShape};
+
+use crate::error::Error;
+use crate::layer::StoredTransform;
+use crate::run::Multiplier;
+
+/// Forms by key, in a lock that is held to look and to store, never to make.
+struct Forms<K, V>(Mutex<Vec<(K, Arc<V>)>>);
+
+impl<K, V> Forms<K, V> {
+    fn new() -> Self {
+        Forms(Mutex::new(Vec::new()))
+    }
+
+    /// The form under the key that `is` knows, made by `make` and stored under `key` if there is
+    /// none.
+    fn get_or_make(
+        &self,
+        is: impl Fn(&K) -> bool,
+        key: impl FnOnce() -> K,
+        make: impl FnOnce() -> Result<V, Error>,
+    ) -> Result<Arc<V>, Error> {
+        if let Some(form) = self.find(&is) {
+            return Ok(form);
+        }
+        let made = Arc::new(make()?);
+        let key = key();
+        let mut forms = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        // Another thread may have been first; ours is then dropped after the lock.
+        if let Some((_, form)) = forms.iter().find(|(key, _)| is(key)) {
+            return Ok(form.clone());
+        }
+        forms.push((key, made.clone()));
+        Ok(made)
+    }
+
+    fn find(&self, is: impl Fn(&K) -> bool) -> Option<Arc<V>> {
+        let forms = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        forms.iter().find(|(key, _)| is(key)).map(|(_, form)| form.clone())
+    }
+
+    /// Drops the forms whose key `keep` refuses.
+    fn retain(&self, keep: impl Fn(&K) -> bool) {
+        let mut forms = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let (kept, dropped) = std::mem::take(&mut *forms).into_iter().partition(|(k, _)| keep(k));
+        *forms = kept;
+        drop(forms);
+        drop::<Vec<_>>(dropped); // freeing may take long: not under the lock
+    }
+
+    fn len(&self) -> usize {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).len()
+    }
+}
+
+/// A weight prepared by one backend.
+pub(crate) enum Prepared {
+    /// Multiplies activations in packed form.
+    Host(Box<dyn DynWeight>),
+    /// Multiplies activations in packed form or in the backend's own.
+    Device(Arc<dyn DynResident>, Box<dyn DynLinear>),
+}
+
+/// The weight of one or more layers.
+pub(crate) struct SharedWeight {
+    packed: Arc<PackedMatrix>,
+    forms: Forms<Backend, Prepared>,
+}
+
+impl SharedWeight {
+    pub(crate) fn new(packed: PackedMatrix) -> Self {
+        SharedWeight { packed: Arc::new(packed), forms: Forms::new() }
+    }
+
+    pub(crate) fn shape(&self) -> PackedShape {
+        self.packed.shape()
+    }
+
+    pub(crate) fn packed(&self) -> &Arc<PackedMatrix> {
+        &self.packed
+    }
+
+    /// The weight in the form of a backend that multiplies: made once, then kept.
+    pub(crate) fn on(&self, by: &Multiplier<'_>) -> Result<Arc<Prepared>, Error> {
+        self.forms.get_or_make(
+            |key| key.is_same(by.backend),
+            || by.backend.clone(),
+            || {
+                let packed = self.packed.clone();
+                Ok(match by.backend.as_resident() {
+                    Some(device) => {
+                        Prepared::Device(device.clone(), device.clone().prepare_linear(packed)?)
+                    }
+                    None => Prepared::Host(by.role.clone().prepare_dyn(packed)?),
+                })
+            },
+        )
+    }
+
+    /// Drops the forms of backends that are not in the list.
+    pub(crate) fn keep_only(&self, backends: &[Backend]) {
+        self.forms.retain(|key| backends.iter().any(|b| b.is_same(key)));
+    }
+}
+
+impl fmt::Debug for SharedWeight {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SharedWeight")
+            .field("shape", &self.shape())
+            .field("forms", &self.forms.len())
+            .finish()
+    }
+}
+
+/// The transform of one or more layers.
+pub(crate) struct SharedTransform {
+    stored: StoredTransform,
+    forms: Forms<(Backend, FloatType), Box<Opaque>>,
+}
+
+impl SharedTransform {
+    pub(crate) fn new(stored: StoredTransform) -> Self {
+        SharedTransform { stored, forms: Forms::new() }
+    }
+
+    pub(crate) fn stored(&self) -> &StoredTransform {
+        &self.stored
+    }
+
+    /// The transform as `device` loads it for activations of a type: made once, then kept.
+    pub(crate) fn on(
+        &self,
+        backend: &Backend,
+        device: &Arc<dyn DynResident>,
+        x: FloatType,
+    ) -> Result<Arc<Box<Opaque>>, Error> {
+        self.forms.get_or_make(
+            |(key, of)| *of == x && key.is_same(backend),
+            || (backend.clone(), x),
+            || Ok(device.load_transform_dyn(&self.stored.view()?, x)?),
+        )
+    }
+
+    /// Drops the forms of backends that are not in the list.
+    pub(crate) fn keep_only(&self, backends: &[Backend]) {
+        self.forms.retain(|(key, _)| backends.iter().any(|b| b.is_same(key)));
+    }
+}
+
+impl fmt::Debug for SharedTransform {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(&self.stored, f)
+    }
+}

@@ -1,0 +1,488 @@
+//! The forward pass: quantize activations, multiply, round once (C4 to C6).
+//!
+//! ```text
+//! x (.., in)  --quantize(spec, transform)-->  Activation  --matmul(alpha)-->  y (.., out)
+//! alpha = f32(weight_global_scale * activation_global_scale)
+//! ```
+//!
+//! There is one path, `run`; the public methods are its doors. Where both roles land on one backend
+//! that keeps operands itself, the quantized activation never leaves it. Otherwise packed bytes pass
+//! through host memory, exactly once each way. Prepared weights and loaded transforms are kept with
+//! the weight, scratch with the runtime, so that a steady state prepares and allocates nothing here.
+//! No lock is held while a backend works.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+
+use fp4_core::backend::erased::{DynResident, Opaque};
+use fp4_core::backend::{Sink, Source};
+use fp4_core::reference::quantize as reference_quantize;
+use fp4_core::{
+    Buffer, Float, FloatSlice, FloatSliceMut, FloatType, MatmulQuery, PackedMatrix, Paths,
+    QuantizeInput, QuantizeQuery, ScaleSetting,
+};
+
+use crate::error::Error;
+use crate::layer::{Loaded, Prepared, QuantLinear};
+use crate::run::activation::{Activation, Held, Settings};
+use crate::run::device::DeviceTensor;
+use crate::run::routing::{Explanation, Multiplier, Quantizing, Route};
+use crate::values::FloatVec;
+
+/// Where the activations are.
+#[derive(Clone, Copy)]
+pub(super) enum Input<'a> {
+    Host(FloatSlice<'a>),
+    Device(&'a DeviceTensor),
+}
+
+/// Where the outputs go.
+pub(super) enum Output<'a> {
+    Host(FloatSliceMut<'a>),
+    Device(&'a Arc<dyn DynResident>, &'a mut Box<Opaque>, FloatType),
+}
+
+impl Input<'_> {
+    fn float_type(&self) -> FloatType {
+        match self {
+            Input::Host(x) => x.float_type(),
+            Input::Device(x) => x.float_type(),
+        }
+    }
+}
+
+impl Output<'_> {
+    fn float_type(&self) -> FloatType {
+        match self {
+            Output::Host(y) => y.float_type(),
+            Output::Device(_, _, float_type) => *float_type,
+        }
+    }
+}
+
+impl QuantLinear {
+    /// y = x * W^T for `x` of any leading dimensions, in the type of `x`.
+    ///
+    /// `shape` is the shape of `x`, whose last dimension is [`in_features`](Self::in_features); the
+    /// result has [`output_shape`](Self::output_shape).
+    ///
+    /// # Errors
+    /// [`Error::Empty`], a shape that does not fit, an alpha that is not finite and above zero, or
+    /// an error of the backend.
+    pub fn forward<T: Float>(&self, x: &[T], shape: &[usize]) -> Result<Vec<T>, Error> {
+        self.named(|| {
+            let rows = self.rows_for(x.len(), shape)?;
+            let outputs = self.outputs(rows)?;
+            let mut y = Vec::new();
+            y.try_reserve_exact(outputs).map_err(|_| Error::Memory { len: outputs })?;
+            y.resize(outputs, T::default());
+            self.run(Input::Host(T::wrap(x)), rows, Output::Host(T::wrap_mut(&mut y)))?;
+            Ok(y)
+        })
+    }
+
+    /// As [`forward`](Self::forward), for a (rows, in) input and a caller-owned (rows, out) output,
+    /// which may be of another type. Allocates nothing once the scratch has grown to the number of
+    /// rows.
+    ///
+    /// # Errors
+    /// As [`forward`](Self::forward).
+    pub fn forward_into(
+        &self,
+        x: FloatSlice<'_>,
+        rows: usize,
+        out: FloatSliceMut<'_>,
+    ) -> Result<(), Error> {
+        self.named(|| self.run(Input::Host(x), rows, Output::Host(out)))
+    }
+
+    /// Quantizes (rows, in) values once, for this layer and all others with the same settings.
+    ///
+    /// # Errors
+    /// As [`forward`](Self::forward).
+    pub fn quantize(&self, x: FloatSlice<'_>, rows: usize) -> Result<Activation, Error> {
+        self.named(|| {
+            let loaded = self.loaded()?;
+            let input = Input::Host(x);
+            let (q, m) = self.pick(self.query(rows, x.float_type())?, x.float_type())?;
+            self.quantize_by(loaded, input, rows, &q, &m)
+        })
+    }
+
+    /// The second half of a forward: (rows, out) outputs of any type for quantized activations.
+    ///
+    /// # Errors
+    /// [`Error::ActivationSettings`] if they were quantized with other settings than this layer's;
+    /// otherwise as [`forward`](Self::forward).
+    pub fn forward_quantized_into(
+        &self,
+        x: &Activation,
+        out: FloatSliceMut<'_>,
+    ) -> Result<(), Error> {
+        self.named(|| {
+            let loaded = self.loaded()?;
+            x.expect(loaded)?;
+            out.as_ref().expect_len(Buffer::Output, self.outputs(x.rows())?)?;
+            let query = self.query(x.rows(), x.float_type())?;
+            let m = self.pick(query, out.float_type())?.1;
+            let paths = self.multiply(loaded, x, &m, Output::Host(out))?;
+            self.count_paths(&paths);
+            Ok(())
+        })
+    }
+
+    /// Prepares the weight, and loads the transform, for the backend that would multiply a row of the
+    /// layer's type: what the first forward would do otherwise. Any number of threads may call it,
+    /// before or while others call [`forward`](Self::forward).
+    ///
+    /// # Errors
+    /// [`Error::Empty`], [`Error::NoBackend`], or an error of the backend.
+    pub fn prepare(&self) -> Result<(), Error> {
+        self.named(|| {
+            let loaded = self.loaded()?;
+            let (q, m) = self.pick(self.query(1, self.dtype())?, self.dtype())?;
+            loaded.weight.on(&m)?;
+            if let (Some(transform), Some(device)) = (&loaded.transform, q.backend.as_resident())
+                && q.backend.is_same(m.backend)
+            {
+                transform.on(q.backend, device, self.dtype())?;
+            }
+            Ok(())
+        })
+    }
+
+    /// The shape of the result for an input of `shape`.
+    ///
+    /// # Errors
+    /// [`Error::InputShape`] unless the last dimension is [`in_features`](Self::in_features).
+    pub fn output_shape(&self, shape: &[usize]) -> Result<Vec<usize>, Error> {
+        self.rows_of(shape)?;
+        let mut out = shape.to_vec();
+        if let Some(last) = out.last_mut() {
+            *last = self.out_features();
+        }
+        Ok(out)
+    }
+
+    /// Who would do what for `rows` rows of activations of a type, and why not the others.
+    ///
+    /// # Errors
+    /// [`Error::Empty`].
+    pub fn explain(&self, rows: usize, input: FloatType) -> Result<Explanation, Error> {
+        self.named(|| {
+            let query = self.query(rows, input)?;
+            let backends = self.runtime().backends();
+            Ok(self.routing.explain(backends, &query, &self.matmul_query(&query, input)?))
+        })
+    }
+
+    /// The product of the leading dimensions.
+    pub(super) fn rows_of(&self, shape: &[usize]) -> Result<usize, Error> {
+        let wrong = || Error::InputShape { in_features: self.in_features(), got: shape.to_vec() };
+        let (&last, leading) = shape.split_last().ok_or_else(wrong)?;
+        if last != self.in_features() {
+            return Err(wrong());
+        }
+        if leading.contains(&0) {
+            return Ok(0);
+        }
+        let rows = leading.iter().try_fold(1usize, |n, &d| n.checked_mul(d));
+        // Room for the input itself, too.
+        rows.filter(|n| n.checked_mul(last).is_some()).ok_or_else(|| {
+            let rows = rows.unwrap_or(usize::MAX);
+            fp4_core::Error::ShapeOverflow { rows, cols: last }.into()
+        })
+    }
+
+    /// As [`rows_of`](Self::rows_of), for `len` values that must fill the shape.
+    pub(super) fn rows_for(&self, len: usize, shape: &[usize]) -> Result<usize, Error> {
+        let rows = self.rows_of(shape)?;
+        let expected = rows * self.in_features();
+        if len != expected {
+            return Err(Error::InputLen { shape: shape.to_vec(), expected, got: len });
+        }
+        Ok(rows)
+    }
+
+    /// Number of outputs.
+    fn outputs(&self, rows: usize) -> Result<usize, Error> {
+        let cols = self.out_features();
+        let outputs = rows.checked_mul(cols);
+        outputs.ok_or(fp4_core::Error::ShapeOverflow { rows, cols }.into())
+    }
+
+    /// The one path: quantizes `rows` rows and multiplies them.
+    pub(super) fn run(&self, x: Input<'_>, rows: usize, out: Output<'_>) -> Result<(), Error> {
+        let loaded = self.loaded()?;
+        loaded.alpha()?;
+        if let Output::Host(out) = &out {
+            out.as_ref().expect_len(Buffer::Output, self.outputs(rows)?)?;
+        }
+        let (q, m) = self.pick(self.query(rows, x.float_type())?, out.float_type())?;
+        let activation = self.quantize_by(loaded, x, rows, &q, &m)?;
+        let paths = self.multiply(loaded, &activation, &m, out)?;
+        self.count_paths(&paths);
+        Ok(())
+    }
+
+    /// The first half: quantizes by `q`, into its own form if it multiplies too.
+    fn quantize_by(
+        &self,
+        loaded: &Loaded,
+        x: Input<'_>,
+        rows: usize,
+        q: &Quantizing<'_>,
+        m: &Multiplier<'_>,
+    ) -> Result<Activation, Error> {
+        let (runtime, float_type) = (self.runtime(), x.float_type());
+        let shape = loaded.spec.shape(rows, self.in_features())?;
+        let device = q.backend.as_resident();
+        // A tensor of another backend passes through the host.
+        let host = match (x, device) {
+            (Input::Device(x), device) if !device.is_some_and(|d| x.is_on(d)) => Some(x.to_host()?),
+            (Input::Device(x), _) if self.counters.is_some() => Some(x.to_host()?),
+            _ => None,
+        };
+        let values = host.as_ref().map(FloatVec::as_slice);
+        let input = match (x, values) {
+            (Input::Host(x), _) => Some(x),
+            (Input::Device(_), values) => values,
+        };
+        let input = match input {
+            Some(x) => {
+                let transform = loaded.transform.as_ref().map(|t| t.stored().view()).transpose()?;
+                let input = QuantizeInput::new(x, rows, shape.k(), &loaded.spec)?;
+                Some(input.with_transform(transform)?)
+            }
+            None => None,
+        };
+        let stays = device.filter(|_| q.backend.is_same(m.backend));
+        let source = match (x, device) {
+            (Input::Device(x), Some(device)) if x.is_on(device) => {
+                Some((device, Source::Resident(&*x.value)))
+            }
+            _ => stays.zip(input.as_ref().map(|input| Source::Host(input.x()))),
+        };
+        let held = match (source, &input) {
+            (Some((device, source)), _) => {
+                let transform = match &loaded.transform {
+                    Some(transform) => Some(transform.on(q.backend, device, float_type)?),
+                    None => None,
+                };
+                let transform = transform.as_deref().map(|t| &**t);
+                let mut operand = runtime.scratch().operand(q.backend, &**device)?;
+                let (spec, to) = (&loaded.spec, &mut *operand.value);
+                device.quantize_dyn(source, [rows, shape.k()], spec, transform, to)?;
+                if stays.is_some() {
+                    Held::Operand(operand)
+                } else {
+                    let mut packed = self.packed(shape);
+                    device.export_dyn(&*operand.value, &mut packed.view_mut())?;
+                    runtime.scratch().give_operand(operand);
+                    Held::Packed(packed)
+                }
+            }
+            (None, Some(input)) => {
+                let mut packed = self.packed(shape);
+                q.role.quantize(input, &mut packed.view_mut())?;
+                Held::Packed(packed)
+            }
+            (None, None) => return Err(Error::OnHost),
+        };
+        if let (Some(counters), Some(input)) = (&self.counters, &input) {
+            let mut packed = self.packed(shape);
+            counters.add_quantized(&reference_quantize(input, &mut packed.view_mut())?);
+            runtime.scratch().give_packed(packed);
+        }
+        let settings = Settings::of(loaded);
+        Ok(Activation::new(held, runtime.clone(), settings, [rows, shape.k()], float_type))
+    }
+
+    /// The second half: multiplies by `m`.
+    fn multiply(
+        &self,
+        loaded: &Loaded,
+        x: &Activation,
+        m: &Multiplier<'_>,
+        out: Output<'_>,
+    ) -> Result<Paths, Error> {
+        let alpha = loaded.alpha()?;
+        let weight = loaded.weight.on(m)?;
+        // In the backend's own form: nothing crosses.
+        let exported;
+        let packed = match (x.held()?, &*weight) {
+            (Held::Operand(operand), Prepared::Device(device, linear))
+                if operand.backend.is_same(m.backend) =>
+            {
+                return match out {
+                    Output::Host(out) => {
+                        Ok(linear.matmul_dyn(&*operand.value, alpha, Sink::Host(out))?)
+                    }
+                    Output::Device(owner, value, ty) if same(owner, device) => {
+                        let sink = Sink::Resident(&mut **value, ty);
+                        Ok(linear.matmul_dyn(&*operand.value, alpha, sink)?)
+                    }
+                    Output::Device(owner, value, ty) => self.through_host(
+                        x.rows(),
+                        |host| Ok(linear.matmul_dyn(&*operand.value, alpha, Sink::Host(host))?),
+                        (owner, value, ty),
+                    ),
+                };
+            }
+            (Held::Packed(packed), _) => packed,
+            (Held::Operand(operand), _) => {
+                let device = operand.backend.as_resident().ok_or(Error::OnHost)?;
+                let mut packed = self.packed(loaded.spec.shape(x.rows(), x.k())?);
+                device.export_dyn(&*operand.value, &mut packed.view_mut())?;
+                exported = packed;
+                &exported
+            }
+        };
+        match (&*weight, out) {
+            (Prepared::Device(device, linear), Output::Device(owner, value, ty))
+                if same(owner, device) =>
+            {
+                let scratch = self.runtime().scratch();
+                let mut operand = scratch.operand(m.backend, &**device)?;
+                device.import_dyn(packed.view(), &mut *operand.value)?;
+                let sink = Sink::Resident(&mut **value, ty);
+                let paths = linear.matmul_dyn(&*operand.value, alpha, sink)?;
+                scratch.give_operand(operand);
+                Ok(paths)
+            }
+            (weight, Output::Host(out)) => Ok(weight.matmul(packed.view(), alpha, out)?),
+            (weight, Output::Device(owner, value, ty)) => self.through_host(
+                x.rows(),
+                |host| Ok(weight.matmul(packed.view(), alpha, host)?),
+                (owner, value, ty),
+            ),
+        }
+    }
+
+    /// Outputs that a backend writes to the host, on their way to the memory of another.
+    fn through_host(
+        &self,
+        rows: usize,
+        write: impl FnOnce(FloatSliceMut<'_>) -> Result<Paths, Error>,
+        (owner, value, ty): (&Arc<dyn DynResident>, &mut Box<Opaque>, FloatType),
+    ) -> Result<Paths, Error> {
+        let mut host = FloatVec::zeros(ty, self.outputs(rows)?);
+        let paths = write(host.as_mut_slice())?;
+        *value = owner.upload_dyn(host.as_slice())?;
+        Ok(paths)
+    }
+
+    /// A packed matrix of a shape; contents unspecified.
+    fn packed(&self, shape: fp4_core::PackedShape) -> PackedMatrix {
+        match self.runtime().scratch().packed() {
+            Some(mut packed) => {
+                packed.reshape(shape);
+                packed
+            }
+            None => PackedMatrix::zeros(shape),
+        }
+    }
+
+    /// What quantizing `rows` rows of activations of a type asks of a backend.
+    fn query(&self, rows: usize, input: FloatType) -> Result<QuantizeQuery, Error> {
+        let loaded = self.loaded()?;
+        let shape = loaded.spec.shape(rows, self.in_features())?;
+        let transform = loaded.transform.as_ref().map(|t| t.stored().view()).transpose()?;
+        Ok(QuantizeQuery {
+            rows,
+            k: shape.k(),
+            scale_type: shape.scale_type(),
+            group: shape.group(),
+            tie: loaded.spec.tie(),
+            input,
+            transform: transform.map(|t| t.shape()),
+            given_scales: false,
+        })
+    }
+
+    fn matmul_query(&self, q: &QuantizeQuery, output: FloatType) -> Result<MatmulQuery, Error> {
+        let format = self.loaded()?.weight.shape().expect_format()?;
+        Ok(MatmulQuery { format, m: q.rows, n: self.out_features(), k: q.k, output })
+    }
+
+    /// The backends that quantize and multiply, with the logging that routing owes.
+    fn pick(
+        &self,
+        query: QuantizeQuery,
+        output: FloatType,
+    ) -> Result<(Quantizing<'_>, Multiplier<'_>), Error> {
+        let (query, m_query) = (&query, &self.matmul_query(&query, output)?);
+        let (routing, backends) = (&self.routing, self.runtime().backends());
+        let (quantizer, q_honoured) = routing.pick_quantizer(backends, query);
+        let (matmul, m_honoured) = routing.pick_matmul(backends, m_query);
+        let routes: [(bool, usize, &str, &dyn Fn() -> Route); 2] = [
+            (q_honoured, 0, "quantize", &|| routing.quantize_route(backends, query)),
+            (m_honoured, 1, "multiply", &|| routing.matmul_route(backends, m_query)),
+        ];
+        for (honoured, i, role, route) in routes {
+            if !honoured && !self.warned.refused[i].swap(true, Relaxed) {
+                let route = route();
+                if let Some((name, why)) = &route.refused {
+                    let instead = route.chosen().unwrap_or("none");
+                    let who = self.prefix();
+                    log::warn!(
+                        "{who}backend `{name}` cannot {role} here ({why}); using `{instead}`"
+                    );
+                }
+            }
+        }
+        match (quantizer, matmul) {
+            (Some(q), Some(m)) => {
+                let (q_name, m_name) = (q.backend.name(), m.backend.name());
+                let who = self.prefix();
+                log::debug!("{who}routing: `{q_name}` quantizes, `{m_name}` multiplies");
+                Ok((q, m))
+            }
+            (None, _) => {
+                let reasons = routing.quantize_route(backends, query).reasons();
+                Err(Error::NoBackend { role: "quantize", reasons })
+            }
+            (Some(_), None) => {
+                let reasons = routing.matmul_route(backends, m_query).reasons();
+                Err(Error::NoBackend { role: "multiply", reasons })
+            }
+        }
+    }
+
+    /// Adds to the counters, if they are on.
+    fn count_paths(&self, paths: &Paths) {
+        if let Some(counters) = &self.counters {
+            counters.add_paths(paths);
+        }
+    }
+}
+
+fn same(a: &Arc<dyn DynResident>, b: &Arc<dyn DynResident>) -> bool {
+    std::ptr::addr_eq(Arc::as_ptr(a), Arc::as_ptr(b))
+}
+
+impl Prepared {
+    fn matmul(
+        &self,
+        a: fp4_core::PackedView<'_>,
+        alpha: f32,
+        out: FloatSliceMut<'_>,
+    ) -> Result<Paths, fp4_core::Error> {
+        match self {
+            Prepared::Host(w) => w.matmul(a, alpha, out),
+            Prepared::Device(_, w) => w.matmul(a, alpha, out),
+        }
+    }
+}
+
+impl Loaded {
+    /// The output multiplier, f32(weight gs * activation gs).
+    pub(crate) fn alpha(&self) -> Result<f32, Error> {
+        let got = self.weight_global_scale * self.spec.global_scale();
+        if got.is_finite() && got > 0.0 {
+            Ok(got)
+        } else {
+            Err(fp4_core::Error::ScaleSetting { what: ScaleSetting::Alpha, got }.into())
+        }
+    }
+}

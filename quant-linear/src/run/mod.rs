@@ -1,0 +1,20 @@
+//! Running layers: what they share, who does what, and the one path of a forward.
+//!
+//! | module | what it is |
+//! |---|---|
+//! | [`runtime`] | backends, open devices and scratch, shared by layers |
+//! | [`routing`] | the list of backends, a choice for each role, the reasons |
+//! | [`forward`] | quantize, multiply, round once |
+//! | [`activation`] | activations quantized once for several layers |
+//! | [`device`] | tensors in a backend's memory |
+//! | [`counters`] | what quantization did, and which paths ran |
+
+pub(crate) mod activation;
+pub(crate) mod counters;
+pub(crate) mod device;
+pub(crate) mod forward;
+pub mod routing;
+pub(crate) mod runtime;
+mod scratch;
+
+pub(crate) use routing::{Multiplier, Routing};
