@@ -39,6 +39,7 @@
 #![forbid(unsafe_code)]
 
 pub mod atomic;
+pub mod checkpoint;
 mod error;
 mod layer;
 mod run;

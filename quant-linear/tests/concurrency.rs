@@ -204,11 +204,15 @@ fn layers_of_one_runtime_share_its_devices() {
         layer.set_device(Some(mock::MOCK)).unwrap();
     }
     let x = values(2, 3 * 64);
-    let mut tensor = layers[0].upload(f32::wrap(&x), &[3, 64]).unwrap();
-    let mut expected = x;
+    let mut expected = x.clone();
     for layer in &layers {
-        tensor = layer.forward_device(&tensor).unwrap();
         expected = layer.forward(&expected, &[3, 64]).unwrap();
     }
+    mock.transfers.take();
+    let mut tensor = layers[0].upload(f32::wrap(&x), &[3, 64]).unwrap();
+    for layer in &layers {
+        tensor = layer.forward_device(&tensor).unwrap();
+    }
+    assert_eq!(mock.transfers.take(), (1, 0), "nothing crosses between layers");
     assert_eq!(tensor.to_host().unwrap(), quant_linear::FloatVec::F32(expected));
 }

@@ -86,7 +86,11 @@ impl QuantLinear {
         options: &DenseOptions,
     ) -> Result<Self, Error> {
         let transform = options.transform.as_ref().map(StoredTransform::view).transpose()?;
-        let amax = transformed_amax(weight, in_features, transform.as_ref())?;
+        // A pass over the whole weight: only where its result is used.
+        let amax = match options.needs_amax() {
+            true => transformed_amax(weight, in_features, transform.as_ref())?,
+            false => 0.0,
+        };
         let spec = options.weight_spec(amax)?;
         let input = QuantizeInput::new(weight, out_features, in_features, &spec)?
             .with_transform(transform)?;

@@ -31,6 +31,11 @@ impl DenseOptions {
         }
     }
 
+    /// True if the weight's largest magnitude decides its settings: NVFP4 with no global scale given.
+    pub fn needs_amax(&self) -> bool {
+        self.format == Format::NvFp4 && self.weight_global_scale.is_none()
+    }
+
     /// The settings for the weight itself, whose largest (transformed) magnitude is `amax`.
     ///
     /// # Errors

@@ -17,10 +17,11 @@ use std::fmt;
 use std::path::Path;
 
 use fp4_core::{FloatType, GroupSize, PackedMatrix, PackedShape, ScaleType};
-use safetensors::tensor::{SafeTensors, TensorView};
+use safetensors::SafeTensors;
 use safetensors::{Dtype, View};
 
 use crate::atomic;
+use crate::checkpoint::TensorSource;
 use crate::error::Error;
 use crate::layer::{Contents, Parts, QuantLinear, SharedTransform, StoredTransform};
 use crate::values::FloatVec;
@@ -194,7 +195,7 @@ impl QuantLinear {
     /// # Errors
     /// Missing tensors, wrong types or shapes, illegal scalars, a bias that is not zero.
     pub fn from_state(
-        state: &SafeTensors<'_>,
+        state: &dyn TensorSource,
         prefix: &str,
         options: &LoadOptions,
     ) -> Result<Self, Error> {
@@ -212,7 +213,7 @@ impl QuantLinear {
     /// As [`from_state`](Self::from_state).
     pub fn load_state(
         &mut self,
-        state: &SafeTensors<'_>,
+        state: &dyn TensorSource,
         prefix: &str,
         options: &LoadOptions,
     ) -> Result<(), Error> {
@@ -247,15 +248,14 @@ impl QuantLinear {
 /// # Errors
 /// Missing tensors, wrong types or shapes, a bias that is not zero and not to be ignored.
 pub fn read_parts(
-    state: &SafeTensors<'_>,
+    state: &dyn TensorSource,
     prefix: &str,
     options: &LoadOptions,
 ) -> Result<Parts, Error> {
     let codes = required(state, join(prefix, E2M1))?;
     let scales = required(state, join(prefix, SCALE_QUANT))?;
-    let header = |tensor: &Named<'_>| (tensor.view.dtype(), tensor.view.shape().to_vec());
-    let shape = packed_shape(prefix, header(&codes), header(&scales), options.scale_type)?;
-    let weight = PackedMatrix::new(shape, codes.data().to_vec(), scales.data().to_vec())?;
+    let shape = packed_shape(prefix, codes.header(), scales.header(), options.scale_type)?;
+    let weight = PackedMatrix::new(shape, codes.owned()?, scales.owned()?)?;
     refuse_bias(state, join(prefix, BIAS), options)?;
     let usual_ss = options.foreign.then(|| match shape.scale_type() {
         ScaleType::E8M0 => fp4_core::MXFP4_SCALE_SCALE,
@@ -272,33 +272,45 @@ pub fn read_parts(
     })
 }
 
-struct Named<'a> {
+/// A tensor of a source, its bytes not yet read.
+struct Found<'a> {
+    source: &'a dyn TensorSource,
     name: String,
-    view: TensorView<'a>,
+    dtype: Dtype,
+    shape: Vec<usize>,
 }
 
-impl<'a> Named<'a> {
-    fn data(&self) -> &'a [u8] {
-        self.view.data()
+impl<'a> Found<'a> {
+    fn header(&self) -> (Dtype, Vec<usize>) {
+        (self.dtype, self.shape.clone())
+    }
+
+    fn bytes(&self) -> Result<Cow<'a, [u8]>, Error> {
+        self.source.bytes(&self.name)
+    }
+
+    fn owned(&self) -> Result<Vec<u8>, Error> {
+        self.bytes().map(Cow::into_owned)
     }
 
     fn wrong_shape(&self, expected: impl Into<String>) -> Error {
-        let got = self.view.shape().to_vec();
-        Error::Shape { name: self.name.clone(), expected: expected.into(), got }
+        let (name, got) = (self.name.clone(), self.shape.clone());
+        Error::Shape { name, expected: expected.into(), got }
     }
 
     fn wrong_dtype(&self, expected: &'static str) -> Error {
-        Error::Dtype { name: self.name.clone(), expected, got: self.view.dtype() }
+        Error::Dtype { name: self.name.clone(), expected, got: self.dtype }
     }
 }
 
-fn optional<'a>(state: &SafeTensors<'a>, name: String) -> Option<Named<'a>> {
-    state.tensor(&name).ok().map(|view| Named { name, view })
+fn optional(source: &dyn TensorSource, name: String) -> Option<Found<'_>> {
+    let (dtype, shape) = source.header(&name)?;
+    Some(Found { source, name, dtype, shape })
 }
 
-fn required<'a>(state: &SafeTensors<'a>, name: String) -> Result<Named<'a>, Error> {
+fn required(source: &dyn TensorSource, name: String) -> Result<Found<'_>, Error> {
     let missing = Error::MissingTensor { name: name.clone() };
-    optional(state, name).ok_or(missing)
+    optional(source, name).ok_or(missing)
 }
 
 /// Shape, group size and scale type of the layer under `prefix`, from the types and shapes of its
@@ -365,26 +377,28 @@ pub fn packed_shape(
     Ok(PackedShape::new(rows, k, scale_type, group)?)
 }
 
-fn transform(state: &SafeTensors<'_>, name: String) -> Result<Option<StoredTransform>, Error> {
+fn transform(state: &dyn TensorSource, name: String) -> Result<Option<StoredTransform>, Error> {
     let Some(tensor) = optional(state, name) else { return Ok(None) };
-    let expected = "F32, F16 or BF16";
-    let ty = float_type(tensor.view.dtype()).ok_or_else(|| tensor.wrong_dtype(expected))?;
-    let values =
-        FloatVec::from_le_bytes(ty, tensor.data()).ok_or_else(|| tensor.wrong_dtype(expected))?;
-    let shape = tensor.view.shape().to_vec();
-    StoredTransform::new(values, shape)
-        .map(Some)
-        .map_err(|_| tensor.wrong_shape("(Bt, Bt) or (blocks, Bt, Bt) with Bt 16, 32, 64 or 128"))
+    let (type_expected, shape_expected) =
+        ("F32, F16 or BF16", "(Bt, Bt) or (blocks, Bt, Bt) with Bt 16, 32, 64 or 128");
+    let ty = float_type(tensor.dtype).ok_or_else(|| tensor.wrong_dtype(type_expected))?;
+    if !matches!(tensor.shape[..], [_, _] | [_, _, _]) {
+        return Err(tensor.wrong_shape(shape_expected)); // before its bytes are read
+    }
+    let values = FloatVec::from_le_bytes(ty, &tensor.bytes()?);
+    let values = values.ok_or_else(|| tensor.wrong_dtype(type_expected))?;
+    let made = StoredTransform::new(values, tensor.shape.clone());
+    made.map(Some).map_err(|_| tensor.wrong_shape(shape_expected))
 }
 
 /// Reads a scalar of shape () or (1): f16 and bf16 widen exactly, f64 rounds once.
-fn scalar(state: &SafeTensors<'_>, name: &str) -> Result<Option<f32>, Error> {
+fn scalar(state: &dyn TensorSource, name: &str) -> Result<Option<f32>, Error> {
     let Some(tensor) = optional(state, name.to_string()) else { return Ok(None) };
-    if !matches!(tensor.view.shape(), [] | [1]) {
+    if !matches!(tensor.shape[..], [] | [1]) {
         return Err(tensor.wrong_shape("() or (1)"));
     }
     let expected = "F32, F64, F16 or BF16";
-    let value = match (tensor.view.dtype(), tensor.data()) {
+    let value = match (tensor.dtype, &*tensor.bytes()?) {
         (Dtype::F64, &[a, b, c, d, e, f, g, h]) => {
             f64::from_le_bytes([a, b, c, d, e, f, g, h]) as f32
         }
@@ -397,16 +411,17 @@ fn scalar(state: &SafeTensors<'_>, name: &str) -> Result<Option<f32>, Error> {
 }
 
 /// Refuses a bias with a value that is not zero, unless told to ignore it.
-fn refuse_bias(state: &SafeTensors<'_>, name: String, options: &LoadOptions) -> Result<(), Error> {
+fn refuse_bias(state: &dyn TensorSource, name: String, options: &LoadOptions) -> Result<(), Error> {
     let Some(tensor) = optional(state, name) else { return Ok(()) };
     if options.ignore_bias {
         return Ok(());
     }
-    let zero = match float_type(tensor.view.dtype()) {
-        Some(ty) => FloatVec::from_le_bytes(ty, tensor.data())
+    let bytes = tensor.bytes()?;
+    let zero = match float_type(tensor.dtype) {
+        Some(ty) => FloatVec::from_le_bytes(ty, &bytes)
             .is_some_and(|v| (0..v.as_slice().len()).all(|i| v.as_slice().get_f32(i) == Some(0.0))),
         // -0.0 in other types is not worth a decoder: all bits zero is zero in every type.
-        None => tensor.data().iter().all(|&b| b == 0),
+        None => bytes.iter().all(|&b| b == 0),
     };
     if zero { Ok(()) } else { Err(Error::Bias { name: tensor.name }) }
 }
