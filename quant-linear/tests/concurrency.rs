@@ -161,6 +161,24 @@ fn clones_share_what_is_prepared() {
 }
 
 #[test]
+fn forms_of_backends_that_are_gone_are_dropped() {
+    let first = MockDevice::default();
+    let weight = values(1, 5 * 64);
+    let layer =
+        QuantLinear::from_dense(&weight[..], 5, 64, &DenseOptions::new(Format::MxFp4)).unwrap();
+    let kept = layer.clone();
+    for _ in 0..8 {
+        // A clone of its own backends, gone again: the shared weight must not keep their forms.
+        let mut clone = layer.clone();
+        clone.set_backends(Backends::none().with(Backend::resident(first.clone())));
+        clone.prepare().unwrap();
+    }
+    assert!(first.transfers.alive.load(SeqCst) <= 2, "{:?}", first.transfers);
+    drop((layer, kept));
+    assert_eq!(first.transfers.alive.load(SeqCst), 0);
+}
+
+#[test]
 fn scratch_is_shared_by_layers_bounded_and_released() {
     const LIMIT: usize = 1 << 20;
     let runtime = Runtime::new(Backends::available()).with_scratch_limit(LIMIT);

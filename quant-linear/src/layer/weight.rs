@@ -11,7 +11,7 @@
 //! first one that is stored wins; a second one, made meanwhile, is dropped.
 
 use std::fmt;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use fp4_core::backend::erased::{Backend, DynLinear, DynResident, DynWeight, Opaque};
 use fp4_core::{FloatType, PackedMatrix, PackedShape};
@@ -19,9 +19,17 @@ use fp4_core::{FloatType, PackedMatrix, PackedShape};
 use crate::error::Error;
 use crate::layer::StoredTransform;
 use crate::run::Multiplier;
+use crate::run::routing::Backends;
 
-/// Forms by key, in a lock that is held to look and to store, never to make.
-struct Forms<K, V>(Mutex<Vec<(K, Arc<V>)>>);
+/// Forms by key, in a lock that is held to look and to store, never to make or to drop.
+struct Forms<K, V>(Mutex<Vec<Form<K, V>>>);
+
+struct Form<K, V> {
+    key: K,
+    /// Lives as long as the list of backends that it was made for: afterwards it serves nobody.
+    list: Weak<()>,
+    form: Arc<V>,
+}
 
 impl<K, V> Forms<K, V> {
     fn new() -> Self {
@@ -29,43 +37,48 @@ impl<K, V> Forms<K, V> {
     }
 
     /// The form under the key that `is` knows, made by `make` and stored under `key` if there is
-    /// none.
+    /// none. Storing one drops those whose list of backends is gone.
     fn get_or_make(
         &self,
+        list: &Backends,
         is: impl Fn(&K) -> bool,
         key: impl FnOnce() -> K,
         make: impl FnOnce() -> Result<V, Error>,
     ) -> Result<Arc<V>, Error> {
-        if let Some(form) = self.find(&is) {
+        let find = |forms: &[Form<K, V>]| {
+            forms.iter().find(|form| is(&form.key)).map(|form| form.form.clone())
+        };
+        if let Some(form) = find(&self.lock()) {
             return Ok(form);
         }
         let made = Arc::new(make()?);
-        let key = key();
-        let mut forms = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        // Another thread may have been first; ours is then dropped after the lock.
-        if let Some((_, form)) = forms.iter().find(|(key, _)| is(key)) {
-            return Ok(form.clone());
+        let own = Form { key: key(), list: list.alive(), form: made.clone() };
+        let mut forms = self.lock();
+        if let Some(form) = find(&forms) {
+            drop(forms);
+            return Ok(form); // another thread was first; ours is dropped
         }
-        forms.push((key, made.clone()));
+        let (mut kept, gone): (Vec<_>, Vec<_>) =
+            std::mem::take(&mut *forms).into_iter().partition(|f| f.list.strong_count() > 0);
+        kept.push(own);
+        *forms = kept;
+        drop(forms);
+        drop(gone); // freeing may take long: not under the lock
         Ok(made)
-    }
-
-    fn find(&self, is: impl Fn(&K) -> bool) -> Option<Arc<V>> {
-        let forms = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        forms.iter().find(|(key, _)| is(key)).map(|(_, form)| form.clone())
     }
 
     /// Drops the forms whose key `keep` refuses.
     fn retain(&self, keep: impl Fn(&K) -> bool) {
-        let mut forms = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let (kept, dropped) = std::mem::take(&mut *forms).into_iter().partition(|(k, _)| keep(k));
+        let mut forms = self.lock();
+        let (kept, gone): (Vec<_>, Vec<_>) =
+            std::mem::take(&mut *forms).into_iter().partition(|form| keep(&form.key));
         *forms = kept;
         drop(forms);
-        drop::<Vec<_>>(dropped); // freeing may take long: not under the lock
+        drop(gone);
     }
 
-    fn len(&self) -> usize {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).len()
+    fn lock(&self) -> MutexGuard<'_, Vec<Form<K, V>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -97,8 +110,9 @@ impl SharedWeight {
     }
 
     /// The weight in the form of a backend that multiplies: made once, then kept.
-    pub(crate) fn on(&self, by: &Multiplier<'_>) -> Result<Arc<Prepared>, Error> {
+    pub(crate) fn on(&self, list: &Backends, by: &Multiplier<'_>) -> Result<Arc<Prepared>, Error> {
         self.forms.get_or_make(
+            list,
             |key| key.is_same(by.backend),
             || by.backend.clone(),
             || {
@@ -123,7 +137,7 @@ impl fmt::Debug for SharedWeight {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("SharedWeight")
             .field("shape", &self.shape())
-            .field("forms", &self.forms.len())
+            .field("forms", &self.forms.lock().len())
             .finish()
     }
 }
@@ -146,11 +160,13 @@ impl SharedTransform {
     /// The transform as `device` loads it for activations of a type: made once, then kept.
     pub(crate) fn on(
         &self,
+        list: &Backends,
         backend: &Backend,
         device: &Arc<dyn DynResident>,
         x: FloatType,
     ) -> Result<Arc<Box<Opaque>>, Error> {
         self.forms.get_or_make(
+            list,
             |(key, of)| *of == x && key.is_same(backend),
             || (backend.clone(), x),
             || Ok(device.load_transform_dyn(&self.stored.view()?, x)?),

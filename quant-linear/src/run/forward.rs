@@ -141,11 +141,11 @@ impl QuantLinear {
         self.named(|| {
             let loaded = self.loaded()?;
             let (q, m) = self.pick(self.query(1, self.dtype())?, self.dtype())?;
-            loaded.weight.on(&m)?;
+            loaded.weight.on(self.runtime().backends(), &m)?;
             if let (Some(transform), Some(device)) = (&loaded.transform, q.backend.as_resident())
                 && q.backend.is_same(m.backend)
             {
-                transform.on(q.backend, device, self.dtype())?;
+                transform.on(self.runtime().backends(), q.backend, device, self.dtype())?;
             }
             Ok(())
         })
@@ -266,7 +266,9 @@ impl QuantLinear {
         let held = match (source, &input) {
             (Some((device, source)), _) => {
                 let transform = match &loaded.transform {
-                    Some(transform) => Some(transform.on(q.backend, device, float_type)?),
+                    Some(transform) => {
+                        Some(transform.on(runtime.backends(), q.backend, device, float_type)?)
+                    }
                     None => None,
                 };
                 let transform = transform.as_deref().map(|t| &**t);
@@ -307,7 +309,7 @@ impl QuantLinear {
         out: Output<'_>,
     ) -> Result<Paths, Error> {
         let alpha = loaded.alpha()?;
-        let weight = loaded.weight.on(m)?;
+        let weight = loaded.weight.on(self.runtime().backends(), m)?;
         // In the backend's own form: nothing crosses.
         let exported;
         let packed = match (x.held()?, &*weight) {

@@ -5,7 +5,7 @@
 //! list. [`QuantLinear::explain`](crate::QuantLinear::explain) shows every rejection.
 
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use fp4_core::backend::erased::{Backend, DynMatmul, DynResident};
 use fp4_core::{MatmulQuery, QuantizeQuery, Quantizer, Unsupported};
@@ -20,6 +20,8 @@ use crate::run::runtime::Runtime;
 pub struct Backends {
     list: Vec<Backend>,
     unavailable: Vec<(String, Unsupported)>,
+    /// Shared by the clones: what was made for the list can go when the last of them goes.
+    alive: Arc<()>,
 }
 
 impl Backends {
@@ -63,6 +65,11 @@ impl Backends {
     /// Backends compiled in that this machine cannot run, and why.
     pub fn unavailable(&self) -> &[(String, Unsupported)] {
         &self.unavailable
+    }
+
+    /// Upgrades for as long as this list or a clone of it lives.
+    pub(crate) fn alive(&self) -> Weak<()> {
+        Arc::downgrade(&self.alive)
     }
 
     /// The first backend of this name that has its own memory.
@@ -272,7 +279,7 @@ impl Routing {
         ask: impl Fn(&Backend) -> Verdict,
     ) -> Route {
         let (chosen, honoured) = self.pick(backends, choice, &ask);
-        let Backends { list, unavailable } = backends;
+        let Backends { list, unavailable, .. } = backends;
         let listed = list.iter().enumerate().map(|(i, b)| {
             let verdict = if chosen == Some(i) { Verdict::Chosen } else { ask(b) };
             (b.name().to_string(), verdict)

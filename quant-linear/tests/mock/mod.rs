@@ -19,6 +19,8 @@ pub(crate) struct Transfers {
     pub(crate) to_host: AtomicUsize,
     pub(crate) prepared: AtomicUsize,
     pub(crate) transforms: AtomicUsize,
+    /// Prepared weights that have not been dropped.
+    pub(crate) alive: AtomicUsize,
 }
 
 impl Transfers {
@@ -41,7 +43,13 @@ pub(crate) struct MockDevice {
 pub(crate) const MOCK: &str = "mock-device";
 
 /// A weight on the device.
-pub(crate) struct MockWeight(PackedMatrix);
+pub(crate) struct MockWeight(PackedMatrix, Arc<Transfers>);
+
+impl Drop for MockWeight {
+    fn drop(&mut self) {
+        self.1.alive.fetch_sub(1, SeqCst);
+    }
+}
 
 impl PreparedWeight for MockWeight {
     fn shape(&self) -> fp4_core::PackedShape {
@@ -81,11 +89,10 @@ impl Matmul for MockDevice {
     fn prepare<B: Packed>(&self, b: B) -> Result<MockWeight, Error> {
         self.transfers.prepared.fetch_add(1, SeqCst);
         let view = b.view();
-        Ok(MockWeight(PackedMatrix::new(
-            view.shape(),
-            view.codes().to_vec(),
-            view.scales().to_vec(),
-        )?))
+        let (codes, scales) = (view.codes().to_vec(), view.scales().to_vec());
+        let weight = PackedMatrix::new(view.shape(), codes, scales)?;
+        self.transfers.alive.fetch_add(1, SeqCst);
+        Ok(MockWeight(weight, self.transfers.clone()))
     }
 
     fn matmul<B: Packed>(
