@@ -1,78 +1,18 @@
-//! Which instruction sets there are kernels for, and which of them this CPU has.
-
-use std::fmt;
+//! Which kernels run: the one place where an instruction set becomes its kernels' types.
+//!
+//! An [`Engine`] is made once, from an [`Isa`], by asking the CPU; what it holds is the proof. Every
+//! operation goes through [`by_engine!`](by_engine), which calls the driver with the kernels' type.
 
 use fp4_core::Unsupported;
 
+use crate::isa::Isa;
 #[cfg(target_arch = "aarch64")]
-use crate::neon::{Neon, NeonDotprod, NeonI8mm};
-use crate::tiles::Kernels;
+use crate::kernels::neon::{Neon, NeonDotprod, NeonI8mm};
 #[cfg(all(target_arch = "wasm32", target_feature = "simd128"))]
-use crate::wasm::WasmSimd128;
+use crate::kernels::wasm::WasmSimd128;
 #[cfg(target_arch = "x86_64")]
-use crate::x86::{Avx2, Avx512, AvxVnni};
-
-/// An instruction set that this crate has kernels for, fastest first.
-#[non_exhaustive]
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Isa {
-    /// x86-64 with AVX-512 F, BW, DQ, VL, VNNI and VBMI.
-    Avx512Vnni,
-    /// x86-64 with AVX-VNNI (dot products on 256 bits), AVX2, FMA and F16C.
-    AvxVnni,
-    /// x86-64 with AVX2, FMA and F16C.
-    Avx2,
-    /// aarch64 NEON with the dot product and 8-bit matrix multiply instructions (`smmla`).
-    NeonI8mm,
-    /// aarch64 NEON with the dot product instructions (`sdot`).
-    NeonDotprod,
-    /// aarch64 NEON.
-    Neon,
-    /// wasm32 with simd128, which the build enables or not.
-    WasmSimd128,
-    /// The kernels on the `wide` crate: every CPU.
-    Portable,
-}
-
-impl Isa {
-    /// All of them, fastest first.
-    pub const ALL: [Isa; 8] = [
-        Isa::Avx512Vnni,
-        Isa::AvxVnni,
-        Isa::Avx2,
-        Isa::NeonI8mm,
-        Isa::NeonDotprod,
-        Isa::Neon,
-        Isa::WasmSimd128,
-        Isa::Portable,
-    ];
-
-    /// Those that this CPU has, fastest first.
-    pub fn available() -> impl Iterator<Item = Isa> {
-        Isa::ALL.into_iter().filter(|&isa| Engine::new(isa).is_ok())
-    }
-
-    /// The name, as in benchmark tables: `avx512-vnni`, `avx-vnni`, `avx2`, `neon-i8mm`, `neon-dotprod`,
-    /// `neon`, `wasm-simd128`, `portable`.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Isa::Avx512Vnni => "avx512-vnni",
-            Isa::AvxVnni => "avx-vnni",
-            Isa::Avx2 => "avx2",
-            Isa::NeonI8mm => "neon-i8mm",
-            Isa::NeonDotprod => "neon-dotprod",
-            Isa::Neon => "neon",
-            Isa::WasmSimd128 => "wasm-simd128",
-            Isa::Portable => "portable",
-        }
-    }
-}
-
-impl fmt::Display for Isa {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(self.name())
-    }
-}
+use crate::kernels::x86::{Avx2, Avx512, AvxVnni};
+use crate::matmul::Kernels;
 
 /// An instruction set with the proof that this CPU has it.
 #[derive(Debug, Clone, Copy)]
@@ -99,20 +39,20 @@ macro_rules! by_engine {
     ($engine:expr, $kernels:ident => $tiled:expr, portable => $portable:expr) => {
         match $engine {
             #[cfg(target_arch = "x86_64")]
-            $crate::isa::Engine::Avx512($kernels) => $tiled,
+            $crate::engine::Engine::Avx512($kernels) => $tiled,
             #[cfg(target_arch = "x86_64")]
-            $crate::isa::Engine::AvxVnni($kernels) => $tiled,
+            $crate::engine::Engine::AvxVnni($kernels) => $tiled,
             #[cfg(target_arch = "x86_64")]
-            $crate::isa::Engine::Avx2($kernels) => $tiled,
+            $crate::engine::Engine::Avx2($kernels) => $tiled,
             #[cfg(target_arch = "aarch64")]
-            $crate::isa::Engine::NeonI8mm($kernels) => $tiled,
+            $crate::engine::Engine::NeonI8mm($kernels) => $tiled,
             #[cfg(target_arch = "aarch64")]
-            $crate::isa::Engine::NeonDotprod($kernels) => $tiled,
+            $crate::engine::Engine::NeonDotprod($kernels) => $tiled,
             #[cfg(target_arch = "aarch64")]
-            $crate::isa::Engine::Neon($kernels) => $tiled,
+            $crate::engine::Engine::Neon($kernels) => $tiled,
             #[cfg(all(target_arch = "wasm32", target_feature = "simd128"))]
-            $crate::isa::Engine::WasmSimd128($kernels) => $tiled,
-            $crate::isa::Engine::Portable => $portable,
+            $crate::engine::Engine::WasmSimd128($kernels) => $tiled,
+            $crate::engine::Engine::Portable => $portable,
         }
     };
 }

@@ -24,7 +24,7 @@
 //! wrap on the way: sums modulo 2^32 with a true value in range are the true value.
 //!
 //! *A sum.* As in the portable kernels, with D the largest dot of a group, reach the largest scale over
-//! the row's base and live the number of groups that count ([`RowMeta`](crate::meta::RowMeta)):
+//! the row's base and live the number of groups that count ([`RowMeta`](super::meta::RowMeta)):
 //!
 //! ```text
 //! D * reach_a * reach_b * min(live_a, live_b, groups) <= 2^63 - 1
@@ -44,9 +44,9 @@ use fp4_core::{
 
 use super::operand::{COLUMNS, Form, Line, MAX_ROWS, Panel, Panels, STEPS, Tile, TilePlane, Tiles};
 use super::output::Grid;
-use super::{Kernels, PanelView, Row, Scaling, Step, Steps, Sums};
-use crate::portable::Value;
-use crate::sum::{PLAIN_EXPONENTS, Product, Sum, fits_63_bits};
+use super::sum::{PLAIN_EXPONENTS, Product, Sum, fits_63_bits};
+use super::{FoldKernels, Kernels, PairKernels, PanelView, Row, Scaling, Step, Steps, Sums};
+use crate::quantize::Value;
 use crate::threads::Threads;
 
 /// Multiply-adds worth a task of their own.
@@ -293,6 +293,12 @@ struct Call<'a, K> {
 }
 
 impl<K: Kernels> Call<'_, K> {
+    /// The kernels of the fold form, if that is B's.
+    #[inline(always)]
+    fn fold(&self) -> Option<K::Fold> {
+        self.kernels.for_fold(self.b.form())
+    }
+
     /// The largest dot of a group, D.
     fn dot(&self) -> u128 {
         144 * self.a.shape().group().get() as u128
@@ -313,8 +319,9 @@ impl<K: Kernels> Call<'_, K> {
         let (tiles, panels) = (self.tiles.len(), self.b.panels().len());
         let tile_bytes = (self.tiles[0].meta.len() * self.a.shape().k()).max(1);
         // Panels in pairs, if one stretch takes all chunks.
-        let pairs = self.kernels.pairs(self.b.form(), m) && self.chunks().len() <= FOLD_CHUNKS;
-        let (step, most) = if pairs { (2, PAIR_TILES) } else { (1, usize::MAX) };
+        let pairs = self.fold().and_then(|fold| fold.pair_kernels(m));
+        let pairs = pairs.filter(|_| self.chunks().len() <= FOLD_CHUNKS);
+        let (step, most) = if pairs.is_some() { (2, PAIR_TILES) } else { (1, usize::MAX) };
         let blocks = tiles.div_ceil((BLOCK_BYTES / tile_bytes).clamp(1, most));
         let block = tiles.div_ceil(blocks);
         let blocks = tiles.div_ceil(block);
@@ -326,8 +333,8 @@ impl<K: Kernels> Call<'_, K> {
             let tiles = &self.tiles[task / across * block..tiles.min((task / across + 1) * block)];
             let first = task % across * split;
             let mut buffers = Buffers {
-                expanded: vec![Line([0; 64]); if pairs { PAIR_CHUNKS * 2 * STEPS } else { 0 }],
-                pairs: vec![[[[0; COLUMNS]; MAX_ROWS]; 2]; if pairs { tiles.len() } else { 0 }],
+                expanded: vec![Line([0; 64]); pairs.map_or(0, |_| PAIR_CHUNKS * 2 * STEPS)],
+                pairs: vec![[[[0; COLUMNS]; MAX_ROWS]; 2]; pairs.map_or(0, |_| tiles.len())],
                 sums: [[0; COLUMNS]; MAX_ROWS],
                 corrections: [0; MAX_ROWS],
                 units: [[0; COLUMNS]; MAX_ROWS],
@@ -336,8 +343,9 @@ impl<K: Kernels> Call<'_, K> {
             let end = panels.min(first + split);
             for p in (first..end).step_by(step) {
                 let next = self.b.run_of_codes(p + step..end.min(p + 2 * step));
-                if step == 2 {
-                    self.multiply_pair(tiles, p, end, next, &mut buffers, |r| {
+                if let Some(kernels) = pairs {
+                    let pair = p..end.min(p + 2);
+                    self.multiply_pair(kernels, tiles, pair, next, &mut buffers, |r| {
                         grid.prefetch(r, p * COLUMNS);
                     });
                 }
@@ -357,13 +365,13 @@ impl<K: Kernels> Call<'_, K> {
         })
     }
 
-    /// Sums of plane 0 of the tiles with plane 0 of the panels `p` and, if it is before `end`, `p + 1`. `next` is
-    /// read soon; `soon` is told which rows' outputs will be written soon.
+    /// Sums of plane 0 of the tiles with plane 0 of one panel or two. `next` is read soon; `soon` is
+    /// told which rows' outputs will be written soon.
     fn multiply_pair(
         &self,
+        kernels: impl PairKernels,
         tiles: &[Tile],
-        p: usize,
-        end: usize,
+        panels: Range<usize>,
         next: &[Line],
         buffers: &mut Buffers,
         soon: impl Fn(usize),
@@ -375,10 +383,9 @@ impl<K: Kernels> Call<'_, K> {
         let mut next = next.chunks(next.len().div_ceil((parts * tiles.len()).max(1)).max(1));
         for start in chunks.clone().step_by(PAIR_CHUNKS) {
             let part = start..chunks.end.min(start + PAIR_CHUNKS);
-            for half in 0..2.min(end - p) {
-                let scales = self.b.scales(p + half, 0);
-                let b = PanelView { codes: self.b.codes(p + half), scales };
-                self.kernels.expand(b, part.clone(), half, expanded);
+            for (half, p) in panels.clone().enumerate() {
+                let b = PanelView { codes: self.b.codes(p), scales: self.b.scales(p, 0) };
+                kernels.expand(b, part.clone(), half, expanded);
             }
             let slots = part.start - chunks.start..part.end - chunks.start;
             for (tile, sums) in tiles.iter().zip(&mut *pairs) {
@@ -388,7 +395,7 @@ impl<K: Kernels> Call<'_, K> {
                 let mut a = tile.view(Form::Fold, 0);
                 let step = STEPS * a.rows;
                 a.codes = &a.codes[slots.start * step..slots.end * step];
-                self.kernels.fold_pair(a, expanded, next.next().unwrap_or(&[]), sums);
+                kernels.fold_pair(a, expanded, next.next().unwrap_or(&[]), sums);
             }
         }
     }
@@ -515,16 +522,16 @@ impl<K: Kernels> Call<'_, K> {
         let form = self.b.form();
         let a = tile.view(form, i);
         let b = PanelView { codes: self.b.codes(p), scales: self.b.scales(p, j) };
-        match form {
-            Form::Fold => self.kernels.fold(a, b, steps, &mut buffers.sums),
-            Form::Group => self.kernels.group(a, b, steps, &mut buffers.sums),
+        match self.fold() {
+            Some(kernels) => kernels.fold(a, b, steps, &mut buffers.sums),
+            None => self.kernels.group(a, b, steps, &mut buffers.sums),
         }
         self.correct(tile, i, steps, buffers);
     }
 
     /// What the sums over the steps of plane `i` of the tile are too large by.
     fn correct(&self, tile: &Tile, i: usize, steps: Steps<'_>, buffers: &mut Buffers) {
-        if self.b.form() == Form::Group || K::OFFSET == 0 {
+        if self.fold().is_none() || K::Fold::OFFSET == 0 {
             return;
         }
         let (plane, rows) = (&tile.planes()[i], tile.meta.len());
@@ -542,7 +549,7 @@ impl<K: Kernels> Call<'_, K> {
                 list.iter().for_each(|step| plane.add_sums(step.a_slot as usize, corrections));
             }
         }
-        corrections.iter_mut().for_each(|sum| *sum = sum.wrapping_mul(K::OFFSET));
+        corrections.iter_mut().for_each(|sum| *sum = sum.wrapping_mul(K::Fold::OFFSET));
     }
 
     /// Adds the 32-bit sums of a plane of the tile and one of the panel to the 64-bit ones.

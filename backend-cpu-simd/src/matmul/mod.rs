@@ -5,13 +5,18 @@
 //! |---|---|---|
 //! | `operand` | panels of B, tiles of A, their planes | no |
 //! | `gemm` | which planes meet, sums of planes, the one rounding, tasks | one call |
+//! | `meta` | what the proofs need to know of a row: its live groups, and planes of exponents | no |
 //! | `output` | disjoint parts of the output, written by several threads | yes |
+//! | `sum` | the exact sum of an output and its one rounding; partial sums | no |
 //!
-//! The kernels are in `x86`, `neon` and `wasm`: types that implement [`Kernels`].
+//! The kernels are in `kernels`: types that implement [`Kernels`] and, where the instruction set has
+//! what it takes, [`FoldKernels`] and [`PairKernels`].
 
-mod gemm;
+pub(crate) mod gemm;
+pub(crate) mod meta;
 pub(crate) mod operand;
 mod output;
+pub(crate) mod sum;
 
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -22,9 +27,9 @@ pub(crate) use gemm::Pair;
 pub(crate) use operand::{Form, Panels, Tiles};
 
 use crate::isa::Isa;
-use crate::sum::power_of_two;
 use crate::threads::Threads;
 use operand::{COLUMNS, FoldRow, LINES, Line, MAX_ROWS, STEPS, TileView};
+use sum::power_of_two;
 
 /// 32-bit sums of a tile with a panel; rows past the tile's are left as they were.
 pub(crate) type Sums = [[i32; COLUMNS]; MAX_ROWS];
@@ -83,7 +88,7 @@ pub(crate) struct PanelView<'a> {
 pub(crate) type Row = [f32; COLUMNS];
 
 /// What turns a row of sums into outputs: `f32(sum) * 2^(base + column base) * alpha`, all
-/// exponents plain ([`PLAIN_EXPONENTS`](crate::sum::PLAIN_EXPONENTS)), so that the first product is
+/// exponents plain ([`PLAIN_EXPONENTS`](sum::PLAIN_EXPONENTS)), so that the first product is
 /// exact. A NaN becomes the canonical one.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Scaling<'a> {
@@ -121,59 +126,51 @@ pub(crate) fn expect_inside(form: Form, a: TileView<'_>, b: PanelView<'_>, steps
     }
 }
 
-/// The kernels of an instruction set. A value is the proof that this CPU has it: the only way to
-/// make one is to ask the CPU.
+/// The matmul kernels of an instruction set. A value is the proof that this CPU has it: the only way
+/// to make one is to ask the CPU.
 ///
-/// The methods of the fold form are for the instruction sets that use it.
+/// The group form is every set's; a set that has the fold form too names it ([`Fold`](Self::Fold)).
 pub(crate) trait Kernels: Copy + Send + Sync + std::fmt::Debug {
     /// The instruction set.
     const ISA: Isa;
 
-    /// What the fold kernels' sums take B's values to be too large by.
-    const OFFSET: i32;
+    /// Most rows of a tile in the group form.
+    const GROUP_ROWS: usize;
 
     /// True if the group form has two i16 lanes for each half of a chunk, false if it has one i32.
     const BY_HALVES: bool;
 
+    /// The kernels of the fold form; [`Never`] where there are none.
+    type Fold: FoldKernels;
+
+    /// The kernels of the fold form, if there are any.
+    fn fold_kernels(self) -> Option<Self::Fold>;
+
     /// The form in which a format is multiplied.
-    fn form(self, format: Format) -> Form;
+    fn form(self, format: Format) -> Form {
+        match (format, self.fold_kernels()) {
+            (Format::MxFp4, Some(_)) => Form::Fold,
+            (Format::MxFp4, None) | (Format::NvFp4, _) => Form::Group,
+        }
+    }
 
-    /// Most rows of a tile of `m` rows of A.
-    fn rows(self, form: Form, m: usize) -> usize;
-
-    /// True if tiles of `m` rows of A are multiplied by pairs of expanded panels. Fold form.
-    fn pairs(self, _form: Form, _m: usize) -> bool {
-        false
+    /// The kernels of the fold form, if that is `form` and there are any.
+    #[inline(always)]
+    fn for_fold(self, form: Form) -> Option<Self::Fold> {
+        match form {
+            Form::Fold => self.fold_kernels(),
+            Form::Group => None,
+        }
     }
 
     /// Runs `f` compiled for the instruction set, as far as it is inlined.
     fn enter<R>(self, f: impl FnOnce() -> R) -> R;
 
-    /// Packs row `row[0]` of a tile of `row[1]` rows, and returns its total. Fold form.
-    fn pack_fold(self, _: FoldRow<'_>, _row: [usize; 2], _: &mut [i32], _: &mut [i32]) -> i32 {
-        unreachable!("{} has no fold form", Self::ISA)
-    }
-
     /// Packs row `row[0]` of a tile of `row[1]` rows in the group form.
     fn pack_group(self, from: &[u8], row: [usize; 2], codes: &mut [i32], init: &mut [[i32; 2]]);
 
-    /// Sums over the steps of products of A and of B + [`OFFSET`](Self::OFFSET), modulo 2^32. Fold form.
-    fn fold(self, _a: TileView<'_>, _b: PanelView<'_>, _: Steps<'_>, _: &mut Sums) {
-        unreachable!("{} has no fold form", Self::ISA)
-    }
-
-    /// Expands the chunks `chunks` of plane 0 of a panel, B + [`OFFSET`](Self::OFFSET), for [`fold_pair`](Self::fold_pair):
-    /// two lines for each of the eight steps of a chunk, of which this panel's is line `half`. Fold
-    /// form.
-    fn expand(self, _b: PanelView<'_>, _chunks: Range<usize>, _half: usize, _to: &mut [Line]) {
-        unreachable!("{} has no fold form", Self::ISA)
-    }
-
-    /// As [`fold`](Self::fold), for these slots of plane 0 of A and two panels, added to the sums. `next` is read
-    /// soon.
-    fn fold_pair(self, _a: TileView<'_>, _b: &[Line], _next: &[Line], _: &mut [Sums; 2]) {
-        unreachable!("{} has no fold form", Self::ISA)
-    }
+    /// Sums over the steps of group dots times scaled scales, modulo 2^32.
+    fn group(self, a: TileView<'_>, b: PanelView<'_>, steps: Steps<'_>, sums: &mut Sums);
 
     /// Adds each sum less the correction, times `2^(shift + column shift)`, to `to`. Only outputs
     /// that are not narrow can shift or sum out of range: what becomes of those is left open.
@@ -207,9 +204,80 @@ pub(crate) trait Kernels: Copy + Send + Sync + std::fmt::Debug {
             *y = by.of(c, sum as f32);
         }
     }
+}
 
-    /// Sums over the steps of group dots times scaled scales, modulo 2^32.
-    fn group(self, a: TileView<'_>, b: PanelView<'_>, steps: Steps<'_>, sums: &mut Sums);
+/// The kernels of the fold form.
+pub(crate) trait FoldKernels: Copy + Send + Sync + std::fmt::Debug {
+    /// What the sums take B's values to be too large by.
+    const OFFSET: i32;
+
+    /// The kernels on pairs of expanded panels; [`Never`] where there are none.
+    type Pairs: PairKernels;
+
+    /// The kernels on pairs of expanded panels, if tiles of `m` rows of A are multiplied by them.
+    fn pair_kernels(self, m: usize) -> Option<Self::Pairs>;
+
+    /// Most rows of a tile of `m` rows of A.
+    fn rows(self, m: usize) -> usize;
+
+    /// Packs row `row[0]` of a tile of `row[1]` rows, and returns its total.
+    fn pack_fold(
+        self,
+        from: FoldRow<'_>,
+        row: [usize; 2],
+        codes: &mut [i32],
+        sums: &mut [i32],
+    ) -> i32;
+
+    /// Sums over the steps of products of A and of B + [`OFFSET`](Self::OFFSET), modulo 2^32.
+    fn fold(self, a: TileView<'_>, b: PanelView<'_>, steps: Steps<'_>, sums: &mut Sums);
+}
+
+/// The kernels of the fold form on pairs of panels that are expanded once for many tiles.
+pub(crate) trait PairKernels: Copy + Send + Sync + std::fmt::Debug {
+    /// Expands the chunks `chunks` of plane 0 of a panel, B + [`OFFSET`](FoldKernels::OFFSET), for
+    /// [`fold_pair`](Self::fold_pair): two lines for each of the eight steps of a chunk, of which this
+    /// panel's is line `half`.
+    fn expand(self, b: PanelView<'_>, chunks: Range<usize>, half: usize, to: &mut [Line]);
+
+    /// As [`fold`](FoldKernels::fold), for these slots of plane 0 of A and two panels, added to the
+    /// sums. `next` is read soon.
+    fn fold_pair(self, a: TileView<'_>, b: &[Line], next: &[Line], sums: &mut [Sums; 2]);
+}
+
+/// Kernels that an instruction set does not have: there is no value of this type.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Never {}
+
+impl FoldKernels for Never {
+    const OFFSET: i32 = 0;
+    type Pairs = Never;
+
+    fn pair_kernels(self, _: usize) -> Option<Never> {
+        match self {}
+    }
+
+    fn rows(self, _: usize) -> usize {
+        match self {}
+    }
+
+    fn pack_fold(self, _: FoldRow<'_>, _: [usize; 2], _: &mut [i32], _: &mut [i32]) -> i32 {
+        match self {}
+    }
+
+    fn fold(self, _: TileView<'_>, _: PanelView<'_>, _: Steps<'_>, _: &mut Sums) {
+        match self {}
+    }
+}
+
+impl PairKernels for Never {
+    fn expand(self, _: PanelView<'_>, _: Range<usize>, _: usize, _: &mut [Line]) {
+        match self {}
+    }
+
+    fn fold_pair(self, _: TileView<'_>, _: &[Line], _: &[Line], _: &mut [Sums; 2]) {
+        match self {}
+    }
 }
 
 /// Buffers that calls leave for the next ones.

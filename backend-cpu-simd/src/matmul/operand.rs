@@ -43,11 +43,11 @@
 
 use std::ops::Range;
 
-use fp4_core::{Error, ExactSum, Format, PackedShape, PackedView, reference};
+use fp4_core::{Error, ExactSum, PackedShape, PackedView, reference};
 
-use super::Kernels;
+use super::meta::{Histogram, MAX_PLANES, Planes, RowMeta};
+use super::{FoldKernels, Kernels};
 use crate::isa::Isa;
-use crate::meta::{Histogram, MAX_PLANES, Planes, RowMeta};
 use crate::threads::Threads;
 
 /// Columns of a panel.
@@ -563,8 +563,8 @@ impl Tile {
                     plane.max = scaled.fold(plane.max, i32::max);
                 }
             }
-            match form {
-                Form::Fold => {
+            match kernels.for_fold(form) {
+                Some(kernels) => {
                     plane.codes.resize(held * STEPS * count, 0);
                     plane.sums.resize(held * count, 0);
                     plane.totals.clear();
@@ -580,7 +580,7 @@ impl Tile {
                         plane.totals.push(kernels.pack_fold(row, [r, count], codes, sums));
                     }
                 }
-                Form::Group => {
+                None => {
                     plane.scales.resize(held * count, [0; 4]);
                     for ((r, i), planes) in rows.clone().enumerate().zip(&self.rows) {
                         let scales = a.row_scales(i);
@@ -610,6 +610,10 @@ impl Tile {
 /// One row of a plane of a tile to be packed in the fold form: codes and scale bytes of the tile's
 /// range, and which slots are wanted.
 #[derive(Debug, Clone, Copy)]
+#[cfg_attr(
+    not(any(target_arch = "x86_64", target_arch = "aarch64")),
+    allow(dead_code, reason = "read by fold forms, which no instruction set here has")
+)]
 pub(crate) struct FoldRow<'a> {
     pub(crate) codes: &'a [u8],
     pub(crate) scales: &'a [u8],
@@ -639,7 +643,8 @@ impl Tiles {
     ) -> Result<(), Error> {
         let m = a.shape().rows();
         self.of = Some((K::ISA, a.shape()));
-        self.resize(m, kernels.rows(form, m));
+        let most = kernels.for_fold(form).map_or(K::GROUP_ROWS, |fold| fold.rows(m));
+        self.resize(m, most);
         let count = self.count;
         let fill = |(t, tile): (usize, &mut Tile)| {
             tile.fill(kernels, form, a, tile_rows(m, count, t), groups.clone());
@@ -681,11 +686,3 @@ fn tile_rows(m: usize, count: usize, t: usize) -> Range<usize> {
 
 // Plane indices fit their type.
 const _: () = assert!(MAX_PLANES < Planes::NONE as usize);
-
-/// The form in which `format` is multiplied where the fold form is available.
-pub(crate) const fn fold_form(format: Format) -> Form {
-    match format {
-        Format::MxFp4 => Form::Fold,
-        Format::NvFp4 => Form::Group,
-    }
-}

@@ -23,10 +23,13 @@
 //! that threshold is one below the bits of 0.75; the thresholds of 0.25 and 0.75 are below, the
 //! code is 2 and with the sign 0xA.
 
+mod transform;
+
 use fp4_core::{E2m1, Error, PackedMut, QuantSpec, QuantizeInput, TieMode, with_floats};
 use wide::{bytemuck, f32x8, i32x8};
 
-use super::transform::{Columns, Value};
+pub(crate) use transform::{Columns, Value};
+
 use crate::threads::Threads;
 
 /// Values quantized at a time; the largest group and the largest block.

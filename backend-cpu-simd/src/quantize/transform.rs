@@ -37,7 +37,7 @@ use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 use wide::{bytemuck, f32x8, f64x8, u64x8};
 
-use super::quantize::Encode;
+use super::Encode;
 
 /// True if `f32x8::mul_add` rounds once in this build.
 const FUSED: bool =

@@ -1,31 +1,34 @@
-//! What the three levels share: a list of steps, in blocks, for the rows of a tile, a few at a time.
+//! The tile kernels of the three levels, and what they share: a list of steps, in blocks, for the rows of a
+//! tile, a few at a time.
 
 use std::arch::aarch64::*;
 
 use super::operand::{BLOCK, Bytes, Expanded};
-use crate::tiles::operand::{COLUMNS, Form, STEPS, TileView};
-use crate::tiles::{PanelView, Steps, Sums};
+use super::{Neon, NeonDotprod, NeonI8mm, operand, sdot, smlal, smmla};
+use crate::isa::Isa;
+use crate::matmul::operand::{COLUMNS, FoldRow, Form, MAX_ROWS, STEPS, TileView};
+use crate::matmul::{FoldKernels, Kernels, Never, PanelView, Steps, Sums, expect_inside};
 
 /// `$body` for `$i` = 0, 1, ..., `$n` - 1, at most `$most`, written out: a loop of this length with a long
 /// body would not be unrolled, and its sums not be kept in registers.
 macro_rules! each {
     ($i:ident, 2, $body:block) => {
-        $crate::neon::block::each!($i, 2, $body, 0 1);
+        $crate::kernels::neon::matmul::each!($i, 2, $body, 0 1);
     };
     ($i:ident, 4, $body:block) => {
-        $crate::neon::block::each!($i, 4, $body, 0 1 2 3);
+        $crate::kernels::neon::matmul::each!($i, 4, $body, 0 1 2 3);
     };
     ($i:ident, $n:expr, at most 2, $body:block) => {
-        $crate::neon::block::each!($i, $n, $body, 0 1);
+        $crate::kernels::neon::matmul::each!($i, $n, $body, 0 1);
     };
     ($i:ident, $n:expr, at most 3, $body:block) => {
-        $crate::neon::block::each!($i, $n, $body, 0 1 2);
+        $crate::kernels::neon::matmul::each!($i, $n, $body, 0 1 2);
     };
     ($i:ident, $n:expr, at most 4, $body:block) => {
-        $crate::neon::block::each!($i, $n, $body, 0 1 2 3);
+        $crate::kernels::neon::matmul::each!($i, $n, $body, 0 1 2 3);
     };
     ($i:ident, $n:expr, at most 6, $body:block) => {
-        $crate::neon::block::each!($i, $n, $body, 0 1 2 3 4 5);
+        $crate::kernels::neon::matmul::each!($i, $n, $body, 0 1 2 3 4 5);
     };
     ($i:ident, $n:expr, $body:block, $($value:literal)*) => {
         $(if $value < $n {
@@ -55,20 +58,146 @@ pub(super) type Rows<const R: usize> = [[int32x4_t; 4]; R];
 /// Of all methods: the CPU has the level's features; the rows and the slots are inside the tile.
 pub(super) trait Level {
     /// Most rows at a time: their sums should stay in registers.
-    const FOLD_ROWS: usize = 1;
-    /// The same for the group form.
     const GROUP_ROWS: usize;
     /// True if B is expanded to pairs of columns.
     const BY_PAIRS: bool;
 
-    /// Adds the products of folded bytes, in the levels that have the fold form.
-    unsafe fn fold<const R: usize>(_part: &Part<'_>, _sums: &mut Rows<R>) {
-        unreachable!("this level has no fold form")
-    }
-
     /// Adds the dots of the halves times their scales.
     unsafe fn group<const R: usize>(part: &Part<'_>, sums: &mut Rows<R>);
 }
+
+/// The instructions of a level that has the fold form.
+///
+/// # Safety
+/// As of [`Level`].
+pub(super) trait FoldLevel: Level {
+    /// Most rows at a time.
+    const FOLD_ROWS: usize;
+
+    /// Adds the products of folded bytes.
+    unsafe fn fold<const R: usize>(part: &Part<'_>, sums: &mut Rows<R>);
+}
+
+/// One form of one level.
+///
+/// # Safety
+/// As of [`Level`].
+trait Terms {
+    const FORM: Form;
+    const ROWS: usize;
+    const BY_PAIRS: bool;
+
+    unsafe fn add<const R: usize>(part: &Part<'_>, sums: &mut Rows<R>);
+}
+
+/// The fold form of a level.
+struct Fold<L>(L);
+
+/// The group form of a level.
+struct Group<L>(L);
+
+impl<L: FoldLevel> Terms for Fold<L> {
+    const FORM: Form = Form::Fold;
+    const ROWS: usize = L::FOLD_ROWS;
+    const BY_PAIRS: bool = L::BY_PAIRS;
+
+    #[inline(always)]
+    unsafe fn add<const R: usize>(part: &Part<'_>, sums: &mut Rows<R>) {
+        // SAFETY: as the caller says.
+        unsafe { L::fold(part, sums) }
+    }
+}
+
+impl<L: Level> Terms for Group<L> {
+    const FORM: Form = Form::Group;
+    const ROWS: usize = L::GROUP_ROWS;
+    const BY_PAIRS: bool = L::BY_PAIRS;
+
+    #[inline(always)]
+    unsafe fn add<const R: usize>(part: &Part<'_>, sums: &mut Rows<R>) {
+        // SAFETY: as the caller says.
+        unsafe { L::group(part, sums) }
+    }
+}
+
+/// Implements the matmul kernels of a level; its fold form is what `$fold` and `$some` say.
+macro_rules! kernels {
+    ($name:ident, $level:ty, $fold:ty, |$self:ident| $some:expr) => {
+        impl Kernels for $name {
+            const ISA: Isa = Isa::$name;
+            const GROUP_ROWS: usize = MAX_ROWS;
+            const BY_HALVES: bool = false;
+            type Fold = $fold;
+
+            #[inline(always)]
+            fn fold_kernels(self) -> Option<$fold> {
+                let $self = self;
+                $some
+            }
+
+            fn enter<R>(self, f: impl FnOnce() -> R) -> R {
+                f() // NEON is in every build for aarch64.
+            }
+
+            fn pack_group(
+                self,
+                from: &[u8],
+                row: [usize; 2],
+                codes: &mut [i32],
+                _: &mut [[i32; 2]],
+            ) {
+                operand::pack_group(from, row, codes);
+            }
+
+            fn group(self, a: TileView<'_>, b: PanelView<'_>, steps: Steps<'_>, sums: &mut Sums) {
+                expect_inside(Form::Group, a, b, steps);
+                // SAFETY: `self` proves the features; all steps are inside their buffers.
+                unsafe { multiply::<Group<$level>>(a, b, steps, sums) }
+            }
+        }
+    };
+}
+
+/// Implements the fold form of a level that has it.
+macro_rules! fold_kernels {
+    ($name:ident, $level:ty) => {
+        impl FoldKernels for $name {
+            const OFFSET: i32 = 0;
+            type Pairs = Never;
+
+            fn pair_kernels(self, _: usize) -> Option<Never> {
+                None
+            }
+
+            fn rows(self, _: usize) -> usize {
+                MAX_ROWS
+            }
+
+            fn pack_fold(
+                self,
+                from: FoldRow<'_>,
+                row: [usize; 2],
+                codes: &mut [i32],
+                _: &mut [i32],
+            ) -> i32 {
+                operand::pack_fold(from, row, codes);
+                0 // Nothing is offset, so no sums are needed.
+            }
+
+            fn fold(self, a: TileView<'_>, b: PanelView<'_>, steps: Steps<'_>, sums: &mut Sums) {
+                expect_inside(Form::Fold, a, b, steps);
+                // SAFETY: `self` proves the features; all steps are inside their buffers.
+                unsafe { multiply::<Fold<$level>>(a, b, steps, sums) }
+            }
+        }
+    };
+}
+
+kernels!(Neon, smlal::Smlal, Never, |_kernels| None);
+kernels!(NeonDotprod, sdot::Sdot, Self, |kernels| Some(kernels));
+kernels!(NeonI8mm, smmla::Smmla, Self, |kernels| Some(kernels));
+fold_kernels!(NeonDotprod, sdot::Sdot);
+fold_kernels!(NeonI8mm, smmla::Smmla);
 
 impl<'a> Part<'a> {
     /// The expanded chunk and the slots of A of each step.
@@ -114,18 +243,11 @@ impl<'a> Part<'a> {
     }
 }
 
-/// Writes the sums over the steps for all rows of the tile. See [`Kernels`](crate::tiles::Kernels).
+/// Writes the sums over the steps for all rows of the tile.
 ///
 /// # Safety
 /// The CPU has the level's features; the steps are inside the buffers of the form.
-pub(super) unsafe fn multiply<L: Level>(
-    form: Form,
-    a: TileView<'_>,
-    b: PanelView<'_>,
-    steps: Steps<'_>,
-    sums: &mut Sums,
-) {
-    let most = if form == Form::Fold { L::FOLD_ROWS } else { L::GROUP_ROWS };
+unsafe fn multiply<T: Terms>(a: TileView<'_>, b: PanelView<'_>, steps: Steps<'_>, sums: &mut Sums) {
     sums[..a.rows].fill([0; COLUMNS]);
     let mut w = Expanded::zero();
     for start in (0..steps.len()).step_by(BLOCK) {
@@ -134,20 +256,20 @@ pub(super) unsafe fn multiply<L: Level>(
         for (i, slots) in slots[..count].iter_mut().enumerate() {
             let [codes, scales, ..] = steps.at(start + i);
             // Folded codes are stored by plane.
-            *slots = [if form == Form::Fold { scales } else { codes }, scales];
+            *slots = [if T::FORM == Form::Fold { scales } else { codes }, scales];
         }
         // SAFETY: the steps are inside, by the caller, so the parts are; R is the number of rows.
         unsafe {
-            w.fill(form, L::BY_PAIRS, b, steps, [start, count]);
-            for first in (0..a.rows).step_by(most) {
+            w.fill(T::FORM, T::BY_PAIRS, b, steps, [start, count]);
+            for first in (0..a.rows).step_by(T::ROWS) {
                 let part = Part { a, first, slots: &slots[..count], w: &w };
-                match most.min(a.rows - first) {
-                    1 => add::<L, 1>(form, &part, sums),
-                    2 => add::<L, 2>(form, &part, sums),
-                    3 => add::<L, 3>(form, &part, sums),
-                    4 => add::<L, 4>(form, &part, sums),
-                    5 => add::<L, 5>(form, &part, sums),
-                    _ => add::<L, 6>(form, &part, sums),
+                match T::ROWS.min(a.rows - first) {
+                    1 => add::<T, 1>(&part, sums),
+                    2 => add::<T, 2>(&part, sums),
+                    3 => add::<T, 3>(&part, sums),
+                    4 => add::<T, 4>(&part, sums),
+                    5 => add::<T, 5>(&part, sums),
+                    _ => add::<T, 6>(&part, sums),
                 }
             }
         }
@@ -159,18 +281,15 @@ pub(super) unsafe fn multiply<L: Level>(
 /// # Safety
 /// As of the methods of [`Level`].
 #[inline(always)]
-unsafe fn add<L: Level, const R: usize>(form: Form, part: &Part<'_>, sums: &mut Sums) {
-    const { assert!(L::FOLD_ROWS <= 6 && L::GROUP_ROWS <= 6) };
+unsafe fn add<T: Terms, const R: usize>(part: &Part<'_>, sums: &mut Sums) {
+    const { assert!(T::ROWS <= 6) };
     let sums: &mut [[i32; COLUMNS]; R] =
         (&mut sums[part.first..part.first + R]).try_into().expect("R rows");
     // SAFETY: a row of sums is four vectors; the rest by the caller.
     unsafe {
         let vectors = sums.as_mut_ptr().cast::<Rows<R>>();
         let mut rows = vectors.read_unaligned();
-        match form {
-            Form::Fold => L::fold(part, &mut rows),
-            Form::Group => L::group(part, &mut rows),
-        }
+        T::add(part, &mut rows);
         vectors.write_unaligned(rows);
     }
 }

@@ -11,7 +11,7 @@
 //! | `quantize` | scales, codes and transforms | yes |
 //! | `dequantize` | look-ups of dequantized values | yes |
 //! | `operand` | codes of A into tiles; chunks of B expanded to bytes | yes |
-//! | `block` | lists of steps in blocks, rows a few at a time | yes |
+//! | `matmul` | lists of steps in blocks, rows a few at a time | yes |
 //! | `smlal`, `sdot`, `smmla` | the instructions of each level: rows of A by an expanded block of B | yes |
 //!
 //! ```text
@@ -27,7 +27,7 @@
 //!
 //! # Why it is exact
 //!
-//! All multiplies are signed by signed, so nothing is offset ([`Kernels::OFFSET`] is 0), and none of the
+//! All multiplies are signed by signed, so nothing is offset ([`FoldKernels::OFFSET`] is 0), and none of the
 //! instructions saturates.
 //!
 //! *Fold.* Both factors are doubled codes times 1, 2, 4 or 8: |.| <= 96, in i8. The 32-bit sum of n
@@ -41,11 +41,11 @@
 //! Worked example, fold: code 7 with shift 3 is 12 << 3 = 96, code 0xF is -12 and with shift 3 -96; `sdot`
 //! of four such pairs adds 4 * -9216 = -36864.
 //!
-//! [`FOLD_CHUNKS`]: crate::tiles::gemm::FOLD_CHUNKS
-//! [`group_chunks`]: crate::tiles::gemm::group_chunks
+//! [`FOLD_CHUNKS`]: crate::matmul::gemm::FOLD_CHUNKS
+//! [`group_chunks`]: crate::matmul::gemm::group_chunks
 
-mod block;
 mod dequantize;
+mod matmul;
 mod operand;
 mod quantize;
 mod sdot;
@@ -56,11 +56,10 @@ pub(crate) use quantize::NeonEncoder;
 
 use std::arch::is_aarch64_feature_detected;
 
-use fp4_core::{Format, Unsupported};
+use fp4_core::Unsupported;
 
-use crate::isa::Isa;
-use crate::tiles::operand::{FoldRow, Form, MAX_ROWS, TileView, fold_form};
-use crate::tiles::{Kernels, PanelView, Steps, Sums, expect_inside};
+#[cfg(doc)]
+use crate::matmul::FoldKernels;
 
 /// Returns the reason if the CPU lacks one of the features.
 macro_rules! need {
@@ -71,68 +70,23 @@ macro_rules! need {
     };
 }
 
-/// Defines the proof of a level and its kernels.
+/// Defines the proof of a level.
 macro_rules! level {
-    ($(#[$doc:meta])* $name:ident, $isa:expr, $form:expr, [$($feature:tt)*], $level:ty) => {
+    ($(#[$doc:meta])* $name:ident, [$($feature:tt)*]) => {
         $(#[$doc])*
         #[derive(Debug, Clone, Copy)]
         pub(crate) struct $name(());
 
         impl $name {
-            /// The quantizer, for ties to even: the same at every level.
-            pub(crate) fn encoder(self) -> NeonEncoder {
-                NeonEncoder(Neon(()))
-            }
-
             /// Asks the CPU.
             pub(crate) fn new() -> Result<Self, Unsupported> {
                 need!($($feature)*);
                 Ok($name(()))
             }
-        }
 
-        impl Kernels for $name {
-            const ISA: Isa = $isa;
-            const OFFSET: i32 = 0;
-            const BY_HALVES: bool = false;
-
-            fn form(self, format: Format) -> Form {
-                $form(format)
-            }
-
-            fn rows(self, _form: Form, _m: usize) -> usize {
-                MAX_ROWS
-            }
-
-            fn enter<R>(self, f: impl FnOnce() -> R) -> R {
-                f() // NEON is in every build for aarch64.
-            }
-
-            fn pack_fold(
-                self,
-                from: FoldRow<'_>,
-                row: [usize; 2],
-                codes: &mut [i32],
-                _: &mut [i32],
-            ) -> i32 {
-                operand::pack_fold(from, row, codes);
-                0 // Nothing is offset, so no sums are needed.
-            }
-
-            fn pack_group(self, from: &[u8], row: [usize; 2], codes: &mut [i32], _: &mut [[i32; 2]]) {
-                operand::pack_group(from, row, codes);
-            }
-
-            fn fold(self, a: TileView<'_>, b: PanelView<'_>, steps: Steps<'_>, sums: &mut Sums) {
-                expect_inside(Form::Fold, a, b, steps);
-                // SAFETY: `self` proves the features; all steps are inside their buffers.
-                unsafe { block::multiply::<$level>(Form::Fold, a, b, steps, sums) }
-            }
-
-            fn group(self, a: TileView<'_>, b: PanelView<'_>, steps: Steps<'_>, sums: &mut Sums) {
-                expect_inside(Form::Group, a, b, steps);
-                // SAFETY: as above.
-                unsafe { block::multiply::<$level>(Form::Group, a, b, steps, sums) }
+            /// The quantizer, for ties to even: the same at every level.
+            pub(crate) fn encoder(self) -> NeonEncoder {
+                NeonEncoder(Neon(()))
             }
         }
     };
@@ -140,13 +94,13 @@ macro_rules! level {
 
 level!(
     /// Proof that this CPU has NEON.
-    Neon, Isa::Neon, |_| Form::Group, ["neon"], smlal::Smlal
+    Neon, ["neon"]
 );
 level!(
     /// Proof that this CPU has NEON with the dot product instructions.
-    NeonDotprod, Isa::NeonDotprod, fold_form, ["neon" "dotprod"], sdot::Sdot
+    NeonDotprod, ["neon" "dotprod"]
 );
 level!(
     /// Proof that this CPU has NEON with the 8-bit matrix multiply instructions.
-    NeonI8mm, Isa::NeonI8mm, fold_form, ["neon" "dotprod" "i8mm"], smmla::Smmla
+    NeonI8mm, ["neon" "dotprod" "i8mm"]
 );

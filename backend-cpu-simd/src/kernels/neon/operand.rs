@@ -1,5 +1,5 @@
 //! Codes of A into tiles, and chunks of B expanded to signed bytes (NEON). The layout of B is that of
-//! `tiles::operand`; that of A is NEON's own, for both forms:
+//! `matmul::operand`; that of A is NEON's own, for both forms:
 //!
 //! ```text
 //! A    [slot][pair of steps j][row][step 2j, step 2j + 1]      4 bytes a step
@@ -15,8 +15,8 @@ use std::arch::aarch64::*;
 
 use fp4_core::E2m1;
 
-use crate::tiles::operand::{FoldRow, Form, LINES, STEPS};
-use crate::tiles::{PanelView, Steps};
+use crate::matmul::operand::{FoldRow, Form, LINES, STEPS};
+use crate::matmul::{PanelView, Steps};
 
 /// Steps of a list that are expanded at a time: 4 KB of bytes.
 pub(super) const BLOCK: usize = 8;
@@ -73,7 +73,7 @@ fn pack(bytes: &[u8; 16], shift: i8, at: usize, [row, rows]: [usize; 2], codes: 
     }
 }
 
-/// See [`Kernels::pack_fold`](crate::tiles::Kernels::pack_fold).
+/// See [`FoldKernels::pack_fold`](crate::matmul::FoldKernels::pack_fold).
 pub(super) fn pack_fold(from: FoldRow<'_>, row: [usize; 2], codes: &mut [i32]) {
     let chunks = from.codes.as_chunks::<16>().0;
     let pack = |at: usize, slot: usize, codes: &mut [i32]| {
@@ -92,7 +92,7 @@ pub(super) fn pack_fold(from: FoldRow<'_>, row: [usize; 2], codes: &mut [i32]) {
     }
 }
 
-/// See [`Kernels::pack_group`](crate::tiles::Kernels::pack_group).
+/// See [`Kernels::pack_group`](crate::matmul::Kernels::pack_group).
 pub(super) fn pack_group(from: &[u8], row: [usize; 2], codes: &mut [i32]) {
     let (chunks, rest) = from.as_chunks::<16>();
     for (slot, bytes) in chunks.iter().enumerate() {

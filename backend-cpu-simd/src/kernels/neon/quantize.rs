@@ -21,8 +21,7 @@ use std::arch::aarch64::*;
 use fp4_core::QuantSpec;
 
 use super::Neon;
-use crate::portable::Value;
-use crate::portable::quantize::Encode;
+use crate::quantize::{Encode, Value};
 
 /// Quantizes runs with ties to even.
 #[derive(Debug, Clone, Copy)]

@@ -4,7 +4,7 @@
 use std::arch::aarch64::*;
 use std::arch::asm;
 
-use super::block::{Level, Part, Rows, each};
+use super::matmul::{FoldLevel, Level, Part, Rows, each};
 
 /// `sdot`.
 #[derive(Debug)]
@@ -36,30 +36,8 @@ fn sdot(mut sum: int32x4_t, w: int8x16_t, a: int8x16_t, lane: usize) -> int32x4_
 }
 
 impl Level for Sdot {
-    const FOLD_ROWS: usize = 6;
     const GROUP_ROWS: usize = 4;
     const BY_PAIRS: bool = false;
-
-    #[target_feature(enable = "neon,dotprod")]
-    unsafe fn fold<const R: usize>(part: &Part<'_>, sums: &mut Rows<R>) {
-        let mut acc = *sums;
-        for (w, _, [slot, _]) in part.steps() {
-            for j in 0..4 {
-                let mut a = [vdupq_n_s8(0); 3];
-                each!(k, R.div_ceil(2), at most 3, {
-                    // SAFETY: the slot and the rows are inside, by the caller.
-                    a[k] = unsafe { part.codes::<R>(slot, j, k) };
-                });
-                each!(q, 4, {
-                    each!(r, R, at most 6, {
-                        let sum = sdot(acc[r][q], w[q][2 * j], a[r / 2], r % 2 * 2);
-                        acc[r][q] = sdot(sum, w[q][2 * j + 1], a[r / 2], r % 2 * 2 + 1);
-                    });
-                });
-            }
-        }
-        *sums = acc;
-    }
 
     #[target_feature(enable = "neon,dotprod")]
     unsafe fn group<const R: usize>(part: &Part<'_>, sums: &mut Rows<R>) {
@@ -89,6 +67,31 @@ impl Level for Sdot {
                         dots = sdot(dots, w[3], a[1], lane + 1);
                         let scales = vmulq_s32(scales_b[half][q], scales_a[r]);
                         acc[r][q] = vmlaq_s32(acc[r][q], dots, scales);
+                    });
+                });
+            }
+        }
+        *sums = acc;
+    }
+}
+
+impl FoldLevel for Sdot {
+    const FOLD_ROWS: usize = 6;
+
+    #[target_feature(enable = "neon,dotprod")]
+    unsafe fn fold<const R: usize>(part: &Part<'_>, sums: &mut Rows<R>) {
+        let mut acc = *sums;
+        for (w, _, [slot, _]) in part.steps() {
+            for j in 0..4 {
+                let mut a = [vdupq_n_s8(0); 3];
+                each!(k, R.div_ceil(2), at most 3, {
+                    // SAFETY: the slot and the rows are inside, by the caller.
+                    a[k] = unsafe { part.codes::<R>(slot, j, k) };
+                });
+                each!(q, 4, {
+                    each!(r, R, at most 6, {
+                        let sum = sdot(acc[r][q], w[q][2 * j], a[r / 2], r % 2 * 2);
+                        acc[r][q] = sdot(sum, w[q][2 * j + 1], a[r / 2], r % 2 * 2 + 1);
                     });
                 });
             }

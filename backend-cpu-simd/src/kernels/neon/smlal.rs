@@ -2,7 +2,7 @@
 
 use std::arch::aarch64::*;
 
-use super::block::{Level, Part, Rows, each};
+use super::matmul::{Level, Part, Rows, each};
 
 /// `smlal`.
 #[derive(Debug)]

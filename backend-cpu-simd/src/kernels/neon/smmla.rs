@@ -4,7 +4,7 @@
 use std::arch::aarch64::*;
 use std::arch::asm;
 
-use super::block::{Level, Part, Rows, each};
+use super::matmul::{FoldLevel, Level, Part, Rows, each};
 
 /// `smmla`.
 #[derive(Debug)]
@@ -66,30 +66,8 @@ fn to_rows<const R: usize>(pairs: &Pairs, rows: &mut Rows<R>) {
 }
 
 impl Level for Smmla {
-    const FOLD_ROWS: usize = 6;
     const GROUP_ROWS: usize = 4;
     const BY_PAIRS: bool = true;
-
-    #[target_feature(enable = "neon,i8mm")]
-    unsafe fn fold<const R: usize>(part: &Part<'_>, sums: &mut Rows<R>) {
-        let mut acc = to_pairs(sums);
-        for (w, _, [slot, _]) in part.steps() {
-            for j in 0..4 {
-                let mut a = [vdupq_n_s8(0); 3];
-                each!(k, R.div_ceil(2), at most 3, {
-                    // SAFETY: the slot and the rows are inside, by the caller.
-                    a[k] = unsafe { part.codes::<R>(slot, j, k) };
-                });
-                each!(q, 4, {
-                    each!(k, R.div_ceil(2), at most 3, {
-                        acc[k][2 * q] = smmla(acc[k][2 * q], a[k], w[q][2 * j]);
-                        acc[k][2 * q + 1] = smmla(acc[k][2 * q + 1], a[k], w[q][2 * j + 1]);
-                    });
-                });
-            }
-        }
-        to_rows(&acc, sums);
-    }
 
     #[target_feature(enable = "neon,i8mm")]
     unsafe fn group<const R: usize>(part: &Part<'_>, sums: &mut Rows<R>) {
@@ -123,6 +101,31 @@ impl Level for Smmla {
                             let scales = vmulq_s32(scales_a[k], scales_b[i]);
                             acc[k][2 * q + i] = vmlaq_s32(acc[k][2 * q + i], dots, scales);
                         });
+                    });
+                });
+            }
+        }
+        to_rows(&acc, sums);
+    }
+}
+
+impl FoldLevel for Smmla {
+    const FOLD_ROWS: usize = 6;
+
+    #[target_feature(enable = "neon,i8mm")]
+    unsafe fn fold<const R: usize>(part: &Part<'_>, sums: &mut Rows<R>) {
+        let mut acc = to_pairs(sums);
+        for (w, _, [slot, _]) in part.steps() {
+            for j in 0..4 {
+                let mut a = [vdupq_n_s8(0); 3];
+                each!(k, R.div_ceil(2), at most 3, {
+                    // SAFETY: the slot and the rows are inside, by the caller.
+                    a[k] = unsafe { part.codes::<R>(slot, j, k) };
+                });
+                each!(q, 4, {
+                    each!(k, R.div_ceil(2), at most 3, {
+                        acc[k][2 * q] = smmla(acc[k][2 * q], a[k], w[q][2 * j]);
+                        acc[k][2 * q + 1] = smmla(acc[k][2 * q + 1], a[k], w[q][2 * j + 1]);
                     });
                 });
             }

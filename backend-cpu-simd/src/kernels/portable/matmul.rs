@@ -54,9 +54,9 @@ use fp4_core::{
 };
 use wide::{bytemuck, f64x4, i16x8, i32x4};
 
-use super::panels::{Blocks, Columns, MR, NR, Pairs, Panels, STEP};
-use crate::meta::RowMeta;
-use crate::sum::{Product, Sum, fits_63_bits};
+use super::operand::{Blocks, Columns, MR, NR, Pairs, Panels, STEP};
+use crate::matmul::meta::RowMeta;
+use crate::matmul::sum::{Product, Sum, fits_63_bits};
 use crate::threads::Threads;
 
 /// Multiply-adds worth a task of their own.
@@ -424,7 +424,9 @@ mod tests {
         assert_eq!(mx(0, usize::MAX >> 24), most((1 << 53) / 4608));
         let reach = 448 * 512;
         assert_eq!(groups_between_drains(2304, reach, reach, 76_000), Some(74));
-        assert!(groups_between_drains(2304, reach, reach, crate::sum::FIXED_GROUPS).is_some());
+        assert!(
+            groups_between_drains(2304, reach, reach, crate::matmul::sum::FIXED_GROUPS).is_some()
+        );
         assert!(groups_between_drains(2304, reach, reach, (1 << 20) / 16).is_some());
         assert_eq!(groups_between_drains(4608, u64::MAX, u64::MAX, 1), None);
         assert_eq!(groups_between_drains(4608, u64::MAX, 0, 0), most(1 << 53));

@@ -22,7 +22,7 @@
 use fp4_core::{E2m1, Error, PackedShape, PackedView};
 use wide::{bytemuck, i16x8};
 
-use crate::meta::RowMeta;
+use crate::matmul::meta::RowMeta;
 use crate::threads::Threads;
 
 /// Rows of a tile.

@@ -1,5 +1,4 @@
-//! Kernels for wasm32 with simd128, which is chosen when the crate is compiled: the group form for both
-//! formats, with the scales multiplied into 16-bit operands.
+//! Tile kernels with simd128: the group form for both formats, with the scales multiplied into 16-bit operands.
 //!
 //! ```text
 //! for each block of up to 8 steps (a chunk of A and one of B):
@@ -20,53 +19,28 @@
 //! Worked example: code 5 (6 doubled) with a scaled scale of 3 and code 7 (12) with one of 2 are
 //! 18 and 24; their product 432 is 6 * 12 * (3 * 2).
 //!
-//! [`group_chunks`]: crate::tiles::gemm::group_chunks
-//!
-//! | module | contents | unsafe |
-//! |---|---|---|
-//! | `dequantize` | look-ups of dequantized values | yes |
-//! | `operand` | codes of A into tiles; chunks of B expanded | yes |
-//! | `quantize` | scales and codes | yes |
-//! | `transform` | the block transform, without a fused multiply-add | yes |
-
-mod dequantize;
-mod operand;
-mod quantize;
-mod transform;
+//! [`group_chunks`]: crate::matmul::gemm::group_chunks
 
 use std::arch::wasm32::*;
 
-use fp4_core::{Format, Unsupported};
-
+use super::WasmSimd128;
+use super::operand::{self, BLOCK, Expanded};
 use crate::isa::Isa;
-use crate::tiles::operand::{COLUMNS, Form, MAX_ROWS, STEPS, TileView};
-use crate::tiles::{Kernels, PanelView, Steps, Sums, expect_inside};
-use operand::{BLOCK, Expanded};
+use crate::matmul::operand::{COLUMNS, Form, MAX_ROWS, STEPS, TileView};
+use crate::matmul::{Kernels, Never, PanelView, Steps, Sums, expect_inside};
 
 /// Most rows at a time.
 const ROWS: usize = 4;
 
-/// The build has simd128, or this would not be compiled.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct WasmSimd128(());
-
-impl WasmSimd128 {
-    pub(crate) fn new() -> Result<Self, Unsupported> {
-        Ok(WasmSimd128(()))
-    }
-}
-
 impl Kernels for WasmSimd128 {
     const ISA: Isa = Isa::WasmSimd128;
-    const OFFSET: i32 = 0;
+    const GROUP_ROWS: usize = MAX_ROWS;
     const BY_HALVES: bool = false;
+    type Fold = Never;
 
-    fn form(self, _format: Format) -> Form {
-        Form::Group
-    }
-
-    fn rows(self, _form: Form, _m: usize) -> usize {
-        MAX_ROWS
+    #[inline(always)]
+    fn fold_kernels(self) -> Option<Never> {
+        None
     }
 
     fn enter<R>(self, f: impl FnOnce() -> R) -> R {

@@ -1,5 +1,5 @@
 //! Codes of A into tiles, and chunks of B expanded (simd128). The layout of B is that of
-//! `tiles::operand`; that of A is this module's own:
+//! `matmul::operand`; that of A is this module's own:
 //!
 //! ```text
 //! A    [slot][pair of steps j][row][step 2j: bytes 0 2 1 3, step 2j + 1: bytes 0 2 1 3]
@@ -14,8 +14,8 @@ use std::arch::wasm32::*;
 
 use fp4_core::E2m1;
 
-use crate::tiles::operand::{Form, LINES, STEPS};
-use crate::tiles::{PanelView, Steps};
+use crate::matmul::operand::{Form, LINES, STEPS};
+use crate::matmul::{PanelView, Steps};
 
 /// Steps of a list that are expanded at a time: 8 KB.
 pub(super) const BLOCK: usize = 8;
@@ -61,7 +61,7 @@ fn even_and_odd(bytes: v128) -> [v128; 2] {
     [i16x8_shr(i16x8_shl(bytes, 8), 8), i16x8_shr(bytes, 8)]
 }
 
-/// See [`Kernels::pack_group`](crate::tiles::Kernels::pack_group).
+/// See [`Kernels::pack_group`](crate::matmul::Kernels::pack_group).
 pub(super) fn pack_group(from: &[u8], [row, rows]: [usize; 2], codes: &mut [i32]) {
     let mut pack = |slot: usize, bytes: &[u8; 16]| {
         // SAFETY: 16 readable bytes.

@@ -23,8 +23,7 @@ use std::arch::wasm32::*;
 use fp4_core::QuantSpec;
 
 use super::{WasmSimd128, transform};
-use crate::portable::Value;
-use crate::portable::quantize::Encode;
+use crate::quantize::{Encode, Value};
 
 impl Encode for WasmSimd128 {
     fn run(&self, y: &[f32], spec: &QuantSpec, given: bool, scales: &mut [u8], codes: &mut [u8]) {

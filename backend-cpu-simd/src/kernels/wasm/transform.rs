@@ -12,7 +12,7 @@
 //!
 //! # Why it is exact
 //!
-//! f16 and bf16: see `portable::transform`, which takes the same steps.
+//! f16 and bf16: see `quantize::transform`, which takes the same steps.
 //!
 //! f32: let v be the exact sum and s = v rounded to f64. Rounding is monotonic, and every tie between two
 //! neighbours in f32 is an f64. So if v lies strictly between two consecutive ties, s lies between them
@@ -30,7 +30,7 @@ use std::arch::wasm32::*;
 
 use fp4_core::FloatType;
 
-use crate::portable::Value;
+use crate::quantize::Value;
 
 /// The chains of one block: `y[j]` = fma chain over `x[i] * columns[i * x.len() + j]`.
 pub(super) fn chains<T: Value>(x: &[f32], columns: &[f32], y: &mut [f32]) {

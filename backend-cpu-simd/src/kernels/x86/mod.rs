@@ -2,14 +2,11 @@
 //!
 //! | module | contents | unsafe |
 //! |---|---|---|
-//! | `pack` | codes of A into tiles (AVX2) | yes |
-//! | `scales` | scale bytes of several groups at a time | yes |
-//! | `quantize` | codes and transforms on AVX-512 | yes |
-//! | `quantize_avx2` | codes and transforms on AVX2 | yes |
-//! | `dequantize` | look-ups of dequantized values | yes |
-//! | `avx512` | tile kernels on AVX-512 VNNI and VBMI | yes |
-//! | `avx_vnni` | tile kernels on AVX-VNNI | yes |
-//! | `avx2` | tile kernels on AVX2 | yes |
+//! | `avx512` | AVX-512 with VNNI and VBMI | yes |
+//! | `avx_vnni` | AVX-VNNI; quantizes as AVX2 | yes |
+//! | `avx2` | AVX2 with FMA and F16C | yes |
+//! | `operand` | codes of A into tiles, for all three (AVX2) | yes |
+//! | `scales` | scale bytes of several groups at a time, for all three (AVX2) | yes |
 
 /// Returns the reason if the CPU lacks one of the features.
 macro_rules! need {
@@ -35,19 +32,12 @@ macro_rules! by_rows {
 mod avx2;
 mod avx512;
 mod avx_vnni;
-mod dequantize;
-mod pack;
-mod quantize;
-mod quantize_avx2;
+mod operand;
 mod scales;
 
 pub(crate) use avx_vnni::AvxVnni;
 pub(crate) use avx2::Avx2;
 pub(crate) use avx512::Avx512;
-pub(crate) use quantize::Avx512Encoder;
-pub(crate) use quantize_avx2::Avx2Encoder;
-
-use crate::tiles::{Kernels, PanelView, Row, Scaling, Steps, Sums, expect_inside, operand};
 
 /// The canonical NaN of f32 (C9).
 const NAN: f32 = f32::from_bits(0x7FC0_0000);

@@ -1,4 +1,4 @@
-//! Codes of A into the kernels' order (AVX2); see `operand` for the layouts.
+//! Codes of A into the kernels' order (AVX2); see `matmul::operand` for the layouts.
 //!
 //! Sixteen packed bytes hold 16 low and 16 high nibbles; a byte shuffle looks all 16 up at once, in
 //! a table that already has the fold's factor. The eight 4-byte steps of a chunk then go to their
@@ -9,7 +9,7 @@ use std::arch::x86_64::*;
 use fp4_core::E2m1;
 use wide::bytemuck;
 
-use super::operand::{FoldRow, STEPS};
+use crate::matmul::operand::{FoldRow, STEPS};
 
 /// Doubled codes times 0, 1, 2, 4 and 8.
 static TABLES: [[i8; 16]; 5] = {
@@ -42,7 +42,7 @@ fn dwords(v: __m128i) -> [i32; 4] {
     bytemuck::cast(v)
 }
 
-/// See [`Kernels::pack_fold`](super::Kernels::pack_fold).
+/// See [`FoldKernels::pack_fold`](crate::matmul::FoldKernels::pack_fold).
 #[target_feature(enable = "avx2")]
 pub(super) fn fold(
     from: FoldRow<'_>,
@@ -79,7 +79,7 @@ pub(super) fn fold(
     total
 }
 
-/// See [`Kernels::pack_group`](super::Kernels::pack_group): `split` gives the sums of a half as two
+/// See [`Kernels::pack_group`](crate::matmul::Kernels::pack_group): `split` gives the sums of a half as two
 /// i16, of the first and last two elements of each step, instead of one i32.
 #[target_feature(enable = "avx2")]
 pub(super) fn group(

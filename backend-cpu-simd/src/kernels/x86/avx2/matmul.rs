@@ -19,32 +19,22 @@
 //! below 2^15. The product of scaled scales is at most 258 * 127 = 32766, an i16. Both i16 of a lane are
 //! multiplied by it and added in 32 bits; the driver drains in time ([`group_chunks`]).
 //!
-//! [`group_chunks`]: crate::tiles::gemm::group_chunks
+//! [`group_chunks`]: crate::matmul::gemm::group_chunks
 
 use std::arch::x86_64::*;
 
-use fp4_core::{E2m1, Format, Unsupported};
+use fp4_core::E2m1;
 
-use super::operand::{COLUMNS, Form, LINES, Line, MAX_ROWS, STEPS, TileView};
-use super::{Kernels, NAN, PanelView, Row, Scaling, Steps, Sums, expect_inside, pack};
+use super::Avx2;
 use crate::isa::Isa;
+use crate::kernels::x86::{NAN, operand};
+use crate::matmul::operand::{COLUMNS, Form, LINES, Line, MAX_ROWS, STEPS, TileView};
+use crate::matmul::{Kernels, Never, PanelView, Row, Scaling, Steps, Sums, expect_inside};
 
 /// Tiles of up to this many rows wait for memory, and ask for it in time.
 const PREFETCH_ROWS: usize = 8;
 /// How far ahead.
 const PREFETCH_BYTES: usize = 4096;
-
-/// Proof that this CPU has AVX2, FMA and F16C.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Avx2(());
-
-impl Avx2 {
-    /// Asks the CPU.
-    pub(crate) fn new() -> Result<Self, Unsupported> {
-        need!("avx2" "fma" "f16c");
-        Ok(Avx2(()))
-    }
-}
 
 /// v + 12 for each code.
 static TABLE: [u8; 16] = {
@@ -59,15 +49,13 @@ static TABLE: [u8; 16] = {
 
 impl Kernels for Avx2 {
     const ISA: Isa = Isa::Avx2;
-    const OFFSET: i32 = 0;
+    const GROUP_ROWS: usize = MAX_ROWS;
     const BY_HALVES: bool = true;
+    type Fold = Never;
 
-    fn form(self, _format: Format) -> Form {
-        Form::Group
-    }
-
-    fn rows(self, _form: Form, _m: usize) -> usize {
-        MAX_ROWS
+    #[inline(always)]
+    fn fold_kernels(self) -> Option<Never> {
+        None
     }
 
     fn enter<R>(self, f: impl FnOnce() -> R) -> R {
@@ -81,7 +69,7 @@ impl Kernels for Avx2 {
 
     fn pack_group(self, from: &[u8], row: [usize; 2], codes: &mut [i32], init: &mut [[i32; 2]]) {
         // SAFETY: `self` proves AVX2.
-        unsafe { pack::group(from, row, true, codes, init) }
+        unsafe { operand::group(from, row, true, codes, init) }
     }
 
     #[inline(always)]
@@ -261,7 +249,7 @@ impl Rows {
 /// [`TABLE`] in both halves.
 #[inline]
 #[target_feature(enable = "avx2")]
-pub(super) fn table() -> __m256i {
+pub(in crate::kernels::x86) fn table() -> __m256i {
     // SAFETY: 16 readable bytes.
     _mm256_broadcastsi128_si256(unsafe { _mm_loadu_si128(TABLE.as_ptr().cast()) })
 }
@@ -272,7 +260,7 @@ pub(super) fn table() -> __m256i {
 /// The CPU has AVX2; `lines` points to two lines.
 #[inline]
 #[target_feature(enable = "avx2")]
-pub(super) unsafe fn weights(lines: *const Line, q: usize) -> [__m256i; 4] {
+pub(in crate::kernels::x86) unsafe fn weights(lines: *const Line, q: usize) -> [__m256i; 4] {
     let (table, low) = (table(), _mm256_set1_epi8(0xF));
     // SAFETY: half q of line j is inside, by the caller.
     let [c, d] = [0, 1].map(|j| unsafe { lines.add(j).cast::<__m256i>().add(q).read() });

@@ -22,10 +22,10 @@ use std::arch::x86_64::*;
 
 use fp4_core::{GroupSize, QuantSpec};
 
-use super::scales::GROUPS;
-use super::{Avx2, Kernels};
-use crate::portable::Value;
-use crate::portable::quantize::{Encode, RUN};
+use super::Avx2;
+use crate::kernels::x86::scales::{self, GROUPS};
+use crate::matmul::Kernels;
+use crate::quantize::{Encode, RUN, Value};
 
 /// What the exponent of 2^22 adds to a code.
 const BIASED: i16 = 149 << 1;
@@ -96,7 +96,7 @@ fn groups<const G: usize>(
     } else {
         // All scales of the run first: one group's wait is filled by the others.
         let bytes;
-        (bytes, units) = super::scales::scales(largest::<G>(y), spec);
+        (bytes, units) = scales::scales(largest::<G>(y), spec);
         scales.iter_mut().zip(bytes).for_each(|(scale, byte)| *scale = byte);
     }
     let groups = y.as_chunks::<G>().0.iter().zip(codes.chunks_exact_mut(G / 2));
@@ -218,8 +218,8 @@ fn outputs<const V: usize>(x: &[f32], columns: &[f32], first: usize, y: &mut [f3
 mod tests {
     use fp4_core::E2m1;
 
-    use super::super::{check_largest, magnitudes};
     use super::*;
+    use crate::kernels::x86::{check_largest, magnitudes};
 
     #[test]
     fn vectors_of_codes_are_cores_codes_each_in_its_place() {

@@ -33,18 +33,22 @@
 //! Worked example, fold: code 7 with shift 3 is 12 * 8 = 96, w = 224; a = -96: the kernel adds
 //! -21504, the correction is 128 * -96 = -12288, and -21504 + 12288 = -9216 = 96 * -96.
 //!
-//! [`FOLD_CHUNKS`]: crate::tiles::gemm::FOLD_CHUNKS
-//! [`group_chunks`]: crate::tiles::gemm::group_chunks
+//! [`FOLD_CHUNKS`]: crate::matmul::gemm::FOLD_CHUNKS
+//! [`group_chunks`]: crate::matmul::gemm::group_chunks
 
 use std::arch::asm;
 use std::arch::x86_64::*;
 use std::ops::Range;
 
-use fp4_core::{E2m1, Format, Unsupported};
+use fp4_core::E2m1;
 
-use super::operand::{COLUMNS, FoldRow, Form, LINES, Line, MAX_ROWS, STEPS, TileView, fold_form};
-use super::{Kernels, NAN, PanelView, Row, Scaling, Steps, Sums, expect_inside, pack};
+use super::Avx512;
 use crate::isa::Isa;
+use crate::kernels::x86::{NAN, operand};
+use crate::matmul::operand::{COLUMNS, FoldRow, Form, LINES, Line, MAX_ROWS, STEPS, TileView};
+use crate::matmul::{
+    FoldKernels, Kernels, PairKernels, PanelView, Row, Scaling, Steps, Sums, expect_inside,
+};
 
 /// Rows of the largest tile in the group form.
 const GROUP_ROWS: usize = 16;
@@ -56,18 +60,6 @@ const PAIR_LINES: usize = 2 * STEPS;
 const PREFETCH_ROWS: usize = 8;
 /// How far ahead.
 const PREFETCH_BYTES: usize = 4096;
-
-/// Proof that this CPU has AVX-512 F, BW, DQ, VL, VNNI and VBMI.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Avx512(());
-
-impl Avx512 {
-    /// Asks the CPU.
-    pub(crate) fn new() -> Result<Self, Unsupported> {
-        need!("avx512f" "avx512bw" "avx512dq" "avx512vl" "avx512vnni" "avx512vbmi" "avx2" "fma" "f16c");
-        Ok(Avx512(()))
-    }
-}
 
 /// v + 128 for code | shift << 4.
 static FOLD_TABLE: Line = {
@@ -127,23 +119,13 @@ macro_rules! each_row {
 
 impl Kernels for Avx512 {
     const ISA: Isa = Isa::Avx512Vnni;
-    const OFFSET: i32 = 128;
+    const GROUP_ROWS: usize = GROUP_ROWS;
     const BY_HALVES: bool = false;
+    type Fold = Self;
 
-    fn form(self, format: Format) -> Form {
-        fold_form(format)
-    }
-
-    fn rows(self, form: Form, m: usize) -> usize {
-        match form {
-            Form::Fold if self.pairs(form, m) => PAIR_ROWS,
-            Form::Fold => MAX_ROWS,
-            Form::Group => GROUP_ROWS,
-        }
-    }
-
-    fn pairs(self, form: Form, m: usize) -> bool {
-        form == Form::Fold && m > MAX_ROWS
+    #[inline(always)]
+    fn fold_kernels(self) -> Option<Self> {
+        Some(self)
     }
 
     fn enter<R>(self, f: impl FnOnce() -> R) -> R {
@@ -157,44 +139,18 @@ impl Kernels for Avx512 {
         unsafe { inner(f) }
     }
 
-    fn pack_fold(
-        self,
-        from: FoldRow<'_>,
-        row: [usize; 2],
-        codes: &mut [i32],
-        sums: &mut [i32],
-    ) -> i32 {
-        // SAFETY: `self` proves AVX2.
-        unsafe { pack::fold(from, row, codes, sums) }
-    }
-
     fn pack_group(self, from: &[u8], row: [usize; 2], codes: &mut [i32], init: &mut [[i32; 2]]) {
         // SAFETY: `self` proves AVX2.
-        unsafe { pack::group(from, row, false, codes, init) }
+        unsafe { operand::group(from, row, false, codes, init) }
     }
 
-    fn fold(self, a: TileView<'_>, b: PanelView<'_>, steps: Steps<'_>, sums: &mut Sums) {
-        expect_inside(Form::Fold, a, b, steps);
+    fn group(self, a: TileView<'_>, b: PanelView<'_>, steps: Steps<'_>, sums: &mut Sums) {
+        expect_inside(Form::Group, a, b, steps);
         // SAFETY: `self` proves the features; all steps are inside their buffers; R is the
         // tile's number of rows.
-        by_rows!(a.rows, fold_rows(a, b, steps, sums),
-            1: 8, 2: 4, 3: 4, 4: 2, 5: 2, 6: 2, 7: 2, 8: 2, 9: 1, 10: 1, 11: 1, 12: 1, 13: 1,
-            14: 1, 15: 1, 16: 1, 17: 1, 18: 1, 19: 1, 20: 1, 21: 1, 22: 1, 23: 1, 24: 1);
-    }
-
-    fn expand(self, b: PanelView<'_>, chunks: Range<usize>, half: usize, to: &mut [Line]) {
-        assert!(chunks.end * LINES <= b.codes.len() && chunks.end * 16 <= b.scales.len());
-        assert!(chunks.len() * PAIR_LINES <= to.len() && half < 2);
-        // SAFETY: `self` proves the features; chunks and lines are inside, as asserted.
-        unsafe { expand(b, chunks, half, to) }
-    }
-
-    fn fold_pair(self, a: TileView<'_>, b: &[Line], next: &[Line], sums: &mut [Sums; 2]) {
-        assert!(a.codes.len() / (STEPS * a.rows) * PAIR_LINES <= b.len());
-        // SAFETY: `self` proves the features; B has as many chunks as A; R is the tile's number of
-        // rows.
-        by_rows!(a.rows, pair_rows(a, b, next, sums), 1: 1, 2: 1, 3: 1, 4: 1, 5: 1, 6: 1, 7: 1, 8: 1,
-            9: 1, 10: 1, 11: 1, 12: 1, 13: 1, 14: 1);
+        by_rows!(a.rows, group_rows(a, b, steps, sums),
+            1: 1, 2: 1, 3: 1, 4: 1, 5: 1, 6: 1, 7: 1, 8: 1, 9: 1, 10: 1, 11: 1, 12: 1, 13: 1,
+            14: 1, 15: 1, 16: 1);
     }
 
     #[inline(always)]
@@ -221,13 +177,55 @@ impl Kernels for Avx512 {
         // SAFETY: `self` proves the features.
         unsafe { scale_units(from, by, to) }
     }
+}
 
-    fn group(self, a: TileView<'_>, b: PanelView<'_>, steps: Steps<'_>, sums: &mut Sums) {
-        expect_inside(Form::Group, a, b, steps);
-        // SAFETY: as above.
-        by_rows!(a.rows, group_rows(a, b, steps, sums),
-            1: 1, 2: 1, 3: 1, 4: 1, 5: 1, 6: 1, 7: 1, 8: 1, 9: 1, 10: 1, 11: 1, 12: 1, 13: 1,
-            14: 1, 15: 1, 16: 1);
+impl FoldKernels for Avx512 {
+    const OFFSET: i32 = 128;
+    type Pairs = Self;
+
+    fn pair_kernels(self, m: usize) -> Option<Self> {
+        (m > MAX_ROWS).then_some(self)
+    }
+
+    fn rows(self, m: usize) -> usize {
+        if self.pair_kernels(m).is_some() { PAIR_ROWS } else { MAX_ROWS }
+    }
+
+    fn pack_fold(
+        self,
+        from: FoldRow<'_>,
+        row: [usize; 2],
+        codes: &mut [i32],
+        sums: &mut [i32],
+    ) -> i32 {
+        // SAFETY: `self` proves AVX2.
+        unsafe { operand::fold(from, row, codes, sums) }
+    }
+
+    fn fold(self, a: TileView<'_>, b: PanelView<'_>, steps: Steps<'_>, sums: &mut Sums) {
+        expect_inside(Form::Fold, a, b, steps);
+        // SAFETY: `self` proves the features; all steps are inside their buffers; R is the
+        // tile's number of rows.
+        by_rows!(a.rows, fold_rows(a, b, steps, sums),
+            1: 8, 2: 4, 3: 4, 4: 2, 5: 2, 6: 2, 7: 2, 8: 2, 9: 1, 10: 1, 11: 1, 12: 1, 13: 1,
+            14: 1, 15: 1, 16: 1, 17: 1, 18: 1, 19: 1, 20: 1, 21: 1, 22: 1, 23: 1, 24: 1);
+    }
+}
+
+impl PairKernels for Avx512 {
+    fn expand(self, b: PanelView<'_>, chunks: Range<usize>, half: usize, to: &mut [Line]) {
+        assert!(chunks.end * LINES <= b.codes.len() && chunks.end * 16 <= b.scales.len());
+        assert!(chunks.len() * PAIR_LINES <= to.len() && half < 2);
+        // SAFETY: `self` proves the features; chunks and lines are inside, as asserted.
+        unsafe { expand(b, chunks, half, to) }
+    }
+
+    fn fold_pair(self, a: TileView<'_>, b: &[Line], next: &[Line], sums: &mut [Sums; 2]) {
+        assert!(a.codes.len() / (STEPS * a.rows) * PAIR_LINES <= b.len());
+        // SAFETY: `self` proves the features; B has as many chunks as A; R is the tile's number of
+        // rows.
+        by_rows!(a.rows, pair_rows(a, b, next, sums), 1: 1, 2: 1, 3: 1, 4: 1, 5: 1, 6: 1, 7: 1, 8: 1,
+            9: 1, 10: 1, 11: 1, 12: 1, 13: 1, 14: 1);
     }
 }
 

@@ -24,10 +24,10 @@ use std::arch::x86_64::*;
 
 use fp4_core::{GroupSize, QuantSpec};
 
-use super::scales::{GROUPS, scales};
-use super::{Avx512, Kernels};
-use crate::portable::Value;
-use crate::portable::quantize::{Encode, RUN};
+use super::Avx512;
+use crate::kernels::x86::scales::{GROUPS, scales};
+use crate::matmul::Kernels;
+use crate::quantize::{Encode, RUN, Value};
 
 /// Quantizes runs with ties to even.
 #[derive(Debug, Clone, Copy)]
@@ -241,8 +241,8 @@ fn block<const V: usize>(x: &[f32], columns: &[f32], y: &mut [f32]) {
 mod tests {
     use fp4_core::E2m1;
 
-    use super::super::{check_largest, magnitudes};
     use super::*;
+    use crate::kernels::x86::{check_largest, magnitudes};
 
     #[test]
     fn vectors_of_codes_are_cores_codes_each_in_its_place() {

@@ -38,19 +38,21 @@
 //! Worked example, fold: code 0xF with shift 3 is -12 * 8 = -96; the table gives 0, shifted 0, plus
 //! 128 - 96: w = 32 = -96 + 128.
 //!
-//! [`FOLD_CHUNKS`]: crate::tiles::gemm::FOLD_CHUNKS
-//! [`group_chunks`]: crate::tiles::gemm::group_chunks
+//! [`FOLD_CHUNKS`]: crate::matmul::gemm::FOLD_CHUNKS
+//! [`group_chunks`]: crate::matmul::gemm::group_chunks
 
 use std::arch::asm;
 use std::arch::x86_64::*;
 use std::ops::Range;
 
-use fp4_core::{Format, Unsupported};
-
-use super::avx2::{self, Avx2};
-use super::operand::{COLUMNS, FoldRow, Form, LINES, Line, MAX_ROWS, STEPS, TileView, fold_form};
-use super::{Kernels, PanelView, Row, Scaling, Steps, Sums, expect_inside, pack};
+use super::AvxVnni;
 use crate::isa::Isa;
+use crate::kernels::x86::avx2::matmul as avx2;
+use crate::kernels::x86::operand;
+use crate::matmul::operand::{COLUMNS, FoldRow, Form, LINES, Line, MAX_ROWS, STEPS, TileView};
+use crate::matmul::{
+    FoldKernels, Kernels, PairKernels, PanelView, Row, Scaling, Steps, Sums, expect_inside,
+};
 
 /// Columns of a pass.
 const HALF: usize = COLUMNS / 2;
@@ -67,88 +69,31 @@ const PREFETCH_ROWS: usize = 8;
 /// How far ahead.
 const PREFETCH_BYTES: usize = 4096;
 
-/// Proof that this CPU has AVX-VNNI, and what [`Avx2`] proves.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct AvxVnni(Avx2);
-
-impl AvxVnni {
-    /// Asks the CPU.
-    pub(crate) fn new() -> Result<Self, Unsupported> {
-        need!("avxvnni");
-        Avx2::new().map(AvxVnni)
-    }
-
-    /// Its kernels serve where there are none for AVX-VNNI.
-    pub(crate) fn avx2(self) -> Avx2 {
-        self.0
-    }
-}
-
 impl Kernels for AvxVnni {
     const ISA: Isa = Isa::AvxVnni;
-    const OFFSET: i32 = 128;
+    const GROUP_ROWS: usize = MAX_ROWS;
     const BY_HALVES: bool = false;
+    type Fold = Self;
 
-    fn form(self, format: Format) -> Form {
-        fold_form(format)
-    }
-
-    fn rows(self, form: Form, m: usize) -> usize {
-        match form {
-            Form::Fold if self.pairs(form, m) => PAIR_ROWS,
-            Form::Fold => FOLD_ROWS,
-            Form::Group => MAX_ROWS,
-        }
-    }
-
-    fn pairs(self, form: Form, m: usize) -> bool {
-        form == Form::Fold && m > PAIRS_FROM
+    #[inline(always)]
+    fn fold_kernels(self) -> Option<Self> {
+        Some(self)
     }
 
     fn enter<R>(self, f: impl FnOnce() -> R) -> R {
         self.0.enter(f)
     }
 
-    fn pack_fold(
-        self,
-        from: FoldRow<'_>,
-        row: [usize; 2],
-        codes: &mut [i32],
-        sums: &mut [i32],
-    ) -> i32 {
-        // SAFETY: `self` proves AVX2.
-        unsafe { pack::fold(from, row, codes, sums) }
-    }
-
     fn pack_group(self, from: &[u8], row: [usize; 2], codes: &mut [i32], init: &mut [[i32; 2]]) {
         // SAFETY: `self` proves AVX2.
-        unsafe { pack::group(from, row, false, codes, init) }
+        unsafe { operand::group(from, row, false, codes, init) }
     }
 
-    fn fold(self, a: TileView<'_>, b: PanelView<'_>, steps: Steps<'_>, sums: &mut Sums) {
-        expect_inside(Form::Fold, a, b, steps);
-        // SAFETY: `self` proves the features; all steps are inside their buffers; R is the
-        // tile's number of rows.
-        by_rows!(a.rows, fold_rows(a, b, steps, sums),
-            1: 4, 2: 4, 3: 2, 4: 2, 5: 1, 6: 1, 7: 1, 8: 1);
-    }
-
-    fn expand(self, b: PanelView<'_>, chunks: Range<usize>, half: usize, to: &mut [Line]) {
-        assert!(chunks.end * LINES <= b.codes.len() && chunks.end * COLUMNS <= b.scales.len());
-        assert!(chunks.len() * 2 * STEPS <= to.len() && half < 2);
-        // SAFETY: `self` proves the features; chunks and lines are inside, as asserted.
-        unsafe { expand(b, chunks, half, to) }
-    }
-
-    fn fold_pair(self, a: TileView<'_>, b: &[Line], next: &[Line], sums: &mut [Sums; 2]) {
-        assert!(a.codes.len() / (STEPS * a.rows) * 2 * STEPS <= b.len());
-        for (half, sums) in sums.iter_mut().enumerate() {
-            let next = if half == 0 { next } else { &[] };
-            // SAFETY: `self` proves the features; B has as many chunks as A; R is the tile's
-            // number of rows.
-            by_rows!(a.rows, panel_rows(a, b, half, next, sums),
-                1: 1, 2: 1, 3: 1, 4: 1, 5: 1, 6: 1);
-        }
+    fn group(self, a: TileView<'_>, b: PanelView<'_>, steps: Steps<'_>, sums: &mut Sums) {
+        expect_inside(Form::Group, a, b, steps);
+        assert!(a.rows <= MAX_ROWS);
+        // SAFETY: `self` proves the features; all steps are inside their buffers.
+        unsafe { group_rows(a, b, steps, sums) };
     }
 
     #[inline(always)]
@@ -167,12 +112,57 @@ impl Kernels for AvxVnni {
     fn scale_sums(self, from: &[i32; COLUMNS], correction: i32, by: Scaling<'_>, to: &mut Row) {
         self.0.scale_sums(from, correction, by, to);
     }
+}
 
-    fn group(self, a: TileView<'_>, b: PanelView<'_>, steps: Steps<'_>, sums: &mut Sums) {
-        expect_inside(Form::Group, a, b, steps);
-        assert!(a.rows <= MAX_ROWS);
-        // SAFETY: `self` proves the features; all steps are inside their buffers.
-        unsafe { group_rows(a, b, steps, sums) };
+impl FoldKernels for AvxVnni {
+    const OFFSET: i32 = 128;
+    type Pairs = Self;
+
+    fn pair_kernels(self, m: usize) -> Option<Self> {
+        (m > PAIRS_FROM).then_some(self)
+    }
+
+    fn rows(self, m: usize) -> usize {
+        if self.pair_kernels(m).is_some() { PAIR_ROWS } else { FOLD_ROWS }
+    }
+
+    fn pack_fold(
+        self,
+        from: FoldRow<'_>,
+        row: [usize; 2],
+        codes: &mut [i32],
+        sums: &mut [i32],
+    ) -> i32 {
+        // SAFETY: `self` proves AVX2.
+        unsafe { operand::fold(from, row, codes, sums) }
+    }
+
+    fn fold(self, a: TileView<'_>, b: PanelView<'_>, steps: Steps<'_>, sums: &mut Sums) {
+        expect_inside(Form::Fold, a, b, steps);
+        // SAFETY: `self` proves the features; all steps are inside their buffers; R is the
+        // tile's number of rows.
+        by_rows!(a.rows, fold_rows(a, b, steps, sums),
+            1: 4, 2: 4, 3: 2, 4: 2, 5: 1, 6: 1, 7: 1, 8: 1);
+    }
+}
+
+impl PairKernels for AvxVnni {
+    fn expand(self, b: PanelView<'_>, chunks: Range<usize>, half: usize, to: &mut [Line]) {
+        assert!(chunks.end * LINES <= b.codes.len() && chunks.end * COLUMNS <= b.scales.len());
+        assert!(chunks.len() * 2 * STEPS <= to.len() && half < 2);
+        // SAFETY: `self` proves the features; chunks and lines are inside, as asserted.
+        unsafe { expand(b, chunks, half, to) }
+    }
+
+    fn fold_pair(self, a: TileView<'_>, b: &[Line], next: &[Line], sums: &mut [Sums; 2]) {
+        assert!(a.codes.len() / (STEPS * a.rows) * 2 * STEPS <= b.len());
+        for (half, sums) in sums.iter_mut().enumerate() {
+            let next = if half == 0 { next } else { &[] };
+            // SAFETY: `self` proves the features; B has as many chunks as A; R is the tile's
+            // number of rows.
+            by_rows!(a.rows, panel_rows(a, b, half, next, sums),
+                1: 1, 2: 1, 3: 1, 4: 1, 5: 1, 6: 1);
+        }
     }
 }
 
