@@ -361,7 +361,7 @@ fn measure(machine: &Machine, cache: usize, options: &Options, rows: &mut Vec<Ro
                 check(&backend, a.view(), &weight, &w);
                 let case = Product { backend: &backend, machine, peak, a, w: &w, data };
                 let mut hot = case.row(&[&weight], "hot");
-                let best = isa == Isa::available().next().unwrap_or(Isa::Portable);
+                let best = isa == Isa::best();
                 if data == [Data::Gaussian; 2] && best && machine.threads == 1 && n == 4096 {
                     hot.peers = peers(machine, [m, n, k], &hot);
                 }

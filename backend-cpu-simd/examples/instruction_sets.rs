@@ -2,8 +2,10 @@
 //! The benches compare with rooflines and other libraries; this runs on every target, WASM included.
 //!
 //! ```text
-//! cargo run --release -p fp4-backend-cpu-simd --example instruction_sets
+//! cargo run --release -p fp4-backend-cpu-simd --example instruction_sets [NAME...]
 //! ```
+//!
+//! With names, such as `avx2 portable`, those only.
 
 #![allow(missing_docs)]
 
@@ -30,6 +32,11 @@ fn fastest(mut call: impl FnMut()) -> f64 {
 }
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
+    let names: Result<Vec<Isa>, _> = std::env::args().skip(1).map(|name| name.parse()).collect();
+    let mut isas = names?;
+    if isas.is_empty() {
+        isas.extend(Isa::available());
+    }
     let pool = rayon::ThreadPoolBuilder::new().num_threads(1).use_current_thread().build()?;
     let pool = Arc::new(pool);
     // Sums of four uniform numbers, near enough to Gaussian.
@@ -52,7 +59,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     for format in Format::ALL {
         let spec = QuantSpec::usual(format);
         let mut expected: Option<(PackedMatrix, Vec<f32>)> = None;
-        for isa in Isa::available() {
+        for &isa in &isas {
             let cpu = CpuSimd::with_isa(isa)?.with_pool(pool.clone());
             let quantized = |x: &[f32]| -> Result<PackedMatrix, fp4_core::Error> {
                 let input = QuantizeInput::new(x, x.len() / N, N, &spec)?;

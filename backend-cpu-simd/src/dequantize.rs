@@ -70,23 +70,6 @@ pub(crate) trait LookUp: Copy + Send + Sync {
     fn look_up<const B: usize>(self, groups: Groups<'_, B>, out: &mut [u8]);
 }
 
-/// One value after the other, without vectors.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Portable;
-
-impl LookUp for Portable {
-    const PLANES: bool = false;
-
-    fn look_up<const B: usize>(self, groups: Groups<'_, B>, out: &mut [u8]) {
-        groups.each(out, |table, codes, out| {
-            let table = table.as_flattened().as_chunks::<B>().0;
-            for (&byte, out) in codes.iter().zip(out.as_chunks_mut::<2>().0) {
-                *out = [table[usize::from(byte & 0xF)], table[usize::from(byte >> 4)]];
-            }
-        });
-    }
-}
-
 /// The values of scale bytes under a global scale.
 struct Tables<const B: usize> {
     scale_type: ScaleType,

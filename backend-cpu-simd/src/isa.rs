@@ -1,16 +1,9 @@
-//! Which instruction sets there are kernels for, and which of them this CPU has.
+//! The instruction sets that there are kernels for, by name, and which of them this CPU has.
 
 use std::fmt;
+use std::str::FromStr;
 
-use fp4_core::Unsupported;
-
-#[cfg(target_arch = "aarch64")]
-use crate::neon::{Neon, NeonDotprod, NeonI8mm};
-use crate::tiles::Kernels;
-#[cfg(all(target_arch = "wasm32", target_feature = "simd128"))]
-use crate::wasm::WasmSimd128;
-#[cfg(target_arch = "x86_64")]
-use crate::x86::{Avx2, Avx512, AvxVnni};
+use crate::engine::Engine;
 
 /// An instruction set that this crate has kernels for, fastest first.
 #[non_exhaustive]
@@ -52,8 +45,13 @@ impl Isa {
         Isa::ALL.into_iter().filter(|&isa| Engine::new(isa).is_ok())
     }
 
-    /// The name, as in benchmark tables: `avx512-vnni`, `avx-vnni`, `avx2`, `neon-i8mm`, `neon-dotprod`,
-    /// `neon`, `wasm-simd128`, `portable`.
+    /// The fastest that this CPU has: what [`CpuSimd::new`](crate::CpuSimd::new) takes.
+    pub fn best() -> Isa {
+        Engine::best().isa()
+    }
+
+    /// The name, as in benchmark tables, which [`FromStr`] reads: `avx512-vnni`, `avx-vnni`, `avx2`,
+    /// `neon-i8mm`, `neon-dotprod`, `neon`, `wasm-simd128`, `portable`.
     pub const fn name(self) -> &'static str {
         match self {
             Isa::Avx512Vnni => "avx512-vnni",
@@ -74,84 +72,54 @@ impl fmt::Display for Isa {
     }
 }
 
-/// An instruction set with the proof that this CPU has it.
-#[derive(Debug, Clone, Copy)]
-pub(crate) enum Engine {
-    #[cfg(target_arch = "x86_64")]
-    Avx512(Avx512),
-    #[cfg(target_arch = "x86_64")]
-    AvxVnni(AvxVnni),
-    #[cfg(target_arch = "x86_64")]
-    Avx2(Avx2),
-    #[cfg(target_arch = "aarch64")]
-    NeonI8mm(NeonI8mm),
-    #[cfg(target_arch = "aarch64")]
-    NeonDotprod(NeonDotprod),
-    #[cfg(target_arch = "aarch64")]
-    Neon(Neon),
-    #[cfg(all(target_arch = "wasm32", target_feature = "simd128"))]
-    WasmSimd128(WasmSimd128),
-    Portable,
+impl FromStr for Isa {
+    type Err = ParseIsaError;
+
+    /// The instruction set of this [`name`](Isa::name), whether or not this CPU has it.
+    fn from_str(name: &str) -> Result<Self, ParseIsaError> {
+        let named = Isa::ALL.into_iter().find(|isa| isa.name() == name);
+        named.ok_or_else(|| ParseIsaError { given: name.chars().take(LONGEST_GIVEN).collect() })
+    }
 }
 
-/// `$tiled` with the engine's kernels as `$kernels`, or `$portable`.
-macro_rules! by_engine {
-    ($engine:expr, $kernels:ident => $tiled:expr, portable => $portable:expr) => {
-        match $engine {
-            #[cfg(target_arch = "x86_64")]
-            $crate::isa::Engine::Avx512($kernels) => $tiled,
-            #[cfg(target_arch = "x86_64")]
-            $crate::isa::Engine::AvxVnni($kernels) => $tiled,
-            #[cfg(target_arch = "x86_64")]
-            $crate::isa::Engine::Avx2($kernels) => $tiled,
-            #[cfg(target_arch = "aarch64")]
-            $crate::isa::Engine::NeonI8mm($kernels) => $tiled,
-            #[cfg(target_arch = "aarch64")]
-            $crate::isa::Engine::NeonDotprod($kernels) => $tiled,
-            #[cfg(target_arch = "aarch64")]
-            $crate::isa::Engine::Neon($kernels) => $tiled,
-            #[cfg(all(target_arch = "wasm32", target_feature = "simd128"))]
-            $crate::isa::Engine::WasmSimd128($kernels) => $tiled,
-            $crate::isa::Engine::Portable => $portable,
-        }
-    };
+/// Characters of an unknown name that the error keeps.
+const LONGEST_GIVEN: usize = 40;
+
+/// A name that is no [`Isa`]'s.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ParseIsaError {
+    given: String,
 }
-pub(crate) use by_engine;
 
-impl Engine {
-    /// Asks the CPU for an instruction set.
-    pub(crate) fn new(isa: Isa) -> Result<Self, Unsupported> {
-        match isa {
-            #[cfg(target_arch = "x86_64")]
-            Isa::Avx512Vnni => Avx512::new().map(Engine::Avx512),
-            #[cfg(target_arch = "x86_64")]
-            Isa::AvxVnni => AvxVnni::new().map(Engine::AvxVnni),
-            #[cfg(target_arch = "x86_64")]
-            Isa::Avx2 => Avx2::new().map(Engine::Avx2),
-            #[cfg(target_arch = "aarch64")]
-            Isa::NeonI8mm => NeonI8mm::new().map(Engine::NeonI8mm),
-            #[cfg(target_arch = "aarch64")]
-            Isa::NeonDotprod => NeonDotprod::new().map(Engine::NeonDotprod),
-            #[cfg(target_arch = "aarch64")]
-            Isa::Neon => Neon::new().map(Engine::Neon),
-            #[cfg(all(target_arch = "wasm32", target_feature = "simd128"))]
-            Isa::WasmSimd128 => WasmSimd128::new().map(Engine::WasmSimd128),
-            Isa::Portable => Ok(Engine::Portable),
-            // Of another architecture.
-            #[allow(unreachable_patterns, reason = "which arms there are depends on the target")]
-            _ => Err(Unsupported::CpuFeature(isa.name())),
+impl fmt::Display for ParseIsaError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // As a literal: control characters are escaped.
+        write!(f, "{:?} is no instruction set; give one of", self.given)?;
+        for (i, isa) in Isa::ALL.into_iter().enumerate() {
+            write!(f, "{}{isa}", if i == 0 { " " } else { ", " })?;
         }
+        Ok(())
     }
+}
 
-    /// The best that the CPU has.
-    pub(crate) fn best() -> Self {
-        Isa::ALL.into_iter().find_map(|isa| Engine::new(isa).ok()).unwrap_or(Engine::Portable)
-    }
+impl std::error::Error for ParseIsaError {}
 
-    pub(crate) fn isa(self) -> Isa {
-        fn of<K: Kernels>(_: K) -> Isa {
-            K::ISA
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_name_is_read_back_and_others_are_refused_with_the_list() {
+        for isa in Isa::ALL {
+            assert_eq!(isa.to_string().parse(), Ok(isa));
         }
-        by_engine!(self, kernels => of(kernels), portable => Isa::Portable)
+        for given in ["", "AVX2", "avx2 ", "avx512", "neon\u{1b}[31m"] {
+            let message = given.parse::<Isa>().unwrap_err().to_string();
+            assert!(message.starts_with(&format!("{given:?} is no instruction set")), "{message}");
+            assert!(Isa::ALL.iter().all(|isa| message.contains(isa.name())), "{message}");
+            assert!(!message.contains(char::is_control), "{message:?}");
+        }
+        let long = "x".repeat(1 << 20).parse::<Isa>().unwrap_err().to_string();
+        assert!(long.len() < 200, "{} bytes", long.len());
     }
 }

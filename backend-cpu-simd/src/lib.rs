@@ -30,20 +30,19 @@
 //!
 //! | module | contents |
 //! |---|---|
-//! | `dequantize` | the dequantizer: tables by scale byte |
-//! | `environment` | a changed floating-point environment, for tests |
-//! | `isa` | instruction sets, and the proof that the CPU has one |
-//! | `limits` | tile sizes and bounds of each, for tests to sit on |
-//! | `meta` | what the proofs need to know of a row: its live groups, and planes of exponents |
-//! | `sum` | the exact sum of an output and its one rounding; partial sums |
-//! | `tiles` | the tiled matmul: panels, tiles, planes, the one rounding; states its proof of exactness |
-//! | `x86`, `neon`, `wasm` | kernels for x86-64, aarch64 and wasm32; each states its proof of exactness |
-//! | `portable` | kernels on the `wide` crate, for every CPU; each states its proof of exactness |
+//! | `isa` | instruction sets by name, and which of them this CPU has |
+//! | `engine` | the one place where an instruction set becomes its kernels |
+//! | `matmul` | the tiled matmul: panels, tiles, planes, the one rounding, and the traits of its kernels; states its proof of exactness |
+//! | `quantize` | the quantizer and the transform in front of it, and the trait of their kernels |
+//! | `dequantize` | the dequantizer: tables by scale byte, and the trait of its look-ups |
+//! | `kernels` | a folder for each instruction set, with the same file names; each states its proof of exactness |
 //! | `resident` | activations kept in the kernels' form |
 //! | `threads` | which rayon pool runs the tasks, and the check of the environment in each |
+//! | `limits` | tile sizes and bounds of each, for tests to sit on |
+//! | `environment` | a changed floating-point environment, for tests |
 //!
-//! `unsafe` is in `x86`, `neon` and `wasm` (loads and stores of vectors, calls of kernels by the holder of the
-//! proof), in `tiles` (the output that several threads write) and in `environment` (the control register).
+//! `unsafe` is in `kernels` (loads and stores of vectors, calls of kernels by the holder of the proof), in
+//! `matmul` (the output that several threads write) and in `environment` (the control register).
 //! `cargo bench` prints speeds beside rooflines and peers of the same run.
 //!
 //! # Example
@@ -75,50 +74,37 @@
     allow(dead_code, unused_imports, unused_variables, reason = "no kernels plug into the tiles")
 )]
 
-#[cfg_attr(target_arch = "wasm32", allow(dead_code, reason = "WASM has no fold form"))]
-mod tiles;
-
 mod dequantize;
+mod engine;
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 pub mod environment;
 mod isa;
+mod kernels;
 mod limits;
-mod meta;
-#[cfg(target_arch = "aarch64")]
-mod neon;
-mod portable;
+mod matmul;
+mod quantize;
 mod resident;
-mod sum;
 mod threads;
-#[cfg(all(target_arch = "wasm32", target_feature = "simd128"))]
-mod wasm;
-#[cfg(target_arch = "x86_64")]
-mod x86;
 
 use std::fmt;
 use std::marker::PhantomData;
 use std::ops::Range;
 use std::sync::Arc;
 
-#[cfg(any(
-    target_arch = "x86_64",
-    target_arch = "aarch64",
-    all(target_arch = "wasm32", target_feature = "simd128")
-))]
-use fp4_core::TieMode;
 use fp4_core::{
     Error, FloatSliceMut, Matmul, MatmulQuery, Named, Packed, PackedMut, PackedShape, PackedView,
-    PartialsMut, Paths, PreparedWeight, QuantizeInput, QuantizeQuery, Quantizer, Unsupported,
-    check_environment,
+    PartialsMut, Paths, PreparedWeight, QuantizeInput, QuantizeQuery, Quantizer, TieMode,
+    Unsupported, check_environment,
 };
 use rayon::ThreadPool;
 
-pub use crate::isa::Isa;
+pub use crate::isa::{Isa, ParseIsaError};
 pub use crate::limits::Limits;
 pub use crate::resident::{CpuOperand, CpuTensor, CpuTransform};
 
-use crate::isa::{Engine, by_engine};
-use crate::portable::{Columns, matmul, quantize};
+use crate::engine::{Engine, by_engine};
+use crate::kernels::portable;
+use crate::quantize::Columns;
 use crate::threads::Threads;
 
 /// The CPU backend: quantizer and matmul. Cheap to clone; the clones share the thread pool and the
@@ -127,7 +113,7 @@ use crate::threads::Threads;
 pub struct CpuSimd {
     threads: Threads,
     engine: Engine,
-    scratch: tiles::Scratch,
+    scratch: matmul::Scratch,
 }
 
 /// A weight prepared by [`CpuSimd`], in the form that the instruction set's kernels read; the packed
@@ -145,7 +131,7 @@ pub struct CpuWeight<B> {
 
 #[derive(Clone)]
 enum Weight {
-    Tiled(tiles::Panels),
+    Tiled(matmul::Panels),
     Portable(portable::Panels),
 }
 
@@ -170,7 +156,7 @@ impl<B: Packed> CpuWeight<B> {
         self.shape().rows()
     }
 
-    fn tiled(&self) -> Result<&tiles::Panels, Error> {
+    fn tiled(&self) -> Result<&matmul::Panels, Error> {
         match &self.weight {
             Weight::Tiled(panels) => Ok(panels),
             Weight::Portable(_) => Err(Error::ForeignOperand),
@@ -214,7 +200,7 @@ impl CpuSimd {
     }
 
     fn of_engine(engine: Engine) -> Self {
-        CpuSimd { threads: Threads::default(), engine, scratch: tiles::Scratch::default() }
+        CpuSimd { threads: Threads::default(), engine, scratch: matmul::Scratch::default() }
     }
 
     /// Quantizes `input`, transformed by `transform`, to `out`, whose shape is checked.
@@ -225,43 +211,13 @@ impl CpuSimd {
         out: &mut PackedMut<'_>,
     ) -> Result<(), Error> {
         let (threads, tie) = (&self.threads, input.spec().tie());
-        match self.engine {
-            #[cfg(target_arch = "x86_64")]
-            Engine::Avx512(kernels) if tie == TieMode::Even => {
-                let encoder = x86::Avx512Encoder(kernels);
-                quantize::quantize(&encoder, threads, input, transform, out)
-            }
-            #[cfg(target_arch = "x86_64")]
-            Engine::Avx2(kernels) if tie == TieMode::Even => {
-                let encoder = x86::Avx2Encoder(kernels);
-                quantize::quantize(&encoder, threads, input, transform, out)
-            }
-            #[cfg(target_arch = "x86_64")]
-            Engine::AvxVnni(kernels) if tie == TieMode::Even => {
-                let encoder = x86::Avx2Encoder(kernels.avx2());
-                quantize::quantize(&encoder, threads, input, transform, out)
-            }
-            #[cfg(target_arch = "aarch64")]
-            Engine::NeonI8mm(kernels) if tie == TieMode::Even => {
-                quantize::quantize(&kernels.encoder(), threads, input, transform, out)
-            }
-            #[cfg(target_arch = "aarch64")]
-            Engine::NeonDotprod(kernels) if tie == TieMode::Even => {
-                quantize::quantize(&kernels.encoder(), threads, input, transform, out)
-            }
-            #[cfg(target_arch = "aarch64")]
-            Engine::Neon(kernels) if tie == TieMode::Even => {
-                quantize::quantize(&kernels.encoder(), threads, input, transform, out)
-            }
-            #[cfg(all(target_arch = "wasm32", target_feature = "simd128"))]
-            Engine::WasmSimd128(kernels) if tie == TieMode::Even => {
-                quantize::quantize(&kernels, threads, input, transform, out)
-            }
-            _ => {
-                let encoder = portable::Encoder::new(tie);
-                quantize::quantize(&encoder, threads, input, transform, out)
-            }
-        }
+        by_engine!(self.engine,
+            kernels => if tie == TieMode::Even {
+                return quantize::quantize(&kernels.encoder(), threads, input, transform, out);
+            },
+            portable => {}
+        );
+        quantize::quantize(&quantize::Encoder::new(tie), threads, input, transform, out)
     }
 
     /// The instruction set of the kernels.
@@ -285,7 +241,7 @@ impl CpuSimd {
         by_engine!(self.engine,
             kernels => dequantize::dequantize(kernels, threads, packed, global_scale, out),
             portable => {
-                dequantize::dequantize(dequantize::Portable, threads, packed, global_scale, out)
+                dequantize::dequantize(portable::Portable, threads, packed, global_scale, out)
             }
         )
     }
@@ -324,7 +280,7 @@ impl Matmul for CpuSimd {
     fn prepare<B: Packed>(&self, b: B) -> Result<CpuWeight<B>, Error> {
         let view = b.view();
         let weight = by_engine!(self.engine,
-            kernels => Weight::Tiled(tiles::prepare(kernels, &self.threads, view)?),
+            kernels => Weight::Tiled(matmul::prepare(kernels, &self.threads, view)?),
             portable => Weight::Portable(portable::Panels::new(&self.threads, view)?)
         );
         Ok(CpuWeight { weight, from: PhantomData })
@@ -342,8 +298,8 @@ impl Matmul for CpuSimd {
         check_environment()?;
         let threads = &self.threads;
         by_engine!(self.engine,
-            kernels => tiles::matmul(kernels, threads, &self.scratch, a, b.tiled()?, alpha, out),
-            portable => matmul::matmul(threads, a, b.portable()?, alpha, out)
+            kernels => matmul::matmul(kernels, threads, &self.scratch, a, b.tiled()?, alpha, out),
+            portable => portable::matmul::matmul(threads, a, b.portable()?, alpha, out)
         )
     }
 
@@ -361,10 +317,13 @@ impl Matmul for CpuSimd {
         by_engine!(self.engine,
             kernels => {
                 let b = b.tiled()?;
-                tiles::expect_form(kernels, b)?;
-                sum::partial(&tiles::Pair { kernels, threads, a, b }, groups, out)
+                matmul::expect_form(kernels, b)?;
+                matmul::sum::partial(&matmul::Pair { kernels, threads, a, b }, groups, out)
             },
-            portable => sum::partial(&matmul::Pair { threads, a, b: b.portable()? }, groups, out)
+            portable => {
+                let product = portable::matmul::Pair { threads, a, b: b.portable()? };
+                matmul::sum::partial(&product, groups, out)
+            }
         )
     }
 }

@@ -15,9 +15,9 @@ use fp4_core::{
 };
 use half::{bf16, f16};
 
-use crate::isa::by_engine;
-use crate::portable::Columns;
-use crate::{CpuSimd, CpuWeight, Matmul, tiles};
+use crate::engine::by_engine;
+use crate::quantize::Columns;
+use crate::{CpuSimd, CpuWeight, Matmul, matmul};
 
 /// Dense values on the host.
 #[derive(Clone)]
@@ -91,7 +91,7 @@ fn copy(from: FloatSlice<'_>, to: FloatSliceMut<'_>) -> Result<(), Error> {
 /// A quantized activation in the form that the kernels read.
 pub struct CpuOperand {
     packed: PackedMatrix,
-    tiles: tiles::Tiles,
+    tiles: matmul::Tiles,
 }
 
 /// Shape and format.
@@ -128,7 +128,7 @@ impl CpuSimd {
         }
         let a = operand.packed.view();
         by_engine!(self.engine,
-            kernels => tiles::pack(kernels, &self.threads, a, &mut operand.tiles),
+            kernels => matmul::pack(kernels, &self.threads, a, &mut operand.tiles),
             portable => Ok(())
         )
     }
@@ -146,7 +146,7 @@ impl Resident for CpuSimd {
     fn empty_operand(&self) -> Result<CpuOperand, Error> {
         Ok(CpuOperand {
             packed: PackedMatrix::zeros(PackedShape::of(Format::MxFp4, 0, 0)?),
-            tiles: tiles::Tiles::default(),
+            tiles: matmul::Tiles::default(),
         })
     }
 
@@ -220,7 +220,7 @@ impl Resident for CpuSimd {
             kernels => {
                 check_environment()?;
                 let (threads, b) = (&self.threads, b.tiled()?);
-                tiles::matmul_tiles(kernels, threads, view, &a.tiles, b, alpha, out)
+                matmul::matmul_tiles(kernels, threads, view, &a.tiles, b, alpha, out)
             },
             portable => self.matmul(view, b, alpha, out)
         )

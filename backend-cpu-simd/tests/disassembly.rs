@@ -44,16 +44,16 @@ fn the_hot_loops_hold_the_intended_instructions() {
     // AVX-512: two steps of 24 rows; a step of 14 rows and two panels; a chunk of 16 rows. AVX-VNNI: a
     // chunk of 8 rows; a step of 6 rows; two rows and one. AVX2: four rows and one.
     let expected = [
-        ("avx5129fold_rows", "vpdpbusd", 48),
-        ("avx5129pair_rows", "vpdpbusd", 28),
-        ("avx51210group_rows", "vpdpbusd", 128),
-        ("avx51210group_rows", "vpdpwssd", 16),
-        ("avx_vnni9fold_half", "vpdpbusd", 64),
-        ("avx_vnni10panel_rows", "vpdpbusd", 12),
-        ("avx_vnni10group_rows", "vpdpbusd", 24),
-        ("avx_vnni10group_rows", "vpdpwssd", 3),
-        ("avx211group_steps", "vpmaddubsw", 20),
-        ("avx211group_steps", "vpmaddwd", 5),
+        ("avx5126matmul9fold_rows", "vpdpbusd", 48),
+        ("avx5126matmul9pair_rows", "vpdpbusd", 28),
+        ("avx5126matmul10group_rows", "vpdpbusd", 128),
+        ("avx5126matmul10group_rows", "vpdpwssd", 16),
+        ("avx_vnni6matmul9fold_half", "vpdpbusd", 64),
+        ("avx_vnni6matmul10panel_rows", "vpdpbusd", 12),
+        ("avx_vnni6matmul10group_rows", "vpdpbusd", 24),
+        ("avx_vnni6matmul10group_rows", "vpdpwssd", 3),
+        ("avx26matmul11group_steps", "vpmaddubsw", 20),
+        ("avx26matmul11group_steps", "vpmaddwd", 5),
     ];
     for (function, instruction, expected) in expected {
         let (found, on_the_stack) = most(&listing, function, instruction, expected);

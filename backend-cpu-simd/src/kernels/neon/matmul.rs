@@ -1,0 +1,295 @@
+//! The tile kernels of the three levels, and what they share: a list of steps, in blocks, for the rows of a
+//! tile, a few at a time.
+
+use std::arch::aarch64::*;
+
+use super::operand::{BLOCK, Bytes, Expanded};
+use super::{Neon, NeonDotprod, NeonI8mm, operand, sdot, smlal, smmla};
+use crate::isa::Isa;
+use crate::matmul::operand::{COLUMNS, FoldRow, Form, MAX_ROWS, STEPS, TileView};
+use crate::matmul::{FoldKernels, Kernels, Never, PanelView, Steps, Sums, expect_inside};
+
+/// `$body` for `$i` = 0, 1, ..., `$n` - 1, at most `$most`, written out: a loop of this length with a long
+/// body would not be unrolled, and its sums not be kept in registers.
+macro_rules! each {
+    ($i:ident, 2, $body:block) => {
+        $crate::kernels::neon::matmul::each!($i, 2, $body, 0 1);
+    };
+    ($i:ident, 4, $body:block) => {
+        $crate::kernels::neon::matmul::each!($i, 4, $body, 0 1 2 3);
+    };
+    ($i:ident, $n:expr, at most 2, $body:block) => {
+        $crate::kernels::neon::matmul::each!($i, $n, $body, 0 1);
+    };
+    ($i:ident, $n:expr, at most 3, $body:block) => {
+        $crate::kernels::neon::matmul::each!($i, $n, $body, 0 1 2);
+    };
+    ($i:ident, $n:expr, at most 4, $body:block) => {
+        $crate::kernels::neon::matmul::each!($i, $n, $body, 0 1 2 3);
+    };
+    ($i:ident, $n:expr, at most 6, $body:block) => {
+        $crate::kernels::neon::matmul::each!($i, $n, $body, 0 1 2 3 4 5);
+    };
+    ($i:ident, $n:expr, $body:block, $($value:literal)*) => {
+        $(if $value < $n {
+            let $i = $value;
+            $body
+        })*
+    };
+}
+pub(super) use each;
+
+/// Some rows of a tile and an expanded block of chunks.
+pub(super) struct Part<'a> {
+    a: TileView<'a>,
+    /// The first of the rows.
+    first: usize,
+    /// The slots of the codes and of the scales of A, for each step of the block.
+    slots: &'a [[usize; 2]],
+    w: &'a Expanded,
+}
+
+/// The 32-bit sums of R rows, as vectors of four columns.
+pub(super) type Rows<const R: usize> = [[int32x4_t; 4]; R];
+
+/// The instructions of one level. The rows of a part are R.
+///
+/// # Safety
+/// Of all methods: the CPU has the level's features; the rows and the slots are inside the tile.
+pub(super) trait Level {
+    /// Most rows at a time: their sums should stay in registers.
+    const GROUP_ROWS: usize;
+    /// True if B is expanded to pairs of columns.
+    const BY_PAIRS: bool;
+
+    /// Adds the dots of the halves times their scales.
+    unsafe fn group<const R: usize>(part: &Part<'_>, sums: &mut Rows<R>);
+}
+
+/// The instructions of a level that has the fold form.
+///
+/// # Safety
+/// As of [`Level`].
+pub(super) trait FoldLevel: Level {
+    /// Most rows at a time.
+    const FOLD_ROWS: usize;
+
+    /// Adds the products of folded bytes.
+    unsafe fn fold<const R: usize>(part: &Part<'_>, sums: &mut Rows<R>);
+}
+
+/// One form of one level.
+///
+/// # Safety
+/// As of [`Level`].
+trait Terms {
+    const FORM: Form;
+    const ROWS: usize;
+    const BY_PAIRS: bool;
+
+    unsafe fn add<const R: usize>(part: &Part<'_>, sums: &mut Rows<R>);
+}
+
+/// The fold form of a level.
+struct Fold<L>(L);
+
+/// The group form of a level.
+struct Group<L>(L);
+
+impl<L: FoldLevel> Terms for Fold<L> {
+    const FORM: Form = Form::Fold;
+    const ROWS: usize = L::FOLD_ROWS;
+    const BY_PAIRS: bool = L::BY_PAIRS;
+
+    #[inline(always)]
+    unsafe fn add<const R: usize>(part: &Part<'_>, sums: &mut Rows<R>) {
+        // SAFETY: as the caller says.
+        unsafe { L::fold(part, sums) }
+    }
+}
+
+impl<L: Level> Terms for Group<L> {
+    const FORM: Form = Form::Group;
+    const ROWS: usize = L::GROUP_ROWS;
+    const BY_PAIRS: bool = L::BY_PAIRS;
+
+    #[inline(always)]
+    unsafe fn add<const R: usize>(part: &Part<'_>, sums: &mut Rows<R>) {
+        // SAFETY: as the caller says.
+        unsafe { L::group(part, sums) }
+    }
+}
+
+/// Implements the matmul kernels of a level; its fold form is what `$fold` and `$some` say.
+macro_rules! kernels {
+    ($name:ident, $level:ty, $fold:ty, |$self:ident| $some:expr) => {
+        impl Kernels for $name {
+            const ISA: Isa = Isa::$name;
+            const GROUP_ROWS: usize = MAX_ROWS;
+            const BY_HALVES: bool = false;
+            type Fold = $fold;
+
+            #[inline(always)]
+            fn fold_kernels(self) -> Option<$fold> {
+                let $self = self;
+                $some
+            }
+
+            fn enter<R>(self, f: impl FnOnce() -> R) -> R {
+                f() // NEON is in every build for aarch64.
+            }
+
+            fn pack_group(
+                self,
+                from: &[u8],
+                row: [usize; 2],
+                codes: &mut [i32],
+                _: &mut [[i32; 2]],
+            ) {
+                operand::pack_group(from, row, codes);
+            }
+
+            fn group(self, a: TileView<'_>, b: PanelView<'_>, steps: Steps<'_>, sums: &mut Sums) {
+                expect_inside(Form::Group, a, b, steps);
+                // SAFETY: `self` proves the features; all steps are inside their buffers.
+                unsafe { multiply::<Group<$level>>(a, b, steps, sums) }
+            }
+        }
+    };
+}
+
+/// Implements the fold form of a level that has it.
+macro_rules! fold_kernels {
+    ($name:ident, $level:ty) => {
+        impl FoldKernels for $name {
+            const OFFSET: i32 = 0;
+            type Pairs = Never;
+
+            fn pair_kernels(self, _: usize) -> Option<Never> {
+                None
+            }
+
+            fn rows(self, _: usize) -> usize {
+                MAX_ROWS
+            }
+
+            fn pack_fold(
+                self,
+                from: FoldRow<'_>,
+                row: [usize; 2],
+                codes: &mut [i32],
+                _: &mut [i32],
+            ) -> i32 {
+                operand::pack_fold(from, row, codes);
+                0 // Nothing is offset, so no sums are needed.
+            }
+
+            fn fold(self, a: TileView<'_>, b: PanelView<'_>, steps: Steps<'_>, sums: &mut Sums) {
+                expect_inside(Form::Fold, a, b, steps);
+                // SAFETY: `self` proves the features; all steps are inside their buffers.
+                unsafe { multiply::<Fold<$level>>(a, b, steps, sums) }
+            }
+        }
+    };
+}
+
+kernels!(Neon, smlal::Smlal, Never, |_kernels| None);
+kernels!(NeonDotprod, sdot::Sdot, Self, |kernels| Some(kernels));
+kernels!(NeonI8mm, smmla::Smmla, Self, |kernels| Some(kernels));
+fold_kernels!(NeonDotprod, sdot::Sdot);
+fold_kernels!(NeonI8mm, smmla::Smmla);
+
+impl<'a> Part<'a> {
+    /// The expanded chunk and the slots of A of each step.
+    #[inline(always)]
+    pub(super) fn steps(
+        &self,
+    ) -> impl Iterator<Item = (&'a Bytes, &'a [[int32x4_t; 4]; 2], [usize; 2])> + use<'a> {
+        let (bytes, scales) = (self.w.bytes.iter(), self.w.scales.iter());
+        bytes.zip(scales).zip(self.slots).map(|((bytes, scales), &slots)| (bytes, scales, slots))
+    }
+
+    /// Steps 2j and 2j + 1 of rows 2k and 2k + 1 of R, zeros for a row past them.
+    ///
+    /// # Safety
+    /// The slot and the R rows are inside the tile, 2k < R and j < 4.
+    #[inline(always)]
+    pub(super) unsafe fn codes<const R: usize>(
+        &self,
+        slot: usize,
+        j: usize,
+        k: usize,
+    ) -> int8x16_t {
+        let rows = self.a.rows;
+        let at = slot * STEPS * rows + 2 * (j * rows + self.first + 2 * k);
+        // SAFETY: inside, by the caller; NEON is in every build for aarch64.
+        unsafe {
+            let codes = self.a.codes.as_ptr().add(at).cast::<i8>();
+            if 2 * k + 1 < R { vld1q_s8(codes) } else { vcombine_s8(vld1_s8(codes), vdup_n_s8(0)) }
+        }
+    }
+
+    /// The scaled scale of row r in a half, in all lanes.
+    ///
+    /// # Safety
+    /// The slot and the row are inside the tile, half < 2.
+    #[inline(always)]
+    pub(super) unsafe fn scale(&self, slot: usize, half: usize, r: usize) -> int32x4_t {
+        // SAFETY: inside, by the caller; NEON is in every build for aarch64.
+        unsafe {
+            let scales = self.a.scales.as_ptr().add(slot * self.a.rows + self.first + r);
+            vdupq_n_s32(i32::from(*scales.cast::<i16>().add(half)))
+        }
+    }
+}
+
+/// Writes the sums over the steps for all rows of the tile.
+///
+/// # Safety
+/// The CPU has the level's features; the steps are inside the buffers of the form.
+unsafe fn multiply<T: Terms>(a: TileView<'_>, b: PanelView<'_>, steps: Steps<'_>, sums: &mut Sums) {
+    sums[..a.rows].fill([0; COLUMNS]);
+    let mut w = Expanded::zero();
+    for start in (0..steps.len()).step_by(BLOCK) {
+        let count = BLOCK.min(steps.len() - start);
+        let mut slots = [[0; 2]; BLOCK];
+        for (i, slots) in slots[..count].iter_mut().enumerate() {
+            let [codes, scales, ..] = steps.at(start + i);
+            // Folded codes are stored by plane.
+            *slots = [if T::FORM == Form::Fold { scales } else { codes }, scales];
+        }
+        // SAFETY: the steps are inside, by the caller, so the parts are; R is the number of rows.
+        unsafe {
+            w.fill(T::FORM, T::BY_PAIRS, b, steps, [start, count]);
+            for first in (0..a.rows).step_by(T::ROWS) {
+                let part = Part { a, first, slots: &slots[..count], w: &w };
+                match T::ROWS.min(a.rows - first) {
+                    1 => add::<T, 1>(&part, sums),
+                    2 => add::<T, 2>(&part, sums),
+                    3 => add::<T, 3>(&part, sums),
+                    4 => add::<T, 4>(&part, sums),
+                    5 => add::<T, 5>(&part, sums),
+                    _ => add::<T, 6>(&part, sums),
+                }
+            }
+        }
+    }
+}
+
+/// Adds the terms of R rows of a part to the sums.
+///
+/// # Safety
+/// As of the methods of [`Level`].
+#[inline(always)]
+unsafe fn add<T: Terms, const R: usize>(part: &Part<'_>, sums: &mut Sums) {
+    const { assert!(T::ROWS <= 6) };
+    let sums: &mut [[i32; COLUMNS]; R] =
+        (&mut sums[part.first..part.first + R]).try_into().expect("R rows");
+    // SAFETY: a row of sums is four vectors; the rest by the caller.
+    unsafe {
+        let vectors = sums.as_mut_ptr().cast::<Rows<R>>();
+        let mut rows = vectors.read_unaligned();
+        T::add(part, &mut rows);
+        vectors.write_unaligned(rows);
+    }
+}

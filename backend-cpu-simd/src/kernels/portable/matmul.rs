@@ -1,0 +1,443 @@
+//! The exact matmul in tiles of 4 x 8 outputs (C6).
+//!
+//! ```text
+//! for each tile:
+//!     plan = which outputs are narrow, and how many groups T fit between two drains
+//!     for each stretch of T groups:                          narrow outputs
+//!         sum = 0 (f64)
+//!         for each group:
+//!             dot = integer dot product of doubled codes     i16 multiply, i32 add
+//!             sum += dot * (scale_a * scale_b)               f64, exact
+//!         units += sum / unit                                i64, exact
+//!     for each group, if an output is not narrow:            wide outputs
+//!         ExactSum += dot * scale_a * scale_b
+//!     out = round(f32(units * unit / 4) * alpha)
+//! ```
+//!
+//! # Why it is exact
+//!
+//! *Dots.* Doubled codes are integers up to 12, so a product pair is at most 2 * 144 and a group's
+//! dot at most D = 144 * G (2304 NVFP4, 4608 MXFP4): 16-bit factors and 32-bit sums hold them.
+//!
+//! *Terms.* `scale_a * scale_b` has at most 8 significant bits and an exponent within +-254, the
+//! term at most 21 bits: both f64 multiplications are exact.
+//!
+//! *Sums.* Let unit = 2^(base_a + base_b), the product of the least scale exponents over the rows'
+//! live groups, and reach_a, reach_b the largest scales in those units
+//! ([`RowMeta`]). Every term is an integer number of units, at most t = D * reach_a * reach_b of them; terms of groups that
+//! are not live are zero. So with
+//!
+//! ```text
+//! T = floor(2^53 / t) >= 1                            groups between two drains
+//! t * min(live_a, live_b, groups) <= 2^63 - 1         the whole sum
+//! ```
+//!
+//! every f64 partial sum is an integer of at most 53 bits times a power of two, and every i64 sum
+//! fits. For NVFP4 t <= 2304 * (448 * 512)^2 < 2^46.9, so every K up to 2^20 passes (in
+//! fact at least 76,000 live groups). For MXFP4 t = 4608 * 2^(spread_a + spread_b): a joint spread
+//! of up to 40 passes, with 1820 live groups at 40 and twice as many for each one less. An output
+//! that does not pass is *wide*. NaN scales are read as 0 here, and the output is set to NaN.
+//!
+//! The one rounding is [`Sum::to_f32`].
+//!
+//! # Worked example
+//!
+//! MXFP4, two groups: A's scales 2^5 and 2^3, B's 1 and 1, dots 144 and 1. unit = 2^3, reach_a = 4,
+//! t = 4608 * 4; T is about 2^38, so one stretch: sum = 144 * 32 + 8 = 4616, units = 577, e = 1,
+//! result 1154 = 36 * 32 + 0.25 * 8.
+
+use std::ops::Range;
+
+use fp4_core::{
+    Buffer, Error, ExactSum, FloatSliceMut, PackedShape, PackedView, Paths, ScaleType, finish_one,
+    with_floats,
+};
+use wide::{bytemuck, f64x4, i16x8, i32x4};
+
+use super::operand::{Blocks, Columns, MR, NR, Pairs, Panels, STEP};
+use crate::matmul::meta::RowMeta;
+use crate::matmul::sum::{Product, Sum, fits_63_bits};
+use crate::threads::Threads;
+
+/// Multiply-adds worth a task of their own.
+const TASK_MACS: usize = 1 << 18;
+/// Rows whose unpacked A is kept near the CPU while panels stream by.
+const ROWS: usize = 64;
+/// Writes round(f32(A * B^T) * alpha) to `out`.
+pub(crate) fn matmul(
+    threads: &Threads,
+    a: PackedView<'_>,
+    b: &Panels,
+    alpha: f32,
+    out: FloatSliceMut<'_>,
+) -> Result<Paths, Error> {
+    a.shape().expect_product(&b.shape())?;
+    let outputs = a.shape().rows() * b.shape().rows();
+    out.as_ref().expect_len(Buffer::Output, outputs)?;
+    let groups = 0..a.shape().row_groups();
+    with_floats!(FloatSliceMut, out, out => run(threads, a, b, groups, out, |y, nan, sum| {
+        *y = finish_one(if nan { f32::NAN } else { sum.to_f32() }, alpha);
+        Ok(())
+    }))
+}
+
+/// A packed A and a prepared B.
+pub(crate) struct Pair<'a> {
+    pub(crate) threads: &'a Threads,
+    pub(crate) a: PackedView<'a>,
+    pub(crate) b: &'a Panels,
+}
+
+impl Product for Pair<'_> {
+    fn shapes(&self) -> [PackedShape; 2] {
+        [self.a.shape(), self.b.shape()]
+    }
+
+    fn sums<T: Send>(
+        &self,
+        groups: Range<usize>,
+        out: &mut [T],
+        emit: impl Fn(&mut T, bool, Sum<'_>) -> Result<(), Error> + Sync,
+    ) -> Result<Paths, Error> {
+        run(self.threads, self.a, self.b, groups, out, emit)
+    }
+}
+
+/// Rows by panels of one task, and the parts of the output rows that they are written to.
+struct Task<'a, T> {
+    rows: Range<usize>,
+    panels: Range<usize>,
+    out: Vec<&'a mut [T]>,
+}
+
+/// Computes all sums over the groups `groups` and hands each to `emit` with its output and whether
+/// a scale in the range was NaN.
+fn run<T: Send>(
+    threads: &Threads,
+    a: PackedView<'_>,
+    b: &Panels,
+    groups: Range<usize>,
+    out: &mut [T],
+    emit: impl Fn(&mut T, bool, Sum<'_>) -> Result<(), Error> + Sync,
+) -> Result<Paths, Error> {
+    if out.is_empty() {
+        return Ok(Paths::default());
+    }
+    let (m, n) = (a.shape().rows(), b.shape().rows());
+    let blocks = Blocks::new(threads, a, groups.clone())?;
+    let k = groups.len() * a.shape().group().get();
+    let kernel = Kernel::new(a.shape(), groups);
+    let tasks = cut(threads, [m, n, k], out);
+    let paths = threads.run(tasks, |mut task| kernel.task(&blocks, b, &mut task, &emit))?;
+    Ok(paths.iter().fold(Paths::default(), |mut all, paths| {
+        all.merge(paths);
+        all
+    }))
+}
+
+/// Cuts the output into tasks: first by columns, so that each reads its own part of B, then by rows.
+fn cut<'a, T>(threads: &Threads, [m, n, k]: [usize; 3], out: &'a mut [T]) -> Vec<Task<'a, T>> {
+    let tasks = threads.tasks(m.saturating_mul(n).saturating_mul(k), TASK_MACS);
+    let panels = n.div_ceil(NR);
+    let split_panels = panels.div_ceil(tasks.min(panels));
+    let across = panels.div_ceil(split_panels);
+    let split_rows = m.div_ceil(MR).div_ceil(tasks.div_ceil(across)) * MR;
+    let mut cut = Vec::new();
+    for (d, rows) in out.chunks_mut(split_rows * n).enumerate() {
+        let first = cut.len();
+        let m = rows.len() / n;
+        let start = d * split_rows;
+        cut.extend((0..across).map(|c| Task {
+            rows: start..start + m,
+            panels: c * split_panels..((c + 1) * split_panels).min(panels),
+            out: Vec::with_capacity(m),
+        }));
+        for row in rows.chunks_exact_mut(n) {
+            for (task, part) in cut[first..].iter_mut().zip(row.chunks_mut(split_panels * NR)) {
+                task.out.push(part);
+            }
+        }
+    }
+    cut
+}
+
+/// What all tiles of a call share.
+struct Kernel {
+    groups: Range<usize>,
+    /// Steps in a group.
+    steps: usize,
+    /// The largest dot of a group, D.
+    dot: u128,
+    scale_type: ScaleType,
+    /// The value of each scale byte, 0 for NaN.
+    values: [f64; 256],
+}
+
+/// Which outputs of a tile are narrow, and how.
+struct Plan<const M: usize> {
+    /// Groups between two drains, at least 1.
+    stretch: usize,
+    narrow: [[bool; NR]; M],
+    any_narrow: bool,
+    any_wide: bool,
+    /// base_a + base_b.
+    exponent: [[i32; NR]; M],
+}
+
+impl Kernel {
+    fn new(shape: PackedShape, groups: Range<usize>) -> Self {
+        let (scale_type, group) = (shape.scale_type(), shape.group().get());
+        let value = |byte: usize| match scale_type.parts(byte as u8) {
+            Some(_) => f64::from(scale_type.decode(byte as u8)),
+            None => 0.0,
+        };
+        Kernel {
+            groups,
+            steps: group / STEP,
+            dot: 144 * group as u128,
+            scale_type,
+            values: std::array::from_fn(value),
+        }
+    }
+
+    fn task<T>(
+        &self,
+        a: &Blocks<'_>,
+        b: &Panels,
+        task: &mut Task<'_, T>,
+        emit: &impl Fn(&mut T, bool, Sum<'_>) -> Result<(), Error>,
+    ) -> Result<Paths, Error> {
+        let mut paths = Paths::default();
+        let end = task.rows.end;
+        for rows in task.rows.clone().step_by(ROWS) {
+            for p in task.panels.clone() {
+                let column = (p - task.panels.start) * NR;
+                for first in (rows..end.min(rows + ROWS)).step_by(MR) {
+                    let out = &mut task.out[first - task.rows.start..];
+                    let tile = match end - first {
+                        1 => self.tile::<1, T>(a, first, b, p, column, out, emit),
+                        2 => self.tile::<2, T>(a, first, b, p, column, out, emit),
+                        3 => self.tile::<3, T>(a, first, b, p, column, out, emit),
+                        _ => self.tile::<MR, T>(a, first, b, p, column, out, emit),
+                    };
+                    paths.merge(&tile?);
+                }
+            }
+        }
+        Ok(paths)
+    }
+
+    /// The tile of rows `first..first + M` and panel `p`, written to `out[r][column..]`.
+    #[expect(clippy::too_many_arguments, reason = "where it reads and where it writes")]
+    fn tile<const M: usize, T>(
+        &self,
+        a: &Blocks<'_>,
+        first: usize,
+        b: &Panels,
+        p: usize,
+        column: usize,
+        out: &mut [&mut [T]],
+        emit: &impl Fn(&mut T, bool, Sum<'_>) -> Result<(), Error>,
+    ) -> Result<Paths, Error> {
+        let meta_a = &a.meta()[first..first + M];
+        let (codes_b, scales_b, meta_b) = b.panel(p, self.groups.clone());
+        let scales_a: [&[u8]; M] =
+            std::array::from_fn(|r| &a.matrix().row_scales(first + r)[self.groups.clone()]);
+        let rows = a.block(first, M).as_chunks::<M>().0;
+
+        let plan = self.plan::<M>(meta_a, meta_b);
+        let mut units = [[0; NR]; M];
+        if plan.any_narrow {
+            self.narrow(&plan, rows, scales_a, codes_b, scales_b, &mut units);
+        }
+        let mut sums = [[ExactSum::ZERO; NR]; M];
+        if plan.any_wide {
+            self.wide(&plan, rows, scales_a, codes_b, scales_b, &mut sums)?;
+        }
+
+        let is_nan = |scale: u8| self.scale_type.is_nan(scale);
+        let nan_b: [bool; NR] = std::array::from_fn(|c| {
+            meta_b.get(c).is_some_and(|meta| meta.nan) && scales_b.iter().any(|s| is_nan(s[c]))
+        });
+        let mut paths = Paths::default();
+        for r in 0..M {
+            let nan_a = meta_a[r].nan && scales_a[r].iter().any(|&s| is_nan(s));
+            for (c, y) in out[r][column..].iter_mut().take(meta_b.len()).enumerate() {
+                let sum = if plan.narrow[r][c] {
+                    paths.narrow += 1;
+                    Sum::Narrow { units: units[r][c], exponent: plan.exponent[r][c] - 2 }
+                } else {
+                    paths.wide += 1;
+                    Sum::Wide(&sums[r][c])
+                };
+                emit(y, nan_a || nan_b[c], sum)?;
+            }
+        }
+        Ok(paths)
+    }
+
+    /// Applies the bounds in the module docs to each pair of rows.
+    fn plan<const M: usize>(&self, a: &[RowMeta], b: &[RowMeta]) -> Plan<M> {
+        let mut plan = Plan {
+            stretch: self.groups.len().max(1),
+            narrow: [[false; NR]; M],
+            any_narrow: false,
+            any_wide: false,
+            exponent: [[0; NR]; M],
+        };
+        for (r, a) in a.iter().enumerate() {
+            for (c, b) in b.iter().enumerate() {
+                let live = a.live.min(b.live).min(self.groups.len());
+                match groups_between_drains(self.dot, a.reach, b.reach, live) {
+                    Some(groups) => {
+                        plan.stretch = plan.stretch.min(groups);
+                        plan.narrow[r][c] = true;
+                        plan.any_narrow = true;
+                    }
+                    None => plan.any_wide = true,
+                }
+                plan.exponent[r][c] = a.base + b.base;
+            }
+        }
+        plan
+    }
+
+    /// The sums of the tile's narrow outputs in their units; the others become meaningless numbers.
+    #[inline]
+    fn narrow<const M: usize>(
+        &self,
+        plan: &Plan<M>,
+        rows: &[[Pairs; M]],
+        scales_a: [&[u8]; M],
+        codes_b: &[Columns],
+        scales_b: &[[u8; NR]],
+        units: &mut [[i64; NR]; M],
+    ) {
+        let value = |scale: u8| self.values[usize::from(scale)];
+        let mut rows = rows.chunks_exact(self.steps);
+        let mut codes_b = codes_b.chunks_exact(self.steps);
+        let mut g = 0;
+        for scales_b in scales_b.chunks(plan.stretch) {
+            let mut sums = [[f64x4::splat(0.0); 2]; M];
+            for scales_b in scales_b {
+                let (Some(rows), Some(codes_b)) = (rows.next(), codes_b.next()) else { break };
+                let dots = group_dots(rows, codes_b);
+                let scales_b: [f64x4; 2] = bytemuck::cast(scales_b.map(value));
+                for r in 0..M {
+                    let scale_a = f64x4::splat(value(scales_a[r][g]));
+                    for half in 0..2 {
+                        sums[r][half] += f64x4::from(dots[r][half]) * (scales_b[half] * scale_a);
+                    }
+                }
+                g += 1;
+            }
+            for r in 0..M {
+                for (c, sum) in bytemuck::cast::<_, [f64; NR]>(sums[r]).into_iter().enumerate() {
+                    let in_units = sum * power_of_two(-plan.exponent[r][c]);
+                    // Only the outputs that are not narrow can saturate or wrap.
+                    units[r][c] = units[r][c].wrapping_add(in_units as i64);
+                }
+            }
+        }
+    }
+
+    /// The sums of the tile's wide outputs.
+    fn wide<const M: usize>(
+        &self,
+        plan: &Plan<M>,
+        rows: &[[Pairs; M]],
+        scales_a: [&[u8]; M],
+        codes_b: &[Columns],
+        scales_b: &[[u8; NR]],
+        sums: &mut [[ExactSum; NR]; M],
+    ) -> Result<(), Error> {
+        let groups = rows.chunks_exact(self.steps).zip(codes_b.chunks_exact(self.steps));
+        for (g, ((rows, codes_b), scales_b)) in groups.zip(scales_b).enumerate() {
+            let dots = group_dots(rows, codes_b);
+            for r in 0..M {
+                let Some(a) = self.scale_type.parts(scales_a[r][g]) else { continue };
+                for (c, dot) in bytemuck::cast::<_, [i32; NR]>(dots[r]).into_iter().enumerate() {
+                    // Columns past the last row of B are neither narrow nor wanted.
+                    if plan.narrow[r][c] || dot == 0 {
+                        continue;
+                    }
+                    if let Some(b) = self.scale_type.parts(scales_b[c]) {
+                        let significand = i64::from(dot) * i64::from(a.significand * b.significand);
+                        sums[r][c].add_scaled(significand, a.exponent + b.exponent - 2)?;
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// T in the module docs: how many groups fit between two drains; `None` if the output is wide.
+fn groups_between_drains(dot: u128, reach_a: u64, reach_b: u64, live: usize) -> Option<usize> {
+    // D < 2^13 and a reach that is not saturated is below 2^62, so this saturates only where the
+    // bounds fail anyway.
+    let term = (u128::from(reach_a) * u128::from(reach_b)).saturating_mul(dot).max(1);
+    let fits = term <= 1 << 53 && fits_63_bits(dot, reach_a, reach_b, live);
+    fits.then(|| usize::try_from((1u128 << 53) / term).unwrap_or(usize::MAX))
+}
+
+/// 2^exponent, for exponents of normal numbers.
+fn power_of_two(exponent: i32) -> f64 {
+    f64::from_bits(((exponent + 1023) as u64) << 52)
+}
+
+/// The dots of one row with the eight columns of a panel.
+type Dots = [i32x4; 2];
+
+/// The dot products of one group of doubled codes: M rows by the eight columns of a panel.
+#[inline(always)]
+fn group_dots<const M: usize>(rows: &[[Pairs; M]], columns: &[Columns]) -> [Dots; M] {
+    let mut dots = [[i32x4::splat(0); 2]; M];
+    for (rows, columns) in rows.iter().zip(columns) {
+        let first: [i16x8; 2] = columns.map(|v| (v << 8) >> 8);
+        let second: [i16x8; 2] = columns.map(|v| v >> 8);
+        for (dot, pairs) in dots.iter_mut().zip(rows) {
+            let p: i16x8 = bytemuck::cast(i32x4::splat(pairs[0]));
+            let q: i16x8 = bytemuck::cast(i32x4::splat(pairs[1]));
+            for half in 0..2 {
+                dot[half] += first[half].dot(p) + second[half].dot(q);
+            }
+        }
+    }
+    dots
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_bound_is_where_the_docs_say() {
+        let mx = |spread: u32, live| groups_between_drains(4608, 1 << spread, 1, live);
+        assert_eq!(mx(40, 1820), Some(1));
+        assert_eq!(mx(40, 1821), None);
+        assert_eq!(mx(39, 3640), Some(3));
+        assert_eq!(mx(39, 3641), None);
+        assert_eq!(mx(41, 1), None);
+        // Where a usize is narrower than the bound, it saturates.
+        let most = |groups: u64| Some(usize::try_from(groups).unwrap_or(usize::MAX));
+        assert_eq!(mx(0, usize::MAX >> 24), most((1 << 53) / 4608));
+        let reach = 448 * 512;
+        assert_eq!(groups_between_drains(2304, reach, reach, 76_000), Some(74));
+        assert!(
+            groups_between_drains(2304, reach, reach, crate::matmul::sum::FIXED_GROUPS).is_some()
+        );
+        assert!(groups_between_drains(2304, reach, reach, (1 << 20) / 16).is_some());
+        assert_eq!(groups_between_drains(4608, u64::MAX, u64::MAX, 1), None);
+        assert_eq!(groups_between_drains(4608, u64::MAX, 0, 0), most(1 << 53));
+    }
+
+    #[test]
+    fn group_dots_hold_the_extremes() {
+        // Eight columns of -12, rows of 12: -144 * 32.
+        let byte = (-12i16 & 0xFF) | (-12 << 8);
+        let columns = [[i16x8::splat(byte); 2]; 8];
+        let pair = bytemuck::cast([12i16, 12]);
+        assert_eq!(group_dots(&[[[pair; 2]; 2]; 8], &columns), [[i32x4::splat(-4608); 2]; 2]);
+    }
+}

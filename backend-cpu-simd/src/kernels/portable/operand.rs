@@ -1,0 +1,214 @@
+//! Operands of the matmul in the order in which a tile reads them, with row metadata (C3, C6).
+//!
+//! A tile is [`MR`] rows of A by [`NR`] columns (rows of B). One step of it covers 4 elements of K,
+//! and a group of G elements takes G / 4 steps.
+//!
+//! ```text
+//! B, prepared once: panels of 8 columns, [panel][group][step], two vectors of 8 x i16 a step, lanes 0..16:
+//!     lane 2c + p   low byte  = doubled code of column c at k = 4 * step + p
+//!                   high byte = doubled code of column c at k = 4 * step + 2 + p
+//! A, per call: blocks of 4 rows (the last may have fewer), [block][step][row], two pairs a step:
+//!     pair 0 = doubled codes at k = 4 * step, + 1 as 2 x i16;  pair 1 = at k = 4 * step + 2, + 3
+//! ```
+//!
+//! So a vector of B gives the columns' first pairs by `(v << 8) >> 8` and their second pairs by
+//! `v >> 8`, and multiplying by a pair of A in all lanes and adding neighbours gives eight columns'
+//! partial sums with no shuffle of B. Bytes instead of 4-bit codes because SSE2 has no table
+//! lookup. With the scale bytes in panel order that is 17 bytes for 9 packed ones (NVFP4), 33 for
+//! 17 (MXFP4). Missing columns of the last panel have zero codes and zero scale bytes.
+//!
+//! [`RowMeta`] is what the proof of the fast path in `matmul` needs.
+
+use fp4_core::{E2m1, Error, PackedShape, PackedView};
+use wide::{bytemuck, i16x8};
+
+use crate::matmul::meta::RowMeta;
+use crate::threads::Threads;
+
+/// Rows of a tile.
+pub(crate) const MR: usize = 4;
+/// Columns of a tile.
+pub(crate) const NR: usize = 8;
+/// Elements of K in one step.
+pub(crate) const STEP: usize = 4;
+/// Packed bytes worth a task of their own.
+const TASK_BYTES: usize = 1 << 16;
+
+/// Both doubled codes of a byte of packed codes, low nibble first.
+const PAIRS: [[i16; 2]; 256] = {
+    let mut table = [[0; 2]; 256];
+    let mut byte = 0;
+    while byte < 256 {
+        let (low, high) = (E2m1::from_bits(byte as u8), E2m1::from_bits(byte as u8 >> 4));
+        table[byte] = [low.doubled() as i16, high.doubled() as i16];
+        byte += 1;
+    }
+    table
+};
+
+/// One step of a panel.
+pub(crate) type Columns = [i16x8; NR / 4];
+
+/// The prepared weight B (N, K).
+#[derive(Debug, Clone)]
+pub(crate) struct Panels {
+    shape: PackedShape,
+    codes: Vec<Columns>,
+    scales: Vec<[u8; NR]>,
+    meta: Vec<RowMeta>,
+}
+
+impl Panels {
+    /// Repacks the weight.
+    pub(crate) fn new(threads: &Threads, b: PackedView<'_>) -> Result<Self, Error> {
+        let shape = b.shape();
+        shape.expect_format()?;
+        let (groups, steps) = (shape.row_groups(), shape.k() / STEP);
+        let panels = shape.rows().div_ceil(NR);
+        let mut codes = vec![[i16x8::splat(0); 2]; panels * steps];
+        let mut scales = vec![[0; NR]; panels * groups];
+        let split = panels.div_ceil(threads.tasks(shape.codes_len(), TASK_BYTES)).max(1);
+        if groups > 0 {
+            let tasks = codes.chunks_mut(split * steps).zip(scales.chunks_mut(split * groups));
+            threads.run(tasks.enumerate().collect(), |(t, (codes, scales))| {
+                let panels = codes.chunks_exact_mut(steps).zip(scales.chunks_exact_mut(groups));
+                for (p, (codes, scales)) in panels.enumerate() {
+                    fill_panel(&b, (t * split + p) * NR, codes, scales);
+                }
+                Ok(())
+            })?;
+        }
+        let meta = (0..shape.rows()).map(|j| RowMeta::of_row(&b, j)).collect();
+        Ok(Panels { shape, codes, scales, meta })
+    }
+
+    /// Shape and format of the weight.
+    pub(crate) fn shape(&self) -> PackedShape {
+        self.shape
+    }
+
+    /// The vectors and the scale bytes of panel `p` over the groups `groups`, and the metadata of
+    /// its columns (fewer than [`NR`] in the last panel).
+    pub(crate) fn panel(
+        &self,
+        p: usize,
+        groups: std::ops::Range<usize>,
+    ) -> (&[Columns], &[[u8; NR]], &[RowMeta]) {
+        let (all, steps) = (self.shape.row_groups(), self.shape.group().get() / STEP);
+        let (start, end) = (p * all + groups.start, p * all + groups.end);
+        let columns = p * NR..((p + 1) * NR).min(self.meta.len());
+        (&self.codes[start * steps..end * steps], &self.scales[start..end], &self.meta[columns])
+    }
+}
+
+/// Fills one panel from the columns `first..first + NR`, as far as there are any.
+fn fill_panel(b: &PackedView<'_>, first: usize, codes: &mut [Columns], scales: &mut [[u8; NR]]) {
+    for (c, j) in (first..b.shape().rows()).take(NR).enumerate() {
+        for (v, bytes) in codes.iter_mut().zip(b.row_codes(j).chunks_exact(2)) {
+            let (first, second) = (PAIRS[usize::from(bytes[0])], PAIRS[usize::from(bytes[1])]);
+            let lanes = v[c / 4].as_mut_array();
+            let c = c % 4;
+            lanes[2 * c] = (first[0] & 0xFF) | (second[0] << 8);
+            lanes[2 * c + 1] = (first[1] & 0xFF) | (second[1] << 8);
+        }
+        for (bytes, &scale) in scales.iter_mut().zip(b.row_scales(j)) {
+            bytes[c] = scale;
+        }
+    }
+}
+
+/// Two pairs of doubled codes of A, each as 2 x i16 in an i32.
+pub(crate) type Pairs = [i32; 2];
+
+/// The activation A (M, K), unpacked for one call.
+#[derive(Debug)]
+pub(crate) struct Blocks<'a> {
+    matrix: PackedView<'a>,
+    pairs: Vec<Pairs>,
+    meta: Vec<RowMeta>,
+}
+
+impl<'a> Blocks<'a> {
+    /// Unpacks the groups `groups` of A.
+    pub(crate) fn new(
+        threads: &Threads,
+        matrix: PackedView<'a>,
+        groups: std::ops::Range<usize>,
+    ) -> Result<Self, Error> {
+        let shape = matrix.shape();
+        let bytes = shape.group().get() / 2;
+        let bytes = groups.start * bytes..groups.end * bytes;
+        let steps = bytes.len() / 2;
+        let mut pairs = vec![[0; 2]; shape.rows() * steps];
+        let mut meta = vec![RowMeta::default(); shape.rows()];
+        let blocks = shape.rows().div_ceil(MR);
+        let split = blocks.div_ceil(threads.tasks(shape.codes_len(), TASK_BYTES)).max(1) * MR;
+        if steps > 0 {
+            let tasks = pairs.chunks_mut(split * steps).zip(meta.chunks_mut(split));
+            threads.run(tasks.enumerate().collect(), |(t, (pairs, meta))| {
+                let blocks = pairs.chunks_mut(MR * steps).zip(meta.chunks_mut(MR));
+                for (b, (pairs, meta)) in blocks.enumerate() {
+                    let (first, rows) = (t * split + b * MR, meta.len());
+                    for (r, meta) in meta.iter_mut().enumerate() {
+                        *meta = RowMeta::of_row(&matrix, first + r);
+                        let codes = &matrix.row_codes(first + r)[bytes.clone()];
+                        let pairs = pairs[r..].iter_mut().step_by(rows);
+                        for (pairs, bytes) in pairs.zip(codes.chunks_exact(2)) {
+                            let pair = |byte: u8| bytemuck::cast(PAIRS[usize::from(byte)]);
+                            *pairs = [pair(bytes[0]), pair(bytes[1])];
+                        }
+                    }
+                }
+                Ok(())
+            })?;
+        } else {
+            for (i, meta) in meta.iter_mut().enumerate() {
+                *meta = RowMeta::of_row(&matrix, i);
+            }
+        }
+        Ok(Blocks { matrix, pairs, meta })
+    }
+
+    /// The packed matrix.
+    pub(crate) fn matrix(&self) -> &PackedView<'a> {
+        &self.matrix
+    }
+
+    /// The pairs of the block that starts at row `first` and has `rows` rows.
+    pub(crate) fn block(&self, first: usize, rows: usize) -> &[Pairs] {
+        let steps = self.pairs.len() / self.meta.len();
+        &self.pairs[first * steps..(first + rows) * steps]
+    }
+
+    /// The metadata of all rows.
+    pub(crate) fn meta(&self) -> &[RowMeta] {
+        &self.meta
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use fp4_core::{Format, PackedMatrix};
+
+    #[test]
+    fn a_panel_holds_each_code_where_the_layout_says() {
+        let shape = PackedShape::of(Format::NvFp4, 11, 48).unwrap();
+        let codes = (0..shape.codes_len()).map(|i| (i * 89 + i / 7) as u8).collect();
+        let scales = (0..shape.scales_len()).map(|i| i as u8).collect();
+        let b = PackedMatrix::new(shape, codes, scales).unwrap();
+        let panels = Panels::new(&Threads::default(), b.view()).unwrap();
+        for j in 0..16 {
+            let (codes, scales, meta) = panels.panel(j / NR, 0..3);
+            assert_eq!(meta.len(), if j < 8 { 8 } else { 3 });
+            for k in 0..48 {
+                let lane = codes[k / 4][j % NR / 4].as_array()[2 * (j % 4) + k % 2];
+                let got = if k % 4 < 2 { (lane << 8) >> 8 } else { lane >> 8 };
+                let expected = b.view().code(j, k).map_or(0, E2m1::doubled);
+                assert_eq!(got, i16::from(expected), "column {j}, k {k}");
+                let scale = if j < 11 { b.view().row_scales(j)[k / 16] } else { 0 };
+                assert_eq!(scales[k / 16][j % NR], scale);
+            }
+        }
+    }
+}

@@ -1,0 +1,154 @@
+//! Codes of A into tiles, and chunks of B expanded (simd128). The layout of B is that of
+//! `matmul::operand`; that of A is this module's own:
+//!
+//! ```text
+//! A    [slot][pair of steps j][row][step 2j: bytes 0 2 1 3, step 2j + 1: bytes 0 2 1 3]
+//! w    [step of the list][quarter q][half][step of the half][bytes 0 and 2, bytes 1 and 3]
+//!                                                  4 columns 4q.. x 2 values, times the scale
+//! ```
+//!
+//! Step 2j is the low nibbles of bytes 4j..4j+4 of a chunk, step 2j + 1 the high ones; steps 0..4 are the
+//! first half. The even and the odd bytes of a vector are its 16-bit lanes shifted, so they are paired.
+
+use std::arch::wasm32::*;
+
+use fp4_core::E2m1;
+
+use crate::matmul::operand::{Form, LINES, STEPS};
+use crate::matmul::{PanelView, Steps};
+
+/// Steps of a list that are expanded at a time: 8 KB.
+pub(super) const BLOCK: usize = 8;
+
+/// Some chunks of a panel, expanded.
+pub(super) struct Expanded(pub(super) [[[[v128; STEPS]; 2]; 4]; BLOCK]);
+
+/// Doubled codes.
+const TABLE: v128 = {
+    const fn doubled(code: u8) -> i8 {
+        E2m1::from_bits(code).doubled()
+    }
+    i8x16(
+        doubled(0),
+        doubled(1),
+        doubled(2),
+        doubled(3),
+        doubled(4),
+        doubled(5),
+        doubled(6),
+        doubled(7),
+        doubled(8),
+        doubled(9),
+        doubled(10),
+        doubled(11),
+        doubled(12),
+        doubled(13),
+        doubled(14),
+        doubled(15),
+    )
+};
+
+/// The low and the high nibbles of 16 packed bytes, looked up.
+#[inline(always)]
+fn look_up(bytes: v128) -> [v128; 2] {
+    let low = v128_and(bytes, u8x16_splat(0xF));
+    [i8x16_swizzle(TABLE, low), i8x16_swizzle(TABLE, u8x16_shr(bytes, 4))]
+}
+
+/// The even and the odd bytes, as i16.
+#[inline(always)]
+fn even_and_odd(bytes: v128) -> [v128; 2] {
+    [i16x8_shr(i16x8_shl(bytes, 8), 8), i16x8_shr(bytes, 8)]
+}
+
+/// See [`Kernels::pack_group`](crate::matmul::Kernels::pack_group).
+pub(super) fn pack_group(from: &[u8], [row, rows]: [usize; 2], codes: &mut [i32]) {
+    let mut pack = |slot: usize, bytes: &[u8; 16]| {
+        // SAFETY: 16 readable bytes.
+        let steps = look_up(unsafe { v128_load(bytes.as_ptr().cast()) });
+        let [low, high] = steps
+            .map(|v| i8x16_shuffle::<0, 2, 1, 3, 4, 6, 5, 7, 8, 10, 9, 11, 12, 14, 13, 15>(v, v));
+        let to = codes[slot * STEPS * rows..][..STEPS * rows].as_chunks_mut::<2>().0;
+        let low = [
+            i32x4_extract_lane::<0>(low),
+            i32x4_extract_lane::<1>(low),
+            i32x4_extract_lane::<2>(low),
+            i32x4_extract_lane::<3>(low),
+        ];
+        let high = [
+            i32x4_extract_lane::<0>(high),
+            i32x4_extract_lane::<1>(high),
+            i32x4_extract_lane::<2>(high),
+            i32x4_extract_lane::<3>(high),
+        ];
+        for j in 0..4 {
+            to[j * rows + row] = [low[j], high[j]];
+        }
+    };
+    let (chunks, rest) = from.as_chunks::<16>();
+    for (slot, bytes) in chunks.iter().enumerate() {
+        pack(slot, bytes);
+    }
+    if !rest.is_empty() {
+        let mut bytes = [0; 16];
+        bytes[..rest.len()].copy_from_slice(rest);
+        pack(chunks.len(), &bytes);
+    }
+}
+
+impl Expanded {
+    pub(super) fn zero() -> Self {
+        Expanded([[[[i16x8_splat(0); STEPS]; 2]; 4]; BLOCK])
+    }
+
+    /// Expands the chunks of the steps `first..first + count`.
+    ///
+    /// # Safety
+    /// The steps are inside `b`; `count` is at most [`BLOCK`].
+    pub(super) unsafe fn fill(
+        &mut self,
+        b: PanelView<'_>,
+        steps: Steps<'_>,
+        [first, count]: [usize; 2],
+    ) {
+        for (i, to) in self.0[..count].iter_mut().enumerate() {
+            let [.., chunk, slot] = steps.at(first + i);
+            // SAFETY: the chunk is inside `b`, by the caller.
+            unsafe {
+                let codes = b.codes.as_ptr().add(chunk * LINES).cast::<u8>();
+                expand(codes, b.scales.as_ptr().add(slot * Form::Group.scale_bytes()), to);
+            }
+        }
+    }
+}
+
+/// # Safety
+/// `codes` points to 256 bytes and `scales` to 32.
+unsafe fn expand(codes: *const u8, scales: *const u8, to: &mut [[[v128; STEPS]; 2]; 4]) {
+    for (q, to) in to.iter_mut().enumerate() {
+        // SAFETY: scales of eight columns, both halves, by the caller.
+        let scales = even_and_odd(unsafe { v128_load(scales.add(q / 2 * 16).cast()) });
+        for j in 0..2 {
+            // Columns 4q, 4q + 1 and 4q + 2, 4q + 3, each with both halves.
+            // SAFETY: inside, by the caller.
+            let (c, d) = unsafe {
+                let codes = codes.add(64 * j + 16 * q);
+                (v128_load(codes.cast()), v128_load(codes.add(128).cast()))
+            };
+            let halves = [i32x4_shuffle::<0, 2, 4, 6>(c, d), i32x4_shuffle::<1, 3, 5, 7>(c, d)];
+            for ((bytes, scales), to) in halves.into_iter().zip(scales).zip(to.iter_mut()) {
+                // Each column's scale in both lanes of it.
+                let scales = if q % 2 == 0 {
+                    i16x8_shuffle::<0, 0, 1, 1, 2, 2, 3, 3>(scales, scales)
+                } else {
+                    i16x8_shuffle::<4, 4, 5, 5, 6, 6, 7, 7>(scales, scales)
+                };
+                for (step, bytes) in look_up(bytes).into_iter().enumerate() {
+                    let [even, odd] = even_and_odd(bytes);
+                    to[4 * j + 2 * step] = i16x8_mul(even, scales);
+                    to[4 * j + 2 * step + 1] = i16x8_mul(odd, scales);
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,286 @@
+//! Tile kernels on AVX2: both formats in the group form (C6).
+//!
+//! ```text
+//! any number of rows x 4 columns, for each chunk of 32 k, lanes (column, half):
+//!     w[0..4] = table[code], u8 = v + 12                             vpshufb
+//!     for each row:
+//!         t = -12 * (sums of a) + w . a over four steps              vpmaddubsw, vpaddw, in i16
+//!         sum[row] += t . (s_a * s_b)                                vpmullw, vpmaddwd, vpaddd
+//! ```
+//!
+//! Each chunk takes four passes, a quarter of the columns each. The sums stay in the first-level cache, one load
+//! and one store for four `vpmaddubsw`, so that a tile can have many rows for which weights are looked up once.
+//! An MXFP4 chunk is two halves of the same scale.
+//!
+//! # Why it is exact
+//!
+//! w is in 0..=24 and |a| <= 12, so `vpmaddubsw` adds two products of at most 288: no saturation.
+//! An i16 of t sums 8 products v * a, at most 8 * 144 = 1152, and on the way at most 8 * 288 more:
+//! below 2^15. The product of scaled scales is at most 258 * 127 = 32766, an i16. Both i16 of a lane are
+//! multiplied by it and added in 32 bits; the driver drains in time ([`group_chunks`]).
+//!
+//! [`group_chunks`]: crate::matmul::gemm::group_chunks
+
+use std::arch::x86_64::*;
+
+use fp4_core::E2m1;
+
+use super::Avx2;
+use crate::isa::Isa;
+use crate::kernels::x86::{NAN, operand};
+use crate::matmul::operand::{COLUMNS, Form, LINES, Line, MAX_ROWS, STEPS, TileView};
+use crate::matmul::{Kernels, Never, PanelView, Row, Scaling, Steps, Sums, expect_inside};
+
+/// Tiles of up to this many rows wait for memory, and ask for it in time.
+const PREFETCH_ROWS: usize = 8;
+/// How far ahead.
+const PREFETCH_BYTES: usize = 4096;
+
+/// v + 12 for each code.
+static TABLE: [u8; 16] = {
+    let mut table = [0; 16];
+    let mut i = 0;
+    while i < 16 {
+        table[i] = (12 + E2m1::from_bits(i as u8).doubled()) as u8;
+        i += 1;
+    }
+    table
+};
+
+impl Kernels for Avx2 {
+    const ISA: Isa = Isa::Avx2;
+    const GROUP_ROWS: usize = MAX_ROWS;
+    const BY_HALVES: bool = true;
+    type Fold = Never;
+
+    #[inline(always)]
+    fn fold_kernels(self) -> Option<Never> {
+        None
+    }
+
+    fn enter<R>(self, f: impl FnOnce() -> R) -> R {
+        #[target_feature(enable = "avx2,fma,f16c")]
+        fn inner<R>(f: impl FnOnce() -> R) -> R {
+            f()
+        }
+        // SAFETY: `self` proves the features.
+        unsafe { inner(f) }
+    }
+
+    fn pack_group(self, from: &[u8], row: [usize; 2], codes: &mut [i32], init: &mut [[i32; 2]]) {
+        // SAFETY: `self` proves AVX2.
+        unsafe { operand::group(from, row, true, codes, init) }
+    }
+
+    #[inline(always)]
+    fn add_shifted(
+        self,
+        from: &[i32; COLUMNS],
+        correction: i32,
+        shift: u32,
+        column_shifts: &[u32; COLUMNS],
+        to: &mut [i64; COLUMNS],
+    ) {
+        // SAFETY: `self` proves the features.
+        unsafe { add_shifted(from, correction, shift, column_shifts, to) }
+    }
+
+    #[inline(always)]
+    fn scale_sums(self, from: &[i32; COLUMNS], correction: i32, by: Scaling<'_>, to: &mut Row) {
+        // SAFETY: `self` proves the features.
+        unsafe { scale_sums(from, correction, by, to) }
+    }
+
+    fn group(self, a: TileView<'_>, b: PanelView<'_>, steps: Steps<'_>, sums: &mut Sums) {
+        expect_inside(Form::Group, a, b, steps);
+        assert!(a.rows <= MAX_ROWS);
+        // SAFETY: `self` proves the features; all steps are inside their buffers.
+        unsafe { group_rows(a, b, steps, sums) };
+    }
+}
+
+#[inline]
+#[target_feature(enable = "avx2")]
+fn add_shifted(
+    from: &[i32; COLUMNS],
+    correction: i32,
+    shift: u32,
+    column_shifts: &[u32; COLUMNS],
+    to: &mut [i64; COLUMNS],
+) {
+    for quarter in (0..COLUMNS).step_by(4) {
+        // SAFETY: a quarter is 16 bytes of sums and of shifts, and 32 of what they are added to.
+        unsafe {
+            let sums = _mm_loadu_si128(from.as_ptr().add(quarter).cast());
+            let sums = _mm_sub_epi32(sums, _mm_set1_epi32(correction));
+            let shifts = _mm_loadu_si128(column_shifts.as_ptr().add(quarter).cast());
+            let shifts = _mm_add_epi32(shifts, _mm_set1_epi32(shift as i32));
+            let added =
+                _mm256_sllv_epi64(_mm256_cvtepi32_epi64(sums), _mm256_cvtepi32_epi64(shifts));
+            let to = to.as_mut_ptr().add(quarter).cast();
+            _mm256_storeu_si256(to, _mm256_add_epi64(_mm256_loadu_si256(to), added));
+        }
+    }
+}
+
+#[inline]
+#[target_feature(enable = "avx2")]
+fn scale_sums(from: &[i32; COLUMNS], correction: i32, by: Scaling<'_>, to: &mut Row) {
+    for half in [0, COLUMNS / 2] {
+        // SAFETY: a half is 32 readable, or writable, bytes.
+        unsafe {
+            let sums = _mm256_loadu_si256(from.as_ptr().add(half).cast());
+            let sums = _mm256_sub_epi32(sums, _mm256_set1_epi32(correction));
+            let bases = _mm256_loadu_si256(by.column_bases.as_ptr().add(half).cast());
+            let exponents = _mm256_add_epi32(bases, _mm256_set1_epi32(by.base + 127));
+            let powers = _mm256_castsi256_ps(_mm256_slli_epi32::<23>(exponents));
+            let y = _mm256_mul_ps(_mm256_cvtepi32_ps(sums), powers);
+            let y = _mm256_mul_ps(y, _mm256_set1_ps(by.alpha));
+            let nan = _mm256_cmp_ps::<_CMP_UNORD_Q>(y, y);
+            let y = _mm256_blendv_ps(y, _mm256_set1_ps(NAN), nan);
+            _mm256_storeu_ps(to.as_mut_ptr().add(half), y);
+        }
+    }
+}
+
+/// # Safety
+/// The CPU has the features; `a` has at most [`MAX_ROWS`] rows; the steps are inside the buffers.
+#[target_feature(enable = "avx2")]
+unsafe fn group_rows(a: TileView<'_>, b: PanelView<'_>, steps: Steps<'_>, sums: &mut Sums) {
+    let mut acc = [[_mm256_setzero_si256(); 4]; MAX_ROWS];
+    // SAFETY: as the caller says.
+    unsafe { group_steps(a, b, steps, &mut acc) };
+    for (sums, acc) in sums[..a.rows].iter_mut().zip(&acc) {
+        for (quarter, &acc) in acc.iter().enumerate() {
+            let (h, q) = (quarter / 2, quarter % 2);
+            let lanes: [i32; 8] = wide::bytemuck::cast(acc);
+            for i in 0..4 {
+                // The halves of one column.
+                let sum = lanes[2 * i].wrapping_add(lanes[2 * i + 1]);
+                sums[8 * q + 4 * (i / 2) + 2 * h + i % 2] = sum;
+            }
+        }
+    }
+}
+
+/// Adds the steps' products to the sums of the quarters of the columns.
+///
+/// # Safety
+/// As [`group_rows`].
+#[inline(never)]
+#[target_feature(enable = "avx2")]
+unsafe fn group_steps(
+    a: TileView<'_>,
+    b: PanelView<'_>,
+    steps: Steps<'_>,
+    acc: &mut [[__m256i; 4]; MAX_ROWS],
+) {
+    for i in 0..steps.len() {
+        let [a_chunk, a_slot, b_chunk, b_slot] = steps.at(i);
+        for quarter in 0..4 {
+            let (h, q) = (quarter / 2, quarter % 2);
+            // SAFETY: the step is inside, by the caller: its lines, 32 scale bytes, codes, sums and
+            // scales of all rows.
+            unsafe {
+                let lines = b.codes.as_ptr().add(b_chunk * LINES);
+                if quarter == 0 && a.rows <= PREFETCH_ROWS {
+                    for j in 0..LINES {
+                        let ahead = lines.wrapping_add(j).cast::<i8>();
+                        _mm_prefetch::<_MM_HINT_T0>(ahead.wrapping_add(PREFETCH_BYTES));
+                    }
+                }
+                let w = weights(lines.add(2 * h), q);
+                let scales_b = column_scales(b.scales.as_ptr().add(b_slot * 32 + 16 * q + 4 * h));
+                let mut rows = Rows {
+                    codes: a.codes.as_ptr().add(a_chunk * a.rows * STEPS).cast(),
+                    init: a.init.as_ptr().add(a_chunk * a.rows).cast(),
+                    scales: a.scales.as_ptr().add(a_slot * a.rows).cast(),
+                    acc: acc.as_mut_ptr().cast::<__m256i>().add(quarter),
+                };
+                for _ in 0..a.rows / 4 {
+                    rows.multiply::<4>(&w, scales_b);
+                }
+                for _ in 0..a.rows % 4 {
+                    rows.multiply::<1>(&w, scales_b);
+                }
+            }
+        }
+    }
+}
+
+/// Where the next row's operands and sums of a quarter are.
+struct Rows {
+    codes: *const [i64; 4],
+    init: *const i64,
+    scales: *const i64,
+    acc: *mut __m256i,
+}
+
+impl Rows {
+    /// Adds a chunk's products with a quarter to the sums of R rows, and goes on to the next.
+    ///
+    /// # Safety
+    /// The CPU has AVX2; the pointers have R rows, the sums' to be written, four vectors apart.
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    unsafe fn multiply<const R: usize>(&mut self, w: &[__m256i; 4], scales_b: __m256i) {
+        for r in 0..R {
+            // SAFETY: row r is inside, by the caller.
+            unsafe {
+                let codes = self.codes.add(r).cast::<i64>();
+                let mut t = _mm256_set1_epi64x(self.init.add(r).read_unaligned());
+                for (step, &w) in w.iter().enumerate() {
+                    let codes = _mm256_set1_epi64x(codes.add(step).read_unaligned());
+                    t = _mm256_add_epi16(t, _mm256_maddubs_epi16(w, codes));
+                }
+                let scales = _mm256_set1_epi64x(self.scales.add(r).read_unaligned());
+                let scales = _mm256_mullo_epi16(scales, scales_b);
+                let acc = self.acc.add(4 * r);
+                *acc = _mm256_add_epi32(*acc, _mm256_madd_epi16(t, scales));
+            }
+        }
+        self.codes = self.codes.wrapping_add(R);
+        self.init = self.init.wrapping_add(R);
+        self.scales = self.scales.wrapping_add(R);
+        self.acc = self.acc.wrapping_add(4 * R);
+    }
+}
+
+/// [`TABLE`] in both halves.
+#[inline]
+#[target_feature(enable = "avx2")]
+pub(in crate::kernels::x86) fn table() -> __m256i {
+    // SAFETY: 16 readable bytes.
+    _mm256_broadcastsi128_si256(unsafe { _mm_loadu_si128(TABLE.as_ptr().cast()) })
+}
+
+/// The weights of a quarter of a chunk, v + 12, by steps: half `q` of two lines.
+///
+/// # Safety
+/// The CPU has AVX2; `lines` points to two lines.
+#[inline]
+#[target_feature(enable = "avx2")]
+pub(in crate::kernels::x86) unsafe fn weights(lines: *const Line, q: usize) -> [__m256i; 4] {
+    let (table, low) = (table(), _mm256_set1_epi8(0xF));
+    // SAFETY: half q of line j is inside, by the caller.
+    let [c, d] = [0, 1].map(|j| unsafe { lines.add(j).cast::<__m256i>().add(q).read() });
+    let high = |v| _mm256_and_si256(_mm256_srli_epi16::<4>(v), low);
+    [_mm256_and_si256(c, low), high(c), _mm256_and_si256(d, low), high(d)]
+        .map(|codes| _mm256_shuffle_epi8(table, codes))
+}
+
+/// The scales of a quarter's columns, each in both i16 of its lane.
+///
+/// # Safety
+/// The CPU has AVX2; `scales` points to 12 bytes, of which 4..8 are another quarter's.
+#[inline]
+#[target_feature(enable = "avx2")]
+unsafe fn column_scales(scales: *const u8) -> __m256i {
+    // SAFETY: inside, by the caller.
+    let bytes = unsafe {
+        let [c, d] = [0, 8].map(|at| scales.add(at).cast::<i32>().read_unaligned());
+        _mm_unpacklo_epi32(_mm_cvtsi32_si128(c), _mm_cvtsi32_si128(d))
+    };
+    let scales = _mm256_cvtepi8_epi32(bytes);
+    _mm256_blend_epi16::<0b1010_1010>(scales, _mm256_slli_epi32::<16>(scales))
+}

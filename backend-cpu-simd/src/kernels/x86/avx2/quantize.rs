@@ -1,0 +1,268 @@
+//! The quantizer on AVX2: eight values at a time, ties to even (C1, C4, C5).
+//!
+//! ```text
+//! amax    the largest |x| as an integer: the bits of non-negative floats order as their values,
+//!         and a NaN's are above those of infinity; up to eight groups are reduced together
+//! scale   core's rule, for all groups of a run at a time
+//! q       x / d, one IEEE division
+//! code    of a = min(|q|, 6), NaN included, e = the exponent of max(a, 1), 0 to 2:
+//!         n = the last bits of a + 2^(e + 22), whose unit is 2^(e - 1): nearest even of a / 2^(e - 1)
+//!         code = n + 2 * e, and 2^(e + 22) as bits is (e + 149) << 23, which is 2 * e + 298 after >> 22
+//! ```
+//!
+//! The sum is below 2^(e + 23), so its unit is 2^(e - 1): the distance of codes in the binade of a,
+//! which below 1 is that of [1, 2). A code is even where n is, so ties agree.
+//!
+//! Worked example: 2.5 is between codes 4 and 5, and e = 1. The unit of 2^23 + 2.5 is 1; the nearest even is
+//! 2^23 + 2, n = 2 and the code is 2 + 2 * 1 = 4, the even one. 5 has e = 2 and unit 2: n = 2, code 6.
+//!
+//! The transform's chains are real fused multiply-adds, up to 64 outputs at a time.
+
+use std::arch::x86_64::*;
+
+use fp4_core::{GroupSize, QuantSpec};
+
+use super::Avx2;
+use crate::kernels::x86::scales::{self, GROUPS};
+use crate::matmul::Kernels;
+use crate::quantize::{Encode, RUN, Value};
+
+/// What the exponent of 2^22 adds to a code.
+const BIASED: i16 = 149 << 1;
+
+/// Quantizes runs with ties to even.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Avx2Encoder(pub(crate) Avx2);
+
+impl Encode for Avx2Encoder {
+    fn run(&self, y: &[f32], spec: &QuantSpec, given: bool, scales: &mut [u8], codes: &mut [u8]) {
+        // SAFETY: the token proves the features.
+        unsafe { run(y, spec, given, scales, codes) }
+    }
+
+    fn chains<T: Value>(&self, x: &[f32], columns: &[f32], y: &mut [f32]) {
+        // SAFETY: the token proves the features.
+        unsafe { chains(x, columns, y) }
+        self.0.enter(
+            #[inline(always)]
+            || y.iter_mut().for_each(|y| *y = T::from_f32(*y).to_f32()),
+        );
+    }
+}
+
+#[inline]
+#[target_feature(enable = "avx2")]
+fn load(x: &[f32; 8]) -> __m256 {
+    // SAFETY: 32 readable bytes.
+    unsafe { _mm256_loadu_ps(x.as_ptr()) }
+}
+
+#[inline]
+#[target_feature(enable = "avx2")]
+fn store(from: __m256, to: &mut [f32; 8]) {
+    // SAFETY: 32 writable bytes.
+    unsafe { _mm256_storeu_ps(to.as_mut_ptr(), from) }
+}
+
+#[inline]
+#[target_feature(enable = "avx2")]
+fn int(v: i32) -> __m256i {
+    _mm256_set1_epi32(v)
+}
+
+#[target_feature(enable = "avx2,fma")]
+fn run(y: &[f32], spec: &QuantSpec, given: bool, scales: &mut [u8], codes: &mut [u8]) {
+    match spec.group() {
+        GroupSize::G16 => groups::<16>(y, spec, given, scales, codes),
+        GroupSize::G32 => groups::<32>(y, spec, given, scales, codes),
+        GroupSize::G64 => groups::<64>(y, spec, given, scales, codes),
+        GroupSize::G128 => groups::<128>(y, spec, given, scales, codes),
+    }
+}
+
+/// Groups of G.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn groups<const G: usize>(
+    y: &[f32],
+    spec: &QuantSpec,
+    given: bool,
+    scales: &mut [u8],
+    codes: &mut [u8],
+) {
+    let mut units = [0f32; GROUPS];
+    if given {
+        units.iter_mut().zip(&*scales).for_each(|(unit, &scale)| *unit = spec.unit(scale));
+    } else {
+        // All scales of the run first: one group's wait is filled by the others.
+        let bytes;
+        (bytes, units) = scales::scales(largest::<G>(y), spec);
+        scales.iter_mut().zip(bytes).for_each(|(scale, byte)| *scale = byte);
+    }
+    let groups = y.as_chunks::<G>().0.iter().zip(codes.chunks_exact_mut(G / 2));
+    for ((y, codes), &d) in groups.zip(&units) {
+        // Two vectors of values are eight bytes of codes.
+        let pairs = y.as_chunks::<8>().0.as_chunks::<2>().0;
+        let pairs = pairs.iter().zip(codes.as_chunks_mut::<8>().0);
+        if d == 0.0 {
+            for ([e, f], codes) in pairs {
+                *codes = pack(signs([load(e), load(f)]));
+            }
+        } else {
+            let d = _mm256_set1_ps(d);
+            for ([e, f], codes) in pairs {
+                *codes = encode([_mm256_div_ps(load(e), d), _mm256_div_ps(load(f), d)]);
+            }
+        }
+    }
+}
+
+/// The bits of the largest magnitude of each group, a NaN's if there is one (C4.1). Past the most that a
+/// run has 1, because the processor takes long for the subnormal scales of zeros.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn largest<const G: usize>(y: &[f32]) -> __m256i {
+    let mut all = [_mm256_castps_si256(_mm256_set1_ps(1.0)); GROUPS];
+    all[..RUN / G].fill(_mm256_setzero_si256());
+    for (all, y) in all.iter_mut().zip(y.as_chunks::<G>().0) {
+        for y in y.as_chunks::<8>().0 {
+            let bits = _mm256_and_si256(_mm256_castps_si256(load(y)), int(i32::MAX));
+            *all = _mm256_max_epu32(*all, bits);
+        }
+    }
+    // A transposition that keeps the larger of the two halves at each step: of two groups with the
+    // lanes alternating, of four in each half, of eight.
+    let two = |a, b| _mm256_max_epu32(_mm256_unpacklo_epi32(a, b), _mm256_unpackhi_epi32(a, b));
+    let four = |a, b| _mm256_max_epu32(_mm256_unpacklo_epi64(a, b), _mm256_unpackhi_epi64(a, b));
+    let [a, b, c, d, e, f, g, h] = all;
+    let (low, high) = (four(two(a, b), two(c, d)), four(two(e, f), two(g, h)));
+    _mm256_max_epu32(
+        _mm256_permute2x128_si256::<0x20>(low, high),
+        _mm256_permute2x128_si256::<0x31>(low, high),
+    )
+}
+
+/// The code of each magnitude, with [`BIASED`] more.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn encode_biased(q: __m256) -> __m256i {
+    let magnitude = _mm256_and_ps(q, _mm256_castsi256_ps(int(i32::MAX)));
+    // The minimum with a NaN is its second operand.
+    let a = _mm256_min_ps(magnitude, _mm256_set1_ps(6.0));
+    let binade = _mm256_castps_si256(_mm256_max_ps(a, _mm256_set1_ps(1.0)));
+    let binade = _mm256_and_si256(binade, int(f32::INFINITY.to_bits() as i32));
+    let magic = _mm256_add_epi32(binade, int(22 << 23));
+    let sum = _mm256_castps_si256(_mm256_add_ps(a, _mm256_castsi256_ps(magic)));
+    _mm256_add_epi32(_mm256_sub_epi32(sum, magic), _mm256_srli_epi32::<22>(magic))
+}
+
+/// Packs the codes of sixteen quotients, low nibble first (C3).
+#[inline]
+#[target_feature(enable = "avx2")]
+fn encode([e, f]: [__m256; 2]) -> [u8; 8] {
+    // In each half four of e, then four of f.
+    let codes = _mm256_packus_epi32(encode_biased(e), encode_biased(f));
+    let codes = _mm256_sub_epi16(codes, _mm256_set1_epi16(BIASED));
+    // NaN is +6 whatever its sign (C1).
+    let number = |q: __m256| _mm256_and_ps(q, _mm256_cmp_ps::<_CMP_ORD_Q>(q, q));
+    pack(_mm256_or_si256(codes, signs([number(e), number(f)])))
+}
+
+/// The signs of sixteen values as bit 3 of codes, in each half four of the first, then of the second.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn signs([e, f]: [__m256; 2]) -> __m256i {
+    // Saturation keeps the sign.
+    let words = _mm256_packs_epi32(_mm256_castps_si256(e), _mm256_castps_si256(f));
+    _mm256_and_si256(_mm256_srli_epi16::<12>(words), _mm256_set1_epi16(8))
+}
+
+/// Packs sixteen codes in the order of [`signs`], low nibble first (C3).
+#[inline]
+#[target_feature(enable = "avx2")]
+fn pack(codes: __m256i) -> [u8; 8] {
+    // A pair of codes a lane, low + 16 * high; the four bytes of a half; e's four and f's four.
+    let pairs = _mm256_madd_epi16(codes, int(0x10_0001));
+    let bytes = _mm256_shuffle_epi8(pairs, int(0x0C08_0400));
+    let (low, high) = (_mm256_castsi256_si128(bytes), _mm256_extracti128_si256::<1>(bytes));
+    (_mm_cvtsi128_si64(_mm_unpacklo_epi16(low, high)) as u64).to_le_bytes()
+}
+
+/// The chains of one block: `y[j]` = fma chain over `x[i] * columns[i * x.len() + j]`.
+#[target_feature(enable = "avx2,fma")]
+fn chains(x: &[f32], columns: &[f32], y: &mut [f32]) {
+    match x.len() {
+        16 => outputs::<2>(x, columns, 0, y),
+        32 => outputs::<4>(x, columns, 0, y),
+        block => (0..block).step_by(64).for_each(|first| outputs::<8>(x, columns, first, y)),
+    }
+}
+
+/// The outputs `first..first + 8 * V` of a block.
+#[inline]
+#[target_feature(enable = "avx2,fma")]
+fn outputs<const V: usize>(x: &[f32], columns: &[f32], first: usize, y: &mut [f32]) {
+    let mut acc = [_mm256_setzero_ps(); V];
+    for (&x, row) in x.iter().zip(columns.chunks_exact(x.len())) {
+        let x = _mm256_set1_ps(x);
+        for (acc, t) in acc.iter_mut().zip(row[first..].as_chunks::<8>().0) {
+            *acc = _mm256_fmadd_ps(x, load(t), *acc);
+        }
+    }
+    for (y, acc) in y[first..].as_chunks_mut::<8>().0.iter_mut().zip(acc) {
+        store(acc, y);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use fp4_core::E2m1;
+
+    use super::*;
+    use crate::kernels::x86::{check_largest, magnitudes};
+
+    #[test]
+    fn vectors_of_codes_are_cores_codes_each_in_its_place() {
+        if Avx2::new().is_err() {
+            println!("not checked: no AVX2");
+            return;
+        }
+        let mut compared = 0;
+        let bits = magnitudes().into_iter().flat_map(|m| [m, m | 1 << 31]);
+        let values: Vec<f32> = bits.map(f32::from_bits).collect();
+        for q in values.as_chunks::<16>().0 {
+            let expected = q.map(|q| E2m1::from_f32(q).to_bits());
+            let expected: [u8; 8] =
+                std::array::from_fn(|i| expected[2 * i] | expected[2 * i + 1] << 4);
+            let [low, high] = q.as_chunks::<8>().0 else { unreachable!() };
+            // SAFETY: the CPU has the features.
+            let got = unsafe { encode([load(low), load(high)]) };
+            assert_eq!(got, expected, "{q:?}");
+            compared += q.len();
+        }
+        println!("compared {compared} codes");
+        assert_eq!(compared, 2 * 256 * 80);
+    }
+
+    #[test]
+    fn the_largest_magnitude_is_found_in_every_place() {
+        if Avx2::new().is_err() {
+            println!("not checked: no AVX2");
+            return;
+        }
+        fn bits<const G: usize>(y: &[f32; RUN]) -> [f32; GROUPS] {
+            let mut got = [0f32; GROUPS];
+            // SAFETY: the CPU has the features.
+            unsafe { store(_mm256_castsi256_ps(largest::<G>(y)), &mut got) };
+            got
+        }
+        let compared = [
+            check_largest(16, bits::<16>),
+            check_largest(32, bits::<32>),
+            check_largest(64, bits::<64>),
+            check_largest(128, bits::<128>),
+        ];
+        println!("compared {compared:?} groups");
+        assert_eq!(compared, [128 * 4 * 8; 4]);
+    }
+}

@@ -1,0 +1,618 @@
+//! The exact matmul on panels and tiles: which planes meet, when to drain, the one rounding (C6).
+//!
+//! ```text
+//! for each block of tiles that stays in the cache, each panel, each tile of the block:
+//!     for each plane p of the tile, each plane q of the panel:
+//!         for each stretch of chunks that both have:
+//!             sums = kernel                               i32, exact
+//!             units += sums << (shift_p + shift_q)        i64, exact
+//!     out = round(f32(units * 2^(base_a + base_b - 2)) * alpha)
+//! ```
+//!
+//! One plane on each side and one stretch, the usual case, needs no i64: the i32 is rounded at once.
+//!
+//! # Why it is exact
+//!
+//! *A stretch.* Its 32-bit sum is below 2^31 in magnitude:
+//!
+//! ```text
+//! fold    n * 32 * 96 * 96 < 2^31                          n <= FOLD_CHUNKS = 7281 chunks, K = 232,992
+//! group   n * 2 * 2304 * max_a * max_b < 2^31              max_a <= 258, max_b <= 127: n >= 14 chunks
+//! ```
+//!
+//! with max the largest scaled scales of the two planes, known when they are packed. Kernels may
+//! wrap on the way: sums modulo 2^32 with a true value in range are the true value.
+//!
+//! *A sum.* As in the portable kernels, with D the largest dot of a group, reach the largest scale over
+//! the row's base and live the number of groups that count ([`RowMeta`](super::meta::RowMeta)):
+//!
+//! ```text
+//! D * reach_a * reach_b * min(live_a, live_b, groups) <= 2^63 - 1
+//! ```
+//!
+//! Each partial sum is a sum over some of the groups, so it is in range too. An output that does
+//! not pass, or whose row or column is incomplete (it needs too many planes), is *wide*: [`ExactSum`]
+//! over its groups, alone. For NVFP4 every K up to 2^20 passes and every row is complete.
+//!
+//! *The rounding* is [`Sum::to_f32`]'s, in vectors when all exponents of a tile allow.
+
+use std::ops::Range;
+
+use fp4_core::{
+    Buffer, Error, ExactSum, FloatSliceMut, PackedShape, PackedView, Paths, finish_one, with_floats,
+};
+
+use super::operand::{COLUMNS, Form, Line, MAX_ROWS, Panel, Panels, STEPS, Tile, TilePlane, Tiles};
+use super::output::Grid;
+use super::sum::{PLAIN_EXPONENTS, Product, Sum, fits_63_bits};
+use super::{FoldKernels, Kernels, PairKernels, PanelView, Row, Scaling, Step, Steps, Sums};
+use crate::quantize::Value;
+use crate::threads::Threads;
+
+/// Multiply-adds worth a task of their own.
+const TASK_MACS: usize = 1 << 18;
+/// Bytes of A that are multiplied with one panel after the other: they should stay in the
+/// second-level cache.
+const BLOCK_BYTES: usize = 5 << 18;
+/// Most tiles that are multiplied with one pair of panels after the other.
+const PAIR_TILES: usize = 24;
+/// Chunks of a pair of panels that are expanded at a time: 12 KB, in the first-level cache with as many of
+/// a tile.
+const PAIR_CHUNKS: usize = 12;
+/// Steps of a sparse plane that are multiplied at a time.
+const LIST: usize = 64;
+/// Chunks whose sum fits 32 bits in the fold form.
+pub(crate) const FOLD_CHUNKS: usize = i32::MAX as usize / (32 * 96 * 96);
+
+/// Chunks whose sum fits 32 bits in the group form, for planes with these largest scaled scales.
+pub(crate) fn group_chunks(max_a: i32, max_b: i32) -> usize {
+    let chunk = 2 * 2304 * (max_a as usize * max_b as usize).max(1);
+    i32::MAX as usize / chunk
+}
+
+/// 64-bit sums of a tile with a panel.
+type Units = [[i64; COLUMNS]; MAX_ROWS];
+
+/// A packed A and a prepared B.
+pub(crate) struct Pair<'a, K> {
+    pub(crate) kernels: K,
+    pub(crate) threads: &'a Threads,
+    pub(crate) a: PackedView<'a>,
+    pub(crate) b: &'a Panels,
+}
+
+/// Writes round(f32(A * B^T) * alpha) to `out`. `tiles` hold `a`.
+pub(crate) fn matmul<K: Kernels>(
+    kernels: K,
+    threads: &Threads,
+    a: PackedView<'_>,
+    tiles: &Tiles,
+    b: &Panels,
+    alpha: f32,
+    out: FloatSliceMut<'_>,
+) -> Result<Paths, Error> {
+    let groups = 0..a.shape().row_groups();
+    let call = Call { kernels, threads, a, tiles: tiles.tiles(), b, groups };
+    with_floats!(FloatSliceMut, out, out => call.run(out, &Finish { alpha }))
+}
+
+/// Checks the operands and the output of a matmul.
+pub(crate) fn expect(a: PackedShape, b: PackedShape, out: &FloatSliceMut<'_>) -> Result<(), Error> {
+    a.expect_product(&b)?;
+    let outputs = a.rows() * b.rows();
+    out.as_ref().expect_len(Buffer::Output, outputs)
+}
+
+impl<K: Kernels> Product for Pair<'_, K> {
+    fn shapes(&self) -> [PackedShape; 2] {
+        [self.a.shape(), self.b.shape()]
+    }
+
+    fn sums<T: Send>(
+        &self,
+        groups: Range<usize>,
+        out: &mut [T],
+        emit: impl Fn(&mut T, bool, Sum<'_>) -> Result<(), Error> + Sync,
+    ) -> Result<Paths, Error> {
+        let Pair { kernels, threads, a, b } = *self;
+        let mut tiles = Tiles::default();
+        tiles.fill(kernels, threads, &a, b.form(), groups.clone())?;
+        Call { kernels, threads, a, tiles: tiles.tiles(), b, groups }.run(out, &Emit(emit))
+    }
+}
+
+/// What becomes of the sums of one row of a tile.
+trait Sink<T>: Sync {
+    /// Writes the sums of row `r` to `out`, one for each column that exists.
+    fn row<K: Kernels>(&self, sums: &TileSums<'_, K>, r: usize, out: &mut [T])
+    -> Result<(), Error>;
+}
+
+/// Rounds the sums and scales them.
+struct Finish {
+    alpha: f32,
+}
+
+impl<T: Value> Sink<T> for Finish {
+    #[inline(always)]
+    fn row<K: Kernels>(
+        &self,
+        sums: &TileSums<'_, K>,
+        r: usize,
+        out: &mut [T],
+    ) -> Result<(), Error> {
+        let mut y = [0f32; COLUMNS];
+        if sums.plain {
+            let by = Scaling {
+                base: sums.tile.meta[r].base - 2,
+                column_bases: &sums.panel.base,
+                alpha: self.alpha,
+            };
+            // A whole row of f32 is written where it belongs.
+            if let Some(Ok(out)) = T::as_f32(out).map(<&mut Row>::try_from) {
+                sums.scale(r, by, out);
+                return Ok(());
+            }
+            sums.scale(r, by, &mut y);
+        } else {
+            for (c, y) in y.iter_mut().enumerate().take(out.len()) {
+                let nan = sums.is_nan(r, c);
+                let sum = if nan { f32::NAN } else { sums.with_sum(r, c, |s| Ok(s.to_f32()))? };
+                *y = finish_one(sum, self.alpha);
+            }
+        }
+        if let Ok(out) = <&mut [T; COLUMNS]>::try_from(&mut *out) {
+            T::narrow(&y, out);
+        } else {
+            let mut narrowed = [T::default(); COLUMNS];
+            T::narrow(&y, &mut narrowed);
+            out.copy_from_slice(&narrowed[..out.len()]);
+        }
+        Ok(())
+    }
+}
+
+/// Hands each sum to a function.
+struct Emit<F>(F);
+
+impl<T, F: Fn(&mut T, bool, Sum<'_>) -> Result<(), Error> + Sync> Sink<T> for Emit<F> {
+    fn row<K: Kernels>(
+        &self,
+        sums: &TileSums<'_, K>,
+        r: usize,
+        out: &mut [T],
+    ) -> Result<(), Error> {
+        out.iter_mut()
+            .enumerate()
+            .try_for_each(|(c, y)| sums.with_sum(r, c, |sum| self.0(y, sums.is_nan(r, c), sum)))
+    }
+}
+
+/// The sums of a tile with a panel.
+struct TileSums<'a, K> {
+    call: &'a Call<'a, K>,
+    tile: &'a Tile,
+    panel: &'a Panel,
+    /// Index of the panel.
+    p: usize,
+    /// True if the sums are in `sums` less `corrections`, else they are in `units`.
+    in_32_bits: bool,
+    sums: &'a Sums,
+    corrections: &'a [i32; MAX_ROWS],
+    units: &'a Units,
+    /// True if every output has a sum, none is NaN, and all exponents are plain.
+    plain: bool,
+}
+
+impl<K: Kernels> TileSums<'_, K> {
+    /// True if a scale in the range of the call is NaN in row `r` or column `c`.
+    fn is_nan(&self, r: usize, c: usize) -> bool {
+        let (a, b, groups) = (&self.call.a, self.call.b, self.call.groups.clone());
+        let scale_type = a.shape().scale_type();
+        let any = |scales: &[u8]| scales[groups.clone()].iter().any(|&s| scale_type.is_nan(s));
+        self.tile.meta[r].nan && any(a.row_scales(self.tile.first + r))
+            || self.panel.meta[c].nan && any(b.packed_scales(self.p * COLUMNS + c))
+    }
+
+    /// True if the sum of row `r` and column `c` is in `sums` or `units`.
+    fn is_narrow(&self, r: usize, c: usize) -> bool {
+        let (a, b) = (&self.tile.meta[r], &self.panel.meta[c]);
+        let live = a.live.min(b.live).min(self.call.groups.len());
+        self.tile.complete[r]
+            && self.panel.complete[c]
+            && fits_63_bits(self.call.dot(), a.reach, b.reach, live)
+    }
+
+    fn with_sum<R>(
+        &self,
+        r: usize,
+        c: usize,
+        f: impl FnOnce(Sum<'_>) -> Result<R, Error>,
+    ) -> Result<R, Error> {
+        if self.is_narrow(r, c) {
+            let units = if self.in_32_bits {
+                i64::from(self.sums[r][c].wrapping_sub(self.corrections[r]))
+            } else {
+                self.units[r][c]
+            };
+            let exponent = self.tile.meta[r].base + self.panel.meta[c].base - 2;
+            return f(Sum::Narrow { units, exponent });
+        }
+        let (i, j) = (self.tile.first + r, self.p * COLUMNS + c);
+        let sum: ExactSum = self.call.b.exact_sum(&self.call.a, i, j, self.call.groups.clone())?;
+        f(Sum::Wide(&sum))
+    }
+
+    /// Rounds and scales row `r`, all of whose outputs are plain.
+    #[inline(always)]
+    fn scale(&self, r: usize, by: Scaling<'_>, to: &mut Row) {
+        let kernels = self.call.kernels;
+        if self.in_32_bits {
+            kernels.scale_sums(&self.sums[r], self.corrections[r], by, to);
+        } else {
+            kernels.scale_units(&self.units[r], by, to);
+        }
+    }
+
+    /// How many outputs each path computed.
+    fn paths(&self) -> Paths {
+        let (rows, columns) = (self.tile.meta.len(), self.panel.columns);
+        let wide = if self.plain {
+            0
+        } else {
+            let outputs = (0..rows).flat_map(|r| (0..columns).map(move |c| (r, c)));
+            outputs.filter(|&(r, c)| !self.is_narrow(r, c)).count() as u64
+        };
+        let others = (rows * columns) as u64 - wide;
+        let one = self.tile.planes().len() == 1 && self.panel.planes.len() == 1;
+        let (narrow, planes) = if one { (others, 0) } else { (0, others) };
+        Paths { narrow, planes, wide }
+    }
+}
+
+/// Buffers of a task.
+struct Buffers {
+    /// Some chunks of two panels expanded. Empty where panels are not taken in pairs.
+    expanded: Vec<Line>,
+    /// Sums of plane 0 of each tile with the two. As empty.
+    pairs: Vec<[Sums; 2]>,
+    sums: Sums,
+    corrections: [i32; MAX_ROWS],
+    units: Units,
+}
+
+/// One call of the driver.
+struct Call<'a, K> {
+    kernels: K,
+    threads: &'a Threads,
+    a: PackedView<'a>,
+    /// A over the groups `groups`.
+    tiles: &'a [Tile],
+    b: &'a Panels,
+    groups: Range<usize>,
+}
+
+impl<K: Kernels> Call<'_, K> {
+    /// The kernels of the fold form, if that is B's.
+    #[inline(always)]
+    fn fold(&self) -> Option<K::Fold> {
+        self.kernels.for_fold(self.b.form())
+    }
+
+    /// The largest dot of a group, D.
+    fn dot(&self) -> u128 {
+        144 * self.a.shape().group().get() as u128
+    }
+
+    /// The chunks of the range.
+    fn chunks(&self) -> Range<usize> {
+        let per = super::operand::chunk_groups(&self.a.shape());
+        self.groups.start / per..self.groups.end.div_ceil(per)
+    }
+
+    fn run<T: Send>(&self, out: &mut [T], sink: &impl Sink<T>) -> Result<Paths, Error> {
+        if out.is_empty() {
+            return Ok(Paths::default());
+        }
+        let (m, n) = (self.a.shape().rows(), self.b.shape().rows());
+        let grid = Grid::new(out, n);
+        let (tiles, panels) = (self.tiles.len(), self.b.panels().len());
+        let tile_bytes = (self.tiles[0].meta.len() * self.a.shape().k()).max(1);
+        // Panels in pairs, if one stretch takes all chunks.
+        let pairs = self.fold().and_then(|fold| fold.pair_kernels(m));
+        let pairs = pairs.filter(|_| self.chunks().len() <= FOLD_CHUNKS);
+        let (step, most) = if pairs.is_some() { (2, PAIR_TILES) } else { (1, usize::MAX) };
+        let blocks = tiles.div_ceil((BLOCK_BYTES / tile_bytes).clamp(1, most));
+        let block = tiles.div_ceil(blocks);
+        let blocks = tiles.div_ceil(block);
+        let macs = m.saturating_mul(n).saturating_mul(self.a.shape().k());
+        let tasks = self.threads.tasks(macs, TASK_MACS);
+        let split = panels.div_ceil(tasks.div_ceil(blocks).min(panels)).next_multiple_of(step);
+        let across = panels.div_ceil(split);
+        self.threads.for_each(blocks * across, |task| {
+            let tiles = &self.tiles[task / across * block..tiles.min((task / across + 1) * block)];
+            let first = task % across * split;
+            let mut buffers = Buffers {
+                expanded: vec![Line([0; 64]); pairs.map_or(0, |_| PAIR_CHUNKS * 2 * STEPS)],
+                pairs: vec![[[[0; COLUMNS]; MAX_ROWS]; 2]; pairs.map_or(0, |_| tiles.len())],
+                sums: [[0; COLUMNS]; MAX_ROWS],
+                corrections: [0; MAX_ROWS],
+                units: [[0; COLUMNS]; MAX_ROWS],
+            };
+            let mut paths = Paths::default();
+            let end = panels.min(first + split);
+            for p in (first..end).step_by(step) {
+                let next = self.b.run_of_codes(p + step..end.min(p + 2 * step));
+                if let Some(kernels) = pairs {
+                    let pair = p..end.min(p + 2);
+                    self.multiply_pair(kernels, tiles, pair, next, &mut buffers, |r| {
+                        grid.prefetch(r, p * COLUMNS);
+                    });
+                }
+                for (t, tile) in tiles.iter().enumerate() {
+                    if step == 1 {
+                        let rows = tile.first..tile.first + tile.meta.len();
+                        rows.for_each(|r| grid.prefetch(r, p * COLUMNS));
+                    }
+                    for half in 0..step.min(end - p) {
+                        let ready = (step == 2).then_some([t, half]);
+                        let buffers = &mut buffers;
+                        paths.merge(&self.tile(tile, p + half, ready, buffers, &grid, sink)?);
+                    }
+                }
+            }
+            Ok(paths)
+        })
+    }
+
+    /// Sums of plane 0 of the tiles with plane 0 of one panel or two. `next` is read soon; `soon` is
+    /// told which rows' outputs will be written soon.
+    fn multiply_pair(
+        &self,
+        kernels: impl PairKernels,
+        tiles: &[Tile],
+        panels: Range<usize>,
+        next: &[Line],
+        buffers: &mut Buffers,
+        soon: impl Fn(usize),
+    ) {
+        let Buffers { expanded, pairs, .. } = buffers;
+        pairs[..tiles.len()].as_flattened_mut().fill([[0; COLUMNS]; MAX_ROWS]);
+        let chunks = self.chunks();
+        let parts = chunks.len().div_ceil(PAIR_CHUNKS);
+        let mut next = next.chunks(next.len().div_ceil((parts * tiles.len()).max(1)).max(1));
+        for start in chunks.clone().step_by(PAIR_CHUNKS) {
+            let part = start..chunks.end.min(start + PAIR_CHUNKS);
+            for (half, p) in panels.clone().enumerate() {
+                let b = PanelView { codes: self.b.codes(p), scales: self.b.scales(p, 0) };
+                kernels.expand(b, part.clone(), half, expanded);
+            }
+            let slots = part.start - chunks.start..part.end - chunks.start;
+            for (tile, sums) in tiles.iter().zip(&mut *pairs) {
+                if part.end == chunks.end {
+                    (tile.first..tile.first + tile.meta.len()).for_each(&soon);
+                }
+                let mut a = tile.view(Form::Fold, 0);
+                let step = STEPS * a.rows;
+                a.codes = &a.codes[slots.start * step..slots.end * step];
+                kernels.fold_pair(a, expanded, next.next().unwrap_or(&[]), sums);
+            }
+        }
+    }
+
+    /// Computes and writes the outputs of a tile and a panel. `ready` is where the sums of
+    /// plane 0 are, if they are already.
+    fn tile<T: Send>(
+        &self,
+        tile: &Tile,
+        p: usize,
+        ready: Option<[usize; 2]>,
+        buffers: &mut Buffers,
+        grid: &Grid<'_, T>,
+        sink: &impl Sink<T>,
+    ) -> Result<Paths, Error> {
+        let panel = &self.b.panels()[p];
+        let in_32_bits = self.multiply(tile, p, ready, buffers);
+        let (a, b) = (&tile.summary, &panel.summary);
+        let live = a.live.min(b.live).min(self.groups.len());
+        let plain = a.complete
+            && b.complete
+            && !a.nan
+            && !b.nan
+            && fits_63_bits(self.dot(), a.reach, b.reach, live)
+            && PLAIN_EXPONENTS.contains(&(a.base[0] + b.base[0] - 2))
+            && PLAIN_EXPONENTS.contains(&(a.base[1] + b.base[1] - 2));
+        let sums = TileSums {
+            call: self,
+            tile,
+            panel,
+            p,
+            in_32_bits,
+            sums: ready.map_or(&buffers.sums, |[t, half]| &buffers.pairs[t][half]),
+            corrections: &buffers.corrections,
+            units: &buffers.units,
+            plain,
+        };
+        let columns = p * COLUMNS..p * COLUMNS + panel.columns;
+        self.kernels.enter(
+            #[inline(always)]
+            || {
+                // A plain loop: an iterator's method would be compiled outside of `enter`.
+                for r in 0..tile.meta.len() {
+                    // SAFETY: this task alone has this tile and this panel, and their rows one
+                    // after the other, so no parts overlap.
+                    let out = unsafe { grid.part(tile.first + r, columns.clone()) };
+                    sink.row(&sums, r, out)?;
+                }
+                Ok::<_, Error>(())
+            },
+        )?;
+        Ok(sums.paths())
+    }
+
+    /// The sums of a tile with a panel; true if they are in 32 bits.
+    fn multiply(
+        &self,
+        tile: &Tile,
+        p: usize,
+        ready: Option<[usize; 2]>,
+        buffers: &mut Buffers,
+    ) -> bool {
+        let panel = &self.b.panels()[p];
+        let (slots, first) = (self.chunks().len(), self.chunks().start);
+        let (plane_a, plane_b) = (&tile.planes()[0], &panel.planes[0]);
+        let most = most_chunks(self.b.form(), plane_a, plane_b.max);
+        if tile.planes().len() == 1 && panel.planes.len() == 1 && slots <= most {
+            let steps = Steps::Dense { a: 0, b: first, count: slots };
+            match ready {
+                Some(_) => self.correct(tile, 0, steps, buffers),
+                None => self.kernel(tile, [0, 0], p, steps, buffers),
+            }
+            return true;
+        }
+        buffers.units = [[0; COLUMNS]; MAX_ROWS];
+        for start in (0..slots).step_by(most) {
+            let count = most.min(slots - start);
+            let steps = Steps::Dense { a: start, b: first + start, count };
+            match ready {
+                Some([t, half]) => {
+                    self.correct(tile, 0, steps, buffers);
+                    buffers.sums = buffers.pairs[t][half];
+                }
+                None => self.kernel(tile, [0, 0], p, steps, buffers),
+            }
+            self.drain(plane_a, &plane_b.shift, buffers);
+        }
+        for (i, plane_a) in tile.planes().iter().enumerate() {
+            for (j, plane_b) in panel.planes.iter().enumerate() {
+                if i == 0 && j == 0 {
+                    continue;
+                }
+                let most = most_chunks(self.b.form(), plane_a, plane_b.max);
+                let mut list = [Step::default(); LIST];
+                let mut len = 0;
+                for step in meet(i, &plane_a.slots, j, &plane_b.chunks, first as u32, slots as u32)
+                {
+                    list[len] = step;
+                    len += 1;
+                    if len == LIST.min(most) {
+                        self.kernel(tile, [i, j], p, Steps::List(&list[..len]), buffers);
+                        self.drain(plane_a, &plane_b.shift, buffers);
+                        len = 0;
+                    }
+                }
+                if len > 0 {
+                    self.kernel(tile, [i, j], p, Steps::List(&list[..len]), buffers);
+                    self.drain(plane_a, &plane_b.shift, buffers);
+                }
+            }
+        }
+        false
+    }
+
+    /// Multiplies the steps of a plane of the tile and one of the panel.
+    fn kernel(
+        &self,
+        tile: &Tile,
+        [i, j]: [usize; 2],
+        p: usize,
+        steps: Steps<'_>,
+        buffers: &mut Buffers,
+    ) {
+        let form = self.b.form();
+        let a = tile.view(form, i);
+        let b = PanelView { codes: self.b.codes(p), scales: self.b.scales(p, j) };
+        match self.fold() {
+            Some(kernels) => kernels.fold(a, b, steps, &mut buffers.sums),
+            None => self.kernels.group(a, b, steps, &mut buffers.sums),
+        }
+        self.correct(tile, i, steps, buffers);
+    }
+
+    /// What the sums over the steps of plane `i` of the tile are too large by.
+    fn correct(&self, tile: &Tile, i: usize, steps: Steps<'_>, buffers: &mut Buffers) {
+        if self.fold().is_none() || K::Fold::OFFSET == 0 {
+            return;
+        }
+        let (plane, rows) = (&tile.planes()[i], tile.meta.len());
+        let corrections = &mut buffers.corrections[..rows];
+        match steps {
+            Steps::Dense { a: 0, count, .. } if count * rows == plane.sums.len() => {
+                corrections.copy_from_slice(&plane.totals);
+            }
+            Steps::Dense { a, count, .. } => {
+                corrections.fill(0);
+                (a..a + count).for_each(|slot| plane.add_sums(slot, corrections));
+            }
+            Steps::List(list) => {
+                corrections.fill(0);
+                list.iter().for_each(|step| plane.add_sums(step.a_slot as usize, corrections));
+            }
+        }
+        corrections.iter_mut().for_each(|sum| *sum = sum.wrapping_mul(K::Fold::OFFSET));
+    }
+
+    /// Adds the 32-bit sums of a plane of the tile and one of the panel to the 64-bit ones.
+    fn drain(&self, plane: &TilePlane, shift_b: &[u32; COLUMNS], buffers: &mut Buffers) {
+        self.kernels.enter(
+            #[inline(always)]
+            || {
+                for (r, &shift_a) in plane.shift.iter().enumerate() {
+                    let (sums, correction) = (&buffers.sums[r], buffers.corrections[r]);
+                    let units = &mut buffers.units[r];
+                    self.kernels.add_shifted(sums, correction, shift_a, shift_b, units);
+                }
+            },
+        );
+    }
+}
+
+/// Chunks of two planes whose sum fits 32 bits.
+fn most_chunks(form: Form, a: &TilePlane, max_b: i32) -> usize {
+    match form {
+        Form::Fold => FOLD_CHUNKS,
+        Form::Group => group_chunks(a.max, max_b),
+    }
+}
+
+/// The chunks that plane `i` of a tile and plane `j` of a panel both have, within the `count`
+/// chunks from `first`. Planes 0 have all chunks, the others those listed: `slots` of the tile,
+/// counted from `first`, and `chunks` of the panel.
+fn meet<'a>(
+    i: usize,
+    slots: &'a [u32],
+    j: usize,
+    chunks: &'a [u32],
+    first: u32,
+    count: u32,
+) -> impl Iterator<Item = Step> + 'a {
+    let (mut a, mut b) = (0, chunks.partition_point(|&chunk| chunk < first));
+    std::iter::from_fn(move || {
+        loop {
+            let slot = match i {
+                0 => None,
+                _ => Some(*slots.get(a)?),
+            };
+            let chunk = match j {
+                0 => None,
+                _ => Some(*chunks.get(b).filter(|&&chunk| chunk < first + count)? - first),
+            };
+            let (at_a, at_b) = (a as u32, b as u32);
+            match (slot, chunk) {
+                (Some(slot), Some(chunk)) if slot < chunk => a += 1,
+                (Some(slot), Some(chunk)) if slot > chunk => b += 1,
+                _ => {
+                    let slot = slot.or(chunk)?;
+                    let b_chunk = first + slot;
+                    (a, b) = (a + usize::from(i > 0), b + usize::from(j > 0));
+                    return Some(Step {
+                        a: slot,
+                        a_slot: if i > 0 { at_a } else { slot },
+                        b: b_chunk,
+                        b_slot: if j > 0 { at_b } else { b_chunk },
+                    });
+                }
+            }
+        }
+    })
+}

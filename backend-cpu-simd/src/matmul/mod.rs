@@ -1,0 +1,367 @@
+//! The tiled exact matmul that every instruction set's kernels plug into: tiles of rows of A by
+//! panels of columns of B.
+//!
+//! | module | contents | unsafe |
+//! |---|---|---|
+//! | `operand` | panels of B, tiles of A, their planes | no |
+//! | `gemm` | which planes meet, sums of planes, the one rounding, tasks | one call |
+//! | `meta` | what the proofs need to know of a row: its live groups, and planes of exponents | no |
+//! | `output` | disjoint parts of the output, written by several threads | yes |
+//! | `sum` | the exact sum of an output and its one rounding; partial sums | no |
+//!
+//! The kernels are in `kernels`: types that implement [`Kernels`] and, where the instruction set has
+//! what it takes, [`FoldKernels`] and [`PairKernels`].
+
+pub(crate) mod gemm;
+pub(crate) mod meta;
+pub(crate) mod operand;
+mod output;
+pub(crate) mod sum;
+
+use std::ops::Range;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use fp4_core::{Error, FloatSliceMut, Format, PackedView, Paths, finish_one};
+
+pub(crate) use gemm::Pair;
+pub(crate) use operand::{Form, Panels, Tiles};
+
+use crate::isa::Isa;
+use crate::threads::Threads;
+use operand::{COLUMNS, FoldRow, LINES, Line, MAX_ROWS, STEPS, TileView};
+use sum::power_of_two;
+
+/// 32-bit sums of a tile with a panel; rows past the tile's are left as they were.
+pub(crate) type Sums = [[i32; COLUMNS]; MAX_ROWS];
+
+/// Which chunks a kernel multiplies.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Steps<'a> {
+    /// Slots `a..a + count` of plane 0 of A with chunks `b..b + count` of plane 0 of B.
+    Dense { a: usize, b: usize, count: usize },
+    /// These.
+    List(&'a [Step]),
+}
+
+impl Steps<'_> {
+    pub(crate) fn len(&self) -> usize {
+        match self {
+            Steps::Dense { count, .. } => *count,
+            Steps::List(list) => list.len(),
+        }
+    }
+
+    /// The fields of a [`Step`].
+    #[inline(always)]
+    pub(crate) fn at(&self, i: usize) -> [usize; 4] {
+        match *self {
+            Steps::Dense { a, b, .. } => [a + i, a + i, b + i, b + i],
+            Steps::List(list) => {
+                let step = list[i];
+                [step.a, step.a_slot, step.b, step.b_slot].map(|i| i as usize)
+            }
+        }
+    }
+}
+
+/// A chunk of A and one of B, with the slots of their scales.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Step {
+    /// Slot of the tile.
+    pub(crate) a: u32,
+    /// The same in the plane of A: where its scales, or its folded codes, are.
+    pub(crate) a_slot: u32,
+    /// Chunk of the panel.
+    pub(crate) b: u32,
+    /// The same in the plane of B: where its scale bytes are.
+    pub(crate) b_slot: u32,
+}
+
+/// What a kernel reads of B: a panel's codes and the scale bytes of one of its planes.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct PanelView<'a> {
+    pub(crate) codes: &'a [Line],
+    pub(crate) scales: &'a [u8],
+}
+
+/// A row of outputs of a tile with a panel.
+pub(crate) type Row = [f32; COLUMNS];
+
+/// What turns a row of sums into outputs: `f32(sum) * 2^(base + column base) * alpha`, all
+/// exponents plain ([`PLAIN_EXPONENTS`](sum::PLAIN_EXPONENTS)), so that the first product is
+/// exact. A NaN becomes the canonical one.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Scaling<'a> {
+    pub(crate) base: i32,
+    pub(crate) column_bases: &'a [i32; COLUMNS],
+    pub(crate) alpha: f32,
+}
+
+impl Scaling<'_> {
+    /// The output in column `c` for a sum rounded to f32.
+    #[inline(always)]
+    fn of(&self, c: usize, sum: f32) -> f32 {
+        finish_one(sum * power_of_two(self.base + self.column_bases[c]), self.alpha)
+    }
+}
+
+/// Panics unless every step is inside the buffers.
+pub(crate) fn expect_inside(form: Form, a: TileView<'_>, b: PanelView<'_>, steps: Steps<'_>) {
+    let codes = a.codes.len() / (STEPS * a.rows);
+    let (slots, chunks) = match form {
+        Form::Fold => (codes, usize::MAX),
+        Form::Group => (a.scales.len() / a.rows, codes.min(a.init.len() / a.rows)),
+    };
+    let (codes_b, scales_b) = (b.codes.len() / LINES, b.scales.len() / form.scale_bytes());
+    match steps {
+        Steps::Dense { a, b, count } => {
+            assert!(a + count <= slots.min(chunks) && b + count <= codes_b.min(scales_b));
+        }
+        Steps::List(list) => assert!(list.iter().all(|step| {
+            (step.a as usize) < chunks
+                && (step.a_slot as usize) < slots
+                && (step.b as usize) < codes_b
+                && (step.b_slot as usize) < scales_b
+        })),
+    }
+}
+
+/// The matmul kernels of an instruction set. A value is the proof that this CPU has it: the only way
+/// to make one is to ask the CPU.
+///
+/// The group form is every set's; a set that has the fold form too names it ([`Fold`](Self::Fold)).
+pub(crate) trait Kernels: Copy + Send + Sync + std::fmt::Debug {
+    /// The instruction set.
+    const ISA: Isa;
+
+    /// Most rows of a tile in the group form.
+    const GROUP_ROWS: usize;
+
+    /// True if the group form has two i16 lanes for each half of a chunk, false if it has one i32.
+    const BY_HALVES: bool;
+
+    /// The kernels of the fold form; [`Never`] where there are none.
+    type Fold: FoldKernels;
+
+    /// The kernels of the fold form, if there are any.
+    fn fold_kernels(self) -> Option<Self::Fold>;
+
+    /// The form in which a format is multiplied.
+    fn form(self, format: Format) -> Form {
+        match (format, self.fold_kernels()) {
+            (Format::MxFp4, Some(_)) => Form::Fold,
+            (Format::MxFp4, None) | (Format::NvFp4, _) => Form::Group,
+        }
+    }
+
+    /// The kernels of the fold form, if that is `form` and there are any.
+    #[inline(always)]
+    fn for_fold(self, form: Form) -> Option<Self::Fold> {
+        match form {
+            Form::Fold => self.fold_kernels(),
+            Form::Group => None,
+        }
+    }
+
+    /// Runs `f` compiled for the instruction set, as far as it is inlined.
+    fn enter<R>(self, f: impl FnOnce() -> R) -> R;
+
+    /// Packs row `row[0]` of a tile of `row[1]` rows in the group form.
+    fn pack_group(self, from: &[u8], row: [usize; 2], codes: &mut [i32], init: &mut [[i32; 2]]);
+
+    /// Sums over the steps of group dots times scaled scales, modulo 2^32.
+    fn group(self, a: TileView<'_>, b: PanelView<'_>, steps: Steps<'_>, sums: &mut Sums);
+
+    /// Adds each sum less the correction, times `2^(shift + column shift)`, to `to`. Only outputs
+    /// that are not narrow can shift or sum out of range: what becomes of those is left open.
+    #[inline(always)]
+    fn add_shifted(
+        self,
+        from: &[i32; COLUMNS],
+        correction: i32,
+        shift: u32,
+        column_shifts: &[u32; COLUMNS],
+        to: &mut [i64; COLUMNS],
+    ) {
+        for ((to, &sum), &column) in to.iter_mut().zip(from).zip(column_shifts) {
+            let sum = i64::from(sum.wrapping_sub(correction));
+            *to = to.wrapping_add(sum.wrapping_shl(shift + column));
+        }
+    }
+
+    /// Rounds each sum less the correction to f32 and scales it.
+    #[inline(always)]
+    fn scale_sums(self, from: &[i32; COLUMNS], correction: i32, by: Scaling<'_>, to: &mut Row) {
+        for (c, (y, &sum)) in to.iter_mut().zip(from).enumerate() {
+            *y = by.of(c, sum.wrapping_sub(correction) as f32);
+        }
+    }
+
+    /// The same for 64-bit sums.
+    #[inline(always)]
+    fn scale_units(self, from: &[i64; COLUMNS], by: Scaling<'_>, to: &mut Row) {
+        for (c, (y, &sum)) in to.iter_mut().zip(from).enumerate() {
+            *y = by.of(c, sum as f32);
+        }
+    }
+}
+
+/// The kernels of the fold form.
+pub(crate) trait FoldKernels: Copy + Send + Sync + std::fmt::Debug {
+    /// What the sums take B's values to be too large by.
+    const OFFSET: i32;
+
+    /// The kernels on pairs of expanded panels; [`Never`] where there are none.
+    type Pairs: PairKernels;
+
+    /// The kernels on pairs of expanded panels, if tiles of `m` rows of A are multiplied by them.
+    fn pair_kernels(self, m: usize) -> Option<Self::Pairs>;
+
+    /// Most rows of a tile of `m` rows of A.
+    fn rows(self, m: usize) -> usize;
+
+    /// Packs row `row[0]` of a tile of `row[1]` rows, and returns its total.
+    fn pack_fold(
+        self,
+        from: FoldRow<'_>,
+        row: [usize; 2],
+        codes: &mut [i32],
+        sums: &mut [i32],
+    ) -> i32;
+
+    /// Sums over the steps of products of A and of B + [`OFFSET`](Self::OFFSET), modulo 2^32.
+    fn fold(self, a: TileView<'_>, b: PanelView<'_>, steps: Steps<'_>, sums: &mut Sums);
+}
+
+/// The kernels of the fold form on pairs of panels that are expanded once for many tiles.
+pub(crate) trait PairKernels: Copy + Send + Sync + std::fmt::Debug {
+    /// Expands the chunks `chunks` of plane 0 of a panel, B + [`OFFSET`](FoldKernels::OFFSET), for
+    /// [`fold_pair`](Self::fold_pair): two lines for each of the eight steps of a chunk, of which this
+    /// panel's is line `half`.
+    fn expand(self, b: PanelView<'_>, chunks: Range<usize>, half: usize, to: &mut [Line]);
+
+    /// As [`fold`](FoldKernels::fold), for these slots of plane 0 of A and two panels, added to the
+    /// sums. `next` is read soon.
+    fn fold_pair(self, a: TileView<'_>, b: &[Line], next: &[Line], sums: &mut [Sums; 2]);
+}
+
+/// Kernels that an instruction set does not have: there is no value of this type.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Never {}
+
+impl FoldKernels for Never {
+    const OFFSET: i32 = 0;
+    type Pairs = Never;
+
+    fn pair_kernels(self, _: usize) -> Option<Never> {
+        match self {}
+    }
+
+    fn rows(self, _: usize) -> usize {
+        match self {}
+    }
+
+    fn pack_fold(self, _: FoldRow<'_>, _: [usize; 2], _: &mut [i32], _: &mut [i32]) -> i32 {
+        match self {}
+    }
+
+    fn fold(self, _: TileView<'_>, _: PanelView<'_>, _: Steps<'_>, _: &mut Sums) {
+        match self {}
+    }
+}
+
+impl PairKernels for Never {
+    fn expand(self, _: PanelView<'_>, _: Range<usize>, _: usize, _: &mut [Line]) {
+        match self {}
+    }
+
+    fn fold_pair(self, _: TileView<'_>, _: &[Line], _: &[Line], _: &mut [Sums; 2]) {
+        match self {}
+    }
+}
+
+/// Buffers that calls leave for the next ones.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Scratch(Arc<Mutex<Vec<Tiles>>>);
+
+impl Scratch {
+    fn take(&self) -> Tiles {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).pop().unwrap_or_default()
+    }
+
+    fn give(&self, tiles: Tiles) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).push(tiles);
+    }
+}
+
+/// Prepares a weight for `kernels`.
+pub(crate) fn prepare<K: Kernels>(
+    kernels: K,
+    threads: &Threads,
+    b: PackedView<'_>,
+) -> Result<Panels, Error> {
+    Panels::new(threads, b, kernels.form(b.shape().expect_format()?))
+}
+
+/// Checks the operands and the output of a matmul.
+fn expect<K: Kernels>(
+    kernels: K,
+    a: PackedView<'_>,
+    b: &Panels,
+    out: &FloatSliceMut<'_>,
+) -> Result<(), Error> {
+    gemm::expect(a.shape(), b.shape(), out)?;
+    expect_form(kernels, b)
+}
+
+/// Checks that a weight was prepared for such kernels.
+pub(crate) fn expect_form<K: Kernels>(kernels: K, b: &Panels) -> Result<(), Error> {
+    let own = kernels.form(b.shape().expect_format()?) == b.form();
+    if own { Ok(()) } else { Err(Error::ForeignOperand) }
+}
+
+/// Packs A into tiles, as [`matmul_tiles`] reads them.
+pub(crate) fn pack<K: Kernels>(
+    kernels: K,
+    threads: &Threads,
+    a: PackedView<'_>,
+    tiles: &mut Tiles,
+) -> Result<(), Error> {
+    let form = kernels.form(a.shape().expect_format()?);
+    tiles.fill(kernels, threads, &a, form, 0..a.shape().row_groups())
+}
+
+/// Writes round(f32(A * B^T) * alpha) to `out`.
+pub(crate) fn matmul<K: Kernels>(
+    kernels: K,
+    threads: &Threads,
+    scratch: &Scratch,
+    a: PackedView<'_>,
+    b: &Panels,
+    alpha: f32,
+    out: FloatSliceMut<'_>,
+) -> Result<Paths, Error> {
+    expect(kernels, a, b, &out)?;
+    let mut tiles = scratch.take();
+    let packed = pack(kernels, threads, a, &mut tiles);
+    let paths = packed.and_then(|()| gemm::matmul(kernels, threads, a, &tiles, b, alpha, out));
+    scratch.give(tiles);
+    paths
+}
+
+/// The same for an A that is in `tiles` already.
+pub(crate) fn matmul_tiles<K: Kernels>(
+    kernels: K,
+    threads: &Threads,
+    a: PackedView<'_>,
+    tiles: &Tiles,
+    b: &Panels,
+    alpha: f32,
+    out: FloatSliceMut<'_>,
+) -> Result<Paths, Error> {
+    expect(kernels, a, b, &out)?;
+    if !tiles.hold(K::ISA, a.shape()) {
+        return Err(Error::ForeignOperand);
+    }
+    gemm::matmul(kernels, threads, a, tiles, b, alpha, out)
+}
