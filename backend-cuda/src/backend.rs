@@ -13,13 +13,14 @@ use fp4_core::{
     Unsupported, check_environment,
 };
 
-use crate::buffer::Buffer;
-use crate::driver::{self, Device};
-use crate::launch::Gpu;
-use crate::matmul::fold::Folded;
-use crate::matmul::{self, Ladder, PATHS_BYTES, Scratch, paths_of};
+use crate::NAME;
+use crate::device::buffer::Buffer;
+use crate::device::driver::{self, Device};
+use crate::device::launch::Gpu;
 use crate::operand::{CudaOperand, CudaTransform, CudaWeight, host_bytes, host_bytes_mut};
-use crate::{NAME, quantize};
+use crate::ops::fold::Folded;
+use crate::ops::matmul::{self, Ladder, PATHS_BYTES, Scratch, paths_of};
+use crate::ops::quantize;
 
 /// The CUDA backend on one device: quantizer, matmul, and operands in device memory. Cheap to clone;
 /// the clones share the device's stream and buffers.

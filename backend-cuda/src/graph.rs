@@ -9,7 +9,7 @@
 //! What a call records depends on shapes alone: the choice between kernels' paths is made on the device. Not
 //! possible during a capture are growing a buffer, giving an operand another shape, loading a kernel, waiting,
 //! replaying, and copies to or from the host. A driver records some of these, with host addresses or with memory
-//! that is not there yet; so they are refused here, before the driver sees them ([`gate`](crate::gate)).
+//! that is not there yet; so they are refused here, before the driver sees them ([`gate`](crate::device::stream)).
 //!
 //! A graph holds device addresses. So memory that existed when a capture began is not freed while any graph
 //! of that device lives, whoever drops it, and neither is what is dropped during a capture. Memory made later
@@ -25,9 +25,9 @@ use cudarc::driver::sys::{CUgraphInstantiate_flags, CUstreamCaptureMode};
 use fp4_core::Error;
 
 use crate::backend::Cuda;
-use crate::error::DeviceResult;
-use crate::launch::Gpu;
-use crate::matmul::Scratch;
+use crate::device::error::DeviceResult;
+use crate::device::launch::Gpu;
+use crate::ops::matmul::Scratch;
 
 /// Calls recorded by [`Cuda::capture`].
 pub struct Graph {

@@ -42,32 +42,23 @@
 #![deny(unsafe_op_in_unsafe_fn)]
 
 mod backend;
-mod buffer;
-mod cache;
-mod compile;
-mod driver;
-mod error;
-mod gate;
+mod build;
+mod device;
 mod graph;
-mod launch;
-mod layout;
-mod matmul;
 mod operand;
-mod prebuilt;
-mod quantize;
+mod ops;
 mod resident;
-mod sources;
 
 use fp4_core::backend::erased::Backend;
 use fp4_core::{Error, Unsupported};
 
 pub use backend::Cuda;
-pub use driver::{Device, MIN_COMPUTE_CAPABILITY, MIN_DRIVER_VERSION, device, devices};
-pub use graph::Graph;
-pub use matmul::Ladder;
-pub use operand::{CudaOperand, CudaTensor, CudaTransform, CudaWeight};
 #[doc(hidden)]
-pub use prebuilt::prebuild;
+pub use build::prebuilt::prebuild;
+pub use device::driver::{Device, MIN_COMPUTE_CAPABILITY, MIN_DRIVER_VERSION, device, devices};
+pub use graph::Graph;
+pub use operand::{CudaOperand, CudaTensor, CudaTransform, CudaWeight};
+pub use ops::matmul::Ladder;
 
 /// The backend's name in routing and reports.
 pub const NAME: &str = "cuda";

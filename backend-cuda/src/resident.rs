@@ -15,7 +15,7 @@ use fp4_core::{
 
 use crate::backend::{Cuda, Staging};
 use crate::operand::{CudaOperand, CudaTensor, CudaTransform, CudaWeight, host_bytes};
-use crate::{matmul, quantize};
+use crate::ops::{matmul, quantize};
 
 impl Resident for Cuda {
     type Tensor = CudaTensor;

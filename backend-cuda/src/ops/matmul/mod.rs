@@ -17,7 +17,6 @@
 //! but shapes and the bounds below.
 
 mod decode;
-pub(crate) mod fold;
 mod wgmma;
 
 use std::ops::Range;
@@ -28,11 +27,12 @@ use fp4_core::{
     padded_k,
 };
 
-use crate::buffer::Buffer;
-use crate::error::unless_memory_is_short;
-use crate::launch::{Arg, Gpu, blocks_for, float_type, int, scale_type};
+use crate::build::sources::{MATMUL_MMA, MATMUL_NAIVE};
+use crate::device::buffer::Buffer;
+use crate::device::error::unless_memory_is_short;
+use crate::device::launch::{Arg, Gpu, blocks_for, float_type, int, scale_type};
 use crate::operand::CudaOperand;
-use crate::sources::{MATMUL_MMA, MATMUL_NAIVE};
+use crate::ops::fold;
 
 /// A kernel to multiply by.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -62,8 +62,8 @@ pub(crate) struct Scratch {
     /// Zeros between calls: merged sums, and blocks that have arrived.
     sums: Buffer,
     arrivals: Buffer,
-    a: fold::Folded,
-    b: fold::Folded,
+    pub(crate) a: fold::Folded,
+    pub(crate) b: fold::Folded,
     zeros: Buffer,
     /// A byte for each tile of the last `Wgmma` that ran and is no graph's, and how many there are.
     todo: Buffer,

@@ -16,7 +16,7 @@ use std::thread::{self, ThreadId};
 use cudarc::driver::CudaSlice;
 use fp4_core::{Error, Unsupported};
 
-use crate::error::CAPTURE;
+use crate::device::error::CAPTURE;
 use crate::graph::Handles;
 
 /// One device's gate.

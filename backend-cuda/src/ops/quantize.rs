@@ -7,11 +7,11 @@ use fp4_core::{
     f16, with_floats,
 };
 
-use crate::buffer::Buffer;
-use crate::launch::{Arg, Gpu, int, scale_type, tie};
-use crate::matmul::fold::Folded;
+use crate::build::sources::{QUANTIZE, QUANTIZE_FOLD};
+use crate::device::buffer::Buffer;
+use crate::device::launch::{Arg, Gpu, int, scale_type, tie};
 use crate::operand::{CudaOperand, CudaTransform};
-use crate::sources::{QUANTIZE, QUANTIZE_FOLD};
+use crate::ops::fold::Folded;
 
 /// Rows and columns of a tile of the transform kernel.
 const TILE: [usize; 2] = [64, 128];

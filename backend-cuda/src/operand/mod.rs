@@ -12,11 +12,11 @@ use fp4_core::{
     PackedShape, PackedView, PreparedWeight, TransformShape, padded_k, with_floats,
 };
 
-use crate::buffer::Buffer;
-use crate::error::unless_memory_is_short;
-use crate::launch::{Arg, Gpu, blocks_for, int, scale_type};
-use crate::matmul::fold::{self, Folded};
-use crate::sources::{LAYOUT, QUANTIZE};
+use crate::build::sources::{LAYOUT, QUANTIZE};
+use crate::device::buffer::Buffer;
+use crate::device::error::unless_memory_is_short;
+use crate::device::launch::{Arg, Gpu, blocks_for, int, scale_type};
+use crate::ops::fold::{self, Folded};
 
 /// Bytes of one row's metadata: the four ints of `RowMeta` in `kernels/format.cuh`.
 const META_BYTES: usize = 16;

@@ -2,15 +2,15 @@
 //!
 //! It lies beside the packed form: a weight is folded when it is prepared, an activation in the pass that
 //! quantizes it (`quantize_fold.cu`) or when it is imported. An operand without one, made under another
-//! [`Ladder`](super::Ladder) or where memory was short, is folded for the product at hand.
+//! [`Ladder`](super::matmul::Ladder) or where memory was short, is folded for the product at hand.
 
 use std::sync::Arc;
 
 use fp4_core::{Error, Format};
 
-use crate::buffer::Buffer;
-use crate::launch::{Arg, Gpu, Grid, int};
-use crate::sources::FOLD;
+use crate::build::sources::FOLD;
+use crate::device::buffer::Buffer;
+use crate::device::launch::{Arg, Gpu, Grid, int};
 
 /// Rows of a tile (`TILE_ROWS`).
 pub(crate) const TILE_ROWS: usize = 128;

@@ -14,12 +14,12 @@ use cudarc::driver::{
 use cudarc::nvrtc::Ptx;
 use fp4_core::{DeviceError, Error, FloatType, ScaleType, TieMode, Unsupported};
 
-use crate::cache::Cache;
-use crate::driver::Device;
-use crate::error::DeviceResult;
-use crate::gate::{Gate, Operation};
-use crate::sources::{Family, Target};
-use crate::{compile, prebuilt};
+use crate::build::cache::Cache;
+use crate::build::sources::{Family, Target};
+use crate::build::{compile, prebuilt};
+use crate::device::driver::Device;
+use crate::device::error::DeviceResult;
+use crate::device::stream::{Gate, Operation};
 
 /// The one stream, and who may use it.
 pub(crate) struct Stream {
@@ -316,7 +316,7 @@ pub(crate) const fn tie(mode: TieMode) -> Arg {
 #[cfg(all(test, feature = "emulated"))]
 mod tests {
     use super::*;
-    use crate::driver;
+    use crate::device::driver;
 
     /// A kernel that no compiler takes and that has no prebuilt image.
     static BROKEN: Family = Family {
@@ -334,7 +334,7 @@ mod tests {
             let refused = gpu.launch((&BROKEN, "kernel"), 1, 32, &[]);
             assert_eq!(refused, Err(Error::Device(DeviceError::KernelBuild)));
         }
-        let unknown = gpu.launch((&crate::sources::LAYOUT, "no such kernel"), 1, 32, &[]);
+        let unknown = gpu.launch((&crate::build::sources::LAYOUT, "no such kernel"), 1, 32, &[]);
         assert_eq!(unknown, Err(Error::Device(DeviceError::KernelBuild)));
         assert_eq!(gpu.synchronize(), Ok(()));
     }
@@ -343,7 +343,7 @@ mod tests {
     fn a_grid_past_the_device_s_limit_is_an_error() {
         let (version, device) = driver::device(0).unwrap();
         let gpu = Gpu::open(0, device, version).unwrap();
-        let refused = gpu.launch((&crate::sources::LAYOUT, "swizzle"), 1 << 31, 32, &[]);
+        let refused = gpu.launch((&crate::build::sources::LAYOUT, "swizzle"), 1 << 31, 32, &[]);
         assert!(matches!(refused, Err(Error::Unsupported(_))), "{refused:?}");
         assert!(int(1 << 31).is_err() && int((1 << 31) - 1).is_ok());
     }

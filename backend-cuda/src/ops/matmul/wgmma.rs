@@ -6,11 +6,11 @@
 use fp4_core::{Error, Format, PackedShape};
 
 use super::decode::{self, Tiles};
-use super::fold::{TILE_ROWS, block_bytes};
 use super::{Ladder, Outputs, Scratch, is_long};
-use crate::launch::{Arg, Gpu, Grid, Kernel, float_type, int};
+use crate::build::sources::{FOLD, MATMUL_WGMMA_MXFP4, MATMUL_WGMMA_NVFP4, QUANTIZE_FOLD};
+use crate::device::launch::{Arg, Gpu, Grid, Kernel, float_type, int};
 use crate::operand::CudaOperand;
-use crate::sources::{FOLD, MATMUL_WGMMA_MXFP4, MATMUL_WGMMA_NVFP4, QUANTIZE_FOLD};
+use crate::ops::fold::{TILE_ROWS, block_bytes};
 
 /// The one compute capability that has these instructions.
 pub(super) const COMPUTE_CAPABILITY: i32 = 90;

@@ -12,8 +12,8 @@
 //! which refuses an instruction newer than the declared version, assembles the texts for sm_80, sm_90 and
 //! sm_90a; no driver has loaded them yet.
 
-use crate::compile;
-use crate::sources::{FAMILIES, Family};
+use crate::build::compile;
+use crate::build::sources::{FAMILIES, Family};
 
 /// The PTX ISA that the prebuilt texts declare: that of CUDA 12.0.
 const PTX_VERSION: &str = "8.0";

@@ -5,9 +5,9 @@ use fp4_core::{
 };
 
 use crate::backend::{Cuda, Staging};
-use crate::launch::{Arg, blocks_for, float_type, int, scale_type};
+use crate::build::sources::LAYOUT;
+use crate::device::launch::{Arg, blocks_for, float_type, int, scale_type};
 use crate::operand::host_bytes_mut;
-use crate::sources::LAYOUT;
 
 impl Cuda {
     /// Writes the values of a packed matrix under `global_scale`, row-major, as
