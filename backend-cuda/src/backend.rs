@@ -16,7 +16,7 @@ use fp4_core::{
 use crate::NAME;
 use crate::device::buffer::Buffer;
 use crate::device::driver::{self, Device};
-use crate::device::launch::Gpu;
+use crate::device::gpu::Gpu;
 use crate::operand::{CudaOperand, CudaTransform, CudaWeight, host_bytes, host_bytes_mut};
 use crate::ops::fold::Folded;
 use crate::ops::matmul::{self, Ladder, PATHS_BYTES, Scratch, paths_of};

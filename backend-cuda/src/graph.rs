@@ -26,7 +26,8 @@ use fp4_core::Error;
 
 use crate::backend::Cuda;
 use crate::device::error::DeviceResult;
-use crate::device::launch::Gpu;
+use crate::device::gpu::Gpu;
+use crate::device::stream::Handles;
 use crate::ops::matmul::Scratch;
 
 /// Calls recorded by [`Cuda::capture`].
@@ -35,19 +36,6 @@ pub struct Graph {
     graph: Mutex<Option<Handles>>,
     gpu: Arc<Gpu>,
     scratch: Arc<Mutex<Scratch>>,
-}
-
-/// The driver's handles.
-pub(crate) struct Handles(CudaGraph);
-
-// SAFETY: the driver lets any thread use a graph's handles, one at a time; they lie in a mutex, in `Graph` or in
-// the gate, and the one use but for dropping them binds the context to its thread first.
-unsafe impl Send for Handles {}
-
-impl fmt::Debug for Handles {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("Handles").finish_non_exhaustive()
-    }
 }
 
 impl Graph {

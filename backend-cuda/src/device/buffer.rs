@@ -5,9 +5,8 @@ use std::sync::Arc;
 use cudarc::driver::{CudaSlice, DevicePtr};
 use fp4_core::Error;
 
-use crate::device::error::DeviceResult;
-use crate::device::launch::Stream;
-use crate::device::stream::Gate;
+use super::error::DeviceResult;
+use super::stream::{Gate, Stream};
 
 /// Bytes on the device. A larger request replaces the memory, a smaller one keeps it, so that a steady
 /// state allocates nothing. Contents are unspecified after [`reserve`](Self::reserve).

@@ -1,65 +1,11 @@
-//! The device's context, and launches of kernels on its one stream.
-//!
-//! Everything that a [`Gpu`] does is queued on one stream, so operations run in the order of the
-//! calls and need no events. Nothing waits for the device but copies to the host.
+//! Launches of kernels on the device's one stream.
 
-use std::collections::HashMap;
-use std::collections::hash_map::Entry;
-use std::sync::{Arc, Mutex, PoisonError};
+use cudarc::driver::{LaunchConfig, PushKernelArg};
+use fp4_core::{Error, FloatType, ScaleType, TieMode, Unsupported};
 
-use cudarc::driver::sys::{CUdevice_attribute, CUfunction_attribute};
-use cudarc::driver::{
-    CudaContext, CudaFunction, CudaModule, CudaStream, LaunchConfig, PushKernelArg,
-};
-use cudarc::nvrtc::Ptx;
-use fp4_core::{DeviceError, Error, FloatType, ScaleType, TieMode, Unsupported};
-
-use crate::build::cache::Cache;
-use crate::build::sources::{Family, Target};
-use crate::build::{compile, prebuilt};
-use crate::device::driver::Device;
-use crate::device::error::DeviceResult;
-use crate::device::stream::{Gate, Operation};
-
-/// The one stream, and who may use it.
-pub(crate) struct Stream {
-    stream: Arc<CudaStream>,
-    pub(crate) gate: Arc<Gate>,
-}
-
-impl std::ops::Deref for Stream {
-    type Target = Arc<CudaStream>;
-
-    fn deref(&self) -> &Arc<CudaStream> {
-        &self.stream
-    }
-}
-
-/// A device in use: context, stream and loaded kernels.
-pub(crate) struct Gpu {
-    pub(crate) info: Device,
-    pub(crate) stream: Stream,
-    pub(crate) context: Arc<CudaContext>,
-    /// Number of multiprocessors.
-    pub(crate) processors: usize,
-    driver_major: i32,
-    cache: Cache,
-    /// A failure stays only where trying again is of no use.
-    modules: Mutex<HashMap<&'static str, Result<Arc<CudaModule>, Error>>>,
-    functions: Mutex<HashMap<&'static str, Loaded>>,
-}
-
-/// A kernel, and how much dynamic shared memory its blocks may have.
-struct Loaded {
-    function: CudaFunction,
-    shared: u32,
-}
-
-impl std::fmt::Debug for Gpu {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Gpu").field("info", &self.info).finish_non_exhaustive()
-    }
-}
+use super::error::DeviceResult;
+use super::gpu::Gpu;
+use super::module::Kernel;
 
 /// An argument of a kernel.
 #[derive(Debug, Clone, Copy)]
@@ -90,47 +36,7 @@ impl Grid {
     pub(crate) const MAX_YZ: usize = 65_535;
 }
 
-/// Bytes of shared memory that a block may have without asking.
-const SHARED_UNASKED: u32 = 48 * 1024;
-
-/// One kernel: its family, and its name in it.
-pub(crate) type Kernel = (&'static Family, &'static str);
-
 impl Gpu {
-    /// Opens the device with this index.
-    pub(crate) fn open(index: usize, info: Device, driver: i32) -> Result<Self, Error> {
-        let context = CudaContext::new(index).device()?;
-        // SAFETY: all memory of this context's buffers is used on the one stream made below, in the
-        // order of the calls, so there is nothing that events would have to order.
-        unsafe { context.disable_event_tracking() };
-        let stream = context.new_stream().device()?;
-        let processors = context
-            .attribute(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)
-            .device()?;
-        Ok(Gpu {
-            info,
-            stream: Stream { stream, gate: Arc::default() },
-            context,
-            processors: usize::try_from(processors).unwrap_or(1).max(1),
-            driver_major: driver / 1000,
-            cache: Cache::from_environment(),
-            modules: Mutex::default(),
-            functions: Mutex::default(),
-        })
-    }
-
-    /// Begins an operation: every public call that touches the device is one.
-    pub(crate) fn enter(&self) -> Result<Operation<'_>, Error> {
-        self.stream.gate.enter()
-    }
-
-    /// Waits until everything queued so far has run.
-    pub(crate) fn synchronize(&self) -> Result<(), Error> {
-        self.stream.gate.expect_running()?;
-        self.context.bind_to_thread().device()?;
-        self.stream.synchronize().device()
-    }
-
     /// Queues `blocks` blocks of `threads` threads. Zero blocks are nothing to do.
     ///
     /// Callers pass what the kernel's declaration in `kernels/` asks for, in its order, and buffers of
@@ -182,97 +88,6 @@ impl Gpu {
         unsafe { launch.launch(config) }.device()?;
         Ok(())
     }
-
-    /// Whether the kernel can be had: compiled, or prebuilt. The first call loads it.
-    pub(crate) fn has(&self, kernel: Kernel) -> bool {
-        self.function(kernel, 0).is_ok()
-    }
-
-    /// The kernel, for blocks with this much dynamic shared memory.
-    fn function(&self, (family, name): Kernel, shared: u32) -> Result<CudaFunction, Error> {
-        let mut functions = self.functions.lock().unwrap_or_else(PoisonError::into_inner);
-        let loaded = match functions.entry(name) {
-            Entry::Occupied(known) => known.into_mut(),
-            Entry::Vacant(new) => {
-                self.stream.gate.expect_running()?;
-                self.context.bind_to_thread().device()?;
-                let function = self.module(family)?.load_function(name).device()?;
-                new.insert(Loaded { function, shared: SHARED_UNASKED })
-            }
-        };
-        if shared > loaded.shared {
-            let most = CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
-            loaded.function.set_attribute(most, shared as i32).device()?;
-            loaded.shared = shared;
-        }
-        Ok(loaded.function.clone())
-    }
-
-    /// The family's module, loaded at its first use.
-    fn module(&self, family: &'static Family) -> Result<Arc<CudaModule>, Error> {
-        let mut modules = self.modules.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(known) = modules.get(family.name) {
-            return known.clone();
-        }
-        let loaded = self.load(family);
-        if matches!(loaded, Ok(_) | Err(Error::Device(DeviceError::KernelBuild))) {
-            modules.insert(family.name, loaded.clone());
-        }
-        loaded
-    }
-
-    /// Loads an image of a family; `None`, and a word in the log, if it is none for this device. Any other
-    /// failure says nothing about the image: memory is short.
-    fn image(&self, image: Ptx, what: &str, name: &str) -> Result<Option<Arc<CudaModule>>, Error> {
-        match self.context.load_module(image) {
-            Ok(module) => Ok(Some(module)),
-            Err(error) => match Err(error).device() {
-                Ok(module) => Ok(Some(module)),
-                Err(Error::Device(DeviceError::KernelBuild)) => {
-                    log::warn!("the {what} {name} kernels do not load: {error:?}");
-                    Ok(None)
-                }
-                Err(other) => Err(other),
-            },
-        }
-    }
-
-    /// From the cache, or from NVRTC for this very device, or else from the prebuilt PTX.
-    fn load(&self, family: &'static Family) -> Result<Arc<CudaModule>, Error> {
-        let name = family.name;
-        match compile::version() {
-            // A driver loads machine code of its own major version's compilers and of older ones.
-            Some((major, minor)) if major <= self.driver_major => {
-                let target = Target::Device(self.info.compute_capability);
-                let key = format!("{name}-{}-nvrtc{major}.{minor}", family.hash(target));
-                if let Some(image) = self.cache.load(&key)
-                    && let Some(module) = self.image(Ptx::from_binary(image), "cached", name)?
-                {
-                    return Ok(module);
-                }
-                match compile::compile(family, target) {
-                    Ok(image) => {
-                        self.cache.store(&key, &image);
-                        let image = Ptx::from_binary(image);
-                        if let Some(module) = self.image(image, "compiled", name)? {
-                            return Ok(module);
-                        }
-                    }
-                    Err(log) => log::warn!("the {name} kernels do not compile: {log}"),
-                }
-            }
-            Some((major, minor)) => {
-                log::info!("NVRTC {major}.{minor} is newer than the driver; using prebuilt PTX");
-            }
-            None => log::info!("NVRTC is not installed; using prebuilt PTX"),
-        }
-        let Some(ptx) = prebuilt::image(family) else {
-            log::error!("there is no prebuilt image of the {name} kernels; install NVRTC");
-            return Err(Error::Device(DeviceError::KernelBuild));
-        };
-        let module = self.image(Ptx::from_src(ptx), "prebuilt", name)?;
-        module.ok_or(Error::Device(DeviceError::KernelBuild))
-    }
 }
 
 /// The size of a dimension as the kernels count it.
@@ -315,7 +130,10 @@ pub(crate) const fn tie(mode: TieMode) -> Arg {
 
 #[cfg(all(test, feature = "emulated"))]
 mod tests {
+    use fp4_core::DeviceError;
+
     use super::*;
+    use crate::build::sources::{Family, LAYOUT, Target};
     use crate::device::driver;
 
     /// A kernel that no compiler takes and that has no prebuilt image.
@@ -334,7 +152,7 @@ mod tests {
             let refused = gpu.launch((&BROKEN, "kernel"), 1, 32, &[]);
             assert_eq!(refused, Err(Error::Device(DeviceError::KernelBuild)));
         }
-        let unknown = gpu.launch((&crate::build::sources::LAYOUT, "no such kernel"), 1, 32, &[]);
+        let unknown = gpu.launch((&LAYOUT, "no such kernel"), 1, 32, &[]);
         assert_eq!(unknown, Err(Error::Device(DeviceError::KernelBuild)));
         assert_eq!(gpu.synchronize(), Ok(()));
     }
@@ -343,7 +161,7 @@ mod tests {
     fn a_grid_past_the_device_s_limit_is_an_error() {
         let (version, device) = driver::device(0).unwrap();
         let gpu = Gpu::open(0, device, version).unwrap();
-        let refused = gpu.launch((&crate::build::sources::LAYOUT, "swizzle"), 1 << 31, 32, &[]);
+        let refused = gpu.launch((&LAYOUT, "swizzle"), 1 << 31, 32, &[]);
         assert!(matches!(refused, Err(Error::Unsupported(_))), "{refused:?}");
         assert!(int(1 << 31).is_err() && int((1 << 31) - 1).is_ok());
     }

@@ -3,5 +3,7 @@
 pub(crate) mod buffer;
 pub(crate) mod driver;
 pub(crate) mod error;
+pub(crate) mod gpu;
 pub(crate) mod launch;
+pub(crate) mod module;
 pub(crate) mod stream;

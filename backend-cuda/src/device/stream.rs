@@ -1,4 +1,4 @@
-//! Who may use a device's stream while a graph is captured on it, and when memory is freed.
+//! A device's one stream, who may use it while a graph is captured on it, and when memory is freed.
 //!
 //! ```text
 //! operation   refused if another thread captures, else counted until it ends
@@ -10,14 +10,48 @@
 //! a copy that reads host memory again at each replay. So nothing of another thread's may reach it, and of the
 //! capturing thread's only launches and fills: [`Gate::expect_running`] is asked before everything else.
 
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::fmt;
+use std::ops::Deref;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, ThreadId};
 
-use cudarc::driver::CudaSlice;
+use cudarc::driver::{CudaGraph, CudaSlice, CudaStream};
 use fp4_core::{Error, Unsupported};
 
-use crate::device::error::CAPTURE;
-use crate::graph::Handles;
+use super::error::CAPTURE;
+
+/// The one stream, and who may use it.
+pub(crate) struct Stream {
+    stream: Arc<CudaStream>,
+    pub(crate) gate: Arc<Gate>,
+}
+
+impl Stream {
+    pub(crate) fn new(stream: Arc<CudaStream>) -> Self {
+        Stream { stream, gate: Arc::default() }
+    }
+}
+
+impl Deref for Stream {
+    type Target = Arc<CudaStream>;
+
+    fn deref(&self) -> &Arc<CudaStream> {
+        &self.stream
+    }
+}
+
+/// The driver's handles of a captured graph.
+pub(crate) struct Handles(pub(crate) CudaGraph);
+
+// SAFETY: the driver lets any thread use a graph's handles, one at a time; they lie in a mutex, in
+// `Graph` or in the gate, and the one use but for dropping them binds the context to its thread first.
+unsafe impl Send for Handles {}
+
+impl fmt::Debug for Handles {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Handles").finish_non_exhaustive()
+    }
+}
 
 /// One device's gate.
 #[derive(Debug, Default)]

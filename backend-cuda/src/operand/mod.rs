@@ -15,7 +15,8 @@ use fp4_core::{
 use crate::build::sources::{LAYOUT, QUANTIZE};
 use crate::device::buffer::Buffer;
 use crate::device::error::unless_memory_is_short;
-use crate::device::launch::{Arg, Gpu, blocks_for, int, scale_type};
+use crate::device::gpu::Gpu;
+use crate::device::launch::{Arg, blocks_for, int, scale_type};
 use crate::ops::fold::{self, Folded};
 
 /// Bytes of one row's metadata: the four ints of `RowMeta` in `kernels/format.cuh`.

@@ -10,7 +10,8 @@ use fp4_core::{Error, Format};
 
 use crate::build::sources::FOLD;
 use crate::device::buffer::Buffer;
-use crate::device::launch::{Arg, Gpu, Grid, int};
+use crate::device::gpu::Gpu;
+use crate::device::launch::{Arg, Grid, int};
 
 /// Rows of a tile (`TILE_ROWS`).
 pub(crate) const TILE_ROWS: usize = 128;

@@ -9,7 +9,8 @@ use fp4_core::{
 
 use crate::build::sources::{QUANTIZE, QUANTIZE_FOLD};
 use crate::device::buffer::Buffer;
-use crate::device::launch::{Arg, Gpu, int, scale_type, tie};
+use crate::device::gpu::Gpu;
+use crate::device::launch::{Arg, int, scale_type, tie};
 use crate::operand::{CudaOperand, CudaTransform};
 use crate::ops::fold::Folded;
 

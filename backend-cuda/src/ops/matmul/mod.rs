@@ -30,7 +30,8 @@ use fp4_core::{
 use crate::build::sources::{MATMUL_MMA, MATMUL_NAIVE};
 use crate::device::buffer::Buffer;
 use crate::device::error::unless_memory_is_short;
-use crate::device::launch::{Arg, Gpu, blocks_for, float_type, int, scale_type};
+use crate::device::gpu::Gpu;
+use crate::device::launch::{Arg, blocks_for, float_type, int, scale_type};
 use crate::operand::CudaOperand;
 use crate::ops::fold;
 

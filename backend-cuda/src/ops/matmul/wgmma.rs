@@ -8,7 +8,9 @@ use fp4_core::{Error, Format, PackedShape};
 use super::decode::{self, Tiles};
 use super::{Ladder, Outputs, Scratch, is_long};
 use crate::build::sources::{FOLD, MATMUL_WGMMA_MXFP4, MATMUL_WGMMA_NVFP4, QUANTIZE_FOLD};
-use crate::device::launch::{Arg, Gpu, Grid, Kernel, float_type, int};
+use crate::device::gpu::Gpu;
+use crate::device::launch::{Arg, Grid, float_type, int};
+use crate::device::module::Kernel;
 use crate::operand::CudaOperand;
 use crate::ops::fold::{TILE_ROWS, block_bytes};
 
