@@ -20,7 +20,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, bail, ensure};
 use cudarc::driver::CudaContext;
-use fp4_backend_cuda::{Cuda, CudaOperand, CudaTensor, Graph, Ladder};
+use fp4_backend_cuda::{Cuda, CudaOperand, CudaTensor, Graph, MatmulKernel};
 use fp4_core::backend::{Resident, Sink, Source};
 use fp4_core::reference::{self, Reference};
 use fp4_core::{
@@ -279,7 +279,11 @@ impl Bench {
         let loaded = self.cuda.load_transform(&transform, FloatType::Bf16)?;
         let spec = QuantSpec::usual(format);
         let mut out = self.cuda.empty_operand()?;
-        let cuda = self.cuda.clone().with_ladder(if fold { Ladder::Wgmma } else { Ladder::Mma });
+        let cuda = self.cuda.clone().with_matmul_kernel(if fold {
+            MatmulKernel::Wgmma
+        } else {
+            MatmulKernel::Mma
+        });
         let recorded = Recorded::new(&cuda, self.small, 1, |_| {
             let source = Source::Resident(&tensor);
             cuda.quantize_resident(source, [m, k], &spec, Some(&loaded), &mut out)?;

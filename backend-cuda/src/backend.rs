@@ -17,9 +17,10 @@ use crate::NAME;
 use crate::device::buffer::Buffer;
 use crate::device::driver::{self, Device};
 use crate::device::gpu::Gpu;
-use crate::operand::{CudaOperand, CudaTransform, CudaWeight, host_bytes, host_bytes_mut};
-use crate::ops::fold::Folded;
-use crate::ops::matmul::{self, Ladder, PATHS_BYTES, Scratch, paths_of};
+use crate::operand::folded::Folded;
+use crate::operand::packed::{CudaOperand, CudaWeight};
+use crate::operand::tensor::{CudaTransform, host_bytes, host_bytes_mut};
+use crate::ops::matmul::{self, MatmulKernel, PATHS_BYTES, Scratch, paths_of};
 use crate::ops::quantize;
 
 /// The CUDA backend on one device: quantizer, matmul, and operands in device memory. Cheap to clone;
@@ -27,7 +28,7 @@ use crate::ops::quantize;
 #[derive(Debug, Clone)]
 pub struct Cuda {
     pub(crate) gpu: Arc<Gpu>,
-    pub(crate) ladder: Ladder,
+    pub(crate) kernel: MatmulKernel,
     keep_folded: bool,
     pool: Arc<Mutex<Vec<Staging>>>,
     pub(crate) scratch: Arc<Mutex<Scratch>>,
@@ -62,7 +63,7 @@ impl Cuda {
         gpu.synchronize()?;
         Ok(Cuda {
             gpu,
-            ladder: Ladder::default(),
+            kernel: MatmulKernel::default(),
             keep_folded: true,
             pool: Arc::default(),
             scratch: Arc::default(),
@@ -76,10 +77,10 @@ impl Cuda {
         &self.gpu.info
     }
 
-    /// The same backend, multiplying by another kernel of the ladder. The bits are the same.
+    /// The same backend, multiplying by another kernel of the kernel. The bits are the same.
     #[must_use]
-    pub fn with_ladder(self, ladder: Ladder) -> Self {
-        Cuda { ladder, ..self }
+    pub fn with_matmul_kernel(self, kernel: MatmulKernel) -> Self {
+        Cuda { kernel, ..self }
     }
 
     /// The same backend, keeping the folded form of the weights that it prepares or not. Only where the
@@ -115,7 +116,7 @@ impl Cuda {
         Ok(paths)
     }
 
-    /// How many tiles of the last product by [`Ladder::Wgmma`] could not be proved exact there and were
+    /// How many tiles of the last product by [`MatmulKernel::Wgmma`] could not be proved exact there and were
     /// left to the kernel by groups, and how many tiles there were. This waits. Of calls in a graph nothing is
     /// known: after a capture or a replay the answer is (0, 0) until the next such product.
     ///
@@ -168,7 +169,7 @@ impl Cuda {
         output.reserve(stream, outputs * float_type.bytes())?;
         paths.zero(stream, PATHS_BYTES)?;
         let to = (output.address(), float_type);
-        matmul::matmul(self.ladder, a, b, alpha, to, paths, &self.scratch)?;
+        matmul::matmul(self.kernel, a, b, alpha, to, paths, &self.scratch)?;
         let mut counters = [0; PATHS_BYTES];
         output.download(stream, host_bytes_mut(out))?;
         paths.download(stream, &mut counters)?;
@@ -214,10 +215,8 @@ impl Quantizer for Cuda {
         }
         let _operation = self.gpu.enter()?;
         let float_type = input.x().float_type();
-        let transform = input
-            .transform()
-            .map(|t| quantize::load_transform(&self.gpu, t, float_type))
-            .transpose()?;
+        let transform =
+            input.transform().map(|t| CudaTransform::load(&self.gpu, t, float_type)).transpose()?;
         self.with_staging(|staging| {
             let Staging { operand, given, spare, .. } = staging;
             let stream = &self.gpu.stream;
@@ -254,7 +253,7 @@ impl Matmul for Cuda {
         // Not before: the view is the caller's code.
         let _operation = self.gpu.enter()?;
         let mut operand = CudaOperand::new(&self.gpu)?;
-        let fold = self.keep_folded && matmul::folds_weight(self.ladder, &self.gpu, view.shape());
+        let fold = self.keep_folded && matmul::folds_weight(self.kernel, &self.gpu, view.shape());
         operand.import(view, false)?;
         if fold {
             operand.fold(Folded::fill_exactly)?;
@@ -278,7 +277,7 @@ impl Matmul for Cuda {
         let _operation = self.gpu.enter()?;
         self.with_staging(|staging| {
             let Staging { operand, output, paths, .. } = staging;
-            operand.import(a, matmul::folds_activation(self.ladder, &self.gpu, a.shape()))?;
+            operand.import(a, matmul::folds_activation(self.kernel, &self.gpu, a.shape()))?;
             self.matmul_to_host(operand, &b.operand, alpha, out, output, paths)
         })
     }

@@ -43,6 +43,7 @@
 
 mod backend;
 mod build;
+mod convert;
 mod device;
 mod graph;
 mod operand;
@@ -57,8 +58,9 @@ pub use backend::Cuda;
 pub use build::prebuilt::prebuild;
 pub use device::driver::{Device, MIN_COMPUTE_CAPABILITY, MIN_DRIVER_VERSION, device, devices};
 pub use graph::Graph;
-pub use operand::{CudaOperand, CudaTensor, CudaTransform, CudaWeight};
-pub use ops::matmul::Ladder;
+pub use operand::packed::{CudaOperand, CudaWeight};
+pub use operand::tensor::{CudaTensor, CudaTransform};
+pub use ops::matmul::MatmulKernel;
 
 /// The backend's name in routing and reports.
 pub const NAME: &str = "cuda";

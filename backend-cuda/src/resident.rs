@@ -14,7 +14,8 @@ use fp4_core::{
 };
 
 use crate::backend::{Cuda, Staging};
-use crate::operand::{CudaOperand, CudaTensor, CudaTransform, CudaWeight, host_bytes};
+use crate::operand::packed::{CudaOperand, CudaWeight};
+use crate::operand::tensor::{CudaTensor, CudaTransform, host_bytes};
 use crate::ops::{matmul, quantize};
 
 impl Resident for Cuda {
@@ -48,7 +49,7 @@ impl Resident for Cuda {
     fn load_transform(&self, t: &Transform<'_>, x: FloatType) -> Result<CudaTransform, Error> {
         check_environment()?;
         let _operation = self.gpu.enter()?;
-        let transform = quantize::load_transform(&self.gpu, t, x)?;
+        let transform = CudaTransform::load(&self.gpu, t, x)?;
         self.gpu.synchronize()?;
         Ok(transform)
     }
@@ -109,7 +110,7 @@ impl Resident for Cuda {
                 (x.values.address(), float_type)
             }
         };
-        let folded = matmul::folds_activation(self.ladder, &self.gpu, shape)
+        let folded = matmul::folds_activation(self.kernel, &self.gpu, shape)
             && quantize::quantize_and_fold(x, shape, spec, transform, out)?;
         if !folded {
             quantize::quantize(x, shape, spec, transform, 0, out)?;
@@ -142,8 +143,8 @@ impl Resident for Cuda {
                 let outputs = rows.checked_mul(cols).ok_or(Error::ShapeOverflow { rows, cols })?;
                 out.resize(float_type, outputs)?;
                 let to = (out.values.address(), float_type);
-                let (ladder, b) = (self.ladder, &b.operand);
-                matmul::matmul(ladder, a, b, alpha, to, &self.device_paths, &self.scratch)?;
+                let (kernel, b) = (self.kernel, &b.operand);
+                matmul::matmul(kernel, a, b, alpha, to, &self.device_paths, &self.scratch)?;
                 Ok(Paths::default())
             }
         }
@@ -161,7 +162,7 @@ impl Resident for Cuda {
     fn import(&self, from: PackedView<'_>, to: &mut CudaOperand) -> Result<(), Error> {
         self.own(&to.gpu)?;
         let _operation = self.gpu.enter()?;
-        to.import(from, matmul::folds_activation(self.ladder, &self.gpu, from.shape()))?;
+        to.import(from, matmul::folds_activation(self.kernel, &self.gpu, from.shape()))?;
         self.gpu.synchronize()
     }
 }

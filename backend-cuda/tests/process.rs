@@ -14,7 +14,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use common::{Rng, operand, passes_apart, same_bits};
-use fp4_backend_cuda::{Cuda, Ladder};
+use fp4_backend_cuda::{Cuda, MatmulKernel};
 use fp4_core::backend::{Resident, Sink, Source};
 use fp4_core::{
     DeviceError, Error, Format, Matmul, PackedMatrix, QuantSpec, QuantizeInput, Quantizer,
@@ -43,11 +43,11 @@ fn work(cuda: &Cuda) -> Result<(), Error> {
         let mut z = vec![0f32; m * n];
         cuda.matmul(got.view(), &weight, 0.3, (&mut z[..]).into())?;
         same_bits(&z, &y, "matmul");
-        for ladder in [Ladder::Naive, Ladder::Mma, Ladder::Decode { ranges: 2 }] {
+        for kernel in [MatmulKernel::Naive, MatmulKernel::Mma, MatmulKernel::Decode { ranges: 2 }] {
             z.fill(7.0);
-            let cuda = cuda.clone().with_ladder(ladder);
+            let cuda = cuda.clone().with_matmul_kernel(kernel);
             cuda.matmul(got.view(), &weight, 0.3, (&mut z[..]).into())?;
-            same_bits(&z, &y, &format!("{ladder:?}"));
+            same_bits(&z, &y, &format!("{kernel:?}"));
         }
     }
     Ok(())
@@ -129,7 +129,7 @@ fn child_multiplies_with_or_without_folded_operands() {
         assert_eq!(forward(&cuda, format, 130), Ok(enough), "{format}");
     }
     // A kernel that was asked for by name is not replaced.
-    let by_name = forward(&cuda.with_ladder(Ladder::Wgmma), Format::MxFp4, 130);
+    let by_name = forward(&cuda.with_matmul_kernel(MatmulKernel::Wgmma), Format::MxFp4, 130);
     match by_name {
         Ok(ran) => assert!(enough && ran),
         Err(error) => {
@@ -158,7 +158,7 @@ fn child_splits_k_if_it_can() {
     let (mut y, mut expected) = (vec![0f32; 600], vec![0f32; 600]);
     reference::matmul(a.view(), b.view(), 0.3, (&mut expected[..]).into()).unwrap();
     let multiply = |y: &mut Vec<f32>| -> Result<(), Error> {
-        let cuda = Cuda::open(0)?.with_ladder(Ladder::Decode { ranges: 4 });
+        let cuda = Cuda::open(0)?.with_matmul_kernel(MatmulKernel::Decode { ranges: 4 });
         let weight = cuda.prepare(b.view())?;
         cuda.matmul(a.view(), &weight, 0.3, (&mut y[..]).into())?;
         Ok(())

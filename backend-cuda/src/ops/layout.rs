@@ -1,118 +1,59 @@
-//! Dequantization and scale layouts on the device (C4.4, C7).
+//! Dequantization and scale layouts on the device (C4.4, C7): which kernel, and what it is given.
 
-use fp4_core::{
-    Buffer as What, Error, FloatSliceMut, PackedView, QuantSpec, Swizzle, check_environment,
-};
+use fp4_core::{Error, FloatType, Swizzle};
 
-use crate::backend::{Cuda, Staging};
 use crate::build::sources::LAYOUT;
+use crate::device::gpu::Gpu;
 use crate::device::launch::{Arg, blocks_for, float_type, int, scale_type};
-use crate::operand::host_bytes_mut;
+use crate::operand::packed::CudaOperand;
 
-impl Cuda {
-    /// Writes the values of a packed matrix under `global_scale`, row-major, as
-    /// [`fp4_core::reference::dequantize`] does.
-    ///
-    /// # Errors
-    /// As the reference; a device failure.
-    pub fn dequantize(
-        &self,
-        packed: PackedView<'_>,
-        global_scale: f32,
-        out: FloatSliceMut<'_>,
-    ) -> Result<(), Error> {
-        check_environment()?;
-        let shape = packed.shape();
-        // The checks that the reference makes are those of settings with scale-scale 1.
-        QuantSpec::new(shape.scale_type(), shape.group(), global_scale, 1.0)?;
-        let len = shape.rows() * shape.k();
-        out.as_ref().expect_len(What::Output, len)?;
-        let _operation = self.gpu.enter()?;
-        self.with_staging(|staging| {
-            let Staging { operand, output, .. } = staging;
-            let (stream, ty) = (&self.gpu.stream, out.float_type());
-            operand.import(packed, false)?;
-            output.reserve(stream, len * ty.bytes())?;
-            let args = [
-                Arg::Pointer(operand.codes.address()),
-                Arg::Pointer(operand.scales.address()),
-                Arg::Pointer(output.address()),
-                Arg::I64(shape.rows() as i64),
-                Arg::I32(int(shape.k())?),
-                Arg::I32(int(operand.k_pad)?),
-                Arg::I32(int(shape.group().get())?),
-                scale_type(shape.scale_type()),
-                Arg::F32(global_scale),
-                float_type(ty),
-            ];
-            self.gpu.launch((&LAYOUT, "dequantize"), blocks_for(len / 2, 256), 256, &args)?;
-            output.download(stream, host_bytes_mut(out))?;
-            self.gpu.synchronize()
-        })
-    }
-
-    /// Swizzles row-major scale bytes, as [`Swizzle::swizzle`] does.
-    ///
-    /// # Errors
-    /// As [`Swizzle::swizzle`]; a device failure.
-    pub fn swizzle(
-        &self,
-        layout: &Swizzle,
-        scales: &[u8],
-        swizzled: &mut [u8],
-    ) -> Result<(), Error> {
-        expect_lens(layout, scales, swizzled)?;
-        self.rearrange(layout, "swizzle", scales, swizzled)
-    }
-
-    /// Unswizzles into row-major scale bytes, as [`Swizzle::unswizzle`] does.
-    ///
-    /// # Errors
-    /// As [`Swizzle::unswizzle`]; a device failure.
-    pub fn unswizzle(
-        &self,
-        layout: &Swizzle,
-        swizzled: &[u8],
-        scales: &mut [u8],
-    ) -> Result<(), Error> {
-        expect_lens(layout, scales, swizzled)?;
-        self.rearrange(layout, "unswizzle", swizzled, scales)
-    }
-
-    fn rearrange(
-        &self,
-        layout: &Swizzle,
-        kernel: &'static str,
-        from: &[u8],
-        to: &mut [u8],
-    ) -> Result<(), Error> {
-        let _operation = self.gpu.enter()?;
-        self.with_staging(|staging| {
-            let Staging { output, spare, .. } = staging;
-            let stream = &self.gpu.stream;
-            spare.upload(stream, from)?;
-            output.reserve(stream, to.len())?;
-            let args = [
-                Arg::Pointer(spare.address()),
-                Arg::Pointer(output.address()),
-                Arg::I64(layout.rows() as i64),
-                Arg::I32(int(layout.cols())?),
-            ];
-            self.gpu.launch((&LAYOUT, kernel), blocks_for(to.len(), 256), 256, &args)?;
-            output.download(stream, to)?;
-            self.gpu.synchronize()
-        })
-    }
+/// Queues the values of an operand under `global_scale` into device memory, row-major.
+pub(crate) fn dequantize(
+    operand: &CudaOperand,
+    global_scale: f32,
+    (to, float): (u64, FloatType),
+) -> Result<(), Error> {
+    let shape = operand.shape;
+    let args = [
+        Arg::Pointer(operand.codes.address()),
+        Arg::Pointer(operand.scales.address()),
+        Arg::Pointer(to),
+        Arg::I64(shape.rows() as i64),
+        Arg::I32(int(shape.k())?),
+        Arg::I32(int(operand.k_pad)?),
+        Arg::I32(int(shape.group().get())?),
+        scale_type(shape.scale_type()),
+        Arg::F32(global_scale),
+        float_type(float),
+    ];
+    let pairs = shape.rows() * shape.k() / 2;
+    operand.gpu.launch((&LAYOUT, "dequantize"), blocks_for(pairs, 256), 256, &args)
 }
 
-fn expect_lens(layout: &Swizzle, scales: &[u8], swizzled: &[u8]) -> Result<(), Error> {
-    for (what, expected, got) in [
-        (What::Scales, layout.rows() * layout.cols(), scales.len()),
-        (What::Swizzled, layout.len(), swizzled.len()),
-    ] {
-        if expected != got {
-            return Err(Error::Len { what, expected, got });
-        }
-    }
-    Ok(())
+/// Which way scale bytes go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Direction {
+    Swizzle,
+    Unswizzle,
+}
+
+/// Queues scale bytes from one layout to the other, `len` bytes of it.
+pub(crate) fn rearrange(
+    gpu: &Gpu,
+    layout: &Swizzle,
+    direction: Direction,
+    from: u64,
+    to: u64,
+) -> Result<(), Error> {
+    let (kernel, len) = match direction {
+        Direction::Swizzle => ("swizzle", layout.len()),
+        Direction::Unswizzle => ("unswizzle", layout.rows() * layout.cols()),
+    };
+    let args = [
+        Arg::Pointer(from),
+        Arg::Pointer(to),
+        Arg::I64(layout.rows() as i64),
+        Arg::I32(int(layout.cols())?),
+    ];
+    gpu.launch((&LAYOUT, kernel), blocks_for(len, 256), 256, &args)
 }

@@ -4,3 +4,4 @@ pub(crate) mod fold;
 pub(crate) mod layout;
 pub(crate) mod matmul;
 pub(crate) mod quantize;
+pub(crate) mod transfer;

@@ -6,13 +6,14 @@
 use fp4_core::{Error, Format, PackedShape};
 
 use super::decode::{self, Tiles};
-use super::{Ladder, Outputs, Scratch, is_long};
+use super::kernel::MatmulKernel;
+use super::product::{Outputs, Scratch, is_long};
 use crate::build::sources::{FOLD, MATMUL_WGMMA_MXFP4, MATMUL_WGMMA_NVFP4, QUANTIZE_FOLD};
 use crate::device::gpu::Gpu;
 use crate::device::launch::{Arg, Grid, float_type, int};
 use crate::device::module::Kernel;
-use crate::operand::CudaOperand;
-use crate::ops::fold::{TILE_ROWS, block_bytes};
+use crate::operand::folded::{TILE_ROWS, block_bytes};
+use crate::operand::packed::CudaOperand;
 
 /// The one compute capability that has these instructions.
 pub(super) const COMPUTE_CAPABILITY: i32 = 90;
@@ -40,14 +41,14 @@ pub(super) fn available(gpu: &Gpu, format: Format) -> bool {
         && gpu.has((&QUANTIZE_FOLD, "quantize_fold_f32"))
 }
 
-/// Whether operands of this shape are multiplied here under `ladder`, if A has rows enough.
-pub(super) fn takes(ladder: Ladder, gpu: &Gpu, shape: PackedShape, k_pad: usize) -> bool {
+/// Whether operands of this shape are multiplied here under `kernel`, if A has rows enough.
+pub(super) fn takes(kernel: MatmulKernel, gpu: &Gpu, shape: PackedShape, k_pad: usize) -> bool {
     let Some(format) = shape.format() else { return false };
     // The grids are not too large.
     let fits = shape.rows() <= 16 * Grid::MAX_YZ && k_pad <= 128 * Grid::MAX_YZ;
-    let wanted = match ladder {
-        Ladder::Wgmma => true,
-        Ladder::Auto => !is_long(format, k_pad / format.group().get()),
+    let wanted = match kernel {
+        MatmulKernel::Wgmma => true,
+        MatmulKernel::Auto => !is_long(format, k_pad / format.group().get()),
         _ => false,
     };
     wanted && fits && available(gpu, format)
