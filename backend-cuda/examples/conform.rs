@@ -1,11 +1,12 @@
 //! The conformance suite on a device and the reference, alone and in pairs.
 //!
 //! ```text
-//! cargo run --release -p fp4-backend-cuda --example conform -- [quick | full | exhaustive] [auto | naive | mma | decode | wgmma]
+//! cargo run --release -p fp4-backend-cuda --example conform -- [PROFILE] [KERNEL]
 //! ```
 //!
-//! The second argument forces a kernel on every product; `auto` is what the backend would take. Exit code 0 if
-//! every compared value is equal, 1 if one differs, 2 without a device, 77 if the device does not have the kernel.
+//! PROFILE is quick, full or exhaustive; KERNEL is auto, naive, mma, decode or wgmma, and forces it
+//! on every product; `auto` is what the backend would take. Exit code 0 if every compared value is
+//! equal, 1 if one differs, 2 without a device, 77 if the device does not have the kernel.
 
 use fp4_backend_cuda::{Cuda, MatmulKernel};
 use fp4_conformance::suite::{Profile, Registered, Suite};

@@ -1,7 +1,8 @@
 //! [`Cuda`], the backend: both roles on host operands.
 //!
-//! A call takes a [`Staging`] from a pool: device buffers that grow to the largest call seen and are
-//! then reused. Operands go up, kernels run, results come back, and the call waits once, at its end.
+//! A call takes a [`Staging`] from a pool: device buffers that grow to the largest call seen and
+//! are then reused. Operands go up, kernels run, results come back, and the call waits once, at its
+//! end.
 
 use std::marker::PhantomData;
 use std::ops::Range;
@@ -13,18 +14,21 @@ use fp4_core::{
     Unsupported, check_environment,
 };
 
-use crate::NAME;
 use crate::device::buffer::Buffer;
 use crate::device::driver::{self, Device};
 use crate::device::gpu::Gpu;
+use crate::device::reason::Reason;
 use crate::operand::folded::Folded;
 use crate::operand::packed::{CudaOperand, CudaWeight};
 use crate::operand::tensor::{CudaTransform, host_bytes, host_bytes_mut};
 use crate::ops::matmul::{self, MatmulKernel, PATHS_BYTES, Scratch, paths_of};
 use crate::ops::quantize;
 
-/// The CUDA backend on one device: quantizer, matmul, and operands in device memory. Cheap to clone;
-/// the clones share the device's stream and buffers.
+/// The backend's name in routing and reports.
+pub const NAME: &str = "cuda";
+
+/// The CUDA backend on one device: quantizer, matmul, and operands in device memory. Cheap to
+/// clone; the clones share the device's stream and buffers.
 #[derive(Debug, Clone)]
 pub struct Cuda {
     pub(crate) gpu: Arc<Gpu>,
@@ -83,10 +87,11 @@ impl Cuda {
         Cuda { kernel, ..self }
     }
 
-    /// The same backend, keeping the folded form of the weights that it prepares or not. Only where the
-    /// wgmma kernels run is there one: int8 beside the packed form, of 1 byte an element for MXFP4 (three
-    /// times the packed bytes in all) and 3 for NVFP4 (six times), more where scales lie far apart.
-    /// Without it each such product folds the weight first. By default it is kept, unless memory is short.
+    /// The same backend, keeping the folded form of the weights that it prepares or not. Only where
+    /// the wgmma kernels run is there one: int8 beside the packed form, of 1 byte an element for
+    /// MXFP4 (three times the packed bytes in all) and 3 for NVFP4 (six times), more where scales
+    /// lie far apart. Without it each such product folds the weight first. By default it is kept,
+    /// unless memory is short.
     #[must_use]
     pub fn with_folded_weights(self, keep: bool) -> Self {
         Cuda { keep_folded: keep, ..self }
@@ -101,8 +106,9 @@ impl Cuda {
         self.gpu.synchronize()
     }
 
-    /// Which paths all products since [`open`](Self::open) took: those that stayed on the device too,
-    /// whose calls return no counts, because reading them would wait for the device. This waits.
+    /// Which paths all products since [`open`](Self::open) took: those that stayed on the device
+    /// too, whose calls return no counts, because reading them would wait for the device. This
+    /// waits.
     ///
     /// # Errors
     /// A device failure.
@@ -116,9 +122,10 @@ impl Cuda {
         Ok(paths)
     }
 
-    /// How many tiles of the last product by [`MatmulKernel::Wgmma`] could not be proved exact there and were
-    /// left to the kernel by groups, and how many tiles there were. This waits. Of calls in a graph nothing is
-    /// known: after a capture or a replay the answer is (0, 0) until the next such product.
+    /// How many tiles of the last product by [`MatmulKernel::Wgmma`] could not be proved exact
+    /// there and were left to the kernel by groups, and how many tiles there were. This waits. Of
+    /// calls in a graph nothing is known: after a capture or a replay the answer is (0, 0) until
+    /// the next such product.
     ///
     /// # Errors
     /// A device failure.
@@ -179,7 +186,8 @@ impl Cuda {
         Ok(paths)
     }
 
-    /// Refuses operands of another device, or of the same one opened again: they are queued elsewhere.
+    /// Refuses operands of another device, or of the same one opened again: they are queued
+    /// elsewhere.
     pub(crate) fn own(&self, gpu: &Arc<Gpu>) -> Result<(), Error> {
         if Arc::ptr_eq(gpu, &self.gpu) { Ok(()) } else { Err(Error::ForeignOperand) }
     }
@@ -196,7 +204,7 @@ fn expect_int(sizes: &[usize]) -> Result<(), Unsupported> {
     // One padding step of 128 stays below 2^31.
     let max = i32::MAX as usize - 128;
     match sizes.iter().find(|&&size| size > max) {
-        Some(_) => Err(Unsupported::Other("a dimension of 2^31 - 128 or more; split it")),
+        Some(_) => Err(Reason::DimensionTooLarge.into()),
         None => Ok(()),
     }
 }

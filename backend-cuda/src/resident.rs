@@ -1,10 +1,10 @@
 //! Operands in device memory: a layer whose both halves run on one device makes no host round trip.
 //!
-//! Tensor in, tensor out, a forward is a few launches and nothing else: quantize (with the transform
-//! fused) and row metadata, or where the wgmma kernels multiply, quantize and fold in one pass and a
-//! launch for what outliers make; then matmul. It allocates nothing once the buffers have grown, never
-//! waits for the device, and takes its decisions from data on the device, so it can be captured in a
-//! CUDA graph, once it has run.
+//! Tensor in, tensor out, a forward is a few launches and nothing else: quantize (with the
+//! transform fused) and row metadata, or where the wgmma kernels multiply, quantize and fold in one
+//! pass and a launch for what outliers make; then matmul. It allocates nothing once the buffers
+//! have grown, never waits for the device, and takes its decisions from data on the device, so it
+//! can be captured in a CUDA graph, once it has run.
 
 use fp4_core::{
     Buffer as What, Error, FloatSlice, FloatSliceMut, FloatType, Packed, PackedMut, PackedView,

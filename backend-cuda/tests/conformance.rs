@@ -1,8 +1,10 @@
-//! The conformance suite on this backend and the reference, alone and in pairs: profile quick as routed and on
-//! the tensor cores of every device, and shares of its drawn cases with the other kernels forced on every product.
+//! The conformance suite on this backend and the reference, alone and in pairs: profile quick as
+//! routed and on the tensor cores of every device, and shares of its drawn cases with the other
+//! kernels forced on every product.
 //!
-//! Needs a device, or the stand-in of `emulator/` in `LD_LIBRARY_PATH`: feature `emulated`. FP4_SUITE_SHARE=S
-//! takes one drawn case in S, of all of these: on the stand-in a product takes seconds.
+//! Needs a device, or the stand-in of `emulator/` in `LD_LIBRARY_PATH`: feature `emulated`.
+//! FP4_SUITE_SHARE=S takes one drawn case in S, of all of these: on the stand-in a product takes
+//! seconds.
 
 #![cfg(feature = "emulated")]
 #![allow(missing_docs)]

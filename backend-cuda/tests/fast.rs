@@ -1,5 +1,5 @@
-//! The kernels for few rows and for Hopper, against the reference, bit for bit (C6): ragged shapes, every
-//! kind of data, splits of K, every bound on it and one past it, and forced fallbacks.
+//! The kernels for few rows and for Hopper, against the reference, bit for bit (C6): ragged shapes,
+//! every kind of data, splits of K, every bound on it and one past it, and forced fallbacks.
 //!
 //! Needs a device, or the stand-in of `emulator/` in `LD_LIBRARY_PATH`: feature `emulated`.
 
@@ -343,7 +343,8 @@ fn tiles_without_a_folded_form_are_left_and_right() {
             Format::MxFp4 => (146, 100, 512),
             Format::NvFp4 => (0x78, 0x08, 512),
         };
-        // Many windows in every step: no room for the extra blocks. One tile of A, the other is plain.
+        // Many windows in every step: no room for the extra blocks. One tile of A, the other is
+        // plain.
         let shape = PackedShape::of(format, 130, k).unwrap();
         let codes = (0..shape.codes_len()).map(|_| rng.next() as u8 | 1).collect();
         let groups = shape.row_groups();
@@ -364,8 +365,8 @@ fn tiles_without_a_folded_form_are_left_and_right() {
 #[test]
 fn rounding_is_single_in_subnormals_ties_and_past_the_largest() {
     let cuda = cuda();
-    // Sums of one large and two small terms around a tie of f32, at exponents from the bottom of the
-    // subnormals to overflow: S = 2^24 + 1 + 2^-30 is the shape that two roundings get wrong.
+    // Sums of one large and two small terms around a tie of f32, at exponents from the bottom of
+    // the subnormals to overflow: S = 2^24 + 1 + 2^-30 is the shape that two roundings get wrong.
     for kernel in [DECODE, MatmulKernel::Wgmma] {
         for base in [40u8, 54, 60, 64, 70, 100, 127, 180, 190, 200] {
             let row = |codes: [u8; 3], scales: [u8; 3]| -> Vec<(u8, u8)> {

@@ -1,5 +1,6 @@
-//! Captured graphs: a layer's quantize and matmul, recorded once and replayed on new data with the bits of the
-//! reference; and what a capture cannot record is refused, after which everything works as before.
+//! Captured graphs: a layer's quantize and matmul, recorded once and replayed on new data with the
+//! bits of the reference; and what a capture cannot record is refused, after which everything works
+//! as before.
 //!
 //! Needs a device, or the stand-in of `emulator/` in `LD_LIBRARY_PATH`: feature `emulated`.
 
@@ -286,7 +287,8 @@ fn products_of_one_thread_are_whole_while_another_captures_and_replays() {
 #[test]
 fn the_first_call_of_a_thread_may_be_a_launch() {
     let (cuda, mut rng) = (Cuda::open(0).unwrap(), Rng(45));
-    // A kernel with more shared memory than any has unasked, loaded on this thread but not yet launched with it.
+    // A kernel with more shared memory than any has unasked, loaded on this thread but not yet
+    // launched with it.
     let mut layer = Layer::new(&cuda, Format::MxFp4, 3, &mut rng);
     let values = layer.values(&mut rng);
     layer.set(&values);

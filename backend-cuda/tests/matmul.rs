@@ -1,4 +1,5 @@
-//! The matmul kernels against the reference, bit for bit: on each bound, one past it, and around [C6].
+//! The matmul kernels against the reference, bit for bit: on each bound, one past it, and around
+//! [C6].
 //!
 //! Needs a device, or the stand-in of `emulator/` in `LD_LIBRARY_PATH`: feature `emulated`.
 
@@ -115,7 +116,8 @@ fn joint_limit(k: usize) -> u8 {
     (i64::MAX as u64 / (4608 * groups)).ilog2() as u8
 }
 
-/// MXFP4 rows of the largest codes, all of one sign, all but the first group under the largest scale.
+/// MXFP4 rows of the largest codes, all of one sign, all but the first group under the largest
+/// scale.
 fn extreme(k: usize, spread: u8) -> PackedMatrix {
     let shape = PackedShape::of(Format::MxFp4, 2, k).unwrap();
     let mut scales = vec![100 + spread; shape.scales_len()];
@@ -261,8 +263,8 @@ fn the_final_rounding_is_one_rounding() {
             }
             codes
         };
-        // The last term is 2^-30, 2^-60 and 2^-253: in the limb of the 640-bit sum that is rounded, in
-        // the one below it, and in its lowest, of which only the sticky bit is left.
+        // The last term is 2^-30, 2^-60 and 2^-253: in the limb of the 640-bit sum that is rounded,
+        // in the one below it, and in its lowest, of which only the sticky bit is left.
         for (far_a, far_b) in [(127 - 30, 127), (127 - 60, 127), (0, 1)] {
             // Codes 1 * 1 (2 is the value 1); the other groups give 2^24 and 1.
             let a = PackedMatrix::new(shape, codes(2), vec![127 + 24, 127, far_a]).unwrap();

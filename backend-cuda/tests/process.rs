@@ -1,6 +1,6 @@
-//! What depends on the process's surroundings: failures, devices, warp orders, the cache, a machine without
-//! NVRTC. Each case runs a test marked `ignore` in a process of its own, because the driver library reads its
-//! environment once; that the process ends well shows that it stayed alive.
+//! What depends on the process's surroundings: failures, devices, warp orders, the cache, a machine
+//! without NVRTC. Each case runs a test marked `ignore` in a process of its own, because the driver
+//! library reads its environment once; that the process ends well shows that it stayed alive.
 //!
 //! Needs the stand-in of `emulator/` and NVRTC in `LD_LIBRARY_PATH`: feature `emulated`.
 
@@ -98,7 +98,8 @@ fn failures_are_values_and_the_process_lives() {
     assert!(text.contains("outcome: nothing failed"), "{text}");
 }
 
-/// Multiplies under `Auto` a tensor quantized here: whether the wgmma kernels did it, and its bits are right.
+/// Multiplies under `Auto` a tensor quantized here: whether the wgmma kernels did it, and its bits
+/// are right.
 fn forward(cuda: &Cuda, format: Format, m: usize) -> Result<bool, Error> {
     let (n, k, mut rng) = (130, 352, Rng(33));
     let spec = QuantSpec::usual(format);
@@ -142,7 +143,8 @@ fn child_multiplies_with_or_without_folded_operands() {
 #[test]
 fn without_memory_for_folded_operands_other_kernels_multiply() {
     passes_apart("child_multiplies_with_or_without_folded_operands", &[]);
-    // The activation's folded form is larger than this, the weight's of MXFP4 is not; then both are.
+    // The activation's folded form is larger than this, the weight's of MXFP4 is not; then both
+    // are.
     for large in ["large:100000", "large:96000"] {
         let fail = [("FP4_EMULATOR_FAIL", large)];
         passes_apart("child_multiplies_with_or_without_folded_operands", &fail);
@@ -174,8 +176,8 @@ fn child_splits_k_if_it_can() {
 
 #[test]
 fn without_memory_for_sums_of_ranges_decode_takes_one_range() {
-    // In order: the counters of paths; codes, scales and metadata of B and of A; outputs; paths; then the sums and
-    // the arrivals, which decode can do without.
+    // In order: the counters of paths; codes, scales and metadata of B and of A; outputs; paths;
+    // then the sums and the arrivals, which decode can do without.
     for n in 1..=12 {
         let fail = format!("alloc:{n}");
         let text = passes_apart("child_splits_k_if_it_can", &[("FP4_EMULATOR_FAIL", &fail)]);

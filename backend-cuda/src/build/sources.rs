@@ -71,8 +71,8 @@ pub(crate) static HEADERS: [(&str, &str); 8] = [
     ("matmul_wgmma.cuh", include_str!("../../kernels/matmul_wgmma.cuh")),
 ];
 
-/// What the contract asks of the compiler (C9): IEEE operations, nothing fused that is not written so,
-/// nothing flushed.
+/// What the contract asks of the compiler (C9): IEEE operations, nothing fused that is not written
+/// so, nothing flushed.
 const FLAGS: [&str; 5] =
     ["--std=c++17", "--fmad=false", "--ftz=false", "--prec-div=true", "--prec-sqrt=true"];
 

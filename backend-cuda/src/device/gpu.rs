@@ -12,6 +12,7 @@ use fp4_core::Error;
 use super::driver::Device;
 use super::error::DeviceResult;
 use super::module::{Kernel, Modules};
+use super::reason::DriverVersion;
 use super::stream::{Operation, Stream};
 
 /// A device in use.
@@ -32,7 +33,7 @@ impl std::fmt::Debug for Gpu {
 
 impl Gpu {
     /// Opens the device with this index.
-    pub(crate) fn open(index: usize, info: Device, driver: i32) -> Result<Self, Error> {
+    pub(crate) fn open(index: usize, info: Device, driver: DriverVersion) -> Result<Self, Error> {
         let context = CudaContext::new(index).device()?;
         // SAFETY: all memory of this context's buffers is used on the one stream made below, in the
         // order of the calls, so there is nothing that events would have to order.
@@ -41,7 +42,7 @@ impl Gpu {
         let processors = context
             .attribute(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)
             .device()?;
-        let modules = Modules::new(info.compute_capability, driver / 1000);
+        let modules = Modules::new(info.compute_capability, driver.major());
         let processors = usize::try_from(processors).unwrap_or(1).max(1);
         Ok(Gpu { info, stream, context, processors, modules })
     }

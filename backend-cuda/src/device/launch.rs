@@ -1,11 +1,12 @@
 //! Launches of kernels on the device's one stream.
 
 use cudarc::driver::{LaunchConfig, PushKernelArg};
-use fp4_core::{Error, FloatType, ScaleType, TieMode, Unsupported};
+use fp4_core::{Error, FloatType, ScaleType, TieMode};
 
 use super::error::DeviceResult;
 use super::gpu::Gpu;
 use super::module::Kernel;
+use super::reason::Reason;
 
 /// An argument of a kernel.
 #[derive(Debug, Clone, Copy)]
@@ -39,8 +40,8 @@ impl Grid {
 impl Gpu {
     /// Queues `blocks` blocks of `threads` threads. Zero blocks are nothing to do.
     ///
-    /// Callers pass what the kernel's declaration in `kernels/` asks for, in its order, and buffers of
-    /// the lengths that its comment states.
+    /// Callers pass what the kernel's declaration in `kernels/` asks for, in its order, and buffers
+    /// of the lengths that its comment states.
     pub(crate) fn launch(
         &self,
         kernel: Kernel,
@@ -52,7 +53,8 @@ impl Gpu {
         self.launch_grid(kernel, Grid { blocks: [blocks, 1, 1], threads, shared: 0 }, args)
     }
 
-    /// As [`launch`](Self::launch), on a grid of up to three dimensions and with dynamic shared memory.
+    /// As [`launch`](Self::launch), on a grid of up to three dimensions and with dynamic shared
+    /// memory.
     pub(crate) fn launch_grid(
         &self,
         kernel: Kernel,
@@ -64,7 +66,7 @@ impl Gpu {
             return Ok(());
         }
         if x > i32::MAX as usize || y > Grid::MAX_YZ || z > Grid::MAX_YZ {
-            return Err(Unsupported::Other("a grid of too many thread blocks; split M").into());
+            return Err(Reason::GridTooLarge.into());
         }
         self.context.bind_to_thread().device()?;
         let function = self.function(kernel, grid.shared)?;
@@ -92,8 +94,7 @@ impl Gpu {
 
 /// The size of a dimension as the kernels count it.
 pub(crate) fn int(size: usize) -> Result<i32, Error> {
-    i32::try_from(size)
-        .map_err(|_| Unsupported::Other("a dimension of 2^31 or more; split it").into())
+    i32::try_from(size).map_err(|_| Reason::DimensionTooLarge.into())
 }
 
 /// Number of blocks of `threads` threads for one thread each of `items`.

@@ -6,4 +6,5 @@ pub(crate) mod error;
 pub(crate) mod gpu;
 pub(crate) mod launch;
 pub(crate) mod module;
+pub(crate) mod reason;
 pub(crate) mod stream;

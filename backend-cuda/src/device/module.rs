@@ -4,8 +4,8 @@
 //! cached machine code -> machine code by NVRTC, then cached -> prebuilt PTX -> KernelBuild
 //! ```
 //!
-//! Loading takes seconds where NVRTC compiles, so no lock is held meanwhile: of two threads that load
-//! the same at once both do, and what is there first stays.
+//! Loading takes seconds where NVRTC compiles, so no lock is held meanwhile: of two threads that
+//! load the same at once both do, and what is there first stays.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -147,8 +147,8 @@ impl Modules {
     }
 }
 
-/// Loads an image of a family; `None`, and a word in the log, if it is none for this device. Any other
-/// failure says nothing about the image: memory is short.
+/// Loads an image of a family; `None`, and a word in the log, if it is none for this device. Any
+/// other failure says nothing about the image: memory is short.
 fn image(
     context: &Arc<CudaContext>,
     image: Ptx,

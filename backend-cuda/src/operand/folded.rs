@@ -1,9 +1,9 @@
 //! The folded form of an operand in device memory, which the wgmma kernels read: `fold.cuh`.
 //!
-//! It lies beside the packed form: a weight is folded when it is prepared, an activation in the pass
-//! that quantizes it (`quantize_fold.cu`) or when it is imported. An operand without one, made under
-//! another [`MatmulKernel`](crate::MatmulKernel) or where memory was short, is folded for the product at
-//! hand. What fills it is [`ops::fold`](crate::ops::fold).
+//! It lies beside the packed form: a weight is folded when it is prepared, an activation in the
+//! pass that quantizes it (`quantize_fold.cu`) or when it is imported. An operand without one, made
+//! under another [`MatmulKernel`](crate::MatmulKernel) or where memory was short, is folded for the
+//! product at hand. What fills it is [`ops::fold`](crate::ops::fold).
 
 use std::sync::Arc;
 
@@ -48,8 +48,8 @@ pub(crate) struct Folded {
 /// How many extra blocks a tile has room for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Extra {
-    /// As data that is not known yet may need: a second window in every other step. A tile that needs
-    /// more is left to the kernel by groups.
+    /// As data that is not known yet may need: a second window in every other step. A tile that
+    /// needs more is left to the kernel by groups.
     Usual,
     /// A number that was counted.
     Of(usize),

@@ -82,8 +82,8 @@ impl CudaOperand {
         Ok(())
     }
 
-    /// Leaves to captured graphs the memory that they may use. A replay writes it in the layout of the
-    /// capture: kernels that were told of another one would follow its offsets to anywhere.
+    /// Leaves to captured graphs the memory that they may use. A replay writes it in the layout of
+    /// the capture: kernels that were told of another one would follow its offsets to anywhere.
     fn leave_graphs(&mut self) -> Result<(), Error> {
         let used = [&self.codes, &self.scales, &self.meta].iter().any(|b| b.is_in_a_graph());
         if used || self.folded.is_in_a_graph() {

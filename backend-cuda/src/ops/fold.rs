@@ -60,8 +60,8 @@ impl Folded {
         self.finish(of)
     }
 
-    /// Folds what is kept for long, with as many extra blocks as it needs: without any at first, and once
-    /// more if there are some. This waits for the device.
+    /// Folds what is kept for long, with as many extra blocks as it needs: without any at first,
+    /// and once more if there are some. This waits for the device.
     pub(crate) fn fill_exactly(&mut self, of: &FoldShape) -> Result<(), Error> {
         self.fill_with(of, Extra::Of(0))?;
         let mut counters = vec![0u32; self.tiles * (self.steps + 1)];
@@ -105,8 +105,9 @@ mod tests {
     use crate::operand::folded::block_bytes;
     use crate::{Cuda, MatmulKernel};
 
-    /// What a folding wrote, whichever extra blocks it took: bases, tiles without a folded form, and for each
-    /// step its set of windows, the block of window 0, and the others in order of the window.
+    /// What a folding wrote, whichever extra blocks it took: bases, tiles without a folded form,
+    /// and for each step its set of windows, the block of window 0, and the others in order of the
+    /// window.
     #[derive(PartialEq)]
     struct Contents {
         bases: Vec<i32>,

@@ -14,8 +14,8 @@ const TILE: [usize; 2] = [64, 128];
 /// Dense values on the device: address and type.
 pub(crate) type Dense = (u64, FloatType);
 
-/// Quantizes the (rows, k) values at `x` into `out`, with the scales at `given` if that is not 0, and
-/// describes the rows for the matmul. All shapes have been checked to fit.
+/// Quantizes the (rows, k) values at `x` into `out`, with the scales at `given` if that is not 0,
+/// and describes the rows for the matmul. All shapes have been checked to fit.
 pub(crate) fn quantize(
     (x, float_type): Dense,
     shape: PackedShape,
@@ -73,8 +73,8 @@ pub(crate) fn quantize(
     out.describe_rows()
 }
 
-/// As [`quantize`], and folds what it quantizes, in the same pass over the values; false, and nothing is
-/// queued, where there is no memory for the folded form.
+/// As [`quantize`], and folds what it quantizes, in the same pass over the values; false, and
+/// nothing is queued, where there is no memory for the folded form.
 pub(crate) fn quantize_and_fold(
     (x, float_type): Dense,
     shape: PackedShape,

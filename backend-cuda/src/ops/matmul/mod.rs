@@ -5,16 +5,16 @@
 //! | `Naive` | `matmul_naive.cu` | one thread each; int64 where proven, else 640 bits |
 //! | `Mma` | `matmul_mma.cu` | tensor-core tiles; int32 fold, int64 by group, else 640 bits |
 //! | `Decode` | `matmul_decode.cu` | 128 rows of B by 8 or 16 of A; int64 by group, else 640 bits |
-//! | `Wgmma` | `matmul_wgmma_*.cu` | Hopper: tiles of folded int8, int32; what is left by `Decode`'s |
+//! | `Wgmma` | `matmul_wgmma_*.cu` | Hopper: folded int8, int32; what is left by `Decode`'s |
 //!
-//! [`MatmulKernel::Auto`] takes the fastest that can by the shape and the device: `Decode` for up to 16 rows of
-//! A, `Wgmma` for 128 and more on compute capability 9.0, `Mma` otherwise.
+//! [`MatmulKernel::Auto`] takes the fastest that can by the shape and the device: `Decode` for up
+//! to 16 rows of A, `Wgmma` for 128 and more on compute capability 9.0, `Mma` otherwise.
 //!
 //! Where memory for the folded form is short, `Auto` goes on with `Mma`, which needs none.
 //!
-//! Every kernel takes every input and gives the same bits; the choice is for tests and measurements. The
-//! choice between sums is made on the device from row metadata, so a launch needs nothing from the host
-//! but shapes and the bounds below.
+//! Every kernel takes every input and gives the same bits; the choice is for tests and
+//! measurements. The choice between sums is made on the device from row metadata, so a launch needs
+//! nothing from the host but shapes and the bounds below.
 
 mod decode;
 mod kernel;
@@ -25,7 +25,7 @@ mod wgmma;
 
 use std::sync::{Mutex, PoisonError};
 
-use fp4_core::{Error, FloatType, Format, PackedShape, Unsupported, padded_k};
+use fp4_core::{Error, FloatType, Format, PackedShape, padded_k};
 
 pub use kernel::MatmulKernel;
 pub(crate) use naive::partial;
@@ -35,6 +35,7 @@ pub(crate) use product::{PATHS_BYTES, Scratch, paths_of};
 use crate::device::buffer::Buffer;
 use crate::device::error::unless_memory_is_short;
 use crate::device::gpu::Gpu;
+use crate::device::reason::Reason;
 use crate::operand::packed::CudaOperand;
 
 /// What [`MatmulKernel::Auto`] stands for.
@@ -90,8 +91,7 @@ pub(crate) fn matmul(
         }
         MatmulKernel::Wgmma => {
             if !wgmma::available(&a.gpu, format) {
-                let why = "wgmma needs a device of compute capability 9.0";
-                return Err(Unsupported::Other(why).into());
+                return Err(Reason::NeedsHopper.into());
             }
             wgmma::queue(a, b, &outputs, &mut scratch())
         }

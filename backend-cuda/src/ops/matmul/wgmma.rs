@@ -1,7 +1,7 @@
 //! The wgmma kernels, `matmul_wgmma_*.cu`, for compute capability 9.0: many rows of A.
 //!
-//! Both operands are folded to int8 first (`fold.rs`), a weight once. Tiles that the folded form cannot
-//! prove exact are marked on the device and computed by the kernel by groups.
+//! Both operands are folded to int8 first (`fold.rs`), a weight once. Tiles that the folded form
+//! cannot prove exact are marked on the device and computed by the kernel by groups.
 
 use fp4_core::{Error, Format, PackedShape};
 
@@ -19,8 +19,8 @@ use crate::operand::packed::CudaOperand;
 pub(super) const COMPUTE_CAPABILITY: i32 = 90;
 /// Least rows of A for which this kernel is the choice: a tile, half empty below it. Not measured.
 pub(super) const MIN_ROWS: usize = TILE_ROWS;
-/// The same where the weight is yet to be folded, by arithmetic: reading and writing it costs what the
-/// faster kernel saves on about 200 rows. Not measured.
+/// The same where the weight is yet to be folded, by arithmetic: reading and writing it costs what
+/// the faster kernel saves on about 200 rows. Not measured.
 pub(super) const MIN_ROWS_UNFOLDED: usize = 256;
 /// Dynamic shared memory of a block (`WGMMA_SHARED`).
 const SHARED: u32 = 4 * 49_152 + 1280;
