@@ -26,7 +26,7 @@ impl Scratch {
         self.tiles = 0;
     }
 
-    /// How many tiles of the last [`MatmulKernel::Wgmma`] product were left to the kernel by
+    /// How many tiles of the last `MatmulKernel::Wgmma` product were left to the kernel by
     /// groups, of how many. The caller has synchronized.
     pub(crate) fn tiles_left(&self, gpu: &Gpu) -> Result<(usize, usize), Error> {
         let mut todo = vec![0; self.tiles];
