@@ -1,26 +1,29 @@
-//! What the kernels reach on a device: one JSON object a line, for `bench/run.sh` to put in a table.
+//! What the kernels reach on a device: one JSON object a line, for `bench/run.sh` to put in a
+//! table.
 //!
 //! ```text
 //! cargo bench -p fp4-backend-cuda --bench gpu -- [--small] [--device INDEX] [--filter TEXT]
 //! ```
 //!
-//! Operands lie in device memory; a time is the best of five batches of calls, each batch ended by one
-//! synchronization. The calls, eight at least, are captured in a graph and replayed, so that what the host
-//! takes for a launch does not count; `bench/peers.py` times the others in the same way. Weights of the
-//! decode rows are taken in turn from several copies that together exceed any L2 cache.
+//! Operands lie in device memory; a time is the best of five batches of calls, each batch ended by
+//! one synchronization. The calls, eight at least, are captured in a graph and replayed, so that
+//! what the host takes for a launch does not count; `bench/peers.py` times the others in the same
+//! way. Weights of the decode rows are taken in turn from several copies that together exceed any
+//! L2 cache.
 //!
-//! Weights are prepared before the clock runs: on Hopper that folds them to int8. The rows "packed" start from
-//! a packed weight, which each call folds, and from activations, which it quantizes.
+//! Weights are prepared before the clock runs: on Hopper that folds them to int8. The rows "packed"
+//! start from a packed weight, which each call folds, and from activations, which it quantizes.
 //!
-//! Every result is checked against the reference, bit for bit on sampled rows and columns, before it is timed;
-//! and all of it once more after the timed replays, which find it overwritten. `--small` shrinks everything to
-//! what the emulator does in seconds: its times mean nothing, and the lines say so. Not yet run on hardware.
+//! Every result is checked against the reference, bit for bit on sampled rows and columns, before
+//! it is timed; and all of it once more after the timed replays, which find it overwritten.
+//! `--small` shrinks everything to what the emulator does in seconds: its times mean nothing, and
+//! the lines say so. Not yet run on hardware.
 
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail, ensure};
 use cudarc::driver::CudaContext;
-use fp4_backend_cuda::{Cuda, CudaOperand, CudaTensor, Graph, Ladder};
+use fp4_backend_cuda::{Cuda, CudaOperand, CudaTensor, Graph, MatmulKernel};
 use fp4_core::backend::{Resident, Sink, Source};
 use fp4_core::reference::{self, Reference};
 use fp4_core::{
@@ -159,8 +162,8 @@ impl Bench {
         Ok(packed)
     }
 
-    /// One product: checked, timed, checked again. `copies` of the weight are used in turn. With `packed`, each
-    /// call quantizes the activations, and begins with a weight that is not folded.
+    /// One product: checked, timed, checked again. `copies` of the weight are used in turn. With
+    /// `packed`, each call quantizes the activations, and begins with a weight that is not folded.
     fn matmul(
         &mut self,
         name: &str,
@@ -203,7 +206,8 @@ impl Bench {
         self.print(
             name,
             json!({
-                "format": format!("{format:?}"), "data": format!("{data:?}"), "m": m, "n": n, "k": k,
+                "format": format!("{format:?}"), "data": format!("{data:?}"),
+                "m": m, "n": n, "k": k,
                 "seconds": seconds,
                 "tops": 2.0 * m as f64 * n as f64 * k as f64 / seconds / 1e12,
                 "weight_bytes_per_second": bytes as f64 / seconds,
@@ -260,7 +264,8 @@ impl Bench {
         Ok(checked)
     }
 
-    /// Fused transform and quantization of a bf16 matrix; with `fold`, what Hopper's kernels read as well.
+    /// Fused transform and quantization of a bf16 matrix; with `fold`, what Hopper's kernels read
+    /// as well.
     fn quantize(
         &mut self,
         name: &str,
@@ -279,7 +284,11 @@ impl Bench {
         let loaded = self.cuda.load_transform(&transform, FloatType::Bf16)?;
         let spec = QuantSpec::usual(format);
         let mut out = self.cuda.empty_operand()?;
-        let cuda = self.cuda.clone().with_ladder(if fold { Ladder::Wgmma } else { Ladder::Mma });
+        let cuda = self.cuda.clone().with_matmul_kernel(if fold {
+            MatmulKernel::Wgmma
+        } else {
+            MatmulKernel::Mma
+        });
         let recorded = Recorded::new(&cuda, self.small, 1, |_| {
             let source = Source::Resident(&tensor);
             cuda.quantize_resident(source, [m, k], &spec, Some(&loaded), &mut out)?;

@@ -1,24 +1,25 @@
 //! The conformance suite on a device and the reference, alone and in pairs.
 //!
 //! ```text
-//! cargo run --release -p fp4-backend-cuda --example conform -- [quick | full | exhaustive] [auto | naive | mma | decode | wgmma]
+//! cargo run --release -p fp4-backend-cuda --example conform -- [PROFILE] [KERNEL]
 //! ```
 //!
-//! The second argument forces a kernel on every product; `auto` is what the backend would take. Exit code 0 if
-//! every compared value is equal, 1 if one differs, 2 without a device, 77 if the device does not have the kernel.
+//! PROFILE is quick, full or exhaustive; KERNEL is auto, naive, mma, decode or wgmma, and forces it
+//! on every product; `auto` is what the backend would take. Exit code 0 if every compared value is
+//! equal, 1 if one differs, 2 without a device, 77 if the device does not have the kernel.
 
-use fp4_backend_cuda::{Cuda, Ladder};
+use fp4_backend_cuda::{Cuda, MatmulKernel};
 use fp4_conformance::suite::{Profile, Registered, Suite};
 use fp4_core::{backend::erased::Backend, reference::Reference};
 
 /// A kernel by its name, and the tile that the suite is told, to place cases on its borders.
-fn kernel(name: &str) -> Option<(Ladder, usize)> {
+fn kernel(name: &str) -> Option<(MatmulKernel, usize)> {
     Some(match name {
-        "auto" => (Ladder::Auto, 64),
-        "naive" => (Ladder::Naive, 16),
-        "mma" => (Ladder::Mma, 64),
-        "decode" => (Ladder::Decode { ranges: 0 }, 16),
-        "wgmma" => (Ladder::Wgmma, 128),
+        "auto" => (MatmulKernel::Auto, 64),
+        "naive" => (MatmulKernel::Naive, 16),
+        "mma" => (MatmulKernel::Mma, 64),
+        "decode" => (MatmulKernel::Decode { ranges: 0 }, 16),
+        "wgmma" => (MatmulKernel::Wgmma, 128),
         _ => return None,
     })
 }
@@ -31,20 +32,20 @@ fn main() -> std::process::ExitCode {
         return 2.into();
     };
     let name = arguments.next().unwrap_or_else(|| "auto".into());
-    let Some((ladder, tile)) = kernel(&name) else {
+    let Some((kernel, tile)) = kernel(&name) else {
         eprintln!("{name} is not a kernel: auto, naive, mma, decode or wgmma");
         return 2.into();
     };
     let cuda = match Cuda::open(0) {
-        Ok(cuda) => cuda.with_ladder(ladder),
+        Ok(cuda) => cuda.with_matmul_kernel(kernel),
         Err(error) => {
             eprintln!("no CUDA device: {error}");
             return 2.into();
         }
     };
-    println!("{:?}, {ladder:?}", cuda.device());
+    println!("{:?}, {kernel:?}", cuda.device());
     let compute_capability = cuda.device().compute_capability;
-    if ladder == Ladder::Wgmma && compute_capability != 90 {
+    if kernel == MatmulKernel::Wgmma && compute_capability != 90 {
         println!("wgmma needs compute capability 9.0, this is {compute_capability}");
         return 77.into();
     }

@@ -1,7 +1,8 @@
 //! [`Cuda`], the backend: both roles on host operands.
 //!
-//! A call takes a [`Staging`] from a pool: device buffers that grow to the largest call seen and are
-//! then reused. Operands go up, kernels run, results come back, and the call waits once, at its end.
+//! A call takes a [`Staging`] from a pool: device buffers that grow to the largest call seen and
+//! are then reused. Operands go up, kernels run, results come back, and the call waits once, at its
+//! end.
 
 use std::marker::PhantomData;
 use std::ops::Range;
@@ -13,20 +14,25 @@ use fp4_core::{
     Unsupported, check_environment,
 };
 
-use crate::buffer::Buffer;
-use crate::driver::{self, Device};
-use crate::launch::Gpu;
-use crate::matmul::fold::Folded;
-use crate::matmul::{self, Ladder, PATHS_BYTES, Scratch, paths_of};
-use crate::operand::{CudaOperand, CudaTransform, CudaWeight, host_bytes, host_bytes_mut};
-use crate::{NAME, quantize};
+use crate::device::buffer::Buffer;
+use crate::device::driver::{self, Device};
+use crate::device::gpu::Gpu;
+use crate::device::reason::Reason;
+use crate::operand::folded::Folded;
+use crate::operand::packed::{CudaOperand, CudaWeight};
+use crate::operand::tensor::{CudaTransform, host_bytes, host_bytes_mut};
+use crate::ops::matmul::{self, MatmulKernel, PATHS_BYTES, Scratch, paths_of};
+use crate::ops::quantize;
 
-/// The CUDA backend on one device: quantizer, matmul, and operands in device memory. Cheap to clone;
-/// the clones share the device's stream and buffers.
+/// The backend's name in routing and reports.
+pub const NAME: &str = "cuda";
+
+/// The CUDA backend on one device: quantizer, matmul, and operands in device memory. Cheap to
+/// clone; the clones share the device's stream and buffers.
 #[derive(Debug, Clone)]
 pub struct Cuda {
     pub(crate) gpu: Arc<Gpu>,
-    pub(crate) ladder: Ladder,
+    pub(crate) kernel: MatmulKernel,
     keep_folded: bool,
     pool: Arc<Mutex<Vec<Staging>>>,
     pub(crate) scratch: Arc<Mutex<Scratch>>,
@@ -61,7 +67,7 @@ impl Cuda {
         gpu.synchronize()?;
         Ok(Cuda {
             gpu,
-            ladder: Ladder::default(),
+            kernel: MatmulKernel::default(),
             keep_folded: true,
             pool: Arc::default(),
             scratch: Arc::default(),
@@ -75,16 +81,17 @@ impl Cuda {
         &self.gpu.info
     }
 
-    /// The same backend, multiplying by another kernel of the ladder. The bits are the same.
+    /// The same backend, multiplying by another kernel of the kernel. The bits are the same.
     #[must_use]
-    pub fn with_ladder(self, ladder: Ladder) -> Self {
-        Cuda { ladder, ..self }
+    pub fn with_matmul_kernel(self, kernel: MatmulKernel) -> Self {
+        Cuda { kernel, ..self }
     }
 
-    /// The same backend, keeping the folded form of the weights that it prepares or not. Only where the
-    /// wgmma kernels run is there one: int8 beside the packed form, of 1 byte an element for MXFP4 (three
-    /// times the packed bytes in all) and 3 for NVFP4 (six times), more where scales lie far apart.
-    /// Without it each such product folds the weight first. By default it is kept, unless memory is short.
+    /// The same backend, keeping the folded form of the weights that it prepares or not. Only where
+    /// the wgmma kernels run is there one: int8 beside the packed form, of 1 byte an element for
+    /// MXFP4 (three times the packed bytes in all) and 3 for NVFP4 (six times), more where scales
+    /// lie far apart. Without it each such product folds the weight first. By default it is kept,
+    /// unless memory is short.
     #[must_use]
     pub fn with_folded_weights(self, keep: bool) -> Self {
         Cuda { keep_folded: keep, ..self }
@@ -99,8 +106,9 @@ impl Cuda {
         self.gpu.synchronize()
     }
 
-    /// Which paths all products since [`open`](Self::open) took: those that stayed on the device too,
-    /// whose calls return no counts, because reading them would wait for the device. This waits.
+    /// Which paths all products since [`open`](Self::open) took: those that stayed on the device
+    /// too, whose calls return no counts, because reading them would wait for the device. This
+    /// waits.
     ///
     /// # Errors
     /// A device failure.
@@ -114,9 +122,10 @@ impl Cuda {
         Ok(paths)
     }
 
-    /// How many tiles of the last product by [`Ladder::Wgmma`] could not be proved exact there and were
-    /// left to the kernel by groups, and how many tiles there were. This waits. Of calls in a graph nothing is
-    /// known: after a capture or a replay the answer is (0, 0) until the next such product.
+    /// How many tiles of the last product by [`MatmulKernel::Wgmma`] could not be proved exact
+    /// there and were left to the kernel by groups, and how many tiles there were. This waits. Of
+    /// calls in a graph nothing is known: after a capture or a replay the answer is (0, 0) until
+    /// the next such product.
     ///
     /// # Errors
     /// A device failure.
@@ -167,7 +176,7 @@ impl Cuda {
         output.reserve(stream, outputs * float_type.bytes())?;
         paths.zero(stream, PATHS_BYTES)?;
         let to = (output.address(), float_type);
-        matmul::matmul(self.ladder, a, b, alpha, to, paths, &self.scratch)?;
+        matmul::matmul(self.kernel, a, b, alpha, to, paths, &self.scratch)?;
         let mut counters = [0; PATHS_BYTES];
         output.download(stream, host_bytes_mut(out))?;
         paths.download(stream, &mut counters)?;
@@ -177,7 +186,8 @@ impl Cuda {
         Ok(paths)
     }
 
-    /// Refuses operands of another device, or of the same one opened again: they are queued elsewhere.
+    /// Refuses operands of another device, or of the same one opened again: they are queued
+    /// elsewhere.
     pub(crate) fn own(&self, gpu: &Arc<Gpu>) -> Result<(), Error> {
         if Arc::ptr_eq(gpu, &self.gpu) { Ok(()) } else { Err(Error::ForeignOperand) }
     }
@@ -194,7 +204,7 @@ fn expect_int(sizes: &[usize]) -> Result<(), Unsupported> {
     // One padding step of 128 stays below 2^31.
     let max = i32::MAX as usize - 128;
     match sizes.iter().find(|&&size| size > max) {
-        Some(_) => Err(Unsupported::Other("a dimension of 2^31 - 128 or more; split it")),
+        Some(_) => Err(Reason::DimensionTooLarge.into()),
         None => Ok(()),
     }
 }
@@ -213,10 +223,8 @@ impl Quantizer for Cuda {
         }
         let _operation = self.gpu.enter()?;
         let float_type = input.x().float_type();
-        let transform = input
-            .transform()
-            .map(|t| quantize::load_transform(&self.gpu, t, float_type))
-            .transpose()?;
+        let transform =
+            input.transform().map(|t| CudaTransform::load(&self.gpu, t, float_type)).transpose()?;
         self.with_staging(|staging| {
             let Staging { operand, given, spare, .. } = staging;
             let stream = &self.gpu.stream;
@@ -253,7 +261,7 @@ impl Matmul for Cuda {
         // Not before: the view is the caller's code.
         let _operation = self.gpu.enter()?;
         let mut operand = CudaOperand::new(&self.gpu)?;
-        let fold = self.keep_folded && matmul::folds_weight(self.ladder, &self.gpu, view.shape());
+        let fold = self.keep_folded && matmul::folds_weight(self.kernel, &self.gpu, view.shape());
         operand.import(view, false)?;
         if fold {
             operand.fold(Folded::fill_exactly)?;
@@ -277,7 +285,7 @@ impl Matmul for Cuda {
         let _operation = self.gpu.enter()?;
         self.with_staging(|staging| {
             let Staging { operand, output, paths, .. } = staging;
-            operand.import(a, matmul::folds_activation(self.ladder, &self.gpu, a.shape()))?;
+            operand.import(a, matmul::folds_activation(self.kernel, &self.gpu, a.shape()))?;
             self.matmul_to_host(operand, &b.operand, alpha, out, output, paths)
         })
     }

@@ -1,4 +1,5 @@
-//! CUDA graphs: a sequence of resident calls, recorded once and replayed with one call of the driver.
+//! CUDA graphs: a sequence of resident calls, recorded once and replayed with one call of the
+//! driver.
 //!
 //! ```text
 //! run the calls once          buffers grow, kernels are compiled and loaded
@@ -6,15 +7,16 @@
 //! again and again: new values into the tensors' memory, graph.replay()
 //! ```
 //!
-//! What a call records depends on shapes alone: the choice between kernels' paths is made on the device. Not
-//! possible during a capture are growing a buffer, giving an operand another shape, loading a kernel, waiting,
-//! replaying, and copies to or from the host. A driver records some of these, with host addresses or with memory
-//! that is not there yet; so they are refused here, before the driver sees them ([`gate`](crate::gate)).
+//! What a call records depends on shapes alone: the choice between kernels' paths is made on the
+//! device. Not possible during a capture are growing a buffer, giving an operand another shape,
+//! loading a kernel, waiting, replaying, and copies to or from the host. A driver records some of
+//! these, with host addresses or with memory that is not there yet; so they are refused here,
+//! before the driver sees them ([`gate`](crate::device::stream)).
 //!
-//! A graph holds device addresses. So memory that existed when a capture began is not freed while any graph
-//! of that device lives, whoever drops it, and neither is what is dropped during a capture. Memory made later
-//! is freed as ever. A graph also holds an operand's shape: a call that gives the operand another one
-//! moves it to new memory, and replays go on with the old one.
+//! A graph holds device addresses. So memory that existed when a capture began is not freed while
+//! any graph of that device lives, whoever drops it, and neither is what is dropped during a
+//! capture. Memory made later is freed as ever. A graph also holds an operand's shape: a call that
+//! gives the operand another one moves it to new memory, and replays go on with the old one.
 
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -25,9 +27,10 @@ use cudarc::driver::sys::{CUgraphInstantiate_flags, CUstreamCaptureMode};
 use fp4_core::Error;
 
 use crate::backend::Cuda;
-use crate::error::DeviceResult;
-use crate::launch::Gpu;
-use crate::matmul::Scratch;
+use crate::device::error::DeviceResult;
+use crate::device::gpu::Gpu;
+use crate::device::stream::Handles;
+use crate::ops::matmul::Scratch;
 
 /// Calls recorded by [`Cuda::capture`].
 pub struct Graph {
@@ -37,26 +40,13 @@ pub struct Graph {
     scratch: Arc<Mutex<Scratch>>,
 }
 
-/// The driver's handles.
-pub(crate) struct Handles(CudaGraph);
-
-// SAFETY: the driver lets any thread use a graph's handles, one at a time; they lie in a mutex, in `Graph` or in
-// the gate, and the one use but for dropping them binds the context to its thread first.
-unsafe impl Send for Handles {}
-
-impl fmt::Debug for Handles {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("Handles").finish_non_exhaustive()
-    }
-}
-
 impl Graph {
-    /// Queues the recorded calls, on the memory that their operands had when they were captured: replace
-    /// values by [`Resident::upload`](fp4_core::backend::Resident::upload) into the same tensor, and do not
-    /// change its size. Waits for nothing.
+    /// Queues the recorded calls, on the memory that their operands had when they were captured:
+    /// replace values by [`Resident::upload`](fp4_core::backend::Resident::upload) into the same
+    /// tensor, and do not change its size. Waits for nothing.
     ///
-    /// A tensor or an operand that has grown since, and an operand that has got another shape, has other
-    /// memory: the replay neither reads nor changes it.
+    /// A tensor or an operand that has grown since, and an operand that has got another shape, has
+    /// other memory: the replay neither reads nor changes it.
     ///
     /// # Errors
     /// [`Error::Unsupported`] while a capture is under way; a device failure.
@@ -137,17 +127,17 @@ impl Drop for Capture<'_> {
 const INSTANTIATE: CUgraphInstantiate_flags = CUgraphInstantiate_flags(0);
 
 impl Cuda {
-    /// Records what `calls` queues on this device instead of running it. Run the same calls once before, so
-    /// that nothing is left to allocate or load; give and take tensors, not host memory; and let an operand have
-    /// one shape in all of them.
+    /// Records what `calls` queues on this device instead of running it. Run the same calls once
+    /// before, so that nothing is left to allocate or load; give and take tensors, not host memory;
+    /// and let an operand have one shape in all of them.
     ///
-    /// Waits for the calls that other threads are in on this device (this backend and its clones), and refuses
-    /// theirs from then on until it returns. What they drop is freed afterwards.
+    /// Waits for the calls that other threads are in on this device (this backend and its clones),
+    /// and refuses theirs from then on until it returns. What they drop is freed afterwards.
     ///
     /// # Errors
-    /// What `calls` returns; [`Error::Unsupported`] if it asks for something that a capture cannot record, even
-    /// if it goes on after that, or if a capture is under way; a device failure. After an error the backend
-    /// works as before.
+    /// What `calls` returns; [`Error::Unsupported`] if it asks for something that a capture cannot
+    /// record, even if it goes on after that, or if a capture is under way; a device failure. After
+    /// an error the backend works as before.
     pub fn capture(&self, calls: impl FnOnce() -> Result<(), Error>) -> Result<Graph, Error> {
         let gpu = &*self.gpu;
         gpu.stream.gate.begin()?;

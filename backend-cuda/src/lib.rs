@@ -8,27 +8,28 @@
 //! [`devices`] lists what the driver reports; [`open`] answers with a backend for a device or with
 //! the reason why there is none, and routing then falls back to a CPU backend with the same bits.
 //!
-//! [`Cuda`] takes both roles, and as a [`Resident`](fp4_core::backend::Resident) it keeps tensors and
-//! operands in device memory. One device has one stream, on which everything runs in order; several
-//! devices are several `Cuda`, opened by index.
+//! [`Cuda`] takes both roles, and as a [`Resident`](fp4_core::backend::Resident) it keeps tensors
+//! and operands in device memory. One device has one stream, on which everything runs in order;
+//! several devices are several `Cuda`, opened by index.
 //!
-//! Kernels are CUDA C++ in `kernels/`, embedded in the crate. At its first use a kernel file is compiled
-//! for the device at hand by NVRTC, and kept on disk (`$FP4_CUDA_CACHE`, or
-//! `~/.cache/exact-fp4/kernels`; empty turns it off). Without NVRTC, or with one newer than the driver,
-//! the PTX in `prebuilt/` is used, which runs on every device from compute capability 8.0 up, Hopper's own
-//! kernels on 9.0 alone. Failures
-//! are values: why there is no device, how many bytes there were not, that the device was lost; what
-//! the compiler said goes to the log.
+//! Kernels are CUDA C++ in `kernels/`, embedded in the crate. At its first use a kernel file is
+//! compiled for the device at hand by NVRTC, and kept on disk (`$FP4_CUDA_CACHE`, or
+//! `~/.cache/exact-fp4/kernels`; empty turns it off). Without NVRTC, or with one newer than the
+//! driver, the PTX in `prebuilt/` is used, which runs on every device from compute capability 8.0
+//! up, Hopper's own kernels on 9.0 alone. Failures are values: why there is no device, how many
+//! bytes there were not, that the device was lost; what the compiler said goes to the log.
 //!
 //! | module | contents |
 //! |---|---|
-//! | `driver` | which devices there are |
-//! | `sources`, `compile`, `cache`, `prebuilt` | from kernel source to machine code |
-//! | `launch`, `buffer` | context, stream, launches; memory that only grows |
-//! | `operand` | tensors, packed operands and weights in device memory |
-//! | `quantize`, `matmul`, `layout` | which kernel, and what it is given |
-//! | `backend`, `resident` | the traits of the core |
-//! | `graph`, `gate` | calls recorded once and replayed; who may use the stream meanwhile |
+//! | `build` | from kernel source to machine code: sources, compiler, cache, prebuilt PTX |
+//! | `device` | which devices there are; context, stream with its gate, modules, launches, memory |
+//! | `operand` | what lies in device memory: tensors, packed operands, folded forms, weights |
+//! | `ops` | what is queued: which kernel, and what it is given |
+//! | `backend`, `resident`, `convert` | the traits of the core, and calls of our own |
+//! | `graph` | calls recorded once and replayed |
+//!
+//! A module uses those above it alone. An activation goes `resident` -> `ops::quantize` -> (its
+//! `operand`) -> `ops::matmul` -> the tensor of outputs, each step a launch on the device's stream.
 //!
 //! # Example
 //!
@@ -42,35 +43,26 @@
 #![deny(unsafe_op_in_unsafe_fn)]
 
 mod backend;
-mod buffer;
-mod cache;
-mod compile;
-mod driver;
-mod error;
-mod gate;
+mod build;
+mod convert;
+mod device;
 mod graph;
-mod launch;
-mod layout;
-mod matmul;
 mod operand;
-mod prebuilt;
-mod quantize;
+mod ops;
 mod resident;
-mod sources;
 
 use fp4_core::backend::erased::Backend;
 use fp4_core::{Error, Unsupported};
 
-pub use backend::Cuda;
-pub use driver::{Device, MIN_COMPUTE_CAPABILITY, MIN_DRIVER_VERSION, device, devices};
-pub use graph::Graph;
-pub use matmul::Ladder;
-pub use operand::{CudaOperand, CudaTensor, CudaTransform, CudaWeight};
+pub use backend::{Cuda, NAME};
 #[doc(hidden)]
-pub use prebuilt::prebuild;
-
-/// The backend's name in routing and reports.
-pub const NAME: &str = "cuda";
+pub use build::prebuilt::prebuild;
+pub use device::driver::{Device, MIN_COMPUTE_CAPABILITY, MIN_DRIVER_VERSION, device, devices};
+pub use device::reason::DriverVersion;
+pub use graph::Graph;
+pub use operand::packed::{CudaOperand, CudaWeight};
+pub use operand::tensor::{CudaTensor, CudaTransform};
+pub use ops::matmul::MatmulKernel;
 
 /// The backend on the device with this index, in the driver's order, as routing takes it.
 ///
@@ -83,7 +75,7 @@ pub fn open(index: usize) -> Result<Backend, Unsupported> {
         Err(Error::Unsupported(reason)) => Err(reason),
         Err(error) => {
             log::warn!("CUDA device {index} does not start: {error}");
-            Err(Unsupported::Other("the CUDA device does not start; see the log"))
+            Err(device::reason::Reason::DoesNotStart.into())
         }
     }
 }

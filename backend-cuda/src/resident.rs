@@ -1,10 +1,10 @@
 //! Operands in device memory: a layer whose both halves run on one device makes no host round trip.
 //!
-//! Tensor in, tensor out, a forward is a few launches and nothing else: quantize (with the transform
-//! fused) and row metadata, or where the wgmma kernels multiply, quantize and fold in one pass and a
-//! launch for what outliers make; then matmul. It allocates nothing once the buffers have grown, never
-//! waits for the device, and takes its decisions from data on the device, so it can be captured in a
-//! CUDA graph, once it has run.
+//! Tensor in, tensor out, a forward is a few launches and nothing else: quantize (with the
+//! transform fused) and row metadata, or where the wgmma kernels multiply, quantize and fold in one
+//! pass and a launch for what outliers make; then matmul. It allocates nothing once the buffers
+//! have grown, never waits for the device, and takes its decisions from data on the device, so it
+//! can be captured in a CUDA graph, once it has run.
 
 use fp4_core::{
     Buffer as What, Error, FloatSlice, FloatSliceMut, FloatType, Packed, PackedMut, PackedView,
@@ -14,8 +14,9 @@ use fp4_core::{
 };
 
 use crate::backend::{Cuda, Staging};
-use crate::operand::{CudaOperand, CudaTensor, CudaTransform, CudaWeight, host_bytes};
-use crate::{matmul, quantize};
+use crate::operand::packed::{CudaOperand, CudaWeight};
+use crate::operand::tensor::{CudaTensor, CudaTransform, host_bytes};
+use crate::ops::{matmul, quantize};
 
 impl Resident for Cuda {
     type Tensor = CudaTensor;
@@ -52,7 +53,7 @@ impl Resident for Cuda {
     fn load_transform(&self, t: &Transform<'_>, x: FloatType) -> Result<CudaTransform, Error> {
         check_environment()?;
         let _operation = self.gpu.enter()?;
-        let transform = quantize::load_transform(&self.gpu, t, x)?;
+        let transform = CudaTransform::load(&self.gpu, t, x)?;
         self.gpu.synchronize()?;
         Ok(transform)
     }
@@ -113,7 +114,7 @@ impl Resident for Cuda {
                 (x.values.address(), float_type)
             }
         };
-        let folded = matmul::folds_activation(self.ladder, &self.gpu, shape)
+        let folded = matmul::folds_activation(self.kernel, &self.gpu, shape)
             && quantize::quantize_and_fold(x, shape, spec, transform, out)?;
         if !folded {
             quantize::quantize(x, shape, spec, transform, 0, out)?;
@@ -146,8 +147,8 @@ impl Resident for Cuda {
                 let outputs = rows.checked_mul(cols).ok_or(Error::ShapeOverflow { rows, cols })?;
                 out.resize(float_type, outputs)?;
                 let to = (out.values.address(), float_type);
-                let (ladder, b) = (self.ladder, &b.operand);
-                matmul::matmul(ladder, a, b, alpha, to, &self.device_paths, &self.scratch)?;
+                let (kernel, b) = (self.kernel, &b.operand);
+                matmul::matmul(kernel, a, b, alpha, to, &self.device_paths, &self.scratch)?;
                 Ok(Paths::default())
             }
         }
@@ -165,7 +166,7 @@ impl Resident for Cuda {
     fn import(&self, from: PackedView<'_>, to: &mut CudaOperand) -> Result<(), Error> {
         self.own(&to.gpu)?;
         let _operation = self.gpu.enter()?;
-        to.import(from, matmul::folds_activation(self.ladder, &self.gpu, from.shape()))?;
+        to.import(from, matmul::folds_activation(self.kernel, &self.gpu, from.shape()))?;
         self.gpu.synchronize()
     }
 }

@@ -1,13 +1,15 @@
-//! The conformance suite on this backend and the reference, alone and in pairs: profile quick as routed and on
-//! the tensor cores of every device, and shares of its drawn cases with the other kernels forced on every product.
+//! The conformance suite on this backend and the reference, alone and in pairs: profile quick as
+//! routed and on the tensor cores of every device, and shares of its drawn cases with the other
+//! kernels forced on every product.
 //!
-//! Needs a device, or the stand-in of `emulator/` in `LD_LIBRARY_PATH`: feature `emulated`. FP4_SUITE_SHARE=S
-//! takes one drawn case in S, of all of these: on the stand-in a product takes seconds.
+//! Needs a device, or the stand-in of `emulator/` in `LD_LIBRARY_PATH`: feature `emulated`.
+//! FP4_SUITE_SHARE=S takes one drawn case in S, of all of these: on the stand-in a product takes
+//! seconds.
 
 #![cfg(feature = "emulated")]
 #![allow(missing_docs)]
 
-use fp4_backend_cuda::{Cuda, Ladder};
+use fp4_backend_cuda::{Cuda, MatmulKernel};
 use fp4_conformance::suite::{Profile, Registered, Suite};
 use fp4_core::{backend::erased::Backend, reference::Reference};
 
@@ -25,34 +27,34 @@ fn quick(share: usize) -> Profile {
     profile
 }
 
-fn passes(ladder: Ladder, tile: usize, share: usize) {
+fn passes(kernel: MatmulKernel, tile: usize, share: usize) {
     let start = std::time::Instant::now();
-    let cuda = Cuda::open(0).unwrap().with_ladder(ladder);
+    let cuda = Cuda::open(0).unwrap().with_matmul_kernel(kernel);
     let report = Suite::new(quick(share))
         .with(Registered::new(Backend::new(Reference)))
         .with(Registered::new(Backend::resident(cuda)).tiles(&[tile], &[tile]).spreads(&[3, 43]))
         .run();
     println!("{report}");
-    println!("{ladder:?}: {:.1} s", start.elapsed().as_secs_f64());
+    println!("{kernel:?}: {:.1} s", start.elapsed().as_secs_f64());
     assert!(report.passed(), "{report}");
 }
 
 #[test]
 fn quick_passes_on_tensor_cores() {
-    passes(Ladder::Mma, 64, 1);
+    passes(MatmulKernel::Mma, 64, 1);
 }
 
 #[test]
 fn quick_passes_as_routed() {
-    passes(Ladder::Auto, 16, 1);
+    passes(MatmulKernel::Auto, 16, 1);
 }
 
 #[test]
 fn a_share_passes_on_the_decode_kernel() {
-    passes(Ladder::Decode { ranges: 0 }, 16, 8);
+    passes(MatmulKernel::Decode { ranges: 0 }, 16, 8);
 }
 
 #[test]
 fn a_share_passes_on_hoppers_kernels() {
-    passes(Ladder::Wgmma, 128, 8);
+    passes(MatmulKernel::Wgmma, 128, 8);
 }

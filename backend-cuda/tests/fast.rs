@@ -1,18 +1,18 @@
-//! The kernels for few rows and for Hopper, against the reference, bit for bit (C6): ragged shapes, every
-//! kind of data, splits of K, every bound on it and one past it, and forced fallbacks.
+//! The kernels for few rows and for Hopper, against the reference, bit for bit (C6): ragged shapes,
+//! every kind of data, splits of K, every bound on it and one past it, and forced fallbacks.
 //!
 //! Needs a device, or the stand-in of `emulator/` in `LD_LIBRARY_PATH`: feature `emulated`.
 
 #![cfg(feature = "emulated")]
 #![allow(missing_docs)]
 
-use fp4_backend_cuda::{Cuda, Ladder};
+use fp4_backend_cuda::{Cuda, MatmulKernel};
 use fp4_core::{
     Format, Matmul, PackedMatrix, PackedShape, Paths, PreparedWeight, bf16, f16, reference,
 };
 
 const FORMATS: [Format; 2] = [Format::MxFp4, Format::NvFp4];
-const DECODE: Ladder = Ladder::Decode { ranges: 0 };
+const DECODE: MatmulKernel = MatmulKernel::Decode { ranges: 0 };
 
 /// splitmix64 (Steele, Lea and Flood, 2014).
 struct Rng(u64);
@@ -107,10 +107,16 @@ fn cuda() -> Cuda {
 }
 
 /// Multiplies by a kernel and compares every bit with the reference.
-fn check(cuda: &Cuda, ladder: Ladder, a: &PackedMatrix, b: &PackedMatrix, case: &str) -> Paths {
+fn check(
+    cuda: &Cuda,
+    kernel: MatmulKernel,
+    a: &PackedMatrix,
+    b: &PackedMatrix,
+    case: &str,
+) -> Paths {
     let outputs = a.shape().rows() * b.shape().rows();
     let (mut got, mut expected) = (vec![7f32; outputs], vec![0f32; outputs]);
-    let cuda = cuda.clone().with_ladder(ladder);
+    let cuda = cuda.clone().with_matmul_kernel(kernel);
     let weight = cuda.prepare(b.view()).unwrap();
     assert_eq!(weight.shape(), b.shape());
     let paths = cuda.matmul(a.view(), &weight, 0.75, (&mut got[..]).into()).unwrap();
@@ -152,7 +158,7 @@ fn decode_gives_the_references_bits_for_any_rows_data_and_split() {
                 let a = operand(&mut rng, format, [m, k], data);
                 let b = operand(&mut rng, format, [n, k], data);
                 let case = format!("{format:?} {data:?} {m}x{n}x{k} in {ranges} ranges");
-                let paths = check(&cuda, Ladder::Decode { ranges }, &a, &b, &case);
+                let paths = check(&cuda, MatmulKernel::Decode { ranges }, &a, &b, &case);
                 if format == Format::NvFp4 || data == Data::Close {
                     assert_eq!(paths.narrow, (m * n) as u64, "{case}: {paths:?}");
                 }
@@ -184,7 +190,7 @@ fn wgmma_gives_the_references_bits_for_any_rows_and_data() {
                 let of_b = if data == Data::Outliers { Data::Close } else { data };
                 let b = operand(&mut rng, format, [n, k], of_b);
                 let case = format!("{format:?} {data:?} {m}x{n}x{k}");
-                let paths = check(&cuda, Ladder::Wgmma, &a, &b, &case);
+                let paths = check(&cuda, MatmulKernel::Wgmma, &a, &b, &case);
                 if data == Data::Close {
                     assert_eq!(paths.narrow, (m * n) as u64, "{case}: {paths:?}");
                 }
@@ -208,10 +214,10 @@ fn the_default_takes_decode_wgmma_and_mma_by_shape() {
         for m in [1, 16, 17, 300] {
             let a = operand(&mut rng, format, [m, 160], Data::Close);
             let b = operand(&mut rng, format, [33, 160], Data::Close);
-            check(&cuda, Ladder::default(), &a, &b, &format!("{format:?} m = {m}"));
+            check(&cuda, MatmulKernel::default(), &a, &b, &format!("{format:?} m = {m}"));
         }
     }
-    assert_eq!(Ladder::default(), Ladder::Auto);
+    assert_eq!(MatmulKernel::default(), MatmulKernel::Auto);
 }
 
 #[test]
@@ -220,8 +226,8 @@ fn half_precision_outputs_round_once_more() {
     for format in FORMATS {
         let a = operand(&mut rng, format, [7, 96], Data::Close);
         let b = operand(&mut rng, format, [131, 96], Data::Close);
-        for ladder in [DECODE, Ladder::Wgmma] {
-            let cuda = cuda.clone().with_ladder(ladder);
+        for kernel in [DECODE, MatmulKernel::Wgmma] {
+            let cuda = cuda.clone().with_matmul_kernel(kernel);
             let weight = cuda.prepare(b.view()).unwrap();
             let (mut got, mut expected) = (vec![f16::ZERO; 7 * 131], vec![f16::ONE; 7 * 131]);
             cuda.matmul(a.view(), &weight, 0.3, (&mut got[..]).into()).unwrap();
@@ -261,7 +267,7 @@ fn decode_mxfp4_spreads_on_and_past_each_bound() {
                 let a = matrix(Format::MxFp4, &vec![row(0x77, spread_a); rows]);
                 let b = matrix(Format::MxFp4, &vec![row(sign, spread_b); 3]);
                 let case = format!("{spread_a} {spread_b} {live} {sign:x} {rows}");
-                let paths = check(&cuda, Ladder::Decode { ranges: 2 }, &a, &b, &case);
+                let paths = check(&cuda, MatmulKernel::Decode { ranges: 2 }, &a, &b, &case);
                 assert_eq!(paths.wide, if narrow { 0 } else { 3 * rows as u64 }, "{case}");
             }
         }
@@ -282,7 +288,7 @@ fn decode_nvfp4_takes_65536_groups_of_the_largest_terms_and_not_one_more() {
 /// Rows for the 32-bit bound of wgmma, and how many tiles were left.
 fn left(cuda: &Cuda, format: Format, a: &[(u8, u8)], b: &[(u8, u8)], case: &str) -> usize {
     let (a, b) = (matrix(format, &[a.to_vec()]), matrix(format, &[b.to_vec()]));
-    check(cuda, Ladder::Wgmma, &a, &b, case);
+    check(cuda, MatmulKernel::Wgmma, &a, &b, case);
     let (left, tiles) = cuda.tiles_left().unwrap();
     assert_eq!(tiles, 1);
     left
@@ -337,7 +343,8 @@ fn tiles_without_a_folded_form_are_left_and_right() {
             Format::MxFp4 => (146, 100, 512),
             Format::NvFp4 => (0x78, 0x08, 512),
         };
-        // Many windows in every step: no room for the extra blocks. One tile of A, the other is plain.
+        // Many windows in every step: no room for the extra blocks. One tile of A, the other is
+        // plain.
         let shape = PackedShape::of(format, 130, k).unwrap();
         let codes = (0..shape.codes_len()).map(|_| rng.next() as u8 | 1).collect();
         let groups = shape.row_groups();
@@ -350,7 +357,7 @@ fn tiles_without_a_folded_form_are_left_and_right() {
             .collect();
         let a = PackedMatrix::new(shape, codes, scales).unwrap();
         let b = operand(&mut rng, format, [20, k], Data::Close);
-        check(&cuda, Ladder::Wgmma, &a, &b, &format!("{format:?}"));
+        check(&cuda, MatmulKernel::Wgmma, &a, &b, &format!("{format:?}"));
         assert_eq!(cuda.tiles_left().unwrap(), (1, 2), "{format:?}");
     }
 }
@@ -358,9 +365,9 @@ fn tiles_without_a_folded_form_are_left_and_right() {
 #[test]
 fn rounding_is_single_in_subnormals_ties_and_past_the_largest() {
     let cuda = cuda();
-    // Sums of one large and two small terms around a tie of f32, at exponents from the bottom of the
-    // subnormals to overflow: S = 2^24 + 1 + 2^-30 is the shape that two roundings get wrong.
-    for ladder in [DECODE, Ladder::Wgmma] {
+    // Sums of one large and two small terms around a tie of f32, at exponents from the bottom of
+    // the subnormals to overflow: S = 2^24 + 1 + 2^-30 is the shape that two roundings get wrong.
+    for kernel in [DECODE, MatmulKernel::Wgmma] {
         for base in [40u8, 54, 60, 64, 70, 100, 127, 180, 190, 200] {
             let row = |codes: [u8; 3], scales: [u8; 3]| -> Vec<(u8, u8)> {
                 codes.into_iter().zip(scales).collect()
@@ -373,7 +380,7 @@ fn rounding_is_single_in_subnormals_ties_and_past_the_largest() {
                     Format::MxFp4,
                     &[row([0x22; 3], [base, base, base - 30]), row(codes, [base; 3])],
                 );
-                check(&cuda, ladder, &a, &b, &format!("{ladder:?} {base} {codes:x?}"));
+                check(&cuda, kernel, &a, &b, &format!("{kernel:?} {base} {codes:x?}"));
             }
         }
     }

@@ -1,5 +1,6 @@
-//! Captured graphs: a layer's quantize and matmul, recorded once and replayed on new data with the bits of the
-//! reference; and what a capture cannot record is refused, after which everything works as before.
+//! Captured graphs: a layer's quantize and matmul, recorded once and replayed on new data with the
+//! bits of the reference; and what a capture cannot record is refused, after which everything works
+//! as before.
 //!
 //! Needs a device, or the stand-in of `emulator/` in `LD_LIBRARY_PATH`: feature `emulated`.
 
@@ -9,7 +10,7 @@
 mod common;
 
 use common::{Rng, operand, same_bits};
-use fp4_backend_cuda::{Cuda, CudaOperand, CudaTensor, CudaTransform, CudaWeight, Ladder};
+use fp4_backend_cuda::{Cuda, CudaOperand, CudaTensor, CudaTransform, CudaWeight, MatmulKernel};
 use fp4_core::backend::{Resident, Sink, Source};
 use fp4_core::{
     Error, FloatType, Format, Matmul, PackedMatrix, QuantSpec, QuantizeInput, Transform, hadamard,
@@ -92,11 +93,16 @@ impl Layer {
 fn a_captured_layer_is_replayed_on_new_data() {
     let (cuda, mut rng, mut compared) = (Cuda::open(0).unwrap(), Rng(40), 0);
     // Decode, in two ranges of K and in one, the tensor cores of every device, and Hopper's.
-    let whole = Ladder::Decode { ranges: 1 };
+    let whole = MatmulKernel::Decode { ranges: 1 };
     for format in Format::ALL {
-        for (ladder, m) in [(Ladder::Auto, 3), (whole, 3), (Ladder::Auto, 40), (Ladder::Auto, 130)]
-        {
-            let mut layer = Layer::new(&cuda.clone().with_ladder(ladder), format, m, &mut rng);
+        for (kernel, m) in [
+            (MatmulKernel::Auto, 3),
+            (whole, 3),
+            (MatmulKernel::Auto, 40),
+            (MatmulKernel::Auto, 130),
+        ] {
+            let mut layer =
+                Layer::new(&cuda.clone().with_matmul_kernel(kernel), format, m, &mut rng);
             let first = layer.values(&mut rng);
             layer.set(&first);
             layer.forward().unwrap();
@@ -113,7 +119,7 @@ fn a_captured_layer_is_replayed_on_new_data() {
                 let before = layer.result();
                 graph.replay().unwrap();
                 let after = layer.result();
-                let case = format!("{format} {ladder:?} m = {m}, replay {round}");
+                let case = format!("{format} {kernel:?} m = {m}, replay {round}");
                 compared += same_bits(&after, &layer.expected(&values), &case);
                 let changed = before.iter().zip(&after).any(|(b, a)| b.to_bits() != a.to_bits());
                 assert!(changed, "{case}: the outputs are those of before");
@@ -242,7 +248,7 @@ fn another_thread_is_refused_while_one_captures_and_nothing_of_it_is_recorded() 
 fn products_of_one_thread_are_whole_while_another_captures_and_replays() {
     let (cuda, mut rng) = (Cuda::open(0).unwrap(), Rng(44));
     // Several launches a product, which share the buffer that the weight is folded into.
-    let cuda = cuda.with_ladder(Ladder::Wgmma).with_folded_weights(false);
+    let cuda = cuda.with_matmul_kernel(MatmulKernel::Wgmma).with_folded_weights(false);
     let mut layer = Layer::new(&cuda, Format::NvFp4, 2, &mut rng);
     let values = layer.values(&mut rng);
     layer.set(&values);
@@ -281,7 +287,8 @@ fn products_of_one_thread_are_whole_while_another_captures_and_replays() {
 #[test]
 fn the_first_call_of_a_thread_may_be_a_launch() {
     let (cuda, mut rng) = (Cuda::open(0).unwrap(), Rng(45));
-    // A kernel with more shared memory than any has unasked, loaded on this thread but not yet launched with it.
+    // A kernel with more shared memory than any has unasked, loaded on this thread but not yet
+    // launched with it.
     let mut layer = Layer::new(&cuda, Format::MxFp4, 3, &mut rng);
     let values = layer.values(&mut rng);
     layer.set(&values);

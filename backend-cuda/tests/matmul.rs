@@ -1,4 +1,5 @@
-//! The matmul kernels against the reference, bit for bit: on each bound, one past it, and around [C6].
+//! The matmul kernels against the reference, bit for bit: on each bound, one past it, and around
+//! [C6].
 //!
 //! Needs a device, or the stand-in of `emulator/` in `LD_LIBRARY_PATH`: feature `emulated`.
 
@@ -8,7 +9,7 @@
 mod common;
 
 use common::{Rng, operand, same_bits};
-use fp4_backend_cuda::{Cuda, Ladder};
+use fp4_backend_cuda::{Cuda, MatmulKernel};
 use fp4_core::backend::{Resident, Sink, Source};
 use fp4_core::{
     Error, ExactSum, FixedSum, Float, FloatType, Format, Matmul, PackedMatrix, PackedShape, Paths,
@@ -16,15 +17,15 @@ use fp4_core::{
 };
 use half::{bf16, f16};
 
-fn each_kernel(test: impl Fn(&Cuda, Ladder)) {
-    for ladder in [Ladder::Mma, Ladder::Naive] {
-        test(&Cuda::open(0).unwrap().with_ladder(ladder), ladder);
+fn each_kernel(test: impl Fn(&Cuda, MatmulKernel)) {
+    for kernel in [MatmulKernel::Mma, MatmulKernel::Naive] {
+        test(&Cuda::open(0).unwrap().with_matmul_kernel(kernel), kernel);
     }
 }
 
 /// The tensor-core kernel, whatever the shape.
 fn mma() -> Cuda {
-    Cuda::open(0).unwrap().with_ladder(Ladder::Mma)
+    Cuda::open(0).unwrap().with_matmul_kernel(MatmulKernel::Mma)
 }
 
 fn check<T: Float>(
@@ -115,7 +116,8 @@ fn joint_limit(k: usize) -> u8 {
     (i64::MAX as u64 / (4608 * groups)).ilog2() as u8
 }
 
-/// MXFP4 rows of the largest codes, all of one sign, all but the first group under the largest scale.
+/// MXFP4 rows of the largest codes, all of one sign, all but the first group under the largest
+/// scale.
 fn extreme(k: usize, spread: u8) -> PackedMatrix {
     let shape = PackedShape::of(Format::MxFp4, 2, k).unwrap();
     let mut scales = vec![100 + spread; shape.scales_len()];
@@ -130,10 +132,10 @@ fn the_largest_int64_sums_fit_on_the_joint_limit() {
     // With 60 groups, one step past the limit overflows.
     let (k, limit) = (1920, joint_limit(1920));
     assert!((59 * 4608u128) << (limit + 1) > i64::MAX as u128);
-    each_kernel(|cuda, ladder| {
+    each_kernel(|cuda, kernel| {
         for (total, wide) in [(limit, 0), (limit + 1, 4)] {
             let (a, b) = (extreme(k, 17), extreme(k, total - 17));
-            let case = format!("{ladder:?} {total}");
+            let case = format!("{kernel:?} {total}");
             assert_eq!(check::<f32>(cuda, &a, &b, 1.0, &case).wide, wide, "{case}");
         }
     });
@@ -141,7 +143,7 @@ fn the_largest_int64_sums_fit_on_the_joint_limit() {
 
 #[test]
 fn int64_sums_hold_on_the_joint_limit_and_hand_on_past_it() {
-    each_kernel(|cuda, ladder| {
+    each_kernel(|cuda, kernel| {
         let mut rng = Rng(4);
         for k in [128, 2080] {
             let limit = joint_limit(k);
@@ -151,11 +153,12 @@ fn int64_sums_hold_on_the_joint_limit_and_hand_on_past_it() {
                 (18, limit - 17, true),
                 (limit - 29, 30, true),
             ] {
-                let case = format!("{ladder:?} K {k}: {spread_a} + {spread_b} of {limit}");
+                let case = format!("{kernel:?} K {k}: {spread_a} + {spread_b} of {limit}");
                 let a = spanning(&mut rng, 5, k, spread_a);
                 let b = spanning(&mut rng, 3, k, spread_b);
                 let paths = check::<f32>(cuda, &a, &b, 1.0, &case);
-                let fits_factors = ladder == Ladder::Naive || (spread_a <= 18 && spread_b <= 30);
+                let fits_factors =
+                    kernel == MatmulKernel::Naive || (spread_a <= 18 && spread_b <= 30);
                 let planes = if !wide && fits_factors { 15 } else { 0 };
                 assert_eq!((paths.planes, paths.wide), (planes, 15 - planes), "{case}");
             }
@@ -251,7 +254,7 @@ fn ragged_shapes_every_output_type_and_full_range_scales() {
 #[test]
 fn the_final_rounding_is_one_rounding() {
     // 2^24 + 1 + 2^-30: a tie to f64's eyes, above it in truth.
-    each_kernel(|cuda, ladder| {
+    each_kernel(|cuda, kernel| {
         let shape = PackedShape::of(Format::MxFp4, 1, 96).unwrap();
         let codes = |first: u8| {
             let mut codes = vec![0; 48];
@@ -260,8 +263,8 @@ fn the_final_rounding_is_one_rounding() {
             }
             codes
         };
-        // The last term is 2^-30, 2^-60 and 2^-253: in the limb of the 640-bit sum that is rounded, in
-        // the one below it, and in its lowest, of which only the sticky bit is left.
+        // The last term is 2^-30, 2^-60 and 2^-253: in the limb of the 640-bit sum that is rounded,
+        // in the one below it, and in its lowest, of which only the sticky bit is left.
         for (far_a, far_b) in [(127 - 30, 127), (127 - 60, 127), (0, 1)] {
             // Codes 1 * 1 (2 is the value 1); the other groups give 2^24 and 1.
             let a = PackedMatrix::new(shape, codes(2), vec![127 + 24, 127, far_a]).unwrap();
@@ -269,7 +272,7 @@ fn the_final_rounding_is_one_rounding() {
             let weight = cuda.prepare(b.view()).unwrap();
             let mut y = [0f32];
             cuda.matmul(a.view(), &weight, 1.0, (&mut y[..]).into()).unwrap();
-            assert_eq!(y[0], 16_777_218.0, "{ladder:?} {far_a} {far_b}");
+            assert_eq!(y[0], 16_777_218.0, "{kernel:?} {far_a} {far_b}");
         }
     });
 }

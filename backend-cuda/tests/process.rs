@@ -1,6 +1,6 @@
-//! What depends on the process's surroundings: failures, devices, warp orders, the cache, a machine without
-//! NVRTC. Each case runs a test marked `ignore` in a process of its own, because the driver library reads its
-//! environment once; that the process ends well shows that it stayed alive.
+//! What depends on the process's surroundings: failures, devices, warp orders, the cache, a machine
+//! without NVRTC. Each case runs a test marked `ignore` in a process of its own, because the driver
+//! library reads its environment once; that the process ends well shows that it stayed alive.
 //!
 //! Needs the stand-in of `emulator/` and NVRTC in `LD_LIBRARY_PATH`: feature `emulated`.
 
@@ -14,7 +14,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use common::{Rng, operand, passes_apart, same_bits};
-use fp4_backend_cuda::{Cuda, Ladder};
+use fp4_backend_cuda::{Cuda, MatmulKernel};
 use fp4_core::backend::{Resident, Sink, Source};
 use fp4_core::{
     DeviceError, Error, Format, Matmul, PackedMatrix, QuantSpec, QuantizeInput, Quantizer,
@@ -43,11 +43,11 @@ fn work(cuda: &Cuda) -> Result<(), Error> {
         let mut z = vec![0f32; m * n];
         cuda.matmul(got.view(), &weight, 0.3, (&mut z[..]).into())?;
         same_bits(&z, &y, "matmul");
-        for ladder in [Ladder::Naive, Ladder::Mma, Ladder::Decode { ranges: 2 }] {
+        for kernel in [MatmulKernel::Naive, MatmulKernel::Mma, MatmulKernel::Decode { ranges: 2 }] {
             z.fill(7.0);
-            let cuda = cuda.clone().with_ladder(ladder);
+            let cuda = cuda.clone().with_matmul_kernel(kernel);
             cuda.matmul(got.view(), &weight, 0.3, (&mut z[..]).into())?;
-            same_bits(&z, &y, &format!("{ladder:?}"));
+            same_bits(&z, &y, &format!("{kernel:?}"));
         }
     }
     Ok(())
@@ -98,7 +98,8 @@ fn failures_are_values_and_the_process_lives() {
     assert!(text.contains("outcome: nothing failed"), "{text}");
 }
 
-/// Multiplies under `Auto` a tensor quantized here: whether the wgmma kernels did it, and its bits are right.
+/// Multiplies under `Auto` a tensor quantized here: whether the wgmma kernels did it, and its bits
+/// are right.
 fn forward(cuda: &Cuda, format: Format, m: usize) -> Result<bool, Error> {
     let (n, k, mut rng) = (130, 352, Rng(33));
     let spec = QuantSpec::usual(format);
@@ -129,7 +130,7 @@ fn child_multiplies_with_or_without_folded_operands() {
         assert_eq!(forward(&cuda, format, 130), Ok(enough), "{format}");
     }
     // A kernel that was asked for by name is not replaced.
-    let by_name = forward(&cuda.with_ladder(Ladder::Wgmma), Format::MxFp4, 130);
+    let by_name = forward(&cuda.with_matmul_kernel(MatmulKernel::Wgmma), Format::MxFp4, 130);
     match by_name {
         Ok(ran) => assert!(enough && ran),
         Err(error) => {
@@ -142,7 +143,8 @@ fn child_multiplies_with_or_without_folded_operands() {
 #[test]
 fn without_memory_for_folded_operands_other_kernels_multiply() {
     passes_apart("child_multiplies_with_or_without_folded_operands", &[]);
-    // The activation's folded form is larger than this, the weight's of MXFP4 is not; then both are.
+    // The activation's folded form is larger than this, the weight's of MXFP4 is not; then both
+    // are.
     for large in ["large:100000", "large:96000"] {
         let fail = [("FP4_EMULATOR_FAIL", large)];
         passes_apart("child_multiplies_with_or_without_folded_operands", &fail);
@@ -158,7 +160,7 @@ fn child_splits_k_if_it_can() {
     let (mut y, mut expected) = (vec![0f32; 600], vec![0f32; 600]);
     reference::matmul(a.view(), b.view(), 0.3, (&mut expected[..]).into()).unwrap();
     let multiply = |y: &mut Vec<f32>| -> Result<(), Error> {
-        let cuda = Cuda::open(0)?.with_ladder(Ladder::Decode { ranges: 4 });
+        let cuda = Cuda::open(0)?.with_matmul_kernel(MatmulKernel::Decode { ranges: 4 });
         let weight = cuda.prepare(b.view())?;
         cuda.matmul(a.view(), &weight, 0.3, (&mut y[..]).into())?;
         Ok(())
@@ -174,8 +176,8 @@ fn child_splits_k_if_it_can() {
 
 #[test]
 fn without_memory_for_sums_of_ranges_decode_takes_one_range() {
-    // In order: the counters of paths; codes, scales and metadata of B and of A; outputs; paths; then the sums and
-    // the arrivals, which decode can do without.
+    // In order: the counters of paths; codes, scales and metadata of B and of A; outputs; paths;
+    // then the sums and the arrivals, which decode can do without.
     for n in 1..=12 {
         let fail = format!("alloc:{n}");
         let text = passes_apart("child_splits_k_if_it_can", &[("FP4_EMULATOR_FAIL", &fail)]);

@@ -100,7 +100,7 @@ fn cuda() -> Result<Registered, Unsupported> {
     let (driver, device) = fp4_backend_cuda::device(0)?;
     let hardware = Hardware {
         device: Some(device.name),
-        driver: Some(format!("CUDA {}.{}", driver / 1000, driver % 1000 / 10)),
+        driver: Some(format!("CUDA {driver}")),
         isa: Some(format!("sm_{}", device.compute_capability)),
     };
     let cuda = fp4_backend_cuda::open(0)?;

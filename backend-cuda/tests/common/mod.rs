@@ -1,5 +1,5 @@
-//! Shared by the tests: random numbers, operands, bit comparison, and tests that run in a process of
-//! their own because the driver reads its environment once.
+//! Shared by the tests: random numbers, operands, bit comparison, and tests that run in a process
+//! of their own because the driver reads its environment once.
 
 #![allow(dead_code, reason = "each test file uses a part")]
 
@@ -61,7 +61,8 @@ pub(crate) fn same_bits<T: Float>(got: &[T], expected: &[T], case: &str) -> usiz
     got.len()
 }
 
-/// Runs the test `name` of this binary, one that is left out of ordinary runs, in a process of its own.
+/// Runs the test `name` of this binary, one that is left out of ordinary runs, in a process of its
+/// own.
 pub(crate) fn run_apart(name: &str, environment: &[(&str, &str)]) -> Output {
     let mut command = Command::new(std::env::current_exe().unwrap());
     command.args(["--exact", name, "--ignored", "--nocapture", "--test-threads", "1"]);

@@ -1,19 +1,19 @@
 //! PTX kept in the source tree, for machines without NVRTC.
 //!
 //! `cargo run -p fp4-backend-cuda --example prebuild` writes `prebuilt/*.ptx` anew; it needs NVRTC
-//! 13.0 and no GPU. The first line of a file names the hash of the sources that it was made from, and a
-//! test compares it with the sources of this build. The wgmma kernels and those that
-//! fold for them are PTX for compute_90a, which runs on compute capability 9.0 and nowhere else; all
-//! others are for compute_80 and what came after.
+//! 13.0 and no GPU. The first line of a file names the hash of the sources that it was made from,
+//! and a test compares it with the sources of this build. The wgmma kernels and those that fold for
+//! them are PTX for compute_90a, which runs on compute capability 9.0 and nowhere else; all others
+//! are for compute_80 and what came after.
 //!
-//! NVRTC 13.0 declares PTX ISA 9.0, which drivers before release 580 refuse. The kernels use nothing
-//! that came after [`PTX_VERSION`] (`mma.sync.m16n8k32` and `cp.async` are of 7.0; `wgmma`, `setmaxnreg` and
-//! bulk copies of 8.0), so the declared version is lowered to it, for drivers from CUDA 12.0 on. ptxas,
-//! which refuses an instruction newer than the declared version, assembles the texts for sm_80, sm_90 and
-//! sm_90a; no driver has loaded them yet.
+//! NVRTC 13.0 declares PTX ISA 9.0, which drivers before release 580 refuse. The kernels use
+//! nothing that came after [`PTX_VERSION`] (`mma.sync.m16n8k32` and `cp.async` are of 7.0; `wgmma`,
+//! `setmaxnreg` and bulk copies of 8.0), so the declared version is lowered to it, for drivers from
+//! CUDA 12.0 on. ptxas, which refuses an instruction newer than the declared version, assembles the
+//! texts for sm_80, sm_90 and sm_90a; no driver has loaded them yet.
 
-use crate::compile;
-use crate::sources::{FAMILIES, Family};
+use crate::build::compile;
+use crate::build::sources::{FAMILIES, Family};
 
 /// The PTX ISA that the prebuilt texts declare: that of CUDA 12.0.
 const PTX_VERSION: &str = "8.0";

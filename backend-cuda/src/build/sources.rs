@@ -28,9 +28,9 @@ macro_rules! family {
     ($name:literal, $target:ident, $suffix:literal) => {
         Family {
             name: $name,
-            source: include_str!(concat!("../kernels/", $name, ".cu")),
+            source: include_str!(concat!("../../kernels/", $name, ".cu")),
             portable: Target::$target,
-            prebuilt: Some(include_str!(concat!("../prebuilt/", $name, ".", $suffix, ".ptx"))),
+            prebuilt: Some(include_str!(concat!("../../prebuilt/", $name, ".", $suffix, ".ptx"))),
         }
     };
 }
@@ -61,18 +61,18 @@ pub(crate) static FAMILIES: [&Family; 9] = [
 
 /// Headers by the name that `#include` uses.
 pub(crate) static HEADERS: [(&str, &str); 8] = [
-    ("device.cuh", include_str!("../kernels/device.cuh")),
-    ("format.cuh", include_str!("../kernels/format.cuh")),
-    ("exact.cuh", include_str!("../kernels/exact.cuh")),
-    ("row_meta.cuh", include_str!("../kernels/row_meta.cuh")),
-    ("quantize.cuh", include_str!("../kernels/quantize.cuh")),
-    ("fold.cuh", include_str!("../kernels/fold.cuh")),
-    ("fold_rows.cuh", include_str!("../kernels/fold_rows.cuh")),
-    ("matmul_wgmma.cuh", include_str!("../kernels/matmul_wgmma.cuh")),
+    ("device.cuh", include_str!("../../kernels/device.cuh")),
+    ("format.cuh", include_str!("../../kernels/format.cuh")),
+    ("exact.cuh", include_str!("../../kernels/exact.cuh")),
+    ("row_meta.cuh", include_str!("../../kernels/row_meta.cuh")),
+    ("quantize.cuh", include_str!("../../kernels/quantize.cuh")),
+    ("fold.cuh", include_str!("../../kernels/fold.cuh")),
+    ("fold_rows.cuh", include_str!("../../kernels/fold_rows.cuh")),
+    ("matmul_wgmma.cuh", include_str!("../../kernels/matmul_wgmma.cuh")),
 ];
 
-/// What the contract asks of the compiler (C9): IEEE operations, nothing fused that is not written so,
-/// nothing flushed.
+/// What the contract asks of the compiler (C9): IEEE operations, nothing fused that is not written
+/// so, nothing flushed.
 const FLAGS: [&str; 5] =
     ["--std=c++17", "--fmad=false", "--ftz=false", "--prec-div=true", "--prec-sqrt=true"];
 

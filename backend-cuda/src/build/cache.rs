@@ -3,10 +3,10 @@
 //! The folder is `$FP4_CUDA_CACHE`, or `exact-fp4/kernels` in the platform's cache folder
 //! (`$XDG_CACHE_HOME` or `~/.cache`; `%LOCALAPPDATA%` on Windows). An empty `FP4_CUDA_CACHE` turns
 //! caching off. A file is `<key>.cubin`: the SHA-256 of the image, then the image. The key hashes
-//! source, headers, flags, architecture and NVRTC's version, so a file never goes stale; one that does
-//! not match its own hash is ignored and written anew. Files are written beside their place and
-//! renamed, so that no other process ever sees half of one. Nothing here fails: a cache that cannot be
-//! read or written costs a compilation.
+//! source, headers, flags, architecture and NVRTC's version, so a file never goes stale; one that
+//! does not match its own hash is ignored and written anew. Files are written beside their place
+//! and renamed, so that no other process ever sees half of one. Nothing here fails: a cache that
+//! cannot be read or written costs a compilation.
 
 use std::env;
 use std::fs;

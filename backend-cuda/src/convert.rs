@@ -1,13 +1,12 @@
-//! Dequantization and scale layouts on the device (C4.4, C7).
+//! Conversions of host data on the device: dequantization and scale layouts (C4.4, C7).
 
 use fp4_core::{
     Buffer as What, Error, FloatSliceMut, PackedView, QuantSpec, Swizzle, check_environment,
 };
 
 use crate::backend::{Cuda, Staging};
-use crate::launch::{Arg, blocks_for, float_type, int, scale_type};
-use crate::operand::host_bytes_mut;
-use crate::sources::LAYOUT;
+use crate::operand::tensor::host_bytes_mut;
+use crate::ops::layout::{self, Direction};
 
 impl Cuda {
     /// Writes the values of a packed matrix under `global_scale`, row-major, as
@@ -33,19 +32,7 @@ impl Cuda {
             let (stream, ty) = (&self.gpu.stream, out.float_type());
             operand.import(packed, false)?;
             output.reserve(stream, len * ty.bytes())?;
-            let args = [
-                Arg::Pointer(operand.codes.address()),
-                Arg::Pointer(operand.scales.address()),
-                Arg::Pointer(output.address()),
-                Arg::I64(shape.rows() as i64),
-                Arg::I32(int(shape.k())?),
-                Arg::I32(int(operand.k_pad)?),
-                Arg::I32(int(shape.group().get())?),
-                scale_type(shape.scale_type()),
-                Arg::F32(global_scale),
-                float_type(ty),
-            ];
-            self.gpu.launch((&LAYOUT, "dequantize"), blocks_for(len / 2, 256), 256, &args)?;
+            layout::dequantize(operand, global_scale, (output.address(), ty))?;
             output.download(stream, host_bytes_mut(out))?;
             self.gpu.synchronize()
         })
@@ -62,7 +49,7 @@ impl Cuda {
         swizzled: &mut [u8],
     ) -> Result<(), Error> {
         expect_lens(layout, scales, swizzled)?;
-        self.rearrange(layout, "swizzle", scales, swizzled)
+        self.rearrange(layout, Direction::Swizzle, scales, swizzled)
     }
 
     /// Unswizzles into row-major scale bytes, as [`Swizzle::unswizzle`] does.
@@ -76,13 +63,13 @@ impl Cuda {
         scales: &mut [u8],
     ) -> Result<(), Error> {
         expect_lens(layout, scales, swizzled)?;
-        self.rearrange(layout, "unswizzle", swizzled, scales)
+        self.rearrange(layout, Direction::Unswizzle, swizzled, scales)
     }
 
     fn rearrange(
         &self,
         layout: &Swizzle,
-        kernel: &'static str,
+        direction: Direction,
         from: &[u8],
         to: &mut [u8],
     ) -> Result<(), Error> {
@@ -92,13 +79,7 @@ impl Cuda {
             let stream = &self.gpu.stream;
             spare.upload(stream, from)?;
             output.reserve(stream, to.len())?;
-            let args = [
-                Arg::Pointer(spare.address()),
-                Arg::Pointer(output.address()),
-                Arg::I64(layout.rows() as i64),
-                Arg::I32(int(layout.cols())?),
-            ];
-            self.gpu.launch((&LAYOUT, kernel), blocks_for(to.len(), 256), 256, &args)?;
+            layout::rearrange(&self.gpu, layout, direction, spare.address(), output.address())?;
             output.download(stream, to)?;
             self.gpu.synchronize()
         })

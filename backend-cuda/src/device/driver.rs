@@ -11,11 +11,13 @@
 use cudarc::driver::{result, sys};
 use fp4_core::Unsupported;
 
-/// The oldest driver that can load the kernels: CUDA 12.0, as 1000 * major + 10 * minor.
+use super::reason::{DriverVersion, Reason};
+
+/// The oldest driver that can load the kernels: CUDA 12.0.
 ///
-/// It takes the prebuilt PTX, which declares PTX ISA 8.0, and machine code made by an NVRTC of its own
-/// major version or an older one. Every driver call that this crate makes exists in 12.0.
-pub const MIN_DRIVER_VERSION: i32 = 12_000;
+/// It takes the prebuilt PTX, which declares PTX ISA 8.0, and machine code made by an NVRTC of its
+/// own major version or an older one. Every driver call that this crate makes exists in 12.0.
+pub const MIN_DRIVER_VERSION: DriverVersion = DriverVersion::from_number(12_000);
 /// The oldest device with int8 `mma.sync` of the shape that the kernels use, as 10 * major + minor.
 pub const MIN_COMPUTE_CAPABILITY: i32 = 80;
 
@@ -28,12 +30,12 @@ pub struct Device {
     pub compute_capability: i32,
 }
 
-/// The driver's version as 1000 * major + 10 * minor, once it has started.
+/// The driver's version, once it has started.
 ///
 /// # Errors
 /// [`Unsupported::NoDriver`] without a driver library, [`Unsupported::NoDevice`] if the driver does
 /// not start, [`Unsupported::DriverTooOld`].
-fn version() -> Result<i32, Unsupported> {
+fn version() -> Result<DriverVersion, Unsupported> {
     // SAFETY: only loads and unloads the system's driver library by its well-known name.
     if !unsafe { sys::is_culib_present() } {
         return Err(Unsupported::NoDriver);
@@ -44,8 +46,9 @@ fn version() -> Result<i32, Unsupported> {
     let mut version = 0;
     // SAFETY: the driver library is present, and the argument points to an int, as the call wants.
     unsafe { sys::cuDriverGetVersion(&raw mut version) }.result().map_err(no_device)?;
+    let version = DriverVersion::from_number(version);
     if version < MIN_DRIVER_VERSION {
-        return Err(Unsupported::DriverTooOld { found: version, needed: MIN_DRIVER_VERSION });
+        return Err(Reason::DriverTooOld { found: version, needed: MIN_DRIVER_VERSION }.into());
     }
     Ok(version)
 }
@@ -62,12 +65,12 @@ pub fn devices() -> Result<Vec<Device>, Unsupported> {
     (0..count).map(|ordinal| describe(ordinal).map_err(no_device)).collect()
 }
 
-/// The driver's version (1000 * major + 10 * minor) and the device with this index, in its order.
+/// The driver's version and the device with this index, in its order.
 ///
 /// # Errors
 /// As [`devices`]; [`Unsupported::NoDevice`] without a device of that index,
 /// [`Unsupported::DeviceTooOld`].
-pub fn device(index: usize) -> Result<(i32, Device), Unsupported> {
+pub fn device(index: usize) -> Result<(DriverVersion, Device), Unsupported> {
     Ok((version()?, check(&devices()?, index)?.clone()))
 }
 
@@ -85,10 +88,8 @@ fn describe(ordinal: i32) -> Result<Device, result::DriverError> {
 fn check(devices: &[Device], index: usize) -> Result<&Device, Unsupported> {
     let device = devices.get(index).ok_or(Unsupported::NoDevice)?;
     if device.compute_capability < MIN_COMPUTE_CAPABILITY {
-        return Err(Unsupported::DeviceTooOld {
-            found: device.compute_capability,
-            needed: MIN_COMPUTE_CAPABILITY,
-        });
+        let (found, needed) = (device.compute_capability, MIN_COMPUTE_CAPABILITY);
+        return Err(Reason::DeviceTooOld { found, needed }.into());
     }
     Ok(device)
 }

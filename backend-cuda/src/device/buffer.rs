@@ -5,12 +5,11 @@ use std::sync::Arc;
 use cudarc::driver::{CudaSlice, DevicePtr};
 use fp4_core::Error;
 
-use crate::error::DeviceResult;
-use crate::gate::Gate;
-use crate::launch::Stream;
+use super::error::DeviceResult;
+use super::stream::{Gate, Stream};
 
-/// Bytes on the device. A larger request replaces the memory, a smaller one keeps it, so that a steady
-/// state allocates nothing. Contents are unspecified after [`reserve`](Self::reserve).
+/// Bytes on the device. A larger request replaces the memory, a smaller one keeps it, so that a
+/// steady state allocates nothing. Contents are unspecified after [`reserve`](Self::reserve).
 #[derive(Debug, Default)]
 pub(crate) struct Buffer(Option<Memory>);
 
@@ -51,8 +50,8 @@ impl Buffer {
         self.0.as_ref().is_some_and(|memory| memory.gate.is_in_a_graph(memory.born))
     }
 
-    /// Makes room for `bytes`. A driver would record an allocation in a capture, and give an address that
-    /// has memory during replays alone.
+    /// Makes room for `bytes`. A driver would record an allocation in a capture, and give an
+    /// address that has memory during replays alone.
     pub(crate) fn reserve(&mut self, stream: &Stream, bytes: usize) -> Result<(), Error> {
         if bytes <= self.len() {
             return Ok(());
@@ -89,7 +88,8 @@ impl Buffer {
         }
     }
 
-    /// Makes room for `bytes` zeros, for users that leave zeros behind: memory is set only when it is new.
+    /// Makes room for `bytes` zeros, for users that leave zeros behind: memory is set only when it
+    /// is new.
     pub(crate) fn reserve_zeros(&mut self, stream: &Stream, bytes: usize) -> Result<(), Error> {
         if bytes <= self.len() {
             return Ok(());

@@ -9,7 +9,7 @@ use std::sync::OnceLock;
 
 use cudarc::nvrtc::{result, sys};
 
-use crate::sources::{Family, HEADERS, Target};
+use crate::build::sources::{Family, HEADERS, Target};
 
 /// NVRTC's version as (major, minor), if the library is there.
 pub(crate) fn version() -> Option<(i32, i32)> {

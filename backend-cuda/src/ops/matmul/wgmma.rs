@@ -1,23 +1,26 @@
 //! The wgmma kernels, `matmul_wgmma_*.cu`, for compute capability 9.0: many rows of A.
 //!
-//! Both operands are folded to int8 first (`fold.rs`), a weight once. Tiles that the folded form cannot
-//! prove exact are marked on the device and computed by the kernel by groups.
+//! Both operands are folded to int8 first (`fold.rs`), a weight once. Tiles that the folded form
+//! cannot prove exact are marked on the device and computed by the kernel by groups.
 
 use fp4_core::{Error, Format, PackedShape};
 
 use super::decode::{self, Tiles};
-use super::fold::{TILE_ROWS, block_bytes};
-use super::{Ladder, Outputs, Scratch, is_long};
-use crate::launch::{Arg, Gpu, Grid, Kernel, float_type, int};
-use crate::operand::CudaOperand;
-use crate::sources::{FOLD, MATMUL_WGMMA_MXFP4, MATMUL_WGMMA_NVFP4, QUANTIZE_FOLD};
+use super::kernel::MatmulKernel;
+use super::product::{Outputs, Scratch, is_long};
+use crate::build::sources::{FOLD, MATMUL_WGMMA_MXFP4, MATMUL_WGMMA_NVFP4, QUANTIZE_FOLD};
+use crate::device::gpu::Gpu;
+use crate::device::launch::{Arg, Grid, float_type, int};
+use crate::device::module::Kernel;
+use crate::operand::folded::{TILE_ROWS, block_bytes};
+use crate::operand::packed::CudaOperand;
 
 /// The one compute capability that has these instructions.
 pub(super) const COMPUTE_CAPABILITY: i32 = 90;
 /// Least rows of A for which this kernel is the choice: a tile, half empty below it. Not measured.
 pub(super) const MIN_ROWS: usize = TILE_ROWS;
-/// The same where the weight is yet to be folded, by arithmetic: reading and writing it costs what the
-/// faster kernel saves on about 200 rows. Not measured.
+/// The same where the weight is yet to be folded, by arithmetic: reading and writing it costs what
+/// the faster kernel saves on about 200 rows. Not measured.
 pub(super) const MIN_ROWS_UNFOLDED: usize = 256;
 /// Dynamic shared memory of a block (`WGMMA_SHARED`).
 const SHARED: u32 = 4 * 49_152 + 1280;
@@ -38,14 +41,14 @@ pub(super) fn available(gpu: &Gpu, format: Format) -> bool {
         && gpu.has((&QUANTIZE_FOLD, "quantize_fold_f32"))
 }
 
-/// Whether operands of this shape are multiplied here under `ladder`, if A has rows enough.
-pub(super) fn takes(ladder: Ladder, gpu: &Gpu, shape: PackedShape, k_pad: usize) -> bool {
+/// Whether operands of this shape are multiplied here under `kernel`, if A has rows enough.
+pub(super) fn takes(kernel: MatmulKernel, gpu: &Gpu, shape: PackedShape, k_pad: usize) -> bool {
     let Some(format) = shape.format() else { return false };
     // The grids are not too large.
     let fits = shape.rows() <= 16 * Grid::MAX_YZ && k_pad <= 128 * Grid::MAX_YZ;
-    let wanted = match ladder {
-        Ladder::Wgmma => true,
-        Ladder::Auto => !is_long(format, k_pad / format.group().get()),
+    let wanted = match kernel {
+        MatmulKernel::Wgmma => true,
+        MatmulKernel::Auto => !is_long(format, k_pad / format.group().get()),
         _ => false,
     };
     wanted && fits && available(gpu, format)

@@ -2,11 +2,11 @@
 
 use fp4_core::{Error, Format};
 
-use super::{Outputs, Scratch};
-use crate::error::unless_memory_is_short;
-use crate::launch::{Arg, Grid, float_type, int};
-use crate::operand::CudaOperand;
-use crate::sources::MATMUL_DECODE;
+use super::product::{Outputs, Scratch};
+use crate::build::sources::MATMUL_DECODE;
+use crate::device::error::unless_memory_is_short;
+use crate::device::launch::{Arg, Grid, float_type, int};
+use crate::operand::packed::CudaOperand;
 
 /// Most rows of A for which this kernel is the choice.
 pub(super) const MAX_ROWS: usize = 16;

@@ -1,119 +1,19 @@
-//! The folded form of an operand in device memory, which the wgmma kernels read: `fold.cuh`.
-//!
-//! It lies beside the packed form: a weight is folded when it is prepared, an activation in the pass that
-//! quantizes it (`quantize_fold.cu`) or when it is imported. An operand without one, made under another
-//! [`Ladder`](super::Ladder) or where memory was short, is folded for the product at hand.
-
-use std::sync::Arc;
+//! Folding: the launches that fill a [`Folded`] from packed codes and scales.
 
 use fp4_core::{Error, Format};
 
-use crate::buffer::Buffer;
-use crate::launch::{Arg, Gpu, Grid, int};
-use crate::sources::FOLD;
+use crate::build::sources::FOLD;
+use crate::device::error::unless_memory_is_short;
+use crate::device::launch::{Arg, Grid, int};
+use crate::operand::folded::{Extra, FoldShape, Folded};
+use crate::operand::packed::CudaOperand;
 
-/// Rows of a tile (`TILE_ROWS`).
-pub(crate) const TILE_ROWS: usize = 128;
-/// K of a step (`STEP_K`).
-const STEP_K: usize = 32;
-/// Rows of a thread block that folds (`FOLD_ROWS`).
-pub(crate) const BLOCK_ROWS: usize = 8;
 /// Steps of a thread block of `fold_extras` (`EXTRA_STEPS`).
 const EXTRA_STEPS: usize = 32;
-/// Rows of a strip of the transform (`STRIP_ROWS`).
-pub(crate) const STRIP_ROWS: usize = 64;
-
-/// Bytes of a block: 128 x 32 digits in one plane or three.
-pub(super) fn block_bytes(format: Format) -> usize {
-    TILE_ROWS
-        * STEP_K
-        * match format {
-            Format::MxFp4 => 1,
-            Format::NvFp4 => 3,
-        }
-}
-
-/// The folded form of one operand. Its memory only grows.
-#[derive(Debug, Default)]
-pub(crate) struct Folded {
-    blocks: Buffer,
-    /// Zeros before a folding: `entries`, `used`, `incomplete` and the arrivals at each strip.
-    counters: Buffer,
-    bases: Buffer,
-    extra: usize,
-    tiles: usize,
-    steps: usize,
-    ready: bool,
-}
-
-/// How many extra blocks a tile has room for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Extra {
-    /// As data that is not known yet may need: a second window in every other step. A tile that needs
-    /// more is left to the kernel by groups.
-    Usual,
-    /// A number that was counted.
-    Of(usize),
-}
 
 impl Folded {
-    /// Bytes of device memory held.
-    pub(crate) fn allocated_bytes(&self) -> usize {
-        self.blocks.len() + self.counters.len() + self.bases.len()
-    }
-
-    /// Whether this is the folded form of the operand that it lies beside.
-    pub(crate) fn ready(&self) -> bool {
-        self.ready
-    }
-
-    /// Whether a captured graph may use the memory.
-    pub(crate) fn is_in_a_graph(&self) -> bool {
-        [&self.blocks, &self.counters, &self.bases].iter().any(|buffer| buffer.is_in_a_graph())
-    }
-
-    /// The operand has other contents now.
-    pub(crate) fn forget(&mut self) {
-        self.ready = false;
-    }
-
-    /// Thread blocks of eight rows each, for whole tiles.
-    pub(crate) fn row_blocks(&self) -> u64 {
-        (self.tiles * (TILE_ROWS / BLOCK_ROWS)) as u64
-    }
-
-    /// Strips of a transform, for whole tiles.
-    pub(crate) fn strips(&self) -> usize {
-        self.tiles * (TILE_ROWS / STRIP_ROWS)
-    }
-
-    /// Makes room and queues the zeros. What is in it is not an operand's folded form until
-    /// [`finish`](Self::finish).
-    pub(crate) fn begin(&mut self, of: &Shape) -> Result<(), Error> {
-        self.begin_with(of, Extra::Usual)
-    }
-
-    fn begin_with(&mut self, of: &Shape, extra: Extra) -> Result<(), Error> {
-        self.ready = false;
-        (self.tiles, self.steps) = (of.rows.div_ceil(TILE_ROWS), of.k_pad / STEP_K);
-        let usual = self.steps / 2 + 4;
-        self.extra = match extra {
-            Extra::Usual => usual,
-            Extra::Of(count) => count.min(usual),
-        };
-        let overflow = Error::ShapeOverflow { rows: of.rows, cols: of.k_pad };
-        let bytes = (self.steps + self.extra)
-            .checked_mul(block_bytes(of.format))
-            .and_then(|tile| tile.checked_mul(self.tiles))
-            .ok_or(overflow)?;
-        let stream = &of.gpu.stream;
-        self.blocks.reserve(stream, bytes)?;
-        self.bases.reserve(stream, of.rows * 4)?;
-        self.counters.zero(stream, 4 * (self.tiles * (self.steps + 2) + self.strips()))
-    }
-
     /// Queues what follows the first pass over the operand: the windows that outliers make.
-    pub(crate) fn finish(&mut self, of: &Shape) -> Result<(), Error> {
+    pub(crate) fn finish(&mut self, of: &FoldShape) -> Result<(), Error> {
         let name = match of.format {
             Format::MxFp4 => "fold_extras_mxfp4",
             Format::NvFp4 => "fold_extras_nvfp4",
@@ -139,11 +39,11 @@ impl Folded {
     }
 
     /// Queues the folding of packed codes and scales, which also describes the rows.
-    pub(crate) fn fill(&mut self, of: &Shape) -> Result<(), Error> {
+    pub(crate) fn fill(&mut self, of: &FoldShape) -> Result<(), Error> {
         self.fill_with(of, Extra::Usual)
     }
 
-    fn fill_with(&mut self, of: &Shape, extra: Extra) -> Result<(), Error> {
+    fn fill_with(&mut self, of: &FoldShape, extra: Extra) -> Result<(), Error> {
         self.begin_with(of, extra)?;
         let name = match of.format {
             Format::MxFp4 => "fold_mxfp4",
@@ -160,9 +60,9 @@ impl Folded {
         self.finish(of)
     }
 
-    /// Folds what is kept for long, with as many extra blocks as it needs: without any at first, and once
-    /// more if there are some. This waits for the device.
-    pub(crate) fn fill_exactly(&mut self, of: &Shape) -> Result<(), Error> {
+    /// Folds what is kept for long, with as many extra blocks as it needs: without any at first,
+    /// and once more if there are some. This waits for the device.
+    pub(crate) fn fill_exactly(&mut self, of: &FoldShape) -> Result<(), Error> {
         self.fill_with(of, Extra::Of(0))?;
         let mut counters = vec![0u32; self.tiles * (self.steps + 1)];
         self.counters.download(&of.gpu.stream, bytemuck::cast_slice_mut(&mut counters))?;
@@ -172,39 +72,23 @@ impl Folded {
             _ => Ok(()),
         }
     }
-
-    fn used(&self) -> u64 {
-        self.counters.address() + (4 * self.tiles * self.steps) as u64
-    }
-
-    /// Of the arrivals at each strip.
-    pub(crate) fn arrivals(&self) -> Arg {
-        Arg::Pointer(self.used() + (4 * 2 * self.tiles) as u64)
-    }
-
-    fn arrays(&self) -> [Arg; 4] {
-        let incomplete = self.used() + (4 * self.tiles) as u64;
-        [self.blocks.address(), self.counters.address(), incomplete, self.bases.address()]
-            .map(Arg::Pointer)
-    }
-
-    /// The arguments of a kernel that folds.
-    pub(crate) fn to(&self, meta: u64) -> Result<[Arg; 6], Error> {
-        let [blocks, entries, incomplete, bases] = self.arrays();
-        Ok([blocks, entries, incomplete, bases, Arg::Pointer(meta), Arg::I32(int(self.extra)?)])
-    }
 }
 
-/// What is folded: device addresses and sizes.
-#[derive(Debug)]
-pub(crate) struct Shape {
-    pub(crate) gpu: Arc<Gpu>,
-    pub(crate) format: Format,
-    pub(crate) rows: usize,
-    pub(crate) k_pad: usize,
-    pub(crate) codes: u64,
-    pub(crate) scales: u64,
-    pub(crate) meta: u64,
+impl CudaOperand {
+    /// Runs a folding of what is in the operand; without memory for it there is none, and no error.
+    pub(crate) fn fold(
+        &mut self,
+        run: impl FnOnce(&mut Folded, &FoldShape) -> Result<(), Error>,
+    ) -> Result<bool, Error> {
+        let of = self.shape_to_fold()?;
+        let done = unless_memory_is_short(run(&mut self.folded, &of), "a folded operand")?;
+        if !done {
+            // What it has got of its memory is of more use elsewhere.
+            self.folded = Folded::default();
+            self.folds = false;
+        }
+        Ok(done)
+    }
 }
 
 #[cfg(all(test, feature = "emulated"))]
@@ -216,11 +100,14 @@ mod tests {
     };
 
     use super::*;
-    use crate::operand::CudaOperand;
-    use crate::{Cuda, Ladder};
+    use crate::device::buffer::Buffer;
+    use crate::device::gpu::Gpu;
+    use crate::operand::folded::block_bytes;
+    use crate::{Cuda, MatmulKernel};
 
-    /// What a folding wrote, whichever extra blocks it took: bases, tiles without a folded form, and for each
-    /// step its set of windows, the block of window 0, and the others in order of the window.
+    /// What a folding wrote, whichever extra blocks it took: bases, tiles without a folded form,
+    /// and for each step its set of windows, the block of window 0, and the others in order of the
+    /// window.
     #[derive(PartialEq)]
     struct Contents {
         bases: Vec<i32>,
@@ -263,7 +150,7 @@ mod tests {
 
     #[test]
     fn one_pass_writes_what_two_passes_write() {
-        let cuda = Cuda::open(0).unwrap().with_ladder(Ladder::Wgmma);
+        let cuda = Cuda::open(0).unwrap().with_matmul_kernel(MatmulKernel::Wgmma);
         let mut state = 7u64;
         let mut uniform = || {
             state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
@@ -339,7 +226,7 @@ mod tests {
             let scratch = cuda.scratch.lock().unwrap();
             [&scratch.a, &scratch.b].map(|folded| folded.blocks.address() != 0)
         };
-        let cuda = Cuda::open(0).unwrap().with_ladder(Ladder::Wgmma);
+        let cuda = Cuda::open(0).unwrap().with_matmul_kernel(MatmulKernel::Wgmma);
         assert_eq!(product(&cuda), [false, false]);
         assert_eq!(product(&cuda.with_folded_weights(false)), [false, true]);
     }

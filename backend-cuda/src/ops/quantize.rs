@@ -1,54 +1,21 @@
 //! Quantization on the device: which kernel, and what it is given (C4, C5).
 
-use std::sync::Arc;
+use fp4_core::{Error, FloatType, PackedShape, QuantSpec};
 
-use fp4_core::{
-    Error, Float, FloatSlice, FloatType, PackedShape, QuantSpec, Transform, TransformShape, bf16,
-    f16, with_floats,
-};
-
-use crate::buffer::Buffer;
-use crate::launch::{Arg, Gpu, int, scale_type, tie};
-use crate::matmul::fold::Folded;
-use crate::operand::{CudaOperand, CudaTransform};
-use crate::sources::{QUANTIZE, QUANTIZE_FOLD};
+use crate::build::sources::{QUANTIZE, QUANTIZE_FOLD};
+use crate::device::launch::{Arg, blocks_for, int, scale_type, tie};
+use crate::operand::folded::Folded;
+use crate::operand::packed::CudaOperand;
+use crate::operand::tensor::CudaTransform;
 
 /// Rows and columns of a tile of the transform kernel.
 const TILE: [usize; 2] = [64, 128];
 
-/// Loads a transform, rounded once from its stored type to the activations' (C5).
-pub(crate) fn load_transform(
-    gpu: &Arc<Gpu>,
-    transform: &Transform<'_>,
-    x: FloatType,
-) -> Result<CudaTransform, Error> {
-    fn rounded<T: Float>(values: FloatSlice<'_>) -> Vec<T> {
-        with_floats!(FloatSlice, values, v => {
-            v.iter().map(|&t| T::from_f32(Float::to_f32(t))).collect()
-        })
-    }
-    let stored = transform.values();
-    let mut values = Buffer::default();
-    match x {
-        FloatType::F32 => {
-            values.upload(&gpu.stream, bytemuck::cast_slice(&rounded::<f32>(stored)))?;
-        }
-        FloatType::F16 => {
-            values.upload(&gpu.stream, bytemuck::cast_slice(&rounded::<f16>(stored)))?;
-        }
-        FloatType::Bf16 => {
-            values.upload(&gpu.stream, bytemuck::cast_slice(&rounded::<bf16>(stored)))?;
-        }
-    }
-    let shape = TransformShape { float_type: x, ..transform.shape() };
-    Ok(CudaTransform { shape, values, gpu: gpu.clone() })
-}
-
 /// Dense values on the device: address and type.
 pub(crate) type Dense = (u64, FloatType);
 
-/// Quantizes the (rows, k) values at `x` into `out`, with the scales at `given` if that is not 0, and
-/// describes the rows for the matmul. All shapes have been checked to fit.
+/// Quantizes the (rows, k) values at `x` into `out`, with the scales at `given` if that is not 0,
+/// and describes the rows for the matmul. All shapes have been checked to fit.
 pub(crate) fn quantize(
     (x, float_type): Dense,
     shape: PackedShape,
@@ -106,8 +73,8 @@ pub(crate) fn quantize(
     out.describe_rows()
 }
 
-/// As [`quantize`], and folds what it quantizes, in the same pass over the values; false, and nothing is
-/// queued, where there is no memory for the folded form.
+/// As [`quantize`], and folds what it quantizes, in the same pass over the values; false, and
+/// nothing is queued, where there is no memory for the folded form.
 pub(crate) fn quantize_and_fold(
     (x, float_type): Dense,
     shape: PackedShape,
@@ -164,4 +131,24 @@ pub(crate) fn quantize_and_fold(
     }
     folded.finish(&of)?;
     Ok(true)
+}
+
+impl CudaOperand {
+    /// Fills the row metadata, once codes and scales are there; only the matmul formats have it.
+    pub(crate) fn describe_rows(&self) -> Result<(), Error> {
+        if self.shape.format().is_none() {
+            return Ok(());
+        }
+        let args = [
+            Arg::Pointer(self.codes.address()),
+            Arg::Pointer(self.scales.address()),
+            Arg::Pointer(self.meta.address()),
+            Arg::I64(self.shape.rows() as i64),
+            Arg::I32(int(self.k_pad)?),
+            scale_type(self.shape.scale_type()),
+        ];
+        // A warp a row, four warps a block.
+        let blocks = blocks_for(self.shape.rows(), 4);
+        self.gpu.launch((&QUANTIZE, "row_meta"), blocks, 128, &args)
+    }
 }

@@ -1,23 +1,60 @@
-//! Who may use a device's stream while a graph is captured on it, and when memory is freed.
+//! A device's one stream, who may use it while a graph is captured on it, and when memory is freed.
 //!
 //! ```text
 //! operation   refused if another thread captures, else counted until it ends
-//! capture     announced, so that other threads are refused; waits for the operations under way; records; ends
-//! free        held back during a capture, and while a graph lives that may use the memory
+//! capture     announced, so that other threads are refused; waits for the operations under way;
+//! records; ends free        held back during a capture, and while a graph lives that may use the
+//! memory
 //! ```
 //!
-//! A driver takes whatever reaches a capturing stream for a part of the graph, from any thread: an allocation,
-//! a copy that reads host memory again at each replay. So nothing of another thread's may reach it, and of the
-//! capturing thread's only launches and fills: [`Gate::expect_running`] is asked before everything else.
+//! A driver takes whatever reaches a capturing stream for a part of the graph, from any thread: an
+//! allocation, a copy that reads host memory again at each replay. So nothing of another thread's
+//! may reach it, and of the capturing thread's only launches and fills: [`Gate::expect_running`] is
+//! asked before everything else.
 
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::fmt;
+use std::ops::Deref;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, ThreadId};
 
-use cudarc::driver::CudaSlice;
-use fp4_core::{Error, Unsupported};
+use cudarc::driver::{CudaGraph, CudaSlice, CudaStream};
+use fp4_core::Error;
 
-use crate::error::CAPTURE;
-use crate::graph::Handles;
+use super::reason::Reason;
+
+/// The one stream, and who may use it.
+pub(crate) struct Stream {
+    stream: Arc<CudaStream>,
+    pub(crate) gate: Arc<Gate>,
+}
+
+impl Stream {
+    pub(crate) fn new(stream: Arc<CudaStream>) -> Self {
+        Stream { stream, gate: Arc::default() }
+    }
+}
+
+impl Deref for Stream {
+    type Target = Arc<CudaStream>;
+
+    fn deref(&self) -> &Arc<CudaStream> {
+        &self.stream
+    }
+}
+
+/// The driver's handles of a captured graph.
+pub(crate) struct Handles(pub(crate) CudaGraph);
+
+// SAFETY: the driver lets any thread use a graph's handles, one at a time; they lie in a mutex, in
+// `Graph` or in the gate, and the one use but for dropping them binds the context to its thread
+// first.
+unsafe impl Send for Handles {}
+
+impl fmt::Debug for Handles {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Handles").finish_non_exhaustive()
+    }
+}
 
 /// One device's gate.
 #[derive(Debug, Default)]
@@ -71,7 +108,7 @@ impl Gate {
             Some(thread) if thread == thread::current().id() => {
                 return Ok(Operation { gate: self, counted: false });
             }
-            Some(_) => return Err(Unsupported::Other(ELSEWHERE).into()),
+            Some(_) => return Err(Reason::CapturedElsewhere.into()),
         }
         Ok(Operation { gate: self, counted: true })
     }
@@ -81,7 +118,7 @@ impl Gate {
         let mut state = self.state();
         if state.is_captured_here() {
             state.spoiled = true;
-            return Err(Unsupported::Other(CAPTURE).into());
+            return Err(Reason::CannotBeCaptured.into());
         }
         Ok(())
     }
@@ -91,17 +128,17 @@ impl Gate {
         self.state().is_captured_here()
     }
 
-    /// Refuses if this thread's capture was asked for something that it cannot record, whatever became of that
-    /// error.
+    /// Refuses if this thread's capture was asked for something that it cannot record, whatever
+    /// became of that error.
     pub(crate) fn expect_unspoiled(&self) -> Result<(), Error> {
-        if self.state().spoiled { Err(Unsupported::Other(CAPTURE).into()) } else { Ok(()) }
+        if self.state().spoiled { Err(Reason::CannotBeCaptured.into()) } else { Ok(()) }
     }
 
     /// Lets this thread capture, once no operation is under way. [`end`](Self::end) is to follow.
     pub(crate) fn begin(&self) -> Result<(), Error> {
         let mut state = self.state();
         if state.capturer.is_some() {
-            return Err(Unsupported::Other("a capture is under way on this device").into());
+            return Err(Reason::CaptureUnderWay.into());
         }
         state.capturer = Some(thread::current().id());
         state.spoiled = false;
@@ -177,6 +214,3 @@ impl State {
         }
     }
 }
-
-/// What another thread is told during a capture.
-const ELSEWHERE: &str = "another thread captures a graph on this device; try again when it is done";

@@ -2,7 +2,9 @@
 
 use cudarc::driver::DriverError;
 use cudarc::driver::sys::CUresult;
-use fp4_core::{DeviceError, Error, Unsupported};
+use fp4_core::{DeviceError, Error};
+
+use super::reason::Reason;
 
 /// A driver's answer with the core's error in place of the driver's.
 pub(crate) trait DeviceResult<T> {
@@ -24,7 +26,7 @@ impl<T> DeviceResult<T> for Result<T, DriverError> {
             match code {
                 CUresult::CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED
                 | CUresult::CUDA_ERROR_STREAM_CAPTURE_INVALIDATED => {
-                    Unsupported::Other(CAPTURE).into()
+                    Reason::CannotBeCaptured.into()
                 }
                 _ => Error::Device(classify(code, bytes)),
             }
@@ -47,12 +49,8 @@ pub(crate) fn unless_memory_is_short(
     }
 }
 
-/// What a capture cannot record, and what to do.
-pub(crate) const CAPTURE: &str = "allocating, another shape for an operand, loading a kernel, waiting, replaying or \
-     copying to or from the host while a graph is captured; run the same calls once before the capture, on \
-     tensors, and take an operand for each shape";
-
-/// What a caller can do about it decides the kind: ask for less, reopen the device, or read the code.
+/// What a caller can do about it decides the kind: ask for less, reopen the device, or read the
+/// code.
 fn classify(code: CUresult, bytes: usize) -> DeviceError {
     use CUresult as E;
     match code {

@@ -1,0 +1,71 @@
+//! A device in use: its context, its one stream and its kernels.
+//!
+//! Everything that a [`Gpu`] does is queued on one stream, so operations run in the order of the
+//! calls and need no events. Nothing waits for the device but copies to the host.
+
+use std::sync::Arc;
+
+use cudarc::driver::sys::CUdevice_attribute;
+use cudarc::driver::{CudaContext, CudaFunction};
+use fp4_core::Error;
+
+use super::driver::Device;
+use super::error::DeviceResult;
+use super::module::{Kernel, Modules};
+use super::reason::DriverVersion;
+use super::stream::{Operation, Stream};
+
+/// A device in use.
+pub(crate) struct Gpu {
+    pub(crate) info: Device,
+    pub(crate) stream: Stream,
+    pub(crate) context: Arc<CudaContext>,
+    /// Number of multiprocessors.
+    pub(crate) processors: usize,
+    modules: Modules,
+}
+
+impl std::fmt::Debug for Gpu {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Gpu").field("info", &self.info).finish_non_exhaustive()
+    }
+}
+
+impl Gpu {
+    /// Opens the device with this index.
+    pub(crate) fn open(index: usize, info: Device, driver: DriverVersion) -> Result<Self, Error> {
+        let context = CudaContext::new(index).device()?;
+        // SAFETY: all memory of this context's buffers is used on the one stream made below, in the
+        // order of the calls, so there is nothing that events would have to order.
+        unsafe { context.disable_event_tracking() };
+        let stream = Stream::new(context.new_stream().device()?);
+        let processors = context
+            .attribute(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)
+            .device()?;
+        let modules = Modules::new(info.compute_capability, driver.major());
+        let processors = usize::try_from(processors).unwrap_or(1).max(1);
+        Ok(Gpu { info, stream, context, processors, modules })
+    }
+
+    /// Begins an operation: every public call that touches the device is one.
+    pub(crate) fn enter(&self) -> Result<Operation<'_>, Error> {
+        self.stream.gate.enter()
+    }
+
+    /// Waits until everything queued so far has run.
+    pub(crate) fn synchronize(&self) -> Result<(), Error> {
+        self.stream.gate.expect_running()?;
+        self.context.bind_to_thread().device()?;
+        self.stream.synchronize().device()
+    }
+
+    /// Whether the kernel can be had: compiled, or prebuilt. The first call loads it.
+    pub(crate) fn has(&self, kernel: Kernel) -> bool {
+        self.function(kernel, 0).is_ok()
+    }
+
+    /// The kernel, for blocks with this much dynamic shared memory.
+    pub(crate) fn function(&self, kernel: Kernel, shared: u32) -> Result<CudaFunction, Error> {
+        self.modules.function(&self.context, &self.stream.gate, kernel, shared)
+    }
+}

@@ -1,0 +1,149 @@
+//! The folded form of an operand in device memory, which the wgmma kernels read: `fold.cuh`.
+//!
+//! It lies beside the packed form: a weight is folded when it is prepared, an activation in the
+//! pass that quantizes it (`quantize_fold.cu`) or when it is imported. An operand without one, made
+//! under another [`MatmulKernel`](crate::MatmulKernel) or where memory was short, is folded for the
+//! product at hand. What fills it is [`ops::fold`](crate::ops::fold).
+
+use std::sync::Arc;
+
+use fp4_core::{Error, Format};
+
+use crate::device::buffer::Buffer;
+use crate::device::gpu::Gpu;
+use crate::device::launch::{Arg, int};
+
+/// Rows of a tile (`TILE_ROWS`).
+pub(crate) const TILE_ROWS: usize = 128;
+/// K of a step (`STEP_K`).
+const STEP_K: usize = 32;
+/// Rows of a thread block that folds (`FOLD_ROWS`).
+pub(crate) const BLOCK_ROWS: usize = 8;
+/// Rows of a strip of the transform (`STRIP_ROWS`).
+pub(crate) const STRIP_ROWS: usize = 64;
+
+/// Bytes of a block: 128 x 32 digits in one plane or three.
+pub(crate) fn block_bytes(format: Format) -> usize {
+    TILE_ROWS
+        * STEP_K
+        * match format {
+            Format::MxFp4 => 1,
+            Format::NvFp4 => 3,
+        }
+}
+
+/// The folded form of one operand. Its memory only grows.
+#[derive(Debug, Default)]
+pub(crate) struct Folded {
+    pub(crate) blocks: Buffer,
+    /// Zeros before a folding: `entries`, `used`, `incomplete` and the arrivals at each strip.
+    pub(crate) counters: Buffer,
+    pub(crate) bases: Buffer,
+    pub(crate) extra: usize,
+    pub(crate) tiles: usize,
+    pub(crate) steps: usize,
+    pub(crate) ready: bool,
+}
+
+/// How many extra blocks a tile has room for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Extra {
+    /// As data that is not known yet may need: a second window in every other step. A tile that
+    /// needs more is left to the kernel by groups.
+    Usual,
+    /// A number that was counted.
+    Of(usize),
+}
+
+impl Folded {
+    /// Bytes of device memory held.
+    pub(crate) fn allocated_bytes(&self) -> usize {
+        self.blocks.len() + self.counters.len() + self.bases.len()
+    }
+
+    /// Whether this is the folded form of the operand that it lies beside.
+    pub(crate) fn ready(&self) -> bool {
+        self.ready
+    }
+
+    /// Whether a captured graph may use the memory.
+    pub(crate) fn is_in_a_graph(&self) -> bool {
+        [&self.blocks, &self.counters, &self.bases].iter().any(|buffer| buffer.is_in_a_graph())
+    }
+
+    /// The operand has other contents now.
+    pub(crate) fn forget(&mut self) {
+        self.ready = false;
+    }
+
+    /// Thread blocks of eight rows each, for whole tiles.
+    pub(crate) fn row_blocks(&self) -> u64 {
+        (self.tiles * (TILE_ROWS / BLOCK_ROWS)) as u64
+    }
+
+    /// Strips of a transform, for whole tiles.
+    pub(crate) fn strips(&self) -> usize {
+        self.tiles * (TILE_ROWS / STRIP_ROWS)
+    }
+
+    /// Makes room and queues the zeros. What is in it is not an operand's folded form until
+    /// [`finish`](Self::finish).
+    pub(crate) fn begin(&mut self, of: &FoldShape) -> Result<(), Error> {
+        self.begin_with(of, Extra::Usual)
+    }
+
+    /// As [`begin`](Self::begin), with room for so many extra blocks.
+    pub(crate) fn begin_with(&mut self, of: &FoldShape, extra: Extra) -> Result<(), Error> {
+        self.ready = false;
+        (self.tiles, self.steps) = (of.rows.div_ceil(TILE_ROWS), of.k_pad / STEP_K);
+        let usual = self.steps / 2 + 4;
+        self.extra = match extra {
+            Extra::Usual => usual,
+            Extra::Of(count) => count.min(usual),
+        };
+        let overflow = Error::ShapeOverflow { rows: of.rows, cols: of.k_pad };
+        let bytes = (self.steps + self.extra)
+            .checked_mul(block_bytes(of.format))
+            .and_then(|tile| tile.checked_mul(self.tiles))
+            .ok_or(overflow)?;
+        let stream = &of.gpu.stream;
+        self.blocks.reserve(stream, bytes)?;
+        self.bases.reserve(stream, of.rows * 4)?;
+        self.counters.zero(stream, 4 * (self.tiles * (self.steps + 2) + self.strips()))
+    }
+
+    /// The numbers of extra blocks in use, one a tile.
+    pub(crate) fn used(&self) -> u64 {
+        self.counters.address() + (4 * self.tiles * self.steps) as u64
+    }
+
+    /// Of the arrivals at each strip.
+    pub(crate) fn arrivals(&self) -> Arg {
+        Arg::Pointer(self.used() + (4 * 2 * self.tiles) as u64)
+    }
+
+    /// Blocks, entries, incomplete tiles and bases.
+    pub(crate) fn arrays(&self) -> [Arg; 4] {
+        let incomplete = self.used() + (4 * self.tiles) as u64;
+        [self.blocks.address(), self.counters.address(), incomplete, self.bases.address()]
+            .map(Arg::Pointer)
+    }
+
+    /// The arguments of a kernel that folds.
+    pub(crate) fn to(&self, meta: u64) -> Result<[Arg; 6], Error> {
+        let [blocks, entries, incomplete, bases] = self.arrays();
+        Ok([blocks, entries, incomplete, bases, Arg::Pointer(meta), Arg::I32(int(self.extra)?)])
+    }
+}
+
+/// What is folded: device addresses and sizes.
+#[derive(Debug)]
+pub(crate) struct FoldShape {
+    pub(crate) gpu: Arc<Gpu>,
+    pub(crate) format: Format,
+    pub(crate) rows: usize,
+    pub(crate) k_pad: usize,
+    pub(crate) codes: u64,
+    pub(crate) scales: u64,
+    pub(crate) meta: u64,
+}

@@ -1,0 +1,135 @@
+//! Packed operands and prepared weights in device memory.
+//!
+//! A packed operand has rows of `k_pad` elements, K rounded up to a multiple of 128; the padding is
+//! zero codes and zero scale bytes, which never change a result (C8). Beside the bytes lies the row
+//! metadata that the matmul chooses its path by.
+
+use std::marker::PhantomData;
+use std::sync::Arc;
+
+use fp4_core::{Error, Format, Packed, PackedShape, PreparedWeight, padded_k};
+
+use super::folded::{FoldShape, Folded};
+use crate::device::buffer::Buffer;
+use crate::device::gpu::Gpu;
+use crate::device::launch::int;
+
+/// Bytes of one row's metadata: the four ints of `RowMeta` in `kernels/format.cuh`.
+const META_BYTES: usize = 16;
+
+/// A packed matrix in device memory, with its row metadata.
+#[derive(Debug)]
+pub struct CudaOperand {
+    pub(crate) shape: PackedShape,
+    pub(crate) k_pad: usize,
+    pub(crate) codes: Buffer,
+    pub(crate) scales: Buffer,
+    pub(crate) meta: Buffer,
+    /// The same for the wgmma kernels, where they are to multiply it.
+    pub(crate) folded: Folded,
+    /// Whether it was folded when it got its contents, as a graph that writes it does too.
+    pub(crate) folds: bool,
+    /// Host values on their way in, and bytes without padding on their way in or out.
+    pub(crate) input: Buffer,
+    pub(crate) staging: Buffer,
+    pub(crate) gpu: Arc<Gpu>,
+}
+
+impl CudaOperand {
+    pub(crate) fn new(gpu: &Arc<Gpu>) -> Result<Self, Error> {
+        Ok(CudaOperand {
+            shape: PackedShape::of(Format::MxFp4, 0, 0)?,
+            k_pad: 0,
+            codes: Buffer::default(),
+            scales: Buffer::default(),
+            meta: Buffer::default(),
+            folded: Folded::default(),
+            folds: false,
+            input: Buffer::default(),
+            staging: Buffer::default(),
+            gpu: gpu.clone(),
+        })
+    }
+
+    /// Shape and format.
+    pub fn shape(&self) -> PackedShape {
+        self.shape
+    }
+
+    /// Bytes of device memory held.
+    pub(crate) fn allocated_bytes(&self) -> usize {
+        let own = [&self.codes, &self.scales, &self.meta, &self.input, &self.staging];
+        own.iter().map(|buffer| buffer.len()).sum::<usize>() + self.folded.allocated_bytes()
+    }
+
+    /// Bytes of a row of codes and of a row of scales, padding included.
+    pub(crate) fn row_bytes(&self) -> [usize; 2] {
+        [self.k_pad / 2, self.k_pad / self.shape.group().get()]
+    }
+
+    /// Makes room for a shape, to be folded or not. Every byte is written by what follows.
+    pub(crate) fn reshape(&mut self, shape: PackedShape, folds: bool) -> Result<(), Error> {
+        if (shape, folds) != (self.shape, self.folds) {
+            self.leave_graphs()?;
+            // Until there is room, it is an operand without rows.
+            (self.shape, self.k_pad) = (self.shape.resized(0, 0)?, 0);
+        }
+        self.folded.forget();
+        let k_pad = padded_k(shape.k())?;
+        let padded = shape.resized(shape.rows(), k_pad)?;
+        int(k_pad)?;
+        let stream = &self.gpu.stream;
+        self.codes.reserve(stream, padded.codes_len())?;
+        self.scales.reserve(stream, padded.scales_len())?;
+        let (rows, cols) = (shape.rows(), META_BYTES);
+        let meta = rows.checked_mul(META_BYTES).ok_or(Error::ShapeOverflow { rows, cols })?;
+        self.meta.reserve(stream, meta)?;
+        (self.shape, self.k_pad, self.folds) = (shape, k_pad, folds);
+        Ok(())
+    }
+
+    /// Leaves to captured graphs the memory that they may use. A replay writes it in the layout of
+    /// the capture: kernels that were told of another one would follow its offsets to anywhere.
+    fn leave_graphs(&mut self) -> Result<(), Error> {
+        let used = [&self.codes, &self.scales, &self.meta].iter().any(|b| b.is_in_a_graph());
+        if used || self.folded.is_in_a_graph() {
+            self.gpu.stream.gate.expect_running()?;
+            // What goes to or comes from the host is in no graph, and may be on its way.
+            (self.codes, self.scales, self.meta) = Default::default();
+            self.folded = Folded::default();
+        }
+        Ok(())
+    }
+
+    /// What a folding needs to know.
+    pub(crate) fn shape_to_fold(&self) -> Result<FoldShape, Error> {
+        Ok(FoldShape {
+            gpu: self.gpu.clone(),
+            format: self.shape.expect_format()?,
+            rows: self.shape.rows(),
+            k_pad: self.k_pad,
+            codes: self.codes.address(),
+            scales: self.scales.address(),
+            meta: self.meta.address(),
+        })
+    }
+
+    /// Drops what only conversions need: a weight is converted once.
+    pub(crate) fn trim(&mut self) {
+        self.input = Buffer::default();
+        self.staging = Buffer::default();
+    }
+}
+
+/// A weight in device memory. `B` is what it was prepared from; nothing of that type is held.
+#[derive(Debug)]
+pub struct CudaWeight<B> {
+    pub(crate) operand: CudaOperand,
+    pub(crate) from: PhantomData<fn() -> B>,
+}
+
+impl<B: Packed> PreparedWeight for CudaWeight<B> {
+    fn shape(&self) -> PackedShape {
+        self.operand.shape
+    }
+}

@@ -1,0 +1,23 @@
+//! The kernels to multiply by, as a caller names them.
+
+/// A kernel to multiply by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub enum MatmulKernel {
+    /// The readable one.
+    Naive,
+    /// Tensor cores, for every device that this backend takes.
+    Mma,
+    /// Streams B once, for few rows of A; any number is right.
+    Decode {
+        /// In how many ranges K is split; 0 for as many as the device wants. Partial sums are
+        /// exact, so the bits are the same.
+        ranges: usize,
+    },
+    /// Hopper's warpgroup instructions, for many rows of A: compute capability 9.0. What is
+    /// prepared or quantized under this or under `Auto` is folded for it at that time.
+    Wgmma,
+    /// The fastest of these that the shape and the device allow.
+    #[default]
+    Auto,
+}

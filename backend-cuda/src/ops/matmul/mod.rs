@@ -1,0 +1,103 @@
+//! Multiplication on the device: which kernel, and what it is given (C6).
+//!
+//! | [`MatmulKernel`] | kernel | outputs by |
+//! |---|---|---|
+//! | `Naive` | `matmul_naive.cu` | one thread each; int64 where proven, else 640 bits |
+//! | `Mma` | `matmul_mma.cu` | tensor-core tiles; int32 fold, int64 by group, else 640 bits |
+//! | `Decode` | `matmul_decode.cu` | 128 rows of B by 8 or 16 of A; int64 by group, else 640 bits |
+//! | `Wgmma` | `matmul_wgmma_*.cu` | Hopper: folded int8, int32; what is left by `Decode`'s |
+//!
+//! [`MatmulKernel::Auto`] takes the fastest that can by the shape and the device: `Decode` for up
+//! to 16 rows of A, `Wgmma` for 128 and more on compute capability 9.0, `Mma` otherwise.
+//!
+//! Where memory for the folded form is short, `Auto` goes on with `Mma`, which needs none.
+//!
+//! Every kernel takes every input and gives the same bits; the choice is for tests and
+//! measurements. The choice between sums is made on the device from row metadata, so a launch needs
+//! nothing from the host but shapes and the bounds below.
+
+mod decode;
+mod kernel;
+mod mma;
+mod naive;
+mod product;
+mod wgmma;
+
+use std::sync::{Mutex, PoisonError};
+
+use fp4_core::{Error, FloatType, Format, PackedShape, padded_k};
+
+pub use kernel::MatmulKernel;
+pub(crate) use naive::partial;
+use product::{Outputs, is_long};
+pub(crate) use product::{PATHS_BYTES, Scratch, paths_of};
+
+use crate::device::buffer::Buffer;
+use crate::device::error::unless_memory_is_short;
+use crate::device::gpu::Gpu;
+use crate::device::reason::Reason;
+use crate::operand::packed::CudaOperand;
+
+/// What [`MatmulKernel::Auto`] stands for.
+fn choose(a: &CudaOperand, b: &CudaOperand, format: Format) -> MatmulKernel {
+    let (m, groups) = (a.shape.rows(), a.k_pad / format.group().get());
+    if m <= decode::MAX_ROWS && !is_long(format, groups) {
+        return MatmulKernel::Decode { ranges: 0 };
+    }
+    let least = if b.folded.ready() { wgmma::MIN_ROWS } else { wgmma::MIN_ROWS_UNFOLDED };
+    let takes = wgmma::takes(MatmulKernel::Auto, &a.gpu, a.shape, a.k_pad);
+    if m >= least && takes { MatmulKernel::Wgmma } else { MatmulKernel::Mma }
+}
+
+/// Whether an activation of this shape is to be folded when it is quantized or imported.
+pub(crate) fn folds_activation(kernel: MatmulKernel, gpu: &Gpu, shape: PackedShape) -> bool {
+    let enough = kernel == MatmulKernel::Wgmma || shape.rows() >= wgmma::MIN_ROWS;
+    enough && folds_weight(kernel, gpu, shape)
+}
+
+/// Whether a weight of this shape is to be folded when it is prepared.
+pub(crate) fn folds_weight(kernel: MatmulKernel, gpu: &Gpu, shape: PackedShape) -> bool {
+    padded_k(shape.k()).is_ok_and(|k_pad| wgmma::takes(kernel, gpu, shape, k_pad))
+}
+
+/// Queues round(f32(A * B^T) * alpha) into `out`, counting paths into `paths`.
+pub(crate) fn matmul(
+    kernel: MatmulKernel,
+    a: &CudaOperand,
+    b: &CudaOperand,
+    alpha: f32,
+    (out, out_type): (u64, FloatType),
+    paths: &Buffer,
+    scratch: &Mutex<Scratch>,
+) -> Result<(), Error> {
+    let format = a.shape.expect_product(&b.shape)?;
+    let groups = a.k_pad / format.group().get();
+    let long = is_long(format, groups);
+    let outputs = Outputs { to: out, float_type: out_type, alpha, paths };
+    // Launches of one product stay together on the stream, as they share buffers.
+    let scratch = || scratch.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut chosen = if kernel == MatmulKernel::Auto { choose(a, b, format) } else { kernel };
+    if kernel == MatmulKernel::Auto && chosen == MatmulKernel::Wgmma {
+        let queued = wgmma::queue(a, b, &outputs, &mut scratch());
+        if unless_memory_is_short(queued, "the wgmma kernels")? {
+            return Ok(());
+        }
+        // Nothing that the outputs depend on is queued before its memory is there.
+        chosen = MatmulKernel::Mma;
+    }
+    match chosen {
+        MatmulKernel::Decode { ranges } => {
+            decode::queue(a, b, &outputs, decode::Tiles::All, ranges, &mut scratch())
+        }
+        MatmulKernel::Wgmma => {
+            if !wgmma::available(&a.gpu, format) {
+                return Err(Reason::NeedsHopper.into());
+            }
+            wgmma::queue(a, b, &outputs, &mut scratch())
+        }
+        MatmulKernel::Mma if !long => mma::queue(a, b, &outputs),
+        MatmulKernel::Naive | MatmulKernel::Mma | MatmulKernel::Auto => {
+            naive::queue(a, b, &outputs)
+        }
+    }
+}

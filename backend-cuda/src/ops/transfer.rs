@@ -1,0 +1,79 @@
+//! Packed operands between the host and the device, with the padding of K added and dropped (C8).
+
+use fp4_core::{Dim, Error, PackedMut, PackedView};
+
+use crate::build::sources::LAYOUT;
+use crate::device::buffer::Buffer;
+use crate::device::gpu::Gpu;
+use crate::device::launch::{Arg, blocks_for, int};
+use crate::operand::folded::Folded;
+use crate::operand::packed::CudaOperand;
+
+impl CudaOperand {
+    /// Copies packed bytes from the host, adding the padding, and folds them if that is wanted.
+    pub(crate) fn import(&mut self, from: PackedView<'_>, fold: bool) -> Result<(), Error> {
+        self.reshape(from.shape(), fold)?;
+        let widths = self.row_bytes();
+        let CudaOperand { codes, scales, staging, gpu, .. } = self;
+        for (bytes, width, to) in
+            [(from.codes(), widths[0], codes), (from.scales(), widths[1], scales)]
+        {
+            let rows = from.shape().rows();
+            if bytes.len() == rows * width {
+                to.upload(&gpu.stream, bytes)?;
+            } else {
+                staging.upload(&gpu.stream, bytes)?;
+                repad(gpu, staging, to, rows, [bytes.len() / rows.max(1), width])?;
+            }
+        }
+        if fold && self.fold(Folded::fill)? {
+            return Ok(());
+        }
+        self.describe_rows()
+    }
+
+    /// Copies packed bytes to the host, without the padding. The caller synchronizes.
+    pub(crate) fn export(&self, spare: &mut Buffer, out: &mut PackedMut<'_>) -> Result<(), Error> {
+        let (shape, rows, widths) = (out.shape(), self.shape.rows(), self.row_bytes());
+        self.shape.expect_same_format(&shape)?;
+        for (what, expected, got) in
+            [(Dim::Rows, rows, shape.rows()), (Dim::K, self.shape.k(), shape.k())]
+        {
+            if expected != got {
+                return Err(Error::ShapeMismatch { what, expected, got });
+            }
+        }
+        let (codes, scales) = out.buffers();
+        for (bytes, width, from) in
+            [(codes, widths[0], &self.codes), (scales, widths[1], &self.scales)]
+        {
+            if bytes.len() == rows * width {
+                from.download(&self.gpu.stream, bytes)?;
+            } else {
+                let narrow = bytes.len() / rows.max(1);
+                spare.reserve(&self.gpu.stream, bytes.len())?;
+                repad(&self.gpu, from, spare, rows, [width, narrow])?;
+                spare.download(&self.gpu.stream, bytes)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Copies rows of one width to rows of another.
+fn repad(
+    gpu: &Gpu,
+    from: &Buffer,
+    to: &Buffer,
+    rows: usize,
+    [from_cols, to_cols]: [usize; 2],
+) -> Result<(), Error> {
+    let args = [
+        Arg::Pointer(from.address()),
+        Arg::Pointer(to.address()),
+        Arg::I64(rows as i64),
+        Arg::I32(int(from_cols)?),
+        Arg::I32(int(to_cols)?),
+    ];
+    gpu.launch((&LAYOUT, "pad_bytes"), blocks_for(rows * to_cols, 256), 256, &args)
+}
