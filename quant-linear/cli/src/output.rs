@@ -1,4 +1,4 @@
-//! Output that is either whole or not there: [`quant_linear::atomic`], with what to do about errors.
+//! Output that is whole or not there: [`quant_linear::atomic`], with what to do about errors.
 //!
 //! Before anything is written, [`check`] refuses a place that is taken (without `--force`; an empty
 //! folder is not), that holds what is never replaced (a link, a pipe, a device), that is the input

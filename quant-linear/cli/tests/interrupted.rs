@@ -1,5 +1,5 @@
-//! Runs that are interrupted, killed, or get in each other's way: nothing is left behind, nothing is
-//! lost, and nothing is replaced that was not to be.
+//! Runs that are interrupted, killed, or get in each other's way: nothing is left behind, nothing
+//! is lost, and nothing is replaced that was not to be.
 
 #![cfg(target_os = "linux")]
 
