@@ -26,6 +26,24 @@ pub enum Error {
         /// The system's reason.
         source: std::io::Error,
     },
+    /// Something at the place of an output that an output never replaces.
+    #[error(
+        "{path} is {found}, and {wanted} is to be written there; give another path, or remove it"
+    )]
+    Place {
+        /// Where the output was to be.
+        path: std::path::PathBuf,
+        /// What is there, in words.
+        found: &'static str,
+        /// What was to be there, in words.
+        wanted: &'static str,
+    },
+    /// Something at the place of an output that was to replace nothing.
+    #[error("{path} has come into being meanwhile; give another path, or remove it")]
+    Occupied {
+        /// Where the output was to be.
+        path: std::path::PathBuf,
+    },
     /// A tensor of the state is missing.
     #[error(
         "tensor `{name}` is missing; the state of a quantized layer has at least `e2m1`, \

@@ -304,6 +304,37 @@ fn files_are_written_whole_or_not_at_all() {
     assert!(error.to_string().contains("wrong.e2m1"), "{error}");
 }
 
+#[cfg(unix)]
+#[test]
+fn a_save_replaces_a_plain_file_alone_and_keeps_its_permissions() {
+    use std::os::unix::fs::{PermissionsExt, symlink};
+    use std::os::unix::net::UnixListener;
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name);
+    let saved = layer(Format::NvFp4, true);
+    let _socket = UnixListener::bind(at("socket")).unwrap();
+    std::fs::write(at("file"), "old").unwrap();
+    std::fs::set_permissions(at("file"), std::fs::Permissions::from_mode(0o600)).unwrap();
+    std::fs::create_dir(at("folder")).unwrap();
+    symlink("file", at("link")).unwrap();
+    for (name, found) in
+        [("socket", "a socket"), ("folder", "a folder"), ("link", "a symbolic link")]
+    {
+        let error = saved.save(&at(name), "a").unwrap_err();
+        assert!(matches!(error, Error::Place { found: is, .. } if is == found), "{error}");
+    }
+    assert_eq!(std::fs::read(at("file")).unwrap(), b"old");
+    let error = saved.save(std::path::Path::new("/"), "a").unwrap_err().to_string();
+    assert!(error.contains("names no file"), "{error}");
+    // What a process left that is no more.
+    std::fs::create_dir(at(".fp4-abc123.tmp")).unwrap();
+    std::fs::write(at(".fp4-abc123.tmp/new"), "half").unwrap();
+    saved.save(&at("file"), "a").unwrap();
+    assert_eq!(std::fs::metadata(at("file")).unwrap().permissions().mode() & 0o777, 0o600);
+    QuantLinear::load(&at("file"), "a", &LoadOptions::default()).unwrap();
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 4);
+}
+
 #[test]
 fn a_changed_dtype_is_saved_as_that_type() {
     let mut layer = layer(Format::MxFp4, true);

@@ -282,8 +282,8 @@ fn an_output_that_is_the_input_or_overlaps_it() {
     // Places that cannot be.
     refuses_in(&folder, "file", "no/such/out", &[], &["create it first"]);
     refuses_in(&folder, "file", "..", &["--force"], &["names no file"]);
-    refuses_in(&folder, "file", "outer", &["--force"], &["is a folder and the input is a file"]);
-    refuses_in(&folder, "outer/in", "file", &["--force"], &["is a file and the input is a folder"]);
+    refuses_in(&folder, "file", "outer", &["--force"], &["is a folder, and a file is to be"]);
+    refuses_in(&folder, "outer/in", "file", &["--force"], &["is a file, and a folder is to be"]);
 }
 
 #[cfg(unix)]

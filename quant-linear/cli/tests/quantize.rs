@@ -674,7 +674,7 @@ fn an_empty_folder_is_a_place_for_a_folder_and_not_for_a_file() {
     write(&folder.at("file"), &model());
     fs::create_dir(folder.at("empty")).unwrap();
     let args = ["quantize", &folder.arg("file"), "-o", &folder.arg("empty"), "--format", "mxfp4"];
-    fails(&args, &["is a folder and the input is a file"]);
+    fails(&args, &["is a folder, and a file is to be"]);
     assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 4, "nothing else is left");
 }
 

@@ -184,10 +184,11 @@ impl QuantLinear {
     /// Writes the state to a safetensors file: beside it first, then renamed.
     ///
     /// # Errors
-    /// [`Error::Empty`], or an I/O error; an existing file is then as it was.
+    /// [`Error::Empty`], an I/O error, or something at `path` that is no file ([`atomic`]); an
+    /// existing file is then as it was.
     pub fn save(&self, path: &Path, prefix: &str) -> Result<(), Error> {
         let bytes = safetensors::serialize(self.state_dict(prefix)?, None)?;
-        atomic::write(path, |file| std::io::Write::write_all(file, &bytes))
+        atomic::write_bytes(path, &bytes)
     }
 
     /// A layer from the tensors under `prefix`.

@@ -3,12 +3,10 @@
 //! Synthetic data flatters a quantizer. Real activations have the outlier columns that FP4 finds
 //! hard, so tests and benchmarks elsewhere read this fixture.
 
-use std::ffi::OsString;
-use std::fs;
-use std::io::Write;
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
+use quant_linear::atomic;
 use serde_json::json;
 
 use crate::model::{Config, Weights};
@@ -50,7 +48,8 @@ impl Capture {
             weights.f32(&format!("{LAYER}.weight"), &[config.intermediate, columns])?;
         weight.truncate(WEIGHT_ROWS * columns);
         let activations = every_nth_row(&self.inputs, columns, ACTIVATION_ROWS)?;
-        write_beside_then_rename(path, &encode(&weight, &activations, columns))
+        let written = atomic::write_bytes(path, &encode(&weight, &activations, columns));
+        written.context("the fixture cannot be written: does its folder exist?")
     }
 }
 
@@ -99,27 +98,6 @@ fn encode(weight: &[f32], activations: &[f32], columns: usize) -> Vec<u8> {
     file
 }
 
-/// Writes a file that is either the old one or the complete new one, whatever happens.
-fn write_beside_then_rename(path: &Path, bytes: &[u8]) -> Result<()> {
-    let name = path.file_name().with_context(|| {
-        format!("--write-fixture {} names no file: give a file path", path.display())
-    })?;
-    let mut beside = OsString::from(".");
-    beside.push(name);
-    beside.push(format!(".{}.tmp", std::process::id()));
-    let beside = path.with_file_name(beside);
-    let written = fs::File::create(&beside)
-        .and_then(|mut file| file.write_all(bytes).and_then(|()| file.sync_all()))
-        .and_then(|()| fs::rename(&beside, path));
-    if written.is_err() {
-        // The write's own error matters more than a leftover that cannot be removed.
-        let _ = fs::remove_file(&beside);
-    }
-    written.with_context(|| {
-        format!("cannot write the fixture {}: does its folder exist?", path.display())
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -160,14 +138,5 @@ mod tests {
             let bytes: Vec<u8> = values.iter().flat_map(|v| v.to_le_bytes()).collect();
             assert_eq!(tensor.data(), bytes, "{name}");
         }
-    }
-
-    #[test]
-    fn write_into_a_missing_folder_says_so() {
-        let path = Path::new("no such folder").join("x.safetensors");
-        let text = format!("{:#}", write_beside_then_rename(&path, &[]).unwrap_err());
-        assert!(text.contains("does its folder exist"), "{text}");
-        let text = format!("{:#}", write_beside_then_rename(Path::new("/"), &[]).unwrap_err());
-        assert!(text.contains("names no file"), "{text}");
     }
 }

@@ -24,10 +24,12 @@ use std::str::FromStr;
 
 use anyhow::{Context, Result, bail, ensure};
 use fp4_core::Format;
+use quant_linear::atomic::{NewFile, NewFolder};
 use quant_linear::{Backends, DenseOptions, StoredTransform};
 
 use crate::checkpoint::{Checkpoint, INDEX, Listing, list};
-use crate::output::{self, NewFile, NewFolder, Sink};
+use crate::interrupt;
+use crate::output::{self, Sink};
 use crate::progress;
 use crate::tiles::DEFAULT_BLOCK_BYTES;
 use plan::Plan;
@@ -98,7 +100,8 @@ pub(crate) struct Args {
     /// same bytes.
     #[arg(long, value_name = "NAME")]
     backend: Option<String>,
-    /// Replace the output if it exists.
+    /// Replace the output if it exists: a file by a file, a folder by a folder. Links, named pipes
+    /// and devices are never replaced.
     #[arg(long)]
     force: bool,
     /// Number of threads [default: all].
@@ -253,6 +256,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
         true => list(&args.input, &input.own_names())?,
         false => Listing::default(),
     };
+    interrupt::clean_up()?;
     output::check(&args.input, &listing.real, &args.output, args.force)?;
     let plan = Plan::new(&input, &options, &args.include, &args.exclude, block)?;
     let others: u64 = listing.files.iter().map(|(_, len)| len).sum();
@@ -283,11 +287,12 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
 
 /// One file to one file.
 fn write_file(args: &Args, engine: &Engine<'_>, plan: &Plan, summary: &mut Summary) -> Result<()> {
-    let new = NewFile::create(&args.output)?;
+    let told = |error| output::told(&args.output, error);
+    let new = NewFile::create(&args.output).map_err(told)?;
     let layout = &plan.layouts[0];
     let sink = Sink::new(new.file(), &args.output, layout.file_len())?;
     engine.write(0, plan, &sink, summary)?;
-    new.commit(args.force)
+    new.commit(args.force).map_err(told)
 }
 
 /// A folder to a folder: shards under their names, the index rewritten, all else copied.
@@ -298,7 +303,8 @@ fn write_folder(
     listing: &Listing,
     summary: &mut Summary,
 ) -> Result<()> {
-    let new = NewFolder::create(&args.output)?;
+    let told = |error| output::told(&args.output, error);
+    let new = NewFolder::create(&args.output).map_err(told)?;
     let building = new.building();
     for (position, (name, _)) in engine.input.files().iter().enumerate() {
         let shown = args.output.join(name);
@@ -323,5 +329,5 @@ fn write_folder(
         output::copy(&args.input.join(file), &building.join(file))?;
         engine.progress.inc(*len);
     }
-    new.commit(args.force)
+    new.commit(args.force).map_err(told)
 }
