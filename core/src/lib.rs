@@ -107,3 +107,8 @@ pub use spec::{
 };
 pub use swizzle::Swizzle;
 pub use transform::{Transform, TransformShape, hadamard};
+
+/// The example of the crate's README, compiled and run.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;
