@@ -6,7 +6,7 @@
 //! whole groups. As a [`Matmul`] it prepares the weight once, into panels of columns, and computes
 //! tiles of rows by a panel in integers. Rayon threads take disjoint tiles, and nothing is ever
 //! combined across threads, so the number of threads cannot change a bit; neither can the tile size
-//! nor the instruction set, because every sum is exact until its one rounding (C6). As a
+//! nor the instruction set, because every sum is exact until its one rounding ([C6]). As a
 //! [`Resident`](fp4_core::backend::Resident) it keeps the activation in the form that the matmul reads.
 //!
 //! Which kernels run is decided once, when the backend is made: [`CpuSimd::new`] takes the fastest
@@ -63,6 +63,8 @@
 //! assert_eq!((paths.wide, y[1]), (0, y[3]));
 //! # Ok::<(), fp4_core::Error>(())
 //! ```
+//!
+//! [C6]: fp4_core::contract#c6
 
 #![deny(unsafe_op_in_unsafe_fn)]
 #![cfg_attr(
@@ -327,3 +329,8 @@ impl Matmul for CpuSimd {
         )
     }
 }
+
+/// The example of the crate's README, compiled and run.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

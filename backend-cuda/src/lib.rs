@@ -1,4 +1,4 @@
-//! The CUDA backend of exact-fp4: the bits of the reference on NVIDIA GPUs since Ampere, with or
+//! The CUDA backend of exact-fp4: the bits of the [contract](fp4_core::contract) on NVIDIA GPUs since Ampere, with or
 //! without FP4 units. **Not yet run on hardware**: the kernels run in tests on a stand-in for the
 //! driver (`emulator/`), built from the same sources.
 //!
@@ -100,3 +100,8 @@ mod tests {
         assert_eq!(beyond, devices().err().unwrap_or(Unsupported::NoDevice));
     }
 }
+
+/// The example of the crate's README, compiled and run.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -2,9 +2,9 @@
 //!
 //! # The model
 //!
-//! The contract (clauses C1 to C9 of the design) fixes every bit of FP4 quantization and FP4 x FP4
-//! matmul. Whatever implements [`Quantizer`](fp4_core::Quantizer) or [`Matmul`](fp4_core::Matmul)
-//! can be checked, in three ways:
+//! The [contract](fp4_core::contract), clauses C1 to C9, fixes every bit of FP4 quantization and
+//! FP4 x FP4 matmul. Whatever implements [`Quantizer`](fp4_core::Quantizer) or
+//! [`Matmul`](fp4_core::Matmul) can be checked, in three ways:
 //!
 //! - [`suite`]: generated cases, judged by an [`oracle`] that shares no code with the reference;
 //! - [`vectors`]: *golden vectors*, inputs and the expected bits made by independent software;
@@ -20,7 +20,7 @@
 //! ```
 //!
 //! Comparison is bit for bit. Where a vector holds a NaN, whatever its payload, the result must be
-//! the *canonical* NaN of C9. A check that compared nothing is an error, never a pass, and what a
+//! the *canonical* NaN of [C9]. A check that compared nothing is an error, never a pass, and what a
 //! backend does not support is listed as skipped, with its reason.
 //!
 //! # Example
@@ -34,6 +34,8 @@
 //! assert_eq!(report.counts().differ, 0, "{report}");
 //! # Ok::<(), vectors::Error>(())
 //! ```
+//!
+//! [C9]: fp4_core::contract#c9
 
 #![forbid(unsafe_code)]
 

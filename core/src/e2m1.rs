@@ -1,4 +1,4 @@
-//! e2m1, the 4-bit element (C1): one sign bit, two exponent bits, one mantissa bit.
+//! e2m1, the 4-bit element ([C1]): one sign bit, two exponent bits, one mantissa bit.
 //!
 //! ```text
 //! code      0  1    2  3    4  5  6  7      8..15: the same, negative
@@ -10,7 +10,9 @@
 //! [`TieMode`]. Worked example: 0.75 lies between 0.5 (code 1) and 1 (code 2); `Even` gives code 2,
 //! `Zero` and `Down` give 1, `Up` gives 2; for -0.75 `Down` gives -1 and `Up` gives -0.5.
 //!
-//! Source: OCP Microscaling Formats (MX) v1.0, section 5.3.3; contract clause C1.
+//! Source: OCP Microscaling Formats (MX) v1.0, section 5.3.3; contract clause [C1].
+//!
+//! [C1]: crate::contract#c1
 
 /// How a value exactly between two codes is rounded (C1).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]

@@ -1,4 +1,4 @@
-//! Probe of the thread's floating-point environment (C9).
+//! Probe of the thread's floating-point environment ([C9]).
 //!
 //! Flush-to-zero and a changed rounding mode are per thread, set by other libraries without
 //! telling anyone, and change bits. The core cannot read the control register (that takes
@@ -13,6 +13,8 @@
 //! ```
 //!
 //! [`core::hint::black_box`] keeps the compiler from folding them.
+//!
+//! [C9]: crate::contract#c9
 
 use core::hint::black_box;
 

@@ -1,4 +1,4 @@
-//! Exact sums: the matmul's accumulators, which never round until the end (C6).
+//! Exact sums: the matmul's accumulators, which never round until the end ([C6]).
 //!
 //! A term of the product of two FP4 operands is an integer times a power of two: doubled codes
 //! multiply to a quarter, e8m0 scales add exponents of at least -127 each, so every term is a
@@ -18,6 +18,8 @@
 //! units of 2^-20, enough for K <= 2^20, checked past that.
 //!
 //! The idea is Kulisch's long accumulator ("Computer Arithmetic and Validity", 2008).
+//!
+//! [C6]: crate::contract#c6
 
 use core::fmt;
 

@@ -1,7 +1,9 @@
 //! Dense values: the three float types behind one trait, and slices of them as one enum.
 //!
 //! Widening to f32 is exact. Narrowing is one rounding to nearest even with subnormals kept, and
-//! every NaN becomes the canonical one (C9), whatever its payload was.
+//! every NaN becomes the canonical one ([C9]), whatever its payload was.
+//!
+//! [C9]: crate::contract#c9
 
 use core::fmt;
 

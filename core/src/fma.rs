@@ -1,4 +1,4 @@
-//! The fused multiply-add of the block transform, in software (C5).
+//! The fused multiply-add of the block transform, in software ([C5]).
 //!
 //! `core` has no fused multiply-add, and the usual stand-in, `libm::fmaf`, corrects its f64
 //! emulation at the ties of *normal* results only: where it runs in software, fma of the f32 bits
@@ -24,6 +24,8 @@
 //!
 //! Source: Boldo and Melquiond, "Emulation of a FMA and correctly rounded sums: proved algorithms
 //! using rounding to odd", IEEE Transactions on Computers 57(4), 2008.
+//!
+//! [C5]: crate::contract#c5
 
 /// a * b + c with one rounding to f32, to nearest even: IEEE-754 fusedMultiplyAdd.
 #[inline]

@@ -5,7 +5,9 @@
 //! | [`Format::MxFp4`] | e2m1 | 32 | e8m0, a power of two | any f32, usually 1/3 |
 //! | [`Format::NvFp4`] | e2m1 | 16 | e4m3 | any f32, usually amax / 2688 |
 //!
-//! Source: OCP Microscaling Formats (MX) v1.0 for MXFP4; contract clause C4 for both.
+//! Source: OCP Microscaling Formats (MX) v1.0 for MXFP4; contract clause [C4] for both.
+//!
+//! [C4]: crate::contract#c4
 
 use core::fmt;
 

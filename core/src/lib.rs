@@ -14,16 +14,17 @@
 //!
 //! | module | contents | clause |
 //! |---|---|---|
-//! | [`E2m1`], [`TieMode`] | the 4-bit element | C1 |
-//! | [`E8m0`], [`E4m3`], [`ScaleType`] | the scale bytes | C2 |
-//! | [`PackedView`], [`PackedMut`], [`pack`], [`pad_k`] | packed matrices | C3, C8 |
-//! | [`QuantSpec`], [`QuantizeInput`] | quantization settings and input | C4 |
-//! | [`Transform`], [`fma`](fma()) | the block transform | C5 |
-//! | [`ExactSum`], [`FixedSum`], [`finish`] | exact accumulators and the one rounding | C6 |
-//! | [`Swizzle`] | the 128x4 scale layout | C7 |
-//! | [`check_environment`] | the floating-point environment | C9 |
-//! | [`mod@reference`] | all of it, scalar and readable | C1 to C9 |
+//! | [`E2m1`], [`TieMode`] | the 4-bit element | [C1] |
+//! | [`E8m0`], [`E4m3`], [`ScaleType`] | the scale bytes | [C2] |
+//! | [`PackedView`], [`PackedMut`], [`pack`], [`pad_k`] | packed matrices | [C3], [C8] |
+//! | [`QuantSpec`], [`QuantizeInput`] | quantization settings and input | [C4] |
+//! | [`Transform`], [`fma`](fma()) | the block transform | [C5] |
+//! | [`ExactSum`], [`FixedSum`], [`finish`] | exact accumulators and the one rounding | [C6] |
+//! | [`Swizzle`] | the 128x4 scale layout | [C7] |
+//! | [`check_environment`] | the floating-point environment | [C9] |
+//! | [`mod@reference`] | all of it, scalar and readable | [C1] to [C9] |
 //! | [`backend`] | the traits that backends implement | |
+//! | [`contract`] | the clauses themselves: what every bit must be | all |
 //!
 //! # Example
 //!
@@ -51,6 +52,16 @@
 //!
 //! None is on by default, and none changes a bit. `alloc`: owned matrices and the type-erased
 //! backend traits. `std`: run-time detection of half-precision instructions.
+//!
+//! [C1]: contract#c1
+//! [C2]: contract#c2
+//! [C3]: contract#c3
+//! [C4]: contract#c4
+//! [C5]: contract#c5
+//! [C6]: contract#c6
+//! [C7]: contract#c7
+//! [C8]: contract#c8
+//! [C9]: contract#c9
 
 #![cfg_attr(not(test), no_std)]
 #![forbid(unsafe_code)]
@@ -59,6 +70,8 @@
 extern crate alloc;
 
 pub mod backend;
+#[doc = include_str!("../CONTRACT.md")]
+pub mod contract {}
 mod e2m1;
 mod environment;
 mod error;
@@ -94,3 +107,8 @@ pub use spec::{
 };
 pub use swizzle::Swizzle;
 pub use transform::{Transform, TransformShape, hadamard};
+
+/// The example of the crate's README, compiled and run.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -1,4 +1,4 @@
-//! Packed matrices: e2m1 codes two a byte and row-major scale bytes (C3).
+//! Packed matrices: e2m1 codes two a byte and row-major scale bytes ([C3]).
 //!
 //! ```text
 //! codes   (rows, K / 2)   byte j of a row = code(2j) | code(2j + 1) << 4
@@ -10,6 +10,8 @@
 //! All three are checked once, at construction, so that the code behind them never indexes outside.
 //!
 //! Worked example: the codes 1, 2, 3, 4 along K are the bytes 0x21, 0x43.
+//!
+//! [C3]: crate::contract#c3
 
 use core::fmt;
 

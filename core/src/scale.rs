@@ -1,4 +1,4 @@
-//! Scale bytes: e8m0 and e4m3 (C2).
+//! Scale bytes: e8m0 and e4m3 ([C2]).
 //!
 //! ```text
 //! e8m0   byte b = 2^(b - 127); 0xFF = NaN; no sign, no zero
@@ -13,7 +13,9 @@
 //! subnormal 7 * 2^-9, byte 0x07.
 //!
 //! Sources: OCP Microscaling Formats (MX) v1.0, section 5.4.1 (e8m0); OCP 8-bit Floating Point
-//! Specification v1.0 (e4m3); the rounding and clamping rules are contract clause C2.
+//! Specification v1.0 (e4m3); the rounding and clamping rules are contract clause [C2].
+//!
+//! [C2]: crate::contract#c2
 
 use crate::format::ScaleType;
 

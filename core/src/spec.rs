@@ -1,4 +1,4 @@
-//! Settings of a quantization: scale type, group size, global scale, scale-scale, tie mode (C4).
+//! Settings of a quantization: scale type, group size, global scale, scale-scale, tie mode ([C4]).
 //!
 //! ```text
 //! s = amax / (ss * gs)      the scale that maps the group's maximum to `ss`
@@ -10,6 +10,8 @@
 //!
 //! Worked example, NVFP4 with gs = 0.1 and ss = 6: a group with amax 3 gives
 //! s = 3 / 0.6 = 5 (byte 0x4A), d = 0.5, and 3 becomes code 7 (6 * 0.5).
+//!
+//! [C4]: crate::contract#c4
 
 use crate::e2m1::TieMode;
 use crate::environment::check_environment;

@@ -1,4 +1,4 @@
-//! The 128x4-tile scale layout that block-scaled tensor cores read (C7).
+//! The 128x4-tile scale layout that block-scaled tensor cores read ([C7]).
 //!
 //! Rows are padded with zero bytes to a multiple of 128 and columns to a multiple of 4. The padded
 //! matrix is cut into 128 x 4 tiles, stored row-major, 512 bytes each; inside a tile
@@ -12,7 +12,9 @@
 //! Worked example: 5 rows x 5 columns pad to 128 x 8, two tiles, 1024 bytes. Row 4, column 4 lies in
 //! the second tile at (4, 0): offset 512 + 4 * 16 = 576.
 //!
-//! Source: the block scaling factors layout of the cuBLAS documentation; contract clause C7.
+//! Source: the block scaling factors layout of the cuBLAS documentation; contract clause [C7].
+//!
+//! [C7]: crate::contract#c7
 
 use crate::error::{Buffer, Error};
 

@@ -1,4 +1,4 @@
-//! The block transform before quantization: y = x * T^T per block of K (C5).
+//! The block transform before quantization: y = x * T^T per block of K ([C5]).
 //!
 //! A Hadamard or another orthogonal block spreads an outlier over its block, so that it costs less
 //! precision; applied to both operands it leaves the product as it was. This module holds the
@@ -9,6 +9,8 @@
 //! per block   (K / Bt, Bt, Bt): block b of the columns uses matrix b
 //! y[j] = round_to_x_type(fma chain over ascending i of x[i] * T[j][i])
 //! ```
+//!
+//! [C5]: crate::contract#c5
 
 use crate::error::{Buffer, Error};
 use crate::float::FloatSlice;

@@ -1,5 +1,6 @@
 //! A linear layer in FP4: weights stored in 4 bits, activations quantized to 4 bits on the way in,
-//! the product exact and rounded once. The same bits on every backend, batch size and device.
+//! the product exact and rounded once, by the [contract](fp4_core::contract). The same bits on every
+//! backend, batch size and device.
 //!
 //! # The model
 //!
@@ -59,3 +60,8 @@ pub use values::FloatVec;
 #[cfg(doctest)]
 #[doc = include_str!("../../README.md")]
 struct Readme;
+
+/// The example of the crate's README, compiled and run.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct CrateReadme;

@@ -1,4 +1,4 @@
-//! Construction, forward and dtype semantics of the layer (DESIGN section 7).
+//! Construction, forward and dtype semantics of the layer, as the README of the crate promises them.
 
 #![allow(missing_docs)]
 

@@ -1,4 +1,4 @@
-//! Calls in a changed floating-point environment: each must be an error that says what is changed (C9).
+//! Calls in a changed floating-point environment ([C9]): each must be an error that says what changed.
 //!
 //! Another library may have changed the environment of the thread that calls. A backend that computes
 //! on regardless returns other bits, or the same ones by luck: so an error is demanded, not bits.
@@ -14,6 +14,8 @@
 //!
 //! Changing the environment takes `unsafe`: [`Suite::environment`](super::Suite::environment) is given
 //! a function that does it.
+//!
+//! [C9]: fp4_core::contract#c9
 
 use fp4_core::backend::erased::Backend;
 use fp4_core::backend::{Sink, Source};

@@ -1,10 +1,14 @@
-//! Family a, decoding: the value of every e2m1, e8m0 and e4m3 code, by library (C1, C2).
+//! Family a, decoding: the value of every e2m1, e8m0 and e4m3 code, by library ([C1], [C2]).
 //!
 //! `{type}.f32bits.{library}` holds the f32 bits of every code in code order. NaN payloads differ
 //! between libraries, so an expected NaN means the canonical one. The core's tables are checked,
 //! and the decoding inside the backend's matmul: row i of A holds one element, code i under scale
 //! 1 or code 2 (1.0) under scale byte i, and B is one row that multiplies it by 1. There a negative
-//! zero becomes +0, because an exact sum of zero is +0 (C6).
+//! zero becomes +0, because an exact sum of zero is +0 ([C6]).
+//!
+//! [C1]: fp4_core::contract#c1
+//! [C2]: fp4_core::contract#c2
+//! [C6]: fp4_core::contract#c6
 
 use std::sync::Arc;
 

@@ -1,14 +1,17 @@
-//! Family a, encoding: f32 to e2m1, e4m3 and e8m0 (C1, C2).
+//! Family a, encoding: f32 to e2m1, e4m3 and e8m0 ([C1], [C2]).
 //!
 //! | file | columns that are the contract's | elsewhere |
 //! |---|---|---|
 //! | `a_f32_to_e2m1` | `out.ml_dtypes` for every input but NaN | NaN is 0x7 |
 //! | `a_f32_to_e4m3` | `out.ml_dtypes_clamped`, NaN as a class | |
-//! | `a_f32_to_e8m0` | every `out.torch*`, for normal x > 0 below 1.5 * 2^127 | the rule of C2 |
+//! | `a_f32_to_e8m0` | every `out.torch*`, for normal x > 0 below 1.5 * 2^127 | the rule of [C2] |
 //!
 //! The core's conversions are checked, and those inside the backend's quantizer. With gs = ss = 1
 //! and a given scale of 1 the code of x is encode(x). With one input in each group and gs = ss = 1
 //! the scale byte is encode(|x|): e4m3 is symmetric, and torch's e8m0 columns drop the sign.
+//!
+//! [C1]: fp4_core::contract#c1
+//! [C2]: fp4_core::contract#c2
 
 use fp4_core::backend::erased::Backend;
 use fp4_core::{E2m1, E4m3, E8m0, Format, QuantSpec, QuantizeInput, ScaleType, unpack};

@@ -1,18 +1,21 @@
-//! Family e: the exact matmul (C6), its partial sums, and K padding (C8).
+//! Family e: the exact matmul ([C6]), its partial sums, and K padding ([C8]).
 //!
 //! For each input: packed operands with row-major scales, several values of alpha, the exact sums
 //! rounded once to f32 (`S32_bits`, by big integers), and the outputs in three types.
 //!
 //! | case | compares | clause |
 //! |---|---|---|
-//! | exact sums | `S32_bits`, by alpha = 1 | C6 |
-//! | matmul to f32, bf16, f16 | `y32_bits`, `y_bf16_bits`, `y_f16_bits` for every alpha | C6 |
-//! | K padded | the same in f32, operands padded to a multiple of 128 | C8 |
-//! | row by row | the same in f32, one row of A a call: results do not depend on the batch | C6 |
-//! | exact partials, P parts | sums and all outputs, from P uneven ranges of K, sent as bytes and merged last to first | C6 |
-//! | 64-bit partials, P parts | the same for NVFP4 | C6 |
+//! | exact sums | `S32_bits`, by alpha = 1 | [C6] |
+//! | matmul to f32, bf16, f16 | `y32_bits`, `y_bf16_bits`, `y_f16_bits` for every alpha | [C6] |
+//! | K padded | the same in f32, operands padded to a multiple of 128 | [C8] |
+//! | row by row | the same in f32, one row of A a call: results do not depend on the batch | [C6] |
+//! | exact partials, P parts | sums and all outputs, from P uneven ranges of K, sent as bytes and merged last to first | [C6] |
+//! | 64-bit partials, P parts | the same for NVFP4 | [C6] |
 //!
 //! Worked example of a split: 65 groups in 3 parts are 0..10, 10..31, 31..65.
+//!
+//! [C6]: fp4_core::contract#c6
+//! [C8]: fp4_core::contract#c8
 
 use std::collections::BTreeMap;
 use std::ops::Range;

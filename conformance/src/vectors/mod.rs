@@ -2,16 +2,24 @@
 //!
 //! | family | files | what is checked | clause |
 //! |---|---|---|---|
-//! | [`Family::Scalar`] (a) | `a_decode_tables*`, `a_f32_to_{e2m1,e4m3,e8m0}*` | decode tables of every library; encoding | C1, C2 |
-//! | [`Family::Quantize`] (b) | `b_rtn_*` | scales, codes in four tie modes, units, given scales, dequantization | C4 |
-//! | [`Family::Transform`] (c) | `c_transform*` | the transformed values; scales, codes and dequantization behind it | C5 |
-//! | [`Family::Swizzle`] (d) | `d_swizzle*` | both directions, offset and coordinate | C7 |
-//! | [`Family::Matmul`] (e) | `e_matmul_*` | exact sums, three output types, partial sums, padding, single rows | C6, C8 |
+//! | [`Family::Scalar`] (a) | `a_decode_tables*`, `a_f32_to_{e2m1,e4m3,e8m0}*` | decode tables of every library; encoding | [C1], [C2] |
+//! | [`Family::Quantize`] (b) | `b_rtn_*` | scales, codes in four tie modes, units, given scales, dequantization | [C4] |
+//! | [`Family::Transform`] (c) | `c_transform*` | the transformed values; scales, codes and dequantization behind it | [C5] |
+//! | [`Family::Swizzle`] (d) | `d_swizzle*` | both directions, offset and coordinate | [C7] |
+//! | [`Family::Matmul`] (e) | `e_matmul_*` | exact sums, three output types, partial sums, padding, single rows | [C6], [C8] |
 //!
 //! Whatever a [`Backend`] can do is asked of the backend: scalar encodings run through its quantizer
 //! (one element a group), scale decoding through its matmul. What has one home in the core
 //! (tables, swizzling, dequantization, `finish`) is called there. Output buffers are filled with
 //! garbage first, so that a byte left unwritten differs.
+//!
+//! [C1]: fp4_core::contract#c1
+//! [C2]: fp4_core::contract#c2
+//! [C4]: fp4_core::contract#c4
+//! [C5]: fp4_core::contract#c5
+//! [C7]: fp4_core::contract#c7
+//! [C6]: fp4_core::contract#c6
+//! [C8]: fp4_core::contract#c8
 
 mod decode;
 mod encode;

@@ -1,18 +1,24 @@
-//! Family b: group quantization in four tie modes (C4).
+//! Family b: group quantization in four tie modes ([C4]).
 //!
 //! The manifest's `config` names group, scale type and scale-scale; every input has its own global
 //! scale `gs`. For each input, f32, f16 or bf16:
 //!
 //! | case | compares | clause |
 //! |---|---|---|
-//! | quantize ties T | `scales`, `codes_T` | C4.1 to C4.3 |
-//! | quantize ties T, scales given | the same, from the recorded scales | C4.2 |
-//! | units | `scales` as encode(`s_pre`), `d` as decode(scale) * gs | C4.2, C4.3 |
-//! | dequantize | `dq` | C4.4 |
-//! | global scale | `gs` from the tensor's amax, where it was made so | C4 |
+//! | quantize ties T | `scales`, `codes_T` | [C4.1] to [C4.3] |
+//! | quantize ties T, scales given | the same, from the recorded scales | [C4.2] |
+//! | units | `scales` as encode(`s_pre`), `d` as decode(scale) * gs | [C4.2], [C4.3] |
+//! | dequantize | `dq` | [C4.4] |
+//! | global scale | `gs` from the tensor's amax, where it was made so | [C4] |
 //!
 //! `xs` (the quotients) is information. A NaN scale or value of the library means the canonical
 //! NaN here.
+//!
+//! [C4]: fp4_core::contract#c4
+//! [C4.1]: fp4_core::contract#c4.1
+//! [C4.3]: fp4_core::contract#c4.3
+//! [C4.2]: fp4_core::contract#c4.2
+//! [C4.4]: fp4_core::contract#c4.4
 
 use std::collections::BTreeMap;
 

@@ -1,8 +1,10 @@
-//! Family d: the 128x4 scale layout in both directions, many ragged shapes (C7).
+//! Family d: the 128x4 scale layout in both directions, many ragged shapes ([C7]).
 //!
 //! `{case}.in` is a row-major (rows, cols) byte matrix, `{case}.out` its swizzled form, padding
 //! zero. Four cases each: swizzle, unswizzle (once from what was recorded, once with garbage in
 //! the padding), and the layout as two functions, `offset` and its inverse `coordinate`.
+//!
+//! [C7]: fp4_core::contract#c7
 
 use fp4_core::Swizzle;
 use safetensors::Dtype;

@@ -1,14 +1,19 @@
-//! Family c: the block transform, then quantization (C5).
+//! Family c: the block transform, then quantization ([C5]).
 //!
 //! Every case has its own input, transform (stored in f32, shared or one for each block) and
 //! configuration, named like `nvfp4_gs_0p1_ss6`: the format, the global scale, the scale-scale.
 //!
 //! | case | compares | clause |
 //! |---|---|---|
-//! | transform | `y_f32`, the transformed values in x's type, widened | C5 |
-//! | quantize | `scales`, `codes_even`, quantized with the transform in front | C5, C4 |
-//! | quantize, scales given | the same, from the recorded scales | C4.2 |
-//! | dequantize | `dq` | C4.4 |
+//! | transform | `y_f32`, the transformed values in x's type, widened | [C5] |
+//! | quantize | `scales`, `codes_even`, quantized with the transform in front | [C5], [C4] |
+//! | quantize, scales given | the same, from the recorded scales | [C4.2] |
+//! | dequantize | `dq` | [C4.4] |
+//!
+//! [C5]: fp4_core::contract#c5
+//! [C4]: fp4_core::contract#c4
+//! [C4.2]: fp4_core::contract#c4.2
+//! [C4.4]: fp4_core::contract#c4.4
 
 use std::collections::BTreeMap;
 

@@ -9,7 +9,7 @@
 //! | [`Resident`] | backends with their own memory or operand form | host slices or their own tensors | their own |
 //!
 //! The two roles are separate because they are chosen separately: any quantizer works with any
-//! matmul, since packed codes and row-major scales (C3) are the common language and the bits are
+//! matmul, since packed codes and row-major scales ([C3]) are the common language and the bits are
 //! the contract's. A mixed pair crosses host memory exactly once each way.
 //!
 //! # Why preparing takes anything that is [`Packed`]
@@ -51,6 +51,8 @@
 //! Implement [`Named`] and [`Quantizer`] or [`Matmul`] or both. Call
 //! [`check_environment`](crate::check_environment) on every thread that computes. Never write a rule
 //! again that [`reference`](mod@crate::reference) already has.
+//!
+//! [C3]: crate::contract#c3
 
 #[cfg(feature = "alloc")]
 pub mod erased;

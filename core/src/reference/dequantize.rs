@@ -1,10 +1,12 @@
-//! Reference dequantizer and fake quantization (C4.4).
+//! Reference dequantizer and fake quantization ([C4.4]).
 //!
 //! ```text
 //! out = round_to_output_type(value(code) * (decode(scale) * gs))
 //! ```
 //!
 //! Worked example: code 7 (6) under e4m3 byte 0x4A (5) and gs = 0.1 is 6 * 0.5 = 3.
+//!
+//! [C4.4]: crate::contract#c4.4
 
 use crate::backend::QuantizeInput;
 use crate::e2m1::E2m1;

@@ -1,4 +1,4 @@
-//! Reference matmul: the exact dot product, rounded once (C6).
+//! Reference matmul: the exact dot product, rounded once ([C6]).
 //!
 //! ```text
 //! for each row i of A, column j (row of B):
@@ -14,6 +14,8 @@
 //! Worked example, NVFP4: one group of codes 7 and 7 (6 * 6) in one element, scales 0x4A (5) and
 //! 0x38 (1): dot = 144, significands 10 and 8 (times 2^-1 and 2^-3), so
 //! S = 144 * 80 * 2^(-1 - 3 - 2) = 180 = 36 * 5.
+//!
+//! [C6]: crate::contract#c6
 
 use core::ops::Range;
 

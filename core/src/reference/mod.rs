@@ -4,7 +4,9 @@
 //! and call its pieces ([`QuantSpec::encode_scale`](crate::QuantSpec::encode_scale),
 //! [`E2m1::from_f32_tie`](crate::E2m1::from_f32_tie), [`group_dot`], ...) instead of writing a
 //! rule again. [`Reference`] offers the same functions as a backend. Those that compute in floating
-//! point check the thread's environment first (C9).
+//! point check the thread's environment first ([C9]).
+//!
+//! [C9]: crate::contract#c9
 
 mod dequantize;
 mod matmul;

@@ -1,4 +1,4 @@
-//! Reference quantizer with the optional block transform in front (C4, C5).
+//! Reference quantizer with the optional block transform in front ([C4], [C5]).
 //!
 //! ```text
 //! for each row, for each chunk of max(Bt, G) columns:
@@ -11,6 +11,9 @@
 //!
 //! A chunk fits 128 values on the stack because block and group are powers of two up to 128: the
 //! larger is a multiple of the smaller and divides K.
+//!
+//! [C4]: crate::contract#c4
+//! [C5]: crate::contract#c5
 
 use crate::backend::QuantizeInput;
 use crate::e2m1::E2m1;

@@ -10,7 +10,7 @@
 //! ```
 //!
 //! Shapes and group size are those of the buffers; a layer built empty answers with what it was
-//! built for until a state is loaded (DESIGN section 7).
+//! built for until a state is loaded.
 
 mod build;
 mod options;

@@ -10,7 +10,9 @@
 //! | `activation_scale_scale` | as above; may be absent | () or (1) |
 //!
 //! Names are joined to a prefix with a dot, as in `encoder.layer.0.output.dense.e2m1`. Bytes are
-//! moved verbatim (C9): saving a loaded state gives the same bytes.
+//! moved verbatim ([C9]): saving a loaded state gives the same bytes.
+//!
+//! [C9]: fp4_core::contract#c9
 
 use std::borrow::Cow;
 use std::fmt;
