@@ -111,11 +111,12 @@ use fp4_core::{
     PartialsMut, Paths, PreparedWeight, QuantizeInput, QuantizeQuery, Quantizer, Unsupported,
     check_environment,
 };
-use rayon::ThreadPool;
 
 pub use crate::isa::Isa;
 pub use crate::limits::Limits;
 pub use crate::resident::{CpuOperand, CpuTensor, CpuTransform};
+/// What [`CpuSimd::with_pool`] takes, and what makes one.
+pub use rayon::{ThreadPool, ThreadPoolBuilder};
 
 use crate::isa::{Engine, by_engine};
 use crate::portable::{Columns, matmul, quantize};

@@ -54,8 +54,3 @@ pub use run::device::DeviceTensor;
 pub use run::routing::{self, Backends, Choice, Explanation, Verdict};
 pub use run::runtime::Runtime;
 pub use values::FloatVec;
-
-/// The example of the repository's README, compiled and run.
-#[cfg(doctest)]
-#[doc = include_str!("../../README.md")]
-struct Readme;
