@@ -98,11 +98,12 @@ use fp4_core::{
     PartialsMut, Paths, PreparedWeight, QuantizeInput, QuantizeQuery, Quantizer, TieMode,
     Unsupported, check_environment,
 };
-use rayon::ThreadPool;
 
 pub use crate::isa::{Isa, ParseIsaError};
 pub use crate::limits::Limits;
 pub use crate::resident::{CpuOperand, CpuTensor, CpuTransform};
+/// What [`CpuSimd::with_pool`] takes, and what makes one.
+pub use rayon::{ThreadPool, ThreadPoolBuilder};
 
 use crate::engine::{Engine, by_engine};
 use crate::kernels::portable;

@@ -41,10 +41,12 @@
 
 pub mod data;
 pub mod exchange;
+mod files;
 pub mod oracle;
 pub mod random;
 pub mod registry;
 pub mod report;
 pub mod suite;
 pub mod tensor;
+pub mod text;
 pub mod vectors;

@@ -8,10 +8,11 @@ use std::process::ExitCode;
 
 use anyhow::{Context, bail};
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use fp4_conformance::exchange::{answer, export, is_exchange, verify};
+use fp4_conformance::exchange::{Verification, answer, export, is_exchange, verify};
 use fp4_conformance::registry::{changed_environment, known};
 use fp4_conformance::report::Counts;
 use fp4_conformance::suite::{Profile, Registered, Suite};
+use fp4_conformance::text::{Shown, shown_json};
 use fp4_conformance::vectors::{Folder, write_subset};
 use fp4_core::backend::erased::Backend;
 use indicatif::{ProgressBar, ProgressStyle};
@@ -124,6 +125,9 @@ enum Vectors {
         dir: PathBuf,
         /// The folder of answers.
         answers: PathBuf,
+        /// Judge the answers that there are; without this, a case without an answer fails.
+        #[arg(long)]
+        partial: bool,
     },
     /// Writes some cases of a vector file as a smaller vector file.
     #[command(hide = true)]
@@ -153,11 +157,16 @@ fn main() -> ExitCode {
         }
         Command::Vectors(Vectors::Answer { dir, answers, backend }) => open(&backend)
             .and_then(|(backend, _)| Ok(answer(&dir, &answers, &backend)?))
-            .map(|[answered, unsupported]| {
+            .and_then(|[answered, unsupported]| {
                 println!("answer: {answered} cases answered, {unsupported} unsupported");
-                answered > 0
+                if answered == 0 {
+                    bail!("nothing was answered: the backend supports no case of the export");
+                }
+                Ok(true)
             }),
-        Command::Vectors(Vectors::Verify { dir, answers }) => verify_answers(&dir, &answers),
+        Command::Vectors(Vectors::Verify { dir, answers, partial }) => {
+            verify_answers(&dir, &answers, partial)
+        }
         Command::Vectors(Vectors::Subset { source, target, cases, without }) => {
             write_subset(&source, &target, &cases, &without).map_err(Into::into).map(|()| true)
         }
@@ -166,7 +175,8 @@ fn main() -> ExitCode {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::from(1),
         Err(error) => {
-            eprintln!("error: {error:#}");
+            // One line, whatever names it repeats.
+            eprintln!("error: {}", Shown(&format!("{error:#}")));
             ExitCode::from(2)
         }
     }
@@ -240,7 +250,7 @@ fn run_suite(run: &Run) -> anyhow::Result<bool> {
     bar.finish_and_clear();
     match run.format {
         Format::Text => println!("{report}"),
-        Format::Json => println!("{:#}", report.to_json()),
+        Format::Json => println!("{}", shown_json(&report.to_json())),
         Format::Junit => print!("{}", report.to_junit()),
     }
     if report.counts().cases == 0 {
@@ -271,9 +281,20 @@ fn export_cases(dir: &Path, name: &str, filter: Option<&str>) -> anyhow::Result<
     Ok(exported > 0)
 }
 
-fn verify_answers(dir: &Path, answers: &Path) -> anyhow::Result<bool> {
-    let (report, counts) = verify(dir, answers)?;
-    println!("{report}verify: {counts}");
+fn verify_answers(dir: &Path, answers: &Path, partial: bool) -> anyhow::Result<bool> {
+    let found = verify(dir, answers)?;
+    let (Verification { report, counts, asked }, unanswered) = (&found, found.unanswered());
+    print!("{report}");
+    if unanswered > 0 {
+        println!("partial: {unanswered} of {asked} cases are not answered");
+    }
+    println!("verify: {counts}");
+    if unanswered > 0 && !partial && counts.differ == 0 {
+        bail!(
+            "{unanswered} of {asked} cases are not answered: answer them, or judge what there is with \
+             --partial"
+        );
+    }
     Ok(counts.differ == 0)
 }
 
@@ -281,7 +302,7 @@ fn verify_answers(dir: &Path, answers: &Path) -> anyhow::Result<bool> {
 fn check_exported(dir: &Path, backend: &Backend) -> anyhow::Result<bool> {
     let scratch = tempfile::tempdir()?;
     let [_, unsupported] = answer(dir, scratch.path(), backend)?;
-    let (report, counts) = verify(dir, scratch.path())?;
+    let Verification { report, counts, .. } = verify(dir, scratch.path())?;
     println!("{report}unsupported: {unsupported} cases\nvectors: {counts}");
     Ok(counts.differ == 0)
 }
@@ -299,7 +320,7 @@ fn check(dir: &Path, backend: &Backend) -> anyhow::Result<bool> {
         counts.merge(&report.counts);
     }
     for name in folder.not_checked() {
-        println!("{name}: not checked (no check covers this family)");
+        println!("{}: not checked (no check covers this family)", Shown(name));
     }
     if counts.values == 0 {
         return Err(folder.nothing().into());

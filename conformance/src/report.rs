@@ -11,6 +11,7 @@
 
 use std::fmt;
 
+use crate::text::Shown;
 use crate::vectors::{Column, Family};
 
 /// A bit pattern and its width.
@@ -219,8 +220,8 @@ impl fmt::Display for Difference {
             f,
             "[{}] {}: {} at ({at}): got {}, expected {}; {} of {} differ",
             self.clause,
-            self.case,
-            self.tensor,
+            Shown(&self.case),
+            Shown(&self.tensor),
             self.got,
             self.expected,
             self.differ,
@@ -231,7 +232,7 @@ impl fmt::Display for Difference {
 
 impl fmt::Display for FileReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: {}", self.name, self.counts)?;
+        write!(f, "{}: {}", Shown(&self.name), self.counts)?;
         if !self.skipped.is_empty() {
             write!(f, ", {} skipped", self.skipped.len())?;
         }
@@ -239,7 +240,7 @@ impl fmt::Display for FileReport {
             write!(f, "\n  {difference}")?;
         }
         for Skipped { case, reason } in &self.skipped {
-            write!(f, "\n  skipped {case}: {reason}")?;
+            write!(f, "\n  skipped {}: {}", Shown(case), Shown(reason))?;
         }
         Ok(())
     }
@@ -251,7 +252,7 @@ impl fmt::Display for Report {
             writeln!(f, "{file}")?;
         }
         for name in &self.not_checked {
-            writeln!(f, "{name}: not checked")?;
+            writeln!(f, "{}: not checked", Shown(name))?;
         }
         write!(f, "vectors: {}", self.counts())
     }

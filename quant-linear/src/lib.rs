@@ -56,11 +56,6 @@ pub use run::routing::{self, Backends, Choice, Explanation, Verdict};
 pub use run::runtime::Runtime;
 pub use values::FloatVec;
 
-/// The example of the repository's README, compiled and run.
-#[cfg(doctest)]
-#[doc = include_str!("../../README.md")]
-struct Readme;
-
 /// The example of the crate's README, compiled and run.
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]

@@ -64,7 +64,9 @@ fn exported(manifest: serde_json::Map<String, Value>, bytes: &[u8], backend: &Ba
     assert_eq!(entries(&vectors), 2);
     let Ok([cases, _]) = answered else { return };
     assert!(cases <= given);
-    if let Ok((_, counts)) = verify(&vectors, &answers) {
+    if let Ok(found) = verify(&vectors, &answers) {
+        let counts = found.counts;
         assert!(counts.differ <= counts.values && counts.cases <= cases as u64);
+        assert_eq!(counts.cases + found.unanswered(), given as u64);
     }
 }

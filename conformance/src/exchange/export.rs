@@ -6,7 +6,10 @@ use std::path::Path;
 use fp4_core::{FloatType, ScaleType, TieMode};
 use safetensors::Dtype;
 
-use super::{CaseEntry, Error, Manifest, Request, SCHEMA, TensorInfo, Tensors, io, write_tensors};
+use super::{
+    CaseEntry, Error, Manifest, Request, SCHEMA, TensorInfo, Tensors, expect_vacant, io,
+    write_tensors,
+};
 use crate::oracle::Oracle;
 use crate::suite::case::{Case, Kind, MatmulCase, QuantizeCase, Way};
 use crate::suite::quantize_input;
@@ -16,9 +19,9 @@ use crate::tensor::{bits_of, dtype, to_bytes};
 /// format; returns the number of cases.
 ///
 /// # Errors
-/// A folder that cannot be written.
+/// A folder that cannot be written, or that holds vectors already; [`Error::NothingToExport`].
 pub fn export(dir: &Path, cases: &[Case]) -> Result<usize, Error> {
-    std::fs::create_dir_all(dir).map_err(io(dir))?;
+    expect_vacant(dir, &["json", "safetensors"])?;
     let oracle = Oracle::default();
     let mut files: BTreeMap<String, (BTreeMap<String, CaseEntry>, Tensors)> = BTreeMap::new();
     let mut exported = 0;
@@ -54,6 +57,10 @@ pub fn export(dir: &Path, cases: &[Case]) -> Result<usize, Error> {
         entries.insert(number, entry);
         exported += 1;
     }
+    if exported == 0 {
+        return Err(Error::NothingToExport { cases: cases.len() });
+    }
+    std::fs::create_dir_all(dir).map_err(io(dir))?;
     for (name, (cases, tensors)) in files {
         write_tensors(&dir.join(format!("{name}.safetensors")), &tensors)?;
         let suite = env!("CARGO_PKG_VERSION").to_owned();

@@ -3,7 +3,8 @@
 //! ```text
 //! export   DIR/NAME.safetensors (inputs and expected outputs) + DIR/NAME.json (manifest)
 //! answer   a program reads the inputs and writes ANSWERS/NAME.safetensors, outputs only
-//! verify   the suite compares the answers with DIR's expected outputs, bit for bit
+//! verify   the suite compares the answers with DIR's expected outputs, bit for bit: all of them,
+//!          or, where told so, those that there are
 //! check    a backend of ours answers and is verified in one go
 //! ```
 //!
@@ -13,15 +14,17 @@
 mod export;
 mod verify;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
+use safetensors::Dtype;
 use safetensors::tensor::TensorView;
-use safetensors::{Dtype, SafeTensors};
 use serde::{Deserialize, Serialize};
 
+use crate::files;
+
 pub use export::export;
-pub use verify::{answer, is_exchange, verify};
+pub use verify::{Verification, answer, is_exchange, verify};
 
 /// The schema's name and version, in every manifest.
 pub const SCHEMA: &str = "fp4-conformance-vectors/1";
@@ -80,6 +83,47 @@ pub enum Error {
         /// The folder.
         path: PathBuf,
     },
+    /// No whole call among the cases, so that there is nothing to write.
+    #[error(
+        "none of the {cases} cases given is a whole call of one backend: nothing was exported; choose \
+         quantize/* or matmul/*/whole"
+    )]
+    NothingToExport {
+        /// How many cases were given.
+        cases: usize,
+    },
+    /// A tensor file without its manifest: cases that would go unjudged.
+    #[error("{path} is missing; every NAME.safetensors of an export needs it: export again")]
+    NoManifest {
+        /// The manifest that was looked for.
+        path: PathBuf,
+    },
+    /// One path given for two things, by name or by a link.
+    #[error("{path} and {other} are one: answers must be files of their own; give another folder")]
+    Same {
+        /// The answers.
+        path: PathBuf,
+        /// What they are at the same time.
+        other: PathBuf,
+    },
+    /// A folder to write to that holds vectors already.
+    #[error("{path} holds {file}: writing there could mix or lose files; give another folder")]
+    Occupied {
+        /// The folder.
+        path: PathBuf,
+        /// What is there.
+        file: String,
+    },
+    /// An answer to nothing that was asked.
+    #[error("{path} answers {what}, which {dir} does not ask; remove it, or give its own export")]
+    Extra {
+        /// The answers.
+        path: PathBuf,
+        /// The file or tensor.
+        what: String,
+        /// The export.
+        dir: PathBuf,
+    },
 }
 
 /// A manifest.
@@ -93,6 +137,7 @@ pub struct Manifest {
     /// Version of the suite that wrote it.
     pub suite: String,
     /// Cases by the number that starts their tensors' names (`0.x`, `0.codes`, ...).
+    #[serde(deserialize_with = "files::unique")]
     pub cases: BTreeMap<String, CaseEntry>,
 }
 
@@ -107,8 +152,10 @@ pub struct CaseEntry {
     /// What is asked.
     pub request: Request,
     /// Tensors to read.
+    #[serde(deserialize_with = "files::unique")]
     pub inputs: BTreeMap<String, TensorInfo>,
     /// Tensors to write.
+    #[serde(deserialize_with = "files::unique")]
     pub outputs: BTreeMap<String, TensorInfo>,
 }
 
@@ -160,8 +207,8 @@ fn io(path: &Path) -> impl FnOnce(std::io::Error) -> Error + '_ {
 }
 
 fn read_tensors(path: &Path) -> Result<Tensors, Error> {
-    let bytes = std::fs::read(path).map_err(io(path))?;
-    let parsed = SafeTensors::deserialize(&bytes)
+    let bytes = files::read(path).map_err(io(path))?;
+    let parsed = files::tensors(&bytes)
         .map_err(|source| Error::SafeTensors { path: path.to_owned(), source })?;
     let owned = parsed.iter().map(|(name, view)| {
         (name.to_owned(), (view.dtype(), view.shape().to_vec(), view.data().to_vec()))
@@ -180,7 +227,7 @@ fn write_tensors(path: &Path, tensors: &Tensors) -> Result<(), Error> {
 }
 
 fn read_manifest(path: &Path) -> Result<Manifest, Error> {
-    let bytes = std::fs::read(path).map_err(io(path))?;
+    let bytes = files::read(path).map_err(io(path))?;
     let manifest: Manifest = serde_json::from_slice(&bytes)
         .map_err(|source| Error::Manifest { path: path.to_owned(), source })?;
     if manifest.schema != SCHEMA {
@@ -202,4 +249,44 @@ fn read_manifest(path: &Path) -> Result<Manifest, Error> {
         });
     }
     Ok(manifest)
+}
+
+/// The names of the files in a folder that end in `.extension`, without it, in order.
+fn stems(dir: &Path, extension: &str) -> Result<BTreeSet<String>, Error> {
+    let mut stems = BTreeSet::new();
+    for entry in std::fs::read_dir(dir).map_err(io(dir))? {
+        let path = entry.map_err(io(dir))?.path();
+        if path.extension().is_some_and(|found| found == extension) {
+            stems.insert(path.file_stem().unwrap_or_default().to_string_lossy().into_owned());
+        }
+    }
+    Ok(stems)
+}
+
+/// A folder that is absent, or that has no file of these extensions.
+fn expect_vacant(dir: &Path, extensions: &[&str]) -> Result<(), Error> {
+    if !dir.exists() {
+        return Ok(());
+    }
+    for extension in extensions {
+        if let Some(stem) = stems(dir, extension)?.first() {
+            let file = format!("{stem}.{extension}");
+            return Err(Error::Occupied { path: dir.to_owned(), file });
+        }
+    }
+    Ok(())
+}
+
+/// Two paths that do not lead to one file or folder, by whatever links; one may be absent.
+fn expect_apart(path: &Path, other: &Path) -> Result<(), Error> {
+    // Opening a pipe to look at it would wait for its other end.
+    if path.exists() && !path.is_dir() {
+        files::expect_regular(path).map_err(io(path))?;
+    }
+    match same_file::is_same_file(path, other) {
+        Ok(true) => Err(Error::Same { path: path.to_owned(), other: other.to_owned() }),
+        Ok(false) => Ok(()),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(io(path)(error)),
+    }
 }

@@ -1,6 +1,6 @@
 //! Answers requests with a backend, and compares answers with the expected outputs.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
@@ -13,46 +13,72 @@ use safetensors::Dtype;
 
 use super::export::{SCALE_TYPES, tie_name};
 use super::{
-    CaseEntry, Error, Manifest, Request, SCHEMA, Tensors, io, read_manifest, read_tensors,
-    write_tensors,
+    CaseEntry, Error, Manifest, Request, SCHEMA, Tensors, expect_apart, expect_vacant, io,
+    read_manifest, read_tensors, stems, write_tensors,
 };
+use crate::files;
 use crate::report::Counts;
 use crate::suite::outcome::{Comparison, Meaning, Outcome};
 use crate::suite::quantize_into_garbage;
 use crate::tensor::{bits_of, dtype, from_bytes, garbage, to_bytes};
+use crate::text::Shown;
 
 /// True for a folder that holds a manifest of this schema.
 pub fn is_exchange(dir: &Path) -> bool {
-    manifests(dir).is_ok_and(|paths| {
-        paths
-            .iter()
-            .any(|path| std::fs::read_to_string(path).is_ok_and(|text| text.contains(SCHEMA)))
+    stems(dir, "json").is_ok_and(|names| {
+        names.iter().any(|name| {
+            files::read(&dir.join(format!("{name}.json")))
+                .is_ok_and(|json| String::from_utf8_lossy(&json).contains(SCHEMA))
+        })
     })
 }
 
-fn manifests(dir: &Path) -> Result<Vec<PathBuf>, Error> {
-    let mut paths = Vec::new();
-    for entry in std::fs::read_dir(dir).map_err(io(dir))? {
-        let path = entry.map_err(io(dir))?.path();
-        if path.extension().is_some_and(|extension| extension == "json") {
-            paths.push(path);
+/// The names of an export's files, each with a manifest.
+fn names(dir: &Path) -> Result<BTreeSet<String>, Error> {
+    let names = stems(dir, "json")?;
+    match stems(dir, "safetensors")?.difference(&names).next() {
+        Some(orphan) => Err(Error::NoManifest { path: dir.join(format!("{orphan}.json")) }),
+        None => Ok(names),
+    }
+}
+
+/// The manifest, the tensors and the path of one file of an export.
+fn read_export(dir: &Path, name: &str) -> Result<(Manifest, Tensors, PathBuf), Error> {
+    let path = dir.join(format!("{name}.json"));
+    let manifest = read_manifest(&path)?;
+    Ok((manifest, read_tensors(&path.with_extension("safetensors"))?, path))
+}
+
+/// The file of answers to `name`, which must be none of the export's own.
+fn answers_to(
+    dir: &Path,
+    names: &BTreeSet<String>,
+    answers: &Path,
+    name: &str,
+) -> Result<PathBuf, Error> {
+    let path = answers.join(format!("{name}.safetensors"));
+    if path.exists() {
+        for name in names {
+            expect_apart(&path, &dir.join(format!("{name}.safetensors")))?;
         }
     }
-    paths.sort();
-    Ok(paths)
+    Ok(path)
 }
 
 /// Writes a backend's answers to every file of `dir` into `to`; what it does not support is left
 /// out. Returns how many cases were answered, and how many were not.
 ///
 /// # Errors
-/// Files that cannot be read or written; a backend that fails.
+/// Files that cannot be read or written; a backend that fails; [`Error::Same`] or
+/// [`Error::Occupied`] if the answers would overwrite vectors.
 pub fn answer(dir: &Path, to: &Path, backend: &Backend) -> Result<[usize; 2], Error> {
+    expect_apart(to, dir)?;
+    expect_vacant(to, &["json"])?;
+    let names = names(dir)?;
     std::fs::create_dir_all(to).map_err(io(to))?;
     let mut answered = [0; 2];
-    for path in manifests(dir)? {
-        let manifest = read_manifest(&path)?;
-        let tensors = read_tensors(&path.with_extension("safetensors"))?;
+    for name in &names {
+        let (manifest, tensors, path) = read_export(dir, name)?;
         let mut answers = Tensors::new();
         for (number, case) in &manifest.cases {
             match respond(&path, number, case, &tensors, backend) {
@@ -68,34 +94,75 @@ pub fn answer(dir: &Path, to: &Path, backend: &Backend) -> Result<[usize; 2], Er
                 Err(error) => return Err(error),
             }
         }
-        write_tensors(&to.join(format!("{}.safetensors", manifest.name)), &answers)?;
+        write_tensors(&answers_to(dir, &names, to, name)?, &answers)?;
     }
     Ok(answered)
 }
 
-/// Compares the answers in `answers` with the expected outputs in `dir`: a report and the counts.
-/// Files and cases that are not answered are named and not counted.
+/// What answers were compared with an export, and what was found.
+#[derive(Debug, Clone, Default)]
+pub struct Verification {
+    /// One line for each file, and one for each case that differs.
+    pub report: String,
+    /// Cases answered, values compared, values that differ.
+    pub counts: Counts,
+    /// Cases that the export asks.
+    pub asked: u64,
+}
+
+impl Verification {
+    /// Cases without an answer: not a pass, unless part of the answers is all that was meant.
+    pub fn unanswered(&self) -> u64 {
+        self.asked - self.counts.cases
+    }
+}
+
+/// Compares the answers in `answers` with the expected outputs in `dir`. Files and cases that are
+/// not answered are named and counted as [`unanswered`](Verification::unanswered).
 ///
 /// # Errors
-/// Files that cannot be read; [`Error::Nothing`].
-pub fn verify(dir: &Path, answers: &Path) -> Result<(String, Counts), Error> {
-    let (mut report, mut counts) = (String::new(), Counts::default());
-    for path in manifests(dir)? {
-        let manifest = read_manifest(&path)?;
-        let given = answers.join(format!("{}.safetensors", manifest.name));
+/// Files that cannot be read; an answer that is part of the export, by name or link
+/// ([`Error::Same`]), that the export does not ask ([`Error::Extra`]), or that is there twice;
+/// a case without all of its outputs; [`Error::Nothing`].
+pub fn verify(dir: &Path, answers: &Path) -> Result<Verification, Error> {
+    expect_apart(answers, dir)?;
+    let names = names(dir)?;
+    let extra = |what: &str| Error::Extra {
+        path: answers.to_owned(),
+        what: what.to_owned(),
+        dir: dir.to_owned(),
+    };
+    if let Some(name) = stems(answers, "safetensors")?.difference(&names).next() {
+        return Err(extra(&format!("a file {name}")));
+    }
+    let mut found = Verification::default();
+    for name in &names {
+        let (manifest, expected, _) = read_export(dir, name)?;
+        found.asked += manifest.cases.len() as u64;
+        let given = answers_to(dir, &names, answers, name)?;
+        let name = Shown(name);
         if !given.exists() {
-            let _ = writeln!(report, "{}: not answered", manifest.name);
+            let _ =
+                writeln!(found.report, "{name}: none of {} cases answered", manifest.cases.len());
             continue;
         }
-        let expected = read_tensors(&path.with_extension("safetensors"))?;
-        let file = compare(&manifest, &given, &expected, &read_tensors(&given)?, &mut report)?;
-        let _ = writeln!(report, "{}: {file}", manifest.name);
-        counts.merge(&file);
+        let answered = read_tensors(&given)?;
+        let is_asked = |tensor: &str| {
+            tensor.split_once('.').is_some_and(|(number, output)| {
+                manifest.cases.get(number).is_some_and(|case| case.outputs.contains_key(output))
+            })
+        };
+        if let Some(tensor) = answered.keys().find(|tensor| !is_asked(tensor)) {
+            return Err(extra(&format!("tensor {tensor} of {name}")));
+        }
+        let counts = compare(&manifest, &given, &expected, &answered, &mut found.report)?;
+        let _ = writeln!(found.report, "{name}: {counts}");
+        found.counts.merge(&counts);
     }
-    if counts.values == 0 {
+    if found.counts.values == 0 {
         return Err(Error::Nothing { path: dir.to_owned() });
     }
-    Ok((report, counts))
+    Ok(found)
 }
 
 fn compare(
@@ -106,11 +173,9 @@ fn compare(
     report: &mut String,
 ) -> Result<Counts, Error> {
     let mut counts = Counts::default();
-    let mut missing = 0;
     for (number, case) in &manifest.cases {
         let name = |output: &str| format!("{number}.{output}");
         if !case.outputs.keys().any(|output| answers.contains_key(&name(output))) {
-            missing += 1;
             continue;
         }
         let mut comparison = Comparison::default();
@@ -138,14 +203,16 @@ fn compare(
             Outcome::Differs(mismatch) => {
                 counts.values += mismatch.compared;
                 counts.differ += mismatch.differ;
-                let _ = writeln!(report, "FAILED {} (tensors {number}.*)\n  {mismatch}", case.id);
+                let (id, number) = (Shown(&case.id), Shown(number));
+                let _ = writeln!(report, "FAILED {id} (tensors {number}.*)\n  {mismatch}");
             }
             _ => {}
         }
         counts.cases += 1;
     }
+    let missing = manifest.cases.len() as u64 - counts.cases;
     if missing > 0 {
-        let _ = writeln!(report, "{}: {missing} cases not answered", manifest.name);
+        let _ = writeln!(report, "{}: {missing} cases not answered", Shown(&manifest.name));
     }
     Ok(counts)
 }

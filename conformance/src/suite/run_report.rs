@@ -14,6 +14,7 @@ use super::case::{Case, Clause};
 use super::outcome::{BOUND, Mismatch, Outcome};
 use super::{Hardware, Registered};
 use crate::report::Counts;
+use crate::text::Shown;
 
 /// What a case was run on; backends by index.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -415,7 +416,8 @@ fn cpu_features() -> Vec<&'static str> {
 
 fn escape(text: &str) -> String {
     let mut out = String::new();
-    for c in text.chars() {
+    // XML has no control characters, escaped or not.
+    for c in Shown(text).to_string().chars() {
         match c {
             '&' => out += "&amp;",
             '<' => out += "&lt;",
@@ -450,7 +452,7 @@ impl fmt::Display for RunReport {
             f,
             "suite {suite}, profile {}, {platform}, {cpu}, cpu features [{}], {threads} threads, \
              commit {commit}",
-            self.profile,
+            Shown(&self.profile),
             cpu_features.join(" ")
         )?;
         for (name, hardware) in self.backends.iter().zip(&self.hardware) {
@@ -466,6 +468,7 @@ impl fmt::Display for RunReport {
             *printed += 1;
             if *printed <= PRINTED {
                 let Failure { case, subject, message, replay, .. } = failure;
+                let [message, replay] = [message, replay].map(|text| Shown(text));
                 writeln!(f, "FAILED {case} on {subject}\n  {message}\n  replay: {replay}")?;
             }
         }
@@ -476,7 +479,7 @@ impl fmt::Display for RunReport {
             writeln!(f, "unsupported on {subject}: {reason} ({n} cases, not passed)")?;
         }
         for ((subject, reason), n) in &self.expected {
-            writeln!(f, "expected failure on {subject}: {reason} ({n} cases)")?;
+            writeln!(f, "expected failure on {subject}: {} ({n} cases)", Shown(reason))?;
         }
         if self.is_bounded {
             writeln!(

@@ -127,6 +127,12 @@ pub enum Error {
         /// What was there instead.
         hint: String,
     },
+    /// A subset that would be written over a file.
+    #[error("{path} is there already; write the subset to a new file")]
+    Exists {
+        /// The file.
+        path: PathBuf,
+    },
     /// A subset that cannot be taken.
     #[error("{file} has no {what} {got}; it has {known}")]
     Subset {

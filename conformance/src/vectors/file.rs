@@ -10,11 +10,12 @@ use std::path::{Path, PathBuf};
 
 use fp4_core::{Float, FloatSlice, FloatSliceMut, with_floats};
 use half::{bf16, f16};
-use safetensors::{Dtype, SafeTensors};
+use safetensors::Dtype;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
 use super::Error;
+use crate::files;
 
 /// The manifest, as far as all families share it.
 #[derive(Debug, Clone, Deserialize)]
@@ -24,6 +25,7 @@ pub struct Manifest {
     /// Size of the safetensors file.
     pub bytes: u64,
     /// Type, shape and meaning of every tensor.
+    #[serde(deserialize_with = "files::unique")]
     pub tensors: BTreeMap<String, TensorInfo>,
     /// Everything else: the family's settings, versions, notes.
     #[serde(flatten)]
@@ -145,7 +147,7 @@ impl VectorFile {
         if got != manifest.bytes {
             return Err(Error::Length { file, expected: manifest.bytes, got });
         }
-        let parsed = SafeTensors::deserialize(bytes)
+        let parsed = files::tensors(bytes)
             .map_err(|source| Error::SafeTensors { file: file.clone(), source })?;
         let tensors: BTreeMap<_, _> = parsed
             .iter()
@@ -385,7 +387,7 @@ pub(super) fn setting(file: &str, what: &str, got: &str, expected: &str) -> Erro
 }
 
 fn read(path: PathBuf) -> Result<Vec<u8>, Error> {
-    std::fs::read(&path).map_err(|source| Error::Io { path, source })
+    files::read(&path).map_err(|source| Error::Io { path, source })
 }
 
 #[cfg(test)]

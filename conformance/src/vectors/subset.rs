@@ -11,6 +11,7 @@ use safetensors::tensor::TensorView;
 use serde_json::{Value, json};
 
 use super::{Error, VectorFile};
+use crate::files;
 
 /// Where manifests list their cases.
 const CASE_LISTS: [&str; 2] = ["cases", "families"];
@@ -20,7 +21,7 @@ const CASE_LISTS: [&str; 2] = ["cases", "families"];
 ///
 /// # Errors
 /// A source that cannot be read; [`Error::Subset`] for a case or column that it does not have;
-/// [`Error::Io`] if the target cannot be written.
+/// [`Error::Exists`] or [`Error::Io`] if the target is there or cannot be written.
 pub fn write_subset(
     source: &Path,
     target: &Path,
@@ -30,6 +31,13 @@ pub fn write_subset(
     let name = |path: &Path| path.file_name().unwrap_or_default().to_string_lossy().into_owned();
     let (file, target_name) = (name(source), name(target));
     let dir = source.parent().unwrap_or(Path::new(""));
+    let path = |extension| target.with_file_name(format!("{target_name}.{extension}"));
+    for path in ["safetensors", "json"].map(path) {
+        // The source among others.
+        if path.symlink_metadata().is_ok() {
+            return Err(Error::Exists { path });
+        }
+    }
     let read = VectorFile::open(dir, &file)?;
     let subset = |what, got: &str, known: String| Error::Subset {
         file: file.clone(),
@@ -38,7 +46,7 @@ pub fn write_subset(
         known,
     };
 
-    let json = write_error(source, std::fs::read(dir.join(format!("{file}.json"))))?;
+    let json = write_error(source, files::read(&dir.join(format!("{file}.json"))))?;
     let manifest_error = |source| Error::Manifest { file: file.clone(), source };
     let mut manifest: Value = serde_json::from_slice(&json).map_err(manifest_error)?;
     let list = CASE_LISTS
@@ -98,7 +106,6 @@ pub fn write_subset(
         "columns_left_out": without,
     });
     let text = serde_json::to_string_pretty(&manifest).map_err(manifest_error)? + "\n";
-    let path = |extension| target.with_file_name(format!("{target_name}.{extension}"));
     write_error(target, std::fs::write(path("safetensors"), bytes))?;
     write_error(target, std::fs::write(path("json"), text))
 }
