@@ -99,16 +99,10 @@ use std::marker::PhantomData;
 use std::ops::Range;
 use std::sync::Arc;
 
-#[cfg(any(
-    target_arch = "x86_64",
-    target_arch = "aarch64",
-    all(target_arch = "wasm32", target_feature = "simd128")
-))]
-use fp4_core::TieMode;
 use fp4_core::{
-    Error, FloatSliceMut, Matmul, MatmulQuery, Named, Packed, PackedMut, PackedShape, PackedView,
-    PartialsMut, Paths, PreparedWeight, QuantizeInput, QuantizeQuery, Quantizer, Unsupported,
-    check_environment,
+    Buffer, Error, FloatSlice, FloatSliceMut, Matmul, MatmulQuery, Named, Packed, PackedMut,
+    PackedShape, PackedView, PartialsMut, Paths, PreparedWeight, QuantizeInput, QuantizeQuery,
+    Quantizer, TieMode, Transform, Unsupported, check_environment,
 };
 use rayon::ThreadPool;
 
@@ -183,6 +177,52 @@ impl Default for CpuSimd {
     }
 }
 
+/// `$run` with the encoder of an engine for a tie mode as `$encoder`.
+macro_rules! by_encoder {
+    ($engine:expr, $tie:expr, $encoder:ident => $run:expr) => {
+        match $engine {
+            #[cfg(target_arch = "x86_64")]
+            Engine::Avx512(kernels) if $tie == TieMode::Even => {
+                let $encoder = &x86::Avx512Encoder(kernels);
+                $run
+            }
+            #[cfg(target_arch = "x86_64")]
+            Engine::Avx2(kernels) if $tie == TieMode::Even => {
+                let $encoder = &x86::Avx2Encoder(kernels);
+                $run
+            }
+            #[cfg(target_arch = "x86_64")]
+            Engine::AvxVnni(kernels) if $tie == TieMode::Even => {
+                let $encoder = &x86::Avx2Encoder(kernels.avx2());
+                $run
+            }
+            #[cfg(target_arch = "aarch64")]
+            Engine::NeonI8mm(kernels) if $tie == TieMode::Even => {
+                let $encoder = &kernels.encoder();
+                $run
+            }
+            #[cfg(target_arch = "aarch64")]
+            Engine::NeonDotprod(kernels) if $tie == TieMode::Even => {
+                let $encoder = &kernels.encoder();
+                $run
+            }
+            #[cfg(target_arch = "aarch64")]
+            Engine::Neon(kernels) if $tie == TieMode::Even => {
+                let $encoder = &kernels.encoder();
+                $run
+            }
+            #[cfg(all(target_arch = "wasm32", target_feature = "simd128"))]
+            Engine::WasmSimd128(kernels) if $tie == TieMode::Even => {
+                let $encoder = &kernels;
+                $run
+            }
+            _ => {
+                let $encoder = &portable::Encoder::new($tie);
+                $run
+            }
+        }
+    };
+}
 impl CpuSimd {
     /// The backend with the fastest instruction set that this CPU has, on rayon's current thread
     /// pool: the global one, or the one whose thread calls.
@@ -216,44 +256,35 @@ impl CpuSimd {
         transform: Option<&Columns>,
         out: &mut PackedMut<'_>,
     ) -> Result<(), Error> {
-        let (threads, tie) = (&self.threads, input.spec().tie());
-        match self.engine {
-            #[cfg(target_arch = "x86_64")]
-            Engine::Avx512(kernels) if tie == TieMode::Even => {
-                let encoder = x86::Avx512Encoder(kernels);
-                quantize::quantize(&encoder, threads, input, transform, out)
-            }
-            #[cfg(target_arch = "x86_64")]
-            Engine::Avx2(kernels) if tie == TieMode::Even => {
-                let encoder = x86::Avx2Encoder(kernels);
-                quantize::quantize(&encoder, threads, input, transform, out)
-            }
-            #[cfg(target_arch = "x86_64")]
-            Engine::AvxVnni(kernels) if tie == TieMode::Even => {
-                let encoder = x86::Avx2Encoder(kernels.avx2());
-                quantize::quantize(&encoder, threads, input, transform, out)
-            }
-            #[cfg(target_arch = "aarch64")]
-            Engine::NeonI8mm(kernels) if tie == TieMode::Even => {
-                quantize::quantize(&kernels.encoder(), threads, input, transform, out)
-            }
-            #[cfg(target_arch = "aarch64")]
-            Engine::NeonDotprod(kernels) if tie == TieMode::Even => {
-                quantize::quantize(&kernels.encoder(), threads, input, transform, out)
-            }
-            #[cfg(target_arch = "aarch64")]
-            Engine::Neon(kernels) if tie == TieMode::Even => {
-                quantize::quantize(&kernels.encoder(), threads, input, transform, out)
-            }
-            #[cfg(all(target_arch = "wasm32", target_feature = "simd128"))]
-            Engine::WasmSimd128(kernels) if tie == TieMode::Even => {
-                quantize::quantize(&kernels, threads, input, transform, out)
-            }
-            _ => {
-                let encoder = portable::Encoder::new(tie);
-                quantize::quantize(&encoder, threads, input, transform, out)
-            }
-        }
+        let threads = &self.threads;
+        by_encoder!(self.engine, input.spec().tie(), encoder => {
+            quantize::quantize(encoder, threads, input, transform, out)
+        })
+    }
+
+    /// Transforms the rows of a (rows, k) matrix (C5), in parallel: the same as
+    /// [`fp4_core::reference::apply_transform`].
+    ///
+    /// # Errors
+    /// [`Error::TransformShape`], [`Error::Len`], [`Error::Float`] as the reference;
+    /// [`Error::Environment`].
+    pub fn transform(
+        &self,
+        x: FloatSlice<'_>,
+        k: usize,
+        transform: &Transform<'_>,
+        out: FloatSliceMut<'_>,
+    ) -> Result<(), Error> {
+        check_environment()?;
+        transform.expect_k(k)?;
+        let whole = x.len().checked_div(k).unwrap_or(0) * k;
+        x.expect_len(Buffer::Input, whole)?;
+        out.as_ref().expect_len(Buffer::Output, whole)?;
+        let (threads, columns) = (&self.threads, Columns::new(transform, x.float_type()));
+        // How codes would be rounded does not matter here: the mode of the fastest kernels.
+        by_encoder!(self.engine, TieMode::Even, encoder => {
+            quantize::transform(encoder, threads, &columns, x, out)
+        })
     }
 
     /// The instruction set of the kernels.
