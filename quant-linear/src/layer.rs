@@ -25,6 +25,8 @@ use crate::counters::Counters;
 use crate::error::Error;
 use crate::forward::Prepared;
 use crate::routing::{Backends, Choice, Routing};
+use crate::state::{self, Scalars};
+use crate::transform::transformed_amax;
 use crate::values::FloatVec;
 
 /// A stored block transform: values and shape, (Bt, Bt) or (blocks, Bt, Bt).
@@ -118,6 +120,11 @@ impl DenseOptions {
         }
     }
 
+    /// True if the weight's largest magnitude decides its global scale.
+    pub fn needs_amax(&self) -> bool {
+        self.format == Format::NvFp4 && self.weight_global_scale.is_none()
+    }
+
     /// The settings for the weight itself, whose largest (transformed) magnitude is `amax`.
     ///
     /// # Errors
@@ -183,30 +190,19 @@ pub(crate) struct Loaded {
     pub(crate) spec: QuantSpec,
 }
 
-/// Rows that a weight with no columns may have: they cost memory for metadata and no file bytes.
-const MAX_ROWS_OF_NOTHING: usize = 1 << 24;
-
 impl Parts {
     /// Checks that the parts make a layer, and resolves the settings of the activations.
     ///
     /// # Errors
     /// As [`QuantLinear::from_parts`].
     pub fn check(&self) -> Result<QuantSpec, Error> {
-        let shape = self.weight.shape();
-        shape.expect_format()?;
-        if shape.k() == 0 && shape.rows() > MAX_ROWS_OF_NOTHING {
-            return Err(Error::NoColumns { rows: shape.rows(), max: MAX_ROWS_OF_NOTHING });
-        }
-        if let Some(transform) = &self.transform {
-            transform.view()?.expect_k(shape.k())?;
-        }
-        let new = |gs, ss| QuantSpec::new(shape.scale_type(), shape.group(), gs, ss);
-        // The weight's own scale must be legal too; 1 stands in for its unknown scale-scale.
-        new(self.weight_global_scale, 1.0)?;
-        Ok(new(
-            self.activation_global_scale.unwrap_or(self.weight_global_scale),
-            self.activation_scale_scale.unwrap_or(1.0),
-        )?)
+        let transform = self.transform.as_ref().map(|t| t.view().map(|t| t.shape())).transpose()?;
+        let scalars = Scalars {
+            weight_global_scale: self.weight_global_scale,
+            activation_global_scale: self.activation_global_scale,
+            activation_scale_scale: self.activation_scale_scale,
+        };
+        state::check(self.weight.shape(), transform, &scalars)
     }
 }
 
@@ -267,7 +263,13 @@ impl QuantLinear {
     ) -> Result<Self, Error> {
         let weight = weight.into();
         let transform = options.transform.as_ref().map(StoredTransform::view).transpose()?;
-        let amax = transformed_amax(weight, in_features, transform.as_ref())?;
+        if out_features.checked_mul(in_features) != Some(weight.len()) {
+            return Err(Error::WeightLen { out_features, in_features, got: weight.len() });
+        }
+        let amax = match options.needs_amax() {
+            true => transformed_amax(weight, in_features, transform.as_ref())?,
+            false => 0.0,
+        };
         let spec = options.weight_spec(amax)?;
         let input = QuantizeInput::new(weight, out_features, in_features, &spec)?
             .with_transform(transform)?;
@@ -514,32 +516,6 @@ impl Clone for QuantLinear {
             routing: self.routing.clone(),
             prepared: Prepared::default(),
             counters: self.counters.as_ref().map(|_| Arc::default()),
-        }
-    }
-}
-
-/// Largest magnitude of a (rows, k) matrix after the optional transform; NaN if any value is NaN.
-///
-/// # Errors
-/// Shapes that do not fit.
-pub fn transformed_amax(
-    values: FloatSlice<'_>,
-    k: usize,
-    transform: Option<&Transform<'_>>,
-) -> Result<f32, Error> {
-    use fp4_core::{Float, with_floats};
-    fn amax<T: Float>(values: &[T]) -> f32 {
-        values.iter().fold(0f32, |amax, &x| {
-            let x = x.to_f32().abs();
-            if amax.is_nan() || x.is_nan() { f32::NAN } else { amax.max(x) }
-        })
-    }
-    match transform {
-        None => Ok(with_floats!(FloatSlice, values, v => amax(v))),
-        Some(t) => {
-            let mut y = FloatVec::zeros(values.float_type(), values.len());
-            fp4_core::reference::apply_transform(values, k, t, y.as_mut_slice())?;
-            Ok(with_floats!(FloatSlice, y.as_slice(), v => amax(v)))
         }
     }
 }

@@ -45,14 +45,17 @@ mod forward;
 mod layer;
 pub mod routing;
 pub mod state;
+pub mod text;
+mod transform;
 mod values;
 
 pub use counters::Counters;
 pub use error::Error;
 pub use forward::DeviceTensor;
-pub use layer::{DenseOptions, Parts, QuantLinear, StoredTransform, transformed_amax};
+pub use layer::{DenseOptions, Parts, QuantLinear, StoredTransform};
 pub use routing::{Backends, Choice, Explanation, Verdict};
 pub use state::LoadOptions;
+pub use transform::{amax, larger_amax, transformed, transformed_amax};
 pub use values::FloatVec;
 
 /// The example of the repository's README, compiled and run.
