@@ -94,9 +94,9 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use fp4_core::{
-    Error, FloatSliceMut, Matmul, MatmulQuery, Named, Packed, PackedMut, PackedShape, PackedView,
-    PartialsMut, Paths, PreparedWeight, QuantizeInput, QuantizeQuery, Quantizer, TieMode,
-    Unsupported, check_environment,
+    Buffer, Error, FloatSlice, FloatSliceMut, Matmul, MatmulQuery, Named, Packed, PackedMut,
+    PackedShape, PackedView, PartialsMut, Paths, PreparedWeight, QuantizeInput, QuantizeQuery,
+    Quantizer, TieMode, Transform, Unsupported, check_environment,
 };
 
 pub use crate::isa::{Isa, ParseIsaError};
@@ -221,6 +221,35 @@ impl CpuSimd {
             portable => {}
         );
         quantize::quantize(&quantize::Encoder::new(tie), threads, input, transform, out)
+    }
+
+    /// Transforms the rows of a (rows, k) matrix (C5), in parallel: the same as
+    /// [`fp4_core::reference::apply_transform`].
+    ///
+    /// # Errors
+    /// [`Error::TransformShape`], [`Error::Len`], [`Error::Float`] as the reference;
+    /// [`Error::Environment`].
+    pub fn transform(
+        &self,
+        x: FloatSlice<'_>,
+        k: usize,
+        transform: &Transform<'_>,
+        out: FloatSliceMut<'_>,
+    ) -> Result<(), Error> {
+        check_environment()?;
+        transform.expect_k(k)?;
+        let whole = x.len().checked_div(k).unwrap_or(0) * k;
+        x.expect_len(Buffer::Input, whole)?;
+        out.as_ref().expect_len(Buffer::Output, whole)?;
+        let (threads, columns) = (&self.threads, Columns::new(transform, x.float_type()));
+        by_engine!(self.engine,
+            kernels => quantize::transform(&kernels.encoder(), threads, &columns, x, out),
+            portable => {
+                // How codes would be rounded does not matter here.
+                let encoder = quantize::Encoder::new(TieMode::Even);
+                quantize::transform(&encoder, threads, &columns, x, out)
+            }
+        )
     }
 
     /// The instruction set of the kernels.

@@ -445,3 +445,53 @@ fn a_wrong_output_shape_is_an_error_and_writes_nothing() {
         assert!(out.codes().iter().all(|&b| b == 0));
     });
 }
+
+#[test]
+fn a_transform_alone_is_the_references_bit_for_bit() {
+    fn check<T: Float>(backend: &CpuSimd, x: &[f32], k: usize, t: &Transform<'_>, case: &str) {
+        let x: Vec<T> = x.iter().map(|&x| T::from_f32(x)).collect();
+        let (mut got, mut expected) = (x.clone(), x.clone());
+        backend.transform(T::wrap(&x), k, t, T::wrap_mut(&mut got)).unwrap();
+        reference::apply_transform(T::wrap(&x), k, t, T::wrap_mut(&mut expected)).unwrap();
+        same_bits(&got, &expected, case);
+    }
+    let spec = QuantSpec::usual(fp4_core::Format::MxFp4);
+    each_isa(|backend| {
+        let mut rng = Rng(7);
+        for block in [16, 32, 64, 128] {
+            for (rows, blocks) in [(0, 3), (1, 1), (3, 5), (70, 9)] {
+                let k = blocks * block;
+                let t: Vec<f32> = (0..k * block).map(|_| rng.gauss()).collect();
+                for t in [
+                    Transform::shared(&t[..block * block], block).unwrap(),
+                    Transform::per_block(&t[..], block, blocks).unwrap(),
+                ] {
+                    for data in [Data::Gauss, Data::Special, Data::Subnormal, Data::Huge] {
+                        let x = values(&mut rng, data, rows * k, &spec);
+                        for (threads, backend) in backends(backend).iter().take(4) {
+                            let case = format!("{threads} {block} {rows} x {k} {data:?}");
+                            check::<f32>(backend, &x, k, &t, &case);
+                            check::<f16>(backend, &x, k, &t, &case);
+                            check::<bf16>(backend, &x, k, &t, &case);
+                        }
+                    }
+                }
+            }
+        }
+    });
+}
+
+#[test]
+fn a_transform_that_does_not_fit_is_an_error() {
+    let backend = CpuSimd::new();
+    let (x, t) = ([1f32; 96], [0f32; 1024]);
+    let t = Transform::shared(&t[..], 32).unwrap();
+    let mut out = [0f32; 96];
+    let run = |x: &[f32], k, out: &mut [f32]| backend.transform(x.into(), k, &t, out.into());
+    assert!(matches!(run(&x, 48, &mut out), Err(Error::TransformShape { k: 48, .. })));
+    assert!(matches!(run(&x[..95], 32, &mut out), Err(Error::Len { .. })));
+    assert!(matches!(run(&x, 32, &mut out[..64]), Err(Error::Len { .. })));
+    let mut half = [f16::ZERO; 96];
+    let wrong = backend.transform((&x[..]).into(), 32, &t, (&mut half[..]).into());
+    assert!(matches!(wrong, Err(Error::Float { .. })));
+}

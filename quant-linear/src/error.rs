@@ -3,6 +3,8 @@
 use fp4_core::{FloatType, Unsupported};
 use safetensors::Dtype;
 
+use crate::text::{self, printable};
+
 /// An error of this crate: what was given, what was expected, what to do.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -12,12 +14,13 @@ pub enum Error {
     Core(#[from] fp4_core::Error),
     /// The bytes are not a safetensors file.
     #[error(
-        "not a valid safetensors file: {0}; the file may be cut short or another format, \
-         download or export it again"
+        "not a valid safetensors file: {}; the file may be cut short or another format, \
+         download or export it again",
+        printable(&.0.to_string())
     )]
     SafeTensors(#[from] safetensors::SafeTensorError),
     /// A file could not be read or written.
-    #[error("{action} {path}: {source}")]
+    #[error("{action} {}: {source}", text::path(.path))]
     Io {
         /// What was being done.
         action: &'static str,
@@ -46,16 +49,20 @@ pub enum Error {
     },
     /// A tensor of the state is missing.
     #[error(
-        "tensor `{name}` is missing; the state of a quantized layer has at least `e2m1`, \
+        "tensor `{}` is missing; the state of a quantized layer has at least `e2m1`, \
          `scale_quant` and `weight_global_scale` under its prefix, check the prefix or quantize \
-         the model again"
+         the model again",
+        printable(.name)
     )]
     MissingTensor {
         /// Full name of the tensor.
         name: String,
     },
     /// A tensor has the wrong type.
-    #[error("tensor `{name}` is {got}, expected {expected}; export it with that type")]
+    #[error(
+        "tensor `{}` is {got}, expected {expected}; export it with that type",
+        printable(.name)
+    )]
     Dtype {
         /// Full name of the tensor.
         name: String,
@@ -66,15 +73,20 @@ pub enum Error {
     },
     /// Scale bytes stored as U8, and no scale type given.
     #[error(
-        "tensor `{name}` is U8, which does not say whether its bytes are e8m0 or e4m3; pass the \
-         scale type in the load options"
+        "tensor `{}` is U8, which does not say whether its bytes are e8m0 or e4m3; pass the \
+         scale type in the load options",
+        printable(.name)
     )]
     ScaleTypeUnknown {
         /// Full name of the tensor.
         name: String,
     },
     /// A tensor has the wrong shape.
-    #[error("tensor `{name}` has shape {got:?}, expected {expected}; re-export the state")]
+    #[error(
+        "tensor `{}` has shape {got:?}, expected {}; re-export the state",
+        printable(.name),
+        printable(.expected)
+    )]
     Shape {
         /// Full name of the tensor.
         name: String,
@@ -85,9 +97,10 @@ pub enum Error {
     },
     /// A state with a bias that is not zero.
     #[error(
-        "tensor `{name}` holds a bias that is not zero, and this layer applies none: dropping it \
+        "tensor `{}` holds a bias that is not zero, and this layer applies none: dropping it \
          would change the model; add the bias after the layer yourself and load with \
-         `ignore_bias`"
+         `ignore_bias`",
+        printable(.name)
     )]
     Bias {
         /// Full name of the tensor.
@@ -125,8 +138,25 @@ pub enum Error {
         /// Values there are.
         got: usize,
     },
+    /// A dense weight that does not fill the shape given for it.
+    #[error(
+        "the weight holds {got} values, and {out_features} x {in_features} (out x in features) \
+         are {}; pass the whole weight, row-major, with its own shape",
+        out_features.checked_mul(*in_features).map_or("too many".into(), |n| n.to_string())
+    )]
+    WeightLen {
+        /// Rows given.
+        out_features: usize,
+        /// Columns given.
+        in_features: usize,
+        /// Values there are.
+        got: usize,
+    },
     /// No backend can do what is asked.
-    #[error("no backend can {role} this: {reasons}; add a backend that can, or change the input")]
+    #[error(
+        "no backend can {role} this: {}; add a backend that can, or change the input",
+        printable(.reasons)
+    )]
     NoBackend {
         /// `quantize` or `multiply`.
         role: &'static str,
@@ -134,7 +164,11 @@ pub enum Error {
         reasons: String,
     },
     /// A device named that no backend offers.
-    #[error("no backend named `{name}` keeps tensors in its own memory; available: {available}")]
+    #[error(
+        "no backend named `{}` keeps tensors in its own memory; available: {}",
+        printable(.name),
+        printable(.available)
+    )]
     NoDevice {
         /// The name given.
         name: String,
@@ -177,8 +211,10 @@ pub enum Error {
     },
     /// A tensor of one device was handed to a layer on another.
     #[error(
-        "the tensor lives on `{tensor}`, the layer on `{layer}`; move one of them, and give layers \
-         that share tensors clones of one `Backends`"
+        "the tensor lives on `{}`, the layer on `{}`; move one of them, and give layers \
+         that share tensors clones of one `Backends`",
+        printable(.tensor),
+        printable(.layer)
     )]
     DeviceMismatch {
         /// Where the tensor is.

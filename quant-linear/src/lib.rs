@@ -44,16 +44,19 @@ pub mod checkpoint;
 mod error;
 mod layer;
 mod run;
+pub mod text;
+mod transform;
 mod values;
 
 pub use error::Error;
 pub use layer::state::{self, LoadOptions};
-pub use layer::{DenseOptions, Parts, QuantLinear, StoredTransform, transformed_amax};
+pub use layer::{DenseOptions, Parts, QuantLinear, StoredTransform};
 pub use run::activation::Activation;
 pub use run::counters::Counters;
 pub use run::device::DeviceTensor;
 pub use run::routing::{self, Backends, Choice, Explanation, Verdict};
 pub use run::runtime::Runtime;
+pub use transform::{amax, larger_amax, transformed, transformed_amax};
 pub use values::FloatVec;
 
 /// The example of the crate's README, compiled and run.

@@ -196,6 +196,36 @@ fn an_error_names_the_layer() {
 }
 
 #[test]
+fn a_weight_of_the_wrong_length_is_called_a_weight() {
+    let weight = values(1, OUT * IN);
+    for (rows, cols, len) in [(OUT, IN, OUT * IN - 1), (OUT + 1, IN, OUT * IN), (1 << 60, 32, 64)] {
+        for (format, block) in [(Format::MxFp4, None), (Format::NvFp4, Some(32))] {
+            let options = options(format, block);
+            let error = QuantLinear::from_dense(&weight[..len], rows, cols, &options).unwrap_err();
+            assert!(matches!(error, Error::WeightLen { got, .. } if got == len), "{error}");
+            let text = error.to_string();
+            assert!(text.contains("the weight holds") && !text.contains("input"), "{text}");
+            assert!(text.contains(&format!("{rows} x {cols}")), "{text}");
+        }
+    }
+}
+
+#[test]
+fn only_an_automatic_nvfp4_scale_looks_at_the_largest_magnitude() {
+    let given = DenseOptions { weight_global_scale: Some(0.5), ..DenseOptions::new(Format::NvFp4) };
+    for (options, needs) in [
+        (DenseOptions::new(Format::MxFp4), false),
+        (DenseOptions::new(Format::NvFp4), true),
+        (given, false),
+    ] {
+        assert_eq!(options.needs_amax(), needs);
+        // A weight that no automatic scale exists for shows whether it was looked for.
+        let weight = vec![f32::INFINITY; 64];
+        assert_eq!(QuantLinear::from_dense(&weight[..], 2, 32, &options).is_err(), needs);
+    }
+}
+
+#[test]
 fn the_fp4_product_is_near_the_dense_one() {
     // A sanity bound, not a tolerance of the contract: FP4 keeps the direction of the result.
     for (format, transform) in [(Format::MxFp4, None), (Format::NvFp4, Some(32))] {
@@ -341,7 +371,7 @@ fn zero_rows_and_zero_columns_are_legal() {
 #[test]
 fn shapes_of_nothing_are_bounded() {
     let options = DenseOptions::new(Format::MxFp4);
-    for rows in [usize::MAX, 1 << 60, (1 << 24) + 1] {
+    for rows in [usize::MAX, 1 << 60, 1 << 24, (1 << 16) + 1] {
         let error = QuantLinear::from_dense(&[0f32; 0][..], rows, 0, &options).unwrap_err();
         assert!(matches!(error, Error::NoColumns { .. }), "{rows}: {error}");
     }

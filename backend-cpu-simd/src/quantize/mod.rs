@@ -25,7 +25,10 @@
 
 mod transform;
 
-use fp4_core::{E2m1, Error, PackedMut, QuantSpec, QuantizeInput, TieMode, with_floats};
+use fp4_core::{
+    Buffer, E2m1, Error, FloatSlice, FloatSliceMut, PackedMut, QuantSpec, QuantizeInput, TieMode,
+    with_floats,
+};
 use wide::{bytemuck, f32x8, i32x8};
 
 pub(crate) use transform::{Columns, Value};
@@ -105,6 +108,56 @@ fn quantize_typed<T: Value>(
     let tasks = tasks.zip(scales.chunks_mut(split / group)).enumerate();
     threads.run(tasks.collect(), |(task, ((x, codes), scales))| {
         part(task, x, codes, scales);
+        Ok(())
+    })?;
+    Ok(())
+}
+
+/// Transforms `x`, (rows, k) of whole blocks, into `out`, which is as long.
+pub(crate) fn transform(
+    encoder: &impl Encode,
+    threads: &Threads,
+    columns: &Columns,
+    x: FloatSlice<'_>,
+    out: FloatSliceMut<'_>,
+) -> Result<(), Error> {
+    let (expected, got) = (x.float_type(), out.float_type());
+    match (x, out) {
+        (FloatSlice::F32(x), FloatSliceMut::F32(out)) => {
+            transform_typed(encoder, threads, columns, x, out)
+        }
+        (FloatSlice::F16(x), FloatSliceMut::F16(out)) => {
+            transform_typed(encoder, threads, columns, x, out)
+        }
+        (FloatSlice::Bf16(x), FloatSliceMut::Bf16(out)) => {
+            transform_typed(encoder, threads, columns, x, out)
+        }
+        _ => Err(Error::Float { what: Buffer::Output, expected, got }),
+    }
+}
+
+fn transform_typed<T: Value>(
+    encoder: &impl Encode,
+    threads: &Threads,
+    columns: &Columns,
+    x: &[T],
+    out: &mut [T],
+) -> Result<(), Error> {
+    if x.is_empty() {
+        return Ok(());
+    }
+    let tasks = threads.tasks(x.len().saturating_mul(columns.block() / 4), TASK_VALUES);
+    let split = x.len().div_ceil(tasks).next_multiple_of(RUN);
+    let parts = x.chunks(split).zip(out.chunks_mut(split)).enumerate();
+    threads.run(parts.collect(), |(task, (x, out))| {
+        let (mut widened, mut transformed) = ([0f32; RUN], [0f32; RUN]);
+        for (run, (x, out)) in x.chunks(RUN).zip(out.chunks_mut(RUN)).enumerate() {
+            let first = (task * split + run * RUN) / columns.block();
+            let y = &mut transformed[..x.len()];
+            columns.apply::<T>(encoder, first, T::widened(x, &mut widened), y);
+            // Rounded to T already, so this changes nothing.
+            out.iter_mut().zip(y).for_each(|(out, y)| *out = T::from_f32(*y));
+        }
         Ok(())
     })?;
     Ok(())

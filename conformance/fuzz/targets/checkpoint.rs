@@ -10,8 +10,14 @@ use std::path::Path;
 use libfuzzer_sys::fuzz_target;
 use safetensors::SafeTensors;
 
+#[path = "../../../quant-linear/cli/src/checkpoint/plain.rs"]
+mod plain;
 #[path = "../../../quant-linear/cli/src/checkpoint/reader.rs"]
 mod reader;
+#[path = "../../../quant-linear/cli/src/checkpoint/sniff.rs"]
+mod sniff;
+#[path = "../../../quant-linear/cli/src/checkpoint/unique.rs"]
+mod unique;
 
 use reader::{TensorFile, byte_len};
 
@@ -22,7 +28,7 @@ fuzz_target!(|data: &[u8]| {
 });
 
 fn check(path: &Path, data: &[u8]) {
-    let read = match TensorFile::open(path) {
+    let mut read = match TensorFile::open(path) {
         Ok(read) => read,
         Err(error) => {
             assert!(!format!("{error:#}").is_empty());
@@ -31,8 +37,9 @@ fn check(path: &Path, data: &[u8]) {
     };
     assert_eq!(read.len(), data.len() as u64);
     let expected = SafeTensors::deserialize(data).expect("the reader is the stricter one");
-    assert_eq!(read.tensors().len(), expected.len());
-    for (name, info) in read.tensors() {
+    let tensors = read.take_tensors();
+    assert_eq!((tensors.len(), read.count()), (expected.len(), expected.len()));
+    for (name, info) in &tensors {
         let view = expected.tensor(name).expect("both name the same tensors");
         assert_eq!((info.dtype, info.shape.as_slice()), (view.dtype(), view.shape()));
         let len = byte_len(info);

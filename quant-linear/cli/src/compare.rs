@@ -17,6 +17,7 @@
 mod pairs;
 mod text;
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -24,10 +25,12 @@ use std::process::ExitCode;
 use anyhow::{Result, bail, ensure};
 use fp4_core::ScaleType;
 use quant_linear::state;
+use serde::Serialize;
 use serde_json::{Value, json};
 
 use crate::checkpoint::{Checkpoint, Layers, ScaleTypeArg};
 use crate::difference::Difference;
+use crate::report::Stream;
 use crate::{progress, report};
 use pairs::{Item, Pair, Side};
 
@@ -59,9 +62,9 @@ fn parse_tolerance(text: &str) -> Result<f64, String> {
 
 /// Everything that was found.
 #[derive(Debug, Default)]
-struct Findings {
-    pairs: Vec<(String, Pair)>,
-    only: [Vec<String>; 2],
+struct Findings<'a> {
+    pairs: Vec<(Cow<'a, str>, Pair)>,
+    only: [Vec<Cow<'a, str>>; 2],
     problems: Vec<String>,
 }
 
@@ -86,7 +89,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
             findings.only[0].push(a.shown(name));
             continue;
         };
-        bar.set_message(name.clone());
+        progress::show(&bar, name);
         let sides =
             [Side { from: &checkpoints[0], item: *a }, Side { from: &checkpoints[1], item: *b }];
         match pairs::compare(&sides)? {
@@ -115,7 +118,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     if args.json {
         report::print_json(&findings.json(args, passed))?;
     } else {
-        report::print(&text::text(args, &findings))?;
+        report::print(|page| text::text(page, args, &findings))?;
     }
     if let Some(problem) = findings.problems.first() {
         bail!(
@@ -132,14 +135,14 @@ fn items<'a>(
     layers: &'a Layers,
     label: &str,
     problems: &mut Vec<String>,
-) -> BTreeMap<String, Item<'a>> {
+) -> BTreeMap<Cow<'a, str>, Item<'a>> {
     problems.extend(layers.bad.values().map(|error| format!("{label}: {error:#}")));
     let dense = checkpoint.tensors().iter();
     let dense = dense.filter(|(name, _)| !layers.tensors.contains(*name));
     let mut items: BTreeMap<_, _> =
-        dense.map(|(name, tensor)| (name.clone(), Item::Dense(tensor))).collect();
+        dense.map(|(name, tensor)| (name.as_str().into(), Item::Dense(tensor))).collect();
     for (prefix, layer) in &layers.good {
-        let name = state::join(prefix, "weight");
+        let name = Cow::from(state::join(prefix, "weight"));
         if items.insert(name.clone(), Item::Layer(layer)).is_some() {
             problems.push(format!(
                 "{label} holds `{name}` both dense and quantized, only the quantized one was \
@@ -148,12 +151,12 @@ fn items<'a>(
         }
     }
     for prefix in layers.bad.keys() {
-        items.remove(&state::join(prefix, "weight"));
+        items.remove(state::join(prefix, "weight").as_str());
     }
     items
 }
 
-impl Findings {
+impl Findings<'_> {
     /// Do the findings satisfy `--exact` and `--tolerance`?
     fn pass(&self, args: &Args) -> bool {
         let complete = self.only.iter().all(Vec::is_empty) && self.problems.is_empty();
@@ -176,46 +179,64 @@ impl Findings {
         total
     }
 
-    fn json(&self, args: &Args, passed: bool) -> Value {
-        let pairs = self.pairs.iter().map(|(name, pair)| {
-            let mut pair_json = json!({
-                "name": name,
-                "kind": pair.kind.name(),
-                "shape": pair.shape,
-                "identical": pair.identical,
-                "domain": pair.domain(),
-                "exact": pair.identical,
-                "codes_differ": pair.codes_differ,
-                "scales_differ": pair.scales_differ,
-                "bytes_differ": pair.bytes_differ,
-                "settings_differ": pair.settings_differ,
-                "nan_scales": pair.nan_scales,
-            });
-            let names = ["relative_error", "sqnr_db", "max_abs_error", "error_kind"];
-            for name in names.iter().chain(&["values_differ", "not_finite"]) {
-                pair_json[*name] = Value::Null; // bytes have no values
-            }
-            if let Some(difference) = &pair.difference {
-                difference.put(&mut pair_json, "");
-            }
-            pair_json
+    fn json<'s>(&'s self, args: &'s Args, passed: bool) -> impl Serialize + 's {
+        let pairs = Stream(|| {
+            self.pairs.iter().map(|(name, pair)| {
+                let mut pair_json = json!({
+                    "name": name,
+                    "kind": pair.kind.name(),
+                    "shape": pair.shape,
+                    "identical": pair.identical,
+                    "domain": pair.domain(),
+                    "exact": pair.identical,
+                    "codes_differ": pair.codes_differ,
+                    "scales_differ": pair.scales_differ,
+                    "bytes_differ": pair.bytes_differ,
+                    "settings_differ": pair.settings_differ,
+                    "nan_scales": pair.nan_scales,
+                });
+                let names = ["relative_error", "sqnr_db", "max_abs_error", "error_kind"];
+                for name in names.iter().chain(&["values_differ", "not_finite"]) {
+                    pair_json[*name] = Value::Null; // bytes have no values
+                }
+                if let Some(difference) = &pair.difference {
+                    difference.put(&mut pair_json, "");
+                }
+                pair_json
+            })
         });
         let total = self.total();
         let identical = self.pairs.iter().filter(|(_, p)| p.identical).count();
         let mut totals = json!({ "compared": self.pairs.len(), "identical": identical });
         total.put(&mut totals, "quantized_");
-        json!({
-            "command": "compare",
-            "a": args.a.to_string_lossy(),
-            "b": args.b.to_string_lossy(),
-            "tensors": pairs.collect::<Vec<_>>(),
-            "only_in_a": self.only[0],
-            "only_in_b": self.only[1],
-            "problems": self.problems,
-            "exact": args.exact,
-            "tolerance": args.tolerance,
-            "passed": passed,
-            "totals": totals,
-        })
+        Report {
+            a: args.a.to_string_lossy(),
+            b: args.b.to_string_lossy(),
+            command: "compare",
+            exact: args.exact,
+            only_in_a: &self.only[0],
+            only_in_b: &self.only[1],
+            passed,
+            problems: &self.problems,
+            tensors: pairs,
+            tolerance: args.tolerance,
+            totals,
+        }
     }
+}
+
+/// The report as `--json` prints it.
+#[derive(Serialize)]
+struct Report<'a, T: Serialize> {
+    a: Cow<'a, str>,
+    b: Cow<'a, str>,
+    command: &'static str,
+    exact: bool,
+    only_in_a: &'a [Cow<'a, str>],
+    only_in_b: &'a [Cow<'a, str>],
+    passed: bool,
+    problems: &'a [String],
+    tensors: T,
+    tolerance: Option<f64>,
+    totals: Value,
 }

@@ -89,9 +89,10 @@ struct Unavailable {
 pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     let report = measure(&Backends::available())?;
     if args.json {
-        report::print_json(&serde_json::to_value(&report)?)?;
+        report::print_json(&report)?;
     } else {
-        report::print(&text(&report))?;
+        let text = text(&report);
+        report::print(|page| text.lines().try_for_each(|l| page.line(format_args!("{l}"))))?;
     }
     let (elements, differ) = totals(&report);
     Ok(if elements > 0 && differ == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })

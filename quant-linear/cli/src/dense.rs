@@ -1,10 +1,10 @@
-//! Dense values, tile by tile: reading, transforming, and what packed values are worth.
+//! Dense values, tile by tile: reading, and what packed values are worth.
 //!
-//! The rules are the reference's (C4, C5); this file only spreads rows over rayon's threads.
+//! The rule is the reference's (C4); this file only spreads rows over rayon's threads.
 
 use anyhow::{Context, Result};
-use fp4_core::{Float, FloatType, PackedView, Transform, reference, with_floats};
-use quant_linear::{FloatVec, transformed_amax};
+use fp4_core::{FloatType, PackedView, Transform, reference, with_floats};
+use quant_linear::FloatVec;
 use rayon::prelude::*;
 
 use crate::checkpoint::{Checkpoint, Tensor};
@@ -44,49 +44,6 @@ pub(crate) fn columns<'a>(transform: &Transform<'a>, tile: &Tile) -> Result<Tran
     }))
 }
 
-/// A tile after the block transform (C5), in the tile's type.
-///
-/// # Errors
-/// A transform that does not fit.
-pub(crate) fn transformed(
-    x: &FloatVec,
-    cols: usize,
-    transform: &Transform<'_>,
-) -> Result<FloatVec> {
-    fn run<T: Float>(x: &[T], y: &mut [T], cols: usize, t: &Transform<'_>) -> Result<()> {
-        let rows = rows_per_task(cols);
-        let size = (rows * cols).max(1);
-        let tasks = x.par_chunks(size).zip(y.par_chunks_mut(size));
-        tasks.try_for_each(|(x, y)| {
-            Ok(reference::apply_transform(T::wrap(x), cols, t, T::wrap_mut(y))?)
-        })
-    }
-    let mut y = FloatVec::zeros(x.float_type(), x.as_slice().len());
-    match (x, &mut y) {
-        (FloatVec::F32(x), FloatVec::F32(y)) => run(x, y, cols, transform)?,
-        (FloatVec::F16(x), FloatVec::F16(y)) => run(x, y, cols, transform)?,
-        (FloatVec::Bf16(x), FloatVec::Bf16(y)) => run(x, y, cols, transform)?,
-        _ => anyhow::bail!("a tile changed its type; please report this mistake in fp4"),
-    }
-    Ok(y)
-}
-
-/// Largest magnitude, NaN if any value is NaN (C4.1).
-///
-/// # Errors
-/// None in practice.
-pub(crate) fn amax(x: &FloatVec) -> Result<f32> {
-    with_floats!(FloatSlice, x.as_slice(), v => {
-        let parts = v.par_chunks(TASK).map(|part| transformed_amax(part.into(), part.len(), None));
-        Ok(parts.try_reduce(|| 0.0, |a, b| Ok(larger(a, b)))?)
-    })
-}
-
-/// The larger of two magnitudes; NaN if one is NaN.
-pub(crate) fn larger(a: f32, b: f32) -> f32 {
-    if a.is_nan() || b.is_nan() { f32::NAN } else { a.max(b) }
-}
-
 /// What the packed values are worth, in f32 (C4.4).
 ///
 /// # Errors
@@ -113,31 +70,18 @@ mod tests {
     use fp4_core::TransformShape;
 
     #[test]
-    fn tasks_and_tiles_do_not_change_a_transform() {
+    fn a_tile_takes_its_part_of_a_transform() {
         let (rows, cols) = (700, 256);
         let x: Vec<f32> = (0..rows * cols).map(|i| (i as f32 * 0.37).sin()).collect();
         let t: Vec<f32> = (0..16 * 16 * 16).map(|i| (i as f32 * 0.11).cos()).collect();
         let t = Transform::per_block(&t[..], 16, 16).unwrap();
         let mut whole = vec![0f32; x.len()];
         reference::apply_transform((&x[..]).into(), cols, &t, (&mut whole[..]).into()).unwrap();
-        assert_eq!(
-            transformed(&FloatVec::F32(x.clone()), cols, &t).unwrap(),
-            FloatVec::F32(whole.clone())
-        );
         // The second half of the first row, with the second half of the transform.
         let tile = Tile { row: 0, rows: 1, col: 128, cols: 128, start: 128 };
         let part = columns(&t, &tile).unwrap();
         assert!(matches!(part.shape(), TransformShape { blocks: Some(8), .. }));
-        let y = transformed(&FloatVec::F32(x[128..256].to_vec()), 128, &part).unwrap();
+        let y = quant_linear::transformed(x[128..256].into(), 128, &part).unwrap();
         assert_eq!(y, FloatVec::F32(whole[128..256].to_vec()));
-    }
-
-    #[test]
-    fn one_nan_makes_the_amax_nan() {
-        let mut x = vec![1f32; 3 * TASK];
-        assert_eq!(amax(&FloatVec::F32(x.clone())).unwrap(), 1.0);
-        x[TASK + 5] = f32::NAN;
-        assert!(amax(&FloatVec::F32(x)).unwrap().is_nan());
-        assert_eq!(amax(&FloatVec::F32(vec![])).unwrap(), 0.0);
     }
 }

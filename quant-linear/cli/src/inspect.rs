@@ -4,15 +4,19 @@
 //! not whole (a tensor missing, of a wrong type or shape, an illegal scalar) is reported as a problem
 //! and the rest is still shown; the exit code is then 2.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
+use std::io;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::{Result, bail};
 use fp4_core::ScaleType;
+use serde::Serialize;
 use serde_json::{Value, json};
 
 use crate::checkpoint::{Checkpoint, Layer, Layers, ScaleTypeArg, byte_len};
+use crate::report::{Page, Stream};
 use crate::tiles::{DEFAULT_BLOCK_BYTES, tiles};
 use crate::{progress, quantize, report};
 
@@ -60,7 +64,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     let bar = progress::bar(work, args.json);
     let mut counted = Vec::with_capacity(layers.good.len());
     for (prefix, layer) in &layers.good {
-        bar.set_message(prefix.clone());
+        progress::show(&bar, prefix);
         counted.push((prefix.as_str(), layer, count(&checkpoint, layer)?));
         bar.inc(layer.byte_len());
     }
@@ -68,7 +72,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     if args.json {
         report::print_json(&json(&checkpoint, &layers, &counted))?;
     } else {
-        report::print(&text(&checkpoint, &layers, &counted))?;
+        report::print(|page| text(page, &checkpoint, &layers, &counted))?;
     }
     match layers.bad.values().next() {
         None => Ok(ExitCode::SUCCESS),
@@ -147,23 +151,24 @@ impl Histogram {
         }
     }
 
-    fn text(&self, scale_type: ScaleType) -> String {
+    fn text(&self, page: &mut Page<'_>, scale_type: ScaleType) -> io::Result<()> {
         let most = self.exponents.values().max().copied().unwrap_or(1);
-        let mut table = report::table(&[">scale", ">groups", "share"]);
-        for (e, &n) in self.exponents.iter().rev() {
-            let bar = "#".repeat((40 * n).div_ceil(most) as usize);
-            table.add_row([format!("2^{e}"), n.to_string(), bar]);
-        }
         let e4m3 = format!(
             ", {} zero, {} subnormal, {} negative",
             self.zero, self.subnormal, self.negative
         );
-        format!(
-            "{scale_type} scales by power of two ({} groups, {} NaN{}):\n{table}\n",
+        page.line(format_args!(
+            "{scale_type} scales by power of two ({} groups, {} NaN{}):",
             self.total,
             self.nan,
             if scale_type == ScaleType::E4M3 { &e4m3 } else { "" }
-        )
+        ))?;
+        page.table([">scale", ">groups", "share"], || {
+            self.exponents.iter().rev().map(|(e, &n)| {
+                let bar = "#".repeat((40 * n).div_ceil(most) as usize);
+                [format!("2^{e}"), n.to_string(), bar]
+            })
+        })
     }
 }
 
@@ -172,10 +177,10 @@ fn optional(value: Option<f32>) -> String {
 }
 
 fn transform(layer: &Layer) -> (String, Value) {
-    match &layer.parts.transform {
+    match &layer.transform {
         None => ("none".into(), Value::Null),
-        Some(t) => {
-            let (shape, ty) = (t.shape(), t.values().float_type().to_string());
+        Some((tensor, transform)) => {
+            let (shape, ty) = (&tensor.info.shape, transform.float_type.to_string());
             (format!("{shape:?} {ty}"), json!({ "shape": shape, "dtype": ty }))
         }
     }
@@ -185,69 +190,100 @@ fn format_name(layer: &Layer) -> String {
     layer.shape.format().map_or("none".into(), |f| f.to_string())
 }
 
-fn json(checkpoint: &Checkpoint, layers: &Layers, counted: &[(&str, &Layer, Counts)]) -> Value {
-    let tensors = checkpoint.tensors().iter().map(|(name, tensor)| {
-        json!({
-            "name": name,
-            "dtype": tensor.info.dtype.to_string(),
-            "shape": tensor.info.shape,
-            "bytes": byte_len(&tensor.info),
-            "file": checkpoint.files()[tensor.file].0,
-        })
-    });
-    let described = counted.iter().map(|(prefix, layer, counts)| {
-        let (shape, parts) = (layer.shape, &layer.parts);
-        let histogram = Histogram::new(shape.scale_type(), counts);
-        json!({
-            "prefix": prefix,
-            "format": format_name(layer),
-            "out_features": shape.rows(),
-            "in_features": shape.k(),
-            "group_size": shape.group().get(),
-            "scale_type": shape.scale_type().to_string(),
-            "weight_global_scale": parts.weight_global_scale,
-            "activation_global_scale": parts.activation_global_scale,
-            "activation_scale_scale": parts.activation_scale_scale,
-            "transform": transform(layer).1,
-            "zero_groups": counts.zero_groups,
-            "nan_scales": histogram.nan,
-            "scales": histogram.json(),
-        })
-    });
-    let files = checkpoint.files().iter();
-    let files = files.map(
-        |(name, file)| json!({ "name": name, "bytes": file.len(), "metadata": file.metadata() }),
-    );
-    let problems = layers.bad.iter();
-    let problems = problems.map(|(p, e)| json!({ "prefix": p, "problem": format!("{e:#}") }));
-    json!({
-        "command": "inspect",
-        "path": checkpoint.path().to_string_lossy(),
-        "files": files.collect::<Vec<_>>(),
-        "tensors": tensors.collect::<Vec<_>>(),
-        "layers": described.collect::<Vec<_>>(),
-        "problems": problems.collect::<Vec<_>>(),
-    })
+/// The report as `--json` prints it.
+#[derive(Serialize)]
+struct Report<'a, F: Serialize, L: Serialize, P: Serialize, T: Serialize> {
+    command: &'static str,
+    files: F,
+    layers: L,
+    path: Cow<'a, str>,
+    problems: P,
+    tensors: T,
 }
 
-fn text(checkpoint: &Checkpoint, layers: &Layers, counted: &[(&str, &Layer, Counts)]) -> String {
-    let mut text = String::new();
+fn json(
+    checkpoint: &Checkpoint,
+    layers: &Layers,
+    counted: &[(&str, &Layer, Counts)],
+) -> impl Serialize {
+    let tensors = Stream(|| {
+        checkpoint.tensors().iter().map(|(name, tensor)| {
+            json!({
+                "name": name,
+                "dtype": tensor.info.dtype.to_string(),
+                "shape": tensor.info.shape,
+                "bytes": byte_len(&tensor.info),
+                "file": checkpoint.files()[tensor.file].0,
+            })
+        })
+    });
+    let described = Stream(|| {
+        counted.iter().map(|(prefix, layer, counts)| {
+            let (shape, scalars) = (layer.shape, &layer.scalars);
+            let histogram = Histogram::new(shape.scale_type(), counts);
+            json!({
+                "prefix": prefix,
+                "format": format_name(layer),
+                "out_features": shape.rows(),
+                "in_features": shape.k(),
+                "group_size": shape.group().get(),
+                "scale_type": shape.scale_type().to_string(),
+                "weight_global_scale": scalars.weight_global_scale,
+                "activation_global_scale": scalars.activation_global_scale,
+                "activation_scale_scale": scalars.activation_scale_scale,
+                "transform": transform(layer).1,
+                "zero_groups": counts.zero_groups,
+                "nan_scales": histogram.nan,
+                "scales": histogram.json(),
+            })
+        })
+    });
+    #[derive(Serialize)]
+    struct File<'a> {
+        bytes: u64,
+        metadata: &'a BTreeMap<String, String>,
+        name: &'a str,
+    }
+    let files = Stream(|| {
+        checkpoint.files().iter().map(|(name, file)| File {
+            bytes: file.len(),
+            metadata: file.metadata(),
+            name,
+        })
+    });
+    let problems = Stream(|| {
+        let problems = layers.bad.iter();
+        problems.map(|(p, e)| json!({ "prefix": p, "problem": format!("{e:#}") }))
+    });
+    let path = checkpoint.path().to_string_lossy();
+    Report { command: "inspect", files, layers: described, path, problems, tensors }
+}
+
+fn text(
+    page: &mut Page<'_>,
+    checkpoint: &Checkpoint,
+    layers: &Layers,
+    counted: &[(&str, &Layer, Counts)],
+) -> io::Result<()> {
     for (name, file) in checkpoint.files() {
-        let tensors = report::count(file.tensors().len(), "tensor");
-        text += &format!("{name}: {}, {tensors}\n", report::bytes(file.len()));
+        let tensors = report::count(file.count(), "tensor");
+        page.line(format_args!("{name}: {}, {tensors}", report::bytes(file.len())))?;
         for (key, value) in file.metadata() {
-            text += &format!("  {key} = {}\n", report::one_line(value));
+            let [key, value] = [key, value].map(|text| report::beginning(text));
+            page.line(format_args!("  {key} = {value}"))?;
         }
     }
-    let mut table = report::table(&["tensor", "type", "shape", ">bytes"]);
-    for (name, tensor) in checkpoint.tensors() {
-        let info = &tensor.info;
-        let bytes = report::bytes(byte_len(info) as u64);
-        table.add_row([name.clone(), info.dtype.to_string(), report::shape(&info.shape), bytes]);
-    }
-    text += &format!("\n{table}\n");
+    page.line(format_args!(""))?;
+    page.table(["tensor", "type", "shape", ">bytes"], || {
+        checkpoint.tensors().iter().map(|(name, tensor)| {
+            let info = &tensor.info;
+            let bytes = report::bytes(byte_len(info) as u64);
+            [name.clone(), info.dtype.to_string(), report::shape(&info.shape), bytes]
+        })
+    })?;
     if !counted.is_empty() {
-        text += &format!("\n{}\n", layer_table(counted));
+        page.line(format_args!(""))?;
+        layer_table(page, counted)?;
         let mut histograms = ScaleType::ALL.map(|ty| (ty, Histogram::default()));
         for (_, layer, counts) in counted {
             let ty = layer.shape.scale_type();
@@ -255,18 +291,17 @@ fn text(checkpoint: &Checkpoint, layers: &Layers, counted: &[(&str, &Layer, Coun
             of_type.for_each(|(_, h)| h.merge(&Histogram::new(ty, counts)));
         }
         for (ty, histogram) in histograms.iter().filter(|(_, h)| h.total > 0) {
-            text += &format!("\n{}", histogram.text(*ty));
+            page.line(format_args!(""))?;
+            histogram.text(page, *ty)?;
         }
     }
-    text += &format!("\n{}\n", report::count(counted.len(), "quantized layer"));
-    for error in layers.bad.values() {
-        text += &format!("problem: {error:#}\n");
-    }
-    text
+    page.line(format_args!(""))?;
+    page.line(format_args!("{}", report::count(counted.len(), "quantized layer")))?;
+    layers.bad.values().try_for_each(|error| page.line(format_args!("problem: {error:#}")))
 }
 
-fn layer_table(counted: &[(&str, &Layer, Counts)]) -> comfy_table::Table {
-    let mut table = report::table(&[
+fn layer_table(page: &mut Page<'_>, counted: &[(&str, &Layer, Counts)]) -> io::Result<()> {
+    let columns = [
         "layer",
         "format",
         ">out",
@@ -279,26 +314,27 @@ fn layer_table(counted: &[(&str, &Layer, Counts)]) -> comfy_table::Table {
         "scales",
         ">NaN scales",
         ">zero groups",
-    ]);
-    for (prefix, layer, counts) in counted {
-        let (shape, parts) = (layer.shape, &layer.parts);
-        let histogram = Histogram::new(shape.scale_type(), counts);
-        table.add_row([
-            (*prefix).to_string(),
-            format_name(layer),
-            shape.rows().to_string(),
-            shape.k().to_string(),
-            shape.group().to_string(),
-            parts.weight_global_scale.to_string(),
-            optional(parts.activation_global_scale),
-            optional(parts.activation_scale_scale),
-            transform(layer).0,
-            histogram.range(),
-            histogram.nan.to_string(),
-            counts.zero_groups.to_string(),
-        ]);
-    }
-    table
+    ];
+    page.table(columns, || {
+        counted.iter().map(|(prefix, layer, counts)| {
+            let (shape, scalars) = (layer.shape, &layer.scalars);
+            let histogram = Histogram::new(shape.scale_type(), counts);
+            [
+                (*prefix).to_string(),
+                format_name(layer),
+                shape.rows().to_string(),
+                shape.k().to_string(),
+                shape.group().to_string(),
+                scalars.weight_global_scale.to_string(),
+                optional(scalars.activation_global_scale),
+                optional(scalars.activation_scale_scale),
+                transform(layer).0,
+                histogram.range(),
+                histogram.nan.to_string(),
+                counts.zero_groups.to_string(),
+            ]
+        })
+    })
 }
 
 #[cfg(test)]

@@ -52,6 +52,12 @@ enum Command {
     Demo(demo::Args),
 }
 
+impl Default for Command {
+    fn default() -> Self {
+        Command::Demo(demo::Args::default())
+    }
+}
+
 impl Command {
     fn run(&self) -> anyhow::Result<ExitCode> {
         match self {
@@ -64,15 +70,23 @@ impl Command {
 }
 
 fn main() -> ExitCode {
-    env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("warn")).init();
-    // No command means `demo` with its own defaults, whatever they are.
-    let command = match Cli::parse().command {
-        Some(command) => Some(command),
-        None => Cli::parse_from(["fp4", "demo"]).command,
-    };
-    let outcome = command.map_or(Ok(ExitCode::SUCCESS), |command| command.run());
-    outcome.unwrap_or_else(|error| {
+    report::start_log();
+    let cli = Cli::try_parse().unwrap_or_else(|error| refuse(&error));
+    cli.command.unwrap_or_default().run().unwrap_or_else(|error| {
         report::complain(&error);
         ExitCode::from(2)
     })
+}
+
+/// Says what is wrong with the arguments, or gives the help that they ask for, and exits.
+fn refuse(error: &clap::Error) -> ! {
+    let plain = error.render().to_string();
+    let lines: Vec<_> = plain.split('\n').map(quant_linear::text::printable).collect();
+    let shown = lines.join("\n");
+    if shown == plain {
+        error.exit(); // in colour, where there is a terminal
+    }
+    // An argument that would steer the terminal.
+    let _ = std::io::Write::write_all(&mut std::io::stderr(), shown.as_bytes());
+    std::process::exit(error.exit_code())
 }

@@ -3,6 +3,9 @@
 use std::io::IsTerminal;
 
 use indicatif::{ProgressBar, ProgressStyle};
+use quant_linear::text;
+
+use crate::report;
 
 /// A bar of `total` bytes; hidden when `quiet`, or when stderr is not a terminal.
 pub(crate) fn bar(total: u64, quiet: bool) -> ProgressBar {
@@ -16,4 +19,10 @@ pub(crate) fn bar(total: u64, quiet: bool) -> ProgressBar {
         bar.set_style(style);
     }
     bar
+}
+
+/// Says beside the bar what is being worked on: a name from a file.
+pub(crate) fn show(bar: &ProgressBar, name: &str) {
+    // A long name would be a long line to measure at every redraw.
+    bar.set_message(report::beginning(&text::printable(name)));
 }

@@ -1,46 +1,205 @@
 //! What all commands share on their way out: stdout, errors, tables and numbers.
 //!
+//! Names, paths and messages may come from a file, so whatever goes out goes through
+//! [`text::printable`]: the lines and cells of a [`Page`], errors and log lines. JSON has escapes of
+//! its own for the same characters. And a report is written while it is made: a header of a hundred
+//! megabytes can name a million tensors.
+//!
 //! Writing to stdout goes through [`print()`] and not `println!`, which panics when the reader of a
 //! pipe has gone away.
 
-use std::io::{self, Write};
+use std::borrow::Cow;
+use std::fmt;
+use std::io::{self, BufWriter, Write};
 
 use anyhow::{Context, Result};
-use comfy_table::{Cell, CellAlignment, Table, presets};
 use indicatif::BinaryBytes;
-use serde_json::Value;
+use quant_linear::text;
+use serde::{Serialize, Serializer};
+use serde_json::ser::{Formatter, PrettyFormatter};
+use unicode_width::UnicodeWidthStr;
 
-/// Prints text to stdout. A reader that has closed its pipe has seen what it wanted.
-pub(crate) fn print(text: &str) -> Result<()> {
-    let mut out = io::stdout().lock();
-    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
-        Err(e) if e.kind() == io::ErrorKind::BrokenPipe => Ok(()),
-        other => other.context("writing the report to stdout"),
-    }
+/// Prints a page to stdout. A reader that has closed its pipe has seen what it wanted.
+pub(crate) fn print(write: impl FnOnce(&mut Page<'_>) -> io::Result<()>) -> Result<()> {
+    to_stdout(|out| write(&mut Page(out)))
 }
 
 /// Prints one JSON object to stdout. Numbers that JSON lacks (NaN, infinities) are `null`.
-pub(crate) fn print_json(value: &Value) -> Result<()> {
-    print(&format!("{value:#}\n"))
+pub(crate) fn print_json(value: &impl Serialize) -> Result<()> {
+    to_stdout(|out| {
+        let formatter = Escaping(PrettyFormatter::new());
+        let mut serializer = serde_json::Serializer::with_formatter(&mut *out, formatter);
+        value.serialize(&mut serializer).map_err(io::Error::from)?;
+        out.write_all(b"\n")
+    })
+}
+
+fn to_stdout(write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> Result<()> {
+    let mut out = BufWriter::with_capacity(1 << 16, io::stdout().lock());
+    match write(&mut out).and_then(|()| out.flush()) {
+        Err(e) if e.kind() == io::ErrorKind::BrokenPipe => {
+            let _ = out.into_parts(); // what is left must not be tried again
+            Ok(())
+        }
+        other => other.context("writing the report to stdout"),
+    }
 }
 
 /// Writes an error with its causes to stderr.
 pub(crate) fn complain(error: &anyhow::Error) {
     // Nothing is left to tell anyone if even stderr is gone.
-    let _ = writeln!(io::stderr(), "error: {error:#}");
+    let _ = writeln!(io::stderr(), "error: {}", text::printable(&format!("{error:#}")));
 }
 
-/// An empty table with these column titles; columns marked `>` are aligned to the right.
-pub(crate) fn table(columns: &[&str]) -> Table {
-    let mut table = Table::new();
-    table.load_style(presets::ASCII_MARKDOWN);
-    table.set_header(columns.iter().map(|c| Cell::new(c.trim_start_matches('>'))));
-    for (column, title) in table.column_iter_mut().zip(columns) {
-        if title.starts_with('>') {
-            column.set_cell_alignment(CellAlignment::Right);
-        }
+/// Starts the log, on stderr.
+pub(crate) fn start_log() {
+    let env = env_logger::Env::default().default_filter_or("warn");
+    let mut builder = env_logger::Builder::from_env(env);
+    builder.format(|out, record| {
+        let (time, level) = (out.timestamp(), record.level());
+        let message = record.args().to_string();
+        writeln!(out, "[{time} {level:<5} {}] {}", record.target(), text::printable(&message))
+    });
+    builder.init();
+}
+
+/// Text for people, line by line.
+pub(crate) struct Page<'a>(&'a mut dyn Write);
+
+/// The most characters of a table's cell.
+const CELL: usize = 100;
+
+impl Page<'_> {
+    /// One line, whatever is in it.
+    pub(crate) fn line(&mut self, line: fmt::Arguments<'_>) -> io::Result<()> {
+        let line = line.to_string();
+        self.0.write_all(text::printable(&line).as_bytes())?;
+        self.0.write_all(b"\n")
     }
-    table
+
+    /// A table with these column titles; columns marked `>` are aligned to the right.
+    ///
+    /// `rows` is asked twice, for the widths and for the rows, and nothing is kept between. Cells of
+    /// more than a hundred characters lose their middle: one name must not widen all rows.
+    pub(crate) fn table<const N: usize, I: Iterator<Item = [String; N]>>(
+        &mut self,
+        columns: [&str; N],
+        rows: impl Fn() -> I,
+    ) -> io::Result<()> {
+        let titles = columns.map(|title| title.trim_start_matches('>'));
+        let mut widths = titles.map(UnicodeWidthStr::width);
+        for row in rows() {
+            for (width, cell) in widths.iter_mut().zip(row) {
+                *width = cell_text(&cell).width().max(*width);
+            }
+        }
+        self.row(titles.map(Cow::Borrowed), &columns, &widths)?;
+        for width in widths {
+            write!(self.0, "|{:-<1$}", "", width + 2)?;
+        }
+        self.0.write_all(b"|\n")?;
+        for row in rows() {
+            self.row(row.each_ref().map(|cell| cell_text(cell)), &columns, &widths)?;
+        }
+        Ok(())
+    }
+
+    fn row<const N: usize>(
+        &mut self,
+        cells: [Cow<'_, str>; N],
+        columns: &[&str; N],
+        widths: &[usize; N],
+    ) -> io::Result<()> {
+        for ((cell, title), width) in cells.iter().zip(columns).zip(widths) {
+            let pad = width.saturating_sub(cell.width());
+            let (left, right) = if title.starts_with('>') { (pad, 0) } else { (0, pad) };
+            write!(self.0, "| {:left$}{cell}{:right$} ", "", "")?;
+        }
+        self.0.write_all(b"|\n")
+    }
+}
+
+/// The text of a cell: escaped, and cut in the middle if it is long.
+fn cell_text(cell: &str) -> Cow<'_, str> {
+    let shown = text::printable(cell);
+    if shown.len() <= CELL || shown.chars().count() <= CELL {
+        return shown;
+    }
+    let (head, tail) = (3 * CELL / 5, 2 * CELL / 5 - 3);
+    let mut cut: String = shown.chars().take(head).chain("...".chars()).collect();
+    let from = shown.char_indices().rev().nth(tail - 1).map_or(0, |(at, _)| at);
+    cut += &shown[from..];
+    Cow::Owned(cut)
+}
+
+/// A JSON list that is made while it is written.
+pub(crate) struct Stream<F>(pub(crate) F);
+
+impl<F: Fn() -> I, I: Iterator<Item: Serialize>> Serialize for Stream<F> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_seq((self.0)())
+    }
+}
+
+/// Pretty JSON with an escape for every hidden character, and not only for those below U+0020.
+struct Escaping(PrettyFormatter<'static>);
+
+impl Formatter for Escaping {
+    fn write_string_fragment<W: ?Sized + Write>(
+        &mut self,
+        writer: &mut W,
+        fragment: &str,
+    ) -> io::Result<()> {
+        let mut rest = fragment;
+        while let Some(at) = rest.find(text::is_hidden) {
+            let (plain, hidden) = rest.split_at(at);
+            writer.write_all(plain.as_bytes())?;
+            let mut chars = hidden.chars();
+            if let Some(c) = chars.next() {
+                for unit in c.encode_utf16(&mut [0; 2]) {
+                    write!(writer, "\\u{unit:04x}")?;
+                }
+            }
+            rest = chars.as_str();
+        }
+        writer.write_all(rest.as_bytes())
+    }
+
+    fn begin_array<W: ?Sized + Write>(&mut self, writer: &mut W) -> io::Result<()> {
+        self.0.begin_array(writer)
+    }
+
+    fn end_array<W: ?Sized + Write>(&mut self, writer: &mut W) -> io::Result<()> {
+        self.0.end_array(writer)
+    }
+
+    fn begin_array_value<W: ?Sized + Write>(&mut self, w: &mut W, first: bool) -> io::Result<()> {
+        self.0.begin_array_value(w, first)
+    }
+
+    fn end_array_value<W: ?Sized + Write>(&mut self, writer: &mut W) -> io::Result<()> {
+        self.0.end_array_value(writer)
+    }
+
+    fn begin_object<W: ?Sized + Write>(&mut self, writer: &mut W) -> io::Result<()> {
+        self.0.begin_object(writer)
+    }
+
+    fn end_object<W: ?Sized + Write>(&mut self, writer: &mut W) -> io::Result<()> {
+        self.0.end_object(writer)
+    }
+
+    fn begin_object_key<W: ?Sized + Write>(&mut self, w: &mut W, first: bool) -> io::Result<()> {
+        self.0.begin_object_key(w, first)
+    }
+
+    fn begin_object_value<W: ?Sized + Write>(&mut self, writer: &mut W) -> io::Result<()> {
+        self.0.begin_object_value(writer)
+    }
+
+    fn end_object_value<W: ?Sized + Write>(&mut self, writer: &mut W) -> io::Result<()> {
+        self.0.end_object_value(writer)
+    }
 }
 
 /// A byte count for people.
@@ -74,12 +233,48 @@ pub(crate) fn count(n: usize, what: &str) -> String {
     format!("{n} {what}{}", if n == 1 { "" } else { "s" })
 }
 
-/// Text of a file on one line, without control characters, cut to a readable length.
-pub(crate) fn one_line(text: &str) -> String {
-    let mut line: String = text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
-    if let Some((cut, _)) = line.char_indices().nth(200) {
-        line.truncate(cut);
-        line += "...";
+/// The beginning of a text that may be long.
+pub(crate) fn beginning(text: &str) -> String {
+    match text.char_indices().nth(200) {
+        Some((cut, _)) => format!("{}...", &text[..cut]),
+        None => text.into(),
     }
-    line
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn page(write: impl FnOnce(&mut Page<'_>) -> io::Result<()>) -> String {
+        let mut out = vec![];
+        write(&mut Page(&mut out)).unwrap();
+        String::from_utf8(out).unwrap()
+    }
+
+    #[test]
+    fn a_table_is_as_wide_as_its_cells_and_a_long_name_is_cut() {
+        let long = format!("{}{}", "a".repeat(70_000), "z".repeat(40));
+        let rows = || [["x".into(), "1".into()], [long.clone(), "漢\n".into()]].into_iter();
+        let text = page(|page| page.table(["name", ">n"], rows));
+        let lines: Vec<_> = text.lines().collect();
+        assert_eq!(lines.len(), 4, "{text}");
+        assert!(lines.iter().all(|line| line.width() == 1 + 102 + 1 + 6 + 1), "{text}");
+        let shown = format!("| {}...{} | 漢", "a".repeat(60), "z".repeat(37));
+        assert!(lines[3].starts_with(&shown), "{text}");
+        assert!(lines[2].ends_with("|    1 |") && lines[3].ends_with(r"| 漢\n |"), "{text}");
+        assert_eq!(page(|p| p.line(format_args!("a\n\u{9b}"))), "a\\n\\u{9b}\n");
+    }
+
+    #[test]
+    fn json_escapes_what_is_hidden_and_means_the_same() {
+        let text = "a\u{1b}\u{7f}\u{9b}\u{202e}\u{e0041}\"\\漢";
+        let mut out = vec![];
+        let formatter = Escaping(PrettyFormatter::new());
+        let mut serializer = serde_json::Serializer::with_formatter(&mut out, formatter);
+        serde_json::json!({ text: [text] }).serialize(&mut serializer).unwrap();
+        let json = String::from_utf8(out).unwrap();
+        assert!(!json.replace('\n', "").contains(text::is_hidden), "{json}");
+        let back: serde_json::Value = serde_json::from_str(&json).unwrap();
+        assert_eq!(back, serde_json::json!({ text: [text] }));
+    }
 }

@@ -19,9 +19,11 @@
 //! Worked example: `--include 'l.*'` on `l.weight` (8, 64), `l.bias` (8) and `l.norm.weight` (64)
 //! quantizes the first and copies the others without a word; `--include l.bias` is an error.
 
-use anyhow::{Context, Result, bail};
+use std::borrow::Cow;
+
+use anyhow::{Context, Result, bail, ensure};
 use fp4_core::{FloatType, Format, PackedMatrix, PackedShape};
-use globset::{Glob, GlobMatcher, GlobSet, GlobSetBuilder};
+use globset::{Glob, GlobSet, GlobSetBuilder};
 use quant_linear::{Parts, state};
 use safetensors::tensor::TensorInfo;
 
@@ -53,7 +55,7 @@ pub(crate) struct Rule {
 #[derive(Debug)]
 struct Include {
     text: String,
-    matcher: GlobMatcher,
+    matcher: GlobSet,
     /// A pattern, and not the full name of a tensor.
     wildcards: bool,
 }
@@ -76,7 +78,7 @@ pub(crate) enum Fate {
         float_type: FloatType,
     },
     /// It looks like a linear weight and is copied as it is, for this reason.
-    Skip(String),
+    Skip(Cow<'static, str>),
     /// It is copied as it is.
     Copy,
 }
@@ -95,7 +97,7 @@ impl Rule {
         let include = include.iter().map(|text| {
             Ok(Include {
                 text: text.clone(),
-                matcher: glob(text)?.compile_matcher(),
+                matcher: globs(&[text])?,
                 wildcards: text.contains(['*', '?', '[', '{']),
             })
         });
@@ -135,7 +137,7 @@ impl Rule {
                 "tensor `{name}` is named by --include and cannot be quantized: {reason}; leave \
                  that --include out"
             ),
-            Err(reason) => Ok(Fate::Skip(reason)),
+            Err(reason) => Ok(Fate::Skip(reason.into())),
         }
     }
 
@@ -214,18 +216,43 @@ fn prefix(name: &str) -> Option<&str> {
     if name == "weight" { Some("") } else { name.strip_suffix(".weight") }
 }
 
+/// How deep the braces of a pattern may nest, and how long it may be: past that the compiler of
+/// patterns runs out of stack or memory.
+const MAX_BRACES: usize = 16;
+const MAX_PATTERN: usize = 4096;
+
 fn glob(pattern: &str) -> Result<Glob> {
+    ensure!(
+        pattern.len() <= MAX_PATTERN,
+        "a glob has {} bytes, and at most {MAX_PATTERN} are taken; give several shorter ones",
+        pattern.len()
+    );
+    let (mut depth, mut deepest) = (0usize, 0);
+    for c in pattern.chars() {
+        match c {
+            '{' => depth += 1,
+            '}' => depth = depth.saturating_sub(1),
+            _ => {}
+        }
+        deepest = deepest.max(depth);
+    }
+    ensure!(
+        deepest <= MAX_BRACES,
+        "a glob nests its braces {deepest} deep, and at most {MAX_BRACES} are taken; give several \
+         simpler ones"
+    );
     Glob::new(pattern).with_context(|| {
         format!("`{pattern}` is not a glob; use `*`, `?`, `[abc]` and `{{a,b}}` on tensor names")
     })
 }
 
+/// Patterns compiled together: unlike one alone, a set says so when it becomes too large.
 fn globs<S: AsRef<str>>(patterns: &[S]) -> Result<GlobSet> {
     let mut set = GlobSetBuilder::new();
     for pattern in patterns {
         set.add(glob(pattern.as_ref())?);
     }
-    set.build().context("the patterns together are too large")
+    set.build().context("the globs are too large; give simpler ones")
 }
 
 #[cfg(test)]
@@ -322,5 +349,34 @@ mod tests {
     fn a_bad_glob_is_an_error() {
         let bad = Rule::new(&["a[".into()], &[], Format::NvFp4, None).unwrap_err();
         assert!(format!("{bad:#}").contains("`a[`"));
+    }
+
+    #[test]
+    fn globs_that_nest_or_grow_too_much_are_errors_and_no_panic() {
+        let compile = |glob: String| {
+            let rules = [Rule::new(&[glob.clone()], &[], Format::NvFp4, None), {
+                Rule::new(&[], &[glob], Format::NvFp4, None)
+            }];
+            rules.map(|rule| rule.map(|_| ()).map_err(|e| format!("{e:#}")))
+        };
+        let nested = |levels| format!("{}a{}", "{".repeat(levels), "}".repeat(levels));
+        for result in compile(nested(16)) {
+            assert_eq!(result, Ok(()));
+        }
+        for levels in [17, 124, 300, 2000] {
+            for result in compile(nested(levels)) {
+                assert!(result.unwrap_err().contains(&format!("{levels} deep")), "{levels}");
+            }
+        }
+        for result in compile("*".repeat(5000)) {
+            assert!(result.unwrap_err().contains("5000 bytes"));
+        }
+        // Within the bounds, and yet too much for the compiler or not: an answer, not a panic.
+        for glob in ["{a,b,c,d}".repeat(400), "[\u{1}-\u{10ffff}]".repeat(200), "**/".repeat(1000)]
+        {
+            compile(glob).iter().flat_map(|r| r.as_ref().err()).for_each(|e| {
+                assert!(e.contains("glob"), "{e}");
+            });
+        }
     }
 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use fp4_core::reference::quantize as reference_quantize;
 use fp4_core::{
-    FloatSlice, FloatType, GroupSize, PackedMatrix, QuantSpec, QuantizeInput, ScaleType, Transform,
+    FloatSlice, FloatType, GroupSize, PackedMatrix, QuantSpec, QuantizeInput, ScaleType,
 };
 
 use crate::error::Error;
@@ -15,7 +15,7 @@ use crate::layer::{
 use crate::run::Routing;
 use crate::run::routing::Backends;
 use crate::run::runtime::Runtime;
-use crate::values::FloatVec;
+use crate::transform::transformed_amax;
 
 impl Loaded {
     pub(super) fn new(parts: Parts) -> Result<Self, Error> {
@@ -86,6 +86,9 @@ impl QuantLinear {
         options: &DenseOptions,
     ) -> Result<Self, Error> {
         let transform = options.transform.as_ref().map(StoredTransform::view).transpose()?;
+        if out_features.checked_mul(in_features) != Some(weight.len()) {
+            return Err(Error::WeightLen { out_features, in_features, got: weight.len() });
+        }
         // A pass over the whole weight: only where its result is used.
         let amax = match options.needs_amax() {
             true => transformed_amax(weight, in_features, transform.as_ref())?,
@@ -148,32 +151,6 @@ impl QuantLinear {
             routing: Routing::default(),
             warned: Warned::default(),
             counters: None,
-        }
-    }
-}
-
-/// Largest magnitude of a (rows, k) matrix after the optional transform; NaN if any value is NaN.
-///
-/// # Errors
-/// Shapes that do not fit.
-pub fn transformed_amax(
-    values: FloatSlice<'_>,
-    k: usize,
-    transform: Option<&Transform<'_>>,
-) -> Result<f32, Error> {
-    use fp4_core::{Float, with_floats};
-    fn amax<T: Float>(values: &[T]) -> f32 {
-        values.iter().fold(0f32, |amax, &x| {
-            let x = x.to_f32().abs();
-            if amax.is_nan() || x.is_nan() { f32::NAN } else { amax.max(x) }
-        })
-    }
-    match transform {
-        None => Ok(with_floats!(FloatSlice, values, v => amax(v))),
-        Some(t) => {
-            let mut y = FloatVec::zeros(values.float_type(), values.len());
-            fp4_core::reference::apply_transform(values, k, t, y.as_mut_slice())?;
-            Ok(with_floats!(FloatSlice, y.as_slice(), v => amax(v)))
         }
     }
 }

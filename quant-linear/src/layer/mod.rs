@@ -25,7 +25,6 @@ use std::sync::atomic::AtomicBool;
 use fp4_core::backend::erased::Backend;
 use fp4_core::{FloatType, Format, GroupSize, PackedMatrix, PackedShape, QuantSpec, ScaleType};
 
-pub use build::transformed_amax;
 pub use options::DenseOptions;
 pub use parts::{Parts, StoredTransform};
 pub(crate) use weight::{Prepared, SharedTransform, SharedWeight};

@@ -3,6 +3,7 @@
 use fp4_core::{FloatType, GroupSize, PackedMatrix, QuantSpec, Transform};
 
 use crate::error::Error;
+use crate::layer::state::{self, Scalars};
 use crate::values::FloatVec;
 
 /// A stored block transform: values and shape, (Bt, Bt) or (blocks, Bt, Bt).
@@ -75,29 +76,18 @@ pub struct Parts {
     pub activation_scale_scale: Option<f32>,
 }
 
-/// Rows that a weight with no columns may have: they cost memory for metadata and no file bytes.
-const MAX_ROWS_OF_NOTHING: usize = 1 << 24;
-
 impl Parts {
     /// Checks that the parts make a layer, and resolves the settings of the activations.
     ///
     /// # Errors
-    /// As [`QuantLinear::from_parts`].
+    /// As [`QuantLinear::from_parts`](crate::QuantLinear::from_parts).
     pub fn check(&self) -> Result<QuantSpec, Error> {
-        let shape = self.weight.shape();
-        shape.expect_format()?;
-        if shape.k() == 0 && shape.rows() > MAX_ROWS_OF_NOTHING {
-            return Err(Error::NoColumns { rows: shape.rows(), max: MAX_ROWS_OF_NOTHING });
-        }
-        if let Some(transform) = &self.transform {
-            transform.view()?.expect_k(shape.k())?;
-        }
-        let new = |gs, ss| QuantSpec::new(shape.scale_type(), shape.group(), gs, ss);
-        // The weight's own scale must be legal too; 1 stands in for its unknown scale-scale.
-        new(self.weight_global_scale, 1.0)?;
-        Ok(new(
-            self.activation_global_scale.unwrap_or(self.weight_global_scale),
-            self.activation_scale_scale.unwrap_or(1.0),
-        )?)
+        let transform = self.transform.as_ref().map(|t| t.view().map(|t| t.shape())).transpose()?;
+        let scalars = Scalars {
+            weight_global_scale: self.weight_global_scale,
+            activation_global_scale: self.activation_global_scale,
+            activation_scale_scale: self.activation_scale_scale,
+        };
+        state::check(self.weight.shape(), transform, &scalars)
     }
 }

@@ -18,7 +18,9 @@ use std::borrow::Cow;
 use std::fmt;
 use std::path::Path;
 
-use fp4_core::{FloatType, GroupSize, PackedMatrix, PackedShape, ScaleType};
+use fp4_core::{
+    FloatType, GroupSize, PackedMatrix, PackedShape, QuantSpec, ScaleType, TransformShape,
+};
 use safetensors::SafeTensors;
 use safetensors::{Dtype, View};
 
@@ -296,11 +298,6 @@ impl<'a> Found<'a> {
         self.bytes().map(Cow::into_owned)
     }
 
-    fn wrong_shape(&self, expected: impl Into<String>) -> Error {
-        let (name, got) = (self.name.clone(), self.shape.clone());
-        Error::Shape { name, expected: expected.into(), got }
-    }
-
     fn wrong_dtype(&self, expected: &'static str) -> Error {
         Error::Dtype { name: self.name.clone(), expected, got: self.dtype }
     }
@@ -382,36 +379,117 @@ pub fn packed_shape(
 
 fn transform(state: &dyn TensorSource, name: String) -> Result<Option<StoredTransform>, Error> {
     let Some(tensor) = optional(state, name) else { return Ok(None) };
-    let (type_expected, shape_expected) =
-        ("F32, F16 or BF16", "(Bt, Bt) or (blocks, Bt, Bt) with Bt 16, 32, 64 or 128");
-    let ty = float_type(tensor.dtype).ok_or_else(|| tensor.wrong_dtype(type_expected))?;
-    if !matches!(tensor.shape[..], [_, _] | [_, _, _]) {
-        return Err(tensor.wrong_shape(shape_expected)); // before its bytes are read
-    }
-    let values = FloatVec::from_le_bytes(ty, &tensor.bytes()?);
-    let values = values.ok_or_else(|| tensor.wrong_dtype(type_expected))?;
-    let made = StoredTransform::new(values, tensor.shape.clone());
-    made.map(Some).map_err(|_| tensor.wrong_shape(shape_expected))
+    let ty = transform_shape(&tensor.name, tensor.dtype, &tensor.shape)?.float_type;
+    let values = FloatVec::from_le_bytes(ty, &tensor.bytes()?)
+        .ok_or_else(|| tensor.wrong_dtype(TRANSFORM_TYPES))?;
+    StoredTransform::new(values, tensor.shape.clone()).map(Some)
+}
+
+/// Types that a transform may have.
+const TRANSFORM_TYPES: &str = "F32, F16 or BF16";
+
+/// What the transform `name` is like, from its type and shape alone.
+///
+/// # Errors
+/// [`Error::Dtype`] or [`Error::Shape`] naming the tensor.
+pub fn transform_shape(name: &str, dtype: Dtype, shape: &[usize]) -> Result<TransformShape, Error> {
+    let Some(float_type) = float_type(dtype) else {
+        return Err(Error::Dtype { name: name.into(), expected: TRANSFORM_TYPES, got: dtype });
+    };
+    let (block, blocks) = match *shape {
+        [rows, cols] if rows == cols => (GroupSize::new(cols), None),
+        [blocks, rows, cols] if rows == cols => (GroupSize::new(cols), Some(blocks)),
+        _ => (Err(fp4_core::Error::TransformBlock { got: 0 }), None),
+    };
+    let block = block.map_err(|_| Error::Shape {
+        name: name.into(),
+        expected: "(Bt, Bt) or (blocks, Bt, Bt) with Bt 16, 32, 64 or 128".into(),
+        got: shape.to_vec(),
+    })?;
+    Ok(TransformShape { block, blocks, float_type })
 }
 
 /// Reads a scalar of shape () or (1): f16 and bf16 widen exactly, f64 rounds once.
 fn scalar(state: &dyn TensorSource, name: &str) -> Result<Option<f32>, Error> {
     let Some(tensor) = optional(state, name.to_string()) else { return Ok(None) };
-    if !matches!(tensor.shape[..], [] | [1]) {
-        return Err(tensor.wrong_shape("() or (1)"));
-    }
-    let expected = "F32, F64, F16 or BF16";
-    let value = match (tensor.dtype, &*tensor.bytes()?) {
-        (Dtype::F64, &[a, b, c, d, e, f, g, h]) => {
-            f64::from_le_bytes([a, b, c, d, e, f, g, h]) as f32
-        }
-        (dtype, bytes) => float_type(dtype)
-            .and_then(|ty| FloatVec::from_le_bytes(ty, bytes))
-            .and_then(|v| v.as_slice().get_f32(0))
-            .ok_or_else(|| tensor.wrong_dtype(expected))?,
-    };
-    Ok(Some(value))
+    scalar_value(name, tensor.dtype, &tensor.shape, |_| tensor.owned()).map(Some)
 }
+
+/// The scalar `name` of this type and shape, whose bytes, so many, `read` gives.
+///
+/// # Errors
+/// [`Error::Dtype`] or [`Error::Shape`] naming the tensor, before anything is read; those of `read`.
+pub fn scalar_value<E: From<Error>>(
+    name: &str,
+    dtype: Dtype,
+    shape: &[usize],
+    read: impl FnOnce(usize) -> Result<Vec<u8>, E>,
+) -> Result<f32, E> {
+    if !matches!(shape, [] | [1]) {
+        let expected = "() or (1)".into();
+        return Err(Error::Shape { name: name.into(), expected, got: shape.to_vec() }.into());
+    }
+    let wrong = || {
+        let expected = "F32, F64, F16 or BF16";
+        E::from(Error::Dtype { name: name.into(), expected, got: dtype })
+    };
+    if dtype == Dtype::F64 {
+        let bytes = <[u8; 8]>::try_from(read(8)?).map_err(|_| wrong())?;
+        return Ok(f64::from_le_bytes(bytes) as f32);
+    }
+    let ty = float_type(dtype).ok_or_else(wrong)?;
+    let value = FloatVec::from_le_bytes(ty, &read(ty.bytes())?);
+    value.and_then(|v| v.as_slice().get_f32(0)).ok_or_else(wrong)
+}
+
+/// Checks that a weight of this shape, a transform and the scalars make a layer, and resolves the
+/// settings of the activations.
+///
+/// # Errors
+/// As [`QuantLinear::from_parts`].
+pub fn check(
+    shape: PackedShape,
+    transform: Option<TransformShape>,
+    scalars: &Scalars,
+) -> Result<QuantSpec, Error> {
+    shape.expect_format()?;
+    if shape.k() == 0 && shape.rows() > MAX_ROWS_OF_NOTHING {
+        return Err(Error::NoColumns { rows: shape.rows(), max: MAX_ROWS_OF_NOTHING });
+    }
+    if let Some(TransformShape { block, blocks, .. }) = transform {
+        let (k, block) = (shape.k(), block.get());
+        let fits = match blocks {
+            None => k.is_multiple_of(block),
+            Some(n) => n.checked_mul(block) == Some(k),
+        };
+        if !fits {
+            return Err(fp4_core::Error::TransformShape { k, block, blocks }.into());
+        }
+    }
+    let new = |gs, ss| QuantSpec::new(shape.scale_type(), shape.group(), gs, ss);
+    // The weight's own scale must be legal too; 1 stands in for its unknown scale-scale.
+    new(scalars.weight_global_scale, 1.0)?;
+    Ok(new(
+        scalars.activation_global_scale.unwrap_or(scalars.weight_global_scale),
+        scalars.activation_scale_scale.unwrap_or(1.0),
+    )?)
+}
+
+/// The scalars of a state.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Scalars {
+    /// Global scale of the weight.
+    pub weight_global_scale: f32,
+    /// Global scale of activations; `None` takes the weight's.
+    pub activation_global_scale: Option<f32>,
+    /// Scale-scale of activations; `None` takes 1.
+    pub activation_scale_scale: Option<f32>,
+}
+
+/// Rows that a weight with no columns may have: they cost memory for metadata and no file bytes.
+///
+/// A file of a few bytes can name as many as it likes, so the bound is what costs next to nothing.
+const MAX_ROWS_OF_NOTHING: usize = 1 << 16;
 
 /// Refuses a bias with a value that is not zero, unless told to ignore it.
 fn refuse_bias(state: &dyn TensorSource, name: String, options: &LoadOptions) -> Result<(), Error> {

@@ -7,8 +7,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Component, Path};
 
-use anyhow::{Context, Result, bail, ensure};
-use serde_json::{Map, Value, json};
+use anyhow::{Context, Result, ensure};
+use serde_json::value::RawValue;
+
+use super::folder::Inside;
+use super::plain;
+use super::reader::MAX_HEADER;
+use super::unique::Unique;
 
 /// Name of the index in a folder.
 pub(crate) const INDEX: &str = "model.safetensors.index.json";
@@ -17,7 +22,7 @@ pub(crate) const INDEX: &str = "model.safetensors.index.json";
 #[derive(Debug, Clone)]
 pub(crate) struct Index {
     /// Everything but the weight map, kept as it is.
-    rest: Map<String, Value>,
+    rest: BTreeMap<String, Box<RawValue>>,
     /// Tensor to shard.
     weight_map: BTreeMap<String, String>,
 }
@@ -26,13 +31,15 @@ impl Index {
     /// Reads the index of a folder; `None` if it has none.
     ///
     /// # Errors
-    /// A file that cannot be read or is no index.
-    pub(crate) fn read(folder: &Path) -> Result<Option<Self>> {
+    /// A file that cannot be read, lies outside, is no plain file or is no index.
+    pub(crate) fn read(folder: &Path, inside: &Inside) -> Result<Option<Self>> {
         let path = folder.join(INDEX);
         if std::fs::symlink_metadata(&path).is_err() {
             return Ok(None);
         }
-        let text = std::fs::read_to_string(&path);
+        inside.check(&path)?;
+        // It names what the headers of the shards name.
+        let text = plain::read_text(&path, MAX_HEADER);
         let text = text.with_context(|| format!("reading {}", path.display()))?;
         let index = Self::parse(&text);
         index
@@ -41,21 +48,20 @@ impl Index {
     }
 
     fn parse(text: &str) -> Result<Self> {
-        let mut rest: Map<String, Value> = serde_json::from_str(text)?;
-        let Some(Value::Object(map)) = rest.remove("weight_map") else {
-            bail!("it has no object `weight_map`");
-        };
-        let mut weight_map = BTreeMap::new();
-        for (tensor, shard) in map {
-            let Value::String(shard) = shard else {
-                bail!("`weight_map` gives {shard} for `{tensor}`, expected a file name");
-            };
-            let mut parts = Path::new(&shard).components();
+        let Unique(mut rest) = serde_json::from_str::<Unique<Box<RawValue>>>(text)?;
+        let map = rest.remove("weight_map").context("it has no object `weight_map`")?;
+        let map = serde_json::from_str::<Unique<String>>(map.get());
+        let Unique(weight_map) =
+            map.context("its `weight_map` is no object that gives a file name for each tensor")?;
+        if let Some(metadata) = rest.get("metadata").filter(|m| m.get().starts_with('{')) {
+            serde_json::from_str::<Unique<&RawValue>>(metadata.get()).context("its `metadata`")?;
+        }
+        for (tensor, shard) in &weight_map {
+            let mut parts = Path::new(shard).components();
             ensure!(
                 matches!((parts.next(), parts.next()), (Some(Component::Normal(_)), None)),
                 "`weight_map` gives `{shard}` for `{tensor}`, expected a file name without folders"
             );
-            weight_map.insert(tensor, shard);
         }
         ensure!(!weight_map.is_empty(), "its `weight_map` is empty");
         Ok(Index { rest, weight_map })
@@ -80,19 +86,32 @@ impl Index {
         weight_map: &BTreeMap<String, String>,
         total_size: u64,
     ) -> Result<String> {
-        let mut index = self.rest.clone();
-        let metadata = index.entry("metadata").or_insert_with(|| json!({}));
-        if !metadata.is_object() {
-            *metadata = json!({});
-        }
-        metadata["total_size"] = json!(total_size);
-        index.insert("weight_map".into(), json!(weight_map));
+        let old = self.rest.get("metadata").map(|metadata| metadata.get());
+        let old = old.and_then(|text| serde_json::from_str::<Unique<&RawValue>>(text).ok());
+        let Unique(mut metadata) = old.unwrap_or(Unique(BTreeMap::new()));
+        let total_size = serde_json::value::to_raw_value(&total_size)?;
+        metadata.insert("total_size".into(), &total_size);
+        let rest = self.rest.iter().map(|(name, value)| (name.as_str(), Entry::Kept(value)));
+        let mut index: BTreeMap<_, _> = rest.collect();
+        index.insert("metadata", Entry::Metadata(metadata));
+        index.insert("weight_map", Entry::WeightMap(weight_map));
         Ok(serde_json::to_string_pretty(&index)? + "\n")
     }
 }
 
+/// An entry of an index to be written.
+#[derive(serde::Serialize)]
+#[serde(untagged)]
+enum Entry<'a> {
+    Kept(&'a RawValue),
+    Metadata(BTreeMap<String, &'a RawValue>),
+    WeightMap(&'a BTreeMap<String, String>),
+}
+
 #[cfg(test)]
 mod tests {
+    use serde_json::{Value, json};
+
     use super::*;
 
     #[test]
@@ -104,6 +123,20 @@ mod tests {
         assert!(Index::parse(r#"{"weight_map": {"x": "a.safetensors"}}"#).is_ok());
         for bad in ["[]", "{}", r#"{"weight_map": {}}"#, r#"{"weight_map": {"x": 1}}"#, "{"] {
             assert!(Index::parse(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_name_twice_is_an_error_wherever_it_is() {
+        let map = r#""weight_map": {"x": "s"}"#;
+        for bad in [
+            format!("{{{map}, {map}}}"),
+            r#"{"weight_map": {"x": "s", "x": "t"}}"#.into(),
+            format!(r#"{{"metadata": {{"total_size": 1, "total_size": 2}}, {map}}}"#),
+            format!(r#"{{"metadata": {{}}, "metadata": {{}}, {map}}}"#),
+        ] {
+            let error = format!("{:#}", Index::parse(&bad).unwrap_err());
+            assert!(error.contains("is there twice"), "{bad}: {error}");
         }
     }
 

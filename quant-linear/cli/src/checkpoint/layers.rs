@@ -1,21 +1,19 @@
 //! The quantized layers of a checkpoint: QuantLinear states, found by their names.
 //!
-//! A layer is a prefix with a tensor `e2m1` or `scale_quant`. Its scalars and its transform are read
-//! and judged by quant-linear itself, through a copy of the state with zero rows: the codes and
-//! scales, which may be large, stay on disk.
+//! A layer is a prefix with a tensor `e2m1` or `scale_quant`. Its headers and its scalars are judged
+//! when it is found; codes, scales and the transform, which may be large, stay on disk until someone
+//! wants them.
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use anyhow::{Result, ensure};
-use fp4_core::{PackedMatrix, PackedShape, ScaleType};
-use quant_linear::state::{self, join};
-use quant_linear::{LoadOptions, Parts};
-use safetensors::tensor::TensorView;
-use safetensors::{Dtype, SafeTensors};
+use anyhow::{Context, Result, ensure};
+use fp4_core::{PackedMatrix, PackedShape, ScaleType, TransformShape};
+use quant_linear::state::{self, Scalars, join};
+use quant_linear::{FloatVec, StoredTransform};
 
 use super::reader::byte_len;
 use super::{Checkpoint, Tensor};
-use crate::tiles::Tile;
+use crate::tiles::{DEFAULT_BLOCK_BYTES, Tile};
 
 /// The names of a state that belong to the quantized layer alone.
 pub(crate) const STATE_NAMES: [&str; 6] = [
@@ -58,8 +56,10 @@ pub(crate) struct Layer {
     pub(crate) codes: Tensor,
     /// The scale bytes.
     pub(crate) scales: Tensor,
-    /// Scalars and transform; the weight in here has zero rows.
-    pub(crate) parts: Parts,
+    /// Its scalars.
+    pub(crate) scalars: Scalars,
+    /// The transform of activations, and what it is like.
+    pub(crate) transform: Option<(Tensor, TransformShape)>,
 }
 
 /// All quantized layers, and what is wrong with those that are not whole.
@@ -118,10 +118,34 @@ impl Layer {
             }
             other => other.into(),
         })?;
-        let parts = parts(from, prefix, shape)?;
-        // Judges the scalars and the transform against the shape.
-        parts.check()?;
-        Ok(Layer { shape, codes, scales, parts })
+        let transform = transform(from, join(prefix, state::TRANSFORM))?;
+        let scalar = |name| scalar(from, &join(prefix, name));
+        let name = join(prefix, state::WEIGHT_GLOBAL_SCALE);
+        let missing = quant_linear::Error::MissingTensor { name };
+        let scalars = Scalars {
+            weight_global_scale: scalar(state::WEIGHT_GLOBAL_SCALE)?.ok_or(missing)?,
+            activation_global_scale: scalar(state::ACTIVATION_GLOBAL_SCALE)?,
+            activation_scale_scale: scalar(state::ACTIVATION_SCALE_SCALE)?,
+        };
+        state::check(shape, transform.as_ref().map(|(_, shape)| *shape), &scalars)?;
+        Ok(Layer { shape, codes, scales, scalars, transform })
+    }
+
+    /// The transform's values.
+    ///
+    /// # Errors
+    /// As [`TensorFile::read`](super::TensorFile::read).
+    pub(crate) fn stored_transform(&self, from: &Checkpoint) -> Result<Option<StoredTransform>> {
+        let Some((tensor, TransformShape { float_type, .. })) = &self.transform else {
+            return Ok(None);
+        };
+        let (len, mut values) = (byte_len(&tensor.info), FloatVec::zeros(*float_type, 0));
+        // In pieces, so that the bytes are not in memory a second time.
+        for start in (0..len).step_by(DEFAULT_BLOCK_BYTES) {
+            let bytes = from.bytes(tensor, start, DEFAULT_BLOCK_BYTES.min(len - start))?;
+            append(&mut values, len, &bytes).context("a transform that ends inside a value")?;
+        }
+        Ok(Some(StoredTransform::new(values, tensor.info.shape.clone())?))
     }
 
     /// The codes and scales of a tile.
@@ -142,35 +166,39 @@ impl Layer {
     }
 }
 
-/// The scalars and the transform of a layer, in a state with zero rows.
-fn parts(from: &Checkpoint, prefix: &str, shape: PackedShape) -> Result<Parts> {
-    let scale_dtype = state::scale_dtype(shape.scale_type());
-    let mut tensors = vec![
-        (state::E2M1, Dtype::U8, vec![0, shape.row_bytes()], vec![]),
-        (state::SCALE_QUANT, scale_dtype, vec![0, shape.row_groups()], vec![]),
-    ];
-    for name in &STATE_NAMES[2..] {
-        let full = join(prefix, name);
-        let Some(tensor) = from.tensors().get(&full) else { continue };
-        let (len, most) = (byte_len(&tensor.info), small(name));
-        ensure!(
-            len <= most,
-            "tensor `{full}` has shape {:?} and {len} bytes, expected at most {most}; re-export \
-             the state",
-            tensor.info.shape
-        );
-        let bytes = from.bytes(tensor, 0, len)?;
-        tensors.push((name, tensor.info.dtype, tensor.info.shape.clone(), bytes));
-    }
-    let views = tensors.iter().map(|(name, dtype, shape, data)| {
-        Ok((join(prefix, name), TensorView::new(*dtype, shape.clone(), data)?))
-    });
-    let bytes = safetensors::serialize(views.collect::<Result<Vec<_>>>()?, None)?;
-    let state = SafeTensors::deserialize(&bytes)?;
-    Ok(state::read_parts(&state, prefix, &LoadOptions::default())?)
+/// Reads a scalar, if it is there.
+fn scalar(from: &Checkpoint, name: &str) -> Result<Option<f32>> {
+    let Some(tensor) = from.tensors().get(name) else { return Ok(None) };
+    let info = &tensor.info;
+    let read = |len| from.bytes(tensor, 0, len);
+    state::scalar_value(name, info.dtype, &info.shape, read).map(Some)
 }
 
-/// The most bytes that a tensor of a state may have to be read at once.
-fn small(name: &str) -> usize {
-    if name == state::TRANSFORM { MAX_TRANSFORM } else { size_of::<f64>() }
+/// Judges a transform by its header, if it is there.
+fn transform(from: &Checkpoint, name: String) -> Result<Option<(Tensor, TransformShape)>> {
+    let Some(tensor) = from.tensors().get(&name) else { return Ok(None) };
+    let (info, len) = (&tensor.info, byte_len(&tensor.info));
+    let shape = state::transform_shape(&name, info.dtype, &info.shape)?;
+    ensure!(
+        len <= MAX_TRANSFORM,
+        "tensor `{name}` has shape {:?} and {len} bytes, expected at most {MAX_TRANSFORM}; \
+         re-export the state",
+        info.shape
+    );
+    Ok(Some((tensor.clone(), shape)))
+}
+
+/// Appends little-endian values to what will take `len` bytes; `None` unless they are whole.
+fn append(values: &mut FloatVec, len: usize, bytes: &[u8]) -> Option<()> {
+    fn extend<T>(all: &mut Vec<T>, more: Vec<T>, len: usize) {
+        all.reserve_exact((len / size_of::<T>()).saturating_sub(all.len()));
+        all.extend(more);
+    }
+    match (FloatVec::from_le_bytes(values.float_type(), bytes)?, values) {
+        (FloatVec::F32(more), FloatVec::F32(all)) => extend(all, more, len),
+        (FloatVec::F16(more), FloatVec::F16(all)) => extend(all, more, len),
+        (FloatVec::Bf16(more), FloatVec::Bf16(all)) => extend(all, more, len),
+        _ => return None,
+    }
+    Some(())
 }

@@ -46,15 +46,30 @@ impl Layout {
         }
         let json = serde_json::to_vec(&Header { metadata, tensors: &placed })?;
         let padded = json.len().next_multiple_of(8);
-        ensure!(
-            padded as u64 <= MAX_HEADER,
-            "the header would take {padded} bytes, and the format allows {MAX_HEADER}; split the \
-             checkpoint into shards"
-        );
+        Self::check_header(padded as u64)?;
         let mut header = (padded as u64).to_le_bytes().to_vec();
         header.extend(json);
         header.resize(8 + padded, b' ');
         Ok(Layout { header, tensors: placed.into_iter().collect(), data_len })
+    }
+
+    /// Bytes that tensors take in a header at least.
+    pub(crate) fn header_len(tensors: &[Planned]) -> u64 {
+        let least = r#""":{"dtype":"U8","shape":[],"data_offsets":[0,0]},"#.len();
+        tensors.iter().map(|(name, ..)| (name.len() + least) as u64).sum()
+    }
+
+    /// Checks the length of a header.
+    ///
+    /// # Errors
+    /// One past 100 MB.
+    pub(crate) fn check_header(len: u64) -> Result<()> {
+        ensure!(
+            len <= MAX_HEADER,
+            "the header would take {len} bytes, and the format allows {MAX_HEADER}; split the \
+             checkpoint into shards"
+        );
+        Ok(())
     }
 
     /// The first bytes of the file: header length and header.

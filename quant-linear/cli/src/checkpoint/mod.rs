@@ -13,14 +13,19 @@ mod folder;
 mod index;
 mod layers;
 mod layout;
+mod plain;
 mod reader;
+mod sniff;
+mod unique;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
 use anyhow::{Context, Result, bail, ensure};
 use safetensors::tensor::TensorInfo;
 
+use folder::Inside;
 pub(crate) use folder::{Listing, list};
 pub(crate) use index::{INDEX, Index};
 pub(crate) use layers::{Layer, Layers, STATE_NAMES, ScaleTypeArg};
@@ -30,12 +35,17 @@ pub(crate) use reader::{TensorFile, byte_len};
 /// The file name that a folder without an index should hold.
 const SINGLE: &str = "model.safetensors";
 
+/// Files that are kept open between reads.
+const KEPT_OPEN: usize = 8;
+
 /// An open checkpoint.
 #[derive(Debug)]
 pub(crate) struct Checkpoint {
     path: PathBuf,
     folder: bool,
     files: Vec<(String, TensorFile)>,
+    /// Positions of the files that are open, the one used last at the end.
+    open: Mutex<VecDeque<usize>>,
     index: Option<Index>,
     tensors: BTreeMap<String, Tensor>,
 }
@@ -60,7 +70,11 @@ impl Checkpoint {
             format!("{} cannot be read; give a .safetensors file or a folder", path.display())
         })?;
         let folder = meta.is_dir();
-        let index = if folder { Index::read(path)? } else { None };
+        let inside = folder.then(|| Inside::of(path)).transpose()?;
+        let index = match &inside {
+            Some(inside) => Index::read(path, inside)?,
+            None => None,
+        };
         let names = match &index {
             Some(index) => index.shards().into_iter().map(String::from).collect(),
             None if folder => vec![only_file(path)?],
@@ -69,16 +83,18 @@ impl Checkpoint {
         let mut files = Vec::with_capacity(names.len());
         for name in names {
             let at = if folder { path.join(&name) } else { path.to_path_buf() };
-            let file = TensorFile::open(&at);
+            let inside = inside.as_ref().map_or(Ok(()), |inside| inside.check(&at));
+            let file = inside.and_then(|()| TensorFile::open(&at));
             let file = match &index {
                 Some(_) => file.with_context(|| format!("{INDEX} names the shard `{name}`"))?,
                 None => file?,
             };
             files.push((name, file));
         }
-        let tensors = tensors(&files, index.as_ref())
+        let tensors = tensors(&mut files, index.as_ref())
             .with_context(|| format!("{} is not consistent", path.display()))?;
-        Ok(Checkpoint { path: path.to_path_buf(), folder, files, index, tensors })
+        let (path, open) = (path.to_path_buf(), Mutex::default());
+        Ok(Checkpoint { path, folder, files, open, index, tensors })
     }
 
     /// Where it is.
@@ -106,17 +122,27 @@ impl Checkpoint {
         &self.tensors
     }
 
-    /// The file that holds a tensor.
-    pub(crate) fn file(&self, tensor: &Tensor) -> &TensorFile {
-        &self.files[tensor.file].1
-    }
-
     /// `len` bytes of a tensor from byte `offset` of it on.
     ///
     /// # Errors
     /// As [`TensorFile::read`].
     pub(crate) fn bytes(&self, tensor: &Tensor, offset: usize, len: usize) -> Result<Vec<u8>> {
-        self.file(tensor).bytes(&tensor.info, offset, len)
+        self.keep_open(tensor.file);
+        self.files[tensor.file].1.bytes(&tensor.info, offset, len)
+    }
+
+    /// Closes the files that were not used for longest: there may be more than a process may open.
+    fn keep_open(&self, file: usize) {
+        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        if open.back() == Some(&file) {
+            return;
+        }
+        open.retain(|other| *other != file);
+        open.push_back(file);
+        while open.len() > KEPT_OPEN {
+            let oldest = open.pop_front();
+            oldest.into_iter().for_each(|oldest| self.files[oldest].1.close());
+        }
     }
 
     /// Names of the files in the folder that this checkpoint is made of.
@@ -158,22 +184,22 @@ fn only_file(folder: &Path) -> Result<String> {
 
 /// Gathers the tensors of all files, and checks them against the index.
 fn tensors(
-    files: &[(String, TensorFile)],
+    files: &mut [(String, TensorFile)],
     index: Option<&Index>,
 ) -> Result<BTreeMap<String, Tensor>> {
     const DO: &str = "download the index and its shards again";
     let mut all: BTreeMap<String, Tensor> = BTreeMap::new();
-    for (position, (shard, file)) in files.iter().enumerate() {
-        for (name, info) in file.tensors() {
+    for (position, (shard, file)) in files.iter_mut().enumerate() {
+        for (name, info) in file.take_tensors() {
             if let Some(index) = index {
-                let listed = index.weight_map().get(name);
+                let listed = index.weight_map().get(&name);
                 ensure!(
-                    listed == Some(shard),
+                    listed == Some(&*shard),
                     "the shard {shard} holds the tensor `{name}`, which the index {}: {DO}",
                     listed.map_or("does not list".into(), |other| format!("places in {other}"))
                 );
             }
-            all.insert(name.clone(), Tensor { file: position, info: info.clone() });
+            all.insert(name, Tensor { file: position, info });
         }
     }
     for (name, shard) in index.iter().flat_map(|index| index.weight_map()) {

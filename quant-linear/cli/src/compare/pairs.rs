@@ -1,8 +1,10 @@
 //! One tensor of A against one of B, streamed.
 
+use std::borrow::Cow;
+
 use anyhow::Result;
 use fp4_core::{FloatType, PackedMatrix, Transform, with_floats};
-use quant_linear::{FloatVec, StoredTransform, state};
+use quant_linear::{FloatVec, StoredTransform, state, transformed as transformed_rows};
 
 use crate::checkpoint::{Checkpoint, Layer, Tensor, byte_len};
 use crate::dense;
@@ -38,7 +40,7 @@ pub(super) enum Kind {
 #[derive(Debug)]
 pub(super) struct Pair {
     pub(super) kind: Kind,
-    pub(super) shape: Vec<usize>,
+    pub(super) shape: Box<[usize]>,
     /// Nothing differs that the two can have in common.
     pub(super) identical: bool,
     /// The dense side was transformed as the layer's weight was.
@@ -67,10 +69,10 @@ impl Item<'_> {
     }
 
     /// The name as the report shows it.
-    pub(super) fn shown(&self, name: &str) -> String {
+    pub(super) fn shown<'n>(&self, name: &Cow<'n, str>) -> Cow<'n, str> {
         match self {
-            Item::Dense(_) => name.to_string(),
-            Item::Layer(_) => format!("{name} (quantized)"),
+            Item::Dense(_) => name.clone(),
+            Item::Layer(_) => format!("{name} (quantized)").into(),
         }
     }
 }
@@ -96,7 +98,7 @@ impl Pair {
     fn new(kind: Kind, shape: &[usize]) -> Self {
         Pair {
             kind,
-            shape: shape.to_vec(),
+            shape: shape.into(),
             identical: false,
             transformed: false,
             difference: None,
@@ -152,11 +154,7 @@ fn dense_dense(
     let (Some(a_type), Some(b_type)) = types else {
         return if same_type {
             let mut pair = Pair::new(Kind::Bytes, &a.info.shape);
-            let mut differ = 0;
-            for tile in tiles(1, byte_len(&a.info), 1, DEFAULT_BLOCK_BYTES) {
-                let x = a_from.bytes(a, tile.start, tile.len())?;
-                differ += bytes_differ(&x, &b_from.bytes(b, tile.start, tile.len())?);
-            }
+            let differ = stored_bytes_differ(a_from, a, b_from, b)?;
             pair.bytes_differ = Some(differ);
             pair.identical = differ == 0;
             Ok(Ok(pair))
@@ -199,7 +197,8 @@ fn dense_layer(
             dense.info.dtype
         )));
     };
-    let transform = layer.parts.transform.as_ref().map(StoredTransform::view).transpose()?;
+    let transform = layer.stored_transform(layer_from)?;
+    let transform = transform.as_ref().map(StoredTransform::view).transpose()?;
     let mut pair = Pair::new(Kind::DenseQuantized, &shape);
     pair.transformed = transform.is_some();
     let mut difference = Difference::default();
@@ -208,7 +207,7 @@ fn dense_layer(
         let x = transformed(x, &tile, transform.as_ref())?;
         let packed = layer.packed(layer_from, &tile)?;
         pair.nan_scales += nan_scales(&packed);
-        let y = dense::dequantized(packed.view(), layer.parts.weight_global_scale)?;
+        let y = dense::dequantized(packed.view(), layer.scalars.weight_global_scale)?;
         add(&mut difference, &x, &FloatVec::F32(y));
     }
     pair.identical = difference.differ() == 0;
@@ -226,7 +225,7 @@ fn layer_layer(
     if shapes[0] != shapes[1] {
         return Ok(Err(format!("the shapes {:?} and {:?} differ", shapes[0], shapes[1])));
     }
-    if a.parts.transform != b.parts.transform {
+    if !same_transform(a_from, a, b_from, b)? {
         return Ok(Err(
             "the two layers have different transforms, so their weights mean different \
                        things; compare each with the dense checkpoint"
@@ -235,7 +234,7 @@ fn layer_layer(
     }
     let same_format = a.shape.expect_same_format(&b.shape).is_ok();
     let mut pair = Pair::new(Kind::Quantized, &shapes[0]);
-    pair.transformed = a.parts.transform.is_some();
+    pair.transformed = a.transform.is_some();
     let (mut difference, mut codes, mut scales) = (Difference::default(), 0, 0);
     for tile in tiles(shapes[0][0], shapes[0][1], FloatType::F32.bytes(), DEFAULT_BLOCK_BYTES) {
         let (x, y) = (a.packed(a_from, &tile)?, b.packed(b_from, &tile)?);
@@ -244,8 +243,8 @@ fn layer_layer(
             codes += codes_differ(x.codes(), y.codes());
             scales += bytes_differ(x.scales(), y.scales());
         }
-        let x = dense::dequantized(x.view(), a.parts.weight_global_scale)?;
-        let y = dense::dequantized(y.view(), b.parts.weight_global_scale)?;
+        let x = dense::dequantized(x.view(), a.scalars.weight_global_scale)?;
+        let y = dense::dequantized(y.view(), b.scalars.weight_global_scale)?;
         difference.add(&x, &y);
     }
     if same_format {
@@ -257,11 +256,36 @@ fn layer_layer(
     Ok(Ok(pair))
 }
 
+/// Do two layers have transforms of the same type, shape and bytes, or none?
+fn same_transform(a_from: &Checkpoint, a: &Layer, b_from: &Checkpoint, b: &Layer) -> Result<bool> {
+    let (a, b) = match (&a.transform, &b.transform) {
+        (None, None) => return Ok(true),
+        (Some((a, a_shape)), Some((b, b_shape))) if a_shape == b_shape => (a, b),
+        _ => return Ok(false),
+    };
+    Ok(stored_bytes_differ(a_from, a, b_from, b)? == 0)
+}
+
+/// Number of bytes that differ between two tensors of one length.
+fn stored_bytes_differ(
+    a_from: &Checkpoint,
+    a: &Tensor,
+    b_from: &Checkpoint,
+    b: &Tensor,
+) -> Result<u64> {
+    let mut differ = 0;
+    for tile in tiles(1, byte_len(&a.info), 1, DEFAULT_BLOCK_BYTES) {
+        let x = a_from.bytes(a, tile.start, tile.len())?;
+        differ += bytes_differ(&x, &b_from.bytes(b, tile.start, tile.len())?);
+    }
+    Ok(differ)
+}
+
 /// The scalars that differ, by name.
 fn settings_differ(a: &Layer, b: &Layer) -> Vec<&'static str> {
     let bits = |value: Option<f32>| value.map(f32::to_bits);
     let scalars = [a, b].map(|layer| {
-        let p = &layer.parts;
+        let p = &layer.scalars;
         [
             (state::WEIGHT_GLOBAL_SCALE, Some(p.weight_global_scale.to_bits())),
             (state::ACTIVATION_GLOBAL_SCALE, bits(p.activation_global_scale)),
@@ -275,7 +299,7 @@ fn settings_differ(a: &Layer, b: &Layer) -> Vec<&'static str> {
 fn transformed(x: FloatVec, tile: &Tile, transform: Option<&Transform<'_>>) -> Result<FloatVec> {
     match transform {
         None => Ok(x),
-        Some(t) => dense::transformed(&x, tile.cols, &dense::columns(t, tile)?),
+        Some(t) => Ok(transformed_rows(x.as_slice(), tile.cols, &dense::columns(t, tile)?)?),
     }
 }
 

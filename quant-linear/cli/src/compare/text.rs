@@ -1,18 +1,21 @@
 //! The report of `fp4 compare` for people.
 
-use std::fmt::Write;
+use std::io;
 
 use super::pairs::{Kind, Pair};
 use super::{Args, Findings};
 use crate::difference::Difference;
-use crate::report;
+use crate::report::{self, Page};
 
 /// The whole report.
-pub(super) fn text(args: &Args, findings: &Findings) -> String {
-    let mut text = format!("A: {}\nB: {}\n", args.a.display(), args.b.display());
-    let different: Vec<_> = findings.pairs.iter().filter(|(_, p)| !p.identical).collect();
-    if !different.is_empty() {
-        let mut table = report::table(&[
+pub(super) fn text(page: &mut Page<'_>, args: &Args, findings: &Findings<'_>) -> io::Result<()> {
+    page.line(format_args!("A: {}", args.a.display()))?;
+    page.line(format_args!("B: {}", args.b.display()))?;
+    let different = || findings.pairs.iter().filter(|(_, p)| !p.identical);
+    let differ = different().count();
+    if differ > 0 {
+        page.line(format_args!(""))?;
+        let columns = [
             "tensor",
             "kind",
             "shape",
@@ -20,54 +23,52 @@ pub(super) fn text(args: &Args, findings: &Findings) -> String {
             ">SQNR dB",
             ">max abs error",
             "what differs",
-        ]);
-        for (name, pair) in &different {
-            let figure =
-                |f: &dyn Fn(&Difference) -> String| pair.difference.as_ref().map_or("-".into(), f);
-            table.add_row([
-                name.clone(),
-                pair.kind.name().into(),
-                report::shape(&pair.shape),
-                figure(&|d| report::relative(d.relative())),
-                figure(&|d| report::decibels(d.sqnr_db())),
-                figure(&|d| format!("{:.3e}", d.max_abs())),
-                what_differs(pair),
-            ]);
-        }
-        text += &format!("\n{table}\n");
+        ];
+        page.table(columns, || {
+            different().map(|(name, pair)| {
+                let figure = |f: &dyn Fn(&Difference) -> String| {
+                    pair.difference.as_ref().map_or("-".into(), f)
+                };
+                [
+                    name.to_string(),
+                    pair.kind.name().into(),
+                    report::shape(&pair.shape),
+                    figure(&|d| report::relative(d.relative())),
+                    figure(&|d| report::decibels(d.sqnr_db())),
+                    figure(&|d| format!("{:.3e}", d.max_abs())),
+                    what_differs(pair),
+                ]
+            })
+        })?;
     }
-    let mut say = |line: std::fmt::Arguments<'_>| {
-        let _ = writeln!(text, "{line}"); // a String takes all
-    };
-    say(format_args!(""));
-    let identical = findings.pairs.len() - different.len();
-    say(format_args!(
-        "{} compared: {identical} identical, {} differ",
+    page.line(format_args!(""))?;
+    page.line(format_args!(
+        "{} compared: {} identical, {differ} differ",
         report::count(findings.pairs.len(), "tensor"),
-        different.len()
-    ));
+        findings.pairs.len() - differ
+    ))?;
     if findings.pairs.iter().any(|(_, pair)| pair.kind.is_quantized()) {
         let total = findings.total();
-        say(format_args!(
+        page.line(format_args!(
             "quantized weights together: relative error {}, SQNR {} dB",
             report::relative(total.relative()),
             report::decibels(total.sqnr_db())
-        ));
+        ))?;
     }
     if findings.pairs.iter().any(|(_, p)| p.transformed && p.kind == Kind::DenseQuantized) {
-        say(format_args!(
+        page.line(format_args!(
             "layers with a transform were compared with the dense weight transformed the same way"
-        ));
+        ))?;
     }
     for (side, names) in ["A", "B"].iter().zip(&findings.only) {
         for name in names {
-            say(format_args!("only in {side}: {name}"));
+            page.line(format_args!("only in {side}: {name}"))?;
         }
     }
     for problem in &findings.problems {
-        say(format_args!("problem: {problem}"));
+        page.line(format_args!("problem: {problem}"))?;
     }
-    text
+    Ok(())
 }
 
 fn what_differs(pair: &Pair) -> String {

@@ -105,7 +105,7 @@ pub(crate) struct Args {
     #[arg(long)]
     force: bool,
     /// Number of threads [default: all].
-    #[arg(long, value_parser = clap::value_parser!(u16).range(1..))]
+    #[arg(long, value_parser = clap::value_parser!(u16).range(1..=MAX_THREADS))]
     threads: Option<u16>,
     /// Print one JSON object instead of tables, and no progress.
     #[arg(long)]
@@ -185,6 +185,9 @@ fn check_product(weight: f32, activation: f32) -> Result<()> {
     Ok(())
 }
 
+/// The most threads that can be asked for: more than any machine has, and few enough to start.
+const MAX_THREADS: i64 = 1024;
+
 /// Block of the transform if `--transform-block` is not given.
 const DEFAULT_BLOCK: usize = 32;
 
@@ -213,7 +216,7 @@ impl Args {
         let weight = options.weight_spec(1.0).context("--global-scale does not suit the format")?;
         let activation =
             options.activation_spec().context("--activation-scale does not suit the format")?;
-        if !plan::needs_amax(&options) {
+        if !options.needs_amax() {
             check_product(weight.global_scale(), activation.global_scale())?;
         }
         Ok(options)
@@ -325,7 +328,7 @@ fn write_folder(
         })?;
     }
     for (file, len) in &listing.files {
-        engine.progress.set_message(file.display().to_string());
+        progress::show(&engine.progress, &file.to_string_lossy());
         output::copy(&args.input.join(file), &building.join(file))?;
         engine.progress.inc(*len);
     }

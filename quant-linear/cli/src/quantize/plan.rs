@@ -1,6 +1,8 @@
 //! What becomes of every tensor, decided from the headers before anything is written.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 use anyhow::{Context, Result, bail};
 use fp4_core::{FloatType, PackedShape};
@@ -31,7 +33,7 @@ pub(super) struct Plan {
     /// Weights to be quantized, by file and name.
     pub(super) weights: Vec<Weight>,
     /// What looks like a linear weight and is copied, with the reason.
-    pub(super) skipped: Vec<(String, String)>,
+    pub(super) skipped: Vec<(String, Cow<'static, str>)>,
     /// Number of tensors that are copied, the skipped ones included.
     pub(super) copied: usize,
     /// One layout for each file of the input.
@@ -62,16 +64,21 @@ impl Plan {
             skipped: vec![],
             copied: 0,
             layouts: vec![],
-            passes: if needs_amax(options) { 2 } else { 1 },
+            passes: if options.needs_amax() { 2 } else { 1 },
         };
         let mut planned: Vec<Vec<_>> = input.files().iter().map(|_| vec![]).collect();
+        let mut header_lens = vec![0; planned.len()];
         for (name, tensor) in input.tensors() {
             match rule.decide(name, &tensor.info)? {
                 Fate::Quantize { prefix, rows, k, float_type } => {
                     let shape = PackedShape::of(options.format, rows, k)
                         .with_context(|| format!("tensor `{name}`"))?;
                     refuse_taken(input, &prefix)?;
-                    planned[tensor.file].extend(new_tensors(&prefix, shape, options));
+                    let new = new_tensors(&prefix, shape, options);
+                    // Six names for one: refused before they fill the memory.
+                    header_lens[tensor.file] += Layout::header_len(&new);
+                    Layout::check_header(header_lens[tensor.file])?;
+                    planned[tensor.file].extend(new);
                     let (name, tensor) = (name.clone(), tensor.clone());
                     plan.weights.push(Weight { name, prefix, tensor, float_type, shape });
                     continue;
@@ -95,6 +102,12 @@ impl Plan {
         Ok(plan)
     }
 
+    /// The weights of a file, among all.
+    pub(super) fn weights_of(&self, file: usize) -> Range<usize> {
+        let start = self.weights.partition_point(|w| w.tensor.file < file);
+        start..self.weights.partition_point(|w| w.tensor.file <= file)
+    }
+
     /// Bytes to be read, over all passes.
     pub(super) fn work(&self, input: &Checkpoint) -> u64 {
         let all: u64 = input.tensors().values().map(|t| byte_len(&t.info) as u64).sum();
@@ -116,11 +129,6 @@ impl Plan {
             })
             .collect()
     }
-}
-
-/// True if the largest magnitude of a weight decides its global scale.
-pub(super) fn needs_amax(options: &DenseOptions) -> bool {
-    options.format == fp4_core::Format::NvFp4 && options.weight_global_scale.is_none()
 }
 
 fn refuse_taken(input: &Checkpoint, prefix: &str) -> Result<()> {
@@ -169,7 +177,7 @@ fn metadata_of(options: &DenseOptions, block: Option<usize>) -> [(String, String
 }
 
 /// Why there is nothing to quantize, and what to do.
-fn nothing(input: &Checkpoint, skipped: &[(String, String)]) -> String {
+fn nothing(input: &Checkpoint, skipped: &[(String, Cow<'static, str>)]) -> String {
     let path = input.path().display();
     let codes = |name: &&String| name.rsplit('.').next() == Some(state::E2M1);
     if let Some(name) = input.tensors().keys().find(codes) {

@@ -10,20 +10,23 @@
 //!                    dequantize and compare with the (transformed) tile
 //! ```
 //!
-//! The transform is applied once per tile by the reference, and the quantizer gets its result: by
+//! The transform is applied once per tile and pass, and the quantizer gets its result: by
 //! C5 that is what a fused transform and quantize gives, and the error needs the values anyway.
 
 use anyhow::{Context, Result};
 use fp4_core::{PackedMatrix, QuantSpec, QuantizeInput, Transform, with_floats};
 use indicatif::ProgressBar;
-use quant_linear::{Backends, DenseOptions, FloatVec, StoredTransform, state};
+use quant_linear::{
+    Backends, DenseOptions, FloatVec, StoredTransform, amax, larger_amax, state, transformed,
+};
 
-use super::plan::{Plan, Weight, needs_amax};
+use super::plan::{Plan, Weight};
 use super::summary::Summary;
 use crate::checkpoint::{Checkpoint, Layout, byte_len};
 use crate::dense;
 use crate::difference::Difference;
 use crate::output::Sink;
+use crate::progress;
 use crate::tiles::{Tile, tiles};
 
 /// Everything that stays the same over all tensors.
@@ -70,16 +73,16 @@ impl Engine<'_> {
     ) -> Result<()> {
         let layout = &plan.layouts[file];
         sink.write(0, layout.header())?;
-        for weight in plan.weights.iter().filter(|w| w.tensor.file == file) {
-            self.progress.set_message(weight.name.clone());
+        for weight in &plan.weights[plan.weights_of(file)] {
+            progress::show(&self.progress, &weight.name);
             let outcome = self
                 .quantize(weight, layout, sink)
                 .with_context(|| format!("quantizing `{}`", weight.name))?;
-            summary.add(weight, &outcome);
+            summary.add(weight, layout, outcome);
         }
-        for (name, tensor) in self.input.tensors() {
-            if tensor.file == file && layout.tensors().contains_key(name) {
-                self.progress.set_message(name.clone());
+        for name in layout.tensors().keys() {
+            if self.input.tensors().contains_key(name) {
+                progress::show(&self.progress, name);
                 self.copy(name, layout, sink)?;
             }
         }
@@ -141,24 +144,24 @@ impl Engine<'_> {
         transform: Option<&Transform<'_>>,
         outcome: &mut Outcome,
     ) -> Result<QuantSpec> {
-        if !needs_amax(&self.options) {
+        if !self.options.needs_amax() {
             return Ok(self.options.weight_spec(0.0)?);
         }
-        let mut amax = 0f32;
+        let mut largest = 0f32;
         for tile in self.tiles(weight) {
             let dense = dense::read(self.input, &weight.tensor, weight.float_type, &tile)?;
             let y = self.transformed(dense, &tile, transform)?;
-            amax = dense::larger(amax, dense::amax(&y)?);
+            largest = larger_amax(largest, amax(y.as_slice()));
             self.progress.inc((tile.len() * weight.float_type.bytes()) as u64);
         }
         let activation = self.options.activation_spec()?.global_scale();
         let empty = weight.shape.rows() * weight.shape.k() == 0;
-        let why = if empty { None } else { why_global_scale_1(amax, activation) };
+        let why = if empty { None } else { why_global_scale_1(largest, activation) };
         let spec = match &why {
             Some(_) => DenseOptions { weight_global_scale: Some(1.0), ..self.options.clone() },
             None => self.options.clone(),
         }
-        .weight_spec(amax)?;
+        .weight_spec(largest)?;
         super::check_product(spec.global_scale(), activation)?;
         outcome.warning = why.map(|why| format!("{why}; global scale 1"));
         Ok(spec)
@@ -177,7 +180,7 @@ impl Engine<'_> {
     ) -> Result<FloatVec> {
         match transform {
             None => Ok(dense),
-            Some(t) => dense::transformed(&dense, tile.cols, &dense::columns(t, tile)?),
+            Some(t) => Ok(transformed(dense.as_slice(), tile.cols, &dense::columns(t, tile)?)?),
         }
     }
 

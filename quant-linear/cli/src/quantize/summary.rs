@@ -1,17 +1,20 @@
 //! The report of `fp4 quantize`: per tensor, worst first; then totals.
 
+use std::borrow::Cow;
 use std::collections::BTreeSet;
-use std::fmt::Write;
+use std::io;
 
 use anyhow::Result;
+use safetensors::Dtype;
+use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::plan::{Plan, Weight};
 use super::stream::Outcome;
 use super::{Args, FormatArg, GlobalScale, TransformArg};
-use crate::checkpoint::{Checkpoint, STATE_NAMES, byte_len};
+use crate::checkpoint::{Checkpoint, Layout, STATE_NAMES, byte_len};
 use crate::difference::Difference;
-use crate::report;
+use crate::report::{self, Page, Stream};
 
 /// Everything to be reported.
 #[derive(Debug)]
@@ -20,10 +23,9 @@ pub(super) struct Summary {
     head: Value,
     title: String,
     domain: &'static str,
-    skipped: Vec<(String, String)>,
+    skipped: Vec<(String, Cow<'static, str>)>,
     copied: usize,
     file_bytes: [u64; 2],
-    state_bytes: Vec<(String, u64)>,
     rows: Vec<Row>,
     /// What the user should know.
     pub(super) warnings: Vec<String>,
@@ -33,7 +35,7 @@ pub(super) struct Summary {
 struct Row {
     name: String,
     prefix: String,
-    dtype: String,
+    dtype: Dtype,
     shape: Vec<usize>,
     bytes: [u64; 2],
     outcome: Outcome,
@@ -65,12 +67,6 @@ impl Summary {
             "error_domain": domain,
         });
         let with = block.map_or(String::new(), |b| format!(", {transform} blocks of {b}"));
-        let state_bytes = plan.weights.iter().map(|w| {
-            let layout = &plan.layouts[w.tensor.file];
-            let names = STATE_NAMES.map(|name| quant_linear::state::join(&w.prefix, name));
-            let infos = names.iter().filter_map(|name| layout.tensors().get(name));
-            (w.name.clone(), infos.map(|info| byte_len(info) as u64).sum())
-        });
         Summary {
             head,
             title: format!("{} -> {}: {format}{with}", args.input.display(), args.output.display()),
@@ -81,15 +77,16 @@ impl Summary {
                 input.files().iter().map(|(_, file)| file.len()).sum(),
                 plan.layouts.iter().map(crate::checkpoint::Layout::file_len).sum(),
             ],
-            state_bytes: state_bytes.collect(),
             rows: vec![],
             warnings: vec![],
         }
     }
 
     /// Adds a quantized weight.
-    pub(super) fn add(&mut self, weight: &Weight, outcome: &Outcome) {
-        let after = self.state_bytes.iter().find(|(name, _)| *name == weight.name);
+    pub(super) fn add(&mut self, weight: &Weight, layout: &Layout, outcome: Outcome) {
+        let names = STATE_NAMES.map(|name| quant_linear::state::join(&weight.prefix, name));
+        let infos = names.iter().filter_map(|name| layout.tensors().get(name));
+        let after = infos.map(|info| byte_len(info) as u64).sum();
         let mut warn = |text: String| self.warnings.push(format!("{}: {text}", weight.name));
         if let Some(warning) = &outcome.warning {
             warn(warning.clone());
@@ -105,10 +102,10 @@ impl Summary {
         self.rows.push(Row {
             name: weight.name.clone(),
             prefix: weight.prefix.clone(),
-            dtype: weight.tensor.info.dtype.to_string(),
+            dtype: weight.tensor.info.dtype,
             shape: weight.tensor.info.shape.clone(),
-            bytes: [byte_len(&weight.tensor.info) as u64, after.map_or(0, |(_, bytes)| *bytes)],
-            outcome: outcome.clone(),
+            bytes: [byte_len(&weight.tensor.info) as u64, after],
+            outcome,
         });
     }
 
@@ -121,7 +118,10 @@ impl Summary {
             let (x, y) = (a.outcome.difference.relative(), b.outcome.difference.relative());
             y.total_cmp(&x).then_with(|| a.name.cmp(&b.name))
         });
-        if as_json { report::print_json(&self.json()) } else { report::print(&self.text()) }
+        match as_json {
+            true => report::print_json(&self.json()),
+            false => report::print(|page| self.text(page)),
+        }
     }
 
     fn total(&self) -> (Difference, [u64; 2]) {
@@ -139,16 +139,8 @@ impl Summary {
         names.filter(|name| !name.is_empty()).collect::<BTreeSet<_>>().into_iter().collect()
     }
 
-    fn json(&self) -> Value {
-        let tensors: Vec<_> = self.rows.iter().map(Row::json).collect();
+    fn json(&self) -> impl Serialize {
         let (difference, [before, after]) = self.total();
-        let skipped = self.skipped.iter();
-        let skipped = skipped.map(|(name, reason)| json!({ "name": name, "reason": reason }));
-        let mut json = self.head.clone();
-        json["quantizers"] = json!(self.quantizers());
-        json["tensors"] = json!(tensors);
-        json["skipped"] = skipped.collect();
-        json["warnings"] = json!(self.warnings);
         let mut totals = json!({
             "tensors": self.rows.len(),
             "copied": self.copied,
@@ -158,12 +150,21 @@ impl Summary {
             "file_bytes_after": self.file_bytes[1],
         });
         difference.put(&mut totals, "");
-        json["totals"] = totals;
-        json
+        Report {
+            head: &self.head,
+            quantizers: self.quantizers(),
+            skipped: Stream(|| {
+                let skipped = self.skipped.iter();
+                skipped.map(|(name, reason)| json!({ "name": name, "reason": reason }))
+            }),
+            tensors: Stream(|| self.rows.iter().map(Row::json)),
+            totals,
+            warnings: &self.warnings,
+        }
     }
 
-    fn text(&self) -> String {
-        let mut table = report::table(&[
+    fn text(&self, page: &mut Page<'_>) -> io::Result<()> {
+        let columns = [
             "tensor",
             "shape",
             "type",
@@ -173,7 +174,7 @@ impl Summary {
             ">SQNR dB",
             ">NaN groups",
             ">zero groups",
-        ]);
+        ];
         let line =
             |name: &str, shape, dtype, [before, after]: [u64; 2], d: &Difference, nan, zero| {
                 [
@@ -188,42 +189,56 @@ impl Summary {
                     zero,
                 ]
             };
-        for row in &self.rows {
-            let o = &row.outcome;
-            let (shape, dtype) = (report::shape(&row.shape), row.dtype.clone());
-            let (nan, zero) = (o.nan_groups.to_string(), o.zero_groups.to_string());
-            table.add_row(line(&row.name, shape, dtype, row.bytes, &o.difference, nan, zero));
-        }
         let (difference, bytes) = self.total();
         let [nan, zero] = [|o: &Outcome| o.nan_groups, |o: &Outcome| o.zero_groups]
             .map(|f| self.rows.iter().map(|r| f(&r.outcome)).sum::<u64>().to_string());
         let name = format!("total of {}", self.rows.len());
-        table.add_row(line(&name, String::new(), String::new(), bytes, &difference, nan, zero));
+        let total = line(&name, String::new(), String::new(), bytes, &difference, nan, zero);
 
-        let mut text = format!("{}\n\n{table}\n\n", self.title);
-        let mut say = |line: std::fmt::Arguments<'_>| {
-            let _ = writeln!(text, "{line}"); // a String takes all
-        };
-        say(format_args!(
+        page.line(format_args!("{}", self.title))?;
+        page.line(format_args!(""))?;
+        page.table(columns, || {
+            let rows = self.rows.iter().map(|row| {
+                let o = &row.outcome;
+                let (shape, dtype) = (report::shape(&row.shape), row.dtype.to_string());
+                let (nan, zero) = (o.nan_groups.to_string(), o.zero_groups.to_string());
+                line(&row.name, shape, dtype, row.bytes, &o.difference, nan, zero)
+            });
+            rows.chain([total.clone()])
+        })?;
+        page.line(format_args!(""))?;
+        page.line(format_args!(
             "error: ||w - dequantized|| / ||w|| (Frobenius), w being the {}; worst first; \
              quantized by {}",
             self.domain,
             self.quantizers().join(", ")
-        ));
+        ))?;
         let [before, after] = self.file_bytes.map(report::bytes);
-        say(format_args!(
+        page.line(format_args!(
             "{} quantized, {} copied as they are; safetensors files {before} -> {after}",
             report::count(self.rows.len(), "tensor"),
             self.copied
-        ));
+        ))?;
         for (name, reason) in &self.skipped {
-            say(format_args!("not quantized: {name}: {reason}"));
+            page.line(format_args!("not quantized: {name}: {reason}"))?;
         }
         for warning in &self.warnings {
-            say(format_args!("warning: {warning}"));
+            page.line(format_args!("warning: {warning}"))?;
         }
-        text
+        Ok(())
     }
+}
+
+/// The report as `--json` prints it.
+#[derive(Serialize)]
+struct Report<'a, S: Serialize, T: Serialize> {
+    #[serde(flatten)]
+    head: &'a Value,
+    quantizers: Vec<&'a str>,
+    skipped: S,
+    tensors: T,
+    totals: Value,
+    warnings: &'a [String],
 }
 
 impl Row {
@@ -232,7 +247,7 @@ impl Row {
         let mut json = json!({
             "name": self.name,
             "prefix": self.prefix,
-            "dtype": self.dtype,
+            "dtype": self.dtype.to_string(),
             "shape": self.shape,
             "bytes_before": self.bytes[0],
             "bytes_after": self.bytes[1],
