@@ -30,6 +30,7 @@
 //!
 //! | module | contents |
 //! |---|---|
+//! | `counts` | what a quantization did, counted by the group |
 //! | `dequantize` | the dequantizer: tables by scale byte |
 //! | `environment` | a changed floating-point environment, for tests |
 //! | `isa` | instruction sets, and the proof that the CPU has one |
@@ -60,7 +61,7 @@
 //!
 //! let weight = backend.prepare(packed.view())?; // once for a weight
 //! let mut y = [0f32; 9]; // x * x^T; alpha undoes the two global scales
-//! let paths = backend.matmul(packed.view(), &weight, 1.0 / 9.0, (&mut y[..]).into())?;
+//! let paths = backend.matmul(packed.view(), &weight, (1.0 / 9.0).into(), (&mut y[..]).into())?;
 //! assert_eq!((paths.wide, y[1]), (0, y[3]));
 //! # Ok::<(), fp4_core::Error>(())
 //! ```
@@ -78,6 +79,7 @@
 #[cfg_attr(target_arch = "wasm32", allow(dead_code, reason = "WASM has no fold form"))]
 mod tiles;
 
+mod counts;
 mod dequantize;
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 pub mod environment;
@@ -106,9 +108,9 @@ use std::sync::Arc;
 ))]
 use fp4_core::TieMode;
 use fp4_core::{
-    Error, FloatSliceMut, Matmul, MatmulQuery, Named, Packed, PackedMut, PackedShape, PackedView,
-    PartialsMut, Paths, PreparedWeight, QuantizeInput, QuantizeQuery, Quantizer, Unsupported,
-    check_environment,
+    Epilogue, Error, FloatSliceMut, Matmul, MatmulQuery, Named, Packed, PackedMut, PackedShape,
+    PackedView, PartialsMut, Paths, PreparedWeight, QuantCounts, QuantizeInput, QuantizeQuery,
+    Quantizer, Unsupported, check_environment,
 };
 use rayon::ThreadPool;
 
@@ -215,7 +217,7 @@ impl CpuSimd {
         input: &QuantizeInput<'_>,
         transform: Option<&Columns>,
         out: &mut PackedMut<'_>,
-    ) -> Result<(), Error> {
+    ) -> Result<QuantCounts, Error> {
         let (threads, tie) = (&self.threads, input.spec().tie());
         match self.engine {
             #[cfg(target_arch = "x86_64")]
@@ -294,7 +296,11 @@ impl Quantizer for CpuSimd {
         Ok(())
     }
 
-    fn quantize(&self, input: &QuantizeInput<'_>, out: &mut PackedMut<'_>) -> Result<(), Error> {
+    fn quantize(
+        &self,
+        input: &QuantizeInput<'_>,
+        out: &mut PackedMut<'_>,
+    ) -> Result<QuantCounts, Error> {
         check_environment()?;
         input.expect_output(out.shape())?;
         let transform = input.transform().map(|t| Columns::new(t, input.x().float_type()));
@@ -305,12 +311,13 @@ impl Quantizer for CpuSimd {
 impl Matmul for CpuSimd {
     type Prepared<B: Packed> = CpuWeight<B>;
 
-    fn supports_matmul(&self, _query: &MatmulQuery) -> Result<(), Unsupported> {
-        Ok(())
+    fn supports_matmul(&self, query: &MatmulQuery) -> Result<(), Unsupported> {
+        query.expect_same_encoding()?;
+        query.expect_alpha_only()
     }
 
-    fn supports_partial(&self, _query: &MatmulQuery) -> Result<(), Unsupported> {
-        Ok(())
+    fn supports_partial(&self, query: &MatmulQuery) -> Result<(), Unsupported> {
+        query.expect_same_encoding()
     }
 
     fn prepare<B: Packed>(&self, b: B) -> Result<CpuWeight<B>, Error> {
@@ -328,10 +335,11 @@ impl Matmul for CpuSimd {
         &self,
         a: PackedView<'_>,
         b: &CpuWeight<B>,
-        alpha: f32,
+        epilogue: Epilogue<'_>,
         out: FloatSliceMut<'_>,
     ) -> Result<Paths, Error> {
         check_environment()?;
+        let alpha = epilogue.alpha_only()?;
         let threads = &self.threads;
         by_engine!(self.engine,
             kernels => tiles::matmul(kernels, threads, &self.scratch, a, b.tiled()?, alpha, out),
@@ -358,5 +366,17 @@ impl Matmul for CpuSimd {
             },
             portable => sum::partial(&matmul::Pair { threads, a, b: b.portable()? }, groups, out)
         )
+    }
+
+    fn export_weight<B: Packed>(
+        &self,
+        b: &CpuWeight<B>,
+        out: &mut PackedMut<'_>,
+    ) -> Result<(), Error> {
+        b.shape().expect_same(&out.shape())?;
+        match &b.weight {
+            Weight::Tiled(panels) => panels.export(&self.threads, out),
+            Weight::Portable(panels) => panels.export(&self.threads, out),
+        }
     }
 }

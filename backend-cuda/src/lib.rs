@@ -45,6 +45,7 @@ mod backend;
 mod buffer;
 mod cache;
 mod compile;
+mod counts;
 mod driver;
 mod error;
 mod gate;

@@ -16,10 +16,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use fp4_core::backend::erased::{Backend, DynLinear, DynResident, DynWeight, LinearCall, Opaque};
 use fp4_core::backend::{Sink, Source};
-use fp4_core::reference::{QuantCounts, quantize as reference_quantize};
 use fp4_core::{
-    Buffer, Float, FloatSlice, FloatSliceMut, FloatType, MatmulQuery, PackedMatrix, PackedView,
-    Paths, QuantizeInput, QuantizeQuery, ScaleSetting,
+    Buffer, Epilogue, Float, FloatSlice, FloatSliceMut, FloatType, MatmulQuery, PackedMatrix,
+    PackedView, Paths, QuantCounts, QuantizeInput, QuantizeQuery, ScaleSetting,
 };
 
 use crate::error::Error;
@@ -63,12 +62,12 @@ impl Weight {
     fn matmul(
         &self,
         a: PackedView<'_>,
-        alpha: f32,
+        epilogue: Epilogue<'_>,
         out: FloatSliceMut<'_>,
     ) -> Result<Paths, fp4_core::Error> {
         match self {
-            Weight::Host(w) => w.matmul(a, alpha, out),
-            Weight::Resident(w) => w.matmul(a, alpha, out),
+            Weight::Host(w) => w.matmul(a, epilogue, out),
+            Weight::Resident(w) => w.matmul(a, epilogue, out),
         }
     }
 
@@ -200,7 +199,7 @@ impl QuantLinear {
         mut out: FloatSliceMut<'_>,
     ) -> Result<(), Error> {
         let loaded = self.loaded()?;
-        let alpha = loaded.alpha()?;
+        let epilogue = Epilogue::new(loaded.alpha()?);
         let transform = loaded.transform.as_ref().map(StoredTransform::view).transpose()?;
         let input = QuantizeInput::new(x, rows, self.in_features(), &loaded.spec)?
             .with_transform(transform)?;
@@ -213,18 +212,15 @@ impl QuantLinear {
             outputs.ok_or(fp4_core::Error::ShapeOverflow { rows, cols: self.out_features() })?;
         out.as_ref().expect_len(Buffer::Output, outputs)?;
         let (quantizer, matmul) = self.pick(&input)?;
+        let mut counts = QuantCounts::default();
 
         let paths = if let Some(backend) = self.routing.fused(Some(quantizer), Some(matmul)) {
             let weight = self.weight_on(backend, loaded)?;
             let transform = self.transform_on(backend, &input)?;
             self.with_scratch(backend, |scratch| {
-                let call = LinearCall {
-                    rows,
-                    spec: &loaded.spec,
-                    transform: transform.as_deref(),
-                    scratch,
-                    alpha,
-                };
+                let call = LinearCall::new(rows, &loaded.spec, scratch, epilogue)
+                    .with_transform(transform.as_deref())
+                    .with_counts(self.counters.is_some().then_some(&mut counts));
                 Ok(weight.linear()?.forward(Source::Host(x), call, Sink::Host(out.reborrow()))?)
             })?
         } else {
@@ -232,11 +228,12 @@ impl QuantLinear {
             self.with_packed(&input, |packed| {
                 let quantizer =
                     self.backend(quantizer).quantizer().ok_or(fp4_core::Error::ForeignOperand)?;
-                quantizer.quantize(&input, &mut packed.view_mut())?;
-                Ok(weight.matmul(packed.view(), alpha, out.reborrow())?)
+                counts = quantizer.quantize(&input, &mut packed.view_mut())?;
+                Ok(weight.matmul(packed.view(), epilogue, out.reborrow())?)
             })?
         };
-        self.count(&input, &paths)
+        self.count(&counts, &paths);
+        Ok(())
     }
 
     /// Copies host values of `shape` to the memory of the layer's device.
@@ -267,7 +264,7 @@ impl QuantLinear {
     /// As [`forward`](Self::forward), and [`Error::DeviceMismatch`].
     pub fn forward_device(&self, x: &DeviceTensor) -> Result<DeviceTensor, Error> {
         let loaded = self.loaded()?;
-        let alpha = loaded.alpha()?;
+        let epilogue = Epilogue::new(loaded.alpha()?);
         let rows = self.rows_of(&x.shape)?;
         let (here, resident) = self.resident()?;
         if !std::ptr::addr_eq(Arc::as_ptr(&x.owner), Arc::as_ptr(resident)) {
@@ -280,18 +277,15 @@ impl QuantLinear {
         let query = self.query(rows, x.float_type)?;
         let (quantizer, matmul) = self.pick_for(&query)?;
         let mut y = resident.empty_tensor_dyn()?;
+        let mut counts = QuantCounts::default();
 
         let paths = if (quantizer, matmul) == (here, here) {
             let weight = self.weight_on(here, loaded)?;
             let loaded_transform = self.transform_for(here, x.float_type, loaded)?;
             self.with_scratch(here, |scratch| {
-                let call = LinearCall {
-                    rows,
-                    spec: &loaded.spec,
-                    transform: loaded_transform.as_deref(),
-                    scratch,
-                    alpha,
-                };
+                let call = LinearCall::new(rows, &loaded.spec, scratch, epilogue)
+                    .with_transform(loaded_transform.as_deref())
+                    .with_counts(self.counters.is_some().then_some(&mut counts));
                 let sink = Sink::Resident(&mut *y, x.float_type);
                 Ok(weight.linear()?.forward(Source::Resident(&*x.value), call, sink)?)
             })?
@@ -306,6 +300,7 @@ impl QuantLinear {
                         &loaded.spec,
                         transform.as_deref(),
                         scratch,
+                        self.counters.is_some().then_some(&mut counts),
                         &mut packed.view_mut(),
                     )?)
                 })?;
@@ -314,28 +309,23 @@ impl QuantLinear {
                 let input = QuantizeInput::new(host.as_slice(), rows, shape.k(), &loaded.spec)?
                     .with_transform(transform)?;
                 let role = self.backend(quantizer).quantizer();
-                role.ok_or(fp4_core::Error::ForeignOperand)?
-                    .quantize(&input, &mut packed.view_mut())?;
+                let role = role.ok_or(fp4_core::Error::ForeignOperand)?;
+                counts = role.quantize(&input, &mut packed.view_mut())?;
             }
             let weight = self.weight_on(matmul, loaded)?;
             if matmul == here {
                 self.with_scratch(here, |scratch| {
                     let sink = Sink::Resident(&mut *y, x.float_type);
-                    Ok(weight.linear()?.matmul_packed(packed.view(), scratch, alpha, sink)?)
+                    Ok(weight.linear()?.matmul_packed(packed.view(), scratch, epilogue, sink)?)
                 })?
             } else {
                 let mut host = FloatVec::zeros(x.float_type, rows * self.out_features());
-                let paths = weight.matmul(packed.view(), alpha, host.as_mut_slice())?;
+                let paths = weight.matmul(packed.view(), epilogue, host.as_mut_slice())?;
                 y = resident.upload_dyn(host.as_slice())?;
                 paths
             }
         };
-        if self.counters.is_some() {
-            let host = x.to_host()?;
-            let input = QuantizeInput::new(host.as_slice(), rows, shape.k(), &loaded.spec)?
-                .with_transform(transform)?;
-            self.count(&input, &paths)?;
-        }
+        self.count(&counts, &paths);
         Ok(DeviceTensor {
             value: y,
             owner: x.owner.clone(),
@@ -358,21 +348,13 @@ impl QuantLinear {
         let loaded = self.loaded()?;
         let shape = loaded.spec.shape(rows, self.in_features())?;
         let transform = loaded.transform.as_ref().map(StoredTransform::view).transpose()?;
-        Ok(QuantizeQuery {
-            rows,
-            k: shape.k(),
-            scale_type: shape.scale_type(),
-            group: shape.group(),
-            tie: loaded.spec.tie(),
-            input,
-            transform: transform.map(|t| t.shape()),
-            given_scales: false,
-        })
+        let query = QuantizeQuery::new(shape, &loaded.spec, input);
+        Ok(query.with_transform(transform.map(|t| t.shape())))
     }
 
     fn matmul_query(&self, q: &QuantizeQuery) -> Result<MatmulQuery, Error> {
         let format = self.loaded()?.weight.shape().expect_format()?;
-        Ok(MatmulQuery { format, m: q.rows, n: self.out_features(), k: q.k, output: q.input })
+        Ok(MatmulQuery::new(format, [q.rows, self.out_features(), q.k], q.input))
     }
 
     fn pick(&self, input: &QuantizeInput<'_>) -> Result<(usize, usize), Error> {
@@ -510,12 +492,10 @@ impl QuantLinear {
     }
 
     /// Adds to the counters, if they are on.
-    fn count(&self, input: &QuantizeInput<'_>, paths: &Paths) -> Result<(), Error> {
-        let Some(counters) = &self.counters else { return Ok(()) };
-        let quantized: QuantCounts = self
-            .with_packed(input, |packed| Ok(reference_quantize(input, &mut packed.view_mut())?))?;
-        counters.add(&quantized, paths);
-        Ok(())
+    fn count(&self, quantized: &QuantCounts, paths: &Paths) {
+        if let Some(counters) = &self.counters {
+            counters.add(quantized, paths);
+        }
     }
 }
 

@@ -11,6 +11,8 @@ use core::fmt;
 use core::ops::Range;
 
 use super::{Matmul, MatmulQuery, Named, Paths, PreparedWeight, Quantizer, Resident, Sink, Source};
+use crate::counts::QuantCounts;
+use crate::epilogue::Epilogue;
 use crate::error::{Error, Unsupported};
 use crate::exact::PartialsMut;
 use crate::float::{FloatSlice, FloatSliceMut};
@@ -52,8 +54,12 @@ pub trait DynWeight: Send + Sync {
     ///
     /// # Errors
     /// As [`Matmul::matmul`].
-    fn matmul(&self, a: PackedView<'_>, alpha: f32, out: FloatSliceMut<'_>)
-    -> Result<Paths, Error>;
+    fn matmul(
+        &self,
+        a: PackedView<'_>,
+        epilogue: Epilogue<'_>,
+        out: FloatSliceMut<'_>,
+    ) -> Result<Paths, Error>;
 
     /// As [`Matmul::partial`].
     ///
@@ -65,6 +71,12 @@ pub trait DynWeight: Send + Sync {
         groups: Range<usize>,
         out: PartialsMut<'_>,
     ) -> Result<(), Error>;
+
+    /// As [`Matmul::export_weight`].
+    ///
+    /// # Errors
+    /// As [`Matmul::export_weight`].
+    fn export_weight(&self, out: &mut PackedMut<'_>) -> Result<(), Error>;
 }
 
 /// [`Resident`] without its associated types.
@@ -124,11 +136,13 @@ pub trait DynResident: DynMatmul {
         spec: &QuantSpec,
         transform: Option<&Opaque>,
         scratch: &mut Opaque,
+        counts: Option<&mut QuantCounts>,
         out: &mut PackedMut<'_>,
     ) -> Result<(), Error>;
 }
 
 /// One forward of a [`DynLinear`]: everything but where the values come from and go to.
+#[non_exhaustive]
 pub struct LinearCall<'a> {
     /// Rows of the activations.
     pub rows: usize,
@@ -138,8 +152,36 @@ pub struct LinearCall<'a> {
     pub transform: Option<&'a Opaque>,
     /// Scratch made by the same backend.
     pub scratch: &'a mut Opaque,
-    /// The output multiplier.
-    pub alpha: f32,
+    /// What follows the exact sums.
+    pub epilogue: Epilogue<'a>,
+    /// Where to write what quantizing did to the values, if that is asked for: a device may have
+    /// to be waited for.
+    pub counts: Option<&'a mut QuantCounts>,
+}
+
+impl<'a> LinearCall<'a> {
+    /// A forward of `rows` rows with no transform and no counts.
+    pub fn new(
+        rows: usize,
+        spec: &'a QuantSpec,
+        scratch: &'a mut Opaque,
+        epilogue: impl Into<Epilogue<'a>>,
+    ) -> Self {
+        let epilogue = epilogue.into();
+        LinearCall { rows, spec, transform: None, scratch, epilogue, counts: None }
+    }
+
+    /// The same with this transform, if any.
+    #[must_use]
+    pub fn with_transform(self, transform: Option<&'a Opaque>) -> Self {
+        LinearCall { transform, ..self }
+    }
+
+    /// The same with counts written there, if anywhere.
+    #[must_use]
+    pub fn with_counts(self, counts: Option<&'a mut QuantCounts>) -> Self {
+        LinearCall { counts, ..self }
+    }
 }
 
 /// A prepared weight of a [`Resident`] backend: quantizes activations and multiplies them without
@@ -164,7 +206,7 @@ pub trait DynLinear: DynWeight {
         &self,
         a: PackedView<'_>,
         scratch: &mut Opaque,
-        alpha: f32,
+        epilogue: Epilogue<'_>,
         out: Sink<'_, Opaque>,
     ) -> Result<Paths, Error>;
 }
@@ -206,10 +248,10 @@ where
     fn matmul(
         &self,
         a: PackedView<'_>,
-        alpha: f32,
+        epilogue: Epilogue<'_>,
         out: FloatSliceMut<'_>,
     ) -> Result<Paths, Error> {
-        self.backend.matmul(a, &self.weight, alpha, out)
+        self.backend.matmul(a, &self.weight, epilogue, out)
     }
 
     fn partial(
@@ -219,6 +261,10 @@ where
         out: PartialsMut<'_>,
     ) -> Result<(), Error> {
         self.backend.partial(a, &self.weight, groups, out)
+    }
+
+    fn export_weight(&self, out: &mut PackedMut<'_>) -> Result<(), Error> {
+        self.backend.export_weight(&self.weight, out)
     }
 }
 
@@ -265,11 +311,12 @@ where
         spec: &QuantSpec,
         transform: Option<&Opaque>,
         scratch: &mut Opaque,
+        counts: Option<&mut QuantCounts>,
         out: &mut PackedMut<'_>,
     ) -> Result<(), Error> {
         let operand = own_mut(scratch)?;
         let transform = transform.map(own).transpose()?;
-        self.quantize_resident(own_source(x)?, shape, spec, transform, operand)?;
+        self.quantize_resident(own_source(x)?, shape, spec, transform, operand, counts)?;
         self.export(operand, out)
     }
 }
@@ -288,20 +335,22 @@ where
         let transform = call.transform.map(own).transpose()?;
         let operand = own_mut(call.scratch)?;
         let shape = [call.rows, self.weight.shape().k()];
-        self.backend.quantize_resident(own_source(x)?, shape, call.spec, transform, operand)?;
-        self.backend.matmul_resident(operand, &self.weight, call.alpha, own_sink(out)?)
+        let LinearCall { spec, counts, epilogue, .. } = call;
+        let x = own_source(x)?;
+        self.backend.quantize_resident(x, shape, spec, transform, operand, counts)?;
+        self.backend.matmul_resident(operand, &self.weight, epilogue, own_sink(out)?)
     }
 
     fn matmul_packed(
         &self,
         a: PackedView<'_>,
         scratch: &mut Opaque,
-        alpha: f32,
+        epilogue: Epilogue<'_>,
         out: Sink<'_, Opaque>,
     ) -> Result<Paths, Error> {
         let operand = own_mut(scratch)?;
         self.backend.import(a, operand)?;
-        self.backend.matmul_resident(operand, &self.weight, alpha, own_sink(out)?)
+        self.backend.matmul_resident(operand, &self.weight, epilogue, own_sink(out)?)
     }
 }
 
