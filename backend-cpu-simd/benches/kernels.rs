@@ -25,13 +25,13 @@ fn matmul(c: &mut Criterion) {
                 let a = quantized(&portable, format, &a, [m, k]);
                 let mut y = vec![0f32; m * n];
                 let run = |y: &mut [f32]| {
-                    backend.matmul(a.view(), &weight, 1.0, y.into()).expect("multiplies")
+                    backend.matmul(a.view(), &weight, 1.0.into(), y.into()).expect("multiplies")
                 };
                 run(&mut y);
                 let mut expected = vec![0f32; m * n];
                 let reference = portable.prepare(w.view()).expect("prepares");
                 portable
-                    .matmul(a.view(), &reference, 1.0, (&mut expected[..]).into())
+                    .matmul(a.view(), &reference, 1.0.into(), (&mut expected[..]).into())
                     .expect("multiplies");
                 let same = y.iter().zip(&expected).all(|(y, e)| y.to_bits() == e.to_bits());
                 assert!(same, "{isa} {format} {m}: a wrong answer");

@@ -404,12 +404,12 @@ fn check(
 ) {
     let n = w.shape().rows();
     let mut y = vec![0f32; a.shape().rows() * n];
-    backend.matmul(a, weight, 1.0, (&mut y[..]).into()).expect("multiplies");
+    backend.matmul(a, weight, 1.0.into(), (&mut y[..]).into()).expect("multiplies");
     let portable = CpuSimd::with_isa(Isa::Portable).expect("every CPU");
     let weight = portable.prepare(w.view()).expect("prepares");
     let mut expected = vec![0f32; n];
     let first = a.rows_range(0..1).expect("a row");
-    portable.matmul(first, &weight, 1.0, (&mut expected[..]).into()).expect("multiplies");
+    portable.matmul(first, &weight, 1.0.into(), (&mut expected[..]).into()).expect("multiplies");
     assert!(y.iter().zip(&expected).all(|(y, e)| y.to_bits() == e.to_bits()), "a wrong answer");
 }
 
@@ -432,7 +432,7 @@ impl Product<'_> {
             let weight = weights[next % weights.len()];
             next += 1;
             self.backend
-                .matmul(self.a.view(), weight, 1.0, (&mut y[..]).into())
+                .matmul(self.a.view(), weight, 1.0.into(), (&mut y[..]).into())
                 .expect("multiplies");
         };
         let seconds = self
@@ -473,7 +473,9 @@ fn quantize_row(backend: &CpuSimd, machine: &Machine, format: Format) -> Row {
     let spec = QuantSpec::usual(format);
     let mut packed = PackedMatrix::zeros(spec.shape(m, k).expect("whole groups"));
     let input = QuantizeInput::new(&x[..], m, k, &spec).expect("a whole matrix");
-    let mut run = || backend.quantize(&input, &mut packed.view_mut()).expect("quantizes");
+    let mut run = || {
+        backend.quantize(&input, &mut packed.view_mut()).expect("quantizes");
+    };
     let seconds = machine.pool.install(|| fastest(machine.clock, machine.budget, &mut run));
     let mut expected = PackedMatrix::zeros(packed.shape());
     fp4_core::reference::quantize(&input, &mut expected.view_mut()).expect("quantizes");

@@ -70,11 +70,15 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             let (a, weight) = (quantized(&x)?, cpu.prepare(quantized(&w)?)?);
             let input = QuantizeInput::new(&x[..], 128, N, &spec)?;
             let mut to = PackedMatrix::zeros(input.shape());
-            let seconds = fastest(|| cpu.quantize(&input, &mut to.view_mut()).expect("it did"));
+            let seconds = fastest(|| {
+                cpu.quantize(&input, &mut to.view_mut()).expect("it did");
+            });
             let speed = |seconds: f64| (4 * x.len()) as f64 / seconds / 1e9;
             print!("{format} {isa:12}  quantize {:6.3}", speed(seconds));
             let input = input.with_transform(Some(transform))?;
-            let seconds = fastest(|| cpu.quantize(&input, &mut to.view_mut()).expect("it did"));
+            let seconds = fastest(|| {
+                cpu.quantize(&input, &mut to.view_mut()).expect("it did");
+            });
             print!("  transform {:6.3}", speed(seconds));
             let mut dense = vec![0f32; x.len()];
             let gs = spec.global_scale();
@@ -86,7 +90,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             for m in [1, 8, 128] {
                 let (a, y) = (a.view().rows_range(0..m)?, &mut y[..m * N]);
                 let seconds = fastest(|| {
-                    cpu.matmul(a, &weight, 1.0, (&mut *y).into()).expect("it did");
+                    cpu.matmul(a, &weight, 1.0.into(), (&mut *y).into()).expect("it did");
                 });
                 print!("  M = {m} {:7.2}", (m * N * N) as f64 / seconds / 1e9);
             }

@@ -36,6 +36,7 @@
 //! | `quantize` | the quantizer and the transform in front of it, and the trait of their kernels |
 //! | `dequantize` | the dequantizer: tables by scale byte, and the trait of its look-ups |
 //! | `kernels` | a folder for each instruction set, with the same file names; each states its proof of exactness |
+//! | `counts` | what a quantization did, counted by the group |
 //! | `resident` | activations kept in the kernels' form |
 //! | `threads` | which rayon pool runs the tasks, and the check of the environment in each |
 //! | `limits` | tile sizes and bounds of each, for tests to sit on |
@@ -59,7 +60,7 @@
 //!
 //! let weight = backend.prepare(packed.view())?; // once for a weight
 //! let mut y = [0f32; 9]; // x * x^T; alpha undoes the two global scales
-//! let paths = backend.matmul(packed.view(), &weight, 1.0 / 9.0, (&mut y[..]).into())?;
+//! let paths = backend.matmul(packed.view(), &weight, (1.0 / 9.0).into(), (&mut y[..]).into())?;
 //! assert_eq!((paths.wide, y[1]), (0, y[3]));
 //! # Ok::<(), fp4_core::Error>(())
 //! ```
@@ -76,6 +77,7 @@
     allow(dead_code, unused_imports, unused_variables, reason = "no kernels plug into the tiles")
 )]
 
+mod counts;
 mod dequantize;
 mod engine;
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
@@ -94,9 +96,9 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use fp4_core::{
-    Buffer, Error, FloatSlice, FloatSliceMut, Matmul, MatmulQuery, Named, Packed, PackedMut,
-    PackedShape, PackedView, PartialsMut, Paths, PreparedWeight, QuantizeInput, QuantizeQuery,
-    Quantizer, TieMode, Transform, Unsupported, check_environment,
+    Buffer, Epilogue, Error, FloatSlice, FloatSliceMut, Matmul, MatmulQuery, Named, Packed,
+    PackedMut, PackedShape, PackedView, PartialsMut, Paths, PreparedWeight, QuantCounts,
+    QuantizeInput, QuantizeQuery, Quantizer, TieMode, Transform, Unsupported, check_environment,
 };
 
 pub use crate::isa::{Isa, ParseIsaError};
@@ -212,7 +214,7 @@ impl CpuSimd {
         input: &QuantizeInput<'_>,
         transform: Option<&Columns>,
         out: &mut PackedMut<'_>,
-    ) -> Result<(), Error> {
+    ) -> Result<QuantCounts, Error> {
         let (threads, tie) = (&self.threads, input.spec().tie());
         by_engine!(self.engine,
             kernels => if tie == TieMode::Even {
@@ -290,7 +292,11 @@ impl Quantizer for CpuSimd {
         Ok(())
     }
 
-    fn quantize(&self, input: &QuantizeInput<'_>, out: &mut PackedMut<'_>) -> Result<(), Error> {
+    fn quantize(
+        &self,
+        input: &QuantizeInput<'_>,
+        out: &mut PackedMut<'_>,
+    ) -> Result<QuantCounts, Error> {
         check_environment()?;
         input.expect_output(out.shape())?;
         let transform = input.transform().map(|t| Columns::new(t, input.x().float_type()));
@@ -301,12 +307,13 @@ impl Quantizer for CpuSimd {
 impl Matmul for CpuSimd {
     type Prepared<B: Packed> = CpuWeight<B>;
 
-    fn supports_matmul(&self, _query: &MatmulQuery) -> Result<(), Unsupported> {
-        Ok(())
+    fn supports_matmul(&self, query: &MatmulQuery) -> Result<(), Unsupported> {
+        query.expect_same_encoding()?;
+        query.expect_alpha_only()
     }
 
-    fn supports_partial(&self, _query: &MatmulQuery) -> Result<(), Unsupported> {
-        Ok(())
+    fn supports_partial(&self, query: &MatmulQuery) -> Result<(), Unsupported> {
+        query.expect_same_encoding()
     }
 
     fn prepare<B: Packed>(&self, b: B) -> Result<CpuWeight<B>, Error> {
@@ -324,10 +331,11 @@ impl Matmul for CpuSimd {
         &self,
         a: PackedView<'_>,
         b: &CpuWeight<B>,
-        alpha: f32,
+        epilogue: Epilogue<'_>,
         out: FloatSliceMut<'_>,
     ) -> Result<Paths, Error> {
         check_environment()?;
+        let alpha = epilogue.alpha_only()?;
         let threads = &self.threads;
         by_engine!(self.engine,
             kernels => matmul::matmul(kernels, threads, &self.scratch, a, b.tiled()?, alpha, out),
@@ -357,6 +365,18 @@ impl Matmul for CpuSimd {
                 matmul::sum::partial(&product, groups, out)
             }
         )
+    }
+
+    fn export_weight<B: Packed>(
+        &self,
+        b: &CpuWeight<B>,
+        out: &mut PackedMut<'_>,
+    ) -> Result<(), Error> {
+        b.shape().expect_same(&out.shape())?;
+        match &b.weight {
+            Weight::Tiled(panels) => panels.export(&self.threads, out),
+            Weight::Portable(panels) => panels.export(&self.threads, out),
+        }
     }
 }
 

@@ -8,8 +8,8 @@
 use std::fmt;
 
 use fp4_core::{
-    Buffer, Error, FloatSlice, FloatSliceMut, FloatType, Format, Packed, PackedMatrix, PackedMut,
-    PackedShape, PackedView, Paths, QuantSpec, QuantizeInput, Transform,
+    Buffer, Epilogue, Error, FloatSlice, FloatSliceMut, FloatType, Format, Packed, PackedMatrix,
+    PackedMut, PackedShape, PackedView, Paths, QuantCounts, QuantSpec, QuantizeInput, Transform,
     backend::{Resident, Sink, Source},
     check_environment,
 };
@@ -173,6 +173,7 @@ impl Resident for CpuSimd {
         spec: &QuantSpec,
         transform: Option<&CpuTransform>,
         out: &mut CpuOperand,
+        counts: Option<&mut QuantCounts>,
     ) -> Result<(), Error> {
         check_environment()?;
         let x = match x {
@@ -195,7 +196,11 @@ impl Resident for CpuSimd {
             }
         }
         out.packed.reshape(input.shape());
-        self.quantize_by(&input, transform.map(|t| &t.0), &mut out.packed.view_mut())?;
+        let to = &mut out.packed.view_mut();
+        let counted = self.quantize_by(&input, transform.map(|t| &t.0), to)?;
+        if let Some(counts) = counts {
+            *counts = counted;
+        }
         self.pack(out)
     }
 
@@ -203,7 +208,7 @@ impl Resident for CpuSimd {
         &self,
         a: &CpuOperand,
         b: &CpuWeight<B>,
-        alpha: f32,
+        epilogue: Epilogue<'_>,
         out: Sink<'_, CpuTensor>,
     ) -> Result<Paths, Error> {
         let outputs = a.packed.shape().rows().checked_mul(b.rows());
@@ -219,10 +224,11 @@ impl Resident for CpuSimd {
         by_engine!(self.engine,
             kernels => {
                 check_environment()?;
+                let alpha = epilogue.alpha_only()?;
                 let (threads, b) = (&self.threads, b.tiled()?);
                 matmul::matmul_tiles(kernels, threads, view, &a.tiles, b, alpha, out)
             },
-            portable => self.matmul(view, b, alpha, out)
+            portable => self.matmul(view, b, epilogue, out)
         )
     }
 

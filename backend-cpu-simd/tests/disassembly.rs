@@ -32,7 +32,7 @@ fn the_hot_loops_hold_the_intended_instructions() {
     let zeros = PackedMatrix::zeros(PackedShape::of(Format::NvFp4, 3, 64).unwrap());
     let backend = CpuSimd::new();
     let weight = backend.prepare(zeros.view()).unwrap();
-    backend.matmul(zeros.view(), &weight, 1.0, (&mut [0f32; 9][..]).into()).unwrap();
+    backend.matmul(zeros.view(), &weight, 1.0.into(), (&mut [0f32; 9][..]).into()).unwrap();
 
     let program = std::env::current_exe().unwrap();
     let output = Command::new("objdump").args(["-d", "--no-show-raw-insn"]).arg(program).output();

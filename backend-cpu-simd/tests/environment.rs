@@ -41,11 +41,19 @@ fn calls(change: Option<FpChange>) -> Vec<(&'static str, Result<(), Error>)> {
             ("global scale", nvfp4_global_scale(3.0).map(drop)),
             (
                 "finish",
-                fp4_core::finish(Partials::Exact(&[ExactSum::ZERO]), 1.0, (&mut y[..]).into()),
+                fp4_core::finish(
+                    Partials::Exact(&[ExactSum::ZERO]),
+                    [1, 1],
+                    1.0,
+                    (&mut y[..]).into(),
+                ),
             ),
-            ("cpu quantize", cpu.quantize(&input, &mut packed.view_mut())),
+            ("cpu quantize", cpu.quantize(&input, &mut packed.view_mut()).map(drop)),
             ("cpu dequantize", cpu.dequantize(packed.view(), 1.0, (&mut dense[..]).into())),
-            ("cpu matmul", cpu.matmul(packed.view(), &weight, 1.0, (&mut y[..]).into()).map(drop)),
+            (
+                "cpu matmul",
+                cpu.matmul(packed.view(), &weight, 1.0.into(), (&mut y[..]).into()).map(drop),
+            ),
         ]
     };
     match change {
@@ -93,8 +101,8 @@ fn threads_of_a_pool_refuse_a_changed_environment() {
         let weight = CpuSimd::new().prepare(packed.clone()).unwrap();
         let (mut out, mut y) = (packed.clone(), vec![0f32; rows * rows]);
         for result in [
-            cpu.quantize(&input, &mut out.view_mut()),
-            cpu.matmul(packed.view(), &weight, 1.0, (&mut y[..]).into()).map(drop),
+            cpu.quantize(&input, &mut out.view_mut()).map(drop),
+            cpu.matmul(packed.view(), &weight, 1.0.into(), (&mut y[..]).into()).map(drop),
         ] {
             assert_eq!(result, Err(Error::Environment(kind(change))), "{change:?}");
             refused += 1;

@@ -23,7 +23,7 @@ fn check<T: Float>(
     let (mut got, mut expected) = (vec![T::from_f32(7.0); outputs], vec![T::default(); outputs]);
     let weight = backend.prepare(b.view()).unwrap();
     assert_eq!(weight.shape(), b.shape());
-    let paths = backend.matmul(a.view(), &weight, alpha, T::wrap_mut(&mut got)).unwrap();
+    let paths = backend.matmul(a.view(), &weight, alpha.into(), T::wrap_mut(&mut got)).unwrap();
     assert_eq!(paths.narrow + paths.wide + paths.planes, outputs as u64, "{case}");
     reference::matmul(a.view(), b.view(), alpha, T::wrap_mut(&mut expected)).unwrap();
     (same_bits(&got, &expected, case), paths)
@@ -230,9 +230,9 @@ fn padding_stays_on_the_narrow_path() {
             let mut plain = vec![0f32; 90];
             let mut padded = vec![0f32; 90];
             let weight = backend.prepare(b.view()).unwrap();
-            backend.matmul(a.view(), &weight, 1.0, (&mut plain[..]).into()).unwrap();
+            backend.matmul(a.view(), &weight, 1.0.into(), (&mut plain[..]).into()).unwrap();
             let weight = backend.prepare(pb.view()).unwrap();
-            backend.matmul(pa.view(), &weight, 1.0, (&mut padded[..]).into()).unwrap();
+            backend.matmul(pa.view(), &weight, 1.0.into(), (&mut padded[..]).into()).unwrap();
             compared += count + same_bits(&padded, &plain, "padding changes nothing");
         }
         println!("compared {compared} outputs");
@@ -260,7 +260,7 @@ fn a_nan_scale_makes_its_row_or_column_nan_and_no_other() {
             let (a, b) = (with_nan(&a, 4), with_nan(&b, 9));
             let mut y = [f16::ZERO; 6 * 13];
             let weight = backend.prepare(b.view()).unwrap();
-            backend.matmul(a.view(), &weight, 2.0, (&mut y[..]).into()).unwrap();
+            backend.matmul(a.view(), &weight, 2.0.into(), (&mut y[..]).into()).unwrap();
             for (i, y) in y.iter().enumerate() {
                 assert_eq!(y.to_bits() == 0x7E00, i / 13 == 4 || i % 13 == 9, "output {i}");
                 checked += 1;
@@ -284,7 +284,8 @@ fn operands_that_do_not_fit_are_the_references_errors() {
         ] {
             let mut y = [5f32; 6];
             let weight = backend.prepare(b.view()).unwrap();
-            let got = backend.matmul(a.view(), &weight, 1.0, (&mut y[..]).into()).unwrap_err();
+            let got =
+                backend.matmul(a.view(), &weight, 1.0.into(), (&mut y[..]).into()).unwrap_err();
             let expected = reference::matmul(a.view(), b.view(), 1.0, (&mut y[..]).into());
             assert_eq!(Err(got), expected);
             assert_eq!(y, [5.0; 6]);

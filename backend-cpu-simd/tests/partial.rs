@@ -54,10 +54,11 @@ fn sums_of_parts_equal_the_references_and_finish_to_the_product() {
                         }
                         compared += exact.len();
                     }
-                    finish(Partials::Exact(&exact), -0.7, (&mut got[..]).into()).unwrap();
+                    finish(Partials::Exact(&exact), [m, n], -0.7, (&mut got[..]).into()).unwrap();
                     compared += same_bits(&got, &expected, &case);
                     if format == Format::NvFp4 {
-                        finish(Partials::Fixed(&fixed), -0.7, (&mut got[..]).into()).unwrap();
+                        finish(Partials::Fixed(&fixed), [m, n], -0.7, (&mut got[..]).into())
+                            .unwrap();
                         compared += same_bits(&got, &expected, &case);
                     }
                 }

@@ -19,7 +19,7 @@ fn check(on: &CpuSimd, a: &PackedMatrix, b: &PackedMatrix, case: &str) -> (usize
     let outputs = a.shape().rows() * b.shape().rows();
     let (mut got, mut expected) = (vec![0f32; outputs], vec![0f32; outputs]);
     let weight = on.prepare(b.view()).unwrap();
-    let paths = on.matmul(a.view(), &weight, 1.0, (&mut got[..]).into()).unwrap();
+    let paths = on.matmul(a.view(), &weight, 1.0.into(), (&mut got[..]).into()).unwrap();
     reference::matmul(a.view(), b.view(), 1.0, (&mut expected[..]).into()).unwrap();
     (same_bits(&got, &expected, case), paths)
 }
@@ -166,7 +166,7 @@ fn another_instruction_sets_weight_is_refused_or_right() {
             for to in Isa::available() {
                 let (mut y, mut expected) = ([0f32; 9], [0f32; 9]);
                 let on = CpuSimd::with_isa(to).unwrap();
-                match on.matmul(a.view(), &weight, 1.0, (&mut y[..]).into()) {
+                match on.matmul(a.view(), &weight, 1.0.into(), (&mut y[..]).into()) {
                     Ok(_) => {
                         let out = (&mut expected[..]).into();
                         reference::matmul(a.view(), a.view(), 1.0, out).unwrap();

@@ -74,21 +74,21 @@ fn the_fused_way_has_the_bits_of_the_two_steps() {
                     let t = t.map(|t| on.load_transform(&t, FloatType::F32).unwrap());
                     on.upload((&x[..]).into(), &mut tensor).unwrap();
                     let x = Source::Resident(&tensor);
-                    on.quantize_resident(x, [m, k], &spec, t.as_ref(), &mut operand).unwrap();
+                    on.quantize_resident(x, [m, k], &spec, t.as_ref(), &mut operand, None).unwrap();
                     assert_eq!(operand.packed(), packed.view());
                     let mut y = vec![0f32; m * n];
                     let out = Sink::Host((&mut y[..]).into());
-                    on.matmul_resident(&operand, &prepared, 0.3, out).unwrap();
+                    on.matmul_resident(&operand, &prepared, 0.3.into(), out).unwrap();
                     compared += same_bits(&y, &expected, "to the host");
                     let mut out = on.empty_tensor().unwrap();
                     let sink = Sink::Resident(&mut out, FloatType::F32);
-                    on.matmul_resident(&operand, &prepared, 0.3, sink).unwrap();
+                    on.matmul_resident(&operand, &prepared, 0.3.into(), sink).unwrap();
                     on.download(&out, (&mut y[..]).into()).unwrap();
                     compared += same_bits(&y, &expected, "to a tensor");
                     let mut imported = on.empty_operand().unwrap();
                     on.import(packed.view(), &mut imported).unwrap();
                     let sink = Sink::Resident(&mut out, FloatType::F32);
-                    on.matmul_resident(&imported, &prepared, 0.3, sink).unwrap();
+                    on.matmul_resident(&imported, &prepared, 0.3.into(), sink).unwrap();
                     on.download(&out, (&mut y[..]).into()).unwrap();
                     compared += same_bits(&y, &expected, "imported");
                     let mut exported = PackedMatrix::zeros(packed.shape());
@@ -124,11 +124,12 @@ fn decoding_allocates_nothing_in_the_steady_state() {
                 let mut packed = PackedMatrix::zeros(spec.shape(m, 512).unwrap());
                 let mut step = || {
                     let source = Source::Host((&x[..]).into());
-                    on.quantize_resident(source, [m, 512], &spec, None, &mut operand).unwrap();
+                    on.quantize_resident(source, [m, 512], &spec, None, &mut operand, None)
+                        .unwrap();
                     let out = Sink::Host((&mut y[..]).into());
-                    on.matmul_resident(&operand, &prepared, 1.0, out).unwrap();
+                    on.matmul_resident(&operand, &prepared, 1.0.into(), out).unwrap();
                     on.export(&operand, &mut packed.view_mut()).unwrap();
-                    on.matmul(packed.view(), &prepared, 1.0, (&mut y[..]).into()).unwrap();
+                    on.matmul(packed.view(), &prepared, 1.0.into(), (&mut y[..]).into()).unwrap();
                 };
                 step();
                 let before = COUNT.with(Cell::get);
@@ -151,23 +152,25 @@ fn operands_of_another_backend_are_refused_and_wrong_transforms_are_errors() {
         let mut operand = CpuSimd::with_isa(from).unwrap().empty_operand().unwrap();
         let source = Source::Host((&x[..]).into());
         let made = CpuSimd::with_isa(from).unwrap();
-        made.quantize_resident(source, [1, 64], &spec, None, &mut operand).unwrap();
+        made.quantize_resident(source, [1, 64], &spec, None, &mut operand, None).unwrap();
         for to in Isa::available().filter(|&to| to != from && to != Isa::Portable) {
             let on = CpuSimd::with_isa(to).unwrap();
             let (prepared, mut y) = (on.prepare(w.view()).unwrap(), [0f32; 4]);
             let out = Sink::Host((&mut y[..]).into());
-            let got = on.matmul_resident(&operand, &prepared, 1.0, out);
+            let got = on.matmul_resident(&operand, &prepared, 1.0.into(), out);
             assert_eq!(got, Err(Error::ForeignOperand), "{from} to {to}");
         }
         let mut h = vec![0f32; 128 * 128];
         hadamard(128, &mut h).unwrap();
         let t = made.load_transform(&Transform::shared(&h[..], 128).unwrap(), FloatType::F32);
         let source = Source::Host((&x[..]).into());
-        let got = made.quantize_resident(source, [1, 64], &spec, t.ok().as_ref(), &mut operand);
+        let got =
+            made.quantize_resident(source, [1, 64], &spec, t.ok().as_ref(), &mut operand, None);
         assert_eq!(got, Err(Error::TransformShape { k: 64, block: 128, blocks: None }));
         let t = made.load_transform(&Transform::shared(&h[..32 * 32], 32).unwrap(), FloatType::F16);
         let source = Source::Host((&x[..]).into());
-        let got = made.quantize_resident(source, [1, 64], &spec, t.ok().as_ref(), &mut operand);
+        let got =
+            made.quantize_resident(source, [1, 64], &spec, t.ok().as_ref(), &mut operand, None);
         assert!(matches!(got, Err(Error::Float { .. })));
     }
 }

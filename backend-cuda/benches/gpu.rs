@@ -146,7 +146,7 @@ impl Bench {
         let spec = QuantSpec::usual(format);
         let mut operand = self.cuda.empty_operand()?;
         let source = Source::Resident(&tensor);
-        self.cuda.quantize_resident(source, [rows, k], &spec, None, &mut operand)?;
+        self.cuda.quantize_resident(source, [rows, k], &spec, None, &mut operand, None)?;
         Ok(operand)
     }
 
@@ -187,16 +187,16 @@ impl Bench {
         let mut y = cuda.empty_tensor()?;
         let float = FloatType::Bf16;
         let before = cuda.paths()?;
-        cuda.matmul_resident(&a, &prepared[0], 1.0, Sink::Resident(&mut y, float))?;
+        cuda.matmul_resident(&a, &prepared[0], 1.0.into(), Sink::Resident(&mut y, float))?;
         let paths = cuda.paths()?;
         let checked = self.check(&a, weight.view(), &y, [m, n])?;
         let expected = self.downloaded(&y, m * n)?;
         let spec = QuantSpec::usual(format);
         let recorded = Recorded::new(&cuda, self.small, copies, |i| {
             if let Some(x) = &x {
-                cuda.quantize_resident(Source::Resident(x), [m, k], &spec, None, &mut a)?;
+                cuda.quantize_resident(Source::Resident(x), [m, k], &spec, None, &mut a, None)?;
             }
-            cuda.matmul_resident(&a, &prepared[i], 1.0, Sink::Resident(&mut y, float))?;
+            cuda.matmul_resident(&a, &prepared[i], 1.0.into(), Sink::Resident(&mut y, float))?;
             Ok(())
         })?;
         cuda.upload(FloatSlice::from(&vec![bf16::NAN; m * n][..]), &mut y)?;
@@ -247,7 +247,7 @@ impl Bench {
             for row in [0, m / 2, m - 1] {
                 let mut expected = vec![bf16::ZERO; span];
                 let a = a.view().rows_range(row..row + 1)?;
-                Reference.matmul(a, &part, 1.0, FloatSliceMut::from(&mut expected[..]))?;
+                Reference.matmul(a, &part, 1.0.into(), FloatSliceMut::from(&mut expected[..]))?;
                 for (j, want) in expected.iter().enumerate() {
                     let got = out[row * n + first + j];
                     ensure!(
@@ -291,7 +291,7 @@ impl Bench {
         });
         let recorded = Recorded::new(&cuda, self.small, 1, |_| {
             let source = Source::Resident(&tensor);
-            cuda.quantize_resident(source, [m, k], &spec, Some(&loaded), &mut out)?;
+            cuda.quantize_resident(source, [m, k], &spec, Some(&loaded), &mut out, None)?;
             Ok(())
         })?;
         let packed = self.exported(&out)?;

@@ -9,11 +9,12 @@ use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use fp4_core::{
-    Buffer as What, Error, FloatSliceMut, Matmul, MatmulQuery, Named, Packed, PackedMut,
-    PackedView, PartialsMut, Paths, PreparedWeight, QuantizeInput, QuantizeQuery, Quantizer,
-    Unsupported, check_environment,
+    Buffer as What, Epilogue, Error, FloatSliceMut, Matmul, MatmulQuery, Named, Packed, PackedMut,
+    PackedView, PartialsMut, Paths, PreparedWeight, QuantCounts, QuantizeInput, QuantizeQuery,
+    Quantizer, Unsupported, backend::Resident, check_environment,
 };
 
+use crate::counts;
 use crate::device::buffer::Buffer;
 use crate::device::driver::{self, Device};
 use crate::device::gpu::Gpu;
@@ -214,12 +215,16 @@ impl Quantizer for Cuda {
         expect_int(&[query.rows, query.k])
     }
 
-    fn quantize(&self, input: &QuantizeInput<'_>, out: &mut PackedMut<'_>) -> Result<(), Error> {
+    fn quantize(
+        &self,
+        input: &QuantizeInput<'_>,
+        out: &mut PackedMut<'_>,
+    ) -> Result<QuantCounts, Error> {
         check_environment()?;
         input.expect_output(out.shape())?;
         self.supports_quantize(&input.query())?;
         if out.shape().codes_len() == 0 {
-            return Ok(());
+            return Ok(QuantCounts::default());
         }
         let _operation = self.gpu.enter()?;
         let float_type = input.x().float_type();
@@ -239,7 +244,8 @@ impl Quantizer for Cuda {
             quantize::quantize(x, input.shape(), input.spec(), transform, address, operand)?;
             operand.export(spare, out)?;
             self.gpu.synchronize()
-        })
+        })?;
+        counts::of_input(input)
     }
 }
 
@@ -247,11 +253,13 @@ impl Matmul for Cuda {
     type Prepared<B: Packed> = CudaWeight<B>;
 
     fn supports_matmul(&self, query: &MatmulQuery) -> Result<(), Unsupported> {
-        expect_int(&[query.m, query.n, query.k])
+        query.expect_alpha_only()?;
+        self.supports_partial(query)
     }
 
     fn supports_partial(&self, query: &MatmulQuery) -> Result<(), Unsupported> {
-        self.supports_matmul(query)
+        query.expect_same_encoding()?;
+        expect_int(&[query.m, query.n, query.k])
     }
 
     fn prepare<B: Packed>(&self, b: B) -> Result<CudaWeight<B>, Error> {
@@ -275,10 +283,11 @@ impl Matmul for Cuda {
         &self,
         a: PackedView<'_>,
         b: &CudaWeight<B>,
-        alpha: f32,
+        epilogue: Epilogue<'_>,
         out: FloatSliceMut<'_>,
     ) -> Result<Paths, Error> {
         check_environment()?;
+        let alpha = epilogue.alpha_only()?;
         self.own(&b.operand.gpu)?;
         a.shape().expect_product(&b.shape())?;
         expect_int(&[a.shape().rows()])?;
@@ -307,5 +316,13 @@ impl Matmul for Cuda {
             operand.import(a, false)?;
             matmul::partial(&self.gpu, operand, &b.operand, groups, out, sums)
         })
+    }
+
+    fn export_weight<B: Packed>(
+        &self,
+        b: &CudaWeight<B>,
+        out: &mut PackedMut<'_>,
+    ) -> Result<(), Error> {
+        self.export(&b.operand, out)
     }
 }

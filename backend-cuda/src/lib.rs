@@ -45,6 +45,7 @@
 mod backend;
 mod build;
 mod convert;
+mod counts;
 mod device;
 mod graph;
 mod operand;

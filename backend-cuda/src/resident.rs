@@ -7,13 +7,14 @@
 //! can be captured in a CUDA graph, once it has run.
 
 use fp4_core::{
-    Buffer as What, Error, FloatSlice, FloatSliceMut, FloatType, Packed, PackedMut, PackedView,
-    Paths, QuantSpec, QuantizeQuery, Quantizer, Transform,
+    Buffer as What, Epilogue, Error, FloatSlice, FloatSliceMut, FloatType, Packed, PackedMut,
+    PackedView, Paths, QuantCounts, QuantSpec, QuantizeQuery, Quantizer, Transform,
     backend::{Resident, Sink, Source},
     check_environment,
 };
 
 use crate::backend::{Cuda, Staging};
+use crate::counts;
 use crate::operand::packed::{CudaOperand, CudaWeight};
 use crate::operand::tensor::{CudaTensor, CudaTransform, host_bytes};
 use crate::ops::{matmul, quantize};
@@ -65,6 +66,7 @@ impl Resident for Cuda {
         spec: &QuantSpec,
         transform: Option<&CudaTransform>,
         out: &mut CudaOperand,
+        counts: Option<&mut QuantCounts>,
     ) -> Result<(), Error> {
         check_environment()?;
         self.own(&out.gpu)?;
@@ -93,16 +95,14 @@ impl Resident for Cuda {
                 return Err(Error::Float { what: What::Input, expected, got });
             }
         }
-        self.supports_quantize(&QuantizeQuery {
-            rows,
-            k,
-            scale_type: spec.scale_type(),
-            group: spec.group(),
-            tie: spec.tie(),
-            input: float_type,
-            transform: transform.map(|t| t.shape),
-            given_scales: false,
-        })?;
+        let query = QuantizeQuery::new(shape, spec, float_type);
+        self.supports_quantize(&query.with_transform(transform.map(|t| t.shape)))?;
+        if let Some(counts) = counts {
+            *counts = match &x {
+                Source::Host(x) => counts::of_values(*x, [rows, k], spec, transform)?,
+                Source::Resident(x) => counts::of_tensor(x, [rows, k], spec, transform)?,
+            };
+        }
         let from_host = matches!(x, Source::Host(_));
         let x = match x {
             Source::Host(x) => {
@@ -128,10 +128,11 @@ impl Resident for Cuda {
         &self,
         a: &CudaOperand,
         b: &CudaWeight<B>,
-        alpha: f32,
+        epilogue: Epilogue<'_>,
         out: Sink<'_, CudaTensor>,
     ) -> Result<Paths, Error> {
         check_environment()?;
+        let alpha = epilogue.alpha_only()?;
         self.own(&a.gpu)?;
         self.own(&b.operand.gpu)?;
         let _operation = self.gpu.enter()?;

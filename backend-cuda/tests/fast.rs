@@ -119,7 +119,7 @@ fn check(
     let cuda = cuda.clone().with_matmul_kernel(kernel);
     let weight = cuda.prepare(b.view()).unwrap();
     assert_eq!(weight.shape(), b.shape());
-    let paths = cuda.matmul(a.view(), &weight, 0.75, (&mut got[..]).into()).unwrap();
+    let paths = cuda.matmul(a.view(), &weight, 0.75.into(), (&mut got[..]).into()).unwrap();
     reference::matmul(a.view(), b.view(), 0.75, (&mut expected[..]).into()).unwrap();
     let n = b.shape().rows();
     let wrong: Vec<_> =
@@ -230,11 +230,11 @@ fn half_precision_outputs_round_once_more() {
             let cuda = cuda.clone().with_matmul_kernel(kernel);
             let weight = cuda.prepare(b.view()).unwrap();
             let (mut got, mut expected) = (vec![f16::ZERO; 7 * 131], vec![f16::ONE; 7 * 131]);
-            cuda.matmul(a.view(), &weight, 0.3, (&mut got[..]).into()).unwrap();
+            cuda.matmul(a.view(), &weight, 0.3.into(), (&mut got[..]).into()).unwrap();
             reference::matmul(a.view(), b.view(), 0.3, (&mut expected[..]).into()).unwrap();
             assert!(got.iter().zip(&expected).all(|(g, e)| g.to_bits() == e.to_bits()));
             let (mut got, mut expected) = (vec![bf16::ZERO; 7 * 131], vec![bf16::ONE; 7 * 131]);
-            cuda.matmul(a.view(), &weight, 0.3, (&mut got[..]).into()).unwrap();
+            cuda.matmul(a.view(), &weight, 0.3.into(), (&mut got[..]).into()).unwrap();
             reference::matmul(a.view(), b.view(), 0.3, (&mut expected[..]).into()).unwrap();
             assert!(got.iter().zip(&expected).all(|(g, e)| g.to_bits() == e.to_bits()));
         }

@@ -61,8 +61,8 @@ impl Layer {
     fn forward(&mut self) -> Result<(), Error> {
         let (from, to) = (Source::Resident(&self.x), Sink::Resident(&mut self.y, FloatType::F32));
         let t = Some(&self.transform);
-        self.cuda.quantize_resident(from, [self.m, K], &self.spec, t, &mut self.a)?;
-        self.cuda.matmul_resident(&self.a, &self.weight, 0.3, to)?;
+        self.cuda.quantize_resident(from, [self.m, K], &self.spec, t, &mut self.a, None)?;
+        self.cuda.matmul_resident(&self.a, &self.weight, 0.3.into(), to)?;
         Ok(())
     }
 
@@ -219,7 +219,8 @@ fn another_thread_is_refused_while_one_captures_and_nothing_of_it_is_recorded() 
             scope.spawn(move || {
                 let (mut y, mut host) = ([0f32; 2 * N], [0f32; 64]);
                 let a = PackedMatrix::zeros(shape);
-                let product = cuda.matmul(a.view(), weight, 1.0, (&mut y[..]).into()).map(drop);
+                let product =
+                    cuda.matmul(a.view(), weight, 1.0.into(), (&mut y[..]).into()).map(drop);
                 refused(product, "matmul");
                 refused(cuda.upload((&theirs[..]).into(), z), "upload");
                 refused(cuda.download(z, (&mut host[..]).into()), "download");
@@ -271,7 +272,7 @@ fn products_of_one_thread_are_whole_while_another_captures_and_replays() {
         });
         while !captures.is_finished() || ran == 0 {
             let mut y = vec![7f32; 3 * N];
-            match cuda.matmul(a.view(), &weight, 1.0, (&mut y[..]).into()) {
+            match cuda.matmul(a.view(), &weight, 1.0.into(), (&mut y[..]).into()) {
                 Ok(_) => {
                     same_bits(&y, &theirs, &format!("product {ran}"));
                     ran += 1;
@@ -317,13 +318,13 @@ fn an_operand_of_another_shape_leaves_the_graph_its_memory() {
         let weight = cuda.prepare(b.view()).unwrap();
         let other = |a: &mut CudaOperand| {
             let from = Source::Host((&x[..]).into());
-            cuda.quantize_resident(from, [rows, k], &layer.spec, None, a)
+            cuda.quantize_resident(from, [rows, k], &layer.spec, None, a, None)
         };
         // Not while one captures.
         let refused = cuda.capture(|| {
             let from = Source::Resident(&layer.x);
             let shape = [layer.m / 2, 2 * K];
-            cuda.quantize_resident(from, shape, &layer.spec, None, &mut layer.a)
+            cuda.quantize_resident(from, shape, &layer.spec, None, &mut layer.a, None)
         });
         assert!(matches!(refused, Err(Error::Unsupported(_))), "{refused:?}");
         assert_eq!(layer.a.shape().rows(), layer.m);
@@ -332,7 +333,7 @@ fn an_operand_of_another_shape_leaves_the_graph_its_memory() {
         graph.replay().unwrap();
         let (mut y, mut expected) = (vec![0f32; rows * N], vec![0f32; rows * N]);
         let sink = Sink::Host((&mut y[..]).into());
-        cuda.matmul_resident(&layer.a, &weight, 1.0, sink).unwrap();
+        cuda.matmul_resident(&layer.a, &weight, 1.0.into(), sink).unwrap();
         let input = QuantizeInput::new(&x[..], rows, k, &layer.spec).unwrap();
         let mut a = PackedMatrix::zeros(input.shape());
         reference::quantize(&input, &mut a.view_mut()).unwrap();

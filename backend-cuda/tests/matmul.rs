@@ -38,7 +38,7 @@ fn check<T: Float>(
     let outputs = a.shape().rows() * b.shape().rows();
     let (mut got, mut expected) = (vec![T::from_f32(7.0); outputs], vec![T::default(); outputs]);
     let weight = cuda.prepare(b.view()).unwrap();
-    let paths = cuda.matmul(a.view(), &weight, alpha, T::wrap_mut(&mut got)).unwrap();
+    let paths = cuda.matmul(a.view(), &weight, alpha.into(), T::wrap_mut(&mut got)).unwrap();
     reference::matmul(a.view(), b.view(), alpha, T::wrap_mut(&mut expected)).unwrap();
     same_bits(&got, &expected, case);
     assert_eq!(paths.narrow + paths.planes + paths.wide, outputs as u64, "{case}");
@@ -271,7 +271,7 @@ fn the_final_rounding_is_one_rounding() {
             let b = PackedMatrix::new(shape, codes(2), vec![127, 127, far_b]).unwrap();
             let weight = cuda.prepare(b.view()).unwrap();
             let mut y = [0f32];
-            cuda.matmul(a.view(), &weight, 1.0, (&mut y[..]).into()).unwrap();
+            cuda.matmul(a.view(), &weight, 1.0.into(), (&mut y[..]).into()).unwrap();
             assert_eq!(y[0], 16_777_218.0, "{kernel:?} {far_a} {far_b}");
         }
     });
@@ -348,12 +348,12 @@ fn a_layer_on_the_device_has_the_bits_of_the_reference() {
             let t = cuda.load_transform(&t, FloatType::F32).unwrap();
             cuda.upload((&x[..]).into(), &mut tensor).unwrap();
             let from = Source::Resident(&tensor);
-            cuda.quantize_resident(from, [m, k], &spec, Some(&t), &mut operand_a).unwrap();
+            cuda.quantize_resident(from, [m, k], &spec, Some(&t), &mut operand_a, None).unwrap();
             let mut exported = PackedMatrix::zeros(input.shape());
             cuda.export(&operand_a, &mut exported.view_mut()).unwrap();
             assert_eq!(exported.view(), packed.view());
             let sink = Sink::Resident(&mut y, FloatType::F32);
-            cuda.matmul_resident(&operand_a, &weight, 0.3, sink).unwrap();
+            cuda.matmul_resident(&operand_a, &weight, 0.3.into(), sink).unwrap();
             let mut got = vec![1f32; m * n];
             cuda.download(&y, (&mut got[..]).into()).unwrap();
             outputs += same_bits(&got, &expected, &format!("{format} {m}x{n}x{k}"));
@@ -369,9 +369,9 @@ fn operands_of_another_opening_are_refused() {
     let b = operand(&mut Rng(9), Format::NvFp4, 2, 16, |_| 0x38);
     let weight = other.prepare(b.view()).unwrap();
     let mut y = [0f32; 4];
-    let refused = one.matmul(b.view(), &weight, 1.0, (&mut y[..]).into());
+    let refused = one.matmul(b.view(), &weight, 1.0.into(), (&mut y[..]).into());
     assert_eq!(refused, Err(Error::ForeignOperand));
     // The clones of one backend share its memory.
-    let paths = other.clone().matmul(b.view(), &weight, 1.0, (&mut y[..]).into());
+    let paths = other.clone().matmul(b.view(), &weight, 1.0.into(), (&mut y[..]).into());
     assert!(paths.is_ok());
 }

@@ -41,12 +41,12 @@ fn work(cuda: &Cuda) -> Result<(), Error> {
         assert_eq!(got.view(), expected.view());
         let weight = cuda.prepare(b.view())?;
         let mut z = vec![0f32; m * n];
-        cuda.matmul(got.view(), &weight, 0.3, (&mut z[..]).into())?;
+        cuda.matmul(got.view(), &weight, 0.3.into(), (&mut z[..]).into())?;
         same_bits(&z, &y, "matmul");
         for kernel in [MatmulKernel::Naive, MatmulKernel::Mma, MatmulKernel::Decode { ranges: 2 }] {
             z.fill(7.0);
             let cuda = cuda.clone().with_matmul_kernel(kernel);
-            cuda.matmul(got.view(), &weight, 0.3, (&mut z[..]).into())?;
+            cuda.matmul(got.view(), &weight, 0.3.into(), (&mut z[..]).into())?;
             same_bits(&z, &y, &format!("{kernel:?}"));
         }
     }
@@ -112,11 +112,11 @@ fn forward(cuda: &Cuda, format: Format, m: usize) -> Result<bool, Error> {
     reference::matmul(packed.view(), b.view(), 0.3, (&mut expected[..]).into())?;
     let weight = cuda.prepare(b.view())?;
     let mut a = cuda.empty_operand()?;
-    cuda.quantize_resident(Source::Host((&x[..]).into()), [m, k], &spec, None, &mut a)?;
-    cuda.matmul_resident(&a, &weight, 0.3, Sink::Host((&mut y[..]).into()))?;
+    cuda.quantize_resident(Source::Host((&x[..]).into()), [m, k], &spec, None, &mut a, None)?;
+    cuda.matmul_resident(&a, &weight, 0.3.into(), Sink::Host((&mut y[..]).into()))?;
     same_bits(&y, &expected, "resident");
     y.fill(7.0);
-    cuda.matmul(packed.view(), &weight, 0.3, (&mut y[..]).into())?;
+    cuda.matmul(packed.view(), &weight, 0.3.into(), (&mut y[..]).into())?;
     same_bits(&y, &expected, "from the host");
     Ok(cuda.tiles_left()?.1 > 0)
 }
@@ -162,7 +162,7 @@ fn child_splits_k_if_it_can() {
     let multiply = |y: &mut Vec<f32>| -> Result<(), Error> {
         let cuda = Cuda::open(0)?.with_matmul_kernel(MatmulKernel::Decode { ranges: 4 });
         let weight = cuda.prepare(b.view())?;
-        cuda.matmul(a.view(), &weight, 0.3, (&mut y[..]).into())?;
+        cuda.matmul(a.view(), &weight, 0.3.into(), (&mut y[..]).into())?;
         Ok(())
     };
     match multiply(&mut y) {
@@ -196,7 +196,7 @@ fn child_loads_kernels_that_could_not_be_loaded_before() {
     assert!(full, "{refused:?}");
     let weight = cuda.prepare(b.view()).unwrap();
     let (mut y, mut expected) = (vec![0f32; 9], vec![1f32; 9]);
-    cuda.matmul(b.view(), &weight, 1.0, (&mut y[..]).into()).unwrap();
+    cuda.matmul(b.view(), &weight, 1.0.into(), (&mut y[..]).into()).unwrap();
     reference::matmul(b.view(), b.view(), 1.0, (&mut expected[..]).into()).unwrap();
     same_bits(&y, &expected, "after the failure");
 }

@@ -41,12 +41,13 @@ impl Matmul for Toy {
         &self,
         a: PackedView<'_>,
         b: &ToyWeight<B>,
-        alpha: f32,
+        epilogue: Epilogue<'_>,
         out: FloatSliceMut<'_>,
     ) -> Result<Paths, Error> {
         check_environment()?;
         let (b, wide) = (b.0.view(), out.len() as u64);
         a.shape().expect_product(&b.shape())?;
+        epilogue.expect(a.shape().rows(), b.shape().rows())?;
         let (n, ty, bytes) =
             (b.shape().rows(), a.shape().scale_type(), a.shape().group().get() / 2);
         with_floats!(FloatSliceMut, out, out => for (index, y) in out.iter_mut().enumerate() {
@@ -61,9 +62,17 @@ impl Matmul for Toy {
                 let significand = group_dot(ca, cb) * i64::from(sa.significand * sb.significand);
                 sum.add_scaled(significand, sa.exponent + sb.exponent - 2)?;
             }
-            *y = finish_one(sum.to_f32(), alpha);
+            *y = epilogue.apply(sum.to_f32(), i, j);
         });
         Ok(Paths { wide, ..Paths::default() })
+    }
+
+    fn export_weight<B: Packed>(
+        &self,
+        b: &ToyWeight<B>,
+        out: &mut PackedMut<'_>,
+    ) -> Result<(), Error> {
+        out.copy_from(b.0.view())
     }
 }
 

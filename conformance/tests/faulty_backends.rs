@@ -9,8 +9,9 @@ use fp4_conformance::vectors::{Error, VectorFile, check_dir, check_file};
 use fp4_core::backend::erased::Backend;
 use fp4_core::reference::{Reference, ReferenceWeight};
 use fp4_core::{
-    FloatSliceMut, FloatType, Matmul, MatmulQuery, Named, Packed, PackedMut, PackedView, Partials,
-    PartialsMut, Paths, QuantizeInput, QuantizeQuery, Quantizer, TieMode, Unsupported,
+    Epilogue, FloatSliceMut, FloatType, Matmul, MatmulQuery, Named, Packed, PackedMut, PackedView,
+    Partials, PartialsMut, Paths, PreparedWeight, QuantCounts, QuantizeInput, QuantizeQuery,
+    Quantizer, TieMode, Unsupported,
 };
 use support::{Scratch, reference, vectors};
 
@@ -51,7 +52,7 @@ impl Quantizer for Fault {
         &self,
         input: &QuantizeInput<'_>,
         out: &mut PackedMut<'_>,
-    ) -> Result<(), fp4_core::Error> {
+    ) -> Result<QuantCounts, fp4_core::Error> {
         let before = out.as_view().codes().last().copied();
         let zero = input.spec().with_tie(TieMode::Zero);
         let mut changed =
@@ -60,7 +61,8 @@ impl Quantizer for Fault {
         if let Some(scales) = input.scales() {
             changed = changed.with_scales(scales)?;
         }
-        Reference.quantize(if *self == Fault::TiesToZero { &changed } else { input }, out)?;
+        let counts =
+            Reference.quantize(if *self == Fault::TiesToZero { &changed } else { input }, out)?;
         let (codes, scales) = out.buffers();
         match self {
             Fault::LastByteUnwritten => {
@@ -73,7 +75,7 @@ impl Quantizer for Fault {
             }
             _ => {}
         }
-        Ok(())
+        Ok(counts)
     }
 }
 
@@ -99,11 +101,11 @@ impl Matmul for Fault {
         &self,
         a: PackedView<'_>,
         b: &Self::Prepared<B>,
-        alpha: f32,
+        epilogue: Epilogue<'_>,
         mut out: FloatSliceMut<'_>,
     ) -> Result<Paths, fp4_core::Error> {
         let before = out.as_ref().get_f32(out.len() - 1);
-        let paths = Reference.matmul(a, b, alpha, out.reborrow())?;
+        let paths = Reference.matmul(a, b, epilogue, out.reborrow())?;
         let FloatSliceMut::F32(out) = out else { return Ok(paths) };
         match self {
             Fault::AddsRoundedHalves => {
@@ -112,12 +114,18 @@ impl Matmul for Fault {
                     let mut sums = vec![fp4_core::ExactSum::ZERO; out.len()];
                     Reference.partial(a, b, range, PartialsMut::Exact(&mut sums))?;
                     let mut rounded = vec![0f32; out.len()];
-                    fp4_core::finish(Partials::Exact(&sums), 1.0, rounded.as_mut_slice().into())?;
+                    let shape = [a.shape().rows(), b.shape().rows()];
+                    fp4_core::finish(
+                        Partials::Exact(&sums),
+                        shape,
+                        1.0,
+                        rounded.as_mut_slice().into(),
+                    )?;
                     Ok::<_, fp4_core::Error>(rounded)
                 };
                 let (low, high) = (half(0..groups / 2)?, half(groups / 2..groups)?);
                 for ((out, low), high) in out.iter_mut().zip(low).zip(high) {
-                    *out = fp4_core::finish_one(low + high, alpha);
+                    *out = fp4_core::finish_one(low + high, epilogue.alpha, None);
                 }
             }
             Fault::NanPayload => {
@@ -131,6 +139,14 @@ impl Matmul for Fault {
             _ => {}
         }
         Ok(paths)
+    }
+
+    fn export_weight<B: Packed>(
+        &self,
+        b: &Self::Prepared<B>,
+        out: &mut PackedMut<'_>,
+    ) -> Result<(), fp4_core::Error> {
+        Reference.export_weight(b, out)
     }
 
     fn partial<B: Packed>(

@@ -50,7 +50,7 @@ impl Product {
 fn multiply(backend: &Backend, a: PackedView<'_>, b: &PackedMatrix) -> Vec<u32> {
     let weight = backend.matmul().unwrap().clone().prepare_dyn(b.clone().into()).unwrap();
     let mut y = vec![f32::from_bits(0xA5A5_A5A5); a.shape().rows() * b.shape().rows()];
-    weight.matmul(a, 0.3, y.as_mut_slice().into()).unwrap();
+    weight.matmul(a, 0.3.into(), y.as_mut_slice().into()).unwrap();
     y.iter().map(|y| y.to_bits()).collect()
 }
 

@@ -8,7 +8,9 @@ use fp4_conformance::suite::run_report::Subject;
 use fp4_conformance::suite::{Profile, Registered, Suite};
 use fp4_core::backend::erased::Backend;
 use fp4_core::reference::Reference;
-use fp4_core::{Error, Named, PackedMut, QuantizeInput, QuantizeQuery, Quantizer, Unsupported};
+use fp4_core::{
+    Error, Named, PackedMut, QuantCounts, QuantizeInput, QuantizeQuery, Quantizer, Unsupported,
+};
 
 /// The reference quantizer with one code flipped, and no transforms.
 struct Flipped;
@@ -24,13 +26,17 @@ impl Quantizer for Flipped {
         if query.transform.is_some() { Err(Unsupported::Transform) } else { Ok(()) }
     }
 
-    fn quantize(&self, input: &QuantizeInput<'_>, out: &mut PackedMut<'_>) -> Result<(), Error> {
+    fn quantize(
+        &self,
+        input: &QuantizeInput<'_>,
+        out: &mut PackedMut<'_>,
+    ) -> Result<QuantCounts, Error> {
         self.supports_quantize(&input.query())?;
-        Reference.quantize(input, out)?;
+        let counts = Reference.quantize(input, out)?;
         if let Some(byte) = out.buffers().0.get_mut(9) {
             *byte ^= 0x10;
         }
-        Ok(())
+        Ok(counts)
     }
 }
 

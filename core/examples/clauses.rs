@@ -141,7 +141,7 @@ fn c6_partials() -> Result<(), Error> {
     reference::partial(a, a, 1..2, PartialsMut::Exact(&mut second))?;
     first[0].merge(&second[0]);
     let mut y = [f32::NAN];
-    finish(Partials::Exact(&first), 1f32, (&mut y[..]).into())?;
+    finish(Partials::Exact(&first), [1, 1], 1f32, (&mut y[..]).into())?;
     show("C6", "two halves of K, merged: 1 + 2^-12", y[0], 1.0 + 1.0 / 4096.0);
 
     let (mut large, mut tiny) = (ExactSum::ZERO, ExactSum::ZERO);

@@ -4,7 +4,7 @@
 
 use core::fmt;
 
-use crate::format::{FloatType, GroupSize, ScaleType};
+use crate::format::{Encoding, FloatType, GroupSize, ScaleType};
 
 /// What was wrong with a call. Every variant says what was given and what was expected;
 /// its `Display` form adds what to do.
@@ -142,6 +142,10 @@ pub enum Buffer {
     Partials,
     /// Serialized bytes of an exact sum.
     SumBytes,
+    /// Scales of the rows of A that alpha is multiplied by.
+    RowScales,
+    /// The bias of a matmul.
+    Bias,
 }
 
 /// A dimension named by [`Error::ShapeMismatch`] and [`Error::Range`].
@@ -212,6 +216,17 @@ pub enum Unsupported {
     },
     /// Partial sums over a range of K.
     Partials,
+    /// Operands of these encodings together.
+    Encodings {
+        /// The encoding of A asked for.
+        a: Encoding,
+        /// The encoding of B asked for.
+        b: Encoding,
+    },
+    /// Scales for the rows of A in the epilogue.
+    RowScales,
+    /// A bias in the epilogue.
+    Bias,
     /// The CPU lacks a feature.
     CpuFeature(&'static str),
     /// The driver library of the device is not installed.
@@ -363,6 +378,8 @@ impl fmt::Display for Buffer {
             Buffer::Transform => "transform",
             Buffer::Partials => "partial sums",
             Buffer::SumBytes => "serialized sum",
+            Buffer::RowScales => "row scales",
+            Buffer::Bias => "bias",
         })
     }
 }
@@ -409,6 +426,9 @@ impl fmt::Display for Unsupported {
             Unsupported::GivenScales => f.write_str("scales given by the caller"),
             Unsupported::K { got, max } => write!(f, "K = {got} (at most {max})"),
             Unsupported::Partials => f.write_str("partial sums"),
+            Unsupported::Encodings { a, b } => write!(f, "{a} activations by {b} weights"),
+            Unsupported::RowScales => f.write_str("row scales after the product"),
+            Unsupported::Bias => f.write_str("a bias after the product"),
             Unsupported::CpuFeature(name) => write!(f, "this CPU lacks {name}"),
             Unsupported::NoDriver => f.write_str("the driver library is not installed"),
             Unsupported::NoDevice => f.write_str("the driver reports no usable device"),

@@ -24,8 +24,9 @@
 use core::fmt;
 
 use crate::environment::check_environment;
+use crate::epilogue::Epilogue;
 use crate::error::{Buffer, Error};
-use crate::float::{Float, FloatSliceMut, NAN_F32};
+use crate::float::{FloatSliceMut, NAN_F32};
 use crate::format::Format;
 use crate::with_floats;
 
@@ -270,12 +271,6 @@ impl From<FixedSum> for ExactSum {
     }
 }
 
-/// The last two steps of C6: `round(s32 * alpha)`, where the multiplication is one f32 operation.
-#[inline]
-pub fn finish_one<T: Float>(s32: f32, alpha: f32) -> T {
-    T::from_f32(s32 * alpha)
-}
-
 /// Partial sums of an (M, N) product, row-major, to add into.
 pub enum PartialsMut<'a> {
     /// 64-bit sums: NVFP4 only.
@@ -343,26 +338,42 @@ impl PartialsMut<'_> {
     }
 }
 
-/// Rounds merged partial sums once and scales them: the end of C6.
+/// Rounds the merged partial sums of an (m, n) product once and finishes them: the end of C6. An
+/// f32 as epilogue is an alpha alone.
 ///
 /// # Errors
-/// [`Error::Len`] unless `out` has one value for each sum; [`Error::Environment`].
-pub fn finish(partials: Partials<'_>, alpha: f32, out: FloatSliceMut<'_>) -> Result<(), Error> {
+/// [`Error::Len`] unless there are m * n sums, `out` has as many values and the epilogue fits;
+/// [`Error::ShapeOverflow`]; [`Error::Environment`].
+pub fn finish<'e>(
+    partials: Partials<'_>,
+    [m, n]: [usize; 2],
+    epilogue: impl Into<Epilogue<'e>>,
+    out: FloatSliceMut<'_>,
+) -> Result<(), Error> {
     check_environment()?;
-    let expected = match partials {
+    let epilogue = epilogue.into();
+    let expected = m.checked_mul(n).ok_or(Error::ShapeOverflow { rows: m, cols: n })?;
+    let got = match partials {
         Partials::Fixed(s) => s.len(),
         Partials::Exact(s) => s.len(),
     };
+    if got != expected {
+        return Err(Error::Len { what: Buffer::Partials, expected, got });
+    }
     out.as_ref().expect_len(Buffer::Output, expected)?;
+    epilogue.expect(m, n)?;
+    let at = |index: usize| (index / n, index % n);
     with_floats!(FloatSliceMut, out, out => match partials {
         Partials::Fixed(sums) => {
-            for (y, s) in out.iter_mut().zip(sums) {
-                *y = finish_one(s.to_f32(), alpha);
+            for (index, (y, s)) in out.iter_mut().zip(sums).enumerate() {
+                let (i, j) = at(index);
+                *y = epilogue.apply(s.to_f32(), i, j);
             }
         }
         Partials::Exact(sums) => {
-            for (y, s) in out.iter_mut().zip(sums) {
-                *y = finish_one(s.to_f32(), alpha);
+            for (index, (y, s)) in out.iter_mut().zip(sums).enumerate() {
+                let (i, j) = at(index);
+                *y = epilogue.apply(s.to_f32(), i, j);
             }
         }
     });

@@ -104,6 +104,41 @@ impl Format {
     }
 }
 
+/// How an operand of a matmul is encoded.
+///
+/// A weight is in one of the two [`Format`]s; the activations' encoding is asked for on its own,
+/// so that it may become another one.
+#[non_exhaustive]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Encoding {
+    /// e2m1 in groups of 32 with e8m0 scales.
+    MxFp4,
+    /// e2m1 in groups of 16 with e4m3 scales.
+    NvFp4,
+}
+
+impl Encoding {
+    /// All encodings.
+    pub const ALL: [Encoding; 2] = [Encoding::MxFp4, Encoding::NvFp4];
+
+    /// The format, if the encoding is one of the two.
+    pub const fn format(self) -> Option<Format> {
+        match self {
+            Encoding::MxFp4 => Some(Format::MxFp4),
+            Encoding::NvFp4 => Some(Format::NvFp4),
+        }
+    }
+}
+
+impl From<Format> for Encoding {
+    fn from(format: Format) -> Self {
+        match format {
+            Format::MxFp4 => Encoding::MxFp4,
+            Format::NvFp4 => Encoding::NvFp4,
+        }
+    }
+}
+
 /// Type of dense activations and outputs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum FloatType {
@@ -148,6 +183,15 @@ impl fmt::Display for Format {
         f.pad(match self {
             Format::MxFp4 => "mxfp4",
             Format::NvFp4 => "nvfp4",
+        })
+    }
+}
+
+impl fmt::Display for Encoding {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Encoding::MxFp4 => "mxfp4",
+            Encoding::NvFp4 => "nvfp4",
         })
     }
 }

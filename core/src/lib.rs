@@ -20,6 +20,7 @@
 //! | [`QuantSpec`], [`QuantizeInput`] | quantization settings and input | [C4] |
 //! | [`Transform`], [`fma`](fma()) | the block transform | [C5] |
 //! | [`ExactSum`], [`FixedSum`], [`finish`] | exact accumulators and the one rounding | [C6] |
+//! | [`Epilogue`] | what follows the exact sum: row scales, alpha, bias | [C6] |
 //! | [`Swizzle`] | the 128x4 scale layout | [C7] |
 //! | [`check_environment`] | the floating-point environment | [C9] |
 //! | [`mod@reference`] | all of it, scalar and readable | [C1] to [C9] |
@@ -42,7 +43,7 @@
 //!
 //! let view = packed.as_view();
 //! let mut y = [0f32; 4]; // x * x^T; alpha undoes the two global scales
-//! reference::matmul(view, view, 0.1 * 0.1, (&mut y[..]).into())?;
+//! reference::matmul(view, view, 0.1f32 * 0.1, (&mut y[..]).into())?;
 //! assert_eq!(y[1], y[2]);
 //! assert!((y[0] - 14.96).abs() < 1.5, "exact would be 14.96, this is {}", y[0]);
 //! # Ok::<(), fp4_core::Error>(())
@@ -72,8 +73,10 @@ extern crate alloc;
 pub mod backend;
 #[doc = include_str!("../CONTRACT.md")]
 pub mod contract {}
+mod counts;
 mod e2m1;
 mod environment;
+mod epilogue;
 mod error;
 mod exact;
 mod float;
@@ -89,13 +92,15 @@ mod transform;
 pub use backend::{
     Matmul, MatmulQuery, Named, Paths, PreparedWeight, QuantizeInput, QuantizeQuery, Quantizer,
 };
+pub use counts::QuantCounts;
 pub use e2m1::{E2m1, TieMode};
 pub use environment::check_environment;
+pub use epilogue::{Epilogue, finish_one};
 pub use error::{Buffer, DeviceError, Dim, Error, FpEnvironment, ScaleSetting, Unsupported};
-pub use exact::{ExactSum, FixedSum, Partials, PartialsMut, finish, finish_one};
+pub use exact::{ExactSum, FixedSum, Partials, PartialsMut, finish};
 pub use float::{Float, FloatSlice, FloatSliceMut, NAN_BF16, NAN_F16, NAN_F32};
 pub use fma::fma;
-pub use format::{FloatType, Format, GroupSize, ScaleType};
+pub use format::{Encoding, FloatType, Format, GroupSize, ScaleType};
 pub use half::{bf16, f16};
 #[cfg(feature = "alloc")]
 pub use packed::PackedMatrix;

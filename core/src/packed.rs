@@ -17,7 +17,7 @@ use core::fmt;
 
 use crate::e2m1::E2m1;
 use crate::error::{Buffer, Dim, Error};
-use crate::format::{Format, GroupSize, ScaleType};
+use crate::format::{Encoding, Format, GroupSize, ScaleType};
 
 /// The shape and format of a packed matrix: a value that every buffer is checked against.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -82,6 +82,11 @@ impl PackedShape {
         Format::from_parts(self.scale_type, self.group)
     }
 
+    /// The encoding, if a matmul takes it as an operand.
+    pub fn encoding(&self) -> Option<Encoding> {
+        self.format().map(Encoding::from)
+    }
+
     /// The matmul format.
     ///
     /// # Errors
@@ -129,6 +134,21 @@ impl PackedShape {
         if scales != self.scales_len() {
             let expected = self.scales_len();
             return Err(Error::Len { what: Buffer::Scales, expected, got: scales });
+        }
+        Ok(())
+    }
+
+    /// Checks that `other` is of the same format and dimensions.
+    ///
+    /// # Errors
+    /// [`Error::FormatMismatch`] or [`Error::ShapeMismatch`].
+    pub fn expect_same(&self, other: &PackedShape) -> Result<(), Error> {
+        self.expect_same_format(other)?;
+        for (what, expected, got) in [(Dim::Rows, self.rows, other.rows), (Dim::K, self.k, other.k)]
+        {
+            if expected != got {
+                return Err(Error::ShapeMismatch { what, expected, got });
+            }
         }
         Ok(())
     }
@@ -330,14 +350,7 @@ impl<'a> PackedMut<'a> {
     /// # Errors
     /// [`Error::FormatMismatch`] or [`Error::ShapeMismatch`].
     pub fn copy_from(&mut self, from: PackedView<'_>) -> Result<(), Error> {
-        self.shape.expect_same_format(&from.shape)?;
-        for (what, expected, got) in
-            [(Dim::Rows, self.shape.rows, from.shape.rows), (Dim::K, self.shape.k, from.shape.k)]
-        {
-            if expected != got {
-                return Err(Error::ShapeMismatch { what, expected, got });
-            }
-        }
+        self.shape.expect_same(&from.shape)?;
         self.codes.copy_from_slice(from.codes);
         self.scales.copy_from_slice(from.scales);
         Ok(())

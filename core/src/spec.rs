@@ -130,10 +130,16 @@ impl QuantSpec {
         PackedShape::new(rows, k, self.scale_type, self.group)
     }
 
+    /// The scale of a group whose largest magnitude is `amax`, before it is encoded (C4.2).
+    #[inline]
+    pub fn scale(&self, amax: f32) -> f32 {
+        amax / (self.scale_scale * self.global_scale)
+    }
+
     /// The scale byte of a group whose largest magnitude is `amax` (C4.2).
     #[inline]
     pub fn encode_scale(&self, amax: f32) -> u8 {
-        self.scale_type.encode(amax / (self.scale_scale * self.global_scale))
+        self.scale_type.encode(self.scale(amax))
     }
 
     /// What one unit of a code is worth under the scale byte: `decode(scale) * gs` (C4.3).

@@ -292,7 +292,7 @@ fn partial_sums_hold_the_exact_sum_and_finish_rounds_it_once() {
         }
         let whole = matmul(a, b, p.alpha);
         let mut out = vec![0f32; p.outputs()];
-        finish(Partials::Exact(&exact), p.alpha, out.as_mut_slice().into()).unwrap();
+        finish(Partials::Exact(&exact), [p.m, p.n], p.alpha, out.as_mut_slice().into()).unwrap();
         assert_eq!(f32_bits(&out), whole);
         for (at, sum) in exact.iter().enumerate() {
             let oracle = p.exact(at / p.n, at % p.n);
@@ -307,7 +307,8 @@ fn partial_sums_hold_the_exact_sum_and_finish_rounds_it_once() {
             count(2);
         }
         if p.format == Format::NvFp4 {
-            finish(Partials::Fixed(&fixed), p.alpha, out.as_mut_slice().into()).unwrap();
+            finish(Partials::Fixed(&fixed), [p.m, p.n], p.alpha, out.as_mut_slice().into())
+                .unwrap();
             assert_eq!(f32_bits(&out), whole);
             for (at, sum) in fixed.iter().enumerate() {
                 let oracle = p.exact(at / p.n, at % p.n);

@@ -243,21 +243,24 @@ impl Quantization {
         y
     }
 
-    /// Codes, one a byte, scale bytes, and (saturated, NaN groups, zero groups) (C4).
-    fn oracle(&self, rules: &Rules) -> (Vec<u8>, Vec<u8>, [u64; 3]) {
+    /// Codes, one a byte, scale bytes, and (clipped, scale_max, flushed, nan_groups) (C4).
+    fn oracle(&self, rules: &Rules) -> (Vec<u8>, Vec<u8>, [u64; 4]) {
         let (spec, ty) = (&self.spec, self.spec.scale_type());
         let y = self.oracle_transform(rules);
-        let (mut codes, mut scales, mut counts) = (Vec::new(), Vec::new(), [0; 3]);
+        let (mut codes, mut scales, mut counts) = (Vec::new(), Vec::new(), [0; 4]);
         for (g, y) in y.chunks_exact(spec.group().get()).enumerate() {
+            let amax = if y.iter().any(|y| y.is_nan()) {
+                f32::NAN
+            } else {
+                y.iter().map(|y| y.abs()).reduce(f32::max).unwrap_or(0.0)
+            };
             let scale = match &self.given {
                 Some(given) => given[g],
                 None => {
-                    let amax = if y.iter().any(|y| y.is_nan()) {
-                        f32::NAN
-                    } else {
-                        y.iter().map(|y| y.abs()).reduce(f32::max).unwrap_or(0.0)
-                    };
-                    rules.scale(ty, amax / (spec.scale_scale() * spec.global_scale()))
+                    let s = amax / (spec.scale_scale() * spec.global_scale());
+                    let largest = [127f64.exp2(), 448.0][usize::from(ty == ScaleType::E4M3)];
+                    counts[1] += u64::from(f64::from(s) > largest);
+                    rules.scale(ty, s)
                 }
             };
             let d = scale_value(ty, scale) as f32 * spec.global_scale();
@@ -266,11 +269,11 @@ impl Quantization {
                 let q = if d == 0.0 { 0f32.copysign(y) } else { y / d };
                 let code = rules.e2m1(q, spec.tie());
                 zero &= code & 7 == 0;
-                counts[0] += u64::from(q.abs() > 6.0);
+                counts[0] += u64::from(q.abs() > 7.0);
                 codes.push(code);
             }
-            counts[1] += u64::from(scale_value(ty, scale).is_nan());
-            counts[2] += u64::from(zero);
+            counts[2] += u64::from(zero && amax > 0.0);
+            counts[3] += u64::from(scale_value(ty, scale).is_nan());
             scales.push(scale);
         }
         (codes, scales, counts)
@@ -290,7 +293,7 @@ fn property(q: Quantization) {
 fn compare(q: &Quantization, rules: &Rules) {
     let input = q.input().unwrap();
     let shape = input.shape();
-    let (codes, scales, [saturated, nan_groups, zero_groups]) = q.oracle(rules);
+    let (codes, scales, expected) = q.oracle(rules);
 
     let (mut got_codes, mut got_scales) =
         (vec![0xA5; shape.codes_len()], vec![0xA5; shape.scales_len()]);
@@ -299,8 +302,10 @@ fn compare(q: &Quantization, rules: &Rules) {
     let packed: Vec<u8> = codes.chunks_exact(2).map(|pair| pair[0] | pair[1] << 4).collect();
     assert_eq!(got_scales, scales, "scales");
     assert_eq!(got_codes, packed, "codes");
-    let got = [counts.elements, counts.saturated, counts.nan_groups, counts.zero_groups];
-    assert_eq!(got, [codes.len() as u64, saturated, nan_groups, zero_groups], "counts");
+    let got = [counts.clipped, counts.scale_max, counts.flushed, counts.nan_groups];
+    assert_eq!(got, expected, "counts");
+    let got = [counts.elements, counts.groups];
+    assert_eq!(got, [codes.len() as u64, scales.len() as u64], "counts");
 
     if let Some(transform) = q.transform() {
         let mut y = Values::rounded(q.x.ty(), &vec![1.5; q.rows * q.k], rules);

@@ -5,12 +5,13 @@
 use std::sync::Arc;
 
 use fp4_core::backend::erased::Backend;
-use fp4_core::reference::{QuantCounts, Reference};
+use fp4_core::reference::Reference;
 use fp4_core::{
-    Buffer, DeviceError, Dim, Error, ExactSum, FixedSum, Float, FloatSlice, FloatSliceMut,
-    FloatType, Format, FpEnvironment, GroupSize, Matmul, MatmulQuery, Named, PackedMatrix,
-    PackedMut, PackedShape, PackedView, PartialsMut, Paths, QuantSpec, QuantizeInput, ScaleSetting,
-    ScaleType, Swizzle, TieMode, Transform, Unsupported, finish_one, hadamard, reference,
+    Buffer, DeviceError, Dim, Epilogue, Error, ExactSum, FixedSum, Float, FloatSlice,
+    FloatSliceMut, FloatType, Format, FpEnvironment, GroupSize, Matmul, MatmulQuery, Named,
+    PackedMatrix, PackedMut, PackedShape, PackedView, PartialsMut, Paths, QuantCounts, QuantSpec,
+    QuantizeInput, ScaleSetting, ScaleType, Swizzle, TieMode, Transform, Unsupported, finish_one,
+    hadamard, reference,
 };
 use half::{bf16, f16};
 
@@ -171,7 +172,7 @@ fn dense_values_tell_their_type_and_length() {
     ] {
         assert_eq!((slice.len(), slice.is_empty()), (len, len == 0));
     }
-    assert_eq!((Float::to_f32(3f32), finish_one::<f32>(3.0, 0.5)), (3.0, 1.5));
+    assert_eq!((Float::to_f32(3f32), finish_one::<f32>(3.0, 0.5, None)), (3.0, 1.5));
 }
 
 #[test]
@@ -356,12 +357,21 @@ fn dequantization_wants_an_output_that_fits() {
 
 #[test]
 fn quantize_counts_add_up() {
-    let counts =
-        |n| QuantCounts { elements: n, saturated: n + 1, nan_groups: n + 2, zero_groups: n + 3 };
-    let mut all = counts(10);
-    all.merge(&counts(20));
-    let expected = QuantCounts { elements: 30, saturated: 32, nan_groups: 34, zero_groups: 36 };
-    assert_eq!(all, expected);
+    let counts = |n, step| {
+        let mut counts = QuantCounts::default();
+        counts.elements = n;
+        counts.groups = n + step;
+        counts.clipped = n + 2 * step;
+        counts.scale_max = n + 3 * step;
+        counts.flushed = n + 4 * step;
+        counts.nan_groups = n + 5 * step;
+        counts
+    };
+    let mut all = counts(10, 1);
+    all += counts(20, 1);
+    assert_eq!(all, counts(30, 2));
+    assert_eq!(counts(10, 1) + counts(20, 1), all);
+    assert_eq!([all, all].into_iter().sum::<QuantCounts>(), counts(60, 4));
     assert_eq!(fp4_core::MXFP4_GLOBAL_SCALE.to_bits(), 0x3EAA_AAAB);
 }
 
@@ -396,16 +406,24 @@ impl Matmul for NoPartials {
         &self,
         _: PackedView<'_>,
         _: &Self::Prepared<B>,
-        _: f32,
+        _: Epilogue<'_>,
         _: FloatSliceMut<'_>,
     ) -> Result<Paths, Error> {
         Err(Unsupported::NotImplemented.into())
+    }
+
+    fn export_weight<B: fp4_core::Packed>(
+        &self,
+        b: &Self::Prepared<B>,
+        out: &mut PackedMut<'_>,
+    ) -> Result<(), Error> {
+        Reference.export_weight(b, out)
     }
 }
 
 #[test]
 fn partial_sums_are_unsupported_unless_a_backend_says_otherwise() {
-    let query = MatmulQuery { format: Format::NvFp4, m: 3, n: 3, k: 64, output: FloatType::F32 };
+    let query = MatmulQuery::new(Format::NvFp4, [3, 3, 64], FloatType::F32);
     let a = matrix();
     let weight = NoPartials.prepare(a.view()).unwrap();
     let mut sums = [ExactSum::ZERO; 9];
@@ -443,7 +461,7 @@ fn the_reference_backend_computes_what_its_functions_do() {
     reference::matmul(got.view(), got.view(), 0.5, (&mut expected_y[..]).into()).unwrap();
     let weight = backend.matmul().unwrap().clone().prepare_dyn(Arc::new(got.clone())).unwrap();
     assert_eq!(weight.shape(), got.shape());
-    let paths = weight.matmul(got.view(), 0.5, (&mut y[..]).into()).unwrap();
+    let paths = weight.matmul(got.view(), 0.5.into(), (&mut y[..]).into()).unwrap();
     assert_eq!((y, paths), (expected_y, Paths { wide: 9, ..Paths::default() }));
     assert!(y.iter().all(|&y| y != 0.0));
 

@@ -412,14 +412,16 @@ fn counters_count_what_they_say() {
     assert!(layer.counters().is_none());
     layer.set_counting(true);
     let mut x = vec![1f32; 2 * IN];
-    x[0] = f32::INFINITY; // saturates, alone in a group whose scale is then the largest
+    x[0] = f32::INFINITY; // clipped, alone in a group whose scale is then the largest
     x[IN] = f32::NAN; // one NaN group
     x[IN + 32..IN + 64].fill(0.0); // one zero group
     layer.forward(&x, &[2, IN]).unwrap();
     let counts = layer.counters().unwrap().quantized();
-    assert_eq!((counts.elements, counts.saturated, counts.nan_groups), (192, 1, 1));
-    // Beside the infinity everything else rounds to zero; the group still has one code.
-    assert_eq!(counts.zero_groups, 1);
+    assert_eq!((counts.elements, counts.groups), (192, 6));
+    assert_eq!((counts.clipped, counts.scale_max, counts.nan_groups), (1, 1, 1));
+    // Beside the infinity everything else rounds to zero; the group still has one code. A group
+    // of zeros loses nothing.
+    assert_eq!(counts.flushed, 0);
     let paths = layer.counters().unwrap().paths();
     assert_eq!(paths.narrow + paths.planes + paths.wide, 2 * OUT as u64);
     layer.forward(&x, &[2, IN]).unwrap();

@@ -158,7 +158,7 @@ impl<T: Value> Sink<T> for Finish {
             for (c, y) in y.iter_mut().enumerate().take(out.len()) {
                 let nan = sums.is_nan(r, c);
                 let sum = if nan { f32::NAN } else { sums.with_sum(r, c, |s| Ok(s.to_f32()))? };
-                *y = finish_one(sum, self.alpha);
+                *y = finish_one(sum, self.alpha, None);
             }
         }
         if let Ok(out) = <&mut [T; COLUMNS]>::try_from(&mut *out) {

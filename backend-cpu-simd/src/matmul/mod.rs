@@ -101,7 +101,7 @@ impl Scaling<'_> {
     /// The output in column `c` for a sum rounded to f32.
     #[inline(always)]
     fn of(&self, c: usize, sum: f32) -> f32 {
-        finish_one(sum * power_of_two(self.base + self.column_bases[c]), self.alpha)
+        finish_one(sum * power_of_two(self.base + self.column_bases[c]), self.alpha, None)
     }
 }
 

@@ -43,7 +43,7 @@
 
 use std::ops::Range;
 
-use fp4_core::{Error, ExactSum, PackedShape, PackedView, reference};
+use fp4_core::{Error, ExactSum, PackedMut, PackedShape, PackedView, reference};
 
 use super::meta::{Histogram, MAX_PLANES, Planes, RowMeta};
 use super::{FoldKernels, Kernels};
@@ -266,6 +266,24 @@ impl Panels {
             *bytes = lines[line].0.as_chunks::<4>().0[lane];
         }
         bytes
+    }
+
+    /// Writes the packed matrix that the panels were made from.
+    pub(crate) fn export(&self, threads: &Threads, out: &mut PackedMut<'_>) -> Result<(), Error> {
+        let (codes, scales) = out.buffers();
+        scales.copy_from_slice(&self.packed_scales);
+        let row = self.shape.row_bytes();
+        if codes.is_empty() {
+            return Ok(());
+        }
+        let worth = threads.tasks(codes.len(), TASK_BYTES) > 1;
+        let mut rows: Vec<&mut [u8]> = codes.chunks_exact_mut(row).collect();
+        threads.run_mut(&mut rows, worth, |(j, row)| {
+            for (chunk, bytes) in row.chunks_mut(CHUNK_BYTES).enumerate() {
+                bytes.copy_from_slice(&self.packed_codes(j, chunk)[..bytes.len()]);
+            }
+            Ok(())
+        })
     }
 
     /// The exact sum over the groups `groups` of row `i` of A and column `j`, NaN scales counted

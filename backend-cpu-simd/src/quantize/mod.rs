@@ -26,13 +26,14 @@
 mod transform;
 
 use fp4_core::{
-    Buffer, E2m1, Error, FloatSlice, FloatSliceMut, PackedMut, QuantSpec, QuantizeInput, TieMode,
-    with_floats,
+    Buffer, E2m1, Error, FloatSlice, FloatSliceMut, PackedMut, QuantCounts, QuantSpec,
+    QuantizeInput, TieMode, with_floats,
 };
 use wide::{bytemuck, f32x8, i32x8};
 
 pub(crate) use transform::{Columns, Value};
 
+use crate::counts::{Counter, Groups};
 use crate::threads::Threads;
 
 /// Values quantized at a time; the largest group and the largest block.
@@ -42,22 +43,31 @@ const TASK_VALUES: usize = 1 << 14;
 
 /// The inner loops of a quantizer.
 pub(crate) trait Encode: Sync {
-    /// Encodes whole groups: their scale bytes, unless they are `given`, and their codes (C4).
-    fn run(&self, y: &[f32], spec: &QuantSpec, given: bool, scales: &mut [u8], codes: &mut [u8]);
+    /// Encodes whole groups: their scale bytes, unless they are `given`, and their codes (C4). Tells
+    /// what they are like.
+    fn run(
+        &self,
+        y: &[f32],
+        spec: &QuantSpec,
+        given: bool,
+        scales: &mut [u8],
+        codes: &mut [u8],
+        groups: &mut Groups,
+    );
 
     /// The chains of one block, rounded to `T`: `y[j]` = fma chain over
     /// `x[i] * columns[i * x.len() + j]` (C5).
     fn chains<T: Value>(&self, x: &[f32], columns: &[f32], y: &mut [f32]);
 }
 
-/// Quantizes `input`, transformed by `transform`, to `out`, whose shape is checked.
+/// Quantizes `input`, transformed by `transform`, to `out`, whose shape is checked, and counts.
 pub(crate) fn quantize(
     encoder: &impl Encode,
     threads: &Threads,
     input: &QuantizeInput<'_>,
     transform: Option<&Columns>,
     out: &mut PackedMut<'_>,
-) -> Result<(), Error> {
+) -> Result<QuantCounts, Error> {
     with_floats!(FloatSlice, input.x(), x => {
         quantize_typed(encoder, threads, x, input, transform, out)
     })
@@ -70,9 +80,9 @@ fn quantize_typed<T: Value>(
     input: &QuantizeInput<'_>,
     transform: Option<&Columns>,
     out: &mut PackedMut<'_>,
-) -> Result<(), Error> {
+) -> Result<QuantCounts, Error> {
     if x.is_empty() {
-        return Ok(());
+        return Ok(QuantCounts::default());
     }
     let spec = input.spec();
     let group = spec.group().get();
@@ -80,12 +90,14 @@ fn quantize_typed<T: Value>(
     let tasks = threads.tasks(work, TASK_VALUES);
     let split = x.len().div_ceil(tasks).next_multiple_of(RUN);
     let given = input.scales().is_some();
+    let counter = Counter::new(spec, given);
     let (codes, scales) = out.buffers();
     if let Some(given) = input.scales() {
         scales.copy_from_slice(given);
     }
     let part = |task: usize, x: &[T], codes: &mut [u8], scales: &mut [u8]| {
         let (mut widened, mut transformed) = ([0f32; RUN], [0f32; RUN]);
+        let (mut groups, mut counts) = (Groups::default(), QuantCounts::default());
         let runs = x.chunks(RUN).zip(codes.chunks_mut(RUN / 2));
         for (run, ((x, codes), scales)) in runs.zip(scales.chunks_mut(RUN / group)).enumerate() {
             let y = match transform {
@@ -97,20 +109,19 @@ fn quantize_typed<T: Value>(
                     y
                 }
             };
-            encoder.run(y, spec, given, scales, codes);
+            encoder.run(y, spec, given, scales, codes, &mut groups);
+            counter.run(y, &groups, scales, codes, &mut counts);
         }
+        counts
     };
     if tasks == 1 {
-        part(0, x, codes, scales);
-        return Ok(());
+        return Ok(part(0, x, codes, scales));
     }
     let tasks = x.chunks(split).zip(codes.chunks_mut(split / 2));
     let tasks = tasks.zip(scales.chunks_mut(split / group)).enumerate();
-    threads.run(tasks.collect(), |(task, ((x, codes), scales))| {
-        part(task, x, codes, scales);
-        Ok(())
-    })?;
-    Ok(())
+    let counts = threads
+        .run(tasks.collect(), |(task, ((x, codes), scales))| Ok(part(task, x, codes, scales)))?;
+    Ok(counts.into_iter().sum())
 }
 
 /// Transforms `x`, (rows, k) of whole blocks, into `out`, which is as long.
@@ -184,14 +195,25 @@ pub(crate) struct Encoder {
 }
 
 impl Encode for Encoder {
-    fn run(&self, y: &[f32], spec: &QuantSpec, given: bool, scales: &mut [u8], codes: &mut [u8]) {
+    fn run(
+        &self,
+        y: &[f32],
+        spec: &QuantSpec,
+        given: bool,
+        scales: &mut [u8],
+        codes: &mut [u8],
+        groups: &mut Groups,
+    ) {
         let group = spec.group().get();
-        let groups = y.chunks_exact(group).zip(codes.chunks_exact_mut(group / 2));
-        for ((y, codes), scale) in groups.zip(scales) {
+        let encoded = y.chunks_exact(group).zip(codes.chunks_exact_mut(group / 2)).zip(scales);
+        let known = groups.largest.iter_mut().zip(&mut groups.units);
+        for (((y, codes), scale), (largest, unit)) in encoded.zip(known) {
+            *largest = amax(y);
             if !given {
-                *scale = spec.encode_scale(amax(y));
+                *scale = spec.encode_scale(*largest);
             }
-            self.group(y, spec, *scale, codes);
+            *unit = spec.unit(*scale);
+            self.group(y, *unit, codes);
         }
     }
 
@@ -218,10 +240,9 @@ impl Encoder {
         }
     }
 
-    /// Encodes one group under its scale byte (C4.3).
+    /// Encodes one group whose unit is `d` (C4.3).
     #[inline]
-    fn group(&self, y: &[f32], spec: &QuantSpec, scale: u8, codes: &mut [u8]) {
-        let d = spec.unit(scale);
+    fn group(&self, y: &[f32], d: f32, codes: &mut [u8]) {
         let chunks = y.as_chunks::<8>().0.iter().zip(codes.as_chunks_mut::<4>().0);
         if d == 0.0 {
             for (&y, codes) in chunks {

@@ -190,7 +190,8 @@ mod tests {
                     let t = t.map(|t| cuda.load_transform(&t, ty).unwrap());
                     let mut one = cuda.empty_operand().unwrap();
                     let from = Source::Host(values);
-                    cuda.quantize_resident(from, [rows, k], &spec, t.as_ref(), &mut one).unwrap();
+                    cuda.quantize_resident(from, [rows, k], &spec, t.as_ref(), &mut one, None)
+                        .unwrap();
                     let mut exported = PackedMatrix::zeros(input.shape());
                     cuda.export(&one, &mut exported.view_mut()).unwrap();
                     assert!(exported.view() == packed.view(), "{case}: codes or scales");
@@ -222,7 +223,7 @@ mod tests {
         let b = PackedMatrix::zeros(fp4_core::PackedShape::of(Format::NvFp4, 5, 64).unwrap());
         let product = |cuda: &Cuda| {
             let weight = cuda.prepare(b.view()).unwrap();
-            cuda.matmul(b.view(), &weight, 1.0, (&mut [0f32; 25][..]).into()).unwrap();
+            cuda.matmul(b.view(), &weight, 1.0.into(), (&mut [0f32; 25][..]).into()).unwrap();
             let scratch = cuda.scratch.lock().unwrap();
             [&scratch.a, &scratch.b].map(|folded| folded.blocks.address() != 0)
         };

@@ -77,7 +77,7 @@ fn multiply(request: &Request, next: &mut dyn FnMut() -> u8) {
         let matmul = backend.matmul().expect("every one has a matmul");
         let weight = matmul.clone().prepare_dyn(b.clone().into()).expect("a matmul format");
         let mut y = garbage(output, m * n);
-        weight.matmul(a.view(), alpha, y.as_mut_slice()).expect("operands that fit");
+        weight.matmul(a.view(), alpha.into(), y.as_mut_slice()).expect("operands that fit");
         assert_eq!(bits_of(y.as_slice()), expected, "{name}: {m} x {n} x {k} {format}");
 
         let cut = usize::from(request.setting) % (a.shape().row_groups() + 1);

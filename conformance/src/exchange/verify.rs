@@ -346,11 +346,12 @@ fn respond(
             let Some(matmul) = backend.matmul() else {
                 return Err(core(Unsupported::Other("no matmul").into()));
             };
-            let query = MatmulQuery { format, m: *m, n: *n, k: *k, output };
+            let query = MatmulQuery::new(format, [*m, *n, *k], output);
             matmul.supports_matmul(&query).map_err(|why| core(why.into()))?;
             let weight = matmul.clone().prepare_dyn(b.into()).map_err(core)?;
             let mut y = garbage(output, m * n);
-            weight.matmul(a.view(), f32::from_bits(*alpha_bits), y.as_mut_slice()).map_err(core)?;
+            let alpha = f32::from_bits(*alpha_bits);
+            weight.matmul(a.view(), alpha.into(), y.as_mut_slice()).map_err(core)?;
             let bytes = to_bytes(output, &bits_of(y.as_slice()));
             Ok(BTreeMap::from([("y".into(), (dtype(output), vec![*m, *n], bytes))]))
         }

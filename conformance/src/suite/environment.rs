@@ -142,7 +142,7 @@ fn core(case: &EnvironmentCase, caller: Caller<'_>) -> Result<(), Error> {
                 "reference::apply_transform",
                 reference::apply_transform((&x[..]).into(), K, &t, (&mut dense[..]).into()),
             ),
-            reply("finish", finish(Partials::Exact(&sums), 1.0, (&mut y[..]).into())),
+            reply("finish", finish(Partials::Exact(&sums), [ROWS, ROWS], 1.0, (&mut y[..]).into())),
             reply("nvfp4_global_scale", nvfp4_global_scale(3.0)),
         ]
     });
@@ -157,8 +157,7 @@ fn of_backend(backend: &Backend, case: &EnvironmentCase, caller: Caller<'_>) -> 
         PackedMatrix::new(shape, vec![0x35; shape.codes_len()], vec![0x38; shape.scales_len()])?;
     let mut y = [0f32; ROWS * ROWS];
     let none = || Error::from(Unsupported::Other("no such entry point"));
-    let (m, n, k) = (ROWS, ROWS, K);
-    let query = MatmulQuery { format: case.format, m, n, k, output: fp4_core::FloatType::F32 };
+    let query = MatmulQuery::new(case.format, [ROWS, ROWS, K], fp4_core::FloatType::F32);
     match case.call {
         Call::Quantize => {
             let quantizer = backend.quantizer().ok_or_else(none)?;
@@ -175,9 +174,9 @@ fn of_backend(backend: &Backend, case: &EnvironmentCase, caller: Caller<'_>) -> 
             caller(&mut || {
                 let scratch = &mut *scratch;
                 let from = Source::Host((&x[..]).into());
-                let quantized = resident.quantize_dyn(from, [m, k], &spec, None, scratch);
+                let quantized = resident.quantize_dyn(from, [ROWS, K], &spec, None, scratch, None);
                 let out = Sink::Host((&mut y[..]).into());
-                let multiplied = linear.matmul_dyn(scratch, 1.0, out);
+                let multiplied = linear.matmul_dyn(scratch, 1.0.into(), out);
                 vec![reply("quantize_dyn", quantized), reply("matmul_dyn", multiplied)]
             });
         }
@@ -202,7 +201,7 @@ fn of_backend(backend: &Backend, case: &EnvironmentCase, caller: Caller<'_>) -> 
             } else {
                 caller(&mut || {
                     let y = (&mut y[..]).into();
-                    vec![reply("matmul", weight.matmul(packed.view(), 1.0, y))]
+                    vec![reply("matmul", weight.matmul(packed.view(), 1.0.into(), y))]
                 });
             }
         }

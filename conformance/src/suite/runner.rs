@@ -199,12 +199,12 @@ impl Product<'_> {
         backend: &std::sync::Arc<dyn DynMatmul>,
     ) -> Result<Computed, fp4_core::Error> {
         let MatmulCase { format, shape: [m, n, k], alpha, output, .. } = *self.request;
-        let query = MatmulQuery { format, m, n, k, output };
+        let query = MatmulQuery::new(format, [m, n, k], output);
         backend.supports_matmul(&query)?;
         let multiply = |a: PackedView<'_>, b: &PackedMatrix| {
             let weight = backend.clone().prepare_dyn(b.clone().into())?;
             let mut y = garbage(output, a.shape().rows() * b.shape().rows());
-            weight.matmul(a, alpha, y.as_mut_slice())?;
+            weight.matmul(a, alpha.into(), y.as_mut_slice())?;
             Ok::<_, fp4_core::Error>(bits_of(y.as_slice()))
         };
         let output = match self.request.way {
@@ -259,7 +259,8 @@ impl Product<'_> {
             }
         }
         let mut y = garbage(self.request.output, outputs);
-        finish(Partials::Exact(&exact), self.request.alpha, y.as_mut_slice())?;
+        let shape = [self.a.shape().rows(), self.b.shape().rows()];
+        finish(Partials::Exact(&exact), shape, self.request.alpha, y.as_mut_slice())?;
         let output = bits_of(y.as_slice());
         Ok(Computed { output, exact: Some(exact), fixed: nvfp4.then_some(fixed) })
     }
@@ -456,10 +457,10 @@ impl<'a> Pair<'a> {
         b: &PackedMatrix,
     ) -> Result<Vec<u32>, fp4_core::Error> {
         let PairCase { format, output, shape: [m, n, k], .. } = *self.request;
-        matmul.supports_matmul(&MatmulQuery { format, m, n, k, output })?;
+        matmul.supports_matmul(&MatmulQuery::new(format, [m, n, k], output))?;
         let weight = matmul.clone().prepare_dyn(b.clone().into())?;
         let mut y = garbage(output, m * n);
-        weight.matmul(a.view(), self.alpha, y.as_mut_slice())?;
+        weight.matmul(a.view(), self.alpha.into(), y.as_mut_slice())?;
         Ok(bits_of(y.as_slice()))
     }
 
@@ -490,8 +491,8 @@ impl<'a> Pair<'a> {
         ];
         for (source, sink) in sources {
             let (spec, transform) = (input.spec(), transform.as_deref());
-            resident.quantize_dyn(source, [m, k], spec, transform, &mut *scratch)?;
-            linear.matmul_dyn(&*scratch, self.alpha, sink)?;
+            resident.quantize_dyn(source, [m, k], spec, transform, &mut *scratch, None)?;
+            linear.matmul_dyn(&*scratch, self.alpha.into(), sink)?;
         }
         let mut device = garbage(output, m * n);
         resident.download_dyn(&*tensor, device.as_mut_slice())?;

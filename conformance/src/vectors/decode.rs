@@ -87,7 +87,7 @@ fn through_matmul(
         return Ok(());
     };
     let (m, k) = (expected.values().len(), format.group().get());
-    let query = MatmulQuery { format, m, n: 1, k, output: FloatType::F32 };
+    let query = MatmulQuery::new(format, [m, 1, k], FloatType::F32);
     if let Err(reason) = matmul.supports_matmul(&query) {
         report.skip(case, reason);
         return Ok(());
@@ -118,6 +118,6 @@ fn multiply(
     let b = PackedMatrix::new(shape, codes, vec![one(format.scale_type())])?;
     let mut out = vec![f32::from_bits(0xA5A5_A5A5); m];
     let weight = matmul.clone().prepare_dyn(Arc::new(b))?;
-    weight.matmul(a.view(), 1.0, out.as_mut_slice().into())?;
+    weight.matmul(a.view(), 1.0.into(), out.as_mut_slice().into())?;
     Ok(out)
 }

@@ -134,7 +134,7 @@ impl Input {
 
     fn query(&self, output: FloatType) -> MatmulQuery {
         let (a, b) = (self.a.shape(), self.b.shape());
-        MatmulQuery { format: self.format, m: a.rows(), n: b.rows(), k: a.k(), output }
+        MatmulQuery::new(self.format, [a.rows(), b.rows(), a.k()], output)
     }
 
     /// The case of one operation on this input.
@@ -240,9 +240,13 @@ impl Input {
         rounded: &[u32],
         sums: Partials<'_>,
     ) -> Result<(), fp4_core::Error> {
-        let f32s: Vec<f32> = self.for_alphas(|alpha, out| finish(sums, alpha, out.into()))?;
-        let bf16s: Vec<bf16> = self.for_alphas(|alpha, out| finish(sums, alpha, out.into()))?;
-        let f16s: Vec<f16> = self.for_alphas(|alpha, out| finish(sums, alpha, out.into()))?;
+        let shape = [self.a.shape().rows(), self.b.shape().rows()];
+        let f32s: Vec<f32> =
+            self.for_alphas(|alpha, out| finish(sums, shape, alpha, out.into()))?;
+        let bf16s: Vec<bf16> =
+            self.for_alphas(|alpha, out| finish(sums, shape, alpha, out.into()))?;
+        let f16s: Vec<f16> =
+            self.for_alphas(|alpha, out| finish(sums, shape, alpha, out.into()))?;
         let bf16s: Vec<u16> = bf16s.iter().map(|y| y.to_bits()).collect();
         let f16s: Vec<u16> = f16s.iter().map(|y| y.to_bits()).collect();
         let mut case = report.case(case);
@@ -279,7 +283,7 @@ fn multiply<T: Float>(
     alpha: f32,
     out: &mut [T],
 ) -> Result<(), fp4_core::Error> {
-    weight.matmul(a, alpha, out.into()).map(|_| ())
+    weight.matmul(a, alpha.into(), out.into()).map(|_| ())
 }
 
 /// Splits `0..groups` into `parts` ranges whose lengths grow like 1, 2, 3, ...; some may be empty.

@@ -6,10 +6,10 @@
 use std::ops::Range;
 
 use fp4_core::{
-    E2m1, Error, ExactSum, Float, FloatSlice, FloatSliceMut, FloatType, Matmul, MatmulQuery, Named,
-    Packed, PackedMut, PackedShape, PackedView, PartialsMut, Paths, PreparedWeight, QuantizeInput,
-    QuantizeQuery, Quantizer, ScaleType, TieMode, Unsupported, check_environment, finish_one, fma,
-    reference, with_floats,
+    E2m1, Epilogue, Error, ExactSum, Float, FloatSlice, FloatSliceMut, FloatType, Matmul,
+    MatmulQuery, Named, Packed, PackedMut, PackedShape, PackedView, PartialsMut, Paths,
+    PreparedWeight, QuantCounts, QuantizeInput, QuantizeQuery, Quantizer, ScaleType, TieMode,
+    Unsupported, check_environment, finish_one, fma, reference, with_floats,
 };
 
 use super::Fault;
@@ -278,11 +278,16 @@ impl Quantizer for Mutant {
         Ok(())
     }
 
-    fn quantize(&self, input: &QuantizeInput<'_>, out: &mut PackedMut<'_>) -> Result<(), Error> {
+    fn quantize(
+        &self,
+        input: &QuantizeInput<'_>,
+        out: &mut PackedMut<'_>,
+    ) -> Result<QuantCounts, Error> {
         self.check_environment()?;
         input.expect_output(out.shape())?;
         let y = self.transformed(input);
         let (spec, group) = (input.spec(), input.spec().group().get());
+        let mut counts = QuantCounts::default();
         let (codes, scales) = out.buffers();
         let groups = y.chunks_exact(group).zip(codes.chunks_exact_mut(group / 2)).zip(scales);
         for (g, ((y, codes), scale)) in groups.enumerate() {
@@ -310,8 +315,9 @@ impl Quantizer for Mutant {
                 *byte =
                     if self.has(Fault::NibblesSwapped) { high | low << 4 } else { low | high << 4 };
             }
+            counts += reference::count_group(y, spec, *scale, input.scales().is_some(), codes);
         }
-        Ok(())
+        Ok(counts)
     }
 }
 
@@ -335,13 +341,14 @@ impl Matmul for Mutant {
         &self,
         a: PackedView<'_>,
         b: &Self::Prepared<B>,
-        alpha: f32,
+        epilogue: Epilogue<'_>,
         out: FloatSliceMut<'_>,
     ) -> Result<Paths, Error> {
         self.check_environment()?;
         let b = b.0.view();
         a.shape().expect_product(&b.shape())?;
         let (m, n) = (a.shape().rows(), b.shape().rows());
+        epilogue.expect(m, n)?;
         with_floats!(FloatSliceMut, out, out => {
             for i in 0..m {
                 for j in 0..n {
@@ -353,18 +360,27 @@ impl Matmul for Mutant {
                         Some(Fault::RowOffByOne) if m > 16 && i == 16 => self.rounded(a, 15, b, j)?,
                         _ => self.rounded(a, i, b, j)?,
                     };
+                    let (alpha, bias) = (epilogue.row_alpha(i), epilogue.column_bias(j));
                     out[i * n + j] = match self.fault {
                         Some(Fault::AlphaInF64) => from_f64(f64::from(s32) * f64::from(alpha)),
                         Some(Fault::AlphaAfterRounding) => {
                             let y = f64::from(half::bf16::from_f32(s32).to_f32());
                             from_f64(y * f64::from(alpha))
                         }
-                        _ => finish_one(s32, alpha),
+                        _ => finish_one(s32, alpha, bias),
                     };
                 }
             }
         });
         Ok(Paths::default())
+    }
+
+    fn export_weight<B: Packed>(
+        &self,
+        b: &Self::Prepared<B>,
+        out: &mut PackedMut<'_>,
+    ) -> Result<(), Error> {
+        out.copy_from(b.0.view())
     }
 
     fn partial<B: Packed>(

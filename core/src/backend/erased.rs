@@ -11,6 +11,8 @@ use core::fmt;
 use core::ops::Range;
 
 use super::{Matmul, MatmulQuery, Named, Paths, PreparedWeight, Quantizer, Resident, Sink, Source};
+use crate::counts::QuantCounts;
+use crate::epilogue::Epilogue;
 use crate::error::{Error, Unsupported};
 use crate::exact::PartialsMut;
 use crate::float::{FloatSlice, FloatSliceMut};
@@ -52,8 +54,12 @@ pub trait DynWeight: Send + Sync {
     ///
     /// # Errors
     /// As [`Matmul::matmul`].
-    fn matmul(&self, a: PackedView<'_>, alpha: f32, out: FloatSliceMut<'_>)
-    -> Result<Paths, Error>;
+    fn matmul(
+        &self,
+        a: PackedView<'_>,
+        epilogue: Epilogue<'_>,
+        out: FloatSliceMut<'_>,
+    ) -> Result<Paths, Error>;
 
     /// As [`Matmul::partial`].
     ///
@@ -65,6 +71,12 @@ pub trait DynWeight: Send + Sync {
         groups: Range<usize>,
         out: PartialsMut<'_>,
     ) -> Result<(), Error>;
+
+    /// As [`Matmul::export_weight`].
+    ///
+    /// # Errors
+    /// As [`Matmul::export_weight`].
+    fn export_weight(&self, out: &mut PackedMut<'_>) -> Result<(), Error>;
 }
 
 /// [`Resident`] without its associated types.
@@ -123,6 +135,7 @@ pub trait DynResident: DynMatmul {
         spec: &QuantSpec,
         transform: Option<&Opaque>,
         out: &mut Opaque,
+        counts: Option<&mut QuantCounts>,
     ) -> Result<(), Error>;
 
     /// As [`Resident::export`]: hands a quantized activation to the host.
@@ -150,7 +163,12 @@ pub trait DynLinear: DynWeight {
     ///
     /// # Errors
     /// As [`Resident::matmul_resident`].
-    fn matmul_dyn(&self, a: &Opaque, alpha: f32, out: Sink<'_, Opaque>) -> Result<Paths, Error>;
+    fn matmul_dyn(
+        &self,
+        a: &Opaque,
+        epilogue: Epilogue<'_>,
+        out: Sink<'_, Opaque>,
+    ) -> Result<Paths, Error>;
 }
 
 /// A prepared weight and its backend, as one object.
@@ -190,10 +208,10 @@ where
     fn matmul(
         &self,
         a: PackedView<'_>,
-        alpha: f32,
+        epilogue: Epilogue<'_>,
         out: FloatSliceMut<'_>,
     ) -> Result<Paths, Error> {
-        self.backend.matmul(a, &self.weight, alpha, out)
+        self.backend.matmul(a, &self.weight, epilogue, out)
     }
 
     fn partial(
@@ -203,6 +221,10 @@ where
         out: PartialsMut<'_>,
     ) -> Result<(), Error> {
         self.backend.partial(a, &self.weight, groups, out)
+    }
+
+    fn export_weight(&self, out: &mut PackedMut<'_>) -> Result<(), Error> {
+        self.backend.export_weight(&self.weight, out)
     }
 }
 
@@ -249,9 +271,10 @@ where
         spec: &QuantSpec,
         transform: Option<&Opaque>,
         out: &mut Opaque,
+        counts: Option<&mut QuantCounts>,
     ) -> Result<(), Error> {
         let transform = transform.map(own).transpose()?;
-        self.quantize_resident(own_source(x)?, shape, spec, transform, own_mut(out)?)
+        self.quantize_resident(own_source(x)?, shape, spec, transform, own_mut(out)?, counts)
     }
 
     fn export_dyn(&self, from: &Opaque, out: &mut PackedMut<'_>) -> Result<(), Error> {
@@ -272,8 +295,13 @@ where
     T: Resident + Send + Sync,
     T::Prepared<Arc<PackedMatrix>>: Send + Sync,
 {
-    fn matmul_dyn(&self, a: &Opaque, alpha: f32, out: Sink<'_, Opaque>) -> Result<Paths, Error> {
-        self.backend.matmul_resident(own(a)?, &self.weight, alpha, own_sink(out)?)
+    fn matmul_dyn(
+        &self,
+        a: &Opaque,
+        epilogue: Epilogue<'_>,
+        out: Sink<'_, Opaque>,
+    ) -> Result<Paths, Error> {
+        self.backend.matmul_resident(own(a)?, &self.weight, epilogue, own_sink(out)?)
     }
 }
 

@@ -64,6 +64,8 @@ use core::ops::Range;
 pub use query::{MatmulQuery, Paths, QuantizeInput, QuantizeQuery};
 pub use resident::{Resident, Sink, Source};
 
+use crate::counts::QuantCounts;
+use crate::epilogue::Epilogue;
 use crate::error::{Error, Unsupported};
 use crate::exact::PartialsMut;
 use crate::float::FloatSliceMut;
@@ -83,12 +85,17 @@ pub trait Quantizer: Named {
     /// The reason why not.
     fn supports_quantize(&self, query: &QuantizeQuery) -> Result<(), Unsupported>;
 
-    /// Writes packed codes and row-major scales of `input` to `out`.
+    /// Writes packed codes and row-major scales of `input` to `out`, and counts what that did to
+    /// the values: the counts of the reference.
     ///
     /// # Errors
     /// A shape or format that does not fit, [`Error::Unsupported`], [`Error::Environment`], or a
     /// device failure. A shape error leaves `out` untouched.
-    fn quantize(&self, input: &QuantizeInput<'_>, out: &mut PackedMut<'_>) -> Result<(), Error>;
+    fn quantize(
+        &self,
+        input: &QuantizeInput<'_>,
+        out: &mut PackedMut<'_>,
+    ) -> Result<QuantCounts, Error>;
 }
 
 /// Multiplies packed operands: A (M, K) by the transpose of B (N, K), exact until one rounding (C6).
@@ -120,16 +127,18 @@ pub trait Matmul: Named {
     /// [`Error::NotAMatmulFormat`], [`Error::Unsupported`], or a device failure.
     fn prepare<B: Packed>(&self, b: B) -> Result<Self::Prepared<B>, Error>;
 
-    /// Writes round(f32(A * B^T) * alpha) to `out`, (M, N) row-major, and tells which paths ran.
+    /// Writes round(f32(A * B^T) * alpha), or what else the epilogue says, to `out`, (M, N)
+    /// row-major, and tells which paths ran. The output's type need not be that of the values
+    /// which A was quantized from.
     ///
     /// # Errors
-    /// Operands or output that do not fit, [`Error::Unsupported`], [`Error::Environment`], or a
-    /// device failure.
+    /// Operands, output or epilogue that do not fit, [`Error::Unsupported`],
+    /// [`Error::Environment`], or a device failure.
     fn matmul<B: Packed>(
         &self,
         a: PackedView<'_>,
         b: &Self::Prepared<B>,
-        alpha: f32,
+        epilogue: Epilogue<'_>,
         out: FloatSliceMut<'_>,
     ) -> Result<Paths, Error>;
 
@@ -148,6 +157,18 @@ pub trait Matmul: Named {
         let _ = (a, b, groups, out);
         Err(Unsupported::Partials.into())
     }
+
+    /// Writes the packed matrix that the weight was prepared from to `out`, bit for bit, so that
+    /// whoever prepares a weight need not keep it too.
+    ///
+    /// # Errors
+    /// [`Error::FormatMismatch`] or [`Error::ShapeMismatch`] if `out` has another shape; a device
+    /// failure.
+    fn export_weight<B: Packed>(
+        &self,
+        b: &Self::Prepared<B>,
+        out: &mut PackedMut<'_>,
+    ) -> Result<(), Error>;
 }
 
 /// What every prepared weight can tell.

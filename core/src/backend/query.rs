@@ -3,9 +3,10 @@
 use core::fmt;
 
 use crate::e2m1::TieMode;
-use crate::error::{Buffer, Dim, Error};
+use crate::epilogue::Epilogue;
+use crate::error::{Buffer, Error, Unsupported};
 use crate::float::FloatSlice;
-use crate::format::{FloatType, Format, GroupSize, ScaleType};
+use crate::format::{Encoding, FloatType, GroupSize, ScaleType};
 use crate::packed::PackedShape;
 use crate::spec::QuantSpec;
 use crate::transform::{Transform, TransformShape};
@@ -101,16 +102,9 @@ impl<'a> QuantizeInput<'a> {
 
     /// The input as a capability query.
     pub fn query(&self) -> QuantizeQuery {
-        QuantizeQuery {
-            rows: self.shape.rows(),
-            k: self.shape.k(),
-            scale_type: self.shape.scale_type(),
-            group: self.shape.group(),
-            tie: self.spec.tie(),
-            input: self.x.float_type(),
-            transform: self.transform.map(|t| t.shape()),
-            given_scales: self.scales.is_some(),
-        }
+        QuantizeQuery::new(self.shape, &self.spec, self.x.float_type())
+            .with_transform(self.transform.map(|t| t.shape()))
+            .with_given_scales(self.scales.is_some())
     }
 
     /// Checks that `out` has the shape and format that this input quantizes to.
@@ -118,19 +112,12 @@ impl<'a> QuantizeInput<'a> {
     /// # Errors
     /// [`Error::FormatMismatch`] or [`Error::ShapeMismatch`].
     pub fn expect_output(&self, out: PackedShape) -> Result<(), Error> {
-        self.shape.expect_same_format(&out)?;
-        for (what, expected, got) in
-            [(Dim::Rows, self.shape.rows(), out.rows()), (Dim::K, self.shape.k(), out.k())]
-        {
-            if expected != got {
-                return Err(Error::ShapeMismatch { what, expected, got });
-            }
-        }
-        Ok(())
+        self.shape.expect_same(&out)
     }
 }
 
 /// What a quantization asks of a backend.
+#[non_exhaustive]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct QuantizeQuery {
     /// Rows.
@@ -151,11 +138,43 @@ pub struct QuantizeQuery {
     pub given_scales: bool,
 }
 
+impl QuantizeQuery {
+    /// A quantization to a matrix of this shape, under `spec`, of values of type `input`, with no
+    /// transform and computed scales.
+    pub const fn new(shape: PackedShape, spec: &QuantSpec, input: FloatType) -> Self {
+        QuantizeQuery {
+            rows: shape.rows(),
+            k: shape.k(),
+            scale_type: shape.scale_type(),
+            group: shape.group(),
+            tie: spec.tie(),
+            input,
+            transform: None,
+            given_scales: false,
+        }
+    }
+
+    /// The same with this transform, if any.
+    #[must_use]
+    pub const fn with_transform(self, transform: Option<TransformShape>) -> Self {
+        QuantizeQuery { transform, ..self }
+    }
+
+    /// The same with the scale bytes given, or not.
+    #[must_use]
+    pub const fn with_given_scales(self, given_scales: bool) -> Self {
+        QuantizeQuery { given_scales, ..self }
+    }
+}
+
 /// What a matmul asks of a backend.
+#[non_exhaustive]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct MatmulQuery {
-    /// Format of both operands.
-    pub format: Format,
+    /// Encoding of A.
+    pub a: Encoding,
+    /// Encoding of B.
+    pub b: Encoding,
     /// Rows of A.
     pub m: usize,
     /// Rows of B.
@@ -164,6 +183,63 @@ pub struct MatmulQuery {
     pub k: usize,
     /// Type of the output.
     pub output: FloatType,
+    /// True if alpha is multiplied by a scale for each row of A.
+    pub row_scales: bool,
+    /// True if a bias is added.
+    pub bias: bool,
+}
+
+impl MatmulQuery {
+    /// A product of shape `[m, n, k]` of two operands in the same encoding, by alpha alone.
+    pub fn new(encoding: impl Into<Encoding>, [m, n, k]: [usize; 3], output: FloatType) -> Self {
+        let b = encoding.into();
+        MatmulQuery { a: b, b, m, n, k, output, row_scales: false, bias: false }
+    }
+
+    /// The same with A in this encoding.
+    #[must_use]
+    pub fn with_a(self, a: impl Into<Encoding>) -> Self {
+        MatmulQuery { a: a.into(), ..self }
+    }
+
+    /// The same with row scales, or without.
+    #[must_use]
+    pub const fn with_row_scales(self, row_scales: bool) -> Self {
+        MatmulQuery { row_scales, ..self }
+    }
+
+    /// The same with a bias, or without.
+    #[must_use]
+    pub const fn with_bias(self, bias: bool) -> Self {
+        MatmulQuery { bias, ..self }
+    }
+
+    /// Checks that both operands are in one encoding, for backends that multiply no others.
+    ///
+    /// # Errors
+    /// [`Unsupported::Encodings`].
+    pub fn expect_same_encoding(&self) -> Result<(), Unsupported> {
+        if self.a == self.b { Ok(()) } else { Err(Unsupported::Encodings { a: self.a, b: self.b }) }
+    }
+
+    /// Checks that alpha is all of the epilogue, for backends that do no more.
+    ///
+    /// # Errors
+    /// [`Unsupported::RowScales`] or [`Unsupported::Bias`].
+    pub const fn expect_alpha_only(&self) -> Result<(), Unsupported> {
+        match (self.row_scales, self.bias) {
+            (true, _) => Err(Unsupported::RowScales),
+            (false, true) => Err(Unsupported::Bias),
+            (false, false) => Ok(()),
+        }
+    }
+
+    /// The same with what this epilogue has.
+    #[must_use]
+    pub const fn with_epilogue(self, epilogue: &Epilogue<'_>) -> Self {
+        let (row_scales, bias) = (epilogue.row_scales.is_some(), epilogue.bias.is_some());
+        MatmulQuery { row_scales, bias, ..self }
+    }
 }
 
 /// How many outputs each kind of path computed. All are exact; they differ in time.

@@ -1,6 +1,8 @@
 //! Operands in a backend's own memory and form: GPUs, and CPU kernels that skip packing.
 
 use crate::backend::{Matmul, Paths, Quantizer};
+use crate::counts::QuantCounts;
+use crate::epilogue::Epilogue;
 use crate::error::Error;
 use crate::float::{FloatSlice, FloatSliceMut};
 use crate::format::FloatType;
@@ -76,7 +78,8 @@ pub trait Resident: Quantizer + Matmul {
         x: FloatType,
     ) -> Result<Self::Transform, Error>;
 
-    /// Quantizes a (rows, k) matrix into the backend's own operand form (C4, C5).
+    /// Quantizes a (rows, k) matrix into the backend's own operand form (C4, C5). What that did to
+    /// the values is written to `counts` if it is asked for: a device may have to be waited for.
     ///
     /// # Errors
     /// As [`Quantizer::quantize`].
@@ -87,6 +90,7 @@ pub trait Resident: Quantizer + Matmul {
         spec: &QuantSpec,
         transform: Option<&Self::Transform>,
         out: &mut Self::Operand,
+        counts: Option<&mut QuantCounts>,
     ) -> Result<(), Error>;
 
     /// Multiplies an operand in the backend's own form (C6).
@@ -97,7 +101,7 @@ pub trait Resident: Quantizer + Matmul {
         &self,
         a: &Self::Operand,
         b: &Self::Prepared<B>,
-        alpha: f32,
+        epilogue: Epilogue<'_>,
         out: Sink<'_, Self::Tensor>,
     ) -> Result<Paths, Error>;
 

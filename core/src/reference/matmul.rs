@@ -5,7 +5,7 @@
 //!     S = 0
 //!     for each group g:
 //!         S += dot(codes) * (sig_a * sig_b) * 2^(e_a + e_b - 2)     exact
-//!     out = round(f32(S) * alpha)
+//!     out = round(f32(S) * alpha)                           or with row scales and bias
 //! ```
 //!
 //! The dot product of a group is over doubled codes, integers up to 12 in magnitude, so it is at
@@ -21,8 +21,9 @@ use core::ops::Range;
 
 use crate::e2m1::DOUBLED;
 use crate::environment::check_environment;
+use crate::epilogue::Epilogue;
 use crate::error::{Buffer, Error};
-use crate::exact::{ExactSum, FixedSum, PartialsMut, finish_one};
+use crate::exact::{ExactSum, FixedSum, PartialsMut};
 use crate::float::FloatSliceMut;
 use crate::packed::PackedView;
 use crate::with_floats;
@@ -37,19 +38,23 @@ pub fn group_dot(a: &[u8], b: &[u8]) -> i64 {
     })
 }
 
-/// Writes round(f32(A * B^T) * alpha), an (M, N) row-major matrix (C6).
+/// Writes round(f32(A * B^T) * alpha), or what else the epilogue says (an f32 is an alpha alone),
+/// an (M, N) row-major matrix (C6).
 ///
 /// # Errors
 /// [`Error::FormatMismatch`], [`Error::NotAMatmulFormat`] or [`Error::ShapeMismatch`] if the
-/// operands do not agree; [`Error::Len`] unless `out` has M * N values; [`Error::Environment`].
-pub fn matmul(
+/// operands do not agree; [`Error::Len`] unless `out` has M * N values and the epilogue fits;
+/// [`Error::Environment`].
+pub fn matmul<'e>(
     a: PackedView<'_>,
     b: PackedView<'_>,
-    alpha: f32,
+    epilogue: impl Into<Epilogue<'e>>,
     out: FloatSliceMut<'_>,
 ) -> Result<(), Error> {
     check_environment()?;
+    let epilogue = epilogue.into();
     a.shape().expect_product(&b.shape())?;
+    epilogue.expect(a.shape().rows(), b.shape().rows())?;
     out.as_ref().expect_len(Buffer::Output, a.shape().rows() * b.shape().rows())?;
     let n = b.shape().rows().max(1);
     let groups = 0..a.shape().row_groups();
@@ -58,7 +63,7 @@ pub fn matmul(
             for (j, y) in row.iter_mut().enumerate() {
                 let mut sum = ExactSum::ZERO;
                 for_each_group(a, i, b, j, groups.clone(), |term| add_term(&mut sum, term))?;
-                *y = finish_one(sum.to_f32(), alpha);
+                *y = epilogue.apply(sum.to_f32(), i, j);
             }
         }
     });

@@ -14,13 +14,15 @@ mod quantize;
 
 pub use dequantize::{dequantize, fake_quantize};
 pub use matmul::{group_dot, matmul, partial};
-pub use quantize::{QuantCounts, apply_transform, quantize};
+pub use quantize::{apply_transform, count_group, quantize};
 
 use core::ops::Range;
 
 use crate::backend::{
     Matmul, MatmulQuery, Named, Paths, PreparedWeight, QuantizeInput, QuantizeQuery, Quantizer,
 };
+use crate::counts::QuantCounts;
+use crate::epilogue::Epilogue;
 use crate::error::{Error, Unsupported};
 use crate::exact::PartialsMut;
 use crate::float::FloatSliceMut;
@@ -51,8 +53,12 @@ impl Quantizer for Reference {
         Ok(())
     }
 
-    fn quantize(&self, input: &QuantizeInput<'_>, out: &mut PackedMut<'_>) -> Result<(), Error> {
-        quantize(input, out).map(|_| ())
+    fn quantize(
+        &self,
+        input: &QuantizeInput<'_>,
+        out: &mut PackedMut<'_>,
+    ) -> Result<QuantCounts, Error> {
+        quantize(input, out)
     }
 }
 
@@ -76,11 +82,11 @@ impl Matmul for Reference {
         &self,
         a: PackedView<'_>,
         b: &Self::Prepared<B>,
-        alpha: f32,
+        epilogue: Epilogue<'_>,
         out: FloatSliceMut<'_>,
     ) -> Result<Paths, Error> {
         let outputs = out.len() as u64;
-        matmul(a, b.0.view(), alpha, out)?;
+        matmul(a, b.0.view(), epilogue, out)?;
         Ok(Paths { wide: outputs, ..Paths::default() })
     }
 
@@ -92,5 +98,13 @@ impl Matmul for Reference {
         out: PartialsMut<'_>,
     ) -> Result<(), Error> {
         partial(a, b.0.view(), groups, out)
+    }
+
+    fn export_weight<B: Packed>(
+        &self,
+        b: &Self::Prepared<B>,
+        out: &mut PackedMut<'_>,
+    ) -> Result<(), Error> {
+        out.copy_from(b.0.view())
     }
 }

@@ -6,7 +6,7 @@
 //!     for each group of y:
 //!         scale = given, or encode(amax / (ss * gs))
 //!         d = decode(scale) * gs
-//!         code = encode(y / d), or a zero with the sign of y where d = 0
+//!         code = encode(y / d), or a zero with the sign of y where d = 0 (of a NaN y too)
 //! ```
 //!
 //! A chunk fits 128 values on the stack because block and group are powers of two up to 128: the
@@ -16,6 +16,7 @@
 //! [C5]: crate::contract#c5
 
 use crate::backend::QuantizeInput;
+use crate::counts::QuantCounts;
 use crate::e2m1::E2m1;
 use crate::environment::check_environment;
 use crate::error::Error;
@@ -26,31 +27,10 @@ use crate::spec::QuantSpec;
 use crate::transform::Transform;
 use crate::with_floats;
 
+/// A quotient beyond this is clipped: where the code above 6 would be nearer.
+const CLIPPED: f32 = 7.0;
 /// Largest group and largest transform block.
 const MAX_CHUNK: usize = 128;
-
-/// What a quantization did to the values: for logs and optional counters.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct QuantCounts {
-    /// Elements quantized.
-    pub elements: u64,
-    /// Elements whose quotient x / d was beyond +-6 and saturated, infinities included.
-    pub saturated: u64,
-    /// Groups whose scale is NaN.
-    pub nan_groups: u64,
-    /// Groups whose codes are all zero.
-    pub zero_groups: u64,
-}
-
-impl QuantCounts {
-    /// Adds the counts of another part.
-    pub fn merge(&mut self, other: &QuantCounts) {
-        self.elements += other.elements;
-        self.saturated += other.saturated;
-        self.nan_groups += other.nan_groups;
-        self.zero_groups += other.zero_groups;
-    }
-}
 
 /// Quantizes a (rows, k) matrix into packed codes and row-major scales (C4), after the optional
 /// transform (C5).
@@ -95,7 +75,8 @@ fn quantize_typed<T: Float>(
                     scales[g] = spec.encode_scale(amax(y));
                 }
                 let codes = &mut codes[g * group / 2..(g + 1) * group / 2];
-                quantize_group(y, spec, scales[g], codes, &mut counts);
+                quantize_group(y, spec, scales[g], codes);
+                counts += count_group(y, spec, scales[g], input.scales().is_some(), codes);
             }
         }
     }
@@ -113,28 +94,40 @@ fn amax(y: &[f32]) -> f32 {
 }
 
 /// Encodes one group under its scale byte (C4.3).
-fn quantize_group(
+fn quantize_group(y: &[f32], spec: &QuantSpec, scale: u8, codes: &mut [u8]) {
+    let d = spec.unit(scale);
+    let encode = |y: f32| {
+        // The sign of a NaN counts too: under d = 0 it becomes a zero of that sign, where
+        // otherwise every NaN is 0x7.
+        let q = if d == 0.0 { 0f32.copysign(y) } else { y / d };
+        E2m1::from_f32_tie(q, spec.tie()).to_bits()
+    };
+    for (byte, pair) in codes.iter_mut().zip(y.chunks_exact(2)) {
+        *byte = encode(pair[0]) | (encode(pair[1]) << 4);
+    }
+}
+
+/// What quantizing one group did: `y` after the transform, in f32, under its scale byte, `given` or
+/// computed, to `codes`. Other backends call it for the groups that a look at amax cannot clear.
+pub fn count_group(
     y: &[f32],
     spec: &QuantSpec,
     scale: u8,
-    codes: &mut [u8],
-    counts: &mut QuantCounts,
-) {
-    let d = spec.unit(scale);
-    let encode = |y: f32| {
-        let q = if d == 0.0 { 0f32.copysign(y) } else { y / d };
-        (E2m1::from_f32_tie(q, spec.tie()).to_bits(), u64::from(q.abs() > E2m1::MAX))
-    };
-    let mut any = 0;
-    for (byte, pair) in codes.iter_mut().zip(y.chunks_exact(2)) {
-        let ((low, s0), (high, s1)) = (encode(pair[0]), encode(pair[1]));
-        *byte = low | (high << 4);
-        any |= *byte & 0x77;
-        counts.saturated += s0 + s1;
+    given: bool,
+    codes: &[u8],
+) -> QuantCounts {
+    let (amax, d) = (amax(y), spec.unit(scale));
+    // Under d = 0 every quotient is 0.
+    let clipped = |y: &f32| d != 0.0 && (y / d).abs() > CLIPPED;
+    let clamped = || spec.scale(amax) > spec.scale_type().max();
+    QuantCounts {
+        elements: y.len() as u64,
+        groups: 1,
+        clipped: y.iter().filter(|y| clipped(y)).count() as u64,
+        scale_max: u64::from(!given && clamped()),
+        flushed: u64::from(amax > 0.0 && codes.iter().all(|byte| byte & 0x77 == 0)),
+        nan_groups: u64::from(spec.scale_type().is_nan(scale)),
     }
-    counts.elements += y.len() as u64;
-    counts.nan_groups += u64::from(spec.scale_type().is_nan(scale));
-    counts.zero_groups += u64::from(any == 0);
 }
 
 /// Transforms a chunk of whole blocks, the first of which is column block `first` (C5).
@@ -198,4 +191,63 @@ pub fn apply_transform(
         }
     });
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::format::{GroupSize, ScaleType};
+
+    fn spec() -> QuantSpec {
+        QuantSpec::new(ScaleType::E4M3, GroupSize::G16, 1.0, 6.0).unwrap()
+    }
+
+    fn quantized(x: &[f32; 16], given: Option<&[u8]>) -> ([u8; 8], QuantCounts) {
+        let mut input = QuantizeInput::new(&x[..], 1, 16, &spec()).unwrap();
+        if let Some(scales) = given {
+            input = input.with_scales(scales).unwrap();
+        }
+        let (mut codes, mut scales) = ([0xA5; 8], [0xA5]);
+        let mut out = PackedMut::new(input.shape(), &mut codes, &mut scales).unwrap();
+        let counts = quantize(&input, &mut out).unwrap();
+        (codes, counts)
+    }
+
+    #[test]
+    fn under_a_zero_divisor_a_nan_keeps_its_sign() {
+        let x = core::array::from_fn(|i| f32::NAN.copysign(if i % 2 == 0 { 1.0 } else { -1.0 }));
+        for zero in [0x00, 0x80] {
+            assert_eq!(quantized(&x, Some(&[zero])).0, [0x80; 8]);
+        }
+        assert_eq!(quantized(&x, Some(&[0x38])).0, [0x77; 8]);
+    }
+
+    #[test]
+    fn each_count_counts_its_case_alone() {
+        let counts = |x: [f32; 16], given: Option<&[u8]>| {
+            let c = quantized(&x, given).1;
+            assert_eq!((c.elements, c.groups), (16, 1));
+            [c.clipped, c.scale_max, c.flushed, c.nan_groups]
+        };
+        let at = |value: f32| core::array::from_fn(|i| if i == 3 { value } else { 0.0 });
+        assert_eq!(counts(at(3.0), None), [0; 4]);
+        // Past 6 by the rounding of the scale alone: 6.1 has s = 1.0167, scale 1.
+        assert_eq!(counts(at(6.1), None), [0; 4]);
+        assert_eq!(counts(at(7.0), Some(&[0x38])), [0; 4]);
+        assert_eq!(counts(at(-7.000001), Some(&[0x38])), [1, 0, 0, 0]);
+        // 448 * 6 = 2688 is the largest scale, not clamped.
+        assert_eq!(counts(at(2688.0), None), [0; 4]);
+        assert_eq!(counts(at(2689.0), None), [0, 1, 0, 0]);
+        assert_eq!(counts(at(f32::INFINITY), None), [1, 1, 0, 0]);
+        assert_eq!(counts(at(f32::INFINITY), Some(&[0x7E])), [1, 0, 0, 0]);
+        // The scale underflows to 0; a group of zeros loses nothing.
+        assert_eq!(counts(at(1e-30), None), [0, 0, 1, 0]);
+        assert_eq!(counts(at(0.0), None), [0; 4]);
+        assert_eq!(counts(at(0.25), Some(&[0x38])), [0, 0, 1, 0]);
+        // An infinity under a zero divisor is a zero: flushed, not clipped.
+        assert_eq!(counts(at(f32::INFINITY), Some(&[0x00])), [0, 0, 1, 0]);
+        assert_eq!(counts(at(f32::NAN), None), [0, 0, 0, 1]);
+        assert_eq!(counts(at(f32::NAN), Some(&[0x00])), [0; 4]);
+        assert_eq!(counts(at(1.0), Some(&[0xFF])), [0, 0, 0, 1]);
+    }
 }

@@ -166,7 +166,8 @@ fn measure_format(
     let mut sums = vec![ExactSum::ZERO; dense.len()];
     reference::partial(a, b, 0..a.shape().row_groups(), PartialsMut::Exact(&mut sums))?;
     let mut from_sums = vec![0f32; dense.len()];
-    fp4_core::finish(Partials::Exact(&sums), alpha, (&mut from_sums[..]).into())?;
+    let shape = [a.shape().rows(), b.shape().rows()];
+    fp4_core::finish(Partials::Exact(&sums), shape, alpha, (&mut from_sums[..]).into())?;
     ensure!(bits(&expected).eq(bits(&from_sums)), "partial sums and matmul disagree");
     let exact: Vec<f64> = sums.iter().map(|s| s.to_f64() * f64::from(alpha)).collect();
 
@@ -363,8 +364,8 @@ mod tests {
     use super::*;
     use fp4_core::backend::erased::Backend;
     use fp4_core::{
-        Error, FloatSliceMut, Matmul, MatmulQuery, Named, Packed, PackedMut, PackedView, Paths,
-        QuantizeQuery, Quantizer, ScaleType, Unsupported,
+        Epilogue, Error, FloatSliceMut, Matmul, MatmulQuery, Named, Packed, PackedMut, PackedView,
+        Paths, QuantCounts, QuantizeQuery, Quantizer, ScaleType, Unsupported,
     };
 
     #[test]
@@ -406,14 +407,22 @@ mod tests {
             &self,
             a: PackedView<'_>,
             b: &Self::Prepared<B>,
-            alpha: f32,
+            epilogue: Epilogue<'_>,
             mut out: FloatSliceMut<'_>,
         ) -> Result<Paths, Error> {
-            let paths = reference::Reference.matmul(a, b, alpha, out.reborrow())?;
+            let paths = reference::Reference.matmul(a, b, epilogue, out.reborrow())?;
             if let FloatSliceMut::F32(y) = out {
                 y[777] = f32::from_bits(y[777].to_bits() ^ 1);
             }
             Ok(paths)
+        }
+
+        fn export_weight<B: Packed>(
+            &self,
+            b: &Self::Prepared<B>,
+            out: &mut PackedMut<'_>,
+        ) -> Result<(), Error> {
+            reference::Reference.export_weight(b, out)
         }
     }
 
@@ -455,7 +464,7 @@ mod tests {
             &self,
             input: &QuantizeInput<'_>,
             out: &mut PackedMut<'_>,
-        ) -> Result<(), Error> {
+        ) -> Result<QuantCounts, Error> {
             reference::Reference.quantize(input, out)
         }
     }

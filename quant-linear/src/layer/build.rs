@@ -103,8 +103,8 @@ impl QuantLinear {
         let quantizers = backends.list().iter().filter_map(|b| b.quantizer());
         match quantizers.into_iter().find(|q| q.supports_quantize(&query).is_ok()) {
             Some(quantizer) => quantizer.quantize(&input, &mut packed.view_mut())?,
-            None => reference_quantize(&input, &mut packed.view_mut()).map(|_| ())?,
-        }
+            None => reference_quantize(&input, &mut packed.view_mut())?,
+        };
         let activation = options.activation_spec()?;
         let layer = Self::from_parts(Parts {
             weight: packed,

@@ -62,6 +62,8 @@ pub(crate) enum Contents {
 pub(crate) struct Warned {
     /// A choice of backend that cannot be honoured, for each role.
     pub(crate) refused: [AtomicBool; 2],
+    /// Activations beyond the range of their scale.
+    pub(crate) clipped: AtomicBool,
 }
 
 #[derive(Debug)]
@@ -289,8 +291,8 @@ impl QuantLinear {
         self.routing.device.as_deref()
     }
 
-    /// Turns counting on or off (off at first): saturated elements, NaN groups, paths taken.
-    /// Counting costs a second, scalar look at every activation.
+    /// Turns counting on or off (off at first): what quantizing the activations did to them, and the
+    /// paths that the matmul took. It costs next to nothing on the host; a device is waited for.
     pub fn set_counting(&mut self, on: bool) {
         self.counters = on.then(Arc::default);
     }

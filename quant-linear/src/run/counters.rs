@@ -2,16 +2,17 @@
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-use fp4_core::Paths;
-use fp4_core::reference::QuantCounts;
+use fp4_core::{Paths, QuantCounts};
 
 /// Counters that add up over the calls of a layer, from any thread.
 #[derive(Debug, Default)]
 pub struct Counters {
     elements: AtomicU64,
-    saturated: AtomicU64,
+    groups: AtomicU64,
+    clipped: AtomicU64,
+    scale_max: AtomicU64,
+    flushed: AtomicU64,
     nan_groups: AtomicU64,
-    zero_groups: AtomicU64,
     narrow: AtomicU64,
     planes: AtomicU64,
     wide: AtomicU64,
@@ -20,12 +21,14 @@ pub struct Counters {
 impl Counters {
     /// What quantizing the activations did so far.
     pub fn quantized(&self) -> QuantCounts {
-        QuantCounts {
-            elements: self.elements.load(Relaxed),
-            saturated: self.saturated.load(Relaxed),
-            nan_groups: self.nan_groups.load(Relaxed),
-            zero_groups: self.zero_groups.load(Relaxed),
-        }
+        let mut counts = QuantCounts::default();
+        counts.elements = self.elements.load(Relaxed);
+        counts.groups = self.groups.load(Relaxed);
+        counts.clipped = self.clipped.load(Relaxed);
+        counts.scale_max = self.scale_max.load(Relaxed);
+        counts.flushed = self.flushed.load(Relaxed);
+        counts.nan_groups = self.nan_groups.load(Relaxed);
+        counts
     }
 
     /// How many outputs each kind of path computed so far.
@@ -39,8 +42,11 @@ impl Counters {
 
     /// Sets all counters to zero. Calls that run meanwhile count before or after.
     pub fn reset(&self) {
-        let Counters { elements, saturated, nan_groups, zero_groups, narrow, planes, wide } = self;
-        for counter in [elements, saturated, nan_groups, zero_groups, narrow, planes, wide] {
+        let Counters { elements, groups, clipped, scale_max, flushed, nan_groups, .. } = self;
+        for counter in [elements, groups, clipped, scale_max, flushed, nan_groups] {
+            counter.store(0, Relaxed);
+        }
+        for counter in [&self.narrow, &self.planes, &self.wide] {
             counter.store(0, Relaxed);
         }
     }
@@ -48,9 +54,11 @@ impl Counters {
     pub(crate) fn add_quantized(&self, quantized: &QuantCounts) {
         for (counter, n) in [
             (&self.elements, quantized.elements),
-            (&self.saturated, quantized.saturated),
+            (&self.groups, quantized.groups),
+            (&self.clipped, quantized.clipped),
+            (&self.scale_max, quantized.scale_max),
+            (&self.flushed, quantized.flushed),
             (&self.nan_groups, quantized.nan_groups),
-            (&self.zero_groups, quantized.zero_groups),
         ] {
             counter.fetch_add(n, Relaxed);
         }

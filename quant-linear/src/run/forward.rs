@@ -16,10 +16,9 @@ use std::sync::atomic::Ordering::Relaxed;
 
 use fp4_core::backend::erased::{DynResident, Opaque};
 use fp4_core::backend::{Sink, Source};
-use fp4_core::reference::quantize as reference_quantize;
 use fp4_core::{
-    Buffer, Float, FloatSlice, FloatSliceMut, FloatType, MatmulQuery, PackedMatrix, Paths,
-    QuantizeInput, QuantizeQuery, ScaleSetting,
+    Buffer, Epilogue, Float, FloatSlice, FloatSliceMut, FloatType, MatmulQuery, PackedMatrix,
+    Paths, QuantCounts, QuantizeInput, QuantizeQuery, ScaleSetting,
 };
 
 use crate::error::Error;
@@ -240,7 +239,6 @@ impl QuantLinear {
         // A tensor of another backend passes through the host.
         let host = match (x, device) {
             (Input::Device(x), device) if !device.is_some_and(|d| x.is_on(d)) => Some(x.to_host()?),
-            (Input::Device(x), _) if self.counters.is_some() => Some(x.to_host()?),
             _ => None,
         };
         let values = host.as_ref().map(FloatVec::as_slice);
@@ -263,6 +261,9 @@ impl QuantLinear {
             }
             _ => stays.zip(input.as_ref().map(|input| Source::Host(input.x()))),
         };
+        // A device may have to be waited for, for its counts: not where all else stays there.
+        let mut counts = QuantCounts::default();
+        let counted = self.counters.is_some() || matches!(x, Input::Host(_));
         let held = match (source, &input) {
             (Some((device, source)), _) => {
                 let transform = match &loaded.transform {
@@ -274,7 +275,8 @@ impl QuantLinear {
                 let transform = transform.as_deref().map(|t| &**t);
                 let mut operand = runtime.scratch().operand(q.backend, &**device)?;
                 let (spec, to) = (&loaded.spec, &mut *operand.value);
-                device.quantize_dyn(source, [rows, shape.k()], spec, transform, to)?;
+                let counts = counted.then_some(&mut counts);
+                device.quantize_dyn(source, [rows, shape.k()], spec, transform, to, counts)?;
                 if stays.is_some() {
                     Held::Operand(operand)
                 } else {
@@ -286,16 +288,12 @@ impl QuantLinear {
             }
             (None, Some(input)) => {
                 let mut packed = self.packed(shape);
-                q.role.quantize(input, &mut packed.view_mut())?;
+                counts = q.role.quantize(input, &mut packed.view_mut())?;
                 Held::Packed(packed)
             }
             (None, None) => return Err(Error::OnHost),
         };
-        if let (Some(counters), Some(input)) = (&self.counters, &input) {
-            let mut packed = self.packed(shape);
-            counters.add_quantized(&reference_quantize(input, &mut packed.view_mut())?);
-            runtime.scratch().give_packed(packed);
-        }
+        self.count_quantized(&counts, loaded);
         let settings = Settings::of(loaded);
         Ok(Activation::new(held, runtime.clone(), settings, [rows, shape.k()], float_type))
     }
@@ -308,7 +306,7 @@ impl QuantLinear {
         m: &Multiplier<'_>,
         out: Output<'_>,
     ) -> Result<Paths, Error> {
-        let alpha = loaded.alpha()?;
+        let epilogue = Epilogue::new(loaded.alpha()?);
         let weight = loaded.weight.on(self.runtime().backends(), m)?;
         // In the backend's own form: nothing crosses.
         let exported;
@@ -318,15 +316,17 @@ impl QuantLinear {
             {
                 return match out {
                     Output::Host(out) => {
-                        Ok(linear.matmul_dyn(&*operand.value, alpha, Sink::Host(out))?)
+                        Ok(linear.matmul_dyn(&*operand.value, epilogue, Sink::Host(out))?)
                     }
                     Output::Device(owner, value, ty) if same(owner, device) => {
                         let sink = Sink::Resident(&mut **value, ty);
-                        Ok(linear.matmul_dyn(&*operand.value, alpha, sink)?)
+                        Ok(linear.matmul_dyn(&*operand.value, epilogue, sink)?)
                     }
                     Output::Device(owner, value, ty) => self.through_host(
                         x.rows(),
-                        |host| Ok(linear.matmul_dyn(&*operand.value, alpha, Sink::Host(host))?),
+                        |host| {
+                            Ok(linear.matmul_dyn(&*operand.value, epilogue, Sink::Host(host))?)
+                        },
                         (owner, value, ty),
                     ),
                 };
@@ -348,14 +348,14 @@ impl QuantLinear {
                 let mut operand = scratch.operand(m.backend, &**device)?;
                 device.import_dyn(packed.view(), &mut *operand.value)?;
                 let sink = Sink::Resident(&mut **value, ty);
-                let paths = linear.matmul_dyn(&*operand.value, alpha, sink)?;
+                let paths = linear.matmul_dyn(&*operand.value, epilogue, sink)?;
                 scratch.give_operand(operand);
                 Ok(paths)
             }
-            (weight, Output::Host(out)) => Ok(weight.matmul(packed.view(), alpha, out)?),
+            (weight, Output::Host(out)) => Ok(weight.matmul(packed.view(), epilogue, out)?),
             (weight, Output::Device(owner, value, ty)) => self.through_host(
                 x.rows(),
-                |host| Ok(weight.matmul(packed.view(), alpha, host)?),
+                |host| Ok(weight.matmul(packed.view(), epilogue, host)?),
                 (owner, value, ty),
             ),
         }
@@ -390,21 +390,13 @@ impl QuantLinear {
         let loaded = self.loaded()?;
         let shape = loaded.spec.shape(rows, self.in_features())?;
         let transform = loaded.transform.as_ref().map(|t| t.stored().view()).transpose()?;
-        Ok(QuantizeQuery {
-            rows,
-            k: shape.k(),
-            scale_type: shape.scale_type(),
-            group: shape.group(),
-            tie: loaded.spec.tie(),
-            input,
-            transform: transform.map(|t| t.shape()),
-            given_scales: false,
-        })
+        let query = QuantizeQuery::new(shape, &loaded.spec, input);
+        Ok(query.with_transform(transform.map(|t| t.shape())))
     }
 
     fn matmul_query(&self, q: &QuantizeQuery, output: FloatType) -> Result<MatmulQuery, Error> {
         let format = self.loaded()?.weight.shape().expect_format()?;
-        Ok(MatmulQuery { format, m: q.rows, n: self.out_features(), k: q.k, output })
+        Ok(MatmulQuery::new(format, [q.rows, self.out_features(), q.k], output))
     }
 
     /// The backends that quantize and multiply, with the logging that routing owes.
@@ -451,6 +443,23 @@ impl QuantLinear {
         }
     }
 
+    /// Adds to the counters, if they are on; warns of clipped activations, once.
+    fn count_quantized(&self, counts: &QuantCounts, loaded: &Loaded) {
+        if let Some(counters) = &self.counters {
+            counters.add_quantized(counts);
+        }
+        if counts.clipped > 0 && !self.warned.clipped.swap(true, Relaxed) {
+            let (who, gs) = (self.prefix(), loaded.spec.global_scale());
+            log::warn!(
+                "{who}{} of {} activations were clipped, infinities to finite values among them: \
+                 the activation global scale {gs:e} does not reach them, a larger one does; this is \
+                 said once, `set_counting` counts",
+                counts.clipped,
+                counts.elements
+            );
+        }
+    }
+
     /// Adds to the counters, if they are on.
     fn count_paths(&self, paths: &Paths) {
         if let Some(counters) = &self.counters {
@@ -467,12 +476,12 @@ impl Prepared {
     fn matmul(
         &self,
         a: fp4_core::PackedView<'_>,
-        alpha: f32,
+        epilogue: Epilogue<'_>,
         out: FloatSliceMut<'_>,
     ) -> Result<Paths, fp4_core::Error> {
         match self {
-            Prepared::Host(w) => w.matmul(a, alpha, out),
-            Prepared::Device(_, w) => w.matmul(a, alpha, out),
+            Prepared::Host(w) => w.matmul(a, epilogue, out),
+            Prepared::Device(_, w) => w.matmul(a, epilogue, out),
         }
     }
 }

@@ -6,9 +6,9 @@ use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use fp4_core::backend::{Resident, Sink, Source};
 use fp4_core::reference;
 use fp4_core::{
-    Error, FloatSlice, FloatSliceMut, FloatType, Format, Matmul, MatmulQuery, Named, Packed,
-    PackedMatrix, PackedMut, PackedView, Paths, PreparedWeight, QuantSpec, QuantizeInput,
-    QuantizeQuery, Quantizer, Transform, Unsupported,
+    Epilogue, Error, FloatSlice, FloatSliceMut, FloatType, Format, Matmul, MatmulQuery, Named,
+    Packed, PackedMatrix, PackedMut, PackedView, Paths, PreparedWeight, QuantCounts, QuantSpec,
+    QuantizeInput, QuantizeQuery, Quantizer, Transform, Unsupported,
 };
 use quant_linear::{FloatVec, StoredTransform};
 
@@ -68,10 +68,14 @@ impl Quantizer for MockDevice {
         if self.refuse_quantize { Err(Unsupported::Other("the mock was told to")) } else { Ok(()) }
     }
 
-    fn quantize(&self, input: &QuantizeInput<'_>, out: &mut PackedMut<'_>) -> Result<(), Error> {
+    fn quantize(
+        &self,
+        input: &QuantizeInput<'_>,
+        out: &mut PackedMut<'_>,
+    ) -> Result<QuantCounts, Error> {
         self.transfers.to_device.fetch_add(1, SeqCst);
         self.transfers.to_host.fetch_add(1, SeqCst);
-        reference::quantize(input, out).map(|_| ())
+        reference::quantize(input, out)
     }
 }
 
@@ -79,11 +83,12 @@ impl Matmul for MockDevice {
     type Prepared<B: Packed> = MockWeight;
 
     fn supports_matmul(&self, query: &MatmulQuery) -> Result<(), Unsupported> {
-        if self.refuse == Some(query.format) {
-            let (scale, group) = (query.format.scale_type(), query.format.group());
-            return Err(Unsupported::Format { scale, group });
+        match self.refuse {
+            Some(format) if query.b == format.into() => {
+                Err(Unsupported::Format { scale: format.scale_type(), group: format.group() })
+            }
+            _ => Ok(()),
         }
-        Ok(())
     }
 
     fn prepare<B: Packed>(&self, b: B) -> Result<MockWeight, Error> {
@@ -99,14 +104,23 @@ impl Matmul for MockDevice {
         &self,
         a: PackedView<'_>,
         b: &MockWeight,
-        alpha: f32,
+        epilogue: Epilogue<'_>,
         out: FloatSliceMut<'_>,
     ) -> Result<Paths, Error> {
         self.transfers.to_device.fetch_add(1, SeqCst);
         self.transfers.to_host.fetch_add(1, SeqCst);
         let narrow = out.len() as u64;
-        reference::matmul(a, b.0.view(), alpha, out)?;
+        reference::matmul(a, b.0.view(), epilogue, out)?;
         Ok(Paths { narrow, ..Paths::default() })
+    }
+
+    fn export_weight<B: Packed>(
+        &self,
+        b: &MockWeight,
+        out: &mut PackedMut<'_>,
+    ) -> Result<(), Error> {
+        self.transfers.to_host.fetch_add(1, SeqCst);
+        out.copy_from(b.0.view())
     }
 }
 
@@ -159,6 +173,7 @@ impl Resident for MockDevice {
         spec: &QuantSpec,
         transform: Option<&StoredTransform>,
         out: &mut PackedMatrix,
+        counts: Option<&mut QuantCounts>,
     ) -> Result<(), Error> {
         let x = match x {
             Source::Host(x) => {
@@ -170,25 +185,29 @@ impl Resident for MockDevice {
         let transform = transform.map(|t| t.view().expect("checked when built"));
         out.reshape(spec.shape(rows, k)?);
         let input = QuantizeInput::new(x, rows, k, spec)?.with_transform(transform)?;
-        reference::quantize(&input, &mut out.view_mut()).map(|_| ())
+        let counted = reference::quantize(&input, &mut out.view_mut())?;
+        if let Some(counts) = counts {
+            *counts = counted;
+        }
+        Ok(())
     }
 
     fn matmul_resident<B: Packed>(
         &self,
         a: &PackedMatrix,
         b: &MockWeight,
-        alpha: f32,
+        epilogue: Epilogue<'_>,
         out: Sink<'_, MockTensor>,
     ) -> Result<Paths, Error> {
         let outputs = a.shape().rows() * b.0.shape().rows();
         match out {
             Sink::Host(out) => {
                 self.transfers.to_host.fetch_add(1, SeqCst);
-                reference::matmul(a.view(), b.0.view(), alpha, out)?;
+                reference::matmul(a.view(), b.0.view(), epilogue, out)?;
             }
             Sink::Resident(out, ty) => {
                 out.0 = FloatVec::zeros(ty, outputs);
-                reference::matmul(a.view(), b.0.view(), alpha, out.0.as_mut_slice())?;
+                reference::matmul(a.view(), b.0.view(), epilogue, out.0.as_mut_slice())?;
             }
         }
         Ok(Paths { narrow: outputs as u64, ..Paths::default() })

@@ -21,6 +21,7 @@ use std::arch::aarch64::*;
 use fp4_core::QuantSpec;
 
 use super::Neon;
+use crate::counts::Groups;
 use crate::quantize::{Encode, Value};
 
 /// Quantizes runs with ties to even.
@@ -28,9 +29,17 @@ use crate::quantize::{Encode, Value};
 pub(crate) struct NeonEncoder(pub(crate) Neon);
 
 impl Encode for NeonEncoder {
-    fn run(&self, y: &[f32], spec: &QuantSpec, given: bool, scales: &mut [u8], codes: &mut [u8]) {
+    fn run(
+        &self,
+        y: &[f32],
+        spec: &QuantSpec,
+        given: bool,
+        scales: &mut [u8],
+        codes: &mut [u8],
+        groups: &mut Groups,
+    ) {
         // SAFETY: the token proves NEON.
-        unsafe { run(y, spec, given, scales, codes) }
+        unsafe { run(y, spec, given, scales, codes, groups) }
     }
 
     fn chains<T: Value>(&self, x: &[f32], columns: &[f32], y: &mut [f32]) {
@@ -52,24 +61,34 @@ fn load(x: &[f32; 16]) -> [float32x4_t; 4] {
 }
 
 #[target_feature(enable = "neon")]
-fn run(y: &[f32], spec: &QuantSpec, given: bool, scales: &mut [u8], codes: &mut [u8]) {
+fn run(
+    y: &[f32],
+    spec: &QuantSpec,
+    given: bool,
+    scales: &mut [u8],
+    codes: &mut [u8],
+    known: &mut Groups,
+) {
     let group = spec.group().get();
-    let groups = y.chunks_exact(group).zip(codes.chunks_exact_mut(group / 2));
-    if !given {
-        // All scales of the run first: one group's wait is filled by the others.
-        for (y, scale) in y.chunks_exact(group).zip(scales.iter_mut()) {
-            let mut largest = vdupq_n_u32(0);
-            for y in y.as_chunks::<16>().0 {
-                for y in load(y) {
-                    largest = vmaxq_u32(largest, vreinterpretq_u32_f32(vabsq_f32(y)));
-                }
+    // All scales of the run first: one group's wait is filled by the others.
+    for ((y, scale), known) in y.chunks_exact(group).zip(scales.iter_mut()).zip(&mut known.largest)
+    {
+        let mut largest = vdupq_n_u32(0);
+        for y in y.as_chunks::<16>().0 {
+            for y in load(y) {
+                largest = vmaxq_u32(largest, vreinterpretq_u32_f32(vabsq_f32(y)));
             }
-            *scale = spec.encode_scale(f32::from_bits(vmaxvq_u32(largest)));
+        }
+        *known = f32::from_bits(vmaxvq_u32(largest));
+        if !given {
+            *scale = spec.encode_scale(*known);
         }
     }
-    for ((y, codes), scale) in groups.zip(scales) {
+    let groups = y.chunks_exact(group).zip(codes.chunks_exact_mut(group / 2));
+    for (((y, codes), scale), unit) in groups.zip(scales).zip(&mut known.units) {
         let (y, codes) = (y.as_chunks::<16>().0, codes.as_chunks_mut::<8>().0);
         let d = spec.unit(*scale);
+        *unit = d;
         let dd = vdupq_n_f32(d);
         for (y, codes) in y.iter().zip(codes) {
             let [e, f, g, h] = load(y);

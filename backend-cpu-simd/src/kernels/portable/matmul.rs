@@ -76,7 +76,7 @@ pub(crate) fn matmul(
     out.as_ref().expect_len(Buffer::Output, outputs)?;
     let groups = 0..a.shape().row_groups();
     with_floats!(FloatSliceMut, out, out => run(threads, a, b, groups, out, |y, nan, sum| {
-        *y = finish_one(if nan { f32::NAN } else { sum.to_f32() }, alpha);
+        *y = finish_one(if nan { f32::NAN } else { sum.to_f32() }, alpha, None);
         Ok(())
     }))
 }

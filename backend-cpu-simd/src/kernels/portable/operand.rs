@@ -15,11 +15,11 @@
 //! `v >> 8`, and multiplying by a pair of A in all lanes and adding neighbours gives eight columns'
 //! partial sums with no shuffle of B. Bytes instead of 4-bit codes because SSE2 has no table
 //! lookup. With the scale bytes in panel order that is 17 bytes for 9 packed ones (NVFP4), 33 for
-//! 17 (MXFP4). Missing columns of the last panel have zero codes and zero scale bytes.
+//! 17 (MXFP4), and a bit a code says which zeros are negative. Missing columns of the last panel have zero codes and zero scale bytes.
 //!
 //! [`RowMeta`] is what the proof of the fast path in `matmul` needs.
 
-use fp4_core::{E2m1, Error, PackedShape, PackedView};
+use fp4_core::{E2m1, Error, PackedMut, PackedShape, PackedView};
 use wide::{bytemuck, i16x8};
 
 use crate::matmul::meta::RowMeta;
@@ -46,6 +46,22 @@ const PAIRS: [[i16; 2]; 256] = {
     table
 };
 
+/// The code of a doubled value, as its byte; -0 apart.
+const CODES: [u8; 256] = {
+    let mut table = [0; 256];
+    let mut code = 0;
+    while code < 16 {
+        if code != NEGATIVE_ZERO {
+            table[E2m1::from_bits(code).doubled() as u8 as usize] = code;
+        }
+        code += 1;
+    }
+    table
+};
+
+/// The code of -0.
+const NEGATIVE_ZERO: u8 = 0x8;
+
 /// One step of a panel.
 pub(crate) type Columns = [i16x8; NR / 4];
 
@@ -55,6 +71,9 @@ pub(crate) struct Panels {
     shape: PackedShape,
     codes: Vec<Columns>,
     scales: Vec<[u8; NR]>,
+    /// A bit for each code, in the order of the packed matrix: set where it is -0, which its double
+    /// does not tell.
+    negative_zeros: Vec<u8>,
     meta: Vec<RowMeta>,
 }
 
@@ -79,7 +98,42 @@ impl Panels {
             })?;
         }
         let meta = (0..shape.rows()).map(|j| RowMeta::of_row(&b, j)).collect();
-        Ok(Panels { shape, codes, scales, meta })
+        let negative_zeros = b.codes().as_chunks::<4>().0.iter().map(|bytes| {
+            let bit = |(i, code): (usize, u8)| u8::from(code == NEGATIVE_ZERO) << i;
+            let codes = bytes.iter().flat_map(|byte| [byte & 0xF, byte >> 4]);
+            codes.enumerate().map(bit).sum()
+        });
+        Ok(Panels { shape, codes, scales, negative_zeros: negative_zeros.collect(), meta })
+    }
+
+    /// Writes the packed matrix that the panels were made from.
+    pub(crate) fn export(&self, threads: &Threads, out: &mut PackedMut<'_>) -> Result<(), Error> {
+        let (groups, steps) = (self.shape.row_groups(), self.shape.k() / STEP);
+        if groups == 0 {
+            return Ok(());
+        }
+        let (codes, scales) = out.buffers();
+        let worth = threads.tasks(codes.len(), TASK_BYTES) > 1;
+        let rows = codes.chunks_exact_mut(2 * steps).zip(scales.chunks_exact_mut(groups));
+        threads.run_mut(&mut rows.collect::<Vec<_>>(), worth, |(j, (codes, scales))| {
+            let (p, c) = (j / NR, j % NR);
+            let from = &self.codes[p * steps..(p + 1) * steps];
+            let zeros = &self.negative_zeros[j * steps / 2..(j + 1) * steps / 2];
+            for (step, (bytes, v)) in codes.as_chunks_mut::<2>().0.iter_mut().zip(from).enumerate()
+            {
+                let lanes = v[c / 4].as_array();
+                let (first, second) = (lanes[2 * (c % 4)], lanes[2 * (c % 4) + 1]);
+                let code = |i: usize, doubled: i16| {
+                    let zero = zeros[step / 2] >> (4 * (step % 2) + i) & 1;
+                    CODES[usize::from(doubled as u8)] | zero * NEGATIVE_ZERO
+                };
+                bytes[0] = code(0, first) | code(1, second) << 4;
+                bytes[1] = code(2, first >> 8) | code(3, second >> 8) << 4;
+            }
+            let from = &self.scales[p * groups..(p + 1) * groups];
+            scales.iter_mut().zip(from).for_each(|(scale, from)| *scale = from[c]);
+            Ok(())
+        })
     }
 
     /// Shape and format of the weight.

@@ -23,20 +23,33 @@ use std::arch::wasm32::*;
 use fp4_core::QuantSpec;
 
 use super::{WasmSimd128, transform};
+use crate::counts::Groups;
 use crate::quantize::{Encode, Value};
 
 impl Encode for WasmSimd128 {
-    fn run(&self, y: &[f32], spec: &QuantSpec, given: bool, scales: &mut [u8], codes: &mut [u8]) {
+    fn run(
+        &self,
+        y: &[f32],
+        spec: &QuantSpec,
+        given: bool,
+        scales: &mut [u8],
+        codes: &mut [u8],
+        known: &mut Groups,
+    ) {
         let group = spec.group().get();
         let groups = y.chunks_exact(group).zip(codes.chunks_exact_mut(group / 2));
-        if !given {
-            for (y, scale) in y.chunks_exact(group).zip(scales.iter_mut()) {
-                *scale = spec.encode_scale(f32::from_bits(largest(y)));
+        for ((y, scale), known) in
+            y.chunks_exact(group).zip(scales.iter_mut()).zip(&mut known.largest)
+        {
+            *known = f32::from_bits(largest(y));
+            if !given {
+                *scale = spec.encode_scale(*known);
             }
         }
-        for ((y, codes), &scale) in groups.zip(&*scales) {
+        for (((y, codes), &scale), unit) in groups.zip(&*scales).zip(&mut known.units) {
             let (y, codes) = (y.as_chunks::<16>().0, codes.as_chunks_mut::<8>().0);
             let d = spec.unit(scale);
+            *unit = d;
             let dd = f32x4_splat(d);
             for (y, codes) in y.iter().zip(codes) {
                 let y = load(y);

@@ -54,7 +54,10 @@ fn magnitudes() -> Vec<u32> {
 /// Compares the largest magnitudes of groups, with one peak at each place of a run in turn; returns how
 /// many groups.
 #[cfg(test)]
-fn check_largest(group: usize, largest: impl Fn(&[f32; 128]) -> [f32; scales::GROUPS]) -> usize {
+fn check_largest(
+    group: usize,
+    largest: impl Fn(&[f32; 128]) -> [f32; crate::counts::GROUPS],
+) -> usize {
     let mut compared = 0;
     for place in 0..128 {
         for peak in [-3.0, f32::from_bits(0x7F80_0001), -f32::NAN, f32::INFINITY] {

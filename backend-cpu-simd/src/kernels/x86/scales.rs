@@ -17,9 +17,7 @@ use std::arch::x86_64::*;
 use fp4_core::{QuantSpec, ScaleType};
 
 use super::NAN;
-
-/// Groups of a vector.
-pub(super) const GROUPS: usize = 8;
+use crate::counts::GROUPS;
 
 #[inline]
 #[target_feature(enable = "avx2")]

@@ -23,7 +23,8 @@ use std::arch::x86_64::*;
 use fp4_core::{GroupSize, QuantSpec};
 
 use super::Avx2;
-use crate::kernels::x86::scales::{self, GROUPS};
+use crate::counts::{GROUPS, Groups};
+use crate::kernels::x86::scales;
 use crate::matmul::Kernels;
 use crate::quantize::{Encode, RUN, Value};
 
@@ -35,9 +36,17 @@ const BIASED: i16 = 149 << 1;
 pub(crate) struct Avx2Encoder(pub(crate) Avx2);
 
 impl Encode for Avx2Encoder {
-    fn run(&self, y: &[f32], spec: &QuantSpec, given: bool, scales: &mut [u8], codes: &mut [u8]) {
+    fn run(
+        &self,
+        y: &[f32],
+        spec: &QuantSpec,
+        given: bool,
+        scales: &mut [u8],
+        codes: &mut [u8],
+        groups: &mut Groups,
+    ) {
         // SAFETY: the token proves the features.
-        unsafe { run(y, spec, given, scales, codes) }
+        unsafe { run(y, spec, given, scales, codes, groups) }
     }
 
     fn chains<T: Value>(&self, x: &[f32], columns: &[f32], y: &mut [f32]) {
@@ -71,12 +80,19 @@ fn int(v: i32) -> __m256i {
 }
 
 #[target_feature(enable = "avx2,fma")]
-fn run(y: &[f32], spec: &QuantSpec, given: bool, scales: &mut [u8], codes: &mut [u8]) {
+fn run(
+    y: &[f32],
+    spec: &QuantSpec,
+    given: bool,
+    scales: &mut [u8],
+    codes: &mut [u8],
+    known: &mut Groups,
+) {
     match spec.group() {
-        GroupSize::G16 => groups::<16>(y, spec, given, scales, codes),
-        GroupSize::G32 => groups::<32>(y, spec, given, scales, codes),
-        GroupSize::G64 => groups::<64>(y, spec, given, scales, codes),
-        GroupSize::G128 => groups::<128>(y, spec, given, scales, codes),
+        GroupSize::G16 => groups::<16>(y, spec, given, scales, codes, known),
+        GroupSize::G32 => groups::<32>(y, spec, given, scales, codes, known),
+        GroupSize::G64 => groups::<64>(y, spec, given, scales, codes, known),
+        GroupSize::G128 => groups::<128>(y, spec, given, scales, codes, known),
     }
 }
 
@@ -87,20 +103,24 @@ fn groups<const G: usize>(
     y: &[f32],
     spec: &QuantSpec,
     given: bool,
-    scales: &mut [u8],
+    to: &mut [u8],
     codes: &mut [u8],
+    known: &mut Groups,
 ) {
-    let mut units = [0f32; GROUPS];
+    let largest = largest::<G>(y);
+    let Groups { largest: magnitudes, units } = known;
+    // SAFETY: 32 writable bytes.
+    unsafe { _mm256_storeu_si256(magnitudes.as_mut_ptr().cast(), largest) };
     if given {
-        units.iter_mut().zip(&*scales).for_each(|(unit, &scale)| *unit = spec.unit(scale));
+        units.iter_mut().zip(&*to).for_each(|(unit, &scale)| *unit = spec.unit(scale));
     } else {
         // All scales of the run first: one group's wait is filled by the others.
         let bytes;
-        (bytes, units) = scales::scales(largest::<G>(y), spec);
-        scales.iter_mut().zip(bytes).for_each(|(scale, byte)| *scale = byte);
+        (bytes, *units) = scales::scales(largest, spec);
+        to.iter_mut().zip(bytes).for_each(|(scale, byte)| *scale = byte);
     }
     let groups = y.as_chunks::<G>().0.iter().zip(codes.chunks_exact_mut(G / 2));
-    for ((y, codes), &d) in groups.zip(&units) {
+    for ((y, codes), &d) in groups.zip(&*units) {
         // Two vectors of values are eight bytes of codes.
         let pairs = y.as_chunks::<8>().0.as_chunks::<2>().0;
         let pairs = pairs.iter().zip(codes.as_chunks_mut::<8>().0);

@@ -25,7 +25,8 @@ use std::arch::x86_64::*;
 use fp4_core::{GroupSize, QuantSpec};
 
 use super::Avx512;
-use crate::kernels::x86::scales::{GROUPS, scales};
+use crate::counts::{GROUPS, Groups};
+use crate::kernels::x86::scales::scales;
 use crate::matmul::Kernels;
 use crate::quantize::{Encode, RUN, Value};
 
@@ -34,9 +35,17 @@ use crate::quantize::{Encode, RUN, Value};
 pub(crate) struct Avx512Encoder(pub(crate) Avx512);
 
 impl Encode for Avx512Encoder {
-    fn run(&self, y: &[f32], spec: &QuantSpec, given: bool, scales: &mut [u8], codes: &mut [u8]) {
+    fn run(
+        &self,
+        y: &[f32],
+        spec: &QuantSpec,
+        given: bool,
+        scales: &mut [u8],
+        codes: &mut [u8],
+        groups: &mut Groups,
+    ) {
         // SAFETY: the token proves the features.
-        unsafe { run(y, spec, given, scales, codes) }
+        unsafe { run(y, spec, given, scales, codes, groups) }
     }
 
     fn chains<T: Value>(&self, x: &[f32], columns: &[f32], y: &mut [f32]) {
@@ -57,16 +66,23 @@ fn load(x: &[f32; 16]) -> __m512 {
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,fma")]
-fn run(y: &[f32], spec: &QuantSpec, given: bool, scales: &mut [u8], codes: &mut [u8]) {
+fn run(
+    y: &[f32],
+    spec: &QuantSpec,
+    given: bool,
+    scales: &mut [u8],
+    codes: &mut [u8],
+    known: &mut Groups,
+) {
     match (<&[f32; RUN]>::try_from(y), <&mut [u8; RUN / 2]>::try_from(&mut *codes)) {
-        (Ok(y), Ok(codes)) => whole(y, spec, given, scales, codes),
+        (Ok(y), Ok(codes)) => whole(y, spec, given, scales, codes, known),
         // The last run of a task: made whole by zeros.
         _ => {
             let (mut all, mut all_codes) = ([0f32; RUN], [0; RUN / 2]);
             let mut all_scales = [0; GROUPS];
             all[..y.len()].copy_from_slice(y);
             all_scales[..scales.len()].copy_from_slice(scales);
-            whole(&all, spec, given, &mut all_scales, &mut all_codes);
+            whole(&all, spec, given, &mut all_scales, &mut all_codes, known);
             scales.copy_from_slice(&all_scales[..scales.len()]);
             codes.copy_from_slice(&all_codes[..codes.len()]);
         }
@@ -82,12 +98,13 @@ fn whole(
     given: bool,
     scales: &mut [u8],
     codes: &mut [u8; RUN / 2],
+    known: &mut Groups,
 ) {
     match spec.group() {
-        GroupSize::G16 => groups::<16>(y, spec, given, scales, codes),
-        GroupSize::G32 => groups::<32>(y, spec, given, scales, codes),
-        GroupSize::G64 => groups::<64>(y, spec, given, scales, codes),
-        GroupSize::G128 => groups::<128>(y, spec, given, scales, codes),
+        GroupSize::G16 => groups::<16>(y, spec, given, scales, codes, known),
+        GroupSize::G32 => groups::<32>(y, spec, given, scales, codes, known),
+        GroupSize::G64 => groups::<64>(y, spec, given, scales, codes, known),
+        GroupSize::G128 => groups::<128>(y, spec, given, scales, codes, known),
     }
 }
 
@@ -100,14 +117,18 @@ fn groups<const G: usize>(
     given: bool,
     to: &mut [u8],
     codes: &mut [u8; RUN / 2],
+    known: &mut Groups,
 ) {
-    let mut units = [0f32; GROUPS];
+    let largest = largest::<G>(y);
+    let Groups { largest: magnitudes, units } = known;
+    // SAFETY: 32 writable bytes.
+    unsafe { _mm256_storeu_si256(magnitudes.as_mut_ptr().cast(), largest) };
     if given {
         units.iter_mut().zip(&*to).for_each(|(unit, &scale)| *unit = spec.unit(scale));
     } else {
         // All scales of the run first: one group's wait is filled by the others.
         let bytes;
-        (bytes, units) = scales(largest::<G>(y), spec);
+        (bytes, *units) = scales(largest, spec);
         to.iter_mut().zip(bytes).for_each(|(scale, byte)| *scale = byte);
     }
     let vectors = y.as_chunks::<16>().0;
