@@ -124,6 +124,10 @@ fn product(a: PackedView<'_>, b: PackedView<'_>, alpha: f32) -> Result<f32, Erro
 fn c6() -> Result<(), Error> {
     let (five, one) = (one_group(&[0x4A])?, one_group(&[0x38])?);
     show("C6", "S = 6 * 5 * 6 * 1, and alpha = 0.5", product(five, one, 0.5)?, 90.0);
+    let epilogue = Epilogue::new(0.5).with_row_scales(Some(&[0.5])).with_bias(Some(&[1.0]));
+    let mut y = [f32::NAN];
+    reference::matmul(five, one, epilogue, (&mut y[..]).into())?;
+    show("C6", "180 * (0.5 * 0.5) + 1: a row scale of 0.5 and a bias of 1", y[0], 46.0);
     let minus_zero = product(one_group(&[0x80])?, one, 1.0)?;
     bits("C6", "S = 6 * -0 * 6 * 1 is +0", [minus_zero.to_bits()], [0]);
     let nan = product(one_group(&[0x7F])?, one, 1.0)?;
