@@ -58,7 +58,7 @@ fn x(rows: usize, k: usize) -> Vec<f32> {
 /// A layer with the same weight and nothing prepared.
 fn fresh(layer: &QuantLinear) -> Result<QuantLinear, quant_linear::Error> {
     QuantLinear::from_parts(Parts {
-        weight: layer.weight()?.clone(),
+        weight: layer.weight()?,
         transform: layer.transform().cloned(),
         weight_global_scale: layer.weight_global_scale(),
         activation_global_scale: Some(layer.activation_global_scale()),

@@ -97,9 +97,9 @@ pub enum Error {
     },
     /// A state with a bias that is not zero.
     #[error(
-        "tensor `{}` holds a bias that is not zero, and this layer applies none: dropping it \
-         would change the model; add the bias after the layer yourself and load with \
-         `ignore_bias`",
+        "tensor `{}` holds a bias that is not zero, and this layer was not asked to apply one: \
+         dropping it would change the model; load with `Bias::Apply` to have the layer add it, or \
+         with `Bias::Ignore` to add it after the layer yourself",
         printable(.name)
     )]
     Bias {
@@ -182,12 +182,20 @@ pub enum Error {
     )]
     ActivationSettings,
     /// An error of a layer that has a name.
-    #[error("layer `{name}`: {error}")]
+    #[error("layer `{}`: {error}", printable(.name))]
     Layer {
         /// The layer's name.
         name: String,
         /// What went wrong.
         error: Box<Error>,
+    },
+    /// A bias that has not one value for each output.
+    #[error("a bias of {got} values, expected {out_features}: one for each output feature")]
+    BiasLen {
+        /// Output features of the layer.
+        out_features: usize,
+        /// Values given.
+        got: usize,
     },
     /// Tensors were asked of a layer that lives on the host.
     #[error(

@@ -49,7 +49,7 @@ mod transform;
 mod values;
 
 pub use error::Error;
-pub use layer::state::{self, LoadOptions};
+pub use layer::state::{self, Bias, LoadOptions};
 pub use layer::{DenseOptions, Parts, QuantLinear, StoredTransform};
 pub use run::activation::Activation;
 pub use run::counters::Counters;

@@ -39,7 +39,7 @@ fn dense(format: Format, seed: u64) -> QuantLinear {
 /// The same layer with nothing prepared.
 fn fresh(layer: &QuantLinear) -> QuantLinear {
     QuantLinear::from_parts(Parts {
-        weight: layer.weight().unwrap().clone(),
+        weight: layer.weight().unwrap(),
         transform: layer.transform().cloned(),
         weight_global_scale: layer.weight_global_scale(),
         activation_global_scale: Some(layer.activation_global_scale()),

@@ -162,7 +162,7 @@ fn debug_shows_shapes_and_settings_only() {
         layer.set_name("decoder.0");
         layer.forward(&values(2, 576), &[576]).unwrap();
         let parts = Parts {
-            weight: layer.weight().unwrap().clone(),
+            weight: layer.weight().unwrap(),
             transform: layer.transform().cloned(),
             weight_global_scale: 1.0,
             activation_global_scale: None,
@@ -299,7 +299,7 @@ fn absent_activation_scalars_are_resolved_once() {
     let parts = |gs, ss| {
         let dense = layer(Format::MxFp4, None);
         Parts {
-            weight: dense.weight().unwrap().clone(),
+            weight: dense.weight().unwrap(),
             transform: None,
             weight_global_scale: 0.25,
             activation_global_scale: gs,
@@ -321,7 +321,7 @@ fn an_alpha_that_underflows_is_an_error() {
     let dense = layer(Format::NvFp4, None);
     let tiny = f32::from_bits(1);
     let layer = QuantLinear::from_parts(Parts {
-        weight: dense.weight().unwrap().clone(),
+        weight: dense.weight().unwrap(),
         transform: None,
         weight_global_scale: tiny,
         activation_global_scale: Some(0.25),

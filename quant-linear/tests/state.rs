@@ -10,7 +10,7 @@ use fp4_core::backend::erased::Backend;
 use fp4_core::{FloatType, Format, ScaleType};
 use mock::{MOCK, MockDevice};
 use quant_linear::{
-    Backends, DenseOptions, Error, LoadOptions, QuantLinear, StoredTransform, state,
+    Backends, Bias, DenseOptions, Error, LoadOptions, QuantLinear, StoredTransform, state,
 };
 use safetensors::tensor::{SafeTensors, TensorView};
 use safetensors::{Dtype, serialize};
@@ -200,7 +200,7 @@ fn a_bias_is_refused_unless_zero_or_ignored() {
         with(Dtype::F32, [0f32, 0.0, 1e-40, 0.0].iter().flat_map(|v| v.to_le_bytes()).collect());
     let error = load(&nonzero, LoadOptions::default()).unwrap_err();
     assert!(matches!(error, Error::Bias { .. }), "{error}");
-    load(&nonzero, LoadOptions { ignore_bias: true, ..Default::default() }).unwrap();
+    load(&nonzero, LoadOptions { bias: Bias::Ignore, ..Default::default() }).unwrap();
     let nan = with(Dtype::BF16, vec![0, 0, 0xC0, 0x7F, 0, 0, 0, 0]);
     assert!(load(&nan, LoadOptions::default()).is_err());
     let zero = with(Dtype::F16, vec![0, 0, 0, 0x80, 0, 0, 0, 0]);

@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 use fp4_core::ScaleType;
 use libfuzzer_sys::fuzz_target;
 use quant_linear::state::{E2M1, SCALE_QUANT, StateTensor, TRANSFORM, join};
-use quant_linear::{LoadOptions, QuantLinear};
+use quant_linear::{Bias, LoadOptions, QuantLinear};
 use safetensors::SafeTensors;
 
 /// Elements of a weight up to which a forward is run.
@@ -24,8 +24,8 @@ fuzz_target!(|data: &[u8]| {
         .collect();
     for prefix in prefixes {
         for scale_type in [None, Some(ScaleType::E8M0), Some(ScaleType::E4M3)] {
-            for (ignore_bias, foreign) in [(false, true), (true, false)] {
-                check(&file, prefix, &LoadOptions { scale_type, ignore_bias, foreign });
+            for (bias, foreign) in [(Bias::Refuse, true), (Bias::Ignore, false), (Bias::Apply, true)] {
+                check(&file, prefix, &LoadOptions { scale_type, bias, foreign });
             }
         }
     }

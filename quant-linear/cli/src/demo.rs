@@ -160,7 +160,8 @@ fn measure_format(
     let input = QuantizeInput::new(&x.values[..], x.rows, x.cols, &options.activation_spec()?)?;
     let mut packed = PackedMatrix::zeros(input.shape());
     reference::quantize(&input, &mut packed.view_mut())?;
-    let (a, b) = (packed.view(), layer.weight()?.view());
+    let prepared = layer.weight()?;
+    let (a, b) = (packed.view(), prepared.view());
     let mut expected = vec![0f32; dense.len()];
     reference::matmul(a, b, alpha, (&mut expected[..]).into())?;
     let mut sums = vec![ExactSum::ZERO; dense.len()];

@@ -535,7 +535,7 @@ fn tiny_weights_get_global_scale_1_instead_of_a_layer_that_cannot_run() {
 #[test]
 fn the_help_tells_what_becomes_of_a_bias_and_what_include_does() {
     let help = ok(&["quantize", "--help"]);
-    for needle in ["`X.bias`", "ignore_bias", "wildcards", "full name"] {
+    for needle in ["`X.bias`", "Bias::Apply", "wildcards", "full name"] {
         assert!(help.contains(needle), "no `{needle}` in {help}");
     }
 }
@@ -609,7 +609,8 @@ fn the_summary_is_right_and_worst_first() {
         assert_eq!(row["prefix"], prefix);
         // The error by the textbook, from the written file.
         let layer = layer(&folder.at("out"), prefix);
-        let packed = layer.weight().unwrap().view();
+        let weight = layer.weight().unwrap();
+        let packed = weight.view();
         let values = FloatVec::from_le_bytes(state::float_type(*dtype).unwrap(), bytes).unwrap();
         let (mut error, mut norm) = (0f64, 0f64);
         for i in 0..shape[0] {

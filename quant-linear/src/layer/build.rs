@@ -31,6 +31,7 @@ impl Loaded {
             transform: parts.transform.map(|t| Arc::new(SharedTransform::new(t))),
             weight_global_scale: parts.weight_global_scale,
             spec,
+            bias: None,
         })
     }
 }
@@ -117,14 +118,18 @@ impl QuantLinear {
         Ok(layer)
     }
 
-    /// A layer with no weight yet: groups of 32, e8m0 scales, global scale 1. `bias` is accepted
-    /// for the sake of callers that pass one; the layer never applies a bias.
+    /// A layer with no weight yet: groups of 32, e8m0 scales, global scale 1. With `bias`, a bias of
+    /// the state that is loaded is applied; without, the load options decide.
     ///
     /// # Errors
     /// [`fp4_core::Error::KNotWholeGroups`] unless `in_features` is a multiple of 32.
     pub fn empty(in_features: usize, out_features: usize, bias: bool) -> Result<Self, Error> {
-        let _ = bias;
-        Self::empty_with(in_features, out_features, GroupSize::G32, ScaleType::E8M0, 1.0)
+        let (group, scale_type) = (GroupSize::G32, ScaleType::E8M0);
+        let mut layer = Self::empty_with(in_features, out_features, group, scale_type, 1.0)?;
+        if let Contents::Empty { bias: applied, .. } = &mut layer.contents {
+            *applied = bias;
+        }
+        Ok(layer)
     }
 
     /// A layer with no weight yet, of a given group size, scale type and global scale.
@@ -140,7 +145,8 @@ impl QuantLinear {
     ) -> Result<Self, Error> {
         let spec = QuantSpec::new(scale_type, group, global_scale, 1.0)?;
         spec.shape(out_features, in_features)?;
-        Ok(Self::with_contents(Contents::Empty { in_features, out_features, spec }, FloatType::F32))
+        let contents = Contents::Empty { in_features, out_features, spec, bias: false };
+        Ok(Self::with_contents(contents, FloatType::F32))
     }
 
     fn with_contents(contents: Contents, dtype: FloatType) -> Self {

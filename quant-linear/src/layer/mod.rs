@@ -39,7 +39,7 @@ use crate::run::runtime::Runtime;
 /// FP4 on the way in; the product is exact and rounded once, so the bits are the same on every
 /// backend, batch size and device.
 ///
-/// It applies no bias. Layers share a [`Runtime`]; `Clone` shares the weight too, prepared forms
+/// It applies no bias unless it is given one. Layers share a [`Runtime`]; `Clone` shares the weight too, prepared forms
 /// included. Any number of threads may call a layer at once, from any thread pool.
 pub struct QuantLinear {
     pub(crate) name: Option<Arc<str>>,
@@ -53,7 +53,7 @@ pub struct QuantLinear {
 /// What the layer holds: nothing yet, or a weight with its settings.
 #[derive(Debug, Clone)]
 pub(crate) enum Contents {
-    Empty { in_features: usize, out_features: usize, spec: QuantSpec },
+    Empty { in_features: usize, out_features: usize, spec: QuantSpec, bias: bool },
     Loaded(Arc<Loaded>),
 }
 
@@ -73,12 +73,15 @@ pub(crate) struct Loaded {
     pub(crate) weight_global_scale: f32,
     /// Settings of the activations' quantization: both activation scalars, resolved.
     pub(crate) spec: QuantSpec,
+    /// Added to every output before its last rounding.
+    pub(crate) bias: Option<Arc<[f32]>>,
 }
 
 impl QuantLinear {
     /// Replaces the weight, the transform and the scalars; backends and device stay.
-    pub(crate) fn replace(&mut self, parts: Parts) -> Result<(), Error> {
-        let loaded = Loaded::new(parts)?;
+    pub(crate) fn replace(&mut self, parts: Parts, bias: Option<Vec<f32>>) -> Result<(), Error> {
+        let mut loaded = Loaded::new(parts)?;
+        loaded.bias = bias.map(Arc::from);
         if let Some(transform) = &loaded.transform {
             self.dtype = transform.stored().values().float_type();
         }
@@ -182,12 +185,13 @@ impl QuantLinear {
         self.spec().scale_scale()
     }
 
-    /// The packed weight.
+    /// The packed weight, bit for bit. A copy: a layer that has run keeps its weight in the form of
+    /// the backend that multiplies, and nothing beside it.
     ///
     /// # Errors
-    /// [`Error::Empty`].
-    pub fn weight(&self) -> Result<&PackedMatrix, Error> {
-        Ok(self.loaded()?.weight.packed())
+    /// [`Error::Empty`]; an error of the backend that has the weight.
+    pub fn weight(&self) -> Result<PackedMatrix, Error> {
+        Ok(Arc::unwrap_or_clone(self.loaded()?.weight.packed()?))
     }
 
     /// The transform, if any.
@@ -220,7 +224,46 @@ impl QuantLinear {
             transform: Some(transform),
             weight_global_scale: loaded.weight_global_scale,
             spec: loaded.spec,
+            bias: loaded.bias.clone(),
         }));
+    }
+
+    /// Gives the layer a bias, one value for each output feature, or takes it away. It is added in
+    /// f32 before the one rounding to the output's type (C6), and saved with the state.
+    ///
+    /// # Errors
+    /// [`Error::Empty`]; [`Error::BiasLen`].
+    pub fn set_bias(&mut self, bias: Option<&[f32]>) -> Result<(), Error> {
+        let loaded = self.loaded()?;
+        let out_features = self.out_features();
+        if let Some(got) = bias.map(<[f32]>::len).filter(|&len| len != out_features) {
+            return Err(Error::BiasLen { out_features, got });
+        }
+        self.contents = Contents::Loaded(Arc::new(Loaded {
+            weight: loaded.weight.clone(),
+            transform: loaded.transform.clone(),
+            weight_global_scale: loaded.weight_global_scale,
+            spec: loaded.spec,
+            bias: bias.map(Arc::from),
+        }));
+        Ok(())
+    }
+
+    /// The layer with this bias; see [`set_bias`](Self::set_bias).
+    ///
+    /// # Errors
+    /// As [`set_bias`](Self::set_bias).
+    pub fn with_bias(mut self, bias: &[f32]) -> Result<Self, Error> {
+        self.set_bias(Some(bias))?;
+        Ok(self)
+    }
+
+    /// The bias, if there is one.
+    pub fn bias(&self) -> Option<&[f32]> {
+        match &self.contents {
+            Contents::Loaded(l) => l.bias.as_deref(),
+            Contents::Empty { .. } => None,
+        }
     }
 
     /// What the layer runs on; [`Runtime::shared`] unless another was given.
@@ -326,6 +369,7 @@ impl fmt::Debug for QuantLinear {
             .field("spec", self.spec())
             .field("weight_global_scale", &self.weight_global_scale())
             .field("transform", &self.transform())
+            .field("bias", &self.bias().is_some())
             .field("dtype", &self.dtype)
             .field("quantizer", &self.routing.quantizer)
             .field("matmul", &self.routing.matmul)

@@ -8,6 +8,7 @@
 //! | `weight_global_scale` | F32 (F16, BF16, F64 read too) | () or (1) |
 //! | `activation_global_scale` | as above; may be absent | () or (1) |
 //! | `activation_scale_scale` | as above; may be absent | () or (1) |
+//! | `bias` | F32, F16 or BF16; may be absent | (out) |
 //!
 //! Names are joined to a prefix with a dot, as in `encoder.layer.0.output.dense.e2m1`. Bytes are
 //! moved verbatim ([C9]): saving a loaded state gives the same bytes.
@@ -27,7 +28,7 @@ use safetensors::{Dtype, View};
 use crate::atomic;
 use crate::checkpoint::TensorSource;
 use crate::error::Error;
-use crate::layer::{Contents, Parts, QuantLinear, SharedTransform, StoredTransform};
+use crate::layer::{Contents, Parts, QuantLinear, StoredTransform};
 use crate::values::FloatVec;
 
 /// Name of the packed codes.
@@ -42,7 +43,7 @@ pub const WEIGHT_GLOBAL_SCALE: &str = "weight_global_scale";
 pub const ACTIVATION_GLOBAL_SCALE: &str = "activation_global_scale";
 /// Name of the activations' scale-scale.
 pub const ACTIVATION_SCALE_SCALE: &str = "activation_scale_scale";
-/// Name of a bias, which the layer never applies.
+/// Name of a bias.
 pub const BIAS: &str = "bias";
 
 /// One tensor of a state.
@@ -95,13 +96,25 @@ impl View for StateTensor<'_> {
     }
 }
 
+/// What to do with a bias of a state.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Bias {
+    /// A bias that is not zero is an error: dropping it silently would make a wrong model.
+    #[default]
+    Refuse,
+    /// It is dropped; the caller adds it after the layer.
+    Ignore,
+    /// The layer adds it to every output, before the last rounding (C6).
+    Apply,
+}
+
 /// What a state does not say for itself.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct LoadOptions {
     /// The type of scale bytes stored as U8.
     pub scale_type: Option<ScaleType>,
-    /// Drop a bias that is not zero instead of refusing it; the caller adds it after the layer.
-    pub ignore_bias: bool,
+    /// What to do with a bias.
+    pub bias: Bias,
     /// The state was written by other software: an absent scale-scale is then the usual one of its
     /// format (4 for e8m0, 6 for e4m3) instead of 1.
     pub foreign: bool,
@@ -152,35 +165,32 @@ impl QuantLinear {
             shape: vec![],
             data: value.to_le_bytes().to_vec().into(),
         };
-        let bytes = |dtype, cols, data| StateTensor {
+        let bytes = |dtype, cols, data: Vec<u8>| StateTensor {
             dtype,
             shape: vec![shape.rows(), cols],
-            data: Cow::Borrowed(data),
+            data: data.into(),
         };
+        let (codes, scales) = self.weight()?.into_parts();
+        let scale_dtype = scale_dtype(shape.scale_type());
         let mut state = vec![
-            (
-                join(prefix, E2M1),
-                bytes(Dtype::U8, shape.row_bytes(), loaded.weight.packed().codes()),
-            ),
-            (
-                join(prefix, SCALE_QUANT),
-                bytes(
-                    scale_dtype(shape.scale_type()),
-                    shape.row_groups(),
-                    loaded.weight.packed().scales(),
-                ),
-            ),
+            (join(prefix, E2M1), bytes(Dtype::U8, shape.row_bytes(), codes)),
+            (join(prefix, SCALE_QUANT), bytes(scale_dtype, shape.row_groups(), scales)),
             (join(prefix, WEIGHT_GLOBAL_SCALE), scalar(self.weight_global_scale())),
             (join(prefix, ACTIVATION_GLOBAL_SCALE), scalar(self.activation_global_scale())),
             (join(prefix, ACTIVATION_SCALE_SCALE), scalar(self.activation_scale_scale())),
         ];
-        if let Some(t) = loaded.transform.as_deref().map(SharedTransform::stored) {
+        if let Some(t) = self.transform() {
             let tensor = StateTensor {
                 dtype: float_dtype(t.values().float_type()),
                 shape: t.shape().to_vec(),
                 data: t.values().to_le_bytes().into(),
             };
             state.push((join(prefix, TRANSFORM), tensor));
+        }
+        if let Some(bias) = self.bias() {
+            let data: Vec<u8> = bias.iter().flat_map(|b| b.to_le_bytes()).collect();
+            let (dtype, shape) = (Dtype::F32, vec![bias.len()]);
+            state.push((join(prefix, BIAS), StateTensor { dtype, shape, data: data.into() }));
         }
         Ok(state)
     }
@@ -205,14 +215,18 @@ impl QuantLinear {
         options: &LoadOptions,
     ) -> Result<Self, Error> {
         let mut layer = Self::from_parts(read_parts(state, prefix, options)?)?;
+        if let Some(bias) = read_bias(state, prefix, layer.out_features(), options)? {
+            layer.set_bias(Some(&bias))?;
+        }
         if !prefix.is_empty() {
             layer.set_name(prefix);
         }
         Ok(layer)
     }
 
-    /// Replaces the layer's weight, format, transform and scalars by a state; its backends and its
-    /// device stay. On an error the layer is as it was.
+    /// Replaces the layer's weight, format, transform, scalars and bias by a state; its backends and
+    /// its device stay. A layer that was built with a bias, or has one, applies that of the state,
+    /// unless the options say to ignore it. On an error the layer is as it was.
     ///
     /// # Errors
     /// As [`from_state`](Self::from_state).
@@ -222,7 +236,16 @@ impl QuantLinear {
         prefix: &str,
         options: &LoadOptions,
     ) -> Result<(), Error> {
-        self.replace(read_parts(state, prefix, options)?)?;
+        let applies =
+            self.bias().is_some() || matches!(self.contents, Contents::Empty { bias: true, .. });
+        let bias = match options.bias {
+            Bias::Refuse if applies => Bias::Apply,
+            other => other,
+        };
+        let options = &LoadOptions { bias, ..*options };
+        let parts = read_parts(state, prefix, options)?;
+        let bias = read_bias(state, prefix, parts.weight.shape().rows(), options)?;
+        self.replace(parts, bias)?;
         if self.name.is_none() && !prefix.is_empty() {
             self.set_name(prefix);
         }
@@ -261,7 +284,6 @@ pub fn read_parts(
     let scales = required(state, join(prefix, SCALE_QUANT))?;
     let shape = packed_shape(prefix, codes.header(), scales.header(), options.scale_type)?;
     let weight = PackedMatrix::new(shape, codes.owned()?, scales.owned()?)?;
-    refuse_bias(state, join(prefix, BIAS), options)?;
     let usual_ss = options.foreign.then(|| match shape.scale_type() {
         ScaleType::E8M0 => fp4_core::MXFP4_SCALE_SCALE,
         ScaleType::E4M3 => fp4_core::NVFP4_SCALE_SCALE,
@@ -491,18 +513,48 @@ pub struct Scalars {
 /// A file of a few bytes can name as many as it likes, so the bound is what costs next to nothing.
 const MAX_ROWS_OF_NOTHING: usize = 1 << 16;
 
-/// Refuses a bias with a value that is not zero, unless told to ignore it.
-fn refuse_bias(state: &dyn TensorSource, name: String, options: &LoadOptions) -> Result<(), Error> {
-    let Some(tensor) = optional(state, name) else { return Ok(()) };
-    if options.ignore_bias {
-        return Ok(());
+/// The bias of the layer under `prefix`, (out), widened to f32, as the options ask: `None` if there is
+/// none to apply.
+///
+/// # Errors
+/// [`Error::Bias`] for one that is not zero and refused; [`Error::Dtype`] or [`Error::Shape`] for
+/// one to be applied that cannot be.
+pub fn read_bias(
+    state: &dyn TensorSource,
+    prefix: &str,
+    out_features: usize,
+    options: &LoadOptions,
+) -> Result<Option<Vec<f32>>, Error> {
+    let Some(tensor) = optional(state, join(prefix, BIAS)) else { return Ok(None) };
+    let float_type = float_type(tensor.dtype);
+    match options.bias {
+        Bias::Ignore => Ok(None),
+        Bias::Refuse => {
+            let bytes = tensor.bytes()?;
+            let zero = match float_type {
+                Some(ty) => widened(ty, &bytes).is_some_and(|v| v.iter().all(|&b| b == 0.0)),
+                // -0.0 in other types is not worth a decoder: all bits zero is zero in every type.
+                None => bytes.iter().all(|&b| b == 0),
+            };
+            if zero { Ok(None) } else { Err(Error::Bias { name: tensor.name }) }
+        }
+        Bias::Apply => {
+            let wrong = || tensor.wrong_dtype("F32, F16 or BF16");
+            let ty = float_type.ok_or_else(wrong)?;
+            if tensor.shape != [out_features] {
+                let (name, got) = (tensor.name.clone(), tensor.shape.clone());
+                let expected = format!("({out_features}), one value for each output feature");
+                return Err(Error::Shape { name, expected, got });
+            }
+            widened(ty, &tensor.bytes()?).map(Some).ok_or_else(wrong)
+        }
     }
-    let bytes = tensor.bytes()?;
-    let zero = match float_type(tensor.dtype) {
-        Some(ty) => FloatVec::from_le_bytes(ty, &bytes)
-            .is_some_and(|v| (0..v.as_slice().len()).all(|i| v.as_slice().get_f32(i) == Some(0.0))),
-        // -0.0 in other types is not worth a decoder: all bits zero is zero in every type.
-        None => bytes.iter().all(|&b| b == 0),
-    };
-    if zero { Ok(()) } else { Err(Error::Bias { name: tensor.name }) }
+}
+
+/// Values of a type, widened exactly.
+fn widened(ty: FloatType, bytes: &[u8]) -> Option<Vec<f32>> {
+    match FloatVec::from_le_bytes(ty, bytes)?.converted(FloatType::F32) {
+        FloatVec::F32(values) => Some(values),
+        _ => None,
+    }
 }

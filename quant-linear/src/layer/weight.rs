@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! SharedWeight   packed (out, in)  --prepare, once for each backend-->  the backend's own form
+//!                packed (out, in)  <--export, where it is asked for---
 //! SharedTransform  values          --load, once for each backend and type-->  the backend's own form
 //! ```
 //!
@@ -14,7 +15,7 @@ use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use fp4_core::backend::erased::{Backend, DynLinear, DynResident, DynWeight, Opaque};
-use fp4_core::{FloatType, PackedMatrix, PackedShape};
+use fp4_core::{Epilogue, FloatSliceMut, FloatType, PackedMatrix, PackedShape, PackedView, Paths};
 
 use crate::error::Error;
 use crate::layer::StoredTransform;
@@ -67,11 +68,19 @@ impl<K, V> Forms<K, V> {
         Ok(made)
     }
 
-    /// Drops the forms whose key `keep` refuses.
-    fn retain(&self, keep: impl Fn(&K) -> bool) {
+    /// Any of the forms.
+    fn any(&self) -> Option<Arc<V>> {
+        self.lock().first().map(|form| form.form.clone())
+    }
+
+    /// Drops the forms whose key `keep` refuses; where it refuses all, the first stays if `one` must.
+    fn retain(&self, keep: impl Fn(&K) -> bool, one: bool) {
         let mut forms = self.lock();
-        let (kept, gone): (Vec<_>, Vec<_>) =
+        let (mut kept, mut gone): (Vec<_>, Vec<_>) =
             std::mem::take(&mut *forms).into_iter().partition(|form| keep(&form.key));
+        if one && kept.is_empty() && !gone.is_empty() {
+            kept.push(gone.remove(0));
+        }
         *forms = kept;
         drop(forms);
         drop(gone);
@@ -90,33 +99,71 @@ pub(crate) enum Prepared {
     Device(Arc<dyn DynResident>, Box<dyn DynLinear>),
 }
 
-/// The weight of one or more layers.
+impl Prepared {
+    /// Multiplies activations in packed form, to the host.
+    pub(crate) fn matmul(
+        &self,
+        a: PackedView<'_>,
+        epilogue: Epilogue<'_>,
+        out: FloatSliceMut<'_>,
+    ) -> Result<Paths, fp4_core::Error> {
+        match self {
+            Prepared::Host(w) => w.matmul(a, epilogue, out),
+            Prepared::Device(_, w) => w.matmul(a, epilogue, out),
+        }
+    }
+
+    /// The packed bytes that the weight was prepared from.
+    fn export(&self, shape: PackedShape) -> Result<PackedMatrix, Error> {
+        let mut packed = PackedMatrix::zeros(shape);
+        match self {
+            Prepared::Host(w) => w.export_weight(&mut packed.view_mut())?,
+            Prepared::Device(_, w) => w.export_weight(&mut packed.view_mut())?,
+        }
+        Ok(packed)
+    }
+}
+
+/// The weight of one or more layers, in one copy: packed until a backend has prepared it, and then in
+/// that backend's form, from which the packed bytes are written again where they are asked for.
+/// Several backends in use at once keep a form each.
 pub(crate) struct SharedWeight {
-    packed: Arc<PackedMatrix>,
+    shape: PackedShape,
+    /// `None` as soon as there is a form.
+    packed: Mutex<Option<Arc<PackedMatrix>>>,
     forms: Forms<Backend, Prepared>,
 }
 
 impl SharedWeight {
     pub(crate) fn new(packed: PackedMatrix) -> Self {
-        SharedWeight { packed: Arc::new(packed), forms: Forms::new() }
+        let (shape, packed) = (packed.shape(), Mutex::new(Some(Arc::new(packed))));
+        SharedWeight { shape, packed, forms: Forms::new() }
     }
 
     pub(crate) fn shape(&self) -> PackedShape {
-        self.packed.shape()
+        self.shape
     }
 
-    pub(crate) fn packed(&self) -> &Arc<PackedMatrix> {
-        &self.packed
+    /// The packed bytes: those that the weight was made of.
+    pub(crate) fn packed(&self) -> Result<Arc<PackedMatrix>, Error> {
+        // In this order: a form is there before the packed bytes go.
+        let packed = self.packed.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        match (packed, self.forms.any()) {
+            (Some(packed), _) => Ok(packed),
+            (None, Some(form)) => Ok(Arc::new(form.export(self.shape)?)),
+            // Not reached: the last form is never dropped.
+            (None, None) => Err(Error::MissingTensor { name: super::state::E2M1.into() }),
+        }
     }
 
     /// The weight in the form of a backend that multiplies: made once, then kept.
     pub(crate) fn on(&self, list: &Backends, by: &Multiplier<'_>) -> Result<Arc<Prepared>, Error> {
-        self.forms.get_or_make(
+        let form = self.forms.get_or_make(
             list,
             |key| key.is_same(by.backend),
             || by.backend.clone(),
             || {
-                let packed = self.packed.clone();
+                let packed = self.packed()?;
                 Ok(match by.backend.as_resident() {
                     Some(device) => {
                         Prepared::Device(device.clone(), device.clone().prepare_linear(packed)?)
@@ -124,12 +171,15 @@ impl SharedWeight {
                     None => Prepared::Host(by.role.clone().prepare_dyn(packed)?),
                 })
             },
-        )
+        )?;
+        let packed = self.packed.lock().unwrap_or_else(PoisonError::into_inner).take();
+        drop(packed); // one copy is kept; freed after the lock
+        Ok(form)
     }
 
-    /// Drops the forms of backends that are not in the list.
+    /// Drops the forms of backends that are not in the list, but for the last one there is.
     pub(crate) fn keep_only(&self, backends: &[Backend]) {
-        self.forms.retain(|key| backends.iter().any(|b| b.is_same(key)));
+        self.forms.retain(|key| backends.iter().any(|b| b.is_same(key)), true);
     }
 }
 
@@ -175,7 +225,7 @@ impl SharedTransform {
 
     /// Drops the forms of backends that are not in the list.
     pub(crate) fn keep_only(&self, backends: &[Backend]) {
-        self.forms.retain(|(key, _)| backends.iter().any(|b| b.is_same(key)));
+        self.forms.retain(|(key, _)| backends.iter().any(|b| b.is_same(key)), false);
     }
 }
 

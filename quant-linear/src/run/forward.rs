@@ -1,7 +1,7 @@
 //! The forward pass: quantize activations, multiply, round once (C4 to C6).
 //!
 //! ```text
-//! x (.., in)  --quantize(spec, transform)-->  Activation  --matmul(alpha)-->  y (.., out)
+//! x (.., in)  --quantize(spec, transform)-->  Activation  --matmul(alpha, bias)-->  y (.., out)
 //! alpha = f32(weight_global_scale * activation_global_scale)
 //! ```
 //!
@@ -60,7 +60,8 @@ impl Output<'_> {
 }
 
 impl QuantLinear {
-    /// y = x * W^T for `x` of any leading dimensions, in the type of `x`.
+    /// y = x * W^T, plus the bias if the layer has one, for `x` of any leading dimensions, in the type
+    /// of `x`.
     ///
     /// `shape` is the shape of `x`, whose last dimension is [`in_features`](Self::in_features); the
     /// result has [`output_shape`](Self::output_shape).
@@ -298,7 +299,7 @@ impl QuantLinear {
         Ok(Activation::new(held, runtime.clone(), settings, [rows, shape.k()], float_type))
     }
 
-    /// The second half: multiplies by `m`.
+    /// The second half: multiplies by `m`, and adds the bias here where `m` does not.
     fn multiply(
         &self,
         loaded: &Loaded,
@@ -306,7 +307,35 @@ impl QuantLinear {
         m: &Multiplier<'_>,
         out: Output<'_>,
     ) -> Result<Paths, Error> {
-        let epilogue = Epilogue::new(loaded.alpha()?);
+        let epilogue = Epilogue::new(loaded.alpha()?).with_bias(loaded.bias.as_deref());
+        let query = self.query(x.rows(), x.float_type())?;
+        let query = self.matmul_query(&query, out.float_type())?.with_bias(loaded.bias.is_some());
+        if loaded.bias.is_none() || m.role.supports_matmul(&query).is_ok() {
+            return self.multiply_by(loaded, x, m, epilogue, out);
+        }
+        // alpha = 1 in f32 is the exact sum rounded once, where C6's last steps begin.
+        let mut sums = vec![0f32; self.outputs(x.rows())?];
+        let host = Output::Host(f32::wrap_mut(&mut sums));
+        let paths = self.multiply_by(loaded, x, m, Epilogue::new(1.0), host)?;
+        match out {
+            Output::Host(out) => finish_sums(&sums, self.out_features(), epilogue, out),
+            Output::Device(owner, value, ty) => {
+                let mut host = FloatVec::zeros(ty, sums.len());
+                finish_sums(&sums, self.out_features(), epilogue, host.as_mut_slice());
+                *value = owner.upload_dyn(host.as_slice())?;
+            }
+        }
+        Ok(paths)
+    }
+
+    fn multiply_by(
+        &self,
+        loaded: &Loaded,
+        x: &Activation,
+        m: &Multiplier<'_>,
+        epilogue: Epilogue<'_>,
+        out: Output<'_>,
+    ) -> Result<Paths, Error> {
         let weight = loaded.weight.on(self.runtime().backends(), m)?;
         // In the backend's own form: nothing crosses.
         let exported;
@@ -468,22 +497,25 @@ impl QuantLinear {
     }
 }
 
-fn same(a: &Arc<dyn DynResident>, b: &Arc<dyn DynResident>) -> bool {
-    std::ptr::addr_eq(Arc::as_ptr(a), Arc::as_ptr(b))
-}
-
-impl Prepared {
-    fn matmul(
-        &self,
-        a: fp4_core::PackedView<'_>,
-        epilogue: Epilogue<'_>,
-        out: FloatSliceMut<'_>,
-    ) -> Result<Paths, fp4_core::Error> {
-        match self {
-            Prepared::Host(w) => w.matmul(a, epilogue, out),
-            Prepared::Device(_, w) => w.matmul(a, epilogue, out),
+/// The last steps of C6 for sums rounded to f32, row-major in rows of `cols`.
+fn finish_sums(sums: &[f32], cols: usize, epilogue: Epilogue<'_>, out: FloatSliceMut<'_>) {
+    fn typed<T: Float>(sums: &[f32], cols: usize, epilogue: Epilogue<'_>, out: &mut [T]) {
+        for (i, (sums, out)) in sums.chunks(cols).zip(out.chunks_mut(cols)).enumerate() {
+            for (j, (&sum, out)) in sums.iter().zip(out).enumerate() {
+                *out = epilogue.apply(sum, i, j);
+            }
         }
     }
+    let cols = cols.max(1);
+    match out {
+        FloatSliceMut::F32(out) => typed(sums, cols, epilogue, out),
+        FloatSliceMut::F16(out) => typed(sums, cols, epilogue, out),
+        FloatSliceMut::Bf16(out) => typed(sums, cols, epilogue, out),
+    }
+}
+
+fn same(a: &Arc<dyn DynResident>, b: &Arc<dyn DynResident>) -> bool {
+    std::ptr::addr_eq(Arc::as_ptr(a), Arc::as_ptr(b))
 }
 
 impl Loaded {

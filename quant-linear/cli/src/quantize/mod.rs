@@ -58,8 +58,8 @@ Which tensors are quantized:
 What is written: `X.weight` becomes `X.e2m1` (U8), `X.scale_quant` (F8_E8M0 or F8_E4M3),
   `X.weight_global_scale`, `X.activation_global_scale`, `X.activation_scale_scale` (F32) and with a
   transform `X.transform` (F32). Everything else is copied byte for byte.
-  A bias stays a separate tensor `X.bias`, as it was. The quantized layer does not apply it: load the
-  layer with LoadOptions::ignore_bias, and add the bias to what the layer gives.
+  A bias stays a separate tensor `X.bias`, as it was. A quantized layer applies it only if asked:
+  load it with Bias::Apply (the layer adds the bias) or with Bias::Ignore (you do).
 
 Scales: a layer multiplies by weight global scale times activation global scale in f32, so that
   product must be finite and above 0. If the automatic NVFP4 scale, or that product with it, is 0 in

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use assert_cmd::Command;
-use quant_linear::{LoadOptions, QuantLinear};
+use quant_linear::{Bias, LoadOptions, QuantLinear};
 use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
 use serde_json::Value;
@@ -120,7 +120,7 @@ pub(crate) fn read(path: &Path) -> BTreeMap<String, Tensor> {
 
 /// A layer of a file.
 pub(crate) fn layer(path: &Path, prefix: &str) -> QuantLinear {
-    let options = LoadOptions { ignore_bias: true, ..LoadOptions::default() };
+    let options = LoadOptions { bias: Bias::Ignore, ..LoadOptions::default() };
     QuantLinear::load(path, prefix, &options).unwrap()
 }
 
