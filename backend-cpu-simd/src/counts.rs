@@ -4,6 +4,7 @@
 //! nearly every group of everything that is counted:
 //!
 //! ```text
+//! d is no NaN, and
 //! amax = 0, or  2^-100 <= amax < 0.99 * (largest scale * ss * gs)     the scale was not clamped
 //!               and 0.3 |d| <= amax <= 6.9 |d|                        none clipped, not all flushed
 //! ```
@@ -48,7 +49,8 @@ impl<'a> Counter<'a> {
     fn clears(&self, amax: f32, unit: f32) -> bool {
         let d = unit.abs();
         let inside = (amax >= 2f32.powi(-100)) & (amax < self.top);
-        (amax == 0.0) | (inside & (amax * (1.0 / 6.9) <= d) & (amax * (1.0 / 0.3) >= d))
+        ((amax == 0.0) & (d >= 0.0))
+            | (inside & (amax * (1.0 / 6.9) <= d) & (amax * (1.0 / 0.3) >= d))
     }
 
     /// Counts a run of whole groups.
