@@ -451,3 +451,86 @@ fn every_available_pair_gives_the_same_bits() {
     println!("pairs: {pairs} pairs, {} values compared, 0 differ", pairs * 7 * OUT);
     assert!(pairs >= 2);
 }
+
+#[test]
+fn a_bias_is_added_before_the_one_rounding_on_every_backend_and_type() {
+    let bias: Vec<f32> = (0..OUT).map(|j| [0.0, -0.0, 1e-3, -7.5, 3e38, f32::NAN][j]).collect();
+    for format in Format::ALL {
+        let plain = layer(format, Some(16));
+        let mut layer = plain.clone().with_bias(&bias).unwrap();
+        assert_eq!(layer.bias().map(<[f32]>::len), Some(OUT));
+        let x = values(3, 5 * IN);
+        // C6: y = s32 * alpha in f32, then + bias[j] in f32, then one rounding.
+        let expected: Vec<f32> = plain
+            .forward(&x, &[5, IN])
+            .unwrap()
+            .iter()
+            .enumerate()
+            .map(|(i, y)| y + bias[i % OUT])
+            .collect();
+        for backends in [Backends::available(), Backends::reference()] {
+            layer.set_backends(backends);
+            let y = layer.forward(&x, &[5, IN]).unwrap();
+            for (i, (got, expected)) in y.iter().zip(&expected).enumerate() {
+                let expected = if expected.is_nan() { f32::NAN } else { *expected };
+                assert_eq!(got.to_bits(), expected.to_bits(), "{format} {i}");
+            }
+            let mut narrow = vec![f16::ZERO; 5 * OUT];
+            layer.forward_into(f32::wrap(&x), 5, f16::wrap_mut(&mut narrow)).unwrap();
+            for (got, expected) in narrow.iter().zip(&expected) {
+                assert!(
+                    got.to_bits() == f16::from_f32(*expected).to_bits()
+                        || (got.to_bits() == 0x7E00 && expected.is_nan()),
+                    "{format} {got} {expected}"
+                );
+            }
+        }
+        let error = plain.clone().with_bias(&bias[1..]).unwrap_err();
+        assert!(matches!(error, Error::BiasLen { out_features: OUT, got: 5 }), "{error}");
+        let mut none = layer.clone();
+        none.set_bias(None).unwrap();
+        assert_eq!(none.forward(&x, &[5, IN]).unwrap(), plain.forward(&x, &[5, IN]).unwrap());
+    }
+}
+
+#[test]
+fn the_packed_weight_comes_back_bit_for_bit_from_every_backend() {
+    for format in Format::ALL {
+        let layer = layer(format, None);
+        let before = layer.weight().unwrap();
+        let state = layer.state_dict("a").unwrap();
+        let x = values(3, IN);
+        let expected = layer.forward(&x, &[IN]).unwrap();
+        for backend in Backends::available().list() {
+            // Each takes the weight over from the one before, which is gone by then.
+            let mut layer = layer.clone();
+            layer.set_backends(Backends::none().with(backend.clone()));
+            assert_eq!(layer.forward(&x, &[IN]).unwrap(), expected);
+            assert_eq!(layer.weight().unwrap(), before, "{format} {}", backend.name());
+            assert_eq!(layer.state_dict("a").unwrap(), state);
+        }
+    }
+}
+
+#[test]
+fn clipped_activations_are_counted_by_every_backend_and_said_once() {
+    for format in Format::ALL {
+        let mut layer = layer(format, None);
+        layer.set_counting(true);
+        let mut x = values(3, 2 * IN);
+        x[5] = f32::INFINITY;
+        x[IN + 7] = 1e30;
+        let mut seen = Vec::new();
+        for backends in [Backends::available(), Backends::reference()] {
+            layer.set_backends(backends);
+            layer.counters().unwrap().reset();
+            layer.forward(&x, &[2, IN]).unwrap();
+            seen.push(layer.counters().unwrap().quantized());
+        }
+        assert_eq!(seen[0], seen[1], "{format}");
+        let clipped = if format == Format::NvFp4 { 2 } else { 1 };
+        assert_eq!((seen[0].clipped, seen[0].elements), (clipped, 2 * IN as u64), "{format}");
+        layer.counters().unwrap().reset();
+        assert_eq!(layer.counters().unwrap().quantized().elements, 0);
+    }
+}

@@ -208,6 +208,38 @@ fn a_bias_is_refused_unless_zero_or_ignored() {
 }
 
 #[test]
+fn a_bias_is_applied_when_asked_saved_and_loaded_again() {
+    let plain = layer(Format::NvFp4, false);
+    let bias = [0.5f32, -1.0, 0.0, 3.0];
+    let biased = plain.clone().with_bias(&bias).unwrap();
+    let saved = bytes_of(&biased, "");
+    let x = values(9, 64);
+    let expected = biased.forward(&x, &[64]).unwrap();
+    assert_ne!(expected, plain.forward(&x, &[64]).unwrap());
+
+    let apply = LoadOptions { bias: Bias::Apply, ..Default::default() };
+    let loaded = load(&saved, apply).unwrap();
+    assert_eq!((loaded.bias(), bytes_of(&loaded, "")), (Some(&bias[..]), saved.clone()));
+    assert_eq!(loaded.forward(&x, &[64]).unwrap(), expected);
+    assert!(matches!(load(&saved, LoadOptions::default()).unwrap_err(), Error::Bias { .. }));
+
+    // A skeleton built with a bias applies that of the state, without being asked again.
+    let state = SafeTensors::deserialize(&saved).unwrap();
+    let mut skeleton = QuantLinear::empty(64, 4, true).unwrap();
+    skeleton.load_state(&state, "", &LoadOptions::default()).unwrap();
+    assert_eq!(skeleton.forward(&x, &[64]).unwrap(), expected);
+    let mut without = QuantLinear::empty(64, 4, false).unwrap();
+    without.load_state(&state, "", &LoadOptions::default()).unwrap_err();
+    assert!(without.is_empty(), "a refused state changes nothing");
+
+    // One of the wrong shape is named.
+    let mut raw = raw(&plain);
+    raw.push((state::BIAS.into(), Dtype::F32, vec![2], vec![0; 8]));
+    let error = load(&rebuild(&raw), apply).unwrap_err().to_string();
+    assert!(error.contains("`bias` has shape [2], expected (4)"), "{error}");
+}
+
+#[test]
 fn wrong_types_and_shapes_name_the_tensor() {
     let base = raw(&layer(Format::MxFp4, true));
     let change = |name: &str, dtype, shape: &[usize]| {
