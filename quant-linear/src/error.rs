@@ -1,8 +1,11 @@
 //! What can go wrong with a layer or a state, and what to do about it.
 
+use std::path::{Path, PathBuf};
+
 use fp4_core::{FloatType, Unsupported};
 use safetensors::Dtype;
 
+use crate::checkpoint::{INDEX, Refusal};
 use crate::text::{self, printable};
 
 /// An error of this crate: what was given, what was expected, what to do.
@@ -25,27 +28,47 @@ pub enum Error {
         /// What was being done.
         action: &'static str,
         /// The file.
-        path: std::path::PathBuf,
+        path: PathBuf,
         /// The system's reason.
         source: std::io::Error,
     },
+    /// A file or a folder that cannot be read as a checkpoint.
+    #[error("reading {}: {refusal}", text::path(.path))]
+    Checkpoint {
+        /// The file or folder.
+        path: PathBuf,
+        /// Why not.
+        refusal: Box<Refusal>,
+    },
+    /// A shard that cannot be read.
+    #[error("{INDEX} names the shard `{}`: {error}", printable(.shard))]
+    Shard {
+        /// Its name.
+        shard: String,
+        /// What went wrong.
+        error: Box<Error>,
+    },
     /// Something at the place of an output that an output never replaces.
     #[error(
-        "{path} is {found}, and {wanted} is to be written there; give another path, or remove it"
+        "{} is {found}, and {wanted} is to be written there; give another path, or remove it",
+        text::path(.path)
     )]
     Place {
         /// Where the output was to be.
-        path: std::path::PathBuf,
+        path: PathBuf,
         /// What is there, in words.
         found: &'static str,
         /// What was to be there, in words.
         wanted: &'static str,
     },
     /// Something at the place of an output that was to replace nothing.
-    #[error("{path} has come into being meanwhile; give another path, or remove it")]
+    #[error(
+        "{} has come into being meanwhile; give another path, or remove it",
+        text::path(.path)
+    )]
     Occupied {
         /// Where the output was to be.
-        path: std::path::PathBuf,
+        path: PathBuf,
     },
     /// A tensor of the state is missing.
     #[error(
@@ -238,6 +261,12 @@ pub enum Error {
         /// The tensor's type.
         got: FloatType,
     },
+}
+
+impl Error {
+    pub(crate) fn checkpoint(path: &Path, refusal: Refusal) -> Self {
+        Error::Checkpoint { path: path.to_path_buf(), refusal: Box::new(refusal) }
+    }
 }
 
 impl From<Unsupported> for Error {

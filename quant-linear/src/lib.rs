@@ -43,6 +43,8 @@ pub mod atomic;
 pub mod checkpoint;
 mod error;
 mod layer;
+pub mod layout;
+pub mod model;
 mod run;
 pub mod text;
 mod transform;
@@ -56,6 +58,7 @@ pub use run::counters::Counters;
 pub use run::device::DeviceTensor;
 pub use run::routing::{self, Backends, Choice, Explanation, Verdict};
 pub use run::runtime::Runtime;
+pub use safetensors::{self, Dtype};
 pub use transform::{amax, larger_amax, transformed, transformed_amax};
 pub use values::FloatVec;
 

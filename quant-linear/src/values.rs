@@ -38,17 +38,30 @@ impl FloatVec {
         if !bytes.len().is_multiple_of(ty.bytes()) {
             return None;
         }
+        let mut values = Self::zeros(ty, 0);
+        values.append_le_bytes(bytes);
+        Some(values)
+    }
+
+    /// Makes room for so many values in all.
+    pub(crate) fn reserve(&mut self, len: usize) {
+        match self {
+            FloatVec::F32(v) => v.reserve_exact(len.saturating_sub(v.len())),
+            FloatVec::F16(v) => v.reserve_exact(len.saturating_sub(v.len())),
+            FloatVec::Bf16(v) => v.reserve_exact(len.saturating_sub(v.len())),
+        }
+    }
+
+    /// Appends the whole values among little-endian bytes.
+    pub(crate) fn append_le_bytes(&mut self, bytes: &[u8]) {
         let u16s = || bytes.chunks_exact(2).map(|b| u16::from_le_bytes([b[0], b[1]]));
-        Some(match ty {
-            FloatType::F32 => FloatVec::F32(
-                bytes
-                    .chunks_exact(4)
-                    .map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]))
-                    .collect(),
+        match self {
+            FloatVec::F32(v) => v.extend(
+                bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])),
             ),
-            FloatType::F16 => FloatVec::F16(u16s().map(f16::from_bits).collect()),
-            FloatType::Bf16 => FloatVec::Bf16(u16s().map(bf16::from_bits).collect()),
-        })
+            FloatVec::F16(v) => v.extend(u16s().map(f16::from_bits)),
+            FloatVec::Bf16(v) => v.extend(u16s().map(bf16::from_bits)),
+        }
     }
 
     /// The values as little-endian bytes, verbatim.

@@ -23,12 +23,14 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::{Result, bail, ensure};
-use fp4_core::ScaleType;
 use quant_linear::state;
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use crate::checkpoint::{Checkpoint, Layers, ScaleTypeArg};
+use quant_linear::checkpoint::Checkpoint;
+use quant_linear::layout::Layers;
+
+use crate::args::{self, ScaleTypeArg};
 use crate::difference::Difference;
 use crate::report::Stream;
 use crate::{progress, report};
@@ -76,7 +78,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     let checkpoints = [Checkpoint::open(&args.a)?, Checkpoint::open(&args.b)?];
     let layers = checkpoints
         .each_ref()
-        .map(|checkpoint| Layers::find(checkpoint, args.scale_type.map(ScaleType::from)));
+        .map(|checkpoint| Layers::find(checkpoint, &args::load_options(args.scale_type)));
     let mut findings = Findings::default();
     let items = [0, 1].map(|i| {
         let label = if i == 0 { &args.a } else { &args.b };
@@ -136,7 +138,8 @@ fn items<'a>(
     label: &str,
     problems: &mut Vec<String>,
 ) -> BTreeMap<Cow<'a, str>, Item<'a>> {
-    problems.extend(layers.bad.values().map(|error| format!("{label}: {error:#}")));
+    let bad = layers.bad.iter();
+    problems.extend(bad.map(|(p, e)| format!("{label}: {}", report::layer_problem(p, e))));
     let dense = checkpoint.tensors().iter();
     let dense = dense.filter(|(name, _)| !layers.tensors.contains(*name));
     let mut items: BTreeMap<_, _> =

@@ -7,8 +7,8 @@ use fp4_core::{FloatType, PackedView, Transform, reference, with_floats};
 use quant_linear::FloatVec;
 use rayon::prelude::*;
 
-use crate::checkpoint::{Checkpoint, Tensor};
-use crate::tiles::Tile;
+use quant_linear::checkpoint::{Checkpoint, Tensor};
+use quant_linear::model::tiles::Tile;
 
 /// Fewest elements worth a task of their own.
 const TASK: usize = 1 << 14;
@@ -16,7 +16,7 @@ const TASK: usize = 1 << 14;
 /// Reads a tile of a dense tensor.
 ///
 /// # Errors
-/// As [`Checkpoint::bytes`].
+/// As [`Checkpoint::read`].
 pub(crate) fn read(
     from: &Checkpoint,
     tensor: &Tensor,
@@ -24,7 +24,7 @@ pub(crate) fn read(
     tile: &Tile,
 ) -> Result<FloatVec> {
     let size = float_type.bytes();
-    let bytes = from.bytes(tensor, tile.start * size, tile.len() * size)?;
+    let bytes = from.read(tensor, tile.start * size..(tile.start + tile.len()) * size)?;
     FloatVec::from_le_bytes(float_type, &bytes).context("a tile that ends inside a value")
 }
 

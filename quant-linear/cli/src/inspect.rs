@@ -15,9 +15,12 @@ use fp4_core::ScaleType;
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use crate::checkpoint::{Checkpoint, Layer, Layers, ScaleTypeArg, byte_len};
+use quant_linear::checkpoint::{Checkpoint, byte_len};
+use quant_linear::layout::{Layer, Layers};
+use quant_linear::model::tiles::{DEFAULT_BLOCK_BYTES, tiles};
+
+use crate::args::{self, ScaleTypeArg};
 use crate::report::{Page, Stream};
-use crate::tiles::{DEFAULT_BLOCK_BYTES, tiles};
 use crate::{progress, quantize, report};
 
 /// Arguments of `fp4 inspect`.
@@ -59,7 +62,7 @@ struct Histogram {
 /// Bad input, layers that are not whole, or an I/O error.
 pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     let checkpoint = Checkpoint::open(&args.path)?;
-    let layers = Layers::find(&checkpoint, args.scale_type.map(ScaleType::from));
+    let layers = Layers::find(&checkpoint, &args::load_options(args.scale_type));
     let work = layers.good.values().map(Layer::byte_len).sum();
     let bar = progress::bar(work, args.json);
     let mut counted = Vec::with_capacity(layers.good.len());
@@ -74,9 +77,12 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     } else {
         report::print(|page| text(page, &checkpoint, &layers, &counted))?;
     }
-    match layers.bad.values().next() {
+    match layers.bad.iter().next() {
         None => Ok(ExitCode::SUCCESS),
-        Some(error) => bail!("{} not whole: {error:#}", report::count(layers.bad.len(), "layer")),
+        Some((prefix, error)) => {
+            let problem = report::layer_problem(prefix, error);
+            bail!("{} not whole: {problem}", report::count(layers.bad.len(), "layer"))
+        }
     }
 }
 
@@ -179,8 +185,8 @@ fn optional(value: Option<f32>) -> String {
 fn transform(layer: &Layer) -> (String, Value) {
     match &layer.transform {
         None => ("none".into(), Value::Null),
-        Some((tensor, transform)) => {
-            let (shape, ty) = (&tensor.info.shape, transform.float_type.to_string());
+        Some(header) => {
+            let (shape, ty) = (&header.stored, header.shape.float_type.to_string());
             (format!("{shape:?} {ty}"), json!({ "shape": shape, "dtype": ty }))
         }
     }
@@ -246,14 +252,14 @@ fn json(
     }
     let files = Stream(|| {
         checkpoint.files().iter().map(|(name, file)| File {
-            bytes: file.len(),
+            bytes: file.file_len(),
             metadata: file.metadata(),
             name,
         })
     });
     let problems = Stream(|| {
         let problems = layers.bad.iter();
-        problems.map(|(p, e)| json!({ "prefix": p, "problem": format!("{e:#}") }))
+        problems.map(|(p, e)| json!({ "prefix": p, "problem": report::layer_problem(p, e) }))
     });
     let path = checkpoint.path().to_string_lossy();
     Report { command: "inspect", files, layers: described, path, problems, tensors }
@@ -267,7 +273,7 @@ fn text(
 ) -> io::Result<()> {
     for (name, file) in checkpoint.files() {
         let tensors = report::count(file.count(), "tensor");
-        page.line(format_args!("{name}: {}, {tensors}", report::bytes(file.len())))?;
+        page.line(format_args!("{name}: {}, {tensors}", report::bytes(file.file_len())))?;
         for (key, value) in file.metadata() {
             let [key, value] = [key, value].map(|text| report::beginning(text));
             page.line(format_args!("  {key} = {value}"))?;
@@ -297,7 +303,9 @@ fn text(
     }
     page.line(format_args!(""))?;
     page.line(format_args!("{}", report::count(counted.len(), "quantized layer")))?;
-    layers.bad.values().try_for_each(|error| page.line(format_args!("problem: {error:#}")))
+    layers.bad.iter().try_for_each(|(prefix, error)| {
+        page.line(format_args!("problem: {}", report::layer_problem(prefix, error)))
+    })
 }
 
 fn layer_table(page: &mut Page<'_>, counted: &[(&str, &Layer, Counts)]) -> io::Result<()> {

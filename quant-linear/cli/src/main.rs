@@ -14,7 +14,7 @@
 
 #![forbid(unsafe_code)]
 
-mod checkpoint;
+mod args;
 mod compare;
 mod demo;
 mod dense;
@@ -26,7 +26,6 @@ mod progress;
 mod quantize;
 mod report;
 mod select;
-mod tiles;
 
 use std::process::ExitCode;
 

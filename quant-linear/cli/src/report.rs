@@ -202,6 +202,18 @@ impl Formatter for Escaping {
     }
 }
 
+/// What is wrong with a layer, with what to do on this command line.
+pub(crate) fn layer_problem(prefix: &str, error: &quant_linear::Error) -> String {
+    let shown = if prefix.is_empty() { "(no prefix)" } else { prefix };
+    let pass = match error {
+        quant_linear::Error::ScaleTypeUnknown { .. } => {
+            "pass --scale-type e8m0 or --scale-type e4m3: "
+        }
+        _ => "",
+    };
+    format!("layer `{shown}`: {pass}{error}")
+}
+
 /// A byte count for people.
 pub(crate) fn bytes(count: u64) -> String {
     BinaryBytes(count).to_string()

@@ -1,8 +1,52 @@
-//! Checkpoints to read from: tensors by name, and as few bytes of the file as they take.
+//! Checkpoints: one safetensors file, or a folder of them as Hugging Face lays it out.
+//!
+//! ```text
+//! FILE.safetensors                       one file
+//! FOLDER/model.safetensors.index.json    the shards that the index names
+//! FOLDER/model.safetensors               that file
+//! FOLDER/ANYTHING.safetensors            that file, if it is the only one
+//! ```
+//!
+//! Opening reads headers only; tensors are read by position when they are asked for. So a checkpoint
+//! opened once serves any number of layers:
+//!
+//! ```no_run
+//! use quant_linear::checkpoint::Checkpoint;
+//! use quant_linear::{LoadOptions, QuantLinear};
+//!
+//! let checkpoint = Checkpoint::open("model".as_ref())?;
+//! let options = LoadOptions::default();
+//! let layers: Vec<_> = ["encoder.layer.0.output.dense", "encoder.layer.1.output.dense"]
+//!     .iter()
+//!     .map(|prefix| QuantLinear::from_state(&checkpoint, prefix, &options))
+//!     .collect::<Result<_, _>>()?;
+//! # Ok::<(), quant_linear::Error>(())
+//! ```
+
+mod error;
+mod folder;
+mod index;
+mod plain;
+mod reader;
+mod sniff;
+mod unique;
+mod writer;
 
 use std::borrow::Cow;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
+pub use safetensors::tensor::TensorInfo;
 use safetensors::{Dtype, SafeTensors};
+
+pub use error::Refusal;
+use folder::Inside;
+pub use folder::{Listing, list};
+pub use index::{INDEX, Index};
+pub use reader::{TensorFile, byte_len};
+pub use writer::{Arrangement, Planned};
 
 use crate::error::Error;
 
@@ -16,6 +60,22 @@ pub trait TensorSource {
     /// # Errors
     /// [`Error::MissingTensor`], or an I/O error.
     fn bytes(&self, name: &str) -> Result<Cow<'_, [u8]>, Error>;
+
+    /// Some bytes of a tensor.
+    ///
+    /// # Errors
+    /// As [`bytes`](Self::bytes); a range that is not inside the tensor.
+    fn range(&self, name: &str, range: Range<usize>) -> Result<Cow<'_, [u8]>, Error> {
+        let (bytes, Range { start, end }) = (self.bytes(name)?, range);
+        let len = bytes.len();
+        let inside = match &bytes {
+            Cow::Borrowed(bytes) => bytes.get(start..end).map(Cow::Borrowed),
+            Cow::Owned(bytes) => bytes.get(start..end).map(|part| Cow::Owned(part.to_vec())),
+        };
+        inside.ok_or_else(|| {
+            Error::checkpoint(Path::new(name), Refusal::OutOfTensor { start, end, len })
+        })
+    }
 }
 
 impl TensorSource for SafeTensors<'_> {
@@ -29,4 +89,196 @@ impl TensorSource for SafeTensors<'_> {
             Err(_) => Err(Error::MissingTensor { name: name.to_string() }),
         }
     }
+}
+
+impl TensorSource for Checkpoint {
+    fn header(&self, name: &str) -> Option<(Dtype, Vec<usize>)> {
+        let info = &self.tensors.get(name)?.info;
+        Some((info.dtype, info.shape.clone()))
+    }
+
+    fn bytes(&self, name: &str) -> Result<Cow<'_, [u8]>, Error> {
+        let tensor = self.tensor(name)?;
+        self.read(tensor, 0..byte_len(&tensor.info)).map(Cow::Owned)
+    }
+
+    fn range(&self, name: &str, range: Range<usize>) -> Result<Cow<'_, [u8]>, Error> {
+        self.read(self.tensor(name)?, range).map(Cow::Owned)
+    }
+}
+
+/// The file name that a folder without an index should hold.
+const SINGLE: &str = "model.safetensors";
+
+/// Files that are kept open between reads.
+const KEPT_OPEN: usize = 8;
+
+/// An open checkpoint.
+#[derive(Debug)]
+pub struct Checkpoint {
+    path: PathBuf,
+    folder: bool,
+    files: Vec<(String, TensorFile)>,
+    /// Positions of the files that are open, the one used last at the end.
+    open: Mutex<VecDeque<usize>>,
+    index: Option<Index>,
+    tensors: BTreeMap<String, Tensor>,
+}
+
+/// A tensor of a checkpoint: its file, and where it is there.
+#[derive(Debug, Clone)]
+pub struct Tensor {
+    /// Position in [`Checkpoint::files`].
+    pub file: usize,
+    /// Type, shape and place.
+    pub info: TensorInfo,
+}
+
+impl Checkpoint {
+    /// Opens a file or a folder.
+    ///
+    /// # Errors
+    /// A path that is missing or holds no checkpoint, and files that are not safetensors or
+    /// disagree with the index.
+    pub fn open(path: &Path) -> Result<Self, Error> {
+        let meta = std::fs::metadata(path);
+        let meta = meta.map_err(|e| Error::checkpoint(path, Refusal::Missing(e)))?;
+        let folder = meta.is_dir();
+        let inside = folder.then(|| Inside::of(path)).transpose()?;
+        let index = match &inside {
+            Some(inside) => Index::read(path, inside)?,
+            None => None,
+        };
+        let names = match &index {
+            Some(index) => index.shards().into_iter().map(String::from).collect(),
+            None if folder => vec![only_file(path)?],
+            None => vec![file_name(path)?],
+        };
+        let mut files = Vec::with_capacity(names.len());
+        for name in names {
+            let at = if folder { path.join(&name) } else { path.to_path_buf() };
+            let inside = inside.as_ref().map_or(Ok(()), |inside| inside.check(&at));
+            let file = inside.and_then(|()| TensorFile::open(&at));
+            let file = file.map_err(|error| match &index {
+                Some(_) => Error::Shard { shard: name.clone(), error: Box::new(error) },
+                None => error,
+            });
+            files.push((name, file?));
+        }
+        let tensors = tensors(&mut files, index.as_ref());
+        let tensors = tensors.map_err(|refusal| Error::checkpoint(path, refusal))?;
+        let (path, open) = (path.to_path_buf(), Mutex::default());
+        Ok(Checkpoint { path, folder, files, open, index, tensors })
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// True for a folder.
+    pub fn is_folder(&self) -> bool {
+        self.folder
+    }
+
+    /// The safetensors files by name.
+    pub fn files(&self) -> &[(String, TensorFile)] {
+        &self.files
+    }
+
+    /// The index of a sharded checkpoint.
+    pub fn index(&self) -> Option<&Index> {
+        self.index.as_ref()
+    }
+
+    /// All tensors by name.
+    pub fn tensors(&self) -> &BTreeMap<String, Tensor> {
+        &self.tensors
+    }
+
+    /// The tensor of this name.
+    ///
+    /// # Errors
+    /// [`Error::MissingTensor`].
+    pub fn tensor(&self, name: &str) -> Result<&Tensor, Error> {
+        let tensor = self.tensors.get(name);
+        tensor.ok_or_else(|| Error::MissingTensor { name: name.into() })
+    }
+
+    /// Some bytes of a tensor.
+    ///
+    /// # Errors
+    /// As [`TensorFile::read`].
+    pub fn read(&self, tensor: &Tensor, range: Range<usize>) -> Result<Vec<u8>, Error> {
+        self.keep_open(tensor.file);
+        let len = range.end.saturating_sub(range.start);
+        self.files[tensor.file].1.bytes(&tensor.info, range.start, len)
+    }
+
+    /// Closes the files that were not used for longest: there may be more than a process may open.
+    fn keep_open(&self, file: usize) {
+        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        if open.back() == Some(&file) {
+            return;
+        }
+        open.retain(|other| *other != file);
+        open.push_back(file);
+        while open.len() > KEPT_OPEN {
+            let oldest = open.pop_front();
+            oldest.into_iter().for_each(|oldest| self.files[oldest].1.close());
+        }
+    }
+
+    /// Names of the files in the folder that this checkpoint is made of.
+    pub fn own_names(&self) -> BTreeSet<&str> {
+        let files = self.files.iter().map(|(name, _)| name.as_str());
+        files.chain(self.index.as_ref().map(|_| INDEX)).collect()
+    }
+}
+
+fn file_name(path: &Path) -> Result<String, Error> {
+    let name = path.file_name().ok_or_else(|| Error::checkpoint(path, Refusal::NoName))?;
+    Ok(name.to_string_lossy().into_owned())
+}
+
+/// The one safetensors file of a folder without an index.
+fn only_file(folder: &Path) -> Result<String, Error> {
+    if std::fs::symlink_metadata(folder.join(SINGLE)).is_ok() {
+        return Ok(SINGLE.into());
+    }
+    let entries = std::fs::read_dir(folder).and_then(Iterator::collect::<Result<Vec<_>, _>>);
+    let entries = entries.map_err(|e| Error::checkpoint(folder, e.into()))?;
+    let names = entries.iter().filter_map(|e| e.file_name().into_string().ok());
+    let mut names: Vec<_> = names.filter(|n| n.ends_with(".safetensors")).collect();
+    names.sort();
+    let refusal = match <[String; 1]>::try_from(names) {
+        Ok([only]) => return Ok(only),
+        Err(names) if names.is_empty() => Refusal::NoModel,
+        Err(names) => Refusal::ManyFiles(names),
+    };
+    Err(Error::checkpoint(folder, refusal))
+}
+
+/// Gathers the tensors of all files, and checks them against the index.
+fn tensors(
+    files: &mut [(String, TensorFile)],
+    index: Option<&Index>,
+) -> Result<BTreeMap<String, Tensor>, Refusal> {
+    let mut all: BTreeMap<String, Tensor> = BTreeMap::new();
+    for (position, (shard, file)) in files.iter_mut().enumerate() {
+        for (name, info) in file.take_tensors() {
+            let listed = index.map(|index| index.weight_map().get(&name));
+            if let Some(listed) = listed.filter(|listed| *listed != Some(&*shard)) {
+                let (shard, listed) = (shard.clone(), listed.cloned());
+                return Err(Refusal::Unlisted { name, shard, listed });
+            }
+            all.insert(name, Tensor { file: position, info });
+        }
+    }
+    for (name, shard) in index.iter().flat_map(|index| index.weight_map()) {
+        if !all.contains_key(name) {
+            return Err(Refusal::Absent { name: name.clone(), shard: shard.clone() });
+        }
+    }
+    Ok(all)
 }

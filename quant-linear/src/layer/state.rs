@@ -22,11 +22,10 @@ use std::path::Path;
 use fp4_core::{
     FloatType, GroupSize, PackedMatrix, PackedShape, QuantSpec, ScaleType, TransformShape,
 };
-use safetensors::SafeTensors;
 use safetensors::{Dtype, View};
 
 use crate::atomic;
-use crate::checkpoint::TensorSource;
+use crate::checkpoint::{Checkpoint, TensorSource};
 use crate::error::Error;
 use crate::layer::{Contents, Parts, QuantLinear, StoredTransform};
 use crate::values::FloatVec;
@@ -252,17 +251,13 @@ impl QuantLinear {
         Ok(())
     }
 
-    /// A layer from a safetensors file.
+    /// A layer from a safetensors file, or from a folder of them: its header and the layer's bytes
+    /// are read. For many layers of one file open a [`Checkpoint`] once.
     ///
     /// # Errors
     /// An I/O error, a file that is not safetensors, or as [`from_state`](Self::from_state).
     pub fn load(path: &Path, prefix: &str, options: &LoadOptions) -> Result<Self, Error> {
-        let bytes = std::fs::read(path).map_err(|source| Error::Io {
-            action: "reading",
-            path: path.to_path_buf(),
-            source,
-        })?;
-        Self::from_state(&SafeTensors::deserialize(&bytes)?, prefix, options)
+        Self::from_state(&Checkpoint::open(path)?, prefix, options)
     }
 
     /// True while no state has been loaded.
@@ -288,14 +283,13 @@ pub fn read_parts(
         ScaleType::E8M0 => fp4_core::MXFP4_SCALE_SCALE,
         ScaleType::E4M3 => fp4_core::NVFP4_SCALE_SCALE,
     });
-    let name = join(prefix, WEIGHT_GLOBAL_SCALE);
-    let weight_global_scale = scalar(state, &name)?.ok_or(Error::MissingTensor { name })?;
+    let scalars = Scalars::read(state, prefix)?;
     Ok(Parts {
         weight,
         transform: transform(state, join(prefix, TRANSFORM))?,
-        weight_global_scale,
-        activation_global_scale: scalar(state, &join(prefix, ACTIVATION_GLOBAL_SCALE))?,
-        activation_scale_scale: scalar(state, &join(prefix, ACTIVATION_SCALE_SCALE))?.or(usual_ss),
+        weight_global_scale: scalars.weight_global_scale,
+        activation_global_scale: scalars.activation_global_scale,
+        activation_scale_scale: scalars.activation_scale_scale.or(usual_ss),
     })
 }
 
@@ -434,34 +428,21 @@ pub fn transform_shape(name: &str, dtype: Dtype, shape: &[usize]) -> Result<Tran
 /// Reads a scalar of shape () or (1): f16 and bf16 widen exactly, f64 rounds once.
 fn scalar(state: &dyn TensorSource, name: &str) -> Result<Option<f32>, Error> {
     let Some(tensor) = optional(state, name.to_string()) else { return Ok(None) };
-    scalar_value(name, tensor.dtype, &tensor.shape, |_| tensor.owned()).map(Some)
-}
-
-/// The scalar `name` of this type and shape, whose bytes, so many, `read` gives.
-///
-/// # Errors
-/// [`Error::Dtype`] or [`Error::Shape`] naming the tensor, before anything is read; those of `read`.
-pub fn scalar_value<E: From<Error>>(
-    name: &str,
-    dtype: Dtype,
-    shape: &[usize],
-    read: impl FnOnce(usize) -> Result<Vec<u8>, E>,
-) -> Result<f32, E> {
-    if !matches!(shape, [] | [1]) {
+    if !matches!(tensor.shape[..], [] | [1]) {
         let expected = "() or (1)".into();
-        return Err(Error::Shape { name: name.into(), expected, got: shape.to_vec() }.into());
+        return Err(Error::Shape { name: name.into(), expected, got: tensor.shape });
     }
-    let wrong = || {
-        let expected = "F32, F64, F16 or BF16";
-        E::from(Error::Dtype { name: name.into(), expected, got: dtype })
+    let expected = "F32, F64, F16 or BF16";
+    let value = match (tensor.dtype, &*tensor.bytes()?) {
+        (Dtype::F64, &[a, b, c, d, e, f, g, h]) => {
+            f64::from_le_bytes([a, b, c, d, e, f, g, h]) as f32
+        }
+        (dtype, bytes) => float_type(dtype)
+            .and_then(|ty| FloatVec::from_le_bytes(ty, bytes))
+            .and_then(|v| v.as_slice().get_f32(0))
+            .ok_or_else(|| tensor.wrong_dtype(expected))?,
     };
-    if dtype == Dtype::F64 {
-        let bytes = <[u8; 8]>::try_from(read(8)?).map_err(|_| wrong())?;
-        return Ok(f64::from_le_bytes(bytes) as f32);
-    }
-    let ty = float_type(dtype).ok_or_else(wrong)?;
-    let value = FloatVec::from_le_bytes(ty, &read(ty.bytes())?);
-    value.and_then(|v| v.as_slice().get_f32(0)).ok_or_else(wrong)
+    Ok(Some(value))
 }
 
 /// Checks that a weight of this shape, a transform and the scalars make a layer, and resolves the
@@ -506,6 +487,21 @@ pub struct Scalars {
     pub activation_global_scale: Option<f32>,
     /// Scale-scale of activations; `None` takes 1.
     pub activation_scale_scale: Option<f32>,
+}
+
+impl Scalars {
+    /// Reads the scalars of the layer under a prefix.
+    ///
+    /// # Errors
+    /// [`Error::MissingTensor`], [`Error::Dtype`] or [`Error::Shape`] naming the tensor.
+    pub fn read(source: &dyn TensorSource, prefix: &str) -> Result<Self, Error> {
+        let name = join(prefix, WEIGHT_GLOBAL_SCALE);
+        Ok(Scalars {
+            weight_global_scale: scalar(source, &name)?.ok_or(Error::MissingTensor { name })?,
+            activation_global_scale: scalar(source, &join(prefix, ACTIVATION_GLOBAL_SCALE))?,
+            activation_scale_scale: scalar(source, &join(prefix, ACTIVATION_SCALE_SCALE))?,
+        })
+    }
 }
 
 /// Rows that a weight with no columns may have: they cost memory for metadata and no file bytes.

@@ -6,10 +6,12 @@ use anyhow::Result;
 use fp4_core::{FloatType, PackedMatrix, Transform, with_floats};
 use quant_linear::{FloatVec, StoredTransform, state, transformed as transformed_rows};
 
-use crate::checkpoint::{Checkpoint, Layer, Tensor, byte_len};
+use quant_linear::checkpoint::{Checkpoint, Tensor, byte_len};
+use quant_linear::layout::Layer;
+use quant_linear::model::tiles::{DEFAULT_BLOCK_BYTES, Tile, tiles};
+
 use crate::dense;
 use crate::difference::Difference;
-use crate::tiles::{DEFAULT_BLOCK_BYTES, Tile, tiles};
 
 /// What there is to compare under a name.
 #[derive(Debug, Clone, Copy)]
@@ -260,9 +262,10 @@ fn layer_layer(
 fn same_transform(a_from: &Checkpoint, a: &Layer, b_from: &Checkpoint, b: &Layer) -> Result<bool> {
     let (a, b) = match (&a.transform, &b.transform) {
         (None, None) => return Ok(true),
-        (Some((a, a_shape)), Some((b, b_shape))) if a_shape == b_shape => (a, b),
+        (Some(a), Some(b)) if a.shape == b.shape => (a, b),
         _ => return Ok(false),
     };
+    let [a, b] = [a_from.tensor(&a.name)?, b_from.tensor(&b.name)?];
     Ok(stored_bytes_differ(a_from, a, b_from, b)? == 0)
 }
 
@@ -275,8 +278,9 @@ fn stored_bytes_differ(
 ) -> Result<u64> {
     let mut differ = 0;
     for tile in tiles(1, byte_len(&a.info), 1, DEFAULT_BLOCK_BYTES) {
-        let x = a_from.bytes(a, tile.start, tile.len())?;
-        differ += bytes_differ(&x, &b_from.bytes(b, tile.start, tile.len())?);
+        let range = tile.start..tile.start + tile.len();
+        let x = a_from.read(a, range.clone())?;
+        differ += bytes_differ(&x, &b_from.read(b, range)?);
     }
     Ok(differ)
 }

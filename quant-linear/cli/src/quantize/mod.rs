@@ -27,11 +27,12 @@ use fp4_core::Format;
 use quant_linear::atomic::{NewFile, NewFolder};
 use quant_linear::{Backends, DenseOptions, StoredTransform};
 
-use crate::checkpoint::{Checkpoint, INDEX, Listing, list};
+use quant_linear::checkpoint::{Checkpoint, INDEX, Listing, list};
+use quant_linear::model::tiles::DEFAULT_BLOCK_BYTES;
+
 use crate::interrupt;
 use crate::output::{self, Sink};
 use crate::progress;
-use crate::tiles::DEFAULT_BLOCK_BYTES;
 use plan::Plan;
 use stream::Engine;
 pub(crate) use stream::zero_groups;
@@ -317,7 +318,7 @@ fn write_folder(
         engine.write(position, plan, &sink, summary)?;
     }
     if let Some(index) = engine.input.index() {
-        let text = index.rewritten(&plan.weight_map(engine.input), plan.data_len())?;
+        let text = index.rewritten(&plan.weight_map(engine.input), plan.data_len());
         std::fs::write(building.join(INDEX), text).with_context(|| {
             format!("writing {}; nothing is left behind", args.output.join(INDEX).display())
         })?;

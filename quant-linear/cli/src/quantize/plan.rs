@@ -9,7 +9,9 @@ use fp4_core::{FloatType, PackedShape};
 use quant_linear::{DenseOptions, state};
 use safetensors::Dtype;
 
-use crate::checkpoint::{Checkpoint, Layout, STATE_NAMES, Tensor, byte_len};
+use quant_linear::checkpoint::{Arrangement, Checkpoint, Tensor, byte_len};
+use quant_linear::layout::STATE_NAMES;
+
 use crate::select::{Fate, Rule};
 
 /// A weight to be quantized.
@@ -37,7 +39,7 @@ pub(super) struct Plan {
     /// Number of tensors that are copied, the skipped ones included.
     pub(super) copied: usize,
     /// One layout for each file of the input.
-    pub(super) layouts: Vec<Layout>,
+    pub(super) layouts: Vec<Arrangement>,
     /// Passes over each weight: two if the global scale needs its largest magnitude first.
     pub(super) passes: u64,
 }
@@ -76,8 +78,8 @@ impl Plan {
                     refuse_taken(input, &prefix)?;
                     let new = new_tensors(&prefix, shape, options);
                     // Six names for one: refused before they fill the memory.
-                    header_lens[tensor.file] += Layout::header_len(&new);
-                    Layout::check_header(header_lens[tensor.file])?;
+                    header_lens[tensor.file] += Arrangement::header_len(&new);
+                    Arrangement::check_header(header_lens[tensor.file])?;
                     planned[tensor.file].extend(new);
                     let (name, tensor) = (name.clone(), tensor.clone());
                     plan.weights.push(Weight { name, prefix, tensor, float_type, shape });
@@ -97,7 +99,7 @@ impl Plan {
         for ((_, file), tensors) in input.files().iter().zip(planned) {
             let mut metadata = file.metadata().clone();
             metadata.extend(metadata_of(options, block));
-            plan.layouts.push(Layout::new(tensors, &metadata)?);
+            plan.layouts.push(Arrangement::new(tensors, &metadata)?);
         }
         Ok(plan)
     }
@@ -117,7 +119,7 @@ impl Plan {
 
     /// Bytes of all tensors of the output.
     pub(super) fn data_len(&self) -> u64 {
-        self.layouts.iter().map(Layout::data_len).sum()
+        self.layouts.iter().map(Arrangement::data_len).sum()
     }
 
     /// The file of every tensor of the output.

@@ -22,12 +22,13 @@ use quant_linear::{
 
 use super::plan::{Plan, Weight};
 use super::summary::Summary;
-use crate::checkpoint::{Checkpoint, Layout, byte_len};
+use quant_linear::checkpoint::{Arrangement, Checkpoint, byte_len};
+use quant_linear::model::tiles::{Tile, tiles};
+
 use crate::dense;
 use crate::difference::Difference;
 use crate::output::Sink;
 use crate::progress;
-use crate::tiles::{Tile, tiles};
 
 /// Everything that stays the same over all tensors.
 pub(super) struct Engine<'a> {
@@ -90,12 +91,12 @@ impl Engine<'_> {
     }
 
     /// Copies a tensor byte for byte.
-    fn copy(&self, name: &str, layout: &Layout, sink: &Sink<'_>) -> Result<()> {
+    fn copy(&self, name: &str, layout: &Arrangement, sink: &Sink<'_>) -> Result<()> {
         let tensor = self.input.tensors().get(name).context("a tensor without a source")?;
-        let (len, position) = (byte_len(&tensor.info), layout.position(name)?);
+        let (len, position) = (byte_len(&tensor.info), position(layout, name)?);
         let step = self.block_bytes.max(1);
         for offset in (0..len).step_by(step) {
-            let bytes = self.input.bytes(tensor, offset, step.min(len - offset))?;
+            let bytes = self.input.read(tensor, offset..len.min(offset + step))?;
             sink.write(position + offset as u64, &bytes)?;
             self.progress.inc(bytes.len() as u64);
         }
@@ -103,12 +104,12 @@ impl Engine<'_> {
     }
 
     /// Quantizes a weight and writes its layer's state.
-    fn quantize(&self, weight: &Weight, layout: &Layout, sink: &Sink<'_>) -> Result<Outcome> {
+    fn quantize(&self, weight: &Weight, layout: &Arrangement, sink: &Sink<'_>) -> Result<Outcome> {
         let transform = self.options.transform.as_ref().map(StoredTransform::view).transpose()?;
         let mut outcome = Outcome::default();
         let spec = self.weight_spec(weight, transform.as_ref(), &mut outcome)?;
         outcome.global_scale = spec.global_scale();
-        let position = |name| layout.position(&state::join(&weight.prefix, name));
+        let position = |name| position(layout, &state::join(&weight.prefix, name));
         let (codes_at, scales_at) = (position(state::E2M1)?, position(state::SCALE_QUANT)?);
         let group = spec.group().get();
         for tile in self.tiles(weight) {
@@ -212,6 +213,13 @@ impl Engine<'_> {
         }
         Ok(packed)
     }
+}
+
+/// Where a tensor of the plan goes.
+fn position(layout: &Arrangement, name: &str) -> Result<u64> {
+    layout.position(name).with_context(|| {
+        format!("`{name}` has no place in the output; please report this mistake in fp4")
+    })
 }
 
 /// Why the automatic global scale of NVFP4 is 1 and not `amax` / 2688, if it is.

@@ -12,7 +12,9 @@ use serde_json::{Value, json};
 use super::plan::{Plan, Weight};
 use super::stream::Outcome;
 use super::{Args, FormatArg, GlobalScale, TransformArg};
-use crate::checkpoint::{Checkpoint, Layout, STATE_NAMES, byte_len};
+use quant_linear::checkpoint::{Arrangement, Checkpoint, byte_len};
+use quant_linear::layout::STATE_NAMES;
+
 use crate::difference::Difference;
 use crate::report::{self, Page, Stream};
 
@@ -74,8 +76,8 @@ impl Summary {
             skipped: plan.skipped.clone(),
             copied: plan.copied,
             file_bytes: [
-                input.files().iter().map(|(_, file)| file.len()).sum(),
-                plan.layouts.iter().map(crate::checkpoint::Layout::file_len).sum(),
+                input.files().iter().map(|(_, file)| file.file_len()).sum(),
+                plan.layouts.iter().map(Arrangement::file_len).sum(),
             ],
             rows: vec![],
             warnings: vec![],
@@ -83,7 +85,7 @@ impl Summary {
     }
 
     /// Adds a quantized weight.
-    pub(super) fn add(&mut self, weight: &Weight, layout: &Layout, outcome: Outcome) {
+    pub(super) fn add(&mut self, weight: &Weight, layout: &Arrangement, outcome: Outcome) {
         let names = STATE_NAMES.map(|name| quant_linear::state::join(&weight.prefix, name));
         let infos = names.iter().filter_map(|name| layout.tensors().get(name));
         let after = infos.map(|info| byte_len(info) as u64).sum();

@@ -20,27 +20,25 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 use std::time::SystemTime;
 
-use anyhow::{Context, Result, bail, ensure};
 use safetensors::Dtype;
 use safetensors::tensor::TensorInfo;
 use serde::de::{Deserialize, Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
 
+use super::error::Refusal;
 use super::plain;
 use super::sniff;
 use super::unique::{self, Unique};
+use crate::error::Error;
 
 /// The longest header that the format allows.
-pub(crate) const MAX_HEADER: u64 = 100_000_000;
+pub(super) const MAX_HEADER: u64 = 100_000_000;
 
 /// The most dimensions of a tensor that are taken.
 const MAX_RANK: usize = 64;
 
-/// What to do about a file that breaks the format.
-const DO: &str = "download or export the file again";
-
 /// A safetensors file whose header has been checked.
 #[derive(Debug)]
-pub(crate) struct TensorFile {
+pub struct TensorFile {
     path: PathBuf,
     /// Opened at the first read; [`close`](Self::close) lets it go.
     open: Mutex<Option<File>>,
@@ -58,61 +56,54 @@ impl TensorFile {
     ///
     /// # Errors
     /// A file that is missing, not a plain file, cut short, or not safetensors.
-    pub(crate) fn open(path: &Path) -> Result<Self> {
-        Self::open_inner(path).with_context(|| format!("reading {}", path.display()))
+    pub fn open(path: &Path) -> Result<Self, Error> {
+        Self::open_inner(path).map_err(|refusal| Error::checkpoint(path, refusal))
     }
 
-    fn open_inner(path: &Path) -> Result<Self> {
+    fn open_inner(path: &Path) -> Result<Self, Refusal> {
         let (mut file, len) = plain::open(path)?;
         let modified = modified(&file);
         let mut first = [0; sniff::ENOUGH];
-        let first = &mut first[..sniff::ENOUGH.min(usize::try_from(len)?)];
+        let known = sniff::ENOUGH.min(usize::try_from(len).unwrap_or(usize::MAX));
+        let first = &mut first[..known];
         file.read_exact(first)?;
         let header = header(&mut file, first, len);
         let (Header { tensors, metadata }, header_len) =
-            header.map_err(|error| match sniff::known(first) {
-                Some((what, what_to_do)) => {
-                    anyhow::anyhow!("it is no safetensors file but {what}; {what_to_do}")
-                }
-                None => error,
+            header.map_err(|refusal| match sniff::known(first) {
+                Some((what, what_to_do)) => Refusal::OtherKind { what, what_to_do },
+                None => refusal,
             })?;
         let data_start = 8 + header_len;
         let end = data_start.checked_add(validate(&tensors)? as u64);
         if end != Some(len) {
-            let expected = end.map_or("more than fit".into(), |end| end.to_string());
-            let what = if end.is_some_and(|end| end < len) {
-                "bytes follow the last tensor"
-            } else {
-                "it is cut short"
-            };
-            bail!("it has {len} bytes, and its header describes {expected}: {what}; {DO}");
+            return Err(Refusal::Length { len, described: end.unwrap_or(u64::MAX) });
         }
         let (path, open, count) = (path.to_path_buf(), Mutex::default(), tensors.len());
         Ok(TensorFile { path, open, len, modified, data_start, tensors, count, metadata })
     }
 
     /// Length of the file in bytes.
-    pub(crate) fn len(&self) -> u64 {
+    pub fn file_len(&self) -> u64 {
         self.len
     }
 
     /// Hands over the tensors by name; they are not kept.
-    pub(crate) fn take_tensors(&mut self) -> BTreeMap<String, TensorInfo> {
+    pub fn take_tensors(&mut self) -> BTreeMap<String, TensorInfo> {
         std::mem::take(&mut self.tensors)
     }
 
     /// Number of tensors.
-    pub(crate) fn count(&self) -> usize {
+    pub fn count(&self) -> usize {
         self.count
     }
 
     /// The `__metadata__` of the header.
-    pub(crate) fn metadata(&self) -> &BTreeMap<String, String> {
+    pub fn metadata(&self) -> &BTreeMap<String, String> {
         &self.metadata
     }
 
     /// Lets go of the open file until the next read.
-    pub(crate) fn close(&self) {
+    pub fn close(&self) {
         self.open.lock().unwrap_or_else(PoisonError::into_inner).take();
     }
 
@@ -120,41 +111,40 @@ impl TensorFile {
     ///
     /// # Errors
     /// The system's; a range outside the tensor; a file that has changed since its header was read.
-    pub(crate) fn read(&self, info: &TensorInfo, offset: usize, buffer: &mut [u8]) -> Result<()> {
+    pub fn read(&self, info: &TensorInfo, offset: usize, buffer: &mut [u8]) -> Result<(), Error> {
         let (start, end) = info.data_offsets;
-        let fits = offset.checked_add(buffer.len()).is_some_and(|stop| stop <= end - start);
-        ensure!(fits, "a read outside the tensor; this is a mistake in fp4, please report it");
-        let position = self.data_start + (start + offset) as u64;
-        self.read_at(position, buffer).with_context(|| {
-            format!(
-                "reading {} bytes at {position} of {}; the file may have changed since it was \
-                 opened: run again when nothing writes to it",
-                buffer.len(),
-                self.path.display()
-            )
-        })
+        let len = end - start;
+        let read = match offset.checked_add(buffer.len()).filter(|&stop| stop <= len) {
+            Some(_) => self.read_at(self.data_start + (start + offset) as u64, buffer),
+            None => {
+                let end = offset.saturating_add(buffer.len());
+                Err(Refusal::OutOfTensor { start: offset, end, len })
+            }
+        };
+        read.map_err(|refusal| Error::checkpoint(&self.path, refusal))
     }
 
-    fn read_at(&self, position: u64, buffer: &mut [u8]) -> Result<()> {
+    fn read_at(&self, position: u64, buffer: &mut [u8]) -> Result<(), Refusal> {
         let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
         let file = match &mut *open {
             Some(file) => file,
             none => {
                 let (file, len) = plain::open(&self.path)?;
-                let same = len == self.len && modified(&file) == self.modified;
-                ensure!(same, "it is not the file whose header was read");
+                if len != self.len || modified(&file) != self.modified {
+                    return Err(Refusal::Changed);
+                }
                 none.insert(file)
             }
         };
-        file.seek(SeekFrom::Start(position))?;
-        Ok(file.read_exact(buffer)?)
+        let read = file.seek(SeekFrom::Start(position)).and_then(|_| file.read_exact(buffer));
+        read.map_err(|error| Refusal::Bytes { len: buffer.len(), position, error })
     }
 
     /// `len` bytes of a tensor of this file from byte `offset` of it on.
     ///
     /// # Errors
     /// As [`read`](Self::read).
-    pub(crate) fn bytes(&self, info: &TensorInfo, offset: usize, len: usize) -> Result<Vec<u8>> {
+    pub fn bytes(&self, info: &TensorInfo, offset: usize, len: usize) -> Result<Vec<u8>, Error> {
         let mut buffer = vec![0; len];
         self.read(info, offset, &mut buffer)?;
         Ok(buffer)
@@ -166,62 +156,49 @@ fn modified(file: &File) -> Option<SystemTime> {
 }
 
 /// Bytes of a tensor.
-pub(crate) fn byte_len(info: &TensorInfo) -> usize {
+pub fn byte_len(info: &TensorInfo) -> usize {
     info.data_offsets.1 - info.data_offsets.0
 }
 
 /// Reads the header of a file of `len` bytes, the `first` of which are known; the header's length.
-fn header(file: &mut File, first: &[u8], len: u64) -> Result<(Header, u64)> {
-    let Some(word) = first.first_chunk() else {
-        bail!(
-            "it has {len} bytes, and a safetensors file has at least 8; it is cut short or \
-             another format: {DO}"
-        );
-    };
-    let header_len = u64::from_le_bytes(*word);
+fn header(file: &mut File, first: &[u8], len: u64) -> Result<(Header, u64), Refusal> {
+    let Some(word) = first.first_chunk() else { return Err(Refusal::TooShort { len }) };
+    let announced = u64::from_le_bytes(*word);
     let most = MAX_HEADER.min(len - 8);
-    ensure!(
-        header_len <= most,
-        "its first 8 bytes announce a header of {header_len} bytes, and at most {most} are \
-         possible; it is cut short or not a safetensors file: {DO}"
-    );
-    let mut header = vec![0; usize::try_from(header_len)?];
+    if announced > most {
+        return Err(Refusal::HeaderLen { announced, most });
+    }
+    let mut header = vec![0; announced as usize]; // at most 100 MB
     file.seek(SeekFrom::Start(8))?;
     file.read_exact(&mut header)?;
-    let text = std::str::from_utf8(&header).with_context(|| {
-        format!("its header is not UTF-8 text, so not a safetensors file: {DO}")
-    })?;
-    let header = serde_json::from_str(text)
-        .with_context(|| format!("its header is not that of a safetensors file: {DO}"))?;
-    Ok((header, header_len))
+    let text = std::str::from_utf8(&header).map_err(Refusal::HeaderText)?;
+    let header = serde_json::from_str(text).map_err(|e| Refusal::Header(e.to_string()))?;
+    Ok((header, announced))
 }
 
 /// Checks that tensors follow each other without gaps from 0 on, and are as long as their types and
 /// shapes say; the end of the last.
-fn validate(tensors: &BTreeMap<String, TensorInfo>) -> Result<usize> {
+fn validate(tensors: &BTreeMap<String, TensorInfo>) -> Result<usize, Refusal> {
     let mut in_order: Vec<_> = tensors.iter().collect();
     in_order.sort_by_key(|(_, info)| info.data_offsets);
-    let mut end_of_last = 0;
-    for (name, TensorInfo { dtype, shape, data_offsets: (start, end) }) in in_order {
-        ensure!(
-            *start == end_of_last && start <= end,
-            "tensor `{name}` has the offsets {start} to {end}, expected to start at \
-             {end_of_last}, where the one before it ends; {DO}"
-        );
-        let elements = shape.iter().try_fold(1usize, |n, &dim| n.checked_mul(dim));
-        let bits = elements.and_then(|n| n.checked_mul(dtype.bitsize()));
-        let bits = bits.with_context(|| {
-            format!("the size of tensor `{name}`, {dtype} of shape {shape:?}, overflows; {DO}")
-        })?;
-        ensure!(
-            Some(end - start) == bits.is_multiple_of(8).then_some(bits / 8),
-            "tensor `{name}` is {dtype} of shape {shape:?}, {bits} bits, and its offsets hold {} \
-             bytes; {DO}",
-            end - start
-        );
-        end_of_last = *end;
+    let mut expected = 0;
+    for (name, info) in in_order {
+        let (name, (start, end)) = (|| name.clone(), info.data_offsets);
+        if start != expected || end < start {
+            return Err(Refusal::Offsets { name: name(), got: (start, end), expected });
+        }
+        let (dtype, shape) = (info.dtype, || info.shape.clone());
+        let elements = info.shape.iter().try_fold(1usize, |n, &dim| n.checked_mul(dim));
+        let Some(bits) = elements.and_then(|n| n.checked_mul(dtype.bitsize())) else {
+            return Err(Refusal::Overflow { name: name(), dtype, shape: shape() });
+        };
+        let got = end - start;
+        if bits.is_multiple_of(8).then_some(bits / 8) != Some(got) {
+            return Err(Refusal::Size { name: name(), dtype, shape: shape(), bits, got });
+        }
+        expected = end;
     }
-    Ok(end_of_last)
+    Ok(expected)
 }
 
 /// The JSON header.

@@ -8,53 +8,55 @@
 
 use std::collections::BTreeMap;
 
-use anyhow::{Context, Result, ensure};
 use safetensors::Dtype;
 use safetensors::tensor::TensorInfo;
 use serde::ser::{Serialize, SerializeMap, Serializer};
 
+use super::error::Refusal;
 use super::reader::{MAX_HEADER, byte_len};
 
 /// A tensor to be written: name, type, shape.
-pub(crate) type Planned = (String, Dtype, Vec<usize>);
+pub type Planned = (String, Dtype, Vec<usize>);
 
 /// Where everything in a file goes.
 #[derive(Debug)]
-pub(crate) struct Layout {
+pub struct Arrangement {
     header: Vec<u8>,
     tensors: BTreeMap<String, TensorInfo>,
     data_len: usize,
 }
 
-impl Layout {
+impl Arrangement {
     /// Lays out `tensors`, whose names differ.
     ///
     /// # Errors
     /// Shapes whose bytes do not fit the machine's integers, or a header past 100 MB.
-    pub(crate) fn new(
+    pub fn new(
         mut tensors: Vec<Planned>,
         metadata: &BTreeMap<String, String>,
-    ) -> Result<Self> {
+    ) -> Result<Self, Refusal> {
         tensors.sort_by(|(a_name, a, _), (b_name, b, _)| b.cmp(a).then_with(|| a_name.cmp(b_name)));
         let (mut data_len, mut placed) = (0usize, Vec::with_capacity(tensors.len()));
         for (name, dtype, shape) in tensors {
-            let bytes = tensor_bytes(dtype, &shape)
-                .with_context(|| format!("tensor `{name}` of shape {shape:?} is too large"))?;
-            let end = data_len.checked_add(bytes).context("the file would be too large")?;
+            let bytes = tensor_bytes(dtype, &shape);
+            let Some(end) = bytes.and_then(|bytes| data_len.checked_add(bytes)) else {
+                return Err(Refusal::Overflow { name, dtype, shape });
+            };
             placed.push((name, TensorInfo { dtype, shape, data_offsets: (data_len, end) }));
             data_len = end;
         }
-        let json = serde_json::to_vec(&Header { metadata, tensors: &placed })?;
+        let json = serde_json::to_vec(&Header { metadata, tensors: &placed });
+        let json = json.map_err(|e| Refusal::Header(e.to_string()))?;
         let padded = json.len().next_multiple_of(8);
         Self::check_header(padded as u64)?;
         let mut header = (padded as u64).to_le_bytes().to_vec();
         header.extend(json);
         header.resize(8 + padded, b' ');
-        Ok(Layout { header, tensors: placed.into_iter().collect(), data_len })
+        Ok(Arrangement { header, tensors: placed.into_iter().collect(), data_len })
     }
 
     /// Bytes that tensors take in a header at least.
-    pub(crate) fn header_len(tensors: &[Planned]) -> u64 {
+    pub fn header_len(tensors: &[Planned]) -> u64 {
         let least = r#""":{"dtype":"U8","shape":[],"data_offsets":[0,0]},"#.len();
         tensors.iter().map(|(name, ..)| (name.len() + least) as u64).sum()
     }
@@ -63,43 +65,34 @@ impl Layout {
     ///
     /// # Errors
     /// One past 100 MB.
-    pub(crate) fn check_header(len: u64) -> Result<()> {
-        ensure!(
-            len <= MAX_HEADER,
-            "the header would take {len} bytes, and the format allows {MAX_HEADER}; split the \
-             checkpoint into shards"
-        );
-        Ok(())
+    pub fn check_header(len: u64) -> Result<(), Refusal> {
+        let most = MAX_HEADER;
+        if len <= most { Ok(()) } else { Err(Refusal::HeaderTooLong { len, most }) }
     }
 
     /// The first bytes of the file: header length and header.
-    pub(crate) fn header(&self) -> &[u8] {
+    pub fn header(&self) -> &[u8] {
         &self.header
     }
 
     /// Length of the whole file.
-    pub(crate) fn file_len(&self) -> u64 {
+    pub fn file_len(&self) -> u64 {
         self.header.len() as u64 + self.data_len as u64
     }
 
     /// The tensors by name; their offsets count from the end of the header.
-    pub(crate) fn tensors(&self) -> &BTreeMap<String, TensorInfo> {
+    pub fn tensors(&self) -> &BTreeMap<String, TensorInfo> {
         &self.tensors
     }
 
-    /// Position in the file of a tensor's first byte.
-    ///
-    /// # Errors
-    /// A name that was not laid out.
-    pub(crate) fn position(&self, name: &str) -> Result<u64> {
-        let info = self.tensors.get(name).with_context(|| {
-            format!("`{name}` has no place in the output; please report this mistake in fp4")
-        })?;
-        Ok(self.header.len() as u64 + info.data_offsets.0 as u64)
+    /// Position in the file of a tensor's first byte; `None` for a name that has no place.
+    pub fn position(&self, name: &str) -> Option<u64> {
+        let info = self.tensors.get(name)?;
+        Some(self.header.len() as u64 + info.data_offsets.0 as u64)
     }
 
     /// Bytes of all tensors.
-    pub(crate) fn data_len(&self) -> u64 {
+    pub fn data_len(&self) -> u64 {
         self.tensors.values().map(|info| byte_len(info) as u64).sum()
     }
 }
@@ -147,7 +140,7 @@ mod tests {
         ];
         let metadata: BTreeMap<_, _> =
             [("z", "1"), ("a", "2")].map(|(k, v)| (k.to_string(), v.to_string())).into();
-        let layout = Layout::new(plan, &metadata).unwrap();
+        let layout = Arrangement::new(plan, &metadata).unwrap();
         let mut file = layout.header().to_vec();
         file.resize(layout.file_len() as usize, 0);
         let read = SafeTensors::deserialize(&file).unwrap();
@@ -165,6 +158,6 @@ mod tests {
     #[test]
     fn shapes_that_overflow_are_errors() {
         let plan = vec![("a".to_string(), Dtype::F32, vec![usize::MAX, 2])];
-        assert!(Layout::new(plan, &BTreeMap::new()).is_err());
+        assert!(Arrangement::new(plan, &BTreeMap::new()).is_err());
     }
 }

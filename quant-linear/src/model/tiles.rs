@@ -12,36 +12,36 @@
 //! 65 536 columns, and a rest of 34 464.
 
 /// Default bytes of dense values in a tile.
-pub(crate) const DEFAULT_BLOCK_BYTES: usize = 8 << 20;
+pub const DEFAULT_BLOCK_BYTES: usize = 8 << 20;
 
 /// Tiles are cut inside a row at multiples of this many columns.
 const COLUMN_UNIT: usize = 128;
 
 /// A piece of a (rows, k) matrix, contiguous in row-major order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Tile {
+pub struct Tile {
     /// First row.
-    pub(crate) row: usize,
+    pub row: usize,
     /// Number of rows.
-    pub(crate) rows: usize,
+    pub rows: usize,
     /// First column.
-    pub(crate) col: usize,
+    pub col: usize,
     /// Number of columns; all of them unless `rows` is 1.
-    pub(crate) cols: usize,
+    pub cols: usize,
     /// Index of the first element.
-    pub(crate) start: usize,
+    pub start: usize,
 }
 
 impl Tile {
     /// Number of elements.
-    pub(crate) fn len(&self) -> usize {
+    pub fn len(&self) -> usize {
         self.rows * self.cols
     }
 }
 
 /// The tiles of a (rows, k) matrix of `element_bytes` each, of at most `limit` bytes (or 128
 /// columns of one row, if that is more), in row-major order.
-pub(crate) fn tiles(
+pub fn tiles(
     rows: usize,
     k: usize,
     element_bytes: usize,

@@ -7,20 +7,21 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Component, Path};
 
-use anyhow::{Context, Result, ensure};
 use serde_json::value::RawValue;
 
+use super::error::Refusal;
 use super::folder::Inside;
 use super::plain;
 use super::reader::MAX_HEADER;
 use super::unique::Unique;
+use crate::error::Error;
 
 /// Name of the index in a folder.
-pub(crate) const INDEX: &str = "model.safetensors.index.json";
+pub const INDEX: &str = "model.safetensors.index.json";
 
 /// An index whose shard names have been checked to stay inside their folder.
 #[derive(Debug, Clone)]
-pub(crate) struct Index {
+pub struct Index {
     /// Everything but the weight map, kept as it is.
     rest: BTreeMap<String, Box<RawValue>>,
     /// Tensor to shard.
@@ -32,7 +33,7 @@ impl Index {
     ///
     /// # Errors
     /// A file that cannot be read, lies outside, is no plain file or is no index.
-    pub(crate) fn read(folder: &Path, inside: &Inside) -> Result<Option<Self>> {
+    pub(super) fn read(folder: &Path, inside: &Inside) -> Result<Option<Self>, Error> {
         let path = folder.join(INDEX);
         if std::fs::symlink_metadata(&path).is_err() {
             return Ok(None);
@@ -40,62 +41,61 @@ impl Index {
         inside.check(&path)?;
         // It names what the headers of the shards name.
         let text = plain::read_text(&path, MAX_HEADER);
-        let text = text.with_context(|| format!("reading {}", path.display()))?;
-        let index = Self::parse(&text);
-        index
-            .map(Some)
-            .with_context(|| format!("{} is no index of shards; download it again", path.display()))
+        let index = text.and_then(|text| Self::parse(&text).map_err(Refusal::Index));
+        index.map(Some).map_err(|refusal| Error::checkpoint(&path, refusal))
     }
 
-    fn parse(text: &str) -> Result<Self> {
-        let Unique(mut rest) = serde_json::from_str::<Unique<Box<RawValue>>>(text)?;
-        let map = rest.remove("weight_map").context("it has no object `weight_map`")?;
-        let map = serde_json::from_str::<Unique<String>>(map.get());
+    fn parse(text: &str) -> Result<Self, String> {
+        let index = serde_json::from_str::<Unique<Box<RawValue>>>(text);
+        let Unique(mut rest) = index.map_err(|e| e.to_string())?;
+        let map = rest.remove("weight_map").ok_or("it has no object `weight_map`")?;
         let Unique(weight_map) =
-            map.context("its `weight_map` is no object that gives a file name for each tensor")?;
+            serde_json::from_str::<Unique<String>>(map.get()).map_err(|e| {
+                format!("its `weight_map` is no object that gives a file name for each tensor: {e}")
+            })?;
         if let Some(metadata) = rest.get("metadata").filter(|m| m.get().starts_with('{')) {
-            serde_json::from_str::<Unique<&RawValue>>(metadata.get()).context("its `metadata`")?;
+            let metadata = serde_json::from_str::<Unique<&RawValue>>(metadata.get());
+            metadata.map_err(|e| format!("its `metadata`: {e}"))?;
         }
         for (tensor, shard) in &weight_map {
             let mut parts = Path::new(shard).components();
-            ensure!(
-                matches!((parts.next(), parts.next()), (Some(Component::Normal(_)), None)),
-                "`weight_map` gives `{shard}` for `{tensor}`, expected a file name without folders"
-            );
+            if !matches!((parts.next(), parts.next()), (Some(Component::Normal(_)), None)) {
+                return Err(format!(
+                    "`weight_map` gives `{shard}` for `{tensor}`, expected a file name without \
+                     folders"
+                ));
+            }
         }
-        ensure!(!weight_map.is_empty(), "its `weight_map` is empty");
-        Ok(Index { rest, weight_map })
+        match weight_map.is_empty() {
+            true => Err("its `weight_map` is empty".into()),
+            false => Ok(Index { rest, weight_map }),
+        }
     }
 
     /// The shards, sorted.
-    pub(crate) fn shards(&self) -> BTreeSet<&str> {
+    pub fn shards(&self) -> BTreeSet<&str> {
         self.weight_map.values().map(String::as_str).collect()
     }
 
     /// The shard of each tensor.
-    pub(crate) fn weight_map(&self) -> &BTreeMap<String, String> {
+    pub fn weight_map(&self) -> &BTreeMap<String, String> {
         &self.weight_map
     }
 
     /// The text of the index with another weight map and total size; all else is kept.
-    ///
-    /// # Errors
-    /// None in practice.
-    pub(crate) fn rewritten(
-        &self,
-        weight_map: &BTreeMap<String, String>,
-        total_size: u64,
-    ) -> Result<String> {
+    pub fn rewritten(&self, weight_map: &BTreeMap<String, String>, total_size: u64) -> String {
         let old = self.rest.get("metadata").map(|metadata| metadata.get());
         let old = old.and_then(|text| serde_json::from_str::<Unique<&RawValue>>(text).ok());
-        let Unique(mut metadata) = old.unwrap_or(Unique(BTreeMap::new()));
-        let total_size = serde_json::value::to_raw_value(&total_size)?;
-        metadata.insert("total_size".into(), &total_size);
+        let old = old.map(|Unique(old)| old).unwrap_or_default();
+        let mut metadata: BTreeMap<_, _> =
+            old.iter().map(|(name, value)| (name.as_str(), Entry::Kept(value))).collect();
+        metadata.insert("total_size", Entry::Size(total_size));
         let rest = self.rest.iter().map(|(name, value)| (name.as_str(), Entry::Kept(value)));
         let mut index: BTreeMap<_, _> = rest.collect();
         index.insert("metadata", Entry::Metadata(metadata));
         index.insert("weight_map", Entry::WeightMap(weight_map));
-        Ok(serde_json::to_string_pretty(&index)? + "\n")
+        // Names, numbers and texts that were JSON before: nothing that it lacks.
+        serde_json::to_string_pretty(&index).unwrap_or_default() + "\n"
     }
 }
 
@@ -104,7 +104,8 @@ impl Index {
 #[serde(untagged)]
 enum Entry<'a> {
     Kept(&'a RawValue),
-    Metadata(BTreeMap<String, &'a RawValue>),
+    Size(u64),
+    Metadata(BTreeMap<&'a str, Entry<'a>>),
     WeightMap(&'a BTreeMap<String, String>),
 }
 
@@ -135,7 +136,7 @@ mod tests {
             format!(r#"{{"metadata": {{"total_size": 1, "total_size": 2}}, {map}}}"#),
             format!(r#"{{"metadata": {{}}, "metadata": {{}}, {map}}}"#),
         ] {
-            let error = format!("{:#}", Index::parse(&bad).unwrap_err());
+            let error = Index::parse(&bad).unwrap_err();
             assert!(error.contains("is there twice"), "{bad}: {error}");
         }
     }
@@ -145,7 +146,7 @@ mod tests {
         let text =
             r#"{"metadata": {"total_size": 1, "note": "n"}, "weight_map": {"x": "s"}, "v": 2}"#;
         let map = [("y".to_string(), "s".to_string())].into();
-        let new = Index::parse(text).unwrap().rewritten(&map, 77).unwrap();
+        let new = Index::parse(text).unwrap().rewritten(&map, 77);
         let new: Value = serde_json::from_str(&new).unwrap();
         let metadata = json!({ "total_size": 77, "note": "n" });
         assert_eq!(new, json!({ "metadata": metadata, "weight_map": { "y": "s" }, "v": 2 }));

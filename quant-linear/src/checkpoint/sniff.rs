@@ -4,7 +4,7 @@
 //! are a length, and could be anything.
 
 /// Bytes that are enough to tell.
-pub(crate) const ENOUGH: usize = 64;
+pub(super) const ENOUGH: usize = 64;
 
 const CONVERT: &str = "fp4 reads safetensors: get the model's safetensors files, or convert it with \
                        the software that made it";
@@ -32,7 +32,7 @@ const KNOWN: [(&[u8], &str, &str); 16] = [
 ];
 
 /// What the file is, and what to do about it.
-pub(crate) fn known(first: &[u8]) -> Option<(&'static str, &'static str)> {
+pub(super) fn known(first: &[u8]) -> Option<(&'static str, &'static str)> {
     if let Some((_, what, what_to_do)) = KNOWN.iter().find(|(magic, ..)| first.starts_with(magic)) {
         return Some((what, what_to_do));
     }

@@ -14,22 +14,23 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, bail, ensure};
+use super::error::Refusal;
+use crate::error::Error;
 
 /// The contents of a folder, by paths relative to it.
 #[derive(Debug, Default)]
-pub(crate) struct Listing {
+pub struct Listing {
     /// Subfolders, each after the one that holds it.
-    pub(crate) folders: Vec<PathBuf>,
+    pub folders: Vec<PathBuf>,
     /// Files with their lengths.
-    pub(crate) files: Vec<(PathBuf, u64)>,
+    pub files: Vec<(PathBuf, u64)>,
     /// Where the folder and its subfolders really are.
-    pub(crate) real: Vec<PathBuf>,
+    pub real: Vec<PathBuf>,
 }
 
 /// What counts as inside a folder: the folder, and the blobs of a cache.
 #[derive(Debug)]
-pub(crate) struct Inside {
+pub(super) struct Inside {
     roots: Vec<PathBuf>,
 }
 
@@ -38,7 +39,7 @@ impl Inside {
     ///
     /// # Errors
     /// A folder that cannot be read.
-    pub(crate) fn of(folder: &Path) -> Result<Self> {
+    pub(super) fn of(folder: &Path) -> Result<Self, Error> {
         let real = real_path(folder)?;
         let above = real.ancestors().skip(1).take(2).map(|above| above.join("blobs"));
         // A `blobs` that is a link itself may lead anywhere.
@@ -52,15 +53,12 @@ impl Inside {
     ///
     /// # Errors
     /// A path that does, or that leads nowhere.
-    pub(crate) fn check(&self, path: &Path) -> Result<()> {
+    pub(super) fn check(&self, path: &Path) -> Result<(), Error> {
         let real = real_path(path)?;
-        ensure!(
-            self.roots.iter().any(|root| real.starts_with(root)),
-            "{} is a link out of its folder, to {}; put a copy in its place, or remove it",
-            path.display(),
-            real.display()
-        );
-        Ok(())
+        match self.roots.iter().any(|root| real.starts_with(root)) {
+            true => Ok(()),
+            false => Err(Error::checkpoint(path, Refusal::Outside { to: real })),
+        }
     }
 }
 
@@ -69,7 +67,7 @@ impl Inside {
 /// # Errors
 /// What cannot be read, links that are broken, endless or lead outside, and what is neither file nor
 /// folder.
-pub(crate) fn list(root: &Path, except: &BTreeSet<&str>) -> Result<Listing> {
+pub fn list(root: &Path, except: &BTreeSet<&str>) -> Result<Listing, Error> {
     let mut listing = Listing::default();
     let (real, inside) = (real_path(root)?, Inside::of(root)?);
     listing.real.push(real.clone());
@@ -88,10 +86,10 @@ struct Walk<'a> {
 }
 
 impl Walk<'_> {
-    fn folder(&mut self, folder: &Path) -> Result<()> {
+    fn folder(&mut self, folder: &Path) -> Result<(), Error> {
         let here = self.root.join(folder);
         let entries = std::fs::read_dir(&here).and_then(Iterator::collect::<Result<Vec<_>, _>>);
-        let entries = entries.with_context(|| format!("listing {}", here.display()))?;
+        let entries = entries.map_err(|e| Error::checkpoint(&here, e.into()))?;
         let mut names: Vec<_> = entries.iter().map(std::fs::DirEntry::file_name).collect();
         names.sort();
         for name in names {
@@ -103,33 +101,33 @@ impl Walk<'_> {
         Ok(())
     }
 
-    fn entry(&mut self, relative: PathBuf) -> Result<()> {
+    fn entry(&mut self, relative: PathBuf) -> Result<(), Error> {
         let path = self.root.join(&relative);
-        let meta = std::fs::metadata(&path).with_context(|| {
-            format!("{} cannot be read; is it a broken link? repair or remove it", path.display())
-        })?;
+        let refuse = |refusal| Err(Error::checkpoint(&path, refusal));
+        let meta = match std::fs::metadata(&path) {
+            Ok(meta) => meta,
+            Err(e) => return refuse(Refusal::Broken(e)),
+        };
         self.inside.check(&path)?;
         if meta.is_file() {
             self.listing.files.push((relative, meta.len()));
         } else if meta.is_dir() {
             let real = real_path(&path)?;
-            ensure!(
-                !self.enclosing.contains(&real),
-                "{} links back to a folder that encloses it; remove the link",
-                path.display()
-            );
+            if self.enclosing.contains(&real) {
+                return refuse(Refusal::Endless);
+            }
             self.listing.folders.push(relative.clone());
             self.listing.real.push(real.clone());
             self.enclosing.push(real);
             self.folder(&relative)?;
             self.enclosing.pop();
         } else {
-            bail!("{} is neither a file nor a folder; remove it", path.display());
+            return refuse(Refusal::NeitherFileNorFolder);
         }
         Ok(())
     }
 }
 
-fn real_path(path: &Path) -> Result<PathBuf> {
-    std::fs::canonicalize(path).with_context(|| format!("reading {}", path.display()))
+fn real_path(path: &Path) -> Result<PathBuf, Error> {
+    std::fs::canonicalize(path).map_err(|e| Error::checkpoint(path, e.into()))
 }

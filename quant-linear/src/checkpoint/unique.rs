@@ -9,7 +9,7 @@ use serde::de::{Deserialize, Deserializer, Error, MapAccess, Visitor};
 
 /// An object with values of one type.
 #[derive(Debug, Clone)]
-pub(crate) struct Unique<V>(pub(crate) BTreeMap<String, V>);
+pub(super) struct Unique<V>(pub(super) BTreeMap<String, V>);
 
 impl<'de, V: Deserialize<'de>> Deserialize<'de> for Unique<V> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
@@ -37,7 +37,7 @@ impl<'de, V: Deserialize<'de>> Deserialize<'de> for Unique<V> {
 ///
 /// # Errors
 /// A name that is there already.
-pub(crate) fn insert<V, E: Error>(
+pub(super) fn insert<V, E: Error>(
     all: &mut BTreeMap<String, V>,
     name: String,
     value: V,

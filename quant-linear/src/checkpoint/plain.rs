@@ -8,18 +8,18 @@ use std::fs::{File, OpenOptions};
 use std::io::Read;
 use std::path::Path;
 
-use anyhow::{Result, ensure};
+use super::error::Refusal;
 
 /// Opens a plain file; its length.
 ///
 /// # Errors
 /// The system's; a folder, a pipe, a device or a socket.
-pub(crate) fn open(path: &Path) -> Result<(File, u64)> {
+pub(super) fn open(path: &Path) -> Result<(File, u64), Refusal> {
     // Asked before opening too: opening some devices does something to them.
-    let refuse = |meta: &std::fs::Metadata| {
-        let what = if meta.is_dir() { "a folder" } else { "a pipe, a device or a socket" };
-        ensure!(meta.is_file(), "it is not a plain file but {what}; give a plain file");
-        Ok(())
+    let refuse = |meta: &std::fs::Metadata| match (meta.is_file(), meta.is_dir()) {
+        (true, _) => Ok(()),
+        (_, true) => Err(Refusal::NotPlain("a folder")),
+        _ => Err(Refusal::NotPlain("a pipe, a device or a socket")),
     };
     refuse(&std::fs::metadata(path)?)?;
     let mut options = OpenOptions::new();
@@ -39,9 +39,11 @@ pub(crate) fn open(path: &Path) -> Result<(File, u64)> {
 ///
 /// # Errors
 /// As [`open`]; a longer file, or one that is not UTF-8.
-pub(crate) fn read_text(path: &Path, most: u64) -> Result<String> {
+pub(super) fn read_text(path: &Path, most: u64) -> Result<String, Refusal> {
     let (file, len) = open(path)?;
-    ensure!(len <= most, "it has {len} bytes, and at most {most} are taken; is it the right file?");
+    if len > most {
+        return Err(Refusal::TooLong { len, most });
+    }
     let mut text = String::new();
     // It may grow while it is read.
     file.take(most).read_to_string(&mut text)?;

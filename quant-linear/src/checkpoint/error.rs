@@ -1,0 +1,231 @@
+//! Why a file or a folder is no checkpoint.
+
+use std::io;
+use std::path::PathBuf;
+
+use safetensors::Dtype;
+
+use crate::text::{self, printable};
+
+/// What to do about a file that breaks the format.
+const AGAIN: &str = "download or export the file again";
+
+/// What to do about an index that disagrees with its shards.
+const BOTH_AGAIN: &str = "download the index and its shards again";
+
+/// Why a file or a folder cannot be read as a checkpoint; [`Error::Checkpoint`](crate::Error)
+/// carries it with the path.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Refusal {
+    /// The system's reason.
+    #[error(transparent)]
+    System(#[from] io::Error),
+    /// Nothing that can be read is there.
+    #[error("it cannot be read ({0}); give a .safetensors file or a folder")]
+    Missing(io::Error),
+    /// A name with no file at its end.
+    #[error("it names no file; give a .safetensors file or a folder")]
+    NoName,
+    /// A folder, a pipe or a device in a file's place.
+    #[error("it is not a plain file but {0}; give a plain file")]
+    NotPlain(&'static str),
+    /// A text file that is longer than it may be.
+    #[error("it has {len} bytes, and at most {most} are taken; is it the right file?")]
+    TooLong {
+        /// Its length.
+        len: u64,
+        /// The most bytes taken.
+        most: u64,
+    },
+    /// A file of another kind.
+    #[error("it is no safetensors file but {what}; {what_to_do}")]
+    OtherKind {
+        /// What it is.
+        what: &'static str,
+        /// What to do.
+        what_to_do: &'static str,
+    },
+    /// A file too short for the length of a header.
+    #[error(
+        "it has {len} bytes, and a safetensors file has at least 8; it is cut short or another \
+         format: {AGAIN}"
+    )]
+    TooShort {
+        /// Its length.
+        len: u64,
+    },
+    /// A header that is longer than the file or the format allows.
+    #[error(
+        "its first 8 bytes announce a header of {announced} bytes, and at most {most} are \
+         possible; it is cut short or not a safetensors file: {AGAIN}"
+    )]
+    HeaderLen {
+        /// The length announced.
+        announced: u64,
+        /// The longest possible.
+        most: u64,
+    },
+    /// A header that is no text.
+    #[error("its header is not UTF-8 text, so not a safetensors file: {AGAIN} ({0})")]
+    HeaderText(std::str::Utf8Error),
+    /// A header that is not what the format says.
+    #[error("its header is not that of a safetensors file: {AGAIN}: {}", printable(.0))]
+    Header(String),
+    /// A tensor that does not start where the one before it ends.
+    #[error(
+        "tensor `{}` has the offsets {} to {}, expected to start at {expected}, where the one \
+         before it ends; {AGAIN}",
+        printable(.name), .got.0, .got.1
+    )]
+    Offsets {
+        /// The tensor.
+        name: String,
+        /// Its first byte and the one past its end.
+        got: (usize, usize),
+        /// Where it should start.
+        expected: usize,
+    },
+    /// A tensor whose size does not fit the machine's integers.
+    #[error(
+        "the size of tensor `{}`, {dtype} of shape {shape:?}, overflows; {AGAIN}",
+        printable(.name)
+    )]
+    Overflow {
+        /// The tensor.
+        name: String,
+        /// Its type.
+        dtype: Dtype,
+        /// Its shape.
+        shape: Vec<usize>,
+    },
+    /// A tensor whose shape and offsets disagree.
+    #[error(
+        "tensor `{}` is {dtype} of shape {shape:?}, {bits} bits, and its offsets hold {got} bytes; \
+         {AGAIN}",
+        printable(.name)
+    )]
+    Size {
+        /// The tensor.
+        name: String,
+        /// Its type.
+        dtype: Dtype,
+        /// Its shape.
+        shape: Vec<usize>,
+        /// Bits of its values.
+        bits: usize,
+        /// Bytes between its offsets.
+        got: usize,
+    },
+    /// A file that is longer or shorter than its header says.
+    #[error(
+        "it has {len} bytes, and its header describes {described}: {}; {AGAIN}",
+        if .described < .len { "bytes follow the last tensor" } else { "it is cut short" }
+    )]
+    Length {
+        /// Its length.
+        len: u64,
+        /// The length that its header describes; the largest number if that is larger.
+        described: u64,
+    },
+    /// A file that is another than when its header was read.
+    #[error("it is not the file whose header was read; run again when nothing writes to it")]
+    Changed,
+    /// Bytes that could not be read, though the header was.
+    #[error(
+        "reading {len} bytes at {position}: {error}; the file may have changed since it was \
+         opened: run again when nothing writes to it"
+    )]
+    Bytes {
+        /// Bytes to be read.
+        len: usize,
+        /// Position in the file.
+        position: u64,
+        /// The system's reason.
+        error: io::Error,
+    },
+    /// A range that is not inside the tensor.
+    #[error("bytes {start} to {end} of a tensor of {len} were asked for; ask for what is inside")]
+    OutOfTensor {
+        /// First byte.
+        start: usize,
+        /// The byte past the last.
+        end: usize,
+        /// Bytes of the tensor.
+        len: usize,
+    },
+    /// A link, or a name, that leads out of its folder.
+    #[error(
+        "it is a link out of its folder, to {}; put a copy in its place, or remove it",
+        text::path(.to)
+    )]
+    Outside {
+        /// Where it leads.
+        to: PathBuf,
+    },
+    /// A link that leads nowhere.
+    #[error("it cannot be read; is it a broken link? repair or remove it ({0})")]
+    Broken(io::Error),
+    /// A link to a folder around it.
+    #[error("it links back to a folder that encloses it; remove the link")]
+    Endless,
+    /// Neither file nor folder.
+    #[error("it is neither a file nor a folder; remove it")]
+    NeitherFileNorFolder,
+    /// A folder without a model.
+    #[error(
+        "it holds no model.safetensors, no model.safetensors.index.json and no other .safetensors \
+         file; give the folder of a model, or the file itself"
+    )]
+    NoModel,
+    /// A folder with several files and no index.
+    #[error(
+        "it holds {} and no model.safetensors.index.json that says how they belong together; give \
+         one of the files",
+        printable(&.0.join(", "))
+    )]
+    ManyFiles(Vec<String>),
+    /// An index that is none.
+    #[error("it is no index of shards; download it again: {}", printable(.0))]
+    Index(String),
+    /// A tensor that a shard holds and the index has elsewhere or nowhere.
+    #[error(
+        "the shard {} holds the tensor `{}`, which the index {}: {BOTH_AGAIN}",
+        printable(.shard),
+        printable(.name),
+        .listed.as_ref().map_or("does not list".into(), |other| {
+            format!("places in {}", printable(other))
+        })
+    )]
+    Unlisted {
+        /// The tensor.
+        name: String,
+        /// The shard that holds it.
+        shard: String,
+        /// Where the index has it.
+        listed: Option<String>,
+    },
+    /// A tensor that the index has in a shard that does not hold it.
+    #[error(
+        "the index places the tensor `{}` in {}, which does not hold it: {BOTH_AGAIN}",
+        printable(.name),
+        printable(.shard)
+    )]
+    Absent {
+        /// The tensor.
+        name: String,
+        /// Where the index has it.
+        shard: String,
+    },
+    /// A header to be written that is longer than the format allows.
+    #[error(
+        "the header would take {len} bytes, and the format allows {most}; split the checkpoint into \
+         shards"
+    )]
+    HeaderTooLong {
+        /// Its length at least.
+        len: u64,
+        /// The longest allowed.
+        most: u64,
+    },
+}

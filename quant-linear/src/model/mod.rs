@@ -1,0 +1,3 @@
+//! Whole models: pieces of their weights, and what is done with them.
+
+pub mod tiles;
