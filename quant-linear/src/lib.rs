@@ -46,9 +46,9 @@ mod layer;
 mod run;
 pub mod text;
 mod transform;
-mod values;
 
 pub use error::Error;
+pub use fp4_core::FloatVec;
 pub use layer::state::{self, LoadOptions};
 pub use layer::{DenseOptions, Parts, QuantLinear, StoredTransform};
 pub use run::activation::Activation;
@@ -57,7 +57,6 @@ pub use run::device::DeviceTensor;
 pub use run::routing::{self, Backends, Choice, Explanation, Verdict};
 pub use run::runtime::Runtime;
 pub use transform::{amax, larger_amax, transformed, transformed_amax};
-pub use values::FloatVec;
 
 /// The example of the crate's README, compiled and run.
 #[cfg(doctest)]
