@@ -98,7 +98,8 @@ use std::sync::Arc;
 use fp4_core::{
     Buffer, Epilogue, Error, FloatSlice, FloatSliceMut, Matmul, MatmulQuery, Named, Packed,
     PackedMut, PackedShape, PackedView, PartialsMut, Paths, PreparedWeight, QuantCounts,
-    QuantizeInput, QuantizeQuery, Quantizer, TieMode, Transform, Unsupported, check_environment,
+    QuantizeInput, QuantizeQuery, Quantizer, ScaleRule, TieMode, Transform, Unsupported,
+    check_environment,
 };
 
 pub use crate::isa::{Isa, ParseIsaError};
@@ -215,14 +216,15 @@ impl CpuSimd {
         transform: Option<&Columns>,
         out: &mut PackedMut<'_>,
     ) -> Result<QuantCounts, Error> {
-        let (threads, tie) = (&self.threads, input.spec().tie());
+        let (threads, spec) = (&self.threads, input.spec());
+        let common = (spec.tie(), spec.rule()) == (TieMode::Even, ScaleRule::Nearest);
         by_engine!(self.engine,
-            kernels => if tie == TieMode::Even {
+            kernels => if common {
                 return quantize::quantize(&kernels.encoder(), threads, input, transform, out);
             },
             portable => {}
         );
-        quantize::quantize(&quantize::Encoder::new(tie), threads, input, transform, out)
+        quantize::quantize(&quantize::Encoder::new(spec.tie()), threads, input, transform, out)
     }
 
     /// Transforms the rows of a (rows, k) matrix (C5), in parallel: the same as
@@ -288,8 +290,8 @@ impl Named for CpuSimd {
 }
 
 impl Quantizer for CpuSimd {
-    fn supports_quantize(&self, _query: &QuantizeQuery) -> Result<(), Unsupported> {
-        Ok(())
+    fn supports_quantize(&self, query: &QuantizeQuery) -> Result<(), Unsupported> {
+        if query.row_scales { Err(Unsupported::RowScales) } else { Ok(()) }
     }
 
     fn quantize(
@@ -299,6 +301,7 @@ impl Quantizer for CpuSimd {
     ) -> Result<QuantCounts, Error> {
         check_environment()?;
         input.expect_output(out.shape())?;
+        self.supports_quantize(&input.query())?;
         let transform = input.transform().map(|t| Columns::new(t, input.x().float_type()));
         self.quantize_by(input, transform.as_ref(), out)
     }

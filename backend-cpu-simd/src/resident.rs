@@ -8,84 +8,26 @@
 use std::fmt;
 
 use fp4_core::{
-    Buffer, Epilogue, Error, FloatSlice, FloatSliceMut, FloatType, Format, Packed, PackedMatrix,
-    PackedMut, PackedShape, PackedView, Paths, QuantCounts, QuantSpec, QuantizeInput, Transform,
+    Buffer, Epilogue, Error, FloatSlice, FloatSliceMut, FloatType, FloatVec, Format, Packed,
+    PackedMatrix, PackedMut, PackedShape, PackedView, Paths, QuantCounts, QuantSpec, QuantizeInput,
+    Transform,
     backend::{Resident, Sink, Source},
     check_environment,
 };
-use half::{bf16, f16};
 
 use crate::engine::by_engine;
 use crate::quantize::Columns;
-use crate::{CpuSimd, CpuWeight, Matmul, matmul};
+use crate::{CpuSimd, CpuWeight, Matmul, Quantizer, matmul};
 
 /// Dense values on the host.
-#[derive(Clone)]
-pub struct CpuTensor(Values);
-
-#[derive(Clone)]
-enum Values {
-    F32(Vec<f32>),
-    F16(Vec<f16>),
-    Bf16(Vec<bf16>),
-}
-
-/// Type and length.
-impl fmt::Debug for CpuTensor {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("CpuTensor").field(&self.values()).finish()
-    }
-}
+#[derive(Debug, Clone)]
+pub struct CpuTensor(FloatVec);
 
 impl CpuTensor {
     /// The values.
     pub fn values(&self) -> FloatSlice<'_> {
-        match &self.0 {
-            Values::F32(v) => FloatSlice::F32(v),
-            Values::F16(v) => FloatSlice::F16(v),
-            Values::Bf16(v) => FloatSlice::Bf16(v),
-        }
+        self.0.as_slice()
     }
-
-    /// `len` values of type `float_type`, whatever they are; the buffer is kept if it can be.
-    fn resized(&mut self, float_type: FloatType, len: usize) -> FloatSliceMut<'_> {
-        if self.values().float_type() != float_type {
-            self.0 = match float_type {
-                FloatType::F32 => Values::F32(Vec::new()),
-                FloatType::F16 => Values::F16(Vec::new()),
-                FloatType::Bf16 => Values::Bf16(Vec::new()),
-            };
-        }
-        match &mut self.0 {
-            Values::F32(v) => {
-                v.resize(len, 0.0);
-                FloatSliceMut::F32(v)
-            }
-            Values::F16(v) => {
-                v.resize(len, f16::ZERO);
-                FloatSliceMut::F16(v)
-            }
-            Values::Bf16(v) => {
-                v.resize(len, bf16::ZERO);
-                FloatSliceMut::Bf16(v)
-            }
-        }
-    }
-}
-
-/// Copies values to others of the same type and number.
-fn copy(from: FloatSlice<'_>, to: FloatSliceMut<'_>) -> Result<(), Error> {
-    to.as_ref().expect_len(Buffer::Output, from.len())?;
-    match (from, to) {
-        (FloatSlice::F32(from), FloatSliceMut::F32(to)) => to.copy_from_slice(from),
-        (FloatSlice::F16(from), FloatSliceMut::F16(to)) => to.copy_from_slice(from),
-        (FloatSlice::Bf16(from), FloatSliceMut::Bf16(to)) => to.copy_from_slice(from),
-        (from, to) => {
-            let (expected, got) = (from.float_type(), to.float_type());
-            return Err(Error::Float { what: Buffer::Output, expected, got });
-        }
-    }
-    Ok(())
 }
 
 /// A quantized activation in the form that the kernels read.
@@ -140,7 +82,7 @@ impl Resident for CpuSimd {
     type Transform = CpuTransform;
 
     fn empty_tensor(&self) -> Result<CpuTensor, Error> {
-        Ok(CpuTensor(Values::F32(Vec::new())))
+        Ok(CpuTensor(FloatVec::default()))
     }
 
     fn empty_operand(&self) -> Result<CpuOperand, Error> {
@@ -155,11 +97,11 @@ impl Resident for CpuSimd {
     }
 
     fn upload(&self, x: FloatSlice<'_>, to: &mut CpuTensor) -> Result<(), Error> {
-        copy(x, to.resized(x.float_type(), x.len()))
+        to.0.resize(x.float_type(), x.len()).copy_from(x, Buffer::Input)
     }
 
-    fn download(&self, from: &CpuTensor, out: FloatSliceMut<'_>) -> Result<(), Error> {
-        copy(from.values(), out)
+    fn download(&self, from: &CpuTensor, mut out: FloatSliceMut<'_>) -> Result<(), Error> {
+        out.copy_from(from.values(), Buffer::Output)
     }
 
     fn load_transform(&self, t: &Transform<'_>, x: FloatType) -> Result<CpuTransform, Error> {
@@ -195,6 +137,7 @@ impl Resident for CpuSimd {
                 return Err(Error::Float { what: Buffer::Input, expected, got });
             }
         }
+        self.supports_quantize(&input.query())?;
         out.packed.reshape(input.shape());
         let to = &mut out.packed.view_mut();
         let counted = self.quantize_by(&input, transform.map(|t| &t.0), to)?;
@@ -214,7 +157,7 @@ impl Resident for CpuSimd {
         let outputs = a.packed.shape().rows().checked_mul(b.rows());
         let out = match (out, outputs) {
             (Sink::Host(out), _) => out,
-            (Sink::Resident(out, float_type), Some(outputs)) => out.resized(float_type, outputs),
+            (Sink::Resident(out, float_type), Some(outputs)) => out.0.resize(float_type, outputs),
             (Sink::Resident(..), None) => {
                 let (rows, cols) = (a.packed.shape().rows(), b.rows());
                 return Err(Error::ShapeOverflow { rows, cols });

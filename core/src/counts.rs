@@ -14,6 +14,7 @@ use core::ops::{Add, AddAssign};
 
 /// What a quantization did to the values, equal over backends.
 #[non_exhaustive]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct QuantCounts {
     /// Elements quantized.

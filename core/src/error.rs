@@ -5,6 +5,7 @@
 use core::fmt;
 
 use crate::format::{Encoding, FloatType, GroupSize, ScaleType};
+use crate::spec::ScaleRule;
 
 /// What was wrong with a call. Every variant says what was given and what was expected;
 /// its `Display` form adds what to do.
@@ -77,6 +78,13 @@ pub enum Error {
         what: ScaleSetting,
         /// Its value.
         got: f32,
+    },
+    /// Row scales asked for with a format that has none: they are NVFP4's (C4).
+    RowScales {
+        /// The scale type.
+        scale: ScaleType,
+        /// The group size.
+        group: GroupSize,
     },
     /// A transform block that is not 16, 32, 64 or 128 (C5).
     TransformBlock {
@@ -207,6 +215,8 @@ pub enum Unsupported {
     Transform,
     /// Scales given by the caller.
     GivenScales,
+    /// This rule for the scale bytes.
+    ScaleRule(ScaleRule),
     /// K above what the backend can prove exact or hold.
     K {
         /// K asked for.
@@ -223,7 +233,7 @@ pub enum Unsupported {
         /// The encoding of B asked for.
         b: Encoding,
     },
-    /// Scales for the rows of A in the epilogue.
+    /// Scales for the rows of A: in the epilogue, or to be found by the quantizer.
     RowScales,
     /// A bias in the epilogue.
     Bias,
@@ -322,6 +332,10 @@ impl fmt::Display for Error {
             Error::ScaleSetting { what, got } => {
                 write!(f, "{what} is {got}, expected finite and above 0; choose another setting")
             }
+            Error::RowScales { scale, group } => write!(
+                f,
+                "{scale} with groups of {group} has no row scales; ask for them with NVFP4 (e4m3, 16)"
+            ),
             Error::TransformBlock { got } => write!(
                 f,
                 "transform block {got}: expected 16, 32, 64 or 128; use a transform of that size"
@@ -424,10 +438,11 @@ impl fmt::Display for Unsupported {
             Unsupported::OutputType(t) => write!(f, "{t} outputs"),
             Unsupported::Transform => f.write_str("a block transform"),
             Unsupported::GivenScales => f.write_str("scales given by the caller"),
+            Unsupported::ScaleRule(rule) => write!(f, "the scale rule {rule}"),
             Unsupported::K { got, max } => write!(f, "K = {got} (at most {max})"),
             Unsupported::Partials => f.write_str("partial sums"),
             Unsupported::Encodings { a, b } => write!(f, "{a} activations by {b} weights"),
-            Unsupported::RowScales => f.write_str("row scales after the product"),
+            Unsupported::RowScales => f.write_str("row scales"),
             Unsupported::Bias => f.write_str("a bias after the product"),
             Unsupported::CpuFeature(name) => write!(f, "this CPU lacks {name}"),
             Unsupported::NoDriver => f.write_str("the driver library is not installed"),

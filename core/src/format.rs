@@ -9,8 +9,6 @@
 //!
 //! [C4]: crate::contract#c4
 
-use core::fmt;
-
 use crate::error::Error;
 
 /// Type of the scale bytes (C2).
@@ -160,48 +158,5 @@ impl FloatType {
             FloatType::F32 => 4,
             FloatType::F16 | FloatType::Bf16 => 2,
         }
-    }
-}
-
-impl fmt::Display for ScaleType {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(match self {
-            ScaleType::E8M0 => "e8m0",
-            ScaleType::E4M3 => "e4m3",
-        })
-    }
-}
-
-impl fmt::Display for GroupSize {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Display::fmt(&self.get(), f)
-    }
-}
-
-impl fmt::Display for Format {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(match self {
-            Format::MxFp4 => "mxfp4",
-            Format::NvFp4 => "nvfp4",
-        })
-    }
-}
-
-impl fmt::Display for Encoding {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(match self {
-            Encoding::MxFp4 => "mxfp4",
-            Encoding::NvFp4 => "nvfp4",
-        })
-    }
-}
-
-impl fmt::Display for FloatType {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(match self {
-            FloatType::F32 => "f32",
-            FloatType::F16 => "f16",
-            FloatType::Bf16 => "bf16",
-        })
     }
 }

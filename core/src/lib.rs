@@ -82,6 +82,11 @@ mod exact;
 mod float;
 mod fma;
 mod format;
+mod names;
+#[cfg(feature = "num-traits")]
+mod numbers;
+#[cfg(feature = "alloc")]
+mod owned;
 mod packed;
 pub mod reference;
 mod scale;
@@ -102,13 +107,16 @@ pub use float::{Float, FloatSlice, FloatSliceMut, NAN_BF16, NAN_F16, NAN_F32};
 pub use fma::fma;
 pub use format::{Encoding, FloatType, Format, GroupSize, ScaleType};
 pub use half::{bf16, f16};
+pub use names::ParseError;
+#[cfg(feature = "alloc")]
+pub use owned::{FloatVec, OwnedTransform};
 #[cfg(feature = "alloc")]
 pub use packed::PackedMatrix;
 pub use packed::{Packed, PackedMut, PackedShape, PackedView, pack, pad_k, padded_k, unpack};
 pub use scale::{E4m3, E8m0, ScaleParts};
 pub use spec::{
     MXFP4_GLOBAL_SCALE, MXFP4_SCALE_SCALE, NVFP4_GLOBAL_SCALE, NVFP4_SCALE_SCALE, QuantSpec,
-    nvfp4_global_scale,
+    ScaleRule, nvfp4_global_scale, nvfp4_row_scale,
 };
 pub use swizzle::Swizzle;
 pub use transform::{Transform, TransformShape, hadamard};

@@ -285,11 +285,12 @@ impl<'a> PackedView<'a> {
     }
 }
 
-/// A packed matrix borrowed to be written.
+/// A packed matrix borrowed to be written, with room for row scales if there is any.
 pub struct PackedMut<'a> {
     shape: PackedShape,
     codes: &'a mut [u8],
     scales: &'a mut [u8],
+    row_scales: Option<&'a mut [f32]>,
 }
 
 /// Shape and format.
@@ -310,7 +311,30 @@ impl<'a> PackedMut<'a> {
         scales: &'a mut [u8],
     ) -> Result<Self, Error> {
         shape.expect_lens(codes.len(), scales.len())?;
-        Ok(PackedMut { shape, codes, scales })
+        Ok(PackedMut { shape, codes, scales, row_scales: None })
+    }
+
+    /// The same with room for a scale for each row: a quantizer writes them where its settings ask
+    /// for row scales (C4), and leaves them alone elsewhere.
+    ///
+    /// # Errors
+    /// [`Error::Len`] unless there is one value for each row.
+    pub fn with_row_scales(self, row_scales: &'a mut [f32]) -> Result<Self, Error> {
+        let (expected, got) = (self.shape.rows, row_scales.len());
+        if got != expected {
+            return Err(Error::Len { what: Buffer::RowScales, expected, got });
+        }
+        Ok(PackedMut { row_scales: Some(row_scales), ..self })
+    }
+
+    /// The row scales, if there is room for them.
+    pub fn row_scales(&self) -> Option<&[f32]> {
+        self.row_scales.as_deref()
+    }
+
+    /// The row scales to be written, if there is room for them.
+    pub fn row_scales_mut(&mut self) -> Option<&mut [f32]> {
+        self.row_scales.as_deref_mut()
     }
 
     /// Shape and format.
@@ -325,7 +349,12 @@ impl<'a> PackedMut<'a> {
 
     /// The same matrix, borrowed again.
     pub fn reborrow(&mut self) -> PackedMut<'_> {
-        PackedMut { shape: self.shape, codes: self.codes, scales: self.scales }
+        PackedMut {
+            shape: self.shape,
+            codes: self.codes,
+            scales: self.scales,
+            row_scales: self.row_scales.as_deref_mut(),
+        }
     }
 
     /// All codes and all scale bytes.
@@ -515,7 +544,12 @@ mod owned {
 
         /// The matrix, borrowed to be written.
         pub fn view_mut(&mut self) -> PackedMut<'_> {
-            PackedMut { shape: self.shape, codes: &mut self.codes, scales: &mut self.scales }
+            PackedMut {
+                shape: self.shape,
+                codes: &mut self.codes,
+                scales: &mut self.scales,
+                row_scales: None,
+            }
         }
 
         /// Changes the shape, keeping the allocation where it is large enough. Contents are

@@ -28,6 +28,20 @@ pub const NVFP4_GLOBAL_SCALE: f32 = 0.1;
 /// The usual NVFP4 scale-scale (C4).
 pub const NVFP4_SCALE_SCALE: f32 = 6.0;
 
+/// How a group's scale byte is found from its values (C4.2).
+#[non_exhaustive]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum ScaleRule {
+    /// `encode(amax / (ss * gs))`: the contract's rule, nearest by C2.
+    #[default]
+    Nearest,
+}
+
+impl ScaleRule {
+    /// All rules.
+    pub const ALL: [ScaleRule; 1] = [ScaleRule::Nearest];
+}
+
 /// Checked settings of a quantization: whoever holds one has a global scale, a scale-scale and
 /// their products finite and above zero.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -37,6 +51,8 @@ pub struct QuantSpec {
     global_scale: f32,
     scale_scale: f32,
     tie: TieMode,
+    rule: ScaleRule,
+    row_scales: bool,
 }
 
 impl QuantSpec {
@@ -59,7 +75,9 @@ impl QuantSpec {
         ] {
             expect_positive(what, got)?;
         }
-        Ok(QuantSpec { scale_type, group, global_scale, scale_scale, tie: TieMode::Even })
+        let (tie, rule) = (TieMode::Even, ScaleRule::Nearest);
+        let row_scales = false;
+        Ok(QuantSpec { scale_type, group, global_scale, scale_scale, tie, rule, row_scales })
     }
 
     /// The format's usual settings for activations: MXFP4 gs = 1/3, ss = 4; NVFP4 gs = 0.1, ss = 6.
@@ -74,6 +92,8 @@ impl QuantSpec {
             global_scale,
             scale_scale,
             tie: TieMode::Even,
+            rule: ScaleRule::Nearest,
+            row_scales: false,
         }
     }
 
@@ -95,6 +115,47 @@ impl QuantSpec {
     #[must_use]
     pub const fn with_tie(self, tie: TieMode) -> Self {
         QuantSpec { tie, ..self }
+    }
+
+    /// The same settings with another rule for the scale bytes.
+    #[must_use]
+    pub const fn with_rule(self, rule: ScaleRule) -> Self {
+        QuantSpec { rule, ..self }
+    }
+
+    /// The same settings with a global scale of its own for each row, [`nvfp4_row_scale`] of the
+    /// row's largest magnitude after the transform (C4): the quantizer writes them beside the
+    /// codes, and they go to the [`Epilogue`](crate::Epilogue). [`global_scale`](Self::global_scale)
+    /// then takes no part.
+    ///
+    /// # Errors
+    /// [`Error::RowScales`] unless the format is NVFP4; [`Error::ScaleSetting`] if `ss` times a row
+    /// scale can be 0 or infinite.
+    pub fn with_row_scales(self) -> Result<Self, Error> {
+        let (scale, group) = (self.scale_type, self.group);
+        if Format::from_parts(scale, group) != Some(Format::NvFp4) {
+            return Err(Error::RowScales { scale, group });
+        }
+        for extreme in [f32::from_bits(1), f32::MAX / NVFP4_LARGEST] {
+            expect_positive(ScaleSetting::Product, self.scale_scale * extreme)?;
+        }
+        Ok(QuantSpec { row_scales: true, ..self })
+    }
+
+    /// The settings of a row whose largest magnitude after the transform is `amax`: those with the
+    /// row's scale as global scale.
+    pub(crate) fn of_row(&self, amax: f32) -> Self {
+        QuantSpec { global_scale: nvfp4_row_scale(amax), row_scales: false, ..*self }
+    }
+
+    /// How a group's scale byte is found.
+    pub const fn rule(&self) -> ScaleRule {
+        self.rule
+    }
+
+    /// True if each row has a global scale of its own.
+    pub const fn row_scales(&self) -> bool {
+        self.row_scales
     }
 
     /// Type of the scale bytes.
@@ -160,9 +221,21 @@ pub fn nvfp4_global_scale(amax: f32) -> Result<f32, Error> {
         return Ok(1.0);
     }
     expect_positive(ScaleSetting::Amax, amax)?;
-    // 2688 = 448 * 6: the largest scale times the largest code.
-    let gs = amax / 2688.0;
-    Ok(if gs == 0.0 { f32::from_bits(1) } else { gs })
+    Ok(nvfp4_row_scale(amax))
+}
+
+/// 448 * 6: the largest scale times the largest code.
+const NVFP4_LARGEST: f32 = 2688.0;
+
+/// The scale of a row whose largest magnitude is `amax`: amax / 2688 in one f32 division; 1 if that
+/// is 0 because `amax` is, or not finite, and the smallest positive f32 if it underflows (C4).
+pub fn nvfp4_row_scale(amax: f32) -> f32 {
+    let scale = amax / NVFP4_LARGEST;
+    match scale {
+        _ if amax == 0.0 || !scale.is_finite() => 1.0,
+        0.0 => f32::from_bits(1),
+        _ => scale,
+    }
 }
 
 /// Checks that a setting is finite and above zero.
@@ -187,6 +260,29 @@ mod tests {
             let s = QuantSpec::usual(format);
             let again = QuantSpec::new(s.scale_type, s.group, s.global_scale, s.scale_scale);
             assert_eq!(again, Ok(s));
+        }
+    }
+
+    #[test]
+    fn row_scales_are_for_nvfp4_and_a_scale_scale_that_fits_every_row() {
+        let nvfp4 = QuantSpec::usual(Format::NvFp4);
+        assert!(!nvfp4.row_scales() && nvfp4.with_row_scales().unwrap().row_scales());
+        let (scale, group) = (ScaleType::E8M0, GroupSize::G32);
+        let error = QuantSpec::usual(Format::MxFp4).with_row_scales();
+        assert_eq!(error, Err(Error::RowScales { scale, group }));
+        for bad in [0.4, 3000.0] {
+            let spec = QuantSpec::new(ScaleType::E4M3, GroupSize::G16, 1.0, bad).unwrap();
+            let error = spec.with_row_scales().unwrap_err();
+            assert!(matches!(error, Error::ScaleSetting { what: ScaleSetting::Product, .. }));
+        }
+    }
+
+    #[test]
+    fn the_scale_of_a_row() {
+        assert_eq!(nvfp4_row_scale(2688.0), 1.0);
+        assert_eq!(nvfp4_row_scale(f32::from_bits(5)), f32::from_bits(1));
+        for none in [0.0, f32::INFINITY, f32::NAN] {
+            assert_eq!(nvfp4_row_scale(none), 1.0);
         }
     }
 

@@ -519,3 +519,30 @@ fn messages_name_what_was_given() {
     assert_eq!(FloatType::ALL.map(|t| t.to_string()), ["f32", "f16", "bf16"]);
     assert_eq!(GroupSize::G64.to_string(), "64");
 }
+
+/// What callers share between threads or move to them.
+#[test]
+fn everything_that_is_shared_is_send_and_sync() {
+    fn both<T: Send + Sync + ?Sized>() {}
+    both::<PackedView<'_>>();
+    both::<PackedMut<'_>>();
+    both::<PackedMatrix>();
+    both::<FloatSlice<'_>>();
+    both::<FloatSliceMut<'_>>();
+    both::<fp4_core::FloatVec>();
+    both::<fp4_core::OwnedTransform>();
+    both::<Transform<'_>>();
+    both::<QuantizeInput<'_>>();
+    both::<QuantSpec>();
+    both::<Epilogue<'_>>();
+    both::<MatmulQuery>();
+    both::<ExactSum>();
+    both::<PartialsMut<'_>>();
+    both::<Error>();
+    both::<Reference>();
+    both::<Backend>();
+    both::<dyn fp4_core::backend::erased::DynMatmul>();
+    both::<dyn fp4_core::backend::erased::DynWeight>();
+    both::<dyn fp4_core::backend::erased::DynResident>();
+    both::<dyn fp4_core::backend::erased::DynLinear>();
+}

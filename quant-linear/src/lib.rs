@@ -48,9 +48,9 @@ pub mod model;
 mod run;
 pub mod text;
 mod transform;
-mod values;
 
 pub use error::Error;
+pub use fp4_core::FloatVec;
 pub use layer::state::{self, Bias, LoadOptions};
 pub use layer::{DenseOptions, Parts, QuantLinear, StoredTransform};
 pub use run::activation::Activation;
@@ -60,7 +60,6 @@ pub use run::routing::{self, Backends, Choice, Explanation, Verdict};
 pub use run::runtime::Runtime;
 pub use safetensors::{self, Dtype};
 pub use transform::{amax, larger_amax, transformed, transformed_amax};
-pub use values::FloatVec;
 
 /// The example of the crate's README, compiled and run.
 #[cfg(doctest)]

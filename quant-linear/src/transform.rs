@@ -4,7 +4,7 @@
 //! bits are the same. A maximum is exact, so neither threads nor blocks can change it.
 
 use crate::error::Error;
-use crate::values::FloatVec;
+use fp4_core::FloatVec;
 use fp4_core::{Float, FloatSlice, Transform, with_floats};
 
 /// Values worth a thread of their own.

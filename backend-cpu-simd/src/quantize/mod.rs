@@ -27,7 +27,7 @@ mod transform;
 
 use fp4_core::{
     Buffer, E2m1, Error, FloatSlice, FloatSliceMut, PackedMut, QuantCounts, QuantSpec,
-    QuantizeInput, TieMode, with_floats,
+    QuantizeInput, ScaleRule, TieMode, reference, with_floats,
 };
 use wide::{bytemuck, f32x8, i32x8};
 
@@ -210,7 +210,10 @@ impl Encode for Encoder {
         for (((y, codes), scale), (largest, unit)) in encoded.zip(known) {
             *largest = amax(y);
             if !given {
-                *scale = spec.encode_scale(*largest);
+                *scale = match spec.rule() {
+                    ScaleRule::Nearest => spec.encode_scale(*largest),
+                    _ => reference::group_scale(y, spec),
+                };
             }
             *unit = spec.unit(*scale);
             self.group(y, *unit, codes);

@@ -7,8 +7,8 @@ use crate::epilogue::Epilogue;
 use crate::error::{Buffer, Error, Unsupported};
 use crate::float::FloatSlice;
 use crate::format::{Encoding, FloatType, GroupSize, ScaleType};
-use crate::packed::PackedShape;
-use crate::spec::QuantSpec;
+use crate::packed::{PackedMut, PackedShape};
+use crate::spec::{QuantSpec, ScaleRule};
 use crate::transform::{Transform, TransformShape};
 
 /// A dense (rows, k) matrix with the settings to quantize it by, checked to fit together.
@@ -107,6 +107,18 @@ impl<'a> QuantizeInput<'a> {
             .with_given_scales(self.scales.is_some())
     }
 
+    /// Checks that `out` has room for row scales if they are asked for.
+    ///
+    /// # Errors
+    /// [`Error::Len`].
+    pub fn expect_row_scales(&self, out: &PackedMut<'_>) -> Result<(), Error> {
+        let (expected, got) = (self.shape.rows(), out.row_scales().map_or(0, <[f32]>::len));
+        if self.spec.row_scales() && got != expected {
+            return Err(Error::Len { what: Buffer::RowScales, expected, got });
+        }
+        Ok(())
+    }
+
     /// Checks that `out` has the shape and format that this input quantizes to.
     ///
     /// # Errors
@@ -136,6 +148,10 @@ pub struct QuantizeQuery {
     pub transform: Option<TransformShape>,
     /// True if the scale bytes are given, not computed.
     pub given_scales: bool,
+    /// How the scale bytes are computed.
+    pub rule: ScaleRule,
+    /// True if each row has a global scale of its own.
+    pub row_scales: bool,
 }
 
 impl QuantizeQuery {
@@ -151,6 +167,20 @@ impl QuantizeQuery {
             input,
             transform: None,
             given_scales: false,
+            rule: spec.rule(),
+            row_scales: spec.row_scales(),
+        }
+    }
+
+    /// Checks that the settings are those that every backend has had from the first: the rule
+    /// `Nearest` and no row scales. For backends that do no more.
+    ///
+    /// # Errors
+    /// [`Unsupported::ScaleRule`] or [`Unsupported::RowScales`].
+    pub const fn expect_plain(&self) -> Result<(), Unsupported> {
+        match (self.rule, self.row_scales) {
+            (ScaleRule::Nearest, false) => Ok(()),
+            (ScaleRule::Nearest, true) => Err(Unsupported::RowScales),
         }
     }
 

@@ -58,5 +58,16 @@ pub fn fake_quantize(
     out: FloatSliceMut<'_>,
 ) -> Result<(), Error> {
     super::quantize(input, scratch)?;
-    dequantize(scratch.as_view(), input.spec().global_scale(), out)
+    let packed = scratch.as_view();
+    let Some(scales) = scratch.row_scales().filter(|_| input.spec().row_scales()) else {
+        return dequantize(packed, input.spec().global_scale(), out);
+    };
+    let k = packed.shape().k();
+    out.as_ref().expect_len(Buffer::Output, packed.shape().rows() * k)?;
+    with_floats!(FloatSliceMut, out, out => {
+        for (i, (row, &scale)) in out.chunks_exact_mut(k.max(1)).zip(scales).enumerate() {
+            dequantize(packed.rows_range(i..i + 1)?, scale, row.into())?;
+        }
+    });
+    Ok(())
 }

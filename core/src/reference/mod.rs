@@ -14,7 +14,7 @@ mod quantize;
 
 pub use dequantize::{dequantize, fake_quantize};
 pub use matmul::{group_dot, matmul, partial};
-pub use quantize::{apply_transform, count_group, quantize};
+pub use quantize::{apply_transform, count_group, group_scale, quantize};
 
 use core::ops::Range;
 

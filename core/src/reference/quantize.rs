@@ -23,7 +23,7 @@ use crate::error::Error;
 use crate::float::{Float, FloatSlice, FloatSliceMut};
 use crate::fma::fma;
 use crate::packed::PackedMut;
-use crate::spec::QuantSpec;
+use crate::spec::{QuantSpec, ScaleRule, nvfp4_row_scale};
 use crate::transform::Transform;
 use crate::with_floats;
 
@@ -37,10 +37,12 @@ const MAX_CHUNK: usize = 128;
 ///
 /// # Errors
 /// [`Error::FormatMismatch`] or [`Error::ShapeMismatch`] if `out` does not have the shape of the
-/// input, [`Error::Environment`]. `out` is then untouched.
+/// input, [`Error::Len`] if row scales are asked for and `out` has no room for them,
+/// [`Error::Environment`]. `out` is then untouched.
 pub fn quantize(input: &QuantizeInput<'_>, out: &mut PackedMut<'_>) -> Result<QuantCounts, Error> {
     check_environment()?;
     input.expect_output(out.shape())?;
+    input.expect_row_scales(out)?;
     Ok(with_floats!(FloatSlice, input.x(), x => quantize_typed(x, input, out)))
 }
 
@@ -50,47 +52,80 @@ fn quantize_typed<T: Float>(
     out: &mut PackedMut<'_>,
 ) -> QuantCounts {
     let mut counts = QuantCounts::default();
-    let (spec, k) = (input.spec(), input.shape().k());
-    if x.is_empty() {
+    let k = input.shape().k();
+    if k == 0 {
+        // Rows without elements have row scales all the same.
+        let scales = out.row_scales_mut().filter(|_| input.spec().row_scales());
+        scales.into_iter().flatten().for_each(|scale| *scale = nvfp4_row_scale(0.0));
         return counts;
     }
-    let group = spec.group().get();
-    let chunk = input.transform().map_or(group, |t| group.max(t.block()));
     let groups = input.shape().row_groups();
     for (i, row) in x.chunks_exact(k).enumerate() {
-        let (codes, scales) = out.row(i);
-        if let Some(given) = input.scales() {
-            scales.copy_from_slice(&given[i * groups..(i + 1) * groups]);
-        }
-        for (c, x) in row.chunks_exact(chunk).enumerate() {
-            let mut buffer = [0f32; MAX_CHUNK];
-            let y = &mut buffer[..chunk];
-            match input.transform() {
-                Some(t) => transform_chunk(x, t, c * chunk / t.block(), y),
-                None => y.iter_mut().zip(x).for_each(|(y, x)| *y = x.to_f32()),
+        let mut spec = *input.spec();
+        if spec.row_scales() {
+            let mut largest = 0f32;
+            for_each_chunk(row, input, |_, y| largest = larger(largest, amax(y)));
+            spec = spec.of_row(largest);
+            if let Some(scales) = out.row_scales_mut() {
+                scales[i] = spec.global_scale();
             }
+        }
+        let given = input.scales().map(|given| &given[i * groups..(i + 1) * groups]);
+        let (codes, scales) = out.row(i);
+        if let Some(given) = given {
+            scales.copy_from_slice(given);
+        }
+        let group = spec.group().get();
+        for_each_chunk(row, input, |first, y| {
             for (g, y) in y.chunks_exact(group).enumerate() {
-                let g = c * (chunk / group) + g;
-                if input.scales().is_none() {
-                    scales[g] = spec.encode_scale(amax(y));
+                let g = first / group + g;
+                if given.is_none() {
+                    scales[g] = group_scale(y, &spec);
                 }
                 let codes = &mut codes[g * group / 2..(g + 1) * group / 2];
-                quantize_group(y, spec, scales[g], codes);
-                counts += count_group(y, spec, scales[g], input.scales().is_some(), codes);
+                quantize_group(y, &spec, scales[g], codes);
+                counts += count_group(y, &spec, scales[g], given.is_some(), codes);
             }
-        }
+        });
     }
     counts
 }
 
+/// Hands the values of a row, transformed, to `f` in whole groups, with the index of the first.
+fn for_each_chunk<T: Float>(
+    row: &[T],
+    input: &QuantizeInput<'_>,
+    mut f: impl FnMut(usize, &[f32]),
+) {
+    let group = input.spec().group().get();
+    let chunk = input.transform().map_or(group, |t| group.max(t.block()));
+    for (c, x) in row.chunks_exact(chunk).enumerate() {
+        let mut buffer = [0f32; MAX_CHUNK];
+        let y = &mut buffer[..chunk];
+        match input.transform() {
+            Some(t) => transform_chunk(x, t, c * chunk / t.block(), y),
+            None => y.iter_mut().zip(x).for_each(|(y, x)| *y = x.to_f32()),
+        }
+        f(c * chunk, y);
+    }
+}
+
+/// The scale byte of a group of values, f32 after the transform, by the spec's rule (C4.1, C4.2): the
+/// one place that knows the rules. Backends call it for rules that they have no faster way for.
+pub fn group_scale(y: &[f32], spec: &QuantSpec) -> u8 {
+    match spec.rule() {
+        ScaleRule::Nearest => spec.encode_scale(amax(y)),
+    }
+}
+
+/// The larger of two magnitudes, NaN if either is (C4.1).
+fn larger(a: f32, b: f32) -> f32 {
+    if a.is_nan() || b.is_nan() { f32::NAN } else { a.max(b) }
+}
+
 /// Largest magnitude of a group, NaN if any element is NaN (C4.1).
 fn amax(y: &[f32]) -> f32 {
-    y.iter().fold(
-        0f32,
-        |amax, y| {
-            if amax.is_nan() || y.is_nan() { f32::NAN } else { amax.max(y.abs()) }
-        },
-    )
+    y.iter().fold(0f32, |amax, y| larger(amax, y.abs()))
 }
 
 /// Encodes one group under its scale byte (C4.3).
@@ -249,5 +284,74 @@ mod tests {
         assert_eq!(counts(at(f32::NAN), None), [0, 0, 0, 1]);
         assert_eq!(counts(at(f32::NAN), Some(&[0x00])), [0; 4]);
         assert_eq!(counts(at(1.0), Some(&[0xFF])), [0, 0, 0, 1]);
+    }
+
+    fn nvfp4_rows() -> QuantSpec {
+        QuantSpec::usual(crate::format::Format::NvFp4).with_row_scales().unwrap()
+    }
+
+    #[test]
+    fn a_row_with_row_scales_is_that_row_under_its_own_global_scale() {
+        let t: [f32; 256] = core::array::from_fn(|i| ((i * 37 % 101) as f32 - 50.0) / 64.0);
+        let t = Transform::shared(&t[..], 16).unwrap();
+        let mut x: [f32; 5 * 32] = core::array::from_fn(|i| ((i * 29 % 83) as f32 - 40.0) * 0.11);
+        x[32..64].fill(0.0);
+        x[70] = f32::NAN;
+        x[100] = f32::INFINITY;
+        x[128..].iter_mut().for_each(|x| *x *= 1e-44);
+        for transform in [None, Some(t)] {
+            let input = QuantizeInput::new(&x[..], 5, 32, &nvfp4_rows()).unwrap();
+            let input = input.with_transform(transform).unwrap();
+            let (mut codes, mut scales, mut rows) = ([0xA5; 80], [0xA5; 10], [-1f32; 5]);
+            let out = PackedMut::new(input.shape(), &mut codes, &mut scales).unwrap();
+            let counts = quantize(&input, &mut out.with_row_scales(&mut rows).unwrap()).unwrap();
+            let mut sum = QuantCounts::default();
+            for (i, x) in x.chunks_exact(32).enumerate() {
+                let mut y = [0f32; 32];
+                match transform {
+                    Some(t) => apply_transform(x.into(), 32, &t, (&mut y[..]).into()).unwrap(),
+                    None => y.copy_from_slice(x),
+                }
+                let r = nvfp4_row_scale(amax(&y));
+                assert_eq!(rows[i].to_bits(), r.to_bits(), "row {i}");
+                let spec = QuantSpec::new(ScaleType::E4M3, GroupSize::G16, r, 6.0).unwrap();
+                let input = QuantizeInput::new(x, 1, 32, &spec).unwrap();
+                let input = input.with_transform(transform).unwrap();
+                let (mut c, mut s) = ([0; 16], [0; 2]);
+                let mut out = PackedMut::new(input.shape(), &mut c, &mut s).unwrap();
+                sum += quantize(&input, &mut out).unwrap();
+                assert_eq!((&codes[i * 16..][..16], &scales[i * 2..][..2]), (&c[..], &s[..]));
+            }
+            assert_eq!(counts, sum);
+            assert_eq!((rows[1], rows[2], rows[3]), (1.0, 1.0, 1.0));
+        }
+    }
+
+    #[test]
+    fn row_scales_want_room_and_rows_without_elements_have_one() {
+        let input = QuantizeInput::new(&[][..] as &[f32], 3, 0, &nvfp4_rows()).unwrap();
+        let error = quantize(&input, &mut PackedMut::new(input.shape(), &mut [], &mut []).unwrap());
+        let what = crate::error::Buffer::RowScales;
+        assert_eq!(error, Err(Error::Len { what, expected: 3, got: 0 }));
+        let mut rows = [-1f32; 3];
+        let out = PackedMut::new(input.shape(), &mut [], &mut []).unwrap();
+        assert!(out.with_row_scales(&mut rows[..2]).is_err());
+        let out = PackedMut::new(input.shape(), &mut [], &mut []).unwrap();
+        quantize(&input, &mut out.with_row_scales(&mut rows).unwrap()).unwrap();
+        assert_eq!(rows, [1.0; 3]);
+    }
+
+    #[test]
+    fn fake_quantization_with_row_scales_uses_each_rows_scale() {
+        let x: [f32; 32] = core::array::from_fn(|i| if i < 16 { 1.0 } else { 1000.0 });
+        let input = QuantizeInput::new(&x[..], 2, 16, &nvfp4_rows()).unwrap();
+        let (mut codes, mut scales, mut rows) = ([0; 16], [0; 2], [0f32; 2]);
+        let scratch = PackedMut::new(input.shape(), &mut codes, &mut scales).unwrap();
+        let mut scratch = scratch.with_row_scales(&mut rows).unwrap();
+        let mut y = [0f32; 32];
+        crate::reference::fake_quantize(&input, &mut scratch, (&mut y[..]).into()).unwrap();
+        for (x, y) in x.iter().zip(y) {
+            assert!((x - y).abs() <= x * 1e-6, "{x} {y}");
+        }
     }
 }

@@ -25,8 +25,9 @@ use std::sync::atomic::AtomicBool;
 use fp4_core::backend::erased::Backend;
 use fp4_core::{FloatType, Format, GroupSize, PackedMatrix, PackedShape, QuantSpec, ScaleType};
 
+pub use fp4_core::OwnedTransform as StoredTransform;
 pub use options::DenseOptions;
-pub use parts::{Parts, StoredTransform};
+pub use parts::Parts;
 pub(crate) use weight::{Prepared, SharedTransform, SharedWeight};
 
 use crate::error::Error;

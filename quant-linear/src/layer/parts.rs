@@ -1,65 +1,9 @@
 //! What a layer is made of: packed weight, optional transform, scalars.
 
-use fp4_core::{FloatType, GroupSize, PackedMatrix, QuantSpec, Transform};
+use fp4_core::{OwnedTransform as StoredTransform, PackedMatrix, QuantSpec};
 
 use crate::error::Error;
 use crate::layer::state::{self, Scalars};
-use crate::values::FloatVec;
-
-/// A stored block transform: values and shape, (Bt, Bt) or (blocks, Bt, Bt).
-#[derive(Debug, Clone, PartialEq)]
-pub struct StoredTransform {
-    values: FloatVec,
-    shape: Vec<usize>,
-}
-
-impl StoredTransform {
-    /// Values of a transform and their shape, (Bt, Bt) or (blocks, Bt, Bt).
-    ///
-    /// # Errors
-    /// [`fp4_core::Error::TransformBlock`] or [`fp4_core::Error::Len`] if the shape is no transform
-    /// or the values do not fill it.
-    pub fn new(values: FloatVec, shape: Vec<usize>) -> Result<Self, Error> {
-        Transform::from_shape(values.as_slice(), &shape)?;
-        Ok(StoredTransform { values, shape })
-    }
-
-    /// The orthonormal Hadamard matrix of `block` x `block`, shared by all blocks, in f32.
-    ///
-    /// # Errors
-    /// [`fp4_core::Error::TransformBlock`] unless `block` is 16, 32, 64 or 128.
-    pub fn hadamard(block: usize) -> Result<Self, Error> {
-        let size = GroupSize::new(block)
-            .map_err(|_| fp4_core::Error::TransformBlock { got: block })?
-            .get();
-        let mut values = vec![0f32; size * size];
-        fp4_core::hadamard(size, &mut values)?;
-        Self::new(FloatVec::F32(values), vec![size, size])
-    }
-
-    /// The transform, borrowed.
-    ///
-    /// # Errors
-    /// None in practice: the shape was checked when it was built.
-    pub fn view(&self) -> Result<Transform<'_>, Error> {
-        Ok(Transform::from_shape(self.values.as_slice(), &self.shape)?)
-    }
-
-    /// The same transform with its values in another type, each rounded once.
-    pub(super) fn converted(&self, ty: FloatType) -> Self {
-        StoredTransform { values: self.values.converted(ty), shape: self.shape.clone() }
-    }
-
-    /// The stored values.
-    pub fn values(&self) -> &FloatVec {
-        &self.values
-    }
-
-    /// The stored shape.
-    pub fn shape(&self) -> &[usize] {
-        &self.shape
-    }
-}
 
 /// Everything a layer is made of: what a state holds.
 #[derive(Debug, Clone)]

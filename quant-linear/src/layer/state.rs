@@ -28,7 +28,7 @@ use crate::atomic;
 use crate::checkpoint::{Checkpoint, TensorSource};
 use crate::error::Error;
 use crate::layer::{Contents, Parts, QuantLinear, StoredTransform};
-use crate::values::FloatVec;
+use fp4_core::FloatVec;
 
 /// Name of the packed codes.
 pub const E2M1: &str = "e2m1";
@@ -398,7 +398,7 @@ fn transform(state: &dyn TensorSource, name: String) -> Result<Option<StoredTran
     let ty = transform_shape(&tensor.name, tensor.dtype, &tensor.shape)?.float_type;
     let values = FloatVec::from_le_bytes(ty, &tensor.bytes()?)
         .ok_or_else(|| tensor.wrong_dtype(TRANSFORM_TYPES))?;
-    StoredTransform::new(values, tensor.shape.clone()).map(Some)
+    Ok(Some(StoredTransform::new(values, tensor.shape.clone())?))
 }
 
 /// Types that a transform may have.

@@ -119,7 +119,7 @@ impl Layer {
         &self,
         source: &dyn TensorSource,
     ) -> Result<Option<StoredTransform>, Error> {
-        use crate::values::FloatVec;
+        use fp4_core::FloatVec;
         let Some(header) = &self.transform else { return Ok(None) };
         let (len, ty) = (header.byte_len(), header.shape.float_type);
         let mut values = FloatVec::zeros(ty, 0);
@@ -129,7 +129,7 @@ impl Layer {
             let bytes = source.range(&header.name, start..len.min(start + PIECE))?;
             values.append_le_bytes(&bytes);
         }
-        StoredTransform::new(values, header.stored.clone()).map(Some)
+        Ok(Some(StoredTransform::new(values, header.stored.clone())?))
     }
 
     /// Bytes of the codes and scales.

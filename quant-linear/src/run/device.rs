@@ -9,7 +9,7 @@ use fp4_core::{FloatSlice, FloatType};
 use crate::error::Error;
 use crate::layer::QuantLinear;
 use crate::run::forward::{Input, Output};
-use crate::values::FloatVec;
+use fp4_core::FloatVec;
 
 /// Dense values in a backend's own memory, with their shape.
 pub struct DeviceTensor {

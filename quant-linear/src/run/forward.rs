@@ -26,7 +26,7 @@ use crate::layer::{Loaded, Prepared, QuantLinear};
 use crate::run::activation::{Activation, Held, Settings};
 use crate::run::device::DeviceTensor;
 use crate::run::routing::{Explanation, Multiplier, Quantizing, Route};
-use crate::values::FloatVec;
+use fp4_core::FloatVec;
 
 /// Where the activations are.
 #[derive(Clone, Copy)]

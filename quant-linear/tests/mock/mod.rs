@@ -6,9 +6,9 @@ use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use fp4_core::backend::{Resident, Sink, Source};
 use fp4_core::reference;
 use fp4_core::{
-    Epilogue, Error, FloatSlice, FloatSliceMut, FloatType, Format, Matmul, MatmulQuery, Named,
-    Packed, PackedMatrix, PackedMut, PackedView, Paths, PreparedWeight, QuantCounts, QuantSpec,
-    QuantizeInput, QuantizeQuery, Quantizer, Transform, Unsupported,
+    Buffer, Epilogue, Error, FloatSlice, FloatSliceMut, FloatType, Format, Matmul, MatmulQuery,
+    Named, Packed, PackedMatrix, PackedMut, PackedView, Paths, PreparedWeight, QuantCounts,
+    QuantSpec, QuantizeInput, QuantizeQuery, Quantizer, Transform, Unsupported,
 };
 use quant_linear::{FloatVec, StoredTransform};
 
@@ -146,24 +146,18 @@ impl Resident for MockDevice {
 
     fn upload(&self, x: FloatSlice<'_>, to: &mut MockTensor) -> Result<(), Error> {
         self.transfers.to_device.fetch_add(1, SeqCst);
-        to.0 = owned(x);
+        to.0 = x.into();
         Ok(())
     }
 
-    fn download(&self, from: &MockTensor, out: FloatSliceMut<'_>) -> Result<(), Error> {
+    fn download(&self, from: &MockTensor, mut out: FloatSliceMut<'_>) -> Result<(), Error> {
         self.transfers.to_host.fetch_add(1, SeqCst);
-        copy(from.0.as_slice(), out);
-        Ok(())
+        out.copy_from(from.0.as_slice(), Buffer::Output)
     }
 
     fn load_transform(&self, t: &Transform<'_>, _: FloatType) -> Result<StoredTransform, Error> {
         self.transfers.transforms.fetch_add(1, SeqCst);
-        let block = t.block();
-        let shape = match t.shape().blocks {
-            None => vec![block, block],
-            Some(n) => vec![n, block, block],
-        };
-        StoredTransform::new(owned(t.values()), shape).map_err(|_| Error::ForeignOperand)
+        Ok((*t).into())
     }
 
     fn quantize_resident(
@@ -222,22 +216,5 @@ impl Resident for MockDevice {
         self.transfers.to_device.fetch_add(1, SeqCst);
         to.reshape(from.shape());
         to.view_mut().copy_from(from)
-    }
-}
-
-pub(crate) fn owned(x: FloatSlice<'_>) -> FloatVec {
-    match x {
-        FloatSlice::F32(v) => FloatVec::F32(v.to_vec()),
-        FloatSlice::F16(v) => FloatVec::F16(v.to_vec()),
-        FloatSlice::Bf16(v) => FloatVec::Bf16(v.to_vec()),
-    }
-}
-
-fn copy(from: FloatSlice<'_>, to: FloatSliceMut<'_>) {
-    match (from, to) {
-        (FloatSlice::F32(a), FloatSliceMut::F32(b)) => b.copy_from_slice(a),
-        (FloatSlice::F16(a), FloatSliceMut::F16(b)) => b.copy_from_slice(a),
-        (FloatSlice::Bf16(a), FloatSliceMut::Bf16(b)) => b.copy_from_slice(a),
-        _ => panic!("types differ"),
     }
 }
