@@ -16,9 +16,6 @@
 
 namespace fp4 {
 
-// Groups of an NVFP4 row whose sum always fits an int64 in units of 2^-20:
-// |sum| <= groups * 144 * 16 * (15 * 2^14)^2 = 65536 * 1.3916e14 < 2^63.
-constexpr int NVFP4_INT64_GROUPS = 65536;
 constexpr int NVFP4_UNIT = -20;
 
 // Rounds (-1)^negative * significand * 2^exponent once to f32, to nearest even, overflow to infinity,
@@ -52,7 +49,7 @@ __device__ __forceinline__ float round_int64(i64 units, int exponent) {
 
 // A 640-bit two's complement integer in units of 2^-256.
 struct ExactSum {
-    static constexpr int LIMBS = 10;
+    static constexpr int LIMBS = EXACT_LIMBS;
     static constexpr int LOW = -256;
     u64 limbs[LIMBS];
 
@@ -141,9 +138,21 @@ __device__ inline float exact_dot_nvfp4(const u8* codes_a, const u8* scales_a, c
     return sum.round();
 }
 
-// The last two steps of C6: s32 * alpha in f32, then one rounding to the output type.
-__device__ __forceinline__ void finish(void* out, i64 index, int type, float s32, float alpha) {
-    store_dense(out, index, type, __fmul_rn(s32, alpha));
+// alpha of row i of A.
+__device__ __forceinline__ float row_alpha(const Outputs& to, i64 i) {
+    return to.row_scales == nullptr ? to.alpha : __fmul_rn(to.alpha, to.row_scales[i]);
+}
+
+// An output of column j in f32, before its one rounding. No bias is not a bias of 0: -0 + 0 is +0.
+__device__ __forceinline__ float finish_value(const Outputs& to, float s32, float alpha, i64 j) {
+    float y = __fmul_rn(s32, alpha);
+    return to.bias == nullptr ? y : __fadd_rn(y, to.bias[j]);
+}
+
+// The last steps of C6 for output (i, j) of rows of n: alpha of the row, bias of the column, then one
+// rounding to the output type, in which a NaN becomes canonical.
+__device__ __forceinline__ void finish(const Outputs& to, i64 i, i64 j, int n, float s32) {
+    store_dense(to.out, i * n + j, to.out_type, finish_value(to, s32, row_alpha(to, i), j));
 }
 
 } // namespace fp4

@@ -39,8 +39,6 @@
 
 namespace fp4 {
 
-constexpr int TILE_ROWS = 128;  // rows of a tile
-constexpr int STEP_K = 32;      // k of a step
 constexpr int PLANE_BYTES = TILE_ROWS * STEP_K;
 constexpr int WINDOW_BIAS = 4;  // bit of window 0 in a set
 constexpr int WINDOWS = 8;
@@ -52,7 +50,7 @@ struct Fold;
 template <>
 struct Fold<32> {
     typedef int Units;                       // of the sums
-    static constexpr int PLANES = 1;
+    static constexpr int PLANES = MXFP4_PLANES;
     static constexpr int WIDTH = 4;          // exponents in a window
     static constexpr int LARGEST = 96;       // of the digit that bounds the 32-bit sums
     static constexpr int EXPONENT = -2 * 127 - 2; // of a product with both bases 0 and both windows 0
@@ -63,7 +61,7 @@ struct Fold<32> {
 template <>
 struct Fold<16> {
     typedef i64 Units;
-    static constexpr int PLANES = 3;
+    static constexpr int PLANES = NVFP4_PLANES;
     static constexpr int WIDTH = 6;
     static constexpr int LARGEST = 90;
     static constexpr int EXPONENT = -2 * 10 - 2;
@@ -72,17 +70,6 @@ struct Fold<16> {
         int field = (int)(byte >> 3) & 15;
         return field > 1 ? field : 1;
     }
-};
-
-// The folded form of an operand, as the kernels get it.
-struct Folded {
-    const u8* blocks;
-    const u32* entries;    // (tiles, steps)
-    const u32* incomplete; // (tiles)
-    const int* bases;      // (rows)
-    const RowMeta* meta;   // (rows)
-    int rows;
-    int extra;             // extra blocks of a tile
 };
 
 // Index of the block of window `bit` in a step whose entry has that bit.

@@ -22,19 +22,7 @@
 
 namespace fp4 {
 
-constexpr int FOLD_ROWS = 8;      // rows of fold_eight, a warp each
-constexpr int FOLD_THREADS = 256;
-constexpr int EXTRA_STEPS = 32;   // steps of a block of fold_extras
-
-// The folded operand, to write.
-struct FoldTo {
-    u8* blocks;
-    u32* entries;
-    u32* incomplete;
-    int* bases;
-    RowMeta* meta;
-    int extra;
-};
+constexpr int FOLD_THREADS = 32 * FOLD_ROWS; // of fold_eight: a warp a row
 
 // Shared memory of fold_eight.
 struct FoldScratch {
@@ -94,7 +82,7 @@ __device__ __forceinline__ void write_piece(u8* to, uint2 codes, const Place& pl
 // Folds rows first_row .. first_row + 7, of which those from `rows` on are zeros. By a block of FOLD_THREADS.
 template <int G>
 __device__ __forceinline__ void fold_eight(const u8* codes, const u8* scales, int first_row, int rows, int k_pad,
-                                           const FoldTo& to, FoldScratch& scratch) {
+                                           const FoldedOperand& to, FoldScratch& scratch) {
     constexpr int PLANES = Fold<G>::PLANES;
     const int warp = (int)threadIdx.x / 32, lane = (int)threadIdx.x % 32;
     const int tile = first_row / TILE_ROWS, steps = k_pad / STEP_K, groups = k_pad / G;
@@ -152,7 +140,7 @@ __device__ __forceinline__ void fold_eight(const u8* codes, const u8* scales, in
 
 // The windows other than 0 of a tile's steps. By a block of FOLD_THREADS; `entries` and `any` are shared.
 template <int G>
-__device__ __forceinline__ void fold_extras(const u8* codes, const u8* scales, int rows, int k_pad, const FoldTo& to,
+__device__ __forceinline__ void fold_extras(const u8* codes, const u8* scales, int rows, int k_pad, const FoldedOperand& to,
                                             u32* used, u32* entries, u32* any) {
     constexpr int PLANES = Fold<G>::PLANES;
     constexpr u32 OTHERS = 0xFFu & ~(1u << WINDOW_BIAS);

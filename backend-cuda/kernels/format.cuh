@@ -12,20 +12,9 @@
 // bit is kept; 0x40A00000 + 0x1FFFFF carries nothing into it, so ties-to-even gives code 6.
 #pragma once
 
-#include "device.cuh"
+#include "arguments.cuh"
 
 namespace fp4 {
-
-typedef unsigned char u8;
-typedef unsigned short u16;
-typedef unsigned u32;
-typedef unsigned long long u64;
-typedef long long i64;
-
-// The numbers by which the host names types; `src/launch.rs` has the same.
-constexpr int E8M0 = 0, E4M3 = 1;
-constexpr int F32 = 0, F16 = 1, BF16 = 2;
-constexpr int TIE_EVEN = 0, TIE_ZERO = 1, TIE_DOWN = 2, TIE_UP = 3;
 
 constexpr u32 NAN_F32 = 0x7FC00000u;
 constexpr u32 INF_F32 = 0x7F800000u;
@@ -180,7 +169,7 @@ __device__ __forceinline__ u32 expand_doubled(u32 codes, int shift) {
     return (((magnitude ^ minus) | 0x80808080u) - minus) ^ 0x80808080u;
 }
 
-// ---- operands on the device: codes (rows, k_pad / 2), scales (rows, k_pad / G), k_pad a multiple of 128
+// ---- operands on the device (arguments.cuh)
 
 // Doubled dot product of a group of 4 * words codes: at most 144 times their number.
 __device__ __forceinline__ int group_dot(const u8* a, const u8* b, int words) {
@@ -192,16 +181,5 @@ __device__ __forceinline__ int group_dot(const u8* a, const u8* b, int words) {
     }
     return dot;
 }
-
-// What the kernels choose their path by, one for each row of an operand. A group is live if its scale is
-// finite and nonzero and its codes are not all +-0; the others add nothing and do not count.
-struct RowMeta {
-    int low;  // least e8m0 byte over the live groups, 0 if there are none; 0 under e4m3
-    int high; // largest
-    int nan;  // 1 if a scale of the row is NaN
-    int live; // number of live groups
-
-    __device__ __forceinline__ int spread() const { return high - low; }
-};
 
 } // namespace fp4

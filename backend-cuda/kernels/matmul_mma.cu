@@ -26,7 +26,7 @@ using namespace fp4;
 
 namespace {
 
-constexpr int TILE = 64, THREADS = 128, STAGES = 3;
+constexpr int TILE = MMA_TILE, THREADS = MMA_THREADS, STAGES = 3;
 constexpr int STAGE_K = 128;            // elements of a stage, the unit of K padding
 constexpr int STAGE_BYTES = STAGE_K / 2;
 constexpr int ROW_STRIDE = 80;          // bytes: words of 8 rows by 4 lanes hit 32 different banks
@@ -244,15 +244,14 @@ __device__ __forceinline__ void multiply(const Operands& in, u8* shared) {
 } // namespace
 
 KERNEL_BOUNDS(THREADS, 2)
-void matmul_mma(const u8* a_codes, const u8* a_scales, const int* a_meta, const u8* b_codes, const u8* b_scales,
-                const int* b_meta, void* out, int out_type, float alpha, int m, int n, int k_pad, int scale_type,
-                int joint_limit, int k_folds, u64* paths) {
+void matmul_mma(MatmulArgs p) {
+    const int m = p.m, n = p.n, k_pad = p.k_pad, scale_type = p.scale_type;
     SHARED(u8, shared, [RING_BYTES + FACTOR_BYTES]);
     SHARED(int, unfoldable, [1]);
     int tiles_across = (n + TILE - 1) / TILE;
-    Operands in = {{a_codes, b_codes},
-                   {a_scales, b_scales},
-                   {(const RowMeta*)a_meta, (const RowMeta*)b_meta},
+    Operands in = {{p.a.codes, p.b.codes},
+                   {p.a.scales, p.b.scales},
+                   {p.a.meta, p.b.meta},
                    {(i64)(blockIdx.x / tiles_across) * TILE, (i64)(blockIdx.x % tiles_across) * TILE},
                    {m, n},
                    k_pad};
@@ -266,7 +265,7 @@ void matmul_mma(const u8* a_codes, const u8* a_scales, const int* a_meta, const 
         atomicOr(unfoldable, 1);
     }
     __syncthreads();
-    bool fold = scale_type == E8M0 && k_folds && !unfoldable[0];
+    bool fold = scale_type == E8M0 && p.k_folds && !unfoldable[0];
     if (fold) {
         multiply<E8M0, true, int>(in, shared);
     } else if (scale_type == E8M0) {
@@ -284,7 +283,7 @@ void matmul_mma(const u8* a_codes, const u8* a_scales, const int* a_meta, const 
         RowMeta meta_a = in.meta[0][i], meta_b = in.meta[1][j];
         bool proven = fold || scale_type == E4M3 ||
                       (meta_a.spread() <= INT64_SPREAD_A && meta_b.spread() <= INT64_SPREAD_B &&
-                       meta_a.spread() + meta_b.spread() <= joint_limit);
+                       meta_a.spread() + meta_b.spread() <= p.joint_limit);
         bool nan = meta_a.nan || meta_b.nan;
         float s32 = __uint_as_float(NAN_F32);
         if (!nan && proven) {
@@ -292,19 +291,19 @@ void matmul_mma(const u8* a_codes, const u8* a_scales, const int* a_meta, const 
             s32 = round_int64(sums[at], unit);
         } else if (!nan) {
             int groups = k_pad / 32;
-            s32 = exact_dot_mxfp4(a_codes + i * (k_pad / 2), a_scales + i * groups, b_codes + j * (k_pad / 2),
-                                  b_scales + j * groups, groups);
+            s32 = exact_dot_mxfp4(p.a.codes + i * (k_pad / 2), p.a.scales + i * groups,
+                                  p.b.codes + j * (k_pad / 2), p.b.scales + j * groups, groups);
         }
         counts[0] += fold;
         counts[1] += !fold && (proven || nan);
         counts[2] += !proven && !nan;
-        finish(out, i * n + j, out_type, s32, alpha);
+        finish(p.outputs, i, j, n, s32);
     }
 #pragma unroll
     for (int path = 0; path < 3; path++) {
         int count = counts[path];
         for (int lanes = 1; lanes < 32; lanes *= 2) count += __shfl_xor_sync(ALL_LANES, count, lanes);
-        if (threadIdx.x % 32 == 0 && count != 0) atomicAdd(paths + path, (u64)count);
+        if (threadIdx.x % 32 == 0 && count != 0) atomicAdd(p.paths + path, (u64)count);
     }
 }
 EXPORT(matmul_mma)

@@ -11,7 +11,7 @@
 //             sums <<= WIDTH * (levels since the last one)          Horner's scheme in the window base
 //             for each stage: wait full; wgmma; when they are done: arrive `empty`
 //         units = PLANES == 1 ? sums : hh 4096 + (ss - hh - ll) 64 + ll
-//         out = round(f32(units * 2^exponent) * alpha)
+//         out = round(f32(units * 2^exponent) * alpha_i + bias_j)
 //
 // A product of blocks of windows p and q is an exact integer in units of 2^(base_a + base_b + WIDTH (p + q) +
 // const), so the sums of a level share one unit for each output, and the whole of K is one integer in units
@@ -44,7 +44,6 @@ namespace fp4 {
 
 constexpr int TILE_M = TILE_ROWS;
 constexpr int RING_STAGES = 4;
-constexpr int WGMMA_THREADS = 384;
 constexpr int LEVELS = 2 * WINDOWS - 1;
 constexpr int NO_SLOT = -1;
 
@@ -68,22 +67,9 @@ struct WgmmaShape {
     static constexpr int COLUMNS = COUNTS + LEVELS * 4 + 4;    // the columns' base, NAN_COLUMN if NaN
     static constexpr int BYTES = COLUMNS + TILE_N * 4;
 };
-// The host asks for this much: `src/matmul/wgmma.rs` has the same number.
-constexpr int WGMMA_SHARED = 4 * 49152 + 1280;
 static_assert(WgmmaShape<32>::BYTES <= WGMMA_SHARED && WgmmaShape<16>::BYTES <= WGMMA_SHARED, "");
 
 constexpr int NAN_COLUMN = -0x7FFFFFFF;
-
-struct WgmmaArgs {
-    Folded a, b;
-    const u8* zeros; // a block of zeros
-    void* out;
-    int out_type;
-    float alpha;
-    int k_pad;
-    u8* todo;        // for each tile, whether it is left to another kernel
-    u64* paths;      // null, or counters of outputs: narrow, planes, wide
-};
 
 // A sum below 2^45 times 2^exponent, rounded once.
 template <class Units>
@@ -95,21 +81,23 @@ __device__ __forceinline__ float round_units(Units units, int exponent) {
     return round_int64(units, exponent);
 }
 
-// Two neighbouring outputs, as one store where they are aligned.
-__device__ __forceinline__ void finish_pair(void* out, i64 index, bool both, int type, float x, float y, float alpha) {
-    float first = __fmul_rn(x, alpha), second = __fmul_rn(y, alpha);
+// Two neighbouring outputs of row i from column j on, as one store where they are aligned.
+__device__ __forceinline__ void finish_pair(const Outputs& to, i64 i, i64 j, int n, float alpha, float x, float y) {
+    const bool both = j + 1 < n;
+    const i64 index = i * n + j;
+    float first = finish_value(to, x, alpha, j), second = both ? finish_value(to, y, alpha, j + 1) : 0.0f;
     if (both && index % 2 == 0) {
-        if (type == F32) {
-            *(float2*)((float*)out + index) = make_float2(DenseF32::narrow(first), DenseF32::narrow(second));
+        if (to.out_type == F32) {
+            *(float2*)((float*)to.out + index) = make_float2(DenseF32::narrow(first), DenseF32::narrow(second));
         } else {
-            u32 low = type == F16 ? DenseF16::narrow(first) : DenseBf16::narrow(first);
-            u32 high = type == F16 ? DenseF16::narrow(second) : DenseBf16::narrow(second);
-            *(u32*)((u16*)out + index) = low | (high << 16);
+            u32 low = to.out_type == F16 ? DenseF16::narrow(first) : DenseBf16::narrow(first);
+            u32 high = to.out_type == F16 ? DenseF16::narrow(second) : DenseBf16::narrow(second);
+            *(u32*)((u16*)to.out + index) = low | (high << 16);
         }
         return;
     }
-    store_dense(out, index, type, first);
-    if (both) store_dense(out, index + 1, type, second);
+    store_dense(to.out, index, to.out_type, first);
+    if (both) store_dense(to.out, index + 1, to.out_type, second);
 }
 
 // The entries of one step in the tiles of a block; sets are empty past the operand.
@@ -315,6 +303,7 @@ __device__ __forceinline__ void wgmma_matmul(const WgmmaArgs& p) {
     for (int r = 0; r < 16 && first_row + r < p.a.rows; r++) {
         const int row = first_row + r, row_exponent = exponent + p.a.bases[row];
         const bool row_nan = p.a.meta[row].nan != 0;
+        const float alpha = row_alpha(p.outputs, row);
         for (int at = 2 * lane; at < TILE_N; at += 64) {
             const int column = tile_n * TILE_N + at;
             if (column >= p.b.rows) break;
@@ -325,7 +314,7 @@ __device__ __forceinline__ void wgmma_matmul(const WgmmaArgs& p) {
                 const Units units = rows[r * Shape::PITCH + at + i];
                 s32[i] = row_nan || base == NAN_COLUMN ? __uint_as_float(NAN_F32) : round_units(units, row_exponent + base);
             }
-            finish_pair(p.out, (i64)row * p.b.rows + column, column + 1 < p.b.rows, p.out_type, s32[0], s32[1], p.alpha);
+            finish_pair(p.outputs, row, column, p.b.rows, alpha, s32[0], s32[1]);
         }
     }
     if (p.paths != nullptr && thread == 128) {
@@ -335,18 +324,9 @@ __device__ __forceinline__ void wgmma_matmul(const WgmmaArgs& p) {
     }
 }
 
-#define WGMMA_KERNEL(name, G)                                                                                     \
-    KERNEL_BOUNDS(384, 1)                                                                                         \
-    void name(const fp4::u8* a_blocks, const fp4::u32* a_entries, const fp4::u32* a_incomplete, const int* a_bases, \
-              const fp4::RowMeta* a_meta, int a_extra, const fp4::u8* b_blocks, const fp4::u32* b_entries,         \
-              const fp4::u32* b_incomplete, const int* b_bases, const fp4::RowMeta* b_meta, int b_extra,           \
-              const fp4::u8* zeros, void* out, int out_type, float alpha, int m, int n, int k_pad, fp4::u8* todo,  \
-              fp4::u64* paths) {                                                                                  \
-        fp4::WgmmaArgs args = {{a_blocks, a_entries, a_incomplete, a_bases, a_meta, m, a_extra},                   \
-                               {b_blocks, b_entries, b_incomplete, b_bases, b_meta, n, b_extra},                   \
-                               zeros, out, out_type, alpha, k_pad, todo, paths};                                   \
-        fp4::wgmma_matmul<G>(args);                                                                               \
-    }                                                                                                             \
+#define WGMMA_KERNEL(name, G)                              \
+    KERNEL_BOUNDS(fp4::WGMMA_THREADS, 1)                   \
+    void name(fp4::WgmmaArgs p) { fp4::wgmma_matmul<G>(p); } \
     EXPORT(name)
 
 #endif // FP4_SM == 90

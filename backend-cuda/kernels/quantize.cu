@@ -21,30 +21,23 @@
 
 using namespace fp4;
 
-#define QUANTIZE(name, Dense)                                                                      \
-    KERNEL void name(const Dense::Value* x, const u8* given, u8* codes, u8* scales, int k,         \
-                     int k_pad, int group, int scale_type, int tie, float divisor,                 \
-                     float global_scale) {                                                         \
-        Settings set = {group, scale_type, tie, divisor, global_scale};                            \
-        quantize_row<Dense>(x, blockIdx.x, (int)threadIdx.x, (int)blockDim.x, given, codes, scales, k, k_pad, set);                              \
-    }                                                                                              \
+#define QUANTIZE(name, Dense)                                                       \
+    KERNEL void name(QuantizeArgs p) {                                              \
+        quantize_row<Dense>(p, blockIdx.x, (int)threadIdx.x, (int)blockDim.x);      \
+    }                                                                               \
     EXPORT(name)
 
 QUANTIZE(quantize_f32, DenseF32)
 QUANTIZE(quantize_f16, DenseF16)
 QUANTIZE(quantize_bf16, DenseBf16)
 
-#define TRANSFORM_QUANTIZE(name, Dense)                                                            \
-    KERNEL_BOUNDS(256, 2)                                                                          \
-    void name(const Dense::Value* x, const Dense::Value* transform, int block, int shared_block,   \
-              const u8* given, u8* codes, u8* scales, i64 rows, int k, int k_pad, int group,       \
-              int scale_type, int tie, float divisor, float global_scale) {                        \
-        SHARED(float, xs, [STRIP_COLS * X_STRIDE]);                                                 \
-        SHARED(float, ts, [SLAB * T_STRIDE]);                                                      \
-        Settings set = {group, scale_type, tie, divisor, global_scale};                            \
-        transform_quantize<Dense>(x, transform, block, shared_block, given, codes, scales, rows,   \
-                                  k, k_pad, set, xs, ts);                                          \
-    }                                                                                              \
+#define TRANSFORM_QUANTIZE(name, Dense)                                             \
+    KERNEL_BOUNDS(256, 2)                                                           \
+    void name(QuantizeArgs p) {                                                     \
+        SHARED(float, xs, [STRIP_COLS * X_STRIDE]);                                 \
+        SHARED(float, ts, [SLAB * T_STRIDE]);                                       \
+        transform_quantize<Dense>(p, xs, ts);                                       \
+    }                                                                               \
     EXPORT(name)
 
 TRANSFORM_QUANTIZE(transform_quantize_f32, DenseF32)
@@ -52,13 +45,15 @@ TRANSFORM_QUANTIZE(transform_quantize_f16, DenseF16)
 TRANSFORM_QUANTIZE(transform_quantize_bf16, DenseBf16)
 
 // Metadata of the rows of an operand, MXFP4 (scale_type e8m0) or NVFP4 (e4m3): a warp a row.
-KERNEL void row_meta(const u8* codes, const u8* scales, RowMeta* meta, i64 rows, int k_pad, int scale_type) {
+KERNEL void row_meta(RowMetaArgs p) {
     i64 row = (i64)blockIdx.x * (blockDim.x / 32) + threadIdx.x / 32;
-    if (row >= rows) return; // whole warps
+    if (row >= p.rows) return; // whole warps
     int lane = threadIdx.x % 32;
     auto uncounted = [](u32) {};
-    RowMeta described = scale_type == E8M0 ? describe_row<32>(codes, scales, row, k_pad, lane, uncounted)
-                                           : describe_row<16>(codes, scales, row, k_pad, lane, uncounted);
-    if (lane == 0) meta[row] = described;
+    const u8 *codes = p.operand.codes, *scales = p.operand.scales;
+    RowMeta described = p.scale_type == E8M0
+                            ? describe_row<32>(codes, scales, row, p.k_pad, lane, uncounted)
+                            : describe_row<16>(codes, scales, row, p.k_pad, lane, uncounted);
+    if (lane == 0) p.operand.meta[row] = described;
 }
 EXPORT(row_meta)

@@ -20,7 +20,7 @@
 namespace fp4 {
 
 __device__ __forceinline__ void fold_format(int scale_type, const u8* codes, const u8* scales, int first_row, int rows,
-                                            int k_pad, const FoldTo& to, FoldScratch& scratch) {
+                                            int k_pad, const FoldedOperand& to, FoldScratch& scratch) {
     if (scale_type == E8M0) {
         fold_eight<32>(codes, scales, first_row, rows, k_pad, to, scratch);
     } else {
@@ -42,46 +42,40 @@ __device__ __forceinline__ bool last_to_arrive(u32* arrivals, int blocks, u32* l
 
 using namespace fp4;
 
-#define QUANTIZE_FOLD(name, Dense)                                                                             \
-    KERNEL_BOUNDS(256, 2)                                                                                      \
-    void name(const Dense::Value* x, u8* codes, u8* scales, int rows, int k, int k_pad, int scale_type,         \
-              int tie, float divisor, float global_scale, u8* blocks, u32* entries, u32* incomplete,            \
-              int* bases, RowMeta* meta, int extra) {                                                          \
-        SHARED(FoldScratch, scratch, [1]);                                                                     \
-        Settings set = {scale_type == E8M0 ? 32 : 16, scale_type, tie, divisor, global_scale};                 \
-        int first_row = (int)blockIdx.x * FOLD_ROWS, row = first_row + (int)threadIdx.x / 32;                  \
-        quantize_row<Dense>(x, row < rows ? row : -1, (int)threadIdx.x % 32, 32, nullptr, codes, scales, k,    \
-                            k_pad, set);                                                                       \
-        __syncthreads();                                                                                       \
-        FoldTo to = {blocks, entries, incomplete, bases, meta, extra};                                         \
-        fold_format(scale_type, codes, scales, first_row, rows, k_pad, to, scratch[0]);                        \
-    }                                                                                                          \
+#define QUANTIZE_FOLD(name, Dense)                                                              \
+    KERNEL_BOUNDS(FOLD_THREADS, 2)                                                              \
+    void name(QuantizeFoldArgs p) {                                                             \
+        SHARED(FoldScratch, scratch, [1]);                                                      \
+        const QuantizeArgs& q = p.quantize;                                                     \
+        int first_row = (int)blockIdx.x * FOLD_ROWS, row = first_row + (int)threadIdx.x / 32;   \
+        quantize_row<Dense>(q, row < q.rows ? row : -1, (int)threadIdx.x % 32, 32);             \
+        __syncthreads();                                                                        \
+        fold_format(q.set.scale_type, q.codes, q.scales, first_row, (int)q.rows, q.k_pad, p.to, \
+                    scratch[0]);                                                                \
+    }                                                                                           \
     EXPORT(name)
 
 QUANTIZE_FOLD(quantize_fold_f32, DenseF32)
 QUANTIZE_FOLD(quantize_fold_f16, DenseF16)
 QUANTIZE_FOLD(quantize_fold_bf16, DenseBf16)
 
-#define TRANSFORM_QUANTIZE_FOLD(name, Dense)                                                                   \
-    KERNEL_BOUNDS(256, 2)                                                                                      \
-    void name(const Dense::Value* x, const Dense::Value* transform, int block, int shared_block, u8* codes,     \
-              u8* scales, int rows, int k, int k_pad, int scale_type, int tie, float divisor,                   \
-              float global_scale, u8* blocks, u32* entries, u32* incomplete, int* bases, RowMeta* meta,         \
-              int extra, u32* arrivals) {                                                                      \
-        SHARED(float, xs, [STRIP_COLS * X_STRIDE]);                                                            \
-        SHARED(float, ts, [SLAB * T_STRIDE]);                                                                  \
-        SHARED(u32, last, [1]);                                                                                \
-        Settings set = {scale_type == E8M0 ? 32 : 16, scale_type, tie, divisor, global_scale};                 \
-        transform_quantize<Dense>(x, transform, block, shared_block, nullptr, codes, scales, rows, k, k_pad,   \
-                                  set, xs, ts);                                                                \
-        int across = k_pad / STRIP_COLS, strip = (int)blockIdx.x / across;                                     \
-        if (!last_to_arrive(arrivals + strip, across, last)) return;                                           \
-        static_assert(sizeof(FoldScratch) <= sizeof(float) * STRIP_COLS * X_STRIDE, "takes the place of x");   \
-        FoldTo to = {blocks, entries, incomplete, bases, meta, extra};                                         \
-        for (int row = strip * STRIP_ROWS; row < (strip + 1) * STRIP_ROWS; row += FOLD_ROWS) {                 \
-            fold_format(scale_type, codes, scales, row, rows, k_pad, to, *(FoldScratch*)xs);                   \
-        }                                                                                                      \
-    }                                                                                                          \
+#define TRANSFORM_QUANTIZE_FOLD(name, Dense)                                                    \
+    KERNEL_BOUNDS(256, 2)                                                                       \
+    void name(QuantizeFoldArgs p) {                                                             \
+        SHARED(float, xs, [STRIP_COLS * X_STRIDE]);                                             \
+        SHARED(float, ts, [SLAB * T_STRIDE]);                                                   \
+        SHARED(u32, last, [1]);                                                                 \
+        const QuantizeArgs& q = p.quantize;                                                     \
+        transform_quantize<Dense>(q, xs, ts);                                                   \
+        int across = q.k_pad / STRIP_COLS, strip = (int)blockIdx.x / across;                    \
+        if (!last_to_arrive(p.arrivals + strip, across, last)) return;                          \
+        static_assert(sizeof(FoldScratch) <= sizeof(float) * STRIP_COLS * X_STRIDE,             \
+                      "takes the place of x");                                                  \
+        for (int row = strip * STRIP_ROWS; row < (strip + 1) * STRIP_ROWS; row += FOLD_ROWS) {  \
+            fold_format(q.set.scale_type, q.codes, q.scales, row, (int)q.rows, q.k_pad, p.to,   \
+                        *(FoldScratch*)xs);                                                     \
+        }                                                                                       \
+    }                                                                                           \
     EXPORT(name)
 
 TRANSFORM_QUANTIZE_FOLD(transform_quantize_fold_f32, DenseF32)

@@ -10,12 +10,10 @@ use std::sync::Arc;
 use fp4_core::{Error, Format, Packed, PackedShape, PreparedWeight, padded_k};
 
 use super::folded::{FoldShape, Folded};
+use crate::build::arguments::{PackedOperand, RowMeta};
 use crate::device::buffer::Buffer;
 use crate::device::gpu::Gpu;
 use crate::device::launch::int;
-
-/// Bytes of one row's metadata: the four ints of `RowMeta` in `kernels/format.cuh`.
-const META_BYTES: usize = 16;
 
 /// A packed matrix in device memory, with its row metadata.
 #[derive(Debug)]
@@ -32,6 +30,8 @@ pub struct CudaOperand {
     /// Host values on their way in, and bytes without padding on their way in or out.
     pub(crate) input: Buffer,
     pub(crate) staging: Buffer,
+    /// What the last quantization did, where it was asked.
+    pub(crate) counts: Buffer,
     pub(crate) gpu: Arc<Gpu>,
 }
 
@@ -47,6 +47,7 @@ impl CudaOperand {
             folds: false,
             input: Buffer::default(),
             staging: Buffer::default(),
+            counts: Buffer::default(),
             gpu: gpu.clone(),
         })
     }
@@ -58,7 +59,8 @@ impl CudaOperand {
 
     /// Bytes of device memory held.
     pub(crate) fn allocated_bytes(&self) -> usize {
-        let own = [&self.codes, &self.scales, &self.meta, &self.input, &self.staging];
+        let CudaOperand { codes, scales, meta, input, staging, counts, .. } = self;
+        let own = [codes, scales, meta, input, staging, counts];
         own.iter().map(|buffer| buffer.len()).sum::<usize>() + self.folded.allocated_bytes()
     }
 
@@ -81,8 +83,8 @@ impl CudaOperand {
         let stream = &self.gpu.stream;
         self.codes.reserve(stream, padded.codes_len())?;
         self.scales.reserve(stream, padded.scales_len())?;
-        let (rows, cols) = (shape.rows(), META_BYTES);
-        let meta = rows.checked_mul(META_BYTES).ok_or(Error::ShapeOverflow { rows, cols })?;
+        let (rows, cols) = (shape.rows(), size_of::<RowMeta>());
+        let meta = rows.checked_mul(size_of::<RowMeta>()).ok_or(Error::ShapeOverflow { rows, cols })?;
         self.meta.reserve(stream, meta)?;
         (self.shape, self.k_pad, self.folds) = (shape, k_pad, folds);
         Ok(())
@@ -108,16 +110,24 @@ impl CudaOperand {
             format: self.shape.expect_format()?,
             rows: self.shape.rows(),
             k_pad: self.k_pad,
-            codes: self.codes.address(),
-            scales: self.scales.address(),
-            meta: self.meta.address(),
+            packed: self.packed(),
         })
+    }
+
+    /// As the kernels take it.
+    pub(crate) fn packed(&self) -> PackedOperand {
+        PackedOperand {
+            codes: self.codes.pointer(),
+            scales: self.scales.pointer(),
+            meta: self.meta.pointer(),
+        }
     }
 
     /// Drops what only conversions need: a weight is converted once.
     pub(crate) fn trim(&mut self) {
         self.input = Buffer::default();
         self.staging = Buffer::default();
+        self.counts = Buffer::default();
     }
 }
 

@@ -2,10 +2,11 @@
 
 use fp4_core::{Dim, Error, PackedMut, PackedView};
 
-use crate::build::sources::LAYOUT;
+use crate::build::arguments::PadArgs;
+use crate::build::kernels::PAD_BYTES;
 use crate::device::buffer::Buffer;
 use crate::device::gpu::Gpu;
-use crate::device::launch::{Arg, blocks_for, int};
+use crate::device::launch::{Grid, int};
 use crate::operand::folded::Folded;
 use crate::operand::packed::CudaOperand;
 
@@ -68,12 +69,13 @@ fn repad(
     rows: usize,
     [from_cols, to_cols]: [usize; 2],
 ) -> Result<(), Error> {
-    let args = [
-        Arg::Pointer(from.address()),
-        Arg::Pointer(to.address()),
-        Arg::I64(rows as i64),
-        Arg::I32(int(from_cols)?),
-        Arg::I32(int(to_cols)?),
-    ];
-    gpu.launch((&LAYOUT, "pad_bytes"), blocks_for(rows * to_cols, 256), 256, &args)
+    let args = PadArgs {
+        from: from.pointer(),
+        to: to.pointer(),
+        rows: rows as i64,
+        from_cols: int(from_cols)?,
+        to_cols: int(to_cols)?,
+    };
+    // SAFETY: the callers made room for `rows` rows of either width.
+    unsafe { gpu.launch(&PAD_BYTES[0], Grid::for_each(rows * to_cols), &args) }
 }
