@@ -1,10 +1,10 @@
-// What host and device agree on: numbers that name types, sizes of tiles, and the arguments of every
-// kernel, each one struct.
+// What host and device agree on: numbers that name types, sizes of tiles, and the arguments of
+// every kernel, each one struct.
 //
 // The host reads this very file: src/build/header.rs takes the constants from it when the crate is
 // compiled, and compares the fields of every struct with its own, name by name and type by type. So
-// a constant here is one line, `constexpr int NAME = NUMBER;`, a field is one line, and each struct is
-// followed by a static_assert of its size.
+// a constant here is one line, `constexpr int NAME = NUMBER;`, a field is one line, and each struct
+// is followed by a static_assert of its size.
 //
 // Pointers are device addresses; null where a comment allows it.
 #pragma once
@@ -60,7 +60,8 @@ constexpr int EXACT_LIMBS = 10;           // 64-bit limbs of the widest sum (exa
 // ---- operands: codes (rows, k_pad / 2), scales (rows, k_pad / G), k_pad a multiple of 128
 
 // What the kernels choose their path by, one for each row of an operand. A group is live if its
-// scale is finite and nonzero and its codes are not all +-0; the others add nothing and do not count.
+// scale is finite and nonzero and its codes are not all +-0; the others add nothing and do not
+// count.
 struct RowMeta {
     int low;  // least e8m0 byte over the live groups, 0 if there are none; 0 under e4m3
     int high; // largest

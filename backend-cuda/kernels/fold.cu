@@ -1,6 +1,6 @@
-// The folded operand of packed codes and scales that come from elsewhere: a weight, once, or imported
-// activations. What this backend quantizes it folds in the same pass: quantize_fold.cu. The algorithm is told
-// in fold_rows.cuh. Not yet run on hardware.
+// The folded operand of packed codes and scales that come from elsewhere: a weight, once, or
+// imported activations. What this backend quantizes it folds in the same pass: quantize_fold.cu.
+// The algorithm is told in fold_rows.cuh. Not yet run on hardware.
 #include "fold_rows.cuh"
 
 #if FP4_SM == 90 // what reads the folded form runs there alone

@@ -1,7 +1,7 @@
 // Dequantization (C4.4), the 128x4-tile scale layout (C7) and K padding (C8).
 //
 //     value   = round(value(code) * (decode(scale) * gs))
-//     offset  = tile * 512 + (r % 32) * 16 + (r / 32) * 4 + c     inside a tile of 128 x 4 scale bytes
+//     offset  = tile * 512 + (r % 32) * 16 + (r / 32) * 4 + c   inside a tile of 128 x 4 bytes
 //
 // One thread an output element (or byte); every kernel moves memory and does next to nothing else.
 // Worked example: row 33, column 2 sits at (33 % 32) * 16 + 1 * 4 + 2 = 22 in its tile.
@@ -28,8 +28,8 @@ KERNEL void dequantize(DequantizeArgs p) {
 }
 EXPORT(dequantize)
 
-// Wider rows are filled up with zero bytes, narrower ones cut. Codes and scale bytes alike: padding is
-// zero codes and zero scale bytes.
+// Wider rows are filled up with zero bytes, narrower ones cut. Codes and scale bytes alike: padding
+// is zero codes and zero scale bytes.
 KERNEL void pad_bytes(PadArgs p) {
     i64 index = thread_index();
     if (index >= p.rows * p.to_cols) return;

@@ -10,17 +10,19 @@
 //             sum += (dot * multiplier of a's group) * multiplier of b's group           int64
 //     merge the ranges: integer atomics; the last block to arrive rounds (C6) and leaves zeros
 //
-// The weights are the A operand of the mma (16 rows) and the activations its B operand (8 columns). A
-// lane t of four reads one word of a row's 16 bytes, the codes k = 8t .. 8t + 7. For MXFP4 it takes the
-// low four for its mma slots 4t .. and the high four for 16 + 4t ..; since both operands do, the order
-// inside a group does not matter. An NVFP4 group is 16 k, the words of two lanes; lanes t and t ^ 2 swap
-// their high halves, so that each holds four codes of both groups for two mma of k = 16:
+// The weights are the A operand of the mma (16 rows) and the activations its B operand (8 columns).
+// A lane t of four reads one word of a row's 16 bytes, the codes k = 8t .. 8t + 7. For MXFP4 it
+// takes the low four for its mma slots 4t .. and the high four for 16 + 4t ..; since both operands
+// do, the order inside a group does not matter. An NVFP4 group is 16 k, the words of two lanes;
+// lanes t and t ^ 2 swap their high halves, so that each holds four codes of both groups for two
+// mma of k = 16:
 //
 //     lane        0         1         2         3
 //     first   w0 low    w1 low    w0 high   w1 high      of the group of words w0, w1
 //     second  w2 high   w3 high   w2 low    w3 low       of the group of words w2, w3
 //
-// Plus and minus need 7 instructions for 8 codes where signed bytes need 11; the tensor cores idle anyway.
+// Plus and minus need 7 instructions for 8 codes where signed bytes need 11; the tensor cores idle
+// anyway.
 //
 // Bound. Let D = 144 G be the largest dot of a group. Multipliers are integers:
 //
@@ -31,13 +33,15 @@
 //     NVFP4  e4m3 in units of 2^-9, at most 15 * 2^14: 2304 * 229,376 < 2^31, and all sums of up to
 //            65,536 groups (K = 2^20) are below 2^63.
 //
-// The first makes `dot * multiplier` exact in 32 bits, the second makes the other multiplier an int32, and
-// their product is exact in 64. Sums wrap modulo 2^64, so only the last needs the third: it is in range, in
-// any order and for any split. A group that is not live has dot 0 whatever its multiplier; a NaN scale
-// makes the output NaN. An output that does not pass goes the wide path (exact.cuh), alone.
+// The first makes `dot * multiplier` exact in 32 bits, the second makes the other multiplier an
+// int32, and their product is exact in 64. Sums wrap modulo 2^64, so only the last needs the third:
+// it is in range, in any order and for any split. A group that is not live has dot 0 whatever its
+// multiplier; a NaN scale makes the output NaN. An output that does not pass goes the wide path
+// (exact.cuh), alone.
 //
-// Cost: for 32 k of 16 rows, a warp expands in 14 instructions and for each group takes 4 NT multiplications
-// and as many multiply-adds of 64 bits. The kernel should be bound by memory but for NVFP4 with NT = 2.
+// Cost: for 32 k of 16 rows, a warp expands in 14 instructions and for each group takes 4 NT
+// multiplications and as many multiply-adds of 64 bits. The kernel should be bound by memory but
+// for NVFP4 with NT = 2.
 #include "exact.cuh"
 
 namespace fp4 {
@@ -126,7 +130,8 @@ __device__ __forceinline__ void decode(const DecodeArgs& p) {
     __syncthreads();
     const u32 low_magnitudes = magnitudes[0], high_magnitudes = magnitudes[1];
 
-    // Each lane copies four of the 128 16-byte chunks of a stage; chunk c of row r lies at c ^ (r % 8).
+    // Each lane copies four of the 128 16-byte chunks of a stage; chunk c of row r lies at c ^ (r %
+    // 8).
     auto copy_stage = [&](int stage) {
         int k = begin + stage * STAGE_K;
         if (k < end) {
@@ -217,8 +222,8 @@ __device__ __forceinline__ void decode(const DecodeArgs& p) {
                 }
 #pragma unroll
                 for (int half = 0; half < 2; half++) {
-                    // A set sign bit selects the sign of a magnitude, 0: of the codes as they are the positive
-                    // ones remain, with the sign bits flipped the negative ones.
+                    // A set sign bit selects the sign of a magnitude, 0: of the codes as they are
+                    // the positive ones remain, with the sign bits flipped the negative ones.
                     const u32 codes_0 = halves<G>(words[2 * half], t), codes_1 = halves<G>(words[2 * half + 1], t);
                     const u32 parts[4] = {codes_0, codes_1, codes_0 >> 16, codes_1 >> 16};
                     unsigned plus[4], minus[4];

@@ -1,25 +1,30 @@
-// The int8 tensor-core matmul for every device since sm_80: complete and exact for every input (C6).
+// The int8 tensor-core matmul for every device since sm_80: complete and exact for every input
+// (C6).
 //
-// A block of 4 warps computes a tile of 64 x 64 outputs, a warp 32 x 32 of them, as 2 x 4 fragments of
-// mma.sync: m16n8k32 for a group of MXFP4, m16n8k16 for a group of NVFP4. Packed codes come through a ring
-// of three stages of 128 columns by cp.async and are expanded in registers. Exact sums commute, so
-// k may be permuted inside a group as long as A and B agree: a lane takes one packed word (or half word)
-// of a row, whatever k the fragment layout gives it.
+// A block of 4 warps computes a tile of 64 x 64 outputs, a warp 32 x 32 of them, as 2 x 4 fragments
+// of mma.sync: m16n8k32 for a group of MXFP4, m16n8k16 for a group of NVFP4. Packed codes come
+// through a ring of three stages of 128 columns by cp.async and are expanded in registers. Exact
+// sums commute, so k may be permuted inside a group as long as A and B agree: a lane takes one
+// packed word (or half word) of a row, whatever k the fragment layout gives it.
 //
 // Three sums, chosen by the tile's row metadata, on the device:
 //
-//   fold   (MXFP4) every row of the tile spans at most 3 exponents: scales are shifted into the bytes, one
-//          int32 accumulator runs over all of K. A byte is at most 12 << 3 = 96, so |sum| <= 96^2 * K < 2^31
-//          for K <= 233,016; the host says whether K is.  S = sum * 2^(low_a + low_b - 2)
-//   int64  one int32 dot product a group, at most 144 * G; times A's factor it must fit an int32, times B's
-//          an int64:
-//            MXFP4  factor = 2^(e - low): 4608 * 2^18 < 2^31 bounds A's spread by 18, 2^30 < 2^31 B's by 30,
-//                   and 4608 * groups * 2^(spread_a + spread_b) < 2^63 gives the host's joint_limit
-//            NVFP4  factor = scale in units of 2^-9, at most 15 * 2^14: 2304 * 15 * 2^14 < 2^30, and
-//                   65536 groups fit 2^63; the host takes another kernel for more.  S = sum * 2^-20
+//   fold   (MXFP4) every row of the tile spans at most 3 exponents: scales are shifted into the
+//          bytes, one int32 accumulator runs over all of K. A byte is at most 12 << 3 = 96, so
+//          |sum| <= 96^2 * K < 2^31 for K <= 233,016; the host says whether K is.
+//          S = sum * 2^(low_a + low_b - 2)
+//   int64  one int32 dot product a group, at most 144 * G; times A's factor it must fit an int32,
+//          times B's an int64:
+//            MXFP4  factor = 2^(e - low): 4608 * 2^18 < 2^31 bounds A's spread by 18, 2^30 < 2^31
+//                   B's by 30, and 4608 * groups * 2^(spread_a + spread_b) < 2^63 gives the host's
+//                   joint_limit
+//            NVFP4  factor = scale in units of 2^-9, at most 15 * 2^14: 2304 * 15 * 2^14 < 2^30,
+//                   and 65536 groups fit 2^63; the host takes another kernel for more.
+//                   S = sum * 2^-20
 //   wide   (MXFP4) outputs past those bounds are computed one by one in 640 bits.
 //
-// Worked example of the fold: rows with scales 2^5 and 2^7 (low 5), code 7: bytes 12 and 12 << 2 = 48.
+// Worked example of the fold: rows with scales 2^5 and 2^7 (low 5), code 7: bytes 12
+// and 12 << 2 = 48.
 #include "exact.cuh"
 
 using namespace fp4;
@@ -42,8 +47,8 @@ struct Operands {
     int k_pad;
 };
 
-// What a group is worth in a sum: a shift for `fold`, a factor for int64. Groups that are not live have
-// dot product 0 and take 0, so that stray scale bytes cannot overflow.
+// What a group is worth in a sum: a shift for `fold`, a factor for int64. Groups that are not live
+// have dot product 0 and take 0, so that stray scale bytes cannot overflow.
 template <int SCALE_TYPE, bool FOLD>
 __device__ __forceinline__ int group_factor(u32 scale, int low, int high) {
     if (SCALE_TYPE == E4M3) return e4m3_units(scale);
@@ -99,7 +104,8 @@ struct Tile {
         }
         for (int s = 0; s < stages; s++) {
             cp_async_wait<STAGES - 2>();
-            // Everybody's copies of this stage are in, and everybody is done with the stage before it.
+            // Everybody's copies of this stage are in, and everybody is done with the stage before
+            // it.
             __syncthreads();
             if (s + STAGES - 1 < stages) load(in, ring, s + STAGES - 1, (s + STAGES - 1) % STAGES);
             cp_async_commit();
@@ -202,8 +208,8 @@ struct Tile {
     __device__ static __forceinline__ void group_k16(const u8*, const u8*, const int*, const int*, int, int,
                                                      int (&)[2][4][4]) {}
 
-    // sums += dot * factor_a * factor_b: the first product fits an int32, the second an int64. The sum of an
-    // output past the joint limit may wrap; it is not used.
+    // sums += dot * factor_a * factor_b: the first product fits an int32, the second an int64. The
+    // sum of an output past the joint limit may wrap; it is not used.
     __device__ static __forceinline__ void drain(const int (&dot)[4], const int* fa, const int* fb, i64 (&sums)[4]) {
 #pragma unroll
         for (int i = 0; i < 4; i++) {
@@ -213,7 +219,8 @@ struct Tile {
     }
 };
 
-// The shared memory of a block: the ring and the factors of two stages; at the end, the tile's sums.
+// The shared memory of a block: the ring and the factors of two stages; at the end, the tile's
+// sums.
 constexpr int RING_BYTES = STAGES * 2 * OPERAND_BYTES, FACTOR_BYTES = 2 * 2 * TILE * (STAGE_K / 16) * 4;
 static_assert(RING_BYTES + FACTOR_BYTES >= TILE * TILE * 8, "the sums take the place of the operands");
 

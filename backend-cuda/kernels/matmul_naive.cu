@@ -1,17 +1,17 @@
-// The readable matmul, the bottom of the ladder: one thread an output, complete for every input (C6).
+// The readable matmul: one thread an output, complete for every input (C6).
 //
 //     NaN row or column                    -> NaN
-//     NVFP4                                -> int64 in units of 2^-20, spilled to 640 bits every 2^20 of K
+//     NVFP4                                -> int64 in units of 2^-20, to 640 bits every 2^20 of K
 //     MXFP4, joint exponent spread narrow  -> int64 in units of 2^(low_a + low_b - 2)
 //     MXFP4 otherwise                      -> 640 bits
 //     out = round(f32(S) * alpha_i + bias_j), S rounded once (exact.cuh)
 //
 // Bound of the MXFP4 int64 path: a group's doubled dot product is at most 144 * 32 = 4608, so
-// |sum| <= 4608 * groups * 2^(spread_a + spread_b), which must stay below 2^63. The host passes the largest
-// joint spread for which it does: joint_limit = floor(log2((2^63 - 1) / (4608 * groups))).
+// |sum| <= 4608 * groups * 2^(spread_a + spread_b), which must stay below 2^63. The host passes the
+// largest joint spread for which it does: joint_limit = floor(log2((2^63 - 1) / (4608 * groups))).
 //
-// Worked example, one group, codes 7 and 7 in one element, scales 2^0 and 2^3: dot = 144, exponent 3 - 2,
-// S = 144 * 2 = 288 = 36 * 8.
+// Worked example, one group, codes 7 and 7 in one element, scales 2^0 and 2^3: dot = 144, exponent
+// 3 - 2, S = 144 * 2 = 288 = 36 * 8.
 //
 // The same sums without the rounding are the partial sums of a range of groups.
 #include "exact.cuh"
@@ -64,7 +64,8 @@ void matmul_naive(MatmulArgs p) {
 }
 EXPORT(matmul_naive)
 
-// Partial sums over the groups [first, end), at most NVFP4_INT64_GROUPS of them: units of 2^-20 and a NaN flag.
+// Partial sums over the groups [first, end), at most NVFP4_INT64_GROUPS of them: units of 2^-20 and
+// a NaN flag.
 KERNEL_BOUNDS(256, 1)
 void partial_nvfp4(PartialArgs p) {
     const u8 *a_codes = p.a.codes, *a_scales = p.a.scales, *b_codes = p.b.codes, *b_scales = p.b.scales;

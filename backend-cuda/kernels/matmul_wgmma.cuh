@@ -4,35 +4,36 @@
 //     block: 128 rows of A x TILE_N rows of B, accumulators in registers
 //     everyone counts the products (block of A, block of B) of each level, the sum of their windows
 //     if the bound below fails, or a tile has no folded form: todo[tile] = 1, and out
-//     warpgroup 0, one thread: for each level from the highest down, for each product of that level:
+//     warpgroup 0, one thread: for each level from the highest down, for each product:
 //         bulk copies of the two blocks into the ring, mbarrier `full`
 //     warpgroups 1 and 2, 64 rows each:
 //         for each level from the highest down:
-//             sums <<= WIDTH * (levels since the last one)          Horner's scheme in the window base
+//             sums <<= WIDTH * (levels since the last one)     Horner's scheme in the window base
 //             for each stage: wait full; wgmma; when they are done: arrive `empty`
 //         units = PLANES == 1 ? sums : hh 4096 + (ss - hh - ll) 64 + ll
 //         out = round(f32(units * 2^exponent) * alpha_i + bias_j)
 //
-// A product of blocks of windows p and q is an exact integer in units of 2^(base_a + base_b + WIDTH (p + q) +
-// const), so the sums of a level share one unit for each output, and the whole of K is one integer in units
-// of the lowest level, lowest. Data without outliers has one level and no shift.
+// A product of blocks of windows p and q is an exact integer in units of 2^(base_a + base_b + WIDTH
+// (p + q) + const), so the sums of a level share one unit for each output, and the whole of K is
+// one integer in units of the lowest level, lowest. Data without outliers has one level and no
+// shift.
 //
 // Bound. Let n_l be the number of products of level l and L the largest digit (fold.cuh):
 //
 //     32 * L^2 * sum over l of n_l * 2^(WIDTH (l - lowest)) <= 2^31 - 1
 //
-// One step adds at most 32 L^2 in units of its level, so this bounds the final sum, which then is its own
-// residue modulo 2^32, and wrapping on the way is harmless. With one level it is K <= 233,016 for MXFP4
-// (whole steps: 7281, K = 232,992) and 8285 steps, K = 265,120, for NVFP4.
+// One step adds at most 32 L^2 in units of its level, so this bounds the final sum, which then is
+// its own residue modulo 2^32, and wrapping on the way is harmless. With one level it is K <=
+// 233,016 for MXFP4 (whole steps: 7281, K = 232,992) and 8285 steps, K = 265,120, for NVFP4.
 //
 // NVFP4, three products (Karatsuba): with v = 64 hi + lo on both sides,
 //     a b = 4096 hi hi' + 64 ((hi + lo)(hi' + lo') - hi hi' - lo lo') + lo lo'.
-// The sums hh (L = 90) and ll (32) fit by the bound. The mixed sum hi lo' + lo hi' has terms of at most
-// 2 * 90 * 32 = 5760 < 90^2, so it fits as well, and ss - hh - ll is it modulo 2^32 although ss, with terms
-// of up to 122^2, may wrap. |units| < 2^31 * (4096 + 64 + 1) < 2^63.
+// The sums hh (L = 90) and ll (32) fit by the bound. The mixed sum hi lo' + lo hi' has terms of at
+// most 2 * 90 * 32 = 5760 < 90^2, so it fits as well, and ss - hh - ll is it modulo 2^32 although
+// ss, with terms of up to 122^2, may wrap. |units| < 2^31 * (4096 + 64 + 1) < 2^63.
 //
-// Cost: PLANES wgmma products a step; 48 KiB a stage for 4 (MXFP4: 128 x 256 x 32) or 2 (NVFP4: 128 x 128 x
-// 32, three products) steps; the count reads two or three words for each step.
+// Cost: PLANES wgmma products a step; 48 KiB a stage for 4 (MXFP4: 128 x 256 x 32) or 2 (NVFP4: 128
+// x 128 x 32, three products) steps; the count reads two or three words for each step.
 #pragma once
 
 #include "exact.cuh"
@@ -56,8 +57,8 @@ struct WgmmaShape {
     static constexpr int BLOCK_BYTES = PLANES * PLANE_BYTES;
     static constexpr int STEP_BYTES = (1 + B_TILES) * BLOCK_BYTES;
     static constexpr int STAGE_BYTES = STAGE_STEPS * STEP_BYTES;
-    // A finished tile in the ring: what its sums are, and the distance of rows, off by 32 bytes so that
-    // rows fall on different banks.
+    // A finished tile in the ring: what its sums are, and the distance of rows, off by 32 bytes so
+    // that rows fall on different banks.
     typedef typename Fold<G>::Units Units;
     static constexpr int PITCH = TILE_N + 32 / (int)sizeof(Units);
     static_assert(TILE_M * PITCH * (int)sizeof(Units) <= RING_STAGES * STAGE_BYTES, "");
@@ -128,7 +129,8 @@ __device__ __forceinline__ void wgmma_matmul(const WgmmaArgs& p) {
     const int thread = (int)threadIdx.x, group = thread / 128, lane = thread % 32;
     const int steps = p.k_pad / STEP_K, b_row_tiles = (p.b.rows + TILE_ROWS - 1) / TILE_ROWS;
 
-    // Eight tiles down, then one across, so that blocks which run together share operands in the cache.
+    // Eight tiles down, then one across, so that blocks which run together share operands in the
+    // cache.
     const int down = (p.a.rows + TILE_M - 1) / TILE_M, across = (p.b.rows + TILE_N - 1) / TILE_N;
     const int band = (int)blockIdx.x / (8 * across), in_band = (int)blockIdx.x % (8 * across);
     const int band_rows = down - 8 * band < 8 ? down - 8 * band : 8;
@@ -191,7 +193,8 @@ __device__ __forceinline__ void wgmma_matmul(const WgmmaArgs& p) {
                         unsigned char* stage = shared + slot * Shape::STAGE_BYTES;
                         if (filled == 0) {
                             mbarrier_wait(&empty[slot], parity);
-                            // A stage that is not full has zeros for A; whatever is in B does not matter.
+                            // A stage that is not full has zeros for A; whatever is in B does not
+                            // matter.
                             int copied = left < Shape::STAGE_STEPS ? left : Shape::STAGE_STEPS;
                             int missing = Shape::STAGE_STEPS - copied;
                             mbarrier_arrive_expect_tx(&full[slot], (u32)(copied * Shape::STEP_BYTES + missing * Shape::BLOCK_BYTES));
@@ -280,8 +283,8 @@ __device__ __forceinline__ void wgmma_matmul(const WgmmaArgs& p) {
 #pragma unroll
     for (int i = 0; i < PLANES; i++) wgmma_pin(sums[i]);
 
-    // Through shared memory to whole rows: each warp has 16 of them to itself. The ring is free once both
-    // warpgroups are here.
+    // Through shared memory to whole rows: each warp has 16 of them to itself. The ring is free
+    // once both warpgroups are here.
     typedef typename Shape::Units Units;
     named_barrier_sync(1, 256);
     const int warp = thread / 32 - 4;

@@ -2,20 +2,21 @@
 //
 //     y      = x, or per block: y[j] = round(fma chain over ascending i of x[i] * T[j][i])
 //     scale  = given, or encode(amax / (ss * gs))          amax NaN if any element is NaN
-//     code   = encode(y / (decode(scale) * gs)), or a zero with the sign of y where the divisor is 0
+//     code   = encode(y / (decode(scale) * gs)), or +-0 with the sign of y where it divides by 0
 //
-// A thread holds 8 consecutive columns of a row, so a group of G columns is G / 8 adjacent lanes, at most 16,
-// and its amax is a few shuffles. amax is taken over the bit patterns of |y|: as unsigned numbers they order
-// like the values, and every NaN lies above infinity. Columns from K to k_pad get codes 0 and scale bytes 0
-// (C8), so that a matmul needs no tail. A block walks along a row.
+// A thread holds 8 consecutive columns of a row, so a group of G columns is G / 8 adjacent lanes,
+// at most 16, and its amax is a few shuffles. amax is taken over the bit patterns of |y|: as
+// unsigned numbers they order like the values, and every NaN lies above infinity. Columns from K to
+// k_pad get codes 0 and scale bytes 0 (C8), so that a matmul needs no tail. A block walks along a
+// row.
 //
-// The transform kernel works on tiles of 64 rows by 128 columns. A thread computes 4 rows by 8 columns: for
-// each i it reads 4 values of x and 8 of T from shared memory for 32 FMAs. The chain of one output is
-// never split, so its rounding is the contract's. 128 columns hold whole blocks and whole groups, because
-// both are powers of two up to 128.
+// The transform kernel works on tiles of 64 rows by 128 columns. A thread computes 4 rows by 8
+// columns: for each i it reads 4 values of x and 8 of T from shared memory for 32 FMAs. The chain
+// of one output is never split, so its rounding is the contract's. 128 columns hold whole blocks
+// and whole groups, because both are powers of two up to 128.
 //
-// Worked example, NVFP4 with gs = 0.1 and ss = 6: a group with amax 3 has s = 3 / 0.6 = 5, byte 0x4A,
-// divisor 0.5, and 3 becomes code 7 (6 * 0.5).
+// Worked example, NVFP4 with gs = 0.1 and ss = 6: a group with amax 3 has s = 3 / 0.6 = 5, byte
+// 0x4A, divisor 0.5, and 3 becomes code 7 (6 * 0.5).
 #include "quantize.cuh"
 #include "row_meta.cuh"
 

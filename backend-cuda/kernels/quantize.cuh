@@ -1,5 +1,5 @@
-// The parts of quantization, for the kernels of quantize.cu and quantize_fold.cu (C4, C5); the rules and the
-// shape of the transform are told there.
+// The parts of quantization, for the kernels of quantize.cu and quantize_fold.cu (C4, C5); the
+// rules and the shape of the transform are told there.
 #pragma once
 
 #include "format.cuh"
@@ -51,8 +51,8 @@ __device__ __forceinline__ void add_counts(const Tally& tally, Counts* to) {
     }
 }
 
-// Quantizes the 8 columns from `col` that this lane holds. Every lane of the warp calls it; lanes with
-// col >= k_pad or without a row (row < 0) only take part in the shuffles.
+// Quantizes the 8 columns from `col` that this lane holds. Every lane of the warp calls it; lanes
+// with col >= k_pad or without a row (row < 0) only take part in the shuffles.
 __device__ __forceinline__ void quantize_eight(const float (&y)[8], i64 row, int col, const QuantizeArgs& p,
                                                Tally& tally) {
     const Settings& set = p.set;
@@ -104,7 +104,8 @@ __device__ __forceinline__ void quantize_eight(const float (&y)[8], i64 row, int
     }
 }
 
-// Quantizes one row by `lanes` threads, whole warps, of which this one has index `lane`; a row of -1 is none.
+// Quantizes one row by `lanes` threads, whole warps, of which this one has index `lane`; a row of
+// -1 is none.
 template <class Dense>
 __device__ __forceinline__ void quantize_row(const QuantizeArgs& p, i64 row, int lane, int lanes) {
     const typename Dense::Value* x = (const typename Dense::Value*)p.x;
@@ -123,8 +124,8 @@ constexpr int X_STRIDE = STRIP_ROWS + 4; // floats of a column of x; keeps 16-by
 constexpr int T_STRIDE = STRIP_COLS + 4; // floats of a row of T, and of a row of y
 static_assert(STRIP_ROWS * T_STRIDE <= STRIP_COLS * X_STRIDE, "y takes the place of x");
 
-// 256 threads: 16 across the columns, 16 down the rows. Shared memory: x as [column][row], and of T the 16
-// values of i at hand, as [i][column].
+// 256 threads: 16 across the columns, 16 down the rows. Shared memory: x as [column][row], and of T
+// the 16 values of i at hand, as [i][column].
 template <class Dense>
 __device__ __forceinline__ void transform_quantize(const QuantizeArgs& p, float* xs, float* ts) {
     const typename Dense::Value* x = (const typename Dense::Value*)p.x;

@@ -1,17 +1,18 @@
-// Quantization and folding in one pass: packed codes and scales, row metadata, and the int8 blocks that the
-// wgmma kernels read (C4, C5, C6). Not yet run on hardware.
+// Quantization and folding in one pass: packed codes and scales, row metadata, and the int8 blocks
+// that the wgmma kernels read (C4, C5, C6). Not yet run on hardware.
 //
 // The int8 blocks of a row depend on its base, and that on the exponents of the whole row. So
 //
 //     without a transform   a block takes 8 rows, a warp each along k, and then folds them
-//     with one              blocks take the tiles of 64 rows x 128 columns of quantize.cu; the last block to
-//                           finish a strip of 64 rows folds the strip, eight rows at a time
+//     with one              blocks take the tiles of 64 rows x 128 columns of quantize.cu; the last
+//                           block to finish a strip of 64 rows folds it, eight rows at a time
 //
-// Codes and scales are read again for folding, by the block that wrote them or from the L2 cache: they are half
-// a byte an element, where the values are two or four. The values are read once. What it costs: without a
-// transform M / 8 blocks, fewer than quantize.cu's M; with one, the strips that end last are folded by
-// as many multiprocessors as there are such strips. Windows other than 0, which outliers make, are the second
-// launch, fold_extras. Strips past the last row are folded too, so that every byte of a tile is written.
+// Codes and scales are read again for folding, by the block that wrote them or from the L2 cache:
+// they are half a byte an element, where the values are two or four. The values are read once. What
+// it costs: without a transform M / 8 blocks, fewer than quantize.cu's M; with one, the strips that
+// end last are folded by as many multiprocessors as there are such strips. Windows other than 0,
+// which outliers make, are the second launch, fold_extras. Strips past the last row are folded too,
+// so that every byte of a tile is written.
 #include "fold_rows.cuh"
 #include "quantize.cuh"
 
@@ -28,7 +29,8 @@ __device__ __forceinline__ void fold_format(int scale_type, const u8* codes, con
     }
 }
 
-// Whether this block is the last of `blocks` to arrive; if so, it sees what the others have written.
+// Whether this block is the last of `blocks` to arrive; if so, it sees what the others have
+// written.
 __device__ __forceinline__ bool last_to_arrive(u32* arrivals, int blocks, u32* last) {
     __threadfence(); // what this thread wrote is out before the arrival
     __syncthreads();
