@@ -106,16 +106,19 @@ int check_launch(const Function& function, Index grid, Index block, unsigned dyn
     return error::success;
 }
 
-// A pointer to another device's memory is an illegal access unless peers are mapped, which they are not.
+// A pointer to another device's memory is an illegal access unless peers are mapped, which they are not. Inside
+// a struct every aligned word is looked at: no number that a kernel takes is an address of the emulator's.
 std::string foreign_pointer(const Kernel& kernel, void* const* arguments, int device) {
     for (std::size_t i = 0; i < kernel.argument_bytes.size(); i++) {
-        if (!kernel.argument_is_pointer[i]) continue;
-        DevicePointer value;
-        std::memcpy(&value, arguments[i], sizeof value);
-        int owner = device_of(value);
-        if (owner >= 0 && owner != device)
-            return "kernel " + kernel.name + ": argument " + std::to_string(i) + " points to memory of device " +
-                   std::to_string(owner) + ", the launch is on device " + std::to_string(device);
+        if (!kernel.argument_may_point[i]) continue;
+        for (std::size_t at = 0; at + sizeof(DevicePointer) <= kernel.argument_bytes[i]; at += sizeof(DevicePointer)) {
+            DevicePointer value;
+            std::memcpy(&value, static_cast<unsigned char*>(arguments[i]) + at, sizeof value);
+            int owner = device_of(value);
+            if (owner >= 0 && owner != device)
+                return "kernel " + kernel.name + ": argument " + std::to_string(i) + " points to memory of device " +
+                       std::to_string(owner) + ", the launch is on device " + std::to_string(device);
+        }
     }
     return {};
 }

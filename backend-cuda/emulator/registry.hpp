@@ -16,7 +16,7 @@ struct Kernel {
     void (*call)(const void* function, void* const* arguments);
     const void* function;
     std::vector<std::size_t> argument_bytes;
-    std::vector<bool> argument_is_pointer;
+    std::vector<bool> argument_may_point; // pointers, and structs that may hold some
 };
 
 std::map<std::string, Kernel>& kernels();
@@ -26,7 +26,7 @@ public:
     template <class... P>
     Registration(const char* name, void (*function)(P...)) {
         kernels()[name] = {name, &call<P...>, reinterpret_cast<const void*>(function), {sizeof(P)...},
-                           {std::is_pointer_v<P>...}};
+                           {(std::is_pointer_v<P> || std::is_class_v<P>)...}};
     }
 
 private:

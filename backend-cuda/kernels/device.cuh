@@ -60,9 +60,9 @@ DEVICE unsigned char* dynamic_shared() {
     return fp4_dynamic_shared;
 }
 
-// PRMT as it is: byte i of the result is the byte of high:low that nibble i of `selector` names in its
-// low three bits, or eight times that byte's sign bit if the nibble's top bit is set. (__byte_perm masks
-// that bit away.)
+// PRMT as it is: byte i of the result is the byte of high:low that nibble i of `selector` names in
+// its low three bits, or eight times that byte's sign bit if the nibble's top bit is set.
+// (__byte_perm masks that bit away.)
 DEVICE unsigned permute_bytes(unsigned low, unsigned high, unsigned selector) {
     unsigned d;
     asm("prmt.b32 %0, %1, %2, %3;" : "=r"(d) : "r"(low), "r"(high), "r"(selector));
@@ -223,8 +223,8 @@ DEVICE void fence_proxy_async() { asm volatile("fence.proxy.async.shared::cta;" 
 //
 //     128 bytes: c ^ r        64 bytes: c ^ (r / 2)        32 bytes: c ^ (r / 4)
 //
-// that is, address bits 4.. are XORed with bits 7.. . The next k = 32 of a wider row starts 32 bytes
-// further: add 2 (32 >> 4) to the descriptor. Without swizzle every 8 x 16-byte piece is 128
+// that is, address bits 4.. are XORed with bits 7.. . The next k = 32 of a wider row starts 32
+// bytes further: add 2 (32 >> 4) to the descriptor. Without swizzle every 8 x 16-byte piece is 128
 // contiguous bytes, `lead_bytes` is the distance between pieces along k and `stride_bytes` along m
 // or n.
 //
@@ -305,8 +305,8 @@ FP4_WGMMA(256, 128, 128, 129, 130, 131, 132, 133)
 #undef FP4_WGMMA
 #undef FP4_WGMMA_ONE
 
-// d += A * B^T for 64 rows, N columns and k = 32; A is a descriptor or this thread's fragment, s8 or
-// u8; B is a descriptor, s8. With add = 0, d = A * B^T.
+// d += A * B^T for 64 rows, N columns and k = 32; A is a descriptor or this thread's fragment, s8
+// or u8; B is a descriptor, s8. With add = 0, d = A * B^T.
 template <int N, class A>
 DEVICE void wgmma_s8(int (&d)[N / 2], const A& a, unsigned long long b, int add = 1) {
     Fp4Wgmma<N>::s8(d, a, b, add);

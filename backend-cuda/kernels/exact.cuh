@@ -1,28 +1,26 @@
 // Exact sums on the device and their one rounding (C6).
 //
-// A product of two FP4 values with their scales is an integer times a power of two, a multiple of 2^-256
-// below 2^260. Three widths of sum, each exact inside its bound:
+// A product of two FP4 values with their scales is an integer times a power of two, a multiple of
+// 2^-256 below 2^260. Three widths of sum, each exact inside its bound:
 //
 //     int32   doubled codes with the scales folded in; matmul_mma.cu states its bound
 //     int64   units of 2^unit; for NVFP4 unit = -20 and K <= 2^20 always fits
 //     640 bit ExactSum in units of 2^-256: everything fits
 //
-// All end in round_to_f32: the magnitude's top 64 bits, with everything below OR-ed into the last, are
-// rounded once. Rounding twice would be wrong: 2^24 + 1 + 2^-30 lies above a tie and must go up, but
-// its f64 neighbour 2^24 + 1 is the tie itself and goes down to even.
+// All end in round_to_f32: the magnitude's top 64 bits, with everything below OR-ed into the last,
+// are rounded once. Rounding twice would be wrong: 2^24 + 1 + 2^-30 lies above a tie and must go
+// up, but its f64 neighbour 2^24 + 1 is the tie itself and goes down to even.
 #pragma once
 
 #include "format.cuh"
 
 namespace fp4 {
 
-// Groups of an NVFP4 row whose sum always fits an int64 in units of 2^-20:
-// |sum| <= groups * 144 * 16 * (15 * 2^14)^2 = 65536 * 1.3916e14 < 2^63.
-constexpr int NVFP4_INT64_GROUPS = 65536;
 constexpr int NVFP4_UNIT = -20;
 
-// Rounds (-1)^negative * significand * 2^exponent once to f32, to nearest even, overflow to infinity,
-// subnormals kept. Bit 0 of a normalized significand may stand for any nonzero rest below it.
+// Rounds (-1)^negative * significand * 2^exponent once to f32, to nearest even, overflow to
+// infinity, subnormals kept. Bit 0 of a normalized significand may stand for any nonzero rest below
+// it.
 __device__ __forceinline__ float round_to_f32(bool negative, u64 significand, int exponent) {
     if (significand == 0) return 0.0f; // an exact zero is +0
     int zeros = __clzll((i64)significand);
@@ -52,7 +50,7 @@ __device__ __forceinline__ float round_int64(i64 units, int exponent) {
 
 // A 640-bit two's complement integer in units of 2^-256.
 struct ExactSum {
-    static constexpr int LIMBS = 10;
+    static constexpr int LIMBS = EXACT_LIMBS;
     static constexpr int LOW = -256;
     u64 limbs[LIMBS];
 
@@ -107,7 +105,8 @@ struct ExactSum {
     }
 };
 
-// The exact dot product of two MXFP4 rows, rounded once: the wide path, right for every input without NaN.
+// The exact dot product of two MXFP4 rows, rounded once: the wide path, right for every input
+// without NaN.
 __device__ inline float exact_dot_mxfp4(const u8* codes_a, const u8* scales_a, const u8* codes_b,
                                         const u8* scales_b, int groups) {
     ExactSum sum;
@@ -141,9 +140,21 @@ __device__ inline float exact_dot_nvfp4(const u8* codes_a, const u8* scales_a, c
     return sum.round();
 }
 
-// The last two steps of C6: s32 * alpha in f32, then one rounding to the output type.
-__device__ __forceinline__ void finish(void* out, i64 index, int type, float s32, float alpha) {
-    store_dense(out, index, type, __fmul_rn(s32, alpha));
+// alpha of row i of A.
+__device__ __forceinline__ float row_alpha(const Outputs& to, i64 i) {
+    return to.row_scales == nullptr ? to.alpha : __fmul_rn(to.alpha, to.row_scales[i]);
+}
+
+// An output of column j in f32, before its one rounding. No bias is not a bias of 0: -0 + 0 is +0.
+__device__ __forceinline__ float finish_value(const Outputs& to, float s32, float alpha, i64 j) {
+    float y = __fmul_rn(s32, alpha);
+    return to.bias == nullptr ? y : __fadd_rn(y, to.bias[j]);
+}
+
+// The last steps of C6 for output (i, j) of rows of n: alpha of the row, bias of the column, then
+// one rounding to the output type, in which a NaN becomes canonical.
+__device__ __forceinline__ void finish(const Outputs& to, i64 i, i64 j, int n, float s32) {
+    store_dense(to.out, i * n + j, to.out_type, finish_value(to, s32, row_alpha(to, i), j));
 }
 
 } // namespace fp4

@@ -1,46 +1,46 @@
 // The folded operand: packed codes and scales as int8 blocks for the tensor cores (C6).
 //
-// A scale is m * 2^(f + const): for e8m0 m = 1 and f is the byte, for e4m3 m is the significand (at most
-// 15, signed) and f the exponent field, 1 for subnormals. A row lays windows of W exponents side by side,
-// beginning at a base of its own:
+// A scale is m * 2^(f + const): for e8m0 m = 1 and f is the byte, for e4m3 m is the significand (at
+// most 15, signed) and f the exponent field, 1 for subnormals. A row lays windows of W exponents
+// side by side, beginning at a base of its own:
 //
 //     f - base = W * w + shift,     0 <= shift < W            W = 4 for MXFP4, 6 for NVFP4
 //
 // so each live group (RowMeta) lies in exactly one window w, and its elements are the integers
-// v = doubled code * m << shift, in units of 2^(base + W w + const). The base is the one whose window 0
-// holds most live groups; of ordinary data it holds all.
+// v = doubled code * m << shift, in units of 2^(base + W w + const). The base is the one whose
+// window 0 holds most live groups; of ordinary data it holds all.
 //
 //     MXFP4   |v| <= 12 << 3 = 96                      one plane of int8: v
 //     NVFP4   |v| <= 12 * 15 << 5 = 5760 = 90 * 64     three planes: hi, lo and hi + lo, where
 //             hi = (v + 32) >> 6, |hi| <= 90           v = 64 hi + lo
 //             lo = v - 64 hi, -32 <= lo <= 31          |hi + lo| <= 122
 //
-// Rows go in tiles of 128, k in steps of 32. A step of a tile is stored as one block for each window that
-// occurs in it, in which the elements of other windows are 0. So blocks times blocks are exact partial sums,
-// each with one exponent for a pair of rows: "planes" cost time only where they occur. A step without
-// live groups is skipped.
+// Rows go in tiles of 128, k in steps of 32. A step of a tile is stored as one block for each
+// window that occurs in it, in which the elements of other windows are 0. So blocks times blocks
+// are exact partial sums, each with one exponent for a pair of rows: "planes" cost time only where
+// they occur. A step without live groups is skipped.
 //
-//     block          PLANES x 4096 bytes: byte (r, k) of a plane at r / 8 * 256 + k / 16 * 128 + r % 8 * 16
-//                    + k % 16, the wgmma layout without swizzle (lead 128, stride 256)
-//     tile           steps + extra blocks: window 0 of step s is block s, whether its entry has it or not; the
-//                    others are among the extra blocks, next to each other
-//     entry[t][s]    bits 0..7: the set of windows w + 4; bits 8..31: index of the first extra block
-//     incomplete[t]  not 0 if a window lies outside -4..3 or the extra blocks did not suffice: the tile
-//                    has no folded form, and its outputs go another way
+//     block          PLANES x 4096 bytes: byte (r, k) of a plane at r / 8 * 256 + k / 16 * 128
+//                    + r % 8 * 16 + k % 16, the wgmma layout without swizzle (lead 128, stride 256)
+//     tile           steps + extra blocks: window 0 of step s is block s, whether its entry has
+//                    it or not; the others are among the extra blocks, next to each other
+//     entry[t][s]    bits 0..7: the set of windows w + 4; bits 8..31: index of the first extra one
+//     incomplete[t]  not 0 if a window lies outside -4..3 or the extra blocks did not suffice:
+//                    the tile has no folded form, and its outputs go another way
 //
-// Worked example, MXFP4: a row with live scale bytes 120, 121, 121, 126 has base 120 (window 0 holds three);
-// 126 - 120 = 6 is window 1, shift 2: code 7 (6.0, doubled 12) becomes 48 in units of 2^(124 - 127).
+// Worked example, MXFP4: a row with live scale bytes 120, 121, 121, 126 has base 120 (window 0
+// holds three); 126 - 120 = 6 is window 1, shift 2: code 7 (6.0, doubled 12) becomes 48 in units of
+// 2^(124 - 127).
 //
-// Which extra blocks a step gets depends on the order of the blocks of the launch; how many a tile needs
-// does not, so neither the results nor the path taken do. fold_rows.cuh writes it. Not yet run on hardware.
+// Which extra blocks a step gets depends on the order of the blocks of the launch; how many a tile
+// needs does not, so neither the results nor the path taken do. fold_rows.cuh writes it. Not yet
+// run on hardware.
 #pragma once
 
 #include "format.cuh"
 
 namespace fp4 {
 
-constexpr int TILE_ROWS = 128;  // rows of a tile
-constexpr int STEP_K = 32;      // k of a step
 constexpr int PLANE_BYTES = TILE_ROWS * STEP_K;
 constexpr int WINDOW_BIAS = 4;  // bit of window 0 in a set
 constexpr int WINDOWS = 8;
@@ -52,7 +52,7 @@ struct Fold;
 template <>
 struct Fold<32> {
     typedef int Units;                       // of the sums
-    static constexpr int PLANES = 1;
+    static constexpr int PLANES = MXFP4_PLANES;
     static constexpr int WIDTH = 4;          // exponents in a window
     static constexpr int LARGEST = 96;       // of the digit that bounds the 32-bit sums
     static constexpr int EXPONENT = -2 * 127 - 2; // of a product with both bases 0 and both windows 0
@@ -63,7 +63,7 @@ struct Fold<32> {
 template <>
 struct Fold<16> {
     typedef i64 Units;
-    static constexpr int PLANES = 3;
+    static constexpr int PLANES = NVFP4_PLANES;
     static constexpr int WIDTH = 6;
     static constexpr int LARGEST = 90;
     static constexpr int EXPONENT = -2 * 10 - 2;
@@ -74,17 +74,6 @@ struct Fold<16> {
     }
 };
 
-// The folded form of an operand, as the kernels get it.
-struct Folded {
-    const u8* blocks;
-    const u32* entries;    // (tiles, steps)
-    const u32* incomplete; // (tiles)
-    const int* bases;      // (rows)
-    const RowMeta* meta;   // (rows)
-    int rows;
-    int extra;             // extra blocks of a tile
-};
-
 // Index of the block of window `bit` in a step whose entry has that bit.
 __device__ __forceinline__ int block_index(u32 entry, int bit, int step, int steps) {
     if (bit == WINDOW_BIAS) return step;
@@ -92,7 +81,8 @@ __device__ __forceinline__ int block_index(u32 entry, int bit, int step, int ste
     return steps + (int)(entry >> 8) + __popc(before);
 }
 
-// Four codes as bytes of a table of eight signed magnitudes (`low`: codes 0..3) or of their negatives.
+// Four codes as bytes of a table of eight signed magnitudes (`low`: codes 0..3) or of their
+// negatives.
 struct DigitTable {
     u32 low, high, minus_low, minus_high;
 

@@ -1,20 +1,21 @@
 // Writes the folded operand of fold.cuh from packed codes and scales (C6). Not yet run on hardware.
 //
 //     fold_eight, a block for 8 rows, of which nothing else must be known:
-//         a warp for each row: its metadata, and its live groups counted by exponent; the base is the highest
-//         exponent from which a window holds most of them
-//         all warps, along k: the 16-byte pieces of window 0, zeros where a group lies in another window or
-//         is not live; the set of windows joins the step's entry
+//         a warp for each row: its metadata, and its live groups counted by exponent; the base is
+//         the highest exponent from which a window holds most of them
+//         all warps, along k: the 16-byte pieces of window 0, zeros where a group lies in another
+//         window or is not live; the set of windows joins the step's entry
 //     fold_extras, a launch after it, a block for 128 rows x 32 steps:
-//         steps whose entry names windows other than 0 get extra blocks, and the codes are read once more for them
+//         steps whose entry names windows other than 0 get extra blocks, and the codes are read
+//         once more for them
 //
-// A step's entry must be 0 before fold_eight, and `used` and `incomplete` too. Window 0 has a fixed place, so
-// rows fold without waiting for each other; only what ordinary data has none of needs the second launch,
-// which otherwise reads the entries (a word for 128 x 32 elements) and ends.
+// A step's entry must be 0 before fold_eight, and `used` and `incomplete` too. Window 0 has a fixed
+// place, so rows fold without waiting for each other; only what ordinary data has none of needs the
+// second launch, which otherwise reads the entries (a word for 128 x 32 elements) and ends.
 //
-// The eight rows of fold_eight are those of a wgmma core matrix: 8 x 16 bytes in a row, which a warp writes
-// as whole 128-byte lines. Cost: codes and scales are read twice, the second time from the cache; written are
-// PLANES bytes an element, and as much again for each extra block.
+// The eight rows of fold_eight are those of a wgmma core matrix: 8 x 16 bytes in a row, which a
+// warp writes as whole 128-byte lines. Cost: codes and scales are read twice, the second time from
+// the cache; written are PLANES bytes an element, and as much again for each extra block.
 #pragma once
 
 #include "fold.cuh"
@@ -22,19 +23,7 @@
 
 namespace fp4 {
 
-constexpr int FOLD_ROWS = 8;      // rows of fold_eight, a warp each
-constexpr int FOLD_THREADS = 256;
-constexpr int EXTRA_STEPS = 32;   // steps of a block of fold_extras
-
-// The folded operand, to write.
-struct FoldTo {
-    u8* blocks;
-    u32* entries;
-    u32* incomplete;
-    int* bases;
-    RowMeta* meta;
-    int extra;
-};
+constexpr int FOLD_THREADS = 32 * FOLD_ROWS; // of fold_eight: a warp a row
 
 // Shared memory of fold_eight.
 struct FoldScratch {
@@ -91,10 +80,11 @@ __device__ __forceinline__ void write_piece(u8* to, uint2 codes, const Place& pl
     }
 }
 
-// Folds rows first_row .. first_row + 7, of which those from `rows` on are zeros. By a block of FOLD_THREADS.
+// Folds rows first_row .. first_row + 7, of which those from `rows` on are zeros. By a block of
+// FOLD_THREADS.
 template <int G>
 __device__ __forceinline__ void fold_eight(const u8* codes, const u8* scales, int first_row, int rows, int k_pad,
-                                           const FoldTo& to, FoldScratch& scratch) {
+                                           const FoldedOperand& to, FoldScratch& scratch) {
     constexpr int PLANES = Fold<G>::PLANES;
     const int warp = (int)threadIdx.x / 32, lane = (int)threadIdx.x % 32;
     const int tile = first_row / TILE_ROWS, steps = k_pad / STEP_K, groups = k_pad / G;
@@ -150,9 +140,10 @@ __device__ __forceinline__ void fold_eight(const u8* codes, const u8* scales, in
     __syncthreads(); // `scratch` may serve the next eight rows
 }
 
-// The windows other than 0 of a tile's steps. By a block of FOLD_THREADS; `entries` and `any` are shared.
+// The windows other than 0 of a tile's steps. By a block of FOLD_THREADS; `entries` and `any` are
+// shared.
 template <int G>
-__device__ __forceinline__ void fold_extras(const u8* codes, const u8* scales, int rows, int k_pad, const FoldTo& to,
+__device__ __forceinline__ void fold_extras(const u8* codes, const u8* scales, int rows, int k_pad, const FoldedOperand& to,
                                             u32* used, u32* entries, u32* any) {
     constexpr int PLANES = Fold<G>::PLANES;
     constexpr u32 OTHERS = 0xFFu & ~(1u << WINDOW_BIAS);

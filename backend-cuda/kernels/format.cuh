@@ -8,24 +8,14 @@
 //     value          0  0.5  1  1.5  2  3  4  6
 //     doubled        0  1    2  3    4  6  8  12    what the integer kernels multiply
 //
-// Worked example: 5 lies between 4 (code 6) and 6 (code 7). As f32 it is 0x40A00000, of which one mantissa
-// bit is kept; 0x40A00000 + 0x1FFFFF carries nothing into it, so ties-to-even gives code 6.
+// Worked example: 5 lies between 4 (code 6) and 6 (code 7). As f32 it is 0x40A00000, of which one
+// mantissa bit is kept; 0x40A00000 + 0x1FFFFF carries nothing into it, so ties-to-even gives code
+// 6.
 #pragma once
 
-#include "device.cuh"
+#include "arguments.cuh"
 
 namespace fp4 {
-
-typedef unsigned char u8;
-typedef unsigned short u16;
-typedef unsigned u32;
-typedef unsigned long long u64;
-typedef long long i64;
-
-// The numbers by which the host names types; `src/launch.rs` has the same.
-constexpr int E8M0 = 0, E4M3 = 1;
-constexpr int F32 = 0, F16 = 1, BF16 = 2;
-constexpr int TIE_EVEN = 0, TIE_ZERO = 1, TIE_DOWN = 2, TIE_UP = 3;
 
 constexpr u32 NAN_F32 = 0x7FC00000u;
 constexpr u32 INF_F32 = 0x7F800000u;
@@ -97,7 +87,8 @@ __device__ __forceinline__ bool scale_is_nan(int type, u32 byte) {
     return type == E8M0 ? byte == 0xFFu : (byte & 0x7Fu) == 0x7Fu;
 }
 
-// An e4m3 byte as an integer in units of 2^-9: up to 15 * 2^14, 18 bits with the sign; NaN counts 0.
+// An e4m3 byte as an integer in units of 2^-9: up to 15 * 2^14, 18 bits with the sign; NaN counts
+// 0.
 __device__ __forceinline__ int e4m3_units(u32 byte) {
     if ((byte & 0x7Fu) == 0x7Fu) return 0;
     int exponent = (int)(byte >> 3) & 15, mantissa = (int)byte & 7;
@@ -142,8 +133,9 @@ __device__ __forceinline__ u32 encode_scale(int type, float s) {
 
 // ---- e2m1 (C1)
 
-// Encodes q. A tie goes up where the code below it is even if `up[0]`, where it is odd if `up[1]`; for ties to
-// the even code that is {0, 1}. All comparisons are of bit patterns, which order like magnitudes.
+// Encodes q. A tie goes up where the code below it is even if `up[0]`, where it is odd if `up[1]`;
+// for ties to the even code that is {0, 1}. All comparisons are of bit patterns, which order like
+// magnitudes.
 __device__ __forceinline__ u32 encode_e2m1(float q, int tie) {
     u32 bits = __float_as_uint(q), magnitude = bits & 0x7FFFFFFFu, sign = bits >> 31;
     if (magnitude > INF_F32) return 7; // NaN of either sign
@@ -169,18 +161,19 @@ __device__ __forceinline__ float decode_e2m1(u32 code) {
     return __uint_as_float(bits | ((code & 8u) << 28));
 }
 
-// Four codes (16 bits, the first in the lowest nibble) as four signed bytes, doubled and shifted left.
+// Four codes (16 bits, the first in the lowest nibble) as four signed bytes, doubled and shifted
+// left.
 //
-// A nibble selects its byte of the magnitude table; the sign nibbles select 0x00 or 0xFF. In each byte the
-// magnitude goes either to `minus` or to the rest; subtracting from 0x80 | plus never borrows, because a
-// byte is at most 12 << 3 = 96.
+// A nibble selects its byte of the magnitude table; the sign nibbles select 0x00 or 0xFF. In each
+// byte the magnitude goes either to `minus` or to the rest; subtracting from 0x80 | plus never
+// borrows, because a byte is at most 12 << 3 = 96.
 __device__ __forceinline__ u32 expand_doubled(u32 codes, int shift) {
     u32 magnitude = __byte_perm(0x03020100u << shift, 0x0C080604u << shift, codes & 0x7777u);
     u32 minus = magnitude & __byte_perm(0x0000FF00u, 0u, (codes >> 3) & 0x1111u);
     return (((magnitude ^ minus) | 0x80808080u) - minus) ^ 0x80808080u;
 }
 
-// ---- operands on the device: codes (rows, k_pad / 2), scales (rows, k_pad / G), k_pad a multiple of 128
+// ---- operands on the device (arguments.cuh)
 
 // Doubled dot product of a group of 4 * words codes: at most 144 times their number.
 __device__ __forceinline__ int group_dot(const u8* a, const u8* b, int words) {
@@ -192,16 +185,5 @@ __device__ __forceinline__ int group_dot(const u8* a, const u8* b, int words) {
     }
     return dot;
 }
-
-// What the kernels choose their path by, one for each row of an operand. A group is live if its scale is
-// finite and nonzero and its codes are not all +-0; the others add nothing and do not count.
-struct RowMeta {
-    int low;  // least e8m0 byte over the live groups, 0 if there are none; 0 under e4m3
-    int high; // largest
-    int nan;  // 1 if a scale of the row is NaN
-    int live; // number of live groups
-
-    __device__ __forceinline__ int spread() const { return high - low; }
-};
 
 } // namespace fp4

@@ -10,17 +10,19 @@
 //             sum += (dot * multiplier of a's group) * multiplier of b's group           int64
 //     merge the ranges: integer atomics; the last block to arrive rounds (C6) and leaves zeros
 //
-// The weights are the A operand of the mma (16 rows) and the activations its B operand (8 columns). A
-// lane t of four reads one word of a row's 16 bytes, the codes k = 8t .. 8t + 7. For MXFP4 it takes the
-// low four for its mma slots 4t .. and the high four for 16 + 4t ..; since both operands do, the order
-// inside a group does not matter. An NVFP4 group is 16 k, the words of two lanes; lanes t and t ^ 2 swap
-// their high halves, so that each holds four codes of both groups for two mma of k = 16:
+// The weights are the A operand of the mma (16 rows) and the activations its B operand (8 columns).
+// A lane t of four reads one word of a row's 16 bytes, the codes k = 8t .. 8t + 7. For MXFP4 it
+// takes the low four for its mma slots 4t .. and the high four for 16 + 4t ..; since both operands
+// do, the order inside a group does not matter. An NVFP4 group is 16 k, the words of two lanes;
+// lanes t and t ^ 2 swap their high halves, so that each holds four codes of both groups for two
+// mma of k = 16:
 //
 //     lane        0         1         2         3
 //     first   w0 low    w1 low    w0 high   w1 high      of the group of words w0, w1
 //     second  w2 high   w3 high   w2 low    w3 low       of the group of words w2, w3
 //
-// Plus and minus need 7 instructions for 8 codes where signed bytes need 11; the tensor cores idle anyway.
+// Plus and minus need 7 instructions for 8 codes where signed bytes need 11; the tensor cores idle
+// anyway.
 //
 // Bound. Let D = 144 G be the largest dot of a group. Multipliers are integers:
 //
@@ -31,20 +33,22 @@
 //     NVFP4  e4m3 in units of 2^-9, at most 15 * 2^14: 2304 * 229,376 < 2^31, and all sums of up to
 //            65,536 groups (K = 2^20) are below 2^63.
 //
-// The first makes `dot * multiplier` exact in 32 bits, the second makes the other multiplier an int32, and
-// their product is exact in 64. Sums wrap modulo 2^64, so only the last needs the third: it is in range, in
-// any order and for any split. A group that is not live has dot 0 whatever its multiplier; a NaN scale
-// makes the output NaN. An output that does not pass goes the wide path (exact.cuh), alone.
+// The first makes `dot * multiplier` exact in 32 bits, the second makes the other multiplier an
+// int32, and their product is exact in 64. Sums wrap modulo 2^64, so only the last needs the third:
+// it is in range, in any order and for any split. A group that is not live has dot 0 whatever its
+// multiplier; a NaN scale makes the output NaN. An output that does not pass goes the wide path
+// (exact.cuh), alone.
 //
-// Cost: for 32 k of 16 rows, a warp expands in 14 instructions and for each group takes 4 NT multiplications
-// and as many multiply-adds of 64 bits. The kernel should be bound by memory but for NVFP4 with NT = 2.
+// Cost: for 32 k of 16 rows, a warp expands in 14 instructions and for each group takes 4 NT
+// multiplications and as many multiply-adds of 64 bits. The kernel should be bound by memory but
+// for NVFP4 with NT = 2.
 #include "exact.cuh"
 
 namespace fp4 {
 
 constexpr int WARPS = 8;
-constexpr int ROWS = 16 * WARPS; // rows of B a block
-constexpr int STAGE_K = 256;     // k of a stage: 128 bytes of each row
+constexpr int ROWS = DECODE_ROWS, STAGE_K = DECODE_STAGE_K; // 128 bytes of a row a stage
+static_assert(ROWS == 16 * WARPS, "16 rows a warp");
 constexpr int STAGES = 3;
 constexpr int SUB_K = 1024;      // k of a sub-range, over NT
 
@@ -63,29 +67,8 @@ struct DecodeLayout {
     static constexpr int MAGNITUDES = LAST + 4;
     static constexpr int BYTES = LAST + 16;
 };
-// The host asks for this much: `src/matmul/decode.rs` has the same number.
-constexpr int DECODE_SHARED = 77328;
 static_assert(DecodeLayout<32, 1>::BYTES <= DECODE_SHARED && DecodeLayout<16, 1>::BYTES <= DECODE_SHARED, "");
 static_assert(DecodeLayout<32, 2>::BYTES <= DECODE_SHARED && DecodeLayout<16, 2>::BYTES <= DECODE_SHARED, "");
-
-struct DecodeArgs {
-    const u8* a_codes;
-    const u8* a_scales;
-    const RowMeta* a_meta;
-    const u8* b_codes;
-    const u8* b_scales;
-    const RowMeta* b_meta;
-    void* out;
-    int out_type;
-    float alpha;
-    int m, n, k_pad;
-    int range;      // k of a block, a multiple of STAGE_K
-    u64* sums;      // (m, n) zeros, left zero; null if there is one range
-    u32* arrivals;  // a zero for each (z, x), left zero
-    const u8* todo; // null, or a byte for each tile of todo_m x todo_n outputs: only where it is not 0
-    int todo_m, todo_n;
-    u64* paths;     // null, or counters of outputs: narrow, planes, wide
-};
 
 // Whether the bound above holds for an output.
 template <int G>
@@ -130,7 +113,7 @@ __device__ __forceinline__ void decode(const DecodeArgs& p) {
     const int thread = (int)threadIdx.x, warp = thread / 32, lane = thread % 32, g = lane / 4, t = lane % 4;
     const int begin = (int)blockIdx.y * p.range;
     const int end = begin + p.range < p.k_pad ? begin + p.range : p.k_pad;
-    const i64 code_pitch = p.k_pad / 2, scale_pitch = p.k_pad / G;
+    const int code_pitch = p.k_pad / 2, scale_pitch = p.k_pad / G;
     unsigned char* ring = shared + Layout::RING + warp * STAGES * 16 * (STAGE_K / 2);
     uint4* fragments = (uint4*)(shared + Layout::FRAGMENTS);
     int* multipliers = (int*)(shared + Layout::MULTIPLIERS);
@@ -147,7 +130,8 @@ __device__ __forceinline__ void decode(const DecodeArgs& p) {
     __syncthreads();
     const u32 low_magnitudes = magnitudes[0], high_magnitudes = magnitudes[1];
 
-    // Each lane copies four of the 128 16-byte chunks of a stage; chunk c of row r lies at c ^ (r % 8).
+    // Each lane copies four of the 128 16-byte chunks of a stage; chunk c of row r lies at c ^ (r %
+    // 8).
     auto copy_stage = [&](int stage) {
         int k = begin + stage * STAGE_K;
         if (k < end) {
@@ -156,7 +140,7 @@ __device__ __forceinline__ void decode(const DecodeArgs& p) {
             for (int i = 0; i < 4; i++) {
                 int r = i * 4 + lane / 8, c = lane % 8, row = first_row + warp * 16 + r;
                 bool valid = row < p.n && k + 32 * c < end;
-                const u8* from = p.b_codes + (valid ? row * code_pitch + k / 2 + 16 * c : 0);
+                const u8* from = p.b.codes + (valid ? (i64)row * code_pitch + k / 2 + 16 * c : 0);
                 cp_async_16(slot + r * 128 + ((c ^ (r & 7)) * 16), from, valid);
             }
         }
@@ -168,8 +152,8 @@ __device__ __forceinline__ void decode(const DecodeArgs& p) {
     const int row_0 = first_row + warp * 16 + g, row_1 = row_0 + 8;
     int low_0 = 0, low_1 = 0;
     if (G == 32) {
-        low_0 = row_0 < p.n ? p.b_meta[row_0].low : 0;
-        low_1 = row_1 < p.n ? p.b_meta[row_1].low : 0;
+        low_0 = row_0 < p.n ? p.b.meta[row_0].low : 0;
+        low_1 = row_1 < p.n ? p.b.meta[row_1].low : 0;
     }
     u64 sums[NT][4];
 #pragma unroll
@@ -185,7 +169,7 @@ __device__ __forceinline__ void decode(const DecodeArgs& p) {
             int block = i / (32 * NT), column = i / 4 % (8 * NT), word = i % 4;
             int token = first_token + column, k = sub + 32 * block;
             u32 codes = 0;
-            if (token < p.m && k < end) codes = *(const u32*)(p.a_codes + token * code_pitch + k / 2 + 4 * word);
+            if (token < p.m && k < end) codes = *(const u32*)(p.a.codes + (i64)token * code_pitch + k / 2 + 4 * word);
             codes = halves<G>(codes, word);
             uint4 fragment;
             fragment.x = expand_doubled(codes & 0xFFFFu, 0);
@@ -199,8 +183,8 @@ __device__ __forceinline__ void decode(const DecodeArgs& p) {
             int group = sub / G + i / (8 * NT), token = first_token + i % (8 * NT);
             int multiplier = 0;
             if (token < p.m && group * G < end) {
-                u32 byte = p.a_scales[token * scale_pitch + group];
-                multiplier = G == 16 ? e4m3_units(byte) : 1 << (((int)byte - p.a_meta[token].low) & 31);
+                u32 byte = p.a.scales[(i64)token * scale_pitch + group];
+                multiplier = G == 16 ? e4m3_units(byte) : 1 << (((int)byte - p.a.meta[token].low) & 31);
             }
             multipliers[i] = multiplier;
         }
@@ -209,7 +193,7 @@ __device__ __forceinline__ void decode(const DecodeArgs& p) {
             int group = sub / G + 4 * quad;
             u32 bytes = 0;
             if (first_row + r < p.n && group * G < end) {
-                bytes = *(const u32*)(p.b_scales + (first_row + r) * scale_pitch + group);
+                bytes = *(const u32*)(p.b.scales + (i64)(first_row + r) * scale_pitch + group);
             }
             *(u32*)(scales + r * Layout::SCALE_PITCH + 4 * quad) = bytes;
         }
@@ -238,8 +222,8 @@ __device__ __forceinline__ void decode(const DecodeArgs& p) {
                 }
 #pragma unroll
                 for (int half = 0; half < 2; half++) {
-                    // A set sign bit selects the sign of a magnitude, 0: of the codes as they are the positive
-                    // ones remain, with the sign bits flipped the negative ones.
+                    // A set sign bit selects the sign of a magnitude, 0: of the codes as they are
+                    // the positive ones remain, with the sign bits flipped the negative ones.
                     const u32 codes_0 = halves<G>(words[2 * half], t), codes_1 = halves<G>(words[2 * half + 1], t);
                     const u32 parts[4] = {codes_0, codes_1, codes_0 >> 16, codes_1 >> 16};
                     unsigned plus[4], minus[4];
@@ -322,7 +306,7 @@ __device__ __forceinline__ void decode(const DecodeArgs& p) {
         u64 sum = 0;
 #pragma unroll
         for (int j = 0; j < 4 * NT; j++) sum = i == j ? sums[j / 4][j % 4] : sum;
-        RowMeta a = p.a_meta[token], b = p.b_meta[row];
+        RowMeta a = p.a.meta[token], b = p.b.meta[row];
         float s32;
         bool is_narrow = decode_is_narrow<G>(a, b, groups);
         if (a.nan | b.nan) {
@@ -330,12 +314,12 @@ __device__ __forceinline__ void decode(const DecodeArgs& p) {
         } else if (is_narrow) {
             s32 = round_int64((i64)sum, G == 16 ? NVFP4_UNIT : a.low + b.low - 2 * 127 - 2);
         } else {
-            const u8 *a_codes = p.a_codes + token * code_pitch, *a_scales = p.a_scales + token * scale_pitch;
-            const u8 *b_codes = p.b_codes + row * code_pitch, *b_scales = p.b_scales + row * scale_pitch;
+            const u8 *a_codes = p.a.codes + (i64)token * code_pitch, *a_scales = p.a.scales + (i64)token * scale_pitch;
+            const u8 *b_codes = p.b.codes + (i64)row * code_pitch, *b_scales = p.b.scales + (i64)row * scale_pitch;
             s32 = G == 16 ? exact_dot_nvfp4(a_codes, a_scales, b_codes, b_scales, groups)
                           : exact_dot_mxfp4(a_codes, a_scales, b_codes, b_scales, groups);
         }
-        finish(p.out, (i64)token * p.n + row, p.out_type, s32, p.alpha);
+        finish(p.outputs, token, row, p.n, s32);
         narrow += is_narrow;
         wide += !is_narrow;
     }
@@ -347,16 +331,9 @@ __device__ __forceinline__ void decode(const DecodeArgs& p) {
 
 } // namespace fp4
 
-#define DECODE_KERNEL(name, G, NT)                                                                               \
-    KERNEL_BOUNDS(256, 2)                                                                                        \
-    void name(const fp4::u8* a_codes, const fp4::u8* a_scales, const fp4::RowMeta* a_meta,                        \
-              const fp4::u8* b_codes, const fp4::u8* b_scales, const fp4::RowMeta* b_meta, void* out,             \
-              int out_type, float alpha, int m, int n, int k_pad, int range, fp4::u64* sums, fp4::u32* arrivals,  \
-              const fp4::u8* todo, int todo_m, int todo_n, fp4::u64* paths) {                                     \
-        fp4::DecodeArgs args = {a_codes, a_scales, a_meta, b_codes, b_scales, b_meta, out, out_type, alpha, m,    \
-                                n, k_pad, range, sums, arrivals, todo, todo_m, todo_n, paths};                    \
-        fp4::decode<G, NT>(args);                                                                                 \
-    }                                                                                                            \
+#define DECODE_KERNEL(name, G, NT)                      \
+    KERNEL_BOUNDS(32 * fp4::WARPS, 2)                   \
+    void name(fp4::DecodeArgs p) { fp4::decode<G, NT>(p); } \
     EXPORT(name)
 DECODE_KERNEL(matmul_decode_mxfp4_8, 32, 1)
 DECODE_KERNEL(matmul_decode_mxfp4_16, 32, 2)

@@ -1,32 +1,37 @@
-// The int8 tensor-core matmul for every device since sm_80: complete and exact for every input (C6).
+// The int8 tensor-core matmul for every device since sm_80: complete and exact for every input
+// (C6).
 //
-// A block of 4 warps computes a tile of 64 x 64 outputs, a warp 32 x 32 of them, as 2 x 4 fragments of
-// mma.sync: m16n8k32 for a group of MXFP4, m16n8k16 for a group of NVFP4. Packed codes come through a ring
-// of three stages of 128 columns by cp.async and are expanded in registers. Exact sums commute, so
-// k may be permuted inside a group as long as A and B agree: a lane takes one packed word (or half word)
-// of a row, whatever k the fragment layout gives it.
+// A block of 4 warps computes a tile of 64 x 64 outputs, a warp 32 x 32 of them, as 2 x 4 fragments
+// of mma.sync: m16n8k32 for a group of MXFP4, m16n8k16 for a group of NVFP4. Packed codes come
+// through a ring of three stages of 128 columns by cp.async and are expanded in registers. Exact
+// sums commute, so k may be permuted inside a group as long as A and B agree: a lane takes one
+// packed word (or half word) of a row, whatever k the fragment layout gives it.
 //
 // Three sums, chosen by the tile's row metadata, on the device:
 //
-//   fold   (MXFP4) every row of the tile spans at most 3 exponents: scales are shifted into the bytes, one
-//          int32 accumulator runs over all of K. A byte is at most 12 << 3 = 96, so |sum| <= 96^2 * K < 2^31
-//          for K <= 233,016; the host says whether K is.  S = sum * 2^(low_a + low_b - 2)
-//   int64  one int32 dot product a group, at most 144 * G; times A's factor it must fit an int32, times B's
-//          an int64:
-//            MXFP4  factor = 2^(e - low): 4608 * 2^18 < 2^31 bounds A's spread by 18, 2^30 < 2^31 B's by 30,
-//                   and 4608 * groups * 2^(spread_a + spread_b) < 2^63 gives the host's joint_limit
-//            NVFP4  factor = scale in units of 2^-9, at most 15 * 2^14: 2304 * 15 * 2^14 < 2^30, and
-//                   65536 groups fit 2^63; the host takes another kernel for more.  S = sum * 2^-20
+//   fold   (MXFP4) every row of the tile spans at most 3 exponents: scales are shifted into the
+//          bytes, one int32 accumulator runs over all of K. A byte is at most 12 << 3 = 96, so
+//          |sum| <= 96^2 * K < 2^31 for K <= 233,016; the host says whether K is.
+//          S = sum * 2^(low_a + low_b - 2)
+//   int64  one int32 dot product a group, at most 144 * G; times A's factor it must fit an int32,
+//          times B's an int64:
+//            MXFP4  factor = 2^(e - low): 4608 * 2^18 < 2^31 bounds A's spread by 18, 2^30 < 2^31
+//                   B's by 30, and 4608 * groups * 2^(spread_a + spread_b) < 2^63 gives the host's
+//                   joint_limit
+//            NVFP4  factor = scale in units of 2^-9, at most 15 * 2^14: 2304 * 15 * 2^14 < 2^30,
+//                   and 65536 groups fit 2^63; the host takes another kernel for more.
+//                   S = sum * 2^-20
 //   wide   (MXFP4) outputs past those bounds are computed one by one in 640 bits.
 //
-// Worked example of the fold: rows with scales 2^5 and 2^7 (low 5), code 7: bytes 12 and 12 << 2 = 48.
+// Worked example of the fold: rows with scales 2^5 and 2^7 (low 5), code 7: bytes 12
+// and 12 << 2 = 48.
 #include "exact.cuh"
 
 using namespace fp4;
 
 namespace {
 
-constexpr int TILE = 64, THREADS = 128, STAGES = 3;
+constexpr int TILE = MMA_TILE, THREADS = MMA_THREADS, STAGES = 3;
 constexpr int STAGE_K = 128;            // elements of a stage, the unit of K padding
 constexpr int STAGE_BYTES = STAGE_K / 2;
 constexpr int ROW_STRIDE = 80;          // bytes: words of 8 rows by 4 lanes hit 32 different banks
@@ -42,8 +47,8 @@ struct Operands {
     int k_pad;
 };
 
-// What a group is worth in a sum: a shift for `fold`, a factor for int64. Groups that are not live have
-// dot product 0 and take 0, so that stray scale bytes cannot overflow.
+// What a group is worth in a sum: a shift for `fold`, a factor for int64. Groups that are not live
+// have dot product 0 and take 0, so that stray scale bytes cannot overflow.
 template <int SCALE_TYPE, bool FOLD>
 __device__ __forceinline__ int group_factor(u32 scale, int low, int high) {
     if (SCALE_TYPE == E4M3) return e4m3_units(scale);
@@ -99,7 +104,8 @@ struct Tile {
         }
         for (int s = 0; s < stages; s++) {
             cp_async_wait<STAGES - 2>();
-            // Everybody's copies of this stage are in, and everybody is done with the stage before it.
+            // Everybody's copies of this stage are in, and everybody is done with the stage before
+            // it.
             __syncthreads();
             if (s + STAGES - 1 < stages) load(in, ring, s + STAGES - 1, (s + STAGES - 1) % STAGES);
             cp_async_commit();
@@ -202,8 +208,8 @@ struct Tile {
     __device__ static __forceinline__ void group_k16(const u8*, const u8*, const int*, const int*, int, int,
                                                      int (&)[2][4][4]) {}
 
-    // sums += dot * factor_a * factor_b: the first product fits an int32, the second an int64. The sum of an
-    // output past the joint limit may wrap; it is not used.
+    // sums += dot * factor_a * factor_b: the first product fits an int32, the second an int64. The
+    // sum of an output past the joint limit may wrap; it is not used.
     __device__ static __forceinline__ void drain(const int (&dot)[4], const int* fa, const int* fb, i64 (&sums)[4]) {
 #pragma unroll
         for (int i = 0; i < 4; i++) {
@@ -213,7 +219,8 @@ struct Tile {
     }
 };
 
-// The shared memory of a block: the ring and the factors of two stages; at the end, the tile's sums.
+// The shared memory of a block: the ring and the factors of two stages; at the end, the tile's
+// sums.
 constexpr int RING_BYTES = STAGES * 2 * OPERAND_BYTES, FACTOR_BYTES = 2 * 2 * TILE * (STAGE_K / 16) * 4;
 static_assert(RING_BYTES + FACTOR_BYTES >= TILE * TILE * 8, "the sums take the place of the operands");
 
@@ -244,15 +251,14 @@ __device__ __forceinline__ void multiply(const Operands& in, u8* shared) {
 } // namespace
 
 KERNEL_BOUNDS(THREADS, 2)
-void matmul_mma(const u8* a_codes, const u8* a_scales, const int* a_meta, const u8* b_codes, const u8* b_scales,
-                const int* b_meta, void* out, int out_type, float alpha, int m, int n, int k_pad, int scale_type,
-                int joint_limit, int k_folds, u64* paths) {
+void matmul_mma(MatmulArgs p) {
+    const int m = p.m, n = p.n, k_pad = p.k_pad, scale_type = p.scale_type;
     SHARED(u8, shared, [RING_BYTES + FACTOR_BYTES]);
     SHARED(int, unfoldable, [1]);
     int tiles_across = (n + TILE - 1) / TILE;
-    Operands in = {{a_codes, b_codes},
-                   {a_scales, b_scales},
-                   {(const RowMeta*)a_meta, (const RowMeta*)b_meta},
+    Operands in = {{p.a.codes, p.b.codes},
+                   {p.a.scales, p.b.scales},
+                   {p.a.meta, p.b.meta},
                    {(i64)(blockIdx.x / tiles_across) * TILE, (i64)(blockIdx.x % tiles_across) * TILE},
                    {m, n},
                    k_pad};
@@ -266,7 +272,7 @@ void matmul_mma(const u8* a_codes, const u8* a_scales, const int* a_meta, const 
         atomicOr(unfoldable, 1);
     }
     __syncthreads();
-    bool fold = scale_type == E8M0 && k_folds && !unfoldable[0];
+    bool fold = scale_type == E8M0 && p.k_folds && !unfoldable[0];
     if (fold) {
         multiply<E8M0, true, int>(in, shared);
     } else if (scale_type == E8M0) {
@@ -284,7 +290,7 @@ void matmul_mma(const u8* a_codes, const u8* a_scales, const int* a_meta, const 
         RowMeta meta_a = in.meta[0][i], meta_b = in.meta[1][j];
         bool proven = fold || scale_type == E4M3 ||
                       (meta_a.spread() <= INT64_SPREAD_A && meta_b.spread() <= INT64_SPREAD_B &&
-                       meta_a.spread() + meta_b.spread() <= joint_limit);
+                       meta_a.spread() + meta_b.spread() <= p.joint_limit);
         bool nan = meta_a.nan || meta_b.nan;
         float s32 = __uint_as_float(NAN_F32);
         if (!nan && proven) {
@@ -292,19 +298,19 @@ void matmul_mma(const u8* a_codes, const u8* a_scales, const int* a_meta, const 
             s32 = round_int64(sums[at], unit);
         } else if (!nan) {
             int groups = k_pad / 32;
-            s32 = exact_dot_mxfp4(a_codes + i * (k_pad / 2), a_scales + i * groups, b_codes + j * (k_pad / 2),
-                                  b_scales + j * groups, groups);
+            s32 = exact_dot_mxfp4(p.a.codes + i * (k_pad / 2), p.a.scales + i * groups,
+                                  p.b.codes + j * (k_pad / 2), p.b.scales + j * groups, groups);
         }
         counts[0] += fold;
         counts[1] += !fold && (proven || nan);
         counts[2] += !proven && !nan;
-        finish(out, i * n + j, out_type, s32, alpha);
+        finish(p.outputs, i, j, n, s32);
     }
 #pragma unroll
     for (int path = 0; path < 3; path++) {
         int count = counts[path];
         for (int lanes = 1; lanes < 32; lanes *= 2) count += __shfl_xor_sync(ALL_LANES, count, lanes);
-        if (threadIdx.x % 32 == 0 && count != 0) atomicAdd(paths + path, (u64)count);
+        if (threadIdx.x % 32 == 0 && count != 0) atomicAdd(p.paths + path, (u64)count);
     }
 }
 EXPORT(matmul_mma)

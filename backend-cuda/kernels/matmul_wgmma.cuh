@@ -4,35 +4,36 @@
 //     block: 128 rows of A x TILE_N rows of B, accumulators in registers
 //     everyone counts the products (block of A, block of B) of each level, the sum of their windows
 //     if the bound below fails, or a tile has no folded form: todo[tile] = 1, and out
-//     warpgroup 0, one thread: for each level from the highest down, for each product of that level:
+//     warpgroup 0, one thread: for each level from the highest down, for each product:
 //         bulk copies of the two blocks into the ring, mbarrier `full`
 //     warpgroups 1 and 2, 64 rows each:
 //         for each level from the highest down:
-//             sums <<= WIDTH * (levels since the last one)          Horner's scheme in the window base
+//             sums <<= WIDTH * (levels since the last one)     Horner's scheme in the window base
 //             for each stage: wait full; wgmma; when they are done: arrive `empty`
 //         units = PLANES == 1 ? sums : hh 4096 + (ss - hh - ll) 64 + ll
-//         out = round(f32(units * 2^exponent) * alpha)
+//         out = round(f32(units * 2^exponent) * alpha_i + bias_j)
 //
-// A product of blocks of windows p and q is an exact integer in units of 2^(base_a + base_b + WIDTH (p + q) +
-// const), so the sums of a level share one unit for each output, and the whole of K is one integer in units
-// of the lowest level, lowest. Data without outliers has one level and no shift.
+// A product of blocks of windows p and q is an exact integer in units of 2^(base_a + base_b + WIDTH
+// (p + q) + const), so the sums of a level share one unit for each output, and the whole of K is
+// one integer in units of the lowest level, lowest. Data without outliers has one level and no
+// shift.
 //
 // Bound. Let n_l be the number of products of level l and L the largest digit (fold.cuh):
 //
 //     32 * L^2 * sum over l of n_l * 2^(WIDTH (l - lowest)) <= 2^31 - 1
 //
-// One step adds at most 32 L^2 in units of its level, so this bounds the final sum, which then is its own
-// residue modulo 2^32, and wrapping on the way is harmless. With one level it is K <= 233,016 for MXFP4
-// (whole steps: 7281, K = 232,992) and 8285 steps, K = 265,120, for NVFP4.
+// One step adds at most 32 L^2 in units of its level, so this bounds the final sum, which then is
+// its own residue modulo 2^32, and wrapping on the way is harmless. With one level it is K <=
+// 233,016 for MXFP4 (whole steps: 7281, K = 232,992) and 8285 steps, K = 265,120, for NVFP4.
 //
 // NVFP4, three products (Karatsuba): with v = 64 hi + lo on both sides,
 //     a b = 4096 hi hi' + 64 ((hi + lo)(hi' + lo') - hi hi' - lo lo') + lo lo'.
-// The sums hh (L = 90) and ll (32) fit by the bound. The mixed sum hi lo' + lo hi' has terms of at most
-// 2 * 90 * 32 = 5760 < 90^2, so it fits as well, and ss - hh - ll is it modulo 2^32 although ss, with terms
-// of up to 122^2, may wrap. |units| < 2^31 * (4096 + 64 + 1) < 2^63.
+// The sums hh (L = 90) and ll (32) fit by the bound. The mixed sum hi lo' + lo hi' has terms of at
+// most 2 * 90 * 32 = 5760 < 90^2, so it fits as well, and ss - hh - ll is it modulo 2^32 although
+// ss, with terms of up to 122^2, may wrap. |units| < 2^31 * (4096 + 64 + 1) < 2^63.
 //
-// Cost: PLANES wgmma products a step; 48 KiB a stage for 4 (MXFP4: 128 x 256 x 32) or 2 (NVFP4: 128 x 128 x
-// 32, three products) steps; the count reads two or three words for each step.
+// Cost: PLANES wgmma products a step; 48 KiB a stage for 4 (MXFP4: 128 x 256 x 32) or 2 (NVFP4: 128
+// x 128 x 32, three products) steps; the count reads two or three words for each step.
 #pragma once
 
 #include "exact.cuh"
@@ -44,7 +45,6 @@ namespace fp4 {
 
 constexpr int TILE_M = TILE_ROWS;
 constexpr int RING_STAGES = 4;
-constexpr int WGMMA_THREADS = 384;
 constexpr int LEVELS = 2 * WINDOWS - 1;
 constexpr int NO_SLOT = -1;
 
@@ -57,8 +57,8 @@ struct WgmmaShape {
     static constexpr int BLOCK_BYTES = PLANES * PLANE_BYTES;
     static constexpr int STEP_BYTES = (1 + B_TILES) * BLOCK_BYTES;
     static constexpr int STAGE_BYTES = STAGE_STEPS * STEP_BYTES;
-    // A finished tile in the ring: what its sums are, and the distance of rows, off by 32 bytes so that
-    // rows fall on different banks.
+    // A finished tile in the ring: what its sums are, and the distance of rows, off by 32 bytes so
+    // that rows fall on different banks.
     typedef typename Fold<G>::Units Units;
     static constexpr int PITCH = TILE_N + 32 / (int)sizeof(Units);
     static_assert(TILE_M * PITCH * (int)sizeof(Units) <= RING_STAGES * STAGE_BYTES, "");
@@ -68,22 +68,9 @@ struct WgmmaShape {
     static constexpr int COLUMNS = COUNTS + LEVELS * 4 + 4;    // the columns' base, NAN_COLUMN if NaN
     static constexpr int BYTES = COLUMNS + TILE_N * 4;
 };
-// The host asks for this much: `src/matmul/wgmma.rs` has the same number.
-constexpr int WGMMA_SHARED = 4 * 49152 + 1280;
 static_assert(WgmmaShape<32>::BYTES <= WGMMA_SHARED && WgmmaShape<16>::BYTES <= WGMMA_SHARED, "");
 
 constexpr int NAN_COLUMN = -0x7FFFFFFF;
-
-struct WgmmaArgs {
-    Folded a, b;
-    const u8* zeros; // a block of zeros
-    void* out;
-    int out_type;
-    float alpha;
-    int k_pad;
-    u8* todo;        // for each tile, whether it is left to another kernel
-    u64* paths;      // null, or counters of outputs: narrow, planes, wide
-};
 
 // A sum below 2^45 times 2^exponent, rounded once.
 template <class Units>
@@ -95,21 +82,23 @@ __device__ __forceinline__ float round_units(Units units, int exponent) {
     return round_int64(units, exponent);
 }
 
-// Two neighbouring outputs, as one store where they are aligned.
-__device__ __forceinline__ void finish_pair(void* out, i64 index, bool both, int type, float x, float y, float alpha) {
-    float first = __fmul_rn(x, alpha), second = __fmul_rn(y, alpha);
+// Two neighbouring outputs of row i from column j on, as one store where they are aligned.
+__device__ __forceinline__ void finish_pair(const Outputs& to, i64 i, i64 j, int n, float alpha, float x, float y) {
+    const bool both = j + 1 < n;
+    const i64 index = i * n + j;
+    float first = finish_value(to, x, alpha, j), second = both ? finish_value(to, y, alpha, j + 1) : 0.0f;
     if (both && index % 2 == 0) {
-        if (type == F32) {
-            *(float2*)((float*)out + index) = make_float2(DenseF32::narrow(first), DenseF32::narrow(second));
+        if (to.out_type == F32) {
+            *(float2*)((float*)to.out + index) = make_float2(DenseF32::narrow(first), DenseF32::narrow(second));
         } else {
-            u32 low = type == F16 ? DenseF16::narrow(first) : DenseBf16::narrow(first);
-            u32 high = type == F16 ? DenseF16::narrow(second) : DenseBf16::narrow(second);
-            *(u32*)((u16*)out + index) = low | (high << 16);
+            u32 low = to.out_type == F16 ? DenseF16::narrow(first) : DenseBf16::narrow(first);
+            u32 high = to.out_type == F16 ? DenseF16::narrow(second) : DenseBf16::narrow(second);
+            *(u32*)((u16*)to.out + index) = low | (high << 16);
         }
         return;
     }
-    store_dense(out, index, type, first);
-    if (both) store_dense(out, index + 1, type, second);
+    store_dense(to.out, index, to.out_type, first);
+    if (both) store_dense(to.out, index + 1, to.out_type, second);
 }
 
 // The entries of one step in the tiles of a block; sets are empty past the operand.
@@ -140,7 +129,8 @@ __device__ __forceinline__ void wgmma_matmul(const WgmmaArgs& p) {
     const int thread = (int)threadIdx.x, group = thread / 128, lane = thread % 32;
     const int steps = p.k_pad / STEP_K, b_row_tiles = (p.b.rows + TILE_ROWS - 1) / TILE_ROWS;
 
-    // Eight tiles down, then one across, so that blocks which run together share operands in the cache.
+    // Eight tiles down, then one across, so that blocks which run together share operands in the
+    // cache.
     const int down = (p.a.rows + TILE_M - 1) / TILE_M, across = (p.b.rows + TILE_N - 1) / TILE_N;
     const int band = (int)blockIdx.x / (8 * across), in_band = (int)blockIdx.x % (8 * across);
     const int band_rows = down - 8 * band < 8 ? down - 8 * band : 8;
@@ -203,7 +193,8 @@ __device__ __forceinline__ void wgmma_matmul(const WgmmaArgs& p) {
                         unsigned char* stage = shared + slot * Shape::STAGE_BYTES;
                         if (filled == 0) {
                             mbarrier_wait(&empty[slot], parity);
-                            // A stage that is not full has zeros for A; whatever is in B does not matter.
+                            // A stage that is not full has zeros for A; whatever is in B does not
+                            // matter.
                             int copied = left < Shape::STAGE_STEPS ? left : Shape::STAGE_STEPS;
                             int missing = Shape::STAGE_STEPS - copied;
                             mbarrier_arrive_expect_tx(&full[slot], (u32)(copied * Shape::STEP_BYTES + missing * Shape::BLOCK_BYTES));
@@ -292,8 +283,8 @@ __device__ __forceinline__ void wgmma_matmul(const WgmmaArgs& p) {
 #pragma unroll
     for (int i = 0; i < PLANES; i++) wgmma_pin(sums[i]);
 
-    // Through shared memory to whole rows: each warp has 16 of them to itself. The ring is free once both
-    // warpgroups are here.
+    // Through shared memory to whole rows: each warp has 16 of them to itself. The ring is free
+    // once both warpgroups are here.
     typedef typename Shape::Units Units;
     named_barrier_sync(1, 256);
     const int warp = thread / 32 - 4;
@@ -315,6 +306,7 @@ __device__ __forceinline__ void wgmma_matmul(const WgmmaArgs& p) {
     for (int r = 0; r < 16 && first_row + r < p.a.rows; r++) {
         const int row = first_row + r, row_exponent = exponent + p.a.bases[row];
         const bool row_nan = p.a.meta[row].nan != 0;
+        const float alpha = row_alpha(p.outputs, row);
         for (int at = 2 * lane; at < TILE_N; at += 64) {
             const int column = tile_n * TILE_N + at;
             if (column >= p.b.rows) break;
@@ -325,7 +317,7 @@ __device__ __forceinline__ void wgmma_matmul(const WgmmaArgs& p) {
                 const Units units = rows[r * Shape::PITCH + at + i];
                 s32[i] = row_nan || base == NAN_COLUMN ? __uint_as_float(NAN_F32) : round_units(units, row_exponent + base);
             }
-            finish_pair(p.out, (i64)row * p.b.rows + column, column + 1 < p.b.rows, p.out_type, s32[0], s32[1], p.alpha);
+            finish_pair(p.outputs, row, column, p.b.rows, alpha, s32[0], s32[1]);
         }
     }
     if (p.paths != nullptr && thread == 128) {
@@ -335,18 +327,9 @@ __device__ __forceinline__ void wgmma_matmul(const WgmmaArgs& p) {
     }
 }
 
-#define WGMMA_KERNEL(name, G)                                                                                     \
-    KERNEL_BOUNDS(384, 1)                                                                                         \
-    void name(const fp4::u8* a_blocks, const fp4::u32* a_entries, const fp4::u32* a_incomplete, const int* a_bases, \
-              const fp4::RowMeta* a_meta, int a_extra, const fp4::u8* b_blocks, const fp4::u32* b_entries,         \
-              const fp4::u32* b_incomplete, const int* b_bases, const fp4::RowMeta* b_meta, int b_extra,           \
-              const fp4::u8* zeros, void* out, int out_type, float alpha, int m, int n, int k_pad, fp4::u8* todo,  \
-              fp4::u64* paths) {                                                                                  \
-        fp4::WgmmaArgs args = {{a_blocks, a_entries, a_incomplete, a_bases, a_meta, m, a_extra},                   \
-                               {b_blocks, b_entries, b_incomplete, b_bases, b_meta, n, b_extra},                   \
-                               zeros, out, out_type, alpha, k_pad, todo, paths};                                   \
-        fp4::wgmma_matmul<G>(args);                                                                               \
-    }                                                                                                             \
+#define WGMMA_KERNEL(name, G)                              \
+    KERNEL_BOUNDS(fp4::WGMMA_THREADS, 1)                   \
+    void name(fp4::WgmmaArgs p) { fp4::wgmma_matmul<G>(p); } \
     EXPORT(name)
 
 #endif // FP4_SM == 90

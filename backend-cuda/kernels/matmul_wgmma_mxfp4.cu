@@ -1,4 +1,5 @@
-// MXFP4 matmul on Hopper's wgmma: one int8 product for each pair of blocks. See matmul_wgmma.cuh. Not yet run on hardware.
+// MXFP4 matmul on Hopper's wgmma: one int8 product for each pair of blocks. See matmul_wgmma.cuh.
+// Not yet run on hardware.
 #include "matmul_wgmma.cuh"
 
 #if FP4_SM == 90

@@ -1,5 +1,5 @@
-// NVFP4 matmul on Hopper's wgmma: three int8 products of base-64 digits for each pair of blocks. See
-// matmul_wgmma.cuh. Not yet run on hardware.
+// NVFP4 matmul on Hopper's wgmma: three int8 products of base-64 digits for each pair of blocks.
+// See matmul_wgmma.cuh. Not yet run on hardware.
 #include "matmul_wgmma.cuh"
 
 #if FP4_SM == 90

@@ -2,49 +2,43 @@
 //
 //     y      = x, or per block: y[j] = round(fma chain over ascending i of x[i] * T[j][i])
 //     scale  = given, or encode(amax / (ss * gs))          amax NaN if any element is NaN
-//     code   = encode(y / (decode(scale) * gs)), or a zero with the sign of y where the divisor is 0
+//     code   = encode(y / (decode(scale) * gs)), or +-0 with the sign of y where it divides by 0
 //
-// A thread holds 8 consecutive columns of a row, so a group of G columns is G / 8 adjacent lanes, at most 16,
-// and its amax is a few shuffles. amax is taken over the bit patterns of |y|: as unsigned numbers they order
-// like the values, and every NaN lies above infinity. Columns from K to k_pad get codes 0 and scale bytes 0
-// (C8), so that a matmul needs no tail. A block walks along a row.
+// A thread holds 8 consecutive columns of a row, so a group of G columns is G / 8 adjacent lanes,
+// at most 16, and its amax is a few shuffles. amax is taken over the bit patterns of |y|: as
+// unsigned numbers they order like the values, and every NaN lies above infinity. Columns from K to
+// k_pad get codes 0 and scale bytes 0 (C8), so that a matmul needs no tail. A block walks along a
+// row.
 //
-// The transform kernel works on tiles of 64 rows by 128 columns. A thread computes 4 rows by 8 columns: for
-// each i it reads 4 values of x and 8 of T from shared memory for 32 FMAs. The chain of one output is
-// never split, so its rounding is the contract's. 128 columns hold whole blocks and whole groups, because
-// both are powers of two up to 128.
+// The transform kernel works on tiles of 64 rows by 128 columns. A thread computes 4 rows by 8
+// columns: for each i it reads 4 values of x and 8 of T from shared memory for 32 FMAs. The chain
+// of one output is never split, so its rounding is the contract's. 128 columns hold whole blocks
+// and whole groups, because both are powers of two up to 128.
 //
-// Worked example, NVFP4 with gs = 0.1 and ss = 6: a group with amax 3 has s = 3 / 0.6 = 5, byte 0x4A,
-// divisor 0.5, and 3 becomes code 7 (6 * 0.5).
+// Worked example, NVFP4 with gs = 0.1 and ss = 6: a group with amax 3 has s = 3 / 0.6 = 5, byte
+// 0x4A, divisor 0.5, and 3 becomes code 7 (6 * 0.5).
 #include "quantize.cuh"
 #include "row_meta.cuh"
 
 using namespace fp4;
 
-#define QUANTIZE(name, Dense)                                                                      \
-    KERNEL void name(const Dense::Value* x, const u8* given, u8* codes, u8* scales, int k,         \
-                     int k_pad, int group, int scale_type, int tie, float divisor,                 \
-                     float global_scale) {                                                         \
-        Settings set = {group, scale_type, tie, divisor, global_scale};                            \
-        quantize_row<Dense>(x, blockIdx.x, (int)threadIdx.x, (int)blockDim.x, given, codes, scales, k, k_pad, set);                              \
-    }                                                                                              \
+#define QUANTIZE(name, Dense)                                                       \
+    KERNEL void name(QuantizeArgs p) {                                              \
+        quantize_row<Dense>(p, blockIdx.x, (int)threadIdx.x, (int)blockDim.x);      \
+    }                                                                               \
     EXPORT(name)
 
 QUANTIZE(quantize_f32, DenseF32)
 QUANTIZE(quantize_f16, DenseF16)
 QUANTIZE(quantize_bf16, DenseBf16)
 
-#define TRANSFORM_QUANTIZE(name, Dense)                                                            \
-    KERNEL_BOUNDS(256, 2)                                                                          \
-    void name(const Dense::Value* x, const Dense::Value* transform, int block, int shared_block,   \
-              const u8* given, u8* codes, u8* scales, i64 rows, int k, int k_pad, int group,       \
-              int scale_type, int tie, float divisor, float global_scale) {                        \
-        SHARED(float, xs, [STRIP_COLS * X_STRIDE]);                                                 \
-        SHARED(float, ts, [SLAB * T_STRIDE]);                                                      \
-        Settings set = {group, scale_type, tie, divisor, global_scale};                            \
-        transform_quantize<Dense>(x, transform, block, shared_block, given, codes, scales, rows,   \
-                                  k, k_pad, set, xs, ts);                                          \
-    }                                                                                              \
+#define TRANSFORM_QUANTIZE(name, Dense)                                             \
+    KERNEL_BOUNDS(256, 2)                                                           \
+    void name(QuantizeArgs p) {                                                     \
+        SHARED(float, xs, [STRIP_COLS * X_STRIDE]);                                 \
+        SHARED(float, ts, [SLAB * T_STRIDE]);                                       \
+        transform_quantize<Dense>(p, xs, ts);                                       \
+    }                                                                               \
     EXPORT(name)
 
 TRANSFORM_QUANTIZE(transform_quantize_f32, DenseF32)
@@ -52,13 +46,15 @@ TRANSFORM_QUANTIZE(transform_quantize_f16, DenseF16)
 TRANSFORM_QUANTIZE(transform_quantize_bf16, DenseBf16)
 
 // Metadata of the rows of an operand, MXFP4 (scale_type e8m0) or NVFP4 (e4m3): a warp a row.
-KERNEL void row_meta(const u8* codes, const u8* scales, RowMeta* meta, i64 rows, int k_pad, int scale_type) {
+KERNEL void row_meta(RowMetaArgs p) {
     i64 row = (i64)blockIdx.x * (blockDim.x / 32) + threadIdx.x / 32;
-    if (row >= rows) return; // whole warps
+    if (row >= p.rows) return; // whole warps
     int lane = threadIdx.x % 32;
     auto uncounted = [](u32) {};
-    RowMeta described = scale_type == E8M0 ? describe_row<32>(codes, scales, row, k_pad, lane, uncounted)
-                                           : describe_row<16>(codes, scales, row, k_pad, lane, uncounted);
-    if (lane == 0) meta[row] = described;
+    const u8 *codes = p.operand.codes, *scales = p.operand.scales;
+    RowMeta described = p.scale_type == E8M0
+                            ? describe_row<32>(codes, scales, row, p.k_pad, lane, uncounted)
+                            : describe_row<16>(codes, scales, row, p.k_pad, lane, uncounted);
+    if (lane == 0) p.operand.meta[row] = described;
 }
 EXPORT(row_meta)

@@ -1,5 +1,5 @@
-// The parts of quantization, for the kernels of quantize.cu and quantize_fold.cu (C4, C5); the rules and the
-// shape of the transform are told there.
+// The parts of quantization, for the kernels of quantize.cu and quantize_fold.cu (C4, C5); the
+// rules and the shape of the transform are told there.
 #pragma once
 
 #include "format.cuh"
@@ -25,20 +25,37 @@ __device__ __forceinline__ void load_eight(Dense, const u16* x, float (&y)[8]) {
     }
 }
 
-// The settings of a quantization, as the host checked them.
-struct Settings {
-    int group;      // 16, 32, 64 or 128
-    int scale_type;
-    int tie;
-    float divisor;  // ss * gs, rounded by the host
-    float global_scale;
+// What one thread counts (`QuantCounts` of the core):
+//
+//     clipped      elements with |x / d| > 7, infinities included
+//     scale_max    groups whose computed scale was clamped to the largest finite one
+//     flushed      groups with a nonzero element and none that is NaN, all of whose codes are +-0
+//     nan_groups   groups whose scale is NaN
+struct Tally {
+    u32 clipped, scale_max, flushed, nan_groups;
 };
+constexpr u32 CLIPPED_F32 = 0x40E00000u; // 7
 
-// Quantizes the 8 columns from `col` that this lane holds. Every lane of the warp calls it; lanes with
-// col >= k_pad or without a row (row < 0) only take part in the shuffles.
-__device__ __forceinline__ void quantize_eight(const float (&y)[8], i64 row, int col, int k, int k_pad,
-                                               const Settings& set, const u8* given, u8* codes,
-                                               u8* scales) {
+// Adds what a warp has counted to the counts of the launch. Every lane calls it.
+__device__ __forceinline__ void add_counts(const Tally& tally, Counts* to) {
+    if (to == nullptr) return;
+    u32 counts[4] = {tally.clipped, tally.scale_max, tally.flushed, tally.nan_groups};
+    // Most warps have nothing to add.
+    if (!__any_sync(ALL_LANES, (counts[0] | counts[1] | counts[2] | counts[3]) != 0)) return;
+    u64* totals[4] = {&to->clipped, &to->scale_max, &to->flushed, &to->nan_groups};
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+        u32 count = counts[i];
+        for (int lanes = 1; lanes < 32; lanes *= 2) count += __shfl_xor_sync(ALL_LANES, count, lanes);
+        if (threadIdx.x % 32 == 0 && count != 0) atomicAdd(totals[i], (u64)count);
+    }
+}
+
+// Quantizes the 8 columns from `col` that this lane holds. Every lane of the warp calls it; lanes
+// with col >= k_pad or without a row (row < 0) only take part in the shuffles.
+__device__ __forceinline__ void quantize_eight(const float (&y)[8], i64 row, int col, const QuantizeArgs& p,
+                                               Tally& tally) {
+    const Settings& set = p.set;
     u32 amax = 0;
 #pragma unroll
     for (int i = 0; i < 8; i++) {
@@ -49,51 +66,72 @@ __device__ __forceinline__ void quantize_eight(const float (&y)[8], i64 row, int
         u32 other = __shfl_xor_sync(ALL_LANES, amax, lanes);
         amax = other > amax ? other : amax;
     }
-    if (row < 0 || col >= k_pad) return;
 
-    int groups = k / set.group, groups_pad = k_pad / set.group, g = col / set.group;
+    const bool writes = row >= 0 && col < p.k_pad, counts = p.counts != nullptr;
     u32 scale = 0, word = 0;
-    if (col < k) {
-        scale = given ? given[row * groups + g]
-                      : encode_scale(set.scale_type, __fdiv_rn(__uint_as_float(amax), set.divisor));
-        float unit = __fmul_rn(decode_scale(set.scale_type, scale), set.global_scale);
+    bool clamped = false;
+    if (writes) {
+        int groups = p.k / set.group, groups_pad = p.k_pad / set.group, g = col / set.group;
+        if (col < p.k) {
+            if (p.given != nullptr) {
+                scale = p.given[row * groups + g];
+            } else {
+                float s = __fdiv_rn(__uint_as_float(amax), set.divisor);
+                scale = encode_scale(set.scale_type, s);
+                clamped = s > set.max_scale;
+            }
+            float unit = __fmul_rn(decode_scale(set.scale_type, scale), set.global_scale);
 #pragma unroll
-        for (int i = 0; i < 8; i++) {
-            u32 sign = __float_as_uint(y[i]) & 0x80000000u;
-            float q = unit == 0.0f ? __uint_as_float(sign) : __fdiv_rn(y[i], unit);
-            word |= encode_e2m1(q, set.tie) << (4 * i);
+            for (int i = 0; i < 8; i++) {
+                u32 sign = __float_as_uint(y[i]) & 0x80000000u;
+                float q = unit == 0.0f ? __uint_as_float(sign) : __fdiv_rn(y[i], unit);
+                word |= encode_e2m1(q, set.tie) << (4 * i);
+                u32 magnitude = __float_as_uint(q) & 0x7FFFFFFFu;
+                tally.clipped += magnitude > CLIPPED_F32 && magnitude <= INF_F32;
+            }
+        }
+        *(u32*)(p.codes + row * (p.k_pad / 2) + col / 2) = word;
+        if (col % set.group == 0) p.scales[row * groups_pad + g] = (u8)scale;
+    }
+    if (counts) {
+        u32 any = word & 0x77777777u;
+        for (int lanes = 1; lanes < set.group / 8; lanes *= 2) any |= __shfl_xor_sync(ALL_LANES, any, lanes);
+        if (writes && col < p.k && col % set.group == 0) {
+            tally.scale_max += clamped;
+            tally.flushed += amax != 0 && amax <= INF_F32 && any == 0;
+            tally.nan_groups += scale_is_nan(set.scale_type, scale);
         }
     }
-    *(u32*)(codes + row * (k_pad / 2) + col / 2) = word;
-    if (col % set.group == 0) scales[row * groups_pad + g] = (u8)scale;
 }
 
-// Quantizes one row by `lanes` threads, whole warps, of which this one has index `lane`; a row of -1 is none.
+// Quantizes one row by `lanes` threads, whole warps, of which this one has index `lane`; a row of
+// -1 is none.
 template <class Dense>
-__device__ __forceinline__ void quantize_row(const typename Dense::Value* x, i64 row, int lane, int lanes,
-                                             const u8* given, u8* codes, u8* scales, int k, int k_pad,
-                                             const Settings& set) {
-    for (int first = 0; first < k_pad; first += 8 * lanes) {
+__device__ __forceinline__ void quantize_row(const QuantizeArgs& p, i64 row, int lane, int lanes) {
+    const typename Dense::Value* x = (const typename Dense::Value*)p.x;
+    Tally tally = {0, 0, 0, 0};
+    for (int first = 0; first < p.k_pad; first += 8 * lanes) {
         int col = first + 8 * lane;
         float y[8] = {0, 0, 0, 0, 0, 0, 0, 0};
-        if (row >= 0 && col < k) load_eight(Dense(), x + row * k + col, y);
-        quantize_eight(y, row, col, k, k_pad, set, given, codes, scales);
+        if (row >= 0 && col < p.k) load_eight(Dense(), x + row * p.k + col, y);
+        quantize_eight(y, row, col, p, tally);
     }
+    add_counts(tally, p.counts);
 }
 
-constexpr int STRIP_ROWS = 64, STRIP_COLS = 128, SLAB = 16;
+constexpr int SLAB = 16;
 constexpr int X_STRIDE = STRIP_ROWS + 4; // floats of a column of x; keeps 16-byte alignment
 constexpr int T_STRIDE = STRIP_COLS + 4; // floats of a row of T, and of a row of y
 static_assert(STRIP_ROWS * T_STRIDE <= STRIP_COLS * X_STRIDE, "y takes the place of x");
 
-// 256 threads: 16 across the columns, 16 down the rows. Shared memory: x as [column][row], and of T the 16
-// values of i at hand, as [i][column].
+// 256 threads: 16 across the columns, 16 down the rows. Shared memory: x as [column][row], and of T
+// the 16 values of i at hand, as [i][column].
 template <class Dense>
-__device__ __forceinline__ void transform_quantize(const typename Dense::Value* x,
-                                                   const typename Dense::Value* transform, int block,
-                                                   int shared_block, const u8* given, u8* codes,
-                                                   u8* scales, i64 rows, int k, int k_pad,
-                                                   const Settings& set, float* xs, float* ts) {
+__device__ __forceinline__ void transform_quantize(const QuantizeArgs& p, float* xs, float* ts) {
+    const typename Dense::Value* x = (const typename Dense::Value*)p.x;
+    const typename Dense::Value* transform = (const typename Dense::Value*)p.transform;
+    const int block = p.block, shared_block = p.shared_block, k = p.k, k_pad = p.k_pad;
+    const i64 rows = p.rows;
     int tiles_across = k_pad / STRIP_COLS;
     i64 row_0 = (i64)(blockIdx.x / tiles_across) * STRIP_ROWS;
     int col_0 = (int)(blockIdx.x % tiles_across) * STRIP_COLS;
@@ -152,14 +190,16 @@ __device__ __forceinline__ void transform_quantize(const typename Dense::Value* 
         }
     }
     __syncthreads();
+    Tally tally = {0, 0, 0, 0};
 #pragma unroll 1
     for (int r = lane_row; r < STRIP_ROWS; r += 16) {
         float y[8];
 #pragma unroll
         for (int c = 0; c < 8; c++) y[c] = xs[r * T_STRIDE + lane_col + c];
         i64 row = row_0 + r < rows ? row_0 + r : -1;
-        quantize_eight(y, row, col_0 + lane_col, k, k_pad, set, given, codes, scales);
+        quantize_eight(y, row, col_0 + lane_col, p, tally);
     }
+    add_counts(tally, p.counts);
 }
 
 } // namespace fp4

@@ -1,4 +1,5 @@
-// What a warp learns of a row of an operand: RowMeta, the metadata by which the matmul chooses its path.
+// What a warp learns of a row of an operand: RowMeta, the metadata by which the matmul chooses its
+// path.
 #pragma once
 
 #include "format.cuh"
@@ -17,8 +18,8 @@ __device__ __forceinline__ bool any_code(const u8* codes) {
     return (any & 0x77777777u) != 0;
 }
 
-// By a whole warp, MXFP4 (G = 32, e8m0) or NVFP4 (16, e4m3); every lane gets the result. `live` is called
-// with the scale byte of each live group, by one lane.
+// By a whole warp, MXFP4 (G = 32, e8m0) or NVFP4 (16, e4m3); every lane gets the result. `live` is
+// called with the scale byte of each live group, by one lane.
 template <int G, class Live>
 __device__ __forceinline__ RowMeta describe_row(const u8* codes, const u8* scales, i64 row, int k_pad, int lane,
                                                 const Live& live) {

@@ -4,17 +4,17 @@
 //! are then reused. Operands go up, kernels run, results come back, and the call waits once, at its
 //! end.
 
-use std::marker::PhantomData;
+use std::mem;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use fp4_core::{
     Buffer as What, Epilogue, Error, FloatSliceMut, Matmul, MatmulQuery, Named, Packed, PackedMut,
-    PackedView, PartialsMut, Paths, PreparedWeight, QuantCounts, QuantizeInput, QuantizeQuery,
-    Quantizer, Unsupported, backend::Resident, check_environment,
+    PackedShape, PackedView, PartialsMut, Paths, PreparedWeight, QuantCounts, QuantizeInput,
+    QuantizeQuery, Quantizer, Unsupported, backend::Resident, check_environment,
 };
 
-use crate::counts;
+use crate::build::arguments::{Counts, Outputs, Pointer, float_type};
 use crate::device::buffer::Buffer;
 use crate::device::driver::{self, Device};
 use crate::device::gpu::Gpu;
@@ -22,8 +22,8 @@ use crate::device::reason::Reason;
 use crate::operand::folded::Folded;
 use crate::operand::packed::{CudaOperand, CudaWeight};
 use crate::operand::tensor::{CudaTransform, host_bytes, host_bytes_mut};
-use crate::ops::matmul::{self, MatmulKernel, PATHS_BYTES, Scratch, paths_of};
-use crate::ops::quantize;
+use crate::ops::matmul::{self, MatmulKernel, PATHS_BYTES, Product, Scratch, paths_of};
+use crate::ops::quantize::{self, Quantization};
 
 /// The backend's name in routing and reports.
 pub const NAME: &str = "cuda";
@@ -35,6 +35,7 @@ pub struct Cuda {
     pub(crate) gpu: Arc<Gpu>,
     pub(crate) kernel: MatmulKernel,
     keep_folded: bool,
+    scratch_limit: usize,
     pool: Arc<Mutex<Vec<Staging>>>,
     pub(crate) scratch: Arc<Mutex<Scratch>>,
     /// Paths of the products that stayed on the device.
@@ -51,8 +52,34 @@ pub(crate) struct Staging {
     pub(crate) spare: Buffer,
     given: Buffer,
     sums: [Buffer; 2],
+    pub(crate) row_scales: Buffer,
     pub(crate) paths: Buffer,
 }
+
+impl Staging {
+    fn new(gpu: &Arc<Gpu>) -> Result<Self, Error> {
+        Ok(Staging {
+            operand: CudaOperand::new(gpu)?,
+            output: Buffer::default(),
+            spare: Buffer::default(),
+            given: Buffer::default(),
+            sums: Default::default(),
+            row_scales: Buffer::default(),
+            paths: Buffer::default(),
+        })
+    }
+
+    /// Bytes of device memory held.
+    fn allocated_bytes(&self) -> usize {
+        let Staging { operand, output, spare, given, sums: [units, nans], row_scales, paths } =
+            self;
+        let own = [output, spare, given, units, nans, row_scales, paths];
+        own.iter().map(|buffer| buffer.len()).sum::<usize>() + operand.allocated_bytes()
+    }
+}
+
+/// Device memory that is kept between calls unless another bound is set.
+const SCRATCH_LIMIT: usize = 512 << 20;
 
 impl Cuda {
     /// The backend on the device with this index, in the driver's order.
@@ -70,6 +97,7 @@ impl Cuda {
             gpu,
             kernel: MatmulKernel::default(),
             keep_folded: true,
+            scratch_limit: SCRATCH_LIMIT,
             pool: Arc::default(),
             scratch: Arc::default(),
             device_paths: Arc::new(device_paths),
@@ -96,6 +124,15 @@ impl Cuda {
     #[must_use]
     pub fn with_folded_weights(self, keep: bool) -> Self {
         Cuda { keep_folded: keep, ..self }
+    }
+
+    /// The same backend, keeping at most so many bytes of device memory between calls on host
+    /// operands, and as many between products; 512 MiB of each by default. A call that needs more
+    /// gets it, and frees it at its end. A product can be captured in a graph only if what it needs
+    /// is kept.
+    #[must_use]
+    pub fn with_scratch_limit(self, bytes: usize) -> Self {
+        Cuda { scratch_limit: bytes, ..self }
     }
 
     /// Waits until everything queued so far has run.
@@ -144,40 +181,78 @@ impl Cuda {
         let spare = pool().pop();
         let mut staging = match spare {
             Some(staging) => staging,
-            None => Staging {
-                operand: CudaOperand::new(&self.gpu)?,
-                output: Buffer::default(),
-                spare: Buffer::default(),
-                given: Buffer::default(),
-                sums: Default::default(),
-                paths: Buffer::default(),
-            },
+            None => Staging::new(&self.gpu)?,
         };
         let result = f(&mut staging)?;
-        pool().push(staging);
+        let bytes = staging.allocated_bytes();
+        let mut idle = pool();
+        if bytes + idle.iter().map(Staging::allocated_bytes).sum::<usize>() <= self.scratch_limit {
+            idle.push(staging);
+        }
         Ok(result)
     }
 
+    /// Queues a product, and keeps no more of its buffers than is wanted.
+    pub(crate) fn multiply(&self, product: &Product<'_>) -> Result<(), Error> {
+        matmul::matmul(self.kernel, product, &self.scratch)?;
+        let mut scratch = self.scratch.lock().unwrap_or_else(PoisonError::into_inner);
+        let large = scratch.allocated_bytes() > self.scratch_limit;
+        let dropped = large.then(|| mem::take(&mut *scratch));
+        drop(scratch);
+        drop(dropped);
+        Ok(())
+    }
+
+    /// Frees the buffers that calls left for the next ones, of this backend and its clones. What a
+    /// captured graph uses stays until the graph is dropped.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] while another thread captures a graph.
+    pub fn release_scratch(&self) -> Result<(), Error> {
+        let _operation = self.gpu.enter()?;
+        let idle = mem::take(&mut *self.pool.lock().unwrap_or_else(PoisonError::into_inner));
+        drop(idle);
+        let scratch = mem::take(&mut *self.scratch.lock().unwrap_or_else(PoisonError::into_inner));
+        drop(scratch);
+        Ok(())
+    }
+
+    /// Bytes of device memory in buffers that calls left for the next ones.
+    pub fn scratch_bytes(&self) -> usize {
+        let idle = self.pool.lock().unwrap_or_else(PoisonError::into_inner);
+        let staged: usize = idle.iter().map(Staging::allocated_bytes).sum();
+        drop(idle);
+        staged + self.scratch.lock().unwrap_or_else(PoisonError::into_inner).allocated_bytes()
+    }
+
     /// Multiplies into host memory: the last part of both ways of a product to the host.
-    pub(crate) fn matmul_to_host(
+    pub(crate) fn matmul_to_host<B>(
         &self,
         a: &CudaOperand,
-        b: &CudaOperand,
-        alpha: f32,
+        b: &CudaWeight<B>,
+        epilogue: &Epilogue<'_>,
         out: FloatSliceMut<'_>,
-        output: &mut Buffer,
-        paths: &mut Buffer,
+        [output, row_scales, paths]: [&mut Buffer; 3],
     ) -> Result<Paths, Error> {
-        a.shape.expect_product(&b.shape)?;
-        let (rows, cols) = (a.shape.rows(), b.shape.rows());
-        let outputs = rows.checked_mul(cols).ok_or(Error::ShapeOverflow { rows, cols })?;
+        let outputs = expect_outputs(a, b, epilogue)?;
         out.as_ref().expect_len(What::Output, outputs)?;
         let stream = &self.gpu.stream;
-        let float_type = out.float_type();
-        output.reserve(stream, outputs * float_type.bytes())?;
+        output.reserve(stream, outputs * out.float_type().bytes())?;
         paths.zero(stream, PATHS_BYTES)?;
-        let to = (output.address(), float_type);
-        matmul::matmul(self.kernel, a, b, alpha, to, paths, &self.scratch)?;
+        row_scales.upload(stream, bytemuck::cast_slice(epilogue.row_scales.unwrap_or_default()))?;
+        let bias = epilogue.bias.map(|bias| b.bias(bias)).transpose()?;
+        self.multiply(&Product {
+            a,
+            b: &b.operand,
+            outputs: Outputs {
+                out: output.pointer(),
+                row_scales: epilogue.row_scales.map_or(Pointer::NULL, |_| row_scales.pointer()),
+                bias: bias.as_ref().map_or(Pointer::NULL, |bias| bias.pointer()),
+                alpha: epilogue.alpha,
+                out_type: float_type(out.float_type()),
+            },
+            paths: paths.pointer(),
+        })?;
         let mut counters = [0; PATHS_BYTES];
         output.download(stream, host_bytes_mut(out))?;
         paths.download(stream, &mut counters)?;
@@ -198,6 +273,30 @@ impl Named for Cuda {
     fn name(&self) -> &str {
         NAME
     }
+}
+
+/// How many outputs a product has, if its operands and its epilogue fit together.
+pub(crate) fn expect_outputs<B>(
+    a: &CudaOperand,
+    b: &CudaWeight<B>,
+    epilogue: &Epilogue<'_>,
+) -> Result<usize, Error> {
+    a.shape.expect_product(&b.operand.shape)?;
+    let (rows, cols) = (a.shape.rows(), b.operand.shape.rows());
+    epilogue.expect(rows, cols)?;
+    rows.checked_mul(cols).ok_or(Error::ShapeOverflow { rows, cols })
+}
+
+/// The counts of a quantization to this shape, with those that a kernel made.
+pub(crate) fn quant_counts(shape: PackedShape, counted: Counts) -> QuantCounts {
+    let mut counts = QuantCounts::default();
+    counts.elements = shape.rows() as u64 * shape.k() as u64;
+    counts.groups = shape.rows() as u64 * shape.row_groups() as u64;
+    counts.clipped = counted.clipped;
+    counts.scale_max = counted.scale_max;
+    counts.flushed = counted.flushed;
+    counts.nan_groups = counted.nan_groups;
+    counts
 }
 
 /// Dimensions that the kernels count in `int`.
@@ -233,19 +332,22 @@ impl Quantizer for Cuda {
         self.with_staging(|staging| {
             let Staging { operand, given, spare, .. } = staging;
             let stream = &self.gpu.stream;
-            let mut address = 0;
             if let Some(scales) = input.scales() {
                 given.upload(stream, scales)?;
-                address = given.address();
             }
             operand.input.upload(stream, host_bytes(input.x()))?;
-            let x = (operand.input.address(), float_type);
-            let transform: Option<&CudaTransform> = transform.as_ref();
-            quantize::quantize(x, input.shape(), input.spec(), transform, address, operand)?;
+            let what = Quantization {
+                x: (operand.input.pointer(), float_type),
+                shape: input.shape(),
+                spec: input.spec(),
+                transform: transform.as_ref(),
+                given: input.scales().map_or(Pointer::NULL, |_| given.pointer()),
+                counts: true,
+            };
+            quantize::quantize(&what, operand)?;
             operand.export(spare, out)?;
-            self.gpu.synchronize()
-        })?;
-        counts::of_input(input)
+            Ok(quant_counts(what.shape, operand.counted()?))
+        })
     }
 }
 
@@ -253,7 +355,6 @@ impl Matmul for Cuda {
     type Prepared<B: Packed> = CudaWeight<B>;
 
     fn supports_matmul(&self, query: &MatmulQuery) -> Result<(), Unsupported> {
-        query.expect_alpha_only()?;
         self.supports_partial(query)
     }
 
@@ -276,7 +377,7 @@ impl Matmul for Cuda {
         }
         self.gpu.synchronize()?;
         operand.trim();
-        Ok(CudaWeight { operand, from: PhantomData })
+        Ok(CudaWeight::new(operand))
     }
 
     fn matmul<B: Packed>(
@@ -287,15 +388,15 @@ impl Matmul for Cuda {
         out: FloatSliceMut<'_>,
     ) -> Result<Paths, Error> {
         check_environment()?;
-        let alpha = epilogue.alpha_only()?;
         self.own(&b.operand.gpu)?;
         a.shape().expect_product(&b.shape())?;
+        epilogue.expect(a.shape().rows(), b.shape().rows())?;
         expect_int(&[a.shape().rows()])?;
         let _operation = self.gpu.enter()?;
         self.with_staging(|staging| {
-            let Staging { operand, output, paths, .. } = staging;
+            let Staging { operand, output, row_scales, paths, .. } = staging;
             operand.import(a, matmul::folds_activation(self.kernel, &self.gpu, a.shape()))?;
-            self.matmul_to_host(operand, &b.operand, alpha, out, output, paths)
+            self.matmul_to_host(operand, b, &epilogue, out, [output, row_scales, paths])
         })
     }
 
@@ -314,7 +415,7 @@ impl Matmul for Cuda {
         self.with_staging(|staging| {
             let Staging { operand, sums, .. } = staging;
             operand.import(a, false)?;
-            matmul::partial(&self.gpu, operand, &b.operand, groups, out, sums)
+            matmul::partial(operand, &b.operand, groups, out, sums)
         })
     }
 

@@ -31,8 +31,7 @@ impl Cuda {
             let Staging { operand, output, .. } = staging;
             let (stream, ty) = (&self.gpu.stream, out.float_type());
             operand.import(packed, false)?;
-            output.reserve(stream, len * ty.bytes())?;
-            layout::dequantize(operand, global_scale, (output.address(), ty))?;
+            layout::dequantize(operand, global_scale, (&mut *output, ty))?;
             output.download(stream, host_bytes_mut(out))?;
             self.gpu.synchronize()
         })
@@ -78,8 +77,7 @@ impl Cuda {
             let Staging { output, spare, .. } = staging;
             let stream = &self.gpu.stream;
             spare.upload(stream, from)?;
-            output.reserve(stream, to.len())?;
-            layout::rearrange(&self.gpu, layout, direction, spare.address(), output.address())?;
+            layout::rearrange(&self.gpu, layout, direction, spare, output)?;
             output.download(stream, to)?;
             self.gpu.synchronize()
         })

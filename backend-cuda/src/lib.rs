@@ -45,7 +45,6 @@
 mod backend;
 mod build;
 mod convert;
-mod counts;
 mod device;
 mod graph;
 mod operand;

@@ -13,11 +13,12 @@ use fp4_core::{
     check_environment,
 };
 
-use crate::backend::{Cuda, Staging};
-use crate::counts;
+use crate::backend::{Cuda, Staging, expect_outputs, quant_counts};
+use crate::build::arguments::{self, Outputs, Pointer};
 use crate::operand::packed::{CudaOperand, CudaWeight};
 use crate::operand::tensor::{CudaTensor, CudaTransform, host_bytes};
-use crate::ops::{matmul, quantize};
+use crate::ops::matmul::{self, Product};
+use crate::ops::quantize::{self, Quantization};
 
 impl Resident for Cuda {
     type Tensor = CudaTensor;
@@ -97,33 +98,35 @@ impl Resident for Cuda {
         }
         let query = QuantizeQuery::new(shape, spec, float_type);
         self.supports_quantize(&query.with_transform(transform.map(|t| t.shape)))?;
-        if let Some(counts) = counts {
-            *counts = match &x {
-                Source::Host(x) => counts::of_values(*x, [rows, k], spec, transform)?,
-                Source::Resident(x) => counts::of_tensor(x, [rows, k], spec, transform)?,
-            };
-        }
         let from_host = matches!(x, Source::Host(_));
         let x = match x {
             Source::Host(x) => {
                 out.input.upload(&self.gpu.stream, host_bytes(x))?;
-                (out.input.address(), float_type)
+                (out.input.pointer(), float_type)
             }
             Source::Resident(x) => {
                 self.own(&x.gpu)?;
-                (x.values.address(), float_type)
+                (x.values.pointer(), float_type)
             }
         };
+        let (given, asked) = (Pointer::NULL, counts.is_some());
+        let what = Quantization { x, shape, spec, transform, given, counts: asked };
         let folded = matmul::folds_activation(self.kernel, &self.gpu, shape)
-            && quantize::quantize_and_fold(x, shape, spec, transform, out)?;
+            && quantize::quantize_and_fold(&what, out)?;
         if !folded {
-            quantize::quantize(x, shape, spec, transform, 0, out)?;
+            quantize::quantize(&what, out)?;
+        }
+        if let Some(counts) = counts {
+            *counts = quant_counts(shape, out.counted()?);
+            return Ok(());
         }
         // The caller may change its memory as soon as this returns.
         if from_host { self.gpu.synchronize() } else { Ok(()) }
     }
 
-    /// For a [`Sink::Resident`] the counts are 0: see [`Cuda::paths`].
+    /// For a [`Sink::Resident`] the counts are 0: see [`Cuda::paths`]. A bias stays on the device with
+    /// the weight, and is copied there again only when it changes; row scales are copied, and waited
+    /// for, in every call, so a product with them is not for a graph.
     fn matmul_resident<B: Packed>(
         &self,
         a: &CudaOperand,
@@ -132,24 +135,42 @@ impl Resident for Cuda {
         out: Sink<'_, CudaTensor>,
     ) -> Result<Paths, Error> {
         check_environment()?;
-        let alpha = epilogue.alpha_only()?;
         self.own(&a.gpu)?;
         self.own(&b.operand.gpu)?;
         let _operation = self.gpu.enter()?;
         match out {
             Sink::Host(out) => self.with_staging(|staging| {
-                let Staging { output, paths, .. } = staging;
-                self.matmul_to_host(a, &b.operand, alpha, out, output, paths)
+                let Staging { output, row_scales, paths, .. } = staging;
+                self.matmul_to_host(a, b, &epilogue, out, [output, row_scales, paths])
             }),
             Sink::Resident(out, float_type) => {
                 self.own(&out.gpu)?;
-                a.shape.expect_product(&b.operand.shape)?;
-                let (rows, cols) = (a.shape.rows(), b.operand.shape.rows());
-                let outputs = rows.checked_mul(cols).ok_or(Error::ShapeOverflow { rows, cols })?;
-                out.resize(float_type, outputs)?;
-                let to = (out.values.address(), float_type);
-                let (kernel, b) = (self.kernel, &b.operand);
-                matmul::matmul(kernel, a, b, alpha, to, &self.device_paths, &self.scratch)?;
+                out.resize(float_type, expect_outputs(a, b, &epilogue)?)?;
+                let bias = epilogue.bias.map(|bias| b.bias(bias)).transpose()?;
+                let queue = |row_scales| {
+                    self.multiply(&Product {
+                        a,
+                        b: &b.operand,
+                        outputs: Outputs {
+                            out: out.values.pointer(),
+                            row_scales,
+                            bias: bias.as_ref().map_or(Pointer::NULL, |bias| bias.pointer()),
+                            alpha: epilogue.alpha,
+                            out_type: arguments::float_type(float_type),
+                        },
+                        paths: self.device_paths.pointer(),
+                    })
+                };
+                match epilogue.row_scales {
+                    None => queue(Pointer::NULL)?,
+                    Some(values) => self.with_staging(|staging| {
+                        let Staging { row_scales, .. } = staging;
+                        row_scales.upload(&self.gpu.stream, bytemuck::cast_slice(values))?;
+                        queue(row_scales.pointer())?;
+                        // The caller may change its memory as soon as this returns.
+                        self.gpu.synchronize()
+                    })?,
+                }
                 Ok(Paths::default())
             }
         }

@@ -8,10 +8,12 @@
 mod common;
 
 use common::{Rng, same_bits};
-use fp4_backend_cuda::Cuda;
+use fp4_backend_cuda::{Cuda, MatmulKernel};
+use fp4_core::backend::{Resident, Source};
 use fp4_core::{
-    Error, Float, GroupSize, PackedMatrix, QuantSpec, QuantizeInput, Quantizer, ScaleType, Swizzle,
-    TieMode, Transform, bf16, f16, reference,
+    Error, Float, FloatType, Format, GroupSize, PackedMatrix, QuantCounts, QuantSpec,
+    QuantizeInput, Quantizer, ScaleType, Swizzle, TieMode, Transform, bf16, f16, hadamard,
+    reference,
 };
 
 /// Quantizes by both and compares; returns values quantized.
@@ -31,10 +33,11 @@ fn check<T: Float>(
     }
     let (mut got, mut expected) =
         (PackedMatrix::zeros(input.shape()), PackedMatrix::zeros(input.shape()));
-    cuda.quantize(&input, &mut got.view_mut()).unwrap();
-    reference::quantize(&input, &mut expected.view_mut()).unwrap();
+    let counts = cuda.quantize(&input, &mut got.view_mut()).unwrap();
+    let expected_counts = reference::quantize(&input, &mut expected.view_mut()).unwrap();
     assert_eq!(got.scales(), expected.scales(), "{case}: scales");
     assert_eq!(got.codes(), expected.codes(), "{case}: codes");
+    assert_eq!(counts, expected_counts, "{case}: counts");
     rows * k
 }
 
@@ -150,6 +153,60 @@ fn transforms_shared_and_per_block_equal_the_reference() {
         + of_type::<f16>(&cuda, &mut rng)
         + of_type::<bf16>(&cuda, &mut rng);
     println!("{values} values transformed");
+}
+
+/// Values whose quantization does everything that is counted.
+fn counted_values(rng: &mut Rng, len: usize) -> Vec<f32> {
+    let group = |rng: &mut Rng| -> [f32; 16] {
+        let unit = [1.0, 1e-38, 1e-44, 0.0, 1e38][rng.below(5)];
+        let odd = [f32::INFINITY, f32::NAN, 300.0, -0.0][rng.below(4)];
+        let at = if rng.below(3) == 0 { rng.below(16) } else { 99 };
+        std::array::from_fn(|i| if i == at { odd } else { rng.value() * unit })
+    };
+    (0..len / 16).flat_map(|_| group(rng)).collect()
+}
+
+#[test]
+fn what_is_counted_is_what_the_reference_counts_from_the_host_and_on_the_device() {
+    let (mut rng, mut all) = (Rng(24), QuantCounts::default());
+    // Kernels that fold what they quantize, and those that do not.
+    for kernel in [MatmulKernel::Wgmma, MatmulKernel::Mma] {
+        let cuda = Cuda::open(0).unwrap().with_matmul_kernel(kernel);
+        let (mut tensor, mut out) = (cuda.empty_tensor().unwrap(), cuda.empty_operand().unwrap());
+        for format in Format::ALL {
+            let mut h = vec![0f32; 32 * 32];
+            hadamard(32, &mut h).unwrap();
+            let t = Transform::shared(&h[..], 32).unwrap();
+            for (rows, k) in [(1, 32), (67, 416), (130, 32), (0, 32), (3, 0)] {
+                for transform in [None, Some(t)] {
+                    let spec = QuantSpec::usual(format);
+                    let x = counted_values(&mut rng, rows * k);
+                    let case = format!("{kernel:?} {format} {rows}x{k} {}", transform.is_some());
+                    let input = QuantizeInput::new(&x[..], rows, k, &spec).unwrap();
+                    let input = input.with_transform(transform).unwrap();
+                    let mut packed = PackedMatrix::zeros(input.shape());
+                    let expected = reference::quantize(&input, &mut packed.view_mut()).unwrap();
+                    let got = cuda.quantize(&input, &mut packed.view_mut()).unwrap();
+                    assert_eq!(got, expected, "{case}: to the host");
+
+                    let on_device =
+                        transform.map(|t| cuda.load_transform(&t, FloatType::F32).unwrap());
+                    cuda.upload((&x[..]).into(), &mut tensor).unwrap();
+                    for from in [Source::Host((&x[..]).into()), Source::Resident(&tensor)] {
+                        let mut counts = QuantCounts::default();
+                        let (t, shape) = (on_device.as_ref(), [rows, k]);
+                        let asked = Some(&mut counts);
+                        cuda.quantize_resident(from, shape, &spec, t, &mut out, asked).unwrap();
+                        assert_eq!(counts, expected, "{case}: on the device");
+                    }
+                    all += expected;
+                }
+            }
+        }
+    }
+    println!("{all:?}");
+    let each = [all.clipped, all.scale_max, all.flushed, all.nan_groups];
+    assert!(each.iter().all(|&count| count > 50), "{all:?}");
 }
 
 #[test]

@@ -60,7 +60,8 @@ pub(crate) static FAMILIES: [&Family; 9] = [
 ];
 
 /// Headers by the name that `#include` uses.
-pub(crate) static HEADERS: [(&str, &str); 8] = [
+pub(crate) static HEADERS: [(&str, &str); 9] = [
+    ("arguments.cuh", include_str!("../../kernels/arguments.cuh")),
     ("device.cuh", include_str!("../../kernels/device.cuh")),
     ("format.cuh", include_str!("../../kernels/format.cuh")),
     ("exact.cuh", include_str!("../../kernels/exact.cuh")),

@@ -7,6 +7,7 @@ use fp4_core::Error;
 
 use super::error::DeviceResult;
 use super::stream::{Gate, Stream};
+use crate::build::arguments::Pointer;
 
 /// Bytes on the device. A larger request replaces the memory, a smaller one keeps it, so that a
 /// steady state allocates nothing. Contents are unspecified after [`reserve`](Self::reserve).
@@ -110,5 +111,10 @@ impl Buffer {
     pub(crate) fn address(&self) -> u64 {
         // Events are off: the guard of the pointer does nothing.
         self.slice().map_or(0, |slice| slice.device_ptr(slice.stream()).0)
+    }
+
+    /// The address as an argument of a kernel.
+    pub(crate) fn pointer(&self) -> Pointer {
+        Pointer(self.address())
     }
 }

@@ -11,9 +11,10 @@ use fp4_core::Error;
 
 use super::driver::Device;
 use super::error::DeviceResult;
-use super::module::{Kernel, Modules};
+use super::module::Modules;
 use super::reason::DriverVersion;
 use super::stream::{Operation, Stream};
+use crate::build::kernels::Kernel;
 
 /// A device in use.
 pub(crate) struct Gpu {
@@ -60,12 +61,12 @@ impl Gpu {
     }
 
     /// Whether the kernel can be had: compiled, or prebuilt. The first call loads it.
-    pub(crate) fn has(&self, kernel: Kernel) -> bool {
-        self.function(kernel, 0).is_ok()
+    pub(crate) fn has<A>(&self, kernel: &Kernel<A>) -> bool {
+        self.function(kernel).is_ok()
     }
 
-    /// The kernel, for blocks with this much dynamic shared memory.
-    pub(crate) fn function(&self, kernel: Kernel, shared: u32) -> Result<CudaFunction, Error> {
-        self.modules.function(&self.context, &self.stream.gate, kernel, shared)
+    /// The kernel, loaded at its first use.
+    pub(crate) fn function<A>(&self, kernel: &Kernel<A>) -> Result<CudaFunction, Error> {
+        self.modules.function(&self.context, &self.stream.gate, kernel)
     }
 }

@@ -18,11 +18,9 @@ use fp4_core::{DeviceError, Error};
 use super::error::DeviceResult;
 use super::stream::Gate;
 use crate::build::cache::Cache;
+use crate::build::kernels::Kernel;
 use crate::build::sources::{Family, Target};
 use crate::build::{compile, prebuilt};
-
-/// One kernel: its family, and its name in it.
-pub(crate) type Kernel = (&'static Family, &'static str);
 
 /// Bytes of shared memory that a block may have without asking.
 const SHARED_UNASKED: u32 = 48 * 1024;
@@ -34,14 +32,7 @@ pub(crate) struct Modules {
     cache: Cache,
     /// A failure stays only where trying again is of no use.
     modules: Mutex<HashMap<&'static str, Result<Arc<CudaModule>, Error>>>,
-    functions: Mutex<HashMap<&'static str, Loaded>>,
-}
-
-/// A kernel, and how much dynamic shared memory its blocks may have.
-#[derive(Clone)]
-struct Loaded {
-    function: CudaFunction,
-    shared: u32,
+    functions: Mutex<HashMap<&'static str, CudaFunction>>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -59,33 +50,26 @@ impl Modules {
         }
     }
 
-    /// The kernel, for blocks with this much dynamic shared memory.
-    pub(crate) fn function(
+    /// The kernel, for blocks with as much dynamic shared memory as it asks for.
+    pub(crate) fn function<A>(
         &self,
         context: &Arc<CudaContext>,
         gate: &Gate,
-        (family, name): Kernel,
-        shared: u32,
+        kernel: &Kernel<A>,
     ) -> Result<CudaFunction, Error> {
+        let &Kernel { family, name, shared, .. } = kernel;
         let known = lock(&self.functions).get(name).cloned();
-        let loaded = match known {
-            Some(loaded) => loaded,
-            None => {
-                gate.expect_running()?;
-                context.bind_to_thread().device()?;
-                let function = self.module(context, family)?.load_function(name).device()?;
-                let new = Loaded { function, shared: SHARED_UNASKED };
-                lock(&self.functions).entry(name).or_insert(new).clone()
-            }
-        };
-        if shared > loaded.shared {
-            let most = CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
-            loaded.function.set_attribute(most, shared as i32).device()?;
-            if let Some(known) = lock(&self.functions).get_mut(name) {
-                known.shared = shared;
-            }
+        if let Some(function) = known {
+            return Ok(function);
         }
-        Ok(loaded.function)
+        gate.expect_running()?;
+        context.bind_to_thread().device()?;
+        let function = self.module(context, family)?.load_function(name).device()?;
+        if shared > SHARED_UNASKED {
+            let most = CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+            function.set_attribute(most, shared as i32).device()?;
+        }
+        Ok(lock(&self.functions).entry(name).or_insert(function).clone())
     }
 
     /// The family's module, loaded at its first use.

@@ -9,27 +9,16 @@ use std::sync::Arc;
 
 use fp4_core::{Error, Format};
 
+use crate::build::arguments::{
+    FOLD_ROWS, FoldedOperand, PackedOperand, Pointer, STEP_K, STRIP_ROWS, TILE_ROWS, planes,
+};
 use crate::device::buffer::Buffer;
 use crate::device::gpu::Gpu;
-use crate::device::launch::{Arg, int};
+use crate::device::launch::int;
 
-/// Rows of a tile (`TILE_ROWS`).
-pub(crate) const TILE_ROWS: usize = 128;
-/// K of a step (`STEP_K`).
-const STEP_K: usize = 32;
-/// Rows of a thread block that folds (`FOLD_ROWS`).
-pub(crate) const BLOCK_ROWS: usize = 8;
-/// Rows of a strip of the transform (`STRIP_ROWS`).
-pub(crate) const STRIP_ROWS: usize = 64;
-
-/// Bytes of a block: 128 x 32 digits in one plane or three.
+/// Bytes of a block: the digits of one step of one tile, in one plane or three.
 pub(crate) fn block_bytes(format: Format) -> usize {
-    TILE_ROWS
-        * STEP_K
-        * match format {
-            Format::MxFp4 => 1,
-            Format::NvFp4 => 3,
-        }
+    TILE_ROWS * STEP_K * planes(format)
 }
 
 /// The folded form of one operand. Its memory only grows.
@@ -77,8 +66,8 @@ impl Folded {
     }
 
     /// Thread blocks of eight rows each, for whole tiles.
-    pub(crate) fn row_blocks(&self) -> u64 {
-        (self.tiles * (TILE_ROWS / BLOCK_ROWS)) as u64
+    pub(crate) fn row_blocks(&self) -> usize {
+        self.tiles * (TILE_ROWS / FOLD_ROWS)
     }
 
     /// Strips of a transform, for whole tiles.
@@ -108,31 +97,31 @@ impl Folded {
             .ok_or(overflow)?;
         let stream = &of.gpu.stream;
         self.blocks.reserve(stream, bytes)?;
-        self.bases.reserve(stream, of.rows * 4)?;
+        self.bases.reserve(stream, of.rows * size_of::<i32>())?;
         self.counters.zero(stream, 4 * (self.tiles * (self.steps + 2) + self.strips()))
     }
 
     /// The numbers of extra blocks in use, one a tile.
-    pub(crate) fn used(&self) -> u64 {
-        self.counters.address() + (4 * self.tiles * self.steps) as u64
+    pub(crate) fn used(&self) -> Pointer {
+        self.counters.pointer().plus(4 * self.tiles * self.steps)
     }
 
     /// Of the arrivals at each strip.
-    pub(crate) fn arrivals(&self) -> Arg {
-        Arg::Pointer(self.used() + (4 * 2 * self.tiles) as u64)
+    pub(crate) fn arrivals(&self) -> Pointer {
+        self.used().plus(4 * 2 * self.tiles)
     }
 
-    /// Blocks, entries, incomplete tiles and bases.
-    pub(crate) fn arrays(&self) -> [Arg; 4] {
-        let incomplete = self.used() + (4 * self.tiles) as u64;
-        [self.blocks.address(), self.counters.address(), incomplete, self.bases.address()]
-            .map(Arg::Pointer)
-    }
-
-    /// The arguments of a kernel that folds.
-    pub(crate) fn to(&self, meta: u64) -> Result<[Arg; 6], Error> {
-        let [blocks, entries, incomplete, bases] = self.arrays();
-        Ok([blocks, entries, incomplete, bases, Arg::Pointer(meta), Arg::I32(int(self.extra)?)])
+    /// As the kernels take it, for an operand of so many rows with this metadata.
+    pub(crate) fn operand(&self, rows: usize, meta: Pointer) -> Result<FoldedOperand, Error> {
+        Ok(FoldedOperand {
+            blocks: self.blocks.pointer(),
+            entries: self.counters.pointer(),
+            incomplete: self.used().plus(4 * self.tiles),
+            bases: self.bases.pointer(),
+            meta,
+            rows: int(rows)?,
+            extra: int(self.extra)?,
+        })
     }
 }
 
@@ -143,7 +132,5 @@ pub(crate) struct FoldShape {
     pub(crate) format: Format,
     pub(crate) rows: usize,
     pub(crate) k_pad: usize,
-    pub(crate) codes: u64,
-    pub(crate) scales: u64,
-    pub(crate) meta: u64,
+    pub(crate) packed: PackedOperand,
 }

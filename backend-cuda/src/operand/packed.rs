@@ -5,17 +5,15 @@
 //! metadata that the matmul chooses its path by.
 
 use std::marker::PhantomData;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use fp4_core::{Error, Format, Packed, PackedShape, PreparedWeight, padded_k};
 
 use super::folded::{FoldShape, Folded};
+use crate::build::arguments::{PackedOperand, Pointer, RowMeta};
 use crate::device::buffer::Buffer;
 use crate::device::gpu::Gpu;
 use crate::device::launch::int;
-
-/// Bytes of one row's metadata: the four ints of `RowMeta` in `kernels/format.cuh`.
-const META_BYTES: usize = 16;
 
 /// A packed matrix in device memory, with its row metadata.
 #[derive(Debug)]
@@ -32,6 +30,8 @@ pub struct CudaOperand {
     /// Host values on their way in, and bytes without padding on their way in or out.
     pub(crate) input: Buffer,
     pub(crate) staging: Buffer,
+    /// What the last quantization did, where it was asked.
+    pub(crate) counts: Buffer,
     pub(crate) gpu: Arc<Gpu>,
 }
 
@@ -47,6 +47,7 @@ impl CudaOperand {
             folds: false,
             input: Buffer::default(),
             staging: Buffer::default(),
+            counts: Buffer::default(),
             gpu: gpu.clone(),
         })
     }
@@ -58,7 +59,8 @@ impl CudaOperand {
 
     /// Bytes of device memory held.
     pub(crate) fn allocated_bytes(&self) -> usize {
-        let own = [&self.codes, &self.scales, &self.meta, &self.input, &self.staging];
+        let CudaOperand { codes, scales, meta, input, staging, counts, .. } = self;
+        let own = [codes, scales, meta, input, staging, counts];
         own.iter().map(|buffer| buffer.len()).sum::<usize>() + self.folded.allocated_bytes()
     }
 
@@ -81,8 +83,9 @@ impl CudaOperand {
         let stream = &self.gpu.stream;
         self.codes.reserve(stream, padded.codes_len())?;
         self.scales.reserve(stream, padded.scales_len())?;
-        let (rows, cols) = (shape.rows(), META_BYTES);
-        let meta = rows.checked_mul(META_BYTES).ok_or(Error::ShapeOverflow { rows, cols })?;
+        let (rows, cols) = (shape.rows(), size_of::<RowMeta>());
+        let meta =
+            rows.checked_mul(size_of::<RowMeta>()).ok_or(Error::ShapeOverflow { rows, cols })?;
         self.meta.reserve(stream, meta)?;
         (self.shape, self.k_pad, self.folds) = (shape, k_pad, folds);
         Ok(())
@@ -108,24 +111,87 @@ impl CudaOperand {
             format: self.shape.expect_format()?,
             rows: self.shape.rows(),
             k_pad: self.k_pad,
-            codes: self.codes.address(),
-            scales: self.scales.address(),
-            meta: self.meta.address(),
+            packed: self.packed(),
         })
+    }
+
+    /// As the kernels take it.
+    pub(crate) fn packed(&self) -> PackedOperand {
+        PackedOperand {
+            codes: self.codes.pointer(),
+            scales: self.scales.pointer(),
+            meta: self.meta.pointer(),
+        }
     }
 
     /// Drops what only conversions need: a weight is converted once.
     pub(crate) fn trim(&mut self) {
         self.input = Buffer::default();
         self.staging = Buffer::default();
+        self.counts = Buffer::default();
     }
 }
 
 /// A weight in device memory. `B` is what it was prepared from; nothing of that type is held.
+///
+/// What is kept is one copy: codes and scales as they came, with K padded to a multiple of 128, and
+/// 16 bytes of metadata a row. Only where the wgmma kernels are to multiply it (compute capability
+/// 9.0) does the folded form lie beside it: see
+/// [`with_folded_weights`](crate::Cuda::with_folded_weights).
 #[derive(Debug)]
 pub struct CudaWeight<B> {
     pub(crate) operand: CudaOperand,
-    pub(crate) from: PhantomData<fn() -> B>,
+    /// The bias that came with it last: it is a layer's, and the same in every call.
+    bias: Mutex<Option<Arc<Bias>>>,
+    from: PhantomData<fn() -> B>,
+}
+
+/// A bias in device memory.
+#[derive(Debug)]
+pub(crate) struct Bias {
+    values: Box<[f32]>,
+    buffer: Buffer,
+}
+
+impl Bias {
+    pub(crate) fn pointer(&self) -> Pointer {
+        self.buffer.pointer()
+    }
+}
+
+impl<B> CudaWeight<B> {
+    pub(crate) fn new(operand: CudaOperand) -> Self {
+        CudaWeight { operand, bias: Mutex::default(), from: PhantomData }
+    }
+
+    /// Bytes of device memory held.
+    pub fn device_bytes(&self) -> usize {
+        self.operand.allocated_bytes() + self.lock().as_ref().map_or(0, |bias| bias.buffer.len())
+    }
+
+    /// The bias on the device. Values that are not those of the last call are copied there first,
+    /// which waits; the lock is not held meanwhile.
+    pub(crate) fn bias(&self, values: &[f32]) -> Result<Arc<Bias>, Error> {
+        let bits = |values| -> &[u32] { bytemuck::cast_slice::<f32, u32>(values) };
+        let known = self.lock().clone();
+        if let Some(known) = known
+            && bits(&known.values) == bits(values)
+        {
+            return Ok(known);
+        }
+        let gpu = &self.operand.gpu;
+        let mut bias = Bias { values: values.into(), buffer: Buffer::default() };
+        bias.buffer.upload(&gpu.stream, bytemuck::cast_slice(&bias.values))?;
+        gpu.synchronize()?;
+        let bias = Arc::new(bias);
+        let last = self.lock().replace(bias.clone());
+        drop(last);
+        Ok(bias)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<Arc<Bias>>> {
+        self.bias.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 impl<B: Packed> PreparedWeight for CudaWeight<B> {

@@ -2,38 +2,43 @@
 
 use fp4_core::{Error, Format};
 
-use crate::build::sources::FOLD;
+use crate::build::arguments::{EXTRA_STEPS, FOLD_ROWS, FoldArgs};
+use crate::build::kernels::{FOLD, FOLD_EXTRAS, Kernel};
 use crate::device::error::unless_memory_is_short;
-use crate::device::launch::{Arg, Grid, int};
+use crate::device::launch::{Grid, int};
 use crate::operand::folded::{Extra, FoldShape, Folded};
 use crate::operand::packed::CudaOperand;
 
-/// Steps of a thread block of `fold_extras` (`EXTRA_STEPS`).
-const EXTRA_STEPS: usize = 32;
+/// Threads of a block that folds: a warp a row.
+const THREADS: usize = 32 * FOLD_ROWS;
+
+/// The kernel of a format.
+pub(crate) fn of_format<A>(kernels: &'static [Kernel<A>; 2], format: Format) -> &'static Kernel<A> {
+    match format {
+        Format::MxFp4 => &kernels[0],
+        Format::NvFp4 => &kernels[1],
+    }
+}
 
 impl Folded {
+    fn arguments(&self, of: &FoldShape) -> Result<FoldArgs, Error> {
+        Ok(FoldArgs {
+            codes: of.packed.codes,
+            scales: of.packed.scales,
+            to: self.operand(of.rows, of.packed.meta)?,
+            used: self.used(),
+            k_pad: int(of.k_pad)?,
+            unused: 0,
+        })
+    }
+
     /// Queues what follows the first pass over the operand: the windows that outliers make.
     pub(crate) fn finish(&mut self, of: &FoldShape) -> Result<(), Error> {
-        let name = match of.format {
-            Format::MxFp4 => "fold_extras_mxfp4",
-            Format::NvFp4 => "fold_extras_nvfp4",
-        };
-        let [blocks, entries, incomplete, bases] = self.arrays();
-        let args = [
-            Arg::Pointer(of.codes),
-            Arg::Pointer(of.scales),
-            Arg::I32(int(of.rows)?),
-            Arg::I32(int(of.k_pad)?),
-            blocks,
-            entries,
-            incomplete,
-            bases,
-            Arg::I32(int(self.extra)?),
-            Arg::Pointer(self.used()),
-        ];
+        let kernel = of_format(&FOLD_EXTRAS, of.format);
         let blocks = [self.tiles, self.steps.div_ceil(EXTRA_STEPS), 1];
-        let grid = Grid { blocks, threads: 256, shared: 0 };
-        of.gpu.launch_grid((&FOLD, name), grid, &args)?;
+        // SAFETY: `begin` made room for the tiles and steps of this shape, and the operand for its
+        // rows; the kernel writes the folded form alone.
+        unsafe { of.gpu.launch(kernel, Grid { blocks, threads: THREADS }, &self.arguments(of)?)? };
         self.ready = true;
         Ok(())
     }
@@ -45,18 +50,9 @@ impl Folded {
 
     fn fill_with(&mut self, of: &FoldShape, extra: Extra) -> Result<(), Error> {
         self.begin_with(of, extra)?;
-        let name = match of.format {
-            Format::MxFp4 => "fold_mxfp4",
-            Format::NvFp4 => "fold_nvfp4",
-        };
-        let mut args = vec![
-            Arg::Pointer(of.codes),
-            Arg::Pointer(of.scales),
-            Arg::I32(int(of.rows)?),
-            Arg::I32(int(of.k_pad)?),
-        ];
-        args.extend(self.to(of.meta)?);
-        of.gpu.launch((&FOLD, name), self.row_blocks(), 256, &args)?;
+        let grid = Grid::row(self.row_blocks(), THREADS);
+        // SAFETY: as in `finish`; the rows' metadata is the operand's too.
+        unsafe { of.gpu.launch(of_format(&FOLD, of.format), grid, &self.arguments(of)?)? };
         self.finish(of)
     }
 

@@ -2,32 +2,36 @@
 
 use fp4_core::{Error, FloatType, Swizzle};
 
-use crate::build::sources::LAYOUT;
+use crate::build::arguments::{DequantizeArgs, SwizzleArgs, float_type, scale_type};
+use crate::build::kernels::{DEQUANTIZE, SWIZZLE};
+use crate::device::buffer::Buffer;
 use crate::device::gpu::Gpu;
-use crate::device::launch::{Arg, blocks_for, float_type, int, scale_type};
+use crate::device::launch::{Grid, int};
 use crate::operand::packed::CudaOperand;
 
-/// Queues the values of an operand under `global_scale` into device memory, row-major.
+/// Queues the values of an operand under `global_scale` into `to`, row-major.
 pub(crate) fn dequantize(
     operand: &CudaOperand,
     global_scale: f32,
-    (to, float): (u64, FloatType),
+    (to, float): (&mut Buffer, FloatType),
 ) -> Result<(), Error> {
     let shape = operand.shape;
-    let args = [
-        Arg::Pointer(operand.codes.address()),
-        Arg::Pointer(operand.scales.address()),
-        Arg::Pointer(to),
-        Arg::I64(shape.rows() as i64),
-        Arg::I32(int(shape.k())?),
-        Arg::I32(int(operand.k_pad)?),
-        Arg::I32(int(shape.group().get())?),
-        scale_type(shape.scale_type()),
-        Arg::F32(global_scale),
-        float_type(float),
-    ];
-    let pairs = shape.rows() * shape.k() / 2;
-    operand.gpu.launch((&LAYOUT, "dequantize"), blocks_for(pairs, 256), 256, &args)
+    let len = shape.rows() * shape.k();
+    to.reserve(&operand.gpu.stream, len * float.bytes())?;
+    let args = DequantizeArgs {
+        codes: operand.codes.pointer(),
+        scales: operand.scales.pointer(),
+        out: to.pointer(),
+        rows: shape.rows() as i64,
+        k: int(shape.k())?,
+        k_pad: int(operand.k_pad)?,
+        group: int(shape.group().get())?,
+        scale_type: scale_type(shape.scale_type()),
+        global_scale,
+        out_type: float_type(float),
+    };
+    // SAFETY: the operand has the bytes of its shape, and `to` room for its values.
+    unsafe { operand.gpu.launch(&DEQUANTIZE[0], Grid::for_each(len / 2), &args) }
 }
 
 /// Which way scale bytes go.
@@ -37,23 +41,24 @@ pub(crate) enum Direction {
     Unswizzle,
 }
 
-/// Queues scale bytes from one layout to the other, `len` bytes of it.
+/// Queues scale bytes from one layout to the other. `from` holds all bytes of its layout.
 pub(crate) fn rearrange(
     gpu: &Gpu,
     layout: &Swizzle,
     direction: Direction,
-    from: u64,
-    to: u64,
+    from: &Buffer,
+    to: &mut Buffer,
 ) -> Result<(), Error> {
-    let (kernel, len) = match direction {
-        Direction::Swizzle => ("swizzle", layout.len()),
-        Direction::Unswizzle => ("unswizzle", layout.rows() * layout.cols()),
+    let plain = layout.rows() * layout.cols();
+    let (kernel, needed, len) = match direction {
+        Direction::Swizzle => (&SWIZZLE[0], plain, layout.len()),
+        Direction::Unswizzle => (&SWIZZLE[1], layout.len(), plain),
     };
-    let args = [
-        Arg::Pointer(from),
-        Arg::Pointer(to),
-        Arg::I64(layout.rows() as i64),
-        Arg::I32(int(layout.cols())?),
-    ];
-    gpu.launch((&LAYOUT, kernel), blocks_for(len, 256), 256, &args)
+    debug_assert!(from.len() >= needed);
+    to.reserve(&gpu.stream, len)?;
+    int(layout.cols())?;
+    let (rows, cols) = (layout.rows() as i64, layout.cols() as i64);
+    let args = SwizzleArgs { from: from.pointer(), to: to.pointer(), rows, cols };
+    // SAFETY: both buffers have the bytes of their layouts.
+    unsafe { gpu.launch(kernel, Grid::for_each(len), &args) }
 }

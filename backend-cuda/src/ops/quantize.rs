@@ -2,133 +2,112 @@
 
 use fp4_core::{Error, FloatType, PackedShape, QuantSpec};
 
-use crate::build::sources::{QUANTIZE, QUANTIZE_FOLD};
-use crate::device::launch::{Arg, blocks_for, int, scale_type, tie};
+use crate::build::arguments::{
+    Counts, FOLD_ROWS, Pointer, QuantizeArgs, QuantizeFoldArgs, RowMetaArgs, STRIP_COLS,
+    STRIP_ROWS, Settings, float_type, scale_type, tie,
+};
+use crate::build::kernels::{
+    QUANTIZE, QUANTIZE_FOLD, ROW_META, TRANSFORM_QUANTIZE, TRANSFORM_QUANTIZE_FOLD,
+};
+use crate::device::launch::{Grid, int};
 use crate::operand::folded::Folded;
 use crate::operand::packed::CudaOperand;
 use crate::operand::tensor::CudaTransform;
 
-/// Rows and columns of a tile of the transform kernel.
-const TILE: [usize; 2] = [64, 128];
+/// Threads of a block of a transform kernel: 16 across the columns, 16 down the rows.
+const TRANSFORM_THREADS: usize = 256;
 
-/// Dense values on the device: address and type.
-pub(crate) type Dense = (u64, FloatType);
+/// What is quantized, and how.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Quantization<'a> {
+    /// The (rows, k) values on the device, and their type.
+    pub(crate) x: (Pointer, FloatType),
+    pub(crate) shape: PackedShape,
+    pub(crate) spec: &'a QuantSpec,
+    pub(crate) transform: Option<&'a CudaTransform>,
+    /// The scale bytes, null if they are to be computed.
+    pub(crate) given: Pointer,
+    /// Whether to count what it does to the values.
+    pub(crate) counts: bool,
+}
 
-/// Quantizes the (rows, k) values at `x` into `out`, with the scales at `given` if that is not 0,
-/// and describes the rows for the matmul. All shapes have been checked to fit.
-pub(crate) fn quantize(
-    (x, float_type): Dense,
-    shape: PackedShape,
-    spec: &QuantSpec,
-    transform: Option<&CudaTransform>,
-    given: u64,
-    out: &mut CudaOperand,
-) -> Result<(), Error> {
-    out.reshape(shape, false)?;
-    let (rows, k_pad) = (shape.rows(), out.k_pad);
-    let settings = [
-        Arg::I32(int(shape.k())?),
-        Arg::I32(int(k_pad)?),
-        Arg::I32(int(shape.group().get())?),
-        scale_type(shape.scale_type()),
-        tie(spec.tie()),
-        Arg::F32(spec.scale_scale() * spec.global_scale()),
-        Arg::F32(spec.global_scale()),
-    ];
-    let packed = [
-        Arg::Pointer(given),
-        Arg::Pointer(out.codes.address()),
-        Arg::Pointer(out.scales.address()),
-    ];
-    if let Some(t) = transform {
-        let name = match float_type {
-            FloatType::F32 => "transform_quantize_f32",
-            FloatType::F16 => "transform_quantize_f16",
-            FloatType::Bf16 => "transform_quantize_bf16",
-        };
-        let mut args = vec![
-            Arg::Pointer(x),
-            Arg::Pointer(t.values.address()),
-            Arg::I32(int(t.shape.block.get())?),
-            Arg::I32(i32::from(t.shape.blocks.is_none())),
-        ];
-        args.extend(packed);
-        args.push(Arg::I64(rows as i64));
-        args.extend(settings);
-        let blocks = rows.div_ceil(TILE[0]) as u64 * (k_pad / TILE[1]) as u64;
-        out.gpu.launch((&QUANTIZE, name), blocks, 256, &args)?;
-    } else if k_pad > 0 {
-        let name = match float_type {
-            FloatType::F32 => "quantize_f32",
-            FloatType::F16 => "quantize_f16",
-            FloatType::Bf16 => "quantize_bf16",
-        };
-        let mut args = vec![Arg::Pointer(x)];
-        args.extend(packed);
-        args.extend(settings);
-        // Eight columns a thread, whole warps, at most 256 threads.
-        let threads = (k_pad / 8).next_multiple_of(32).min(256) as u32;
-        out.gpu.launch((&QUANTIZE, name), rows as u64, threads, &args)?;
+impl Quantization<'_> {
+    /// The kernel's arguments, with the counters at zero if there are any.
+    fn arguments(&self, out: &mut CudaOperand) -> Result<QuantizeArgs, Error> {
+        let mut counts = Pointer::NULL;
+        if self.counts {
+            out.counts.zero(&out.gpu.stream, size_of::<Counts>())?;
+            counts = out.counts.pointer();
+        }
+        let (spec, scale) = (self.spec, self.shape.scale_type());
+        Ok(QuantizeArgs {
+            x: self.x.0,
+            transform: self.transform.map_or(Pointer::NULL, |t| t.values.pointer()),
+            given: self.given,
+            codes: out.codes.pointer(),
+            scales: out.scales.pointer(),
+            counts,
+            rows: self.shape.rows() as i64,
+            k: int(self.shape.k())?,
+            k_pad: int(out.k_pad)?,
+            block: int(self.transform.map_or(0, |t| t.shape.block.get()))?,
+            shared_block: i32::from(self.transform.is_some_and(|t| t.shape.blocks.is_none())),
+            set: Settings {
+                group: int(self.shape.group().get())?,
+                scale_type: scale_type(scale),
+                tie: tie(spec.tie()),
+                divisor: spec.scale_scale() * spec.global_scale(),
+                global_scale: spec.global_scale(),
+                max_scale: scale.max(),
+            },
+        })
     }
+}
+
+/// Quantizes into `out`, and describes the rows for the matmul. All shapes have been checked to fit.
+pub(crate) fn quantize(what: &Quantization<'_>, out: &mut CudaOperand) -> Result<(), Error> {
+    out.reshape(what.shape, false)?;
+    let args = what.arguments(out)?;
+    let (rows, k_pad, float) = (what.shape.rows(), out.k_pad, float_type(what.x.1) as usize);
+    let (kernel, grid) = if what.transform.is_some() {
+        let tiles = rows.div_ceil(STRIP_ROWS) * (k_pad / STRIP_COLS);
+        (&TRANSFORM_QUANTIZE[float], Grid::row(tiles, TRANSFORM_THREADS))
+    } else {
+        // Eight columns a thread, whole warps, at most 256 threads.
+        let threads = (k_pad / 8).next_multiple_of(32).min(256);
+        (&QUANTIZE[float], Grid::row(if k_pad > 0 { rows } else { 0 }, threads))
+    };
+    // SAFETY: `x` has rows * k values, a transform the blocks of its shape, and given scales one for
+    // each group, as the callers have checked; `out` has been given this shape.
+    unsafe { out.gpu.launch(kernel, grid, &args)? };
     out.describe_rows()
 }
 
-/// As [`quantize`], and folds what it quantizes, in the same pass over the values; false, and
-/// nothing is queued, where there is no memory for the folded form.
+/// As [`quantize`], and folds what it quantizes, in the same pass over the values; false, and nothing
+/// is queued, where there is no memory for the folded form. It takes no given scales.
 pub(crate) fn quantize_and_fold(
-    (x, float_type): Dense,
-    shape: PackedShape,
-    spec: &QuantSpec,
-    transform: Option<&CudaTransform>,
+    what: &Quantization<'_>,
     out: &mut CudaOperand,
 ) -> Result<bool, Error> {
-    out.reshape(shape, true)?;
+    out.reshape(what.shape, true)?;
     if !out.fold(Folded::begin)? {
         return Ok(false);
     }
-    let k_pad = out.k_pad;
-    let packed = [Arg::Pointer(out.codes.address()), Arg::Pointer(out.scales.address())];
-    let settings = [
-        Arg::I32(int(shape.rows())?),
-        Arg::I32(int(shape.k())?),
-        Arg::I32(int(k_pad)?),
-        scale_type(shape.scale_type()),
-        tie(spec.tie()),
-        Arg::F32(spec.scale_scale() * spec.global_scale()),
-        Arg::F32(spec.global_scale()),
-    ];
+    let quantize = what.arguments(out)?;
+    let (k_pad, float) = (out.k_pad, float_type(what.x.1) as usize);
     let of = out.shape_to_fold()?;
     let folded = &mut out.folded;
-    let mut args = vec![Arg::Pointer(x)];
+    let to = folded.operand(of.rows, of.packed.meta)?;
+    let args = QuantizeFoldArgs { quantize, to, arrivals: folded.arrivals() };
     // Without columns there is nothing to transform.
-    if let Some(t) = transform.filter(|_| k_pad > 0) {
-        let name = match float_type {
-            FloatType::F32 => "transform_quantize_fold_f32",
-            FloatType::F16 => "transform_quantize_fold_f16",
-            FloatType::Bf16 => "transform_quantize_fold_bf16",
-        };
-        args.extend([
-            Arg::Pointer(t.values.address()),
-            Arg::I32(int(t.shape.block.get())?),
-            Arg::I32(i32::from(t.shape.blocks.is_none())),
-        ]);
-        args.extend(packed);
-        args.extend(settings);
-        args.extend(folded.to(of.meta)?);
-        args.push(folded.arrivals());
-        let blocks = folded.strips() as u64 * (k_pad / TILE[1]) as u64;
-        of.gpu.launch((&QUANTIZE_FOLD, name), blocks, 256, &args)?;
+    let (kernel, grid) = if what.transform.is_some() && k_pad > 0 {
+        let tiles = folded.strips() * (k_pad / STRIP_COLS);
+        (&TRANSFORM_QUANTIZE_FOLD[float], Grid::row(tiles, TRANSFORM_THREADS))
     } else {
-        let name = match float_type {
-            FloatType::F32 => "quantize_fold_f32",
-            FloatType::F16 => "quantize_fold_f16",
-            FloatType::Bf16 => "quantize_fold_bf16",
-        };
-        args.extend(packed);
-        args.extend(settings);
-        args.extend(folded.to(of.meta)?);
-        of.gpu.launch((&QUANTIZE_FOLD, name), folded.row_blocks(), 256, &args)?;
-    }
+        (&QUANTIZE_FOLD[float], Grid::row(folded.row_blocks(), 32 * FOLD_ROWS))
+    };
+    // SAFETY: as in `quantize`; the folded form has been begun for this shape.
+    unsafe { of.gpu.launch(kernel, grid, &args)? };
     folded.finish(&of)?;
     Ok(true)
 }
@@ -139,16 +118,24 @@ impl CudaOperand {
         if self.shape.format().is_none() {
             return Ok(());
         }
-        let args = [
-            Arg::Pointer(self.codes.address()),
-            Arg::Pointer(self.scales.address()),
-            Arg::Pointer(self.meta.address()),
-            Arg::I64(self.shape.rows() as i64),
-            Arg::I32(int(self.k_pad)?),
-            scale_type(self.shape.scale_type()),
-        ];
+        let args = RowMetaArgs {
+            operand: self.packed(),
+            rows: self.shape.rows() as i64,
+            k_pad: int(self.k_pad)?,
+            scale_type: scale_type(self.shape.scale_type()),
+        };
         // A warp a row, four warps a block.
-        let blocks = blocks_for(self.shape.rows(), 4);
-        self.gpu.launch((&QUANTIZE, "row_meta"), blocks, 128, &args)
+        let grid = Grid::row(self.shape.rows().div_ceil(4), 128);
+        // SAFETY: the operand has the bytes of its shape.
+        unsafe { self.gpu.launch(&ROW_META[0], grid, &args) }
+    }
+
+    /// What the last quantization that was to be counted did. This waits for the device.
+    pub(crate) fn counted(&self) -> Result<Counts, Error> {
+        let mut counts = [0u64; 4];
+        self.counts.download(&self.gpu.stream, bytemuck::cast_slice_mut(&mut counts))?;
+        self.gpu.synchronize()?;
+        let [clipped, scale_max, flushed, nan_groups] = counts;
+        Ok(Counts { clipped, scale_max, flushed, nan_groups })
     }
 }

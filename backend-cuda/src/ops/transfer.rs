@@ -1,11 +1,12 @@
 //! Packed operands between the host and the device, with the padding of K added and dropped (C8).
 
-use fp4_core::{Dim, Error, PackedMut, PackedView};
+use fp4_core::{Error, PackedMut, PackedView};
 
-use crate::build::sources::LAYOUT;
+use crate::build::arguments::PadArgs;
+use crate::build::kernels::PAD_BYTES;
 use crate::device::buffer::Buffer;
 use crate::device::gpu::Gpu;
-use crate::device::launch::{Arg, blocks_for, int};
+use crate::device::launch::{Grid, int};
 use crate::operand::folded::Folded;
 use crate::operand::packed::CudaOperand;
 
@@ -34,15 +35,8 @@ impl CudaOperand {
 
     /// Copies packed bytes to the host, without the padding. The caller synchronizes.
     pub(crate) fn export(&self, spare: &mut Buffer, out: &mut PackedMut<'_>) -> Result<(), Error> {
-        let (shape, rows, widths) = (out.shape(), self.shape.rows(), self.row_bytes());
-        self.shape.expect_same_format(&shape)?;
-        for (what, expected, got) in
-            [(Dim::Rows, rows, shape.rows()), (Dim::K, self.shape.k(), shape.k())]
-        {
-            if expected != got {
-                return Err(Error::ShapeMismatch { what, expected, got });
-            }
-        }
+        self.shape.expect_same(&out.shape())?;
+        let (rows, widths) = (self.shape.rows(), self.row_bytes());
         let (codes, scales) = out.buffers();
         for (bytes, width, from) in
             [(codes, widths[0], &self.codes), (scales, widths[1], &self.scales)]
@@ -68,12 +62,13 @@ fn repad(
     rows: usize,
     [from_cols, to_cols]: [usize; 2],
 ) -> Result<(), Error> {
-    let args = [
-        Arg::Pointer(from.address()),
-        Arg::Pointer(to.address()),
-        Arg::I64(rows as i64),
-        Arg::I32(int(from_cols)?),
-        Arg::I32(int(to_cols)?),
-    ];
-    gpu.launch((&LAYOUT, "pad_bytes"), blocks_for(rows * to_cols, 256), 256, &args)
+    let args = PadArgs {
+        from: from.pointer(),
+        to: to.pointer(),
+        rows: rows as i64,
+        from_cols: int(from_cols)?,
+        to_cols: int(to_cols)?,
+    };
+    // SAFETY: the callers made room for `rows` rows of either width.
+    unsafe { gpu.launch(&PAD_BYTES[0], Grid::for_each(rows * to_cols), &args) }
 }

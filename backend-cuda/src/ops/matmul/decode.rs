@@ -1,21 +1,16 @@
 //! The kernel by groups, `matmul_decode.cu`: few rows of A, and what the wgmma kernels leave.
 
-use fp4_core::{Error, Format};
+use fp4_core::Error;
 
-use super::product::{Outputs, Scratch};
-use crate::build::sources::MATMUL_DECODE;
+use super::product::{Product, Scratch};
+use crate::build::arguments::{DECODE_ROWS, DECODE_STAGE_K, DecodeArgs, Pointer};
+use crate::build::kernels::{DECODE_8, DECODE_16};
 use crate::device::error::unless_memory_is_short;
-use crate::device::launch::{Arg, Grid, float_type, int};
-use crate::operand::packed::CudaOperand;
+use crate::device::launch::{Grid, int};
+use crate::ops::fold::of_format;
 
 /// Most rows of A for which this kernel is the choice.
 pub(super) const MAX_ROWS: usize = 16;
-/// Rows of B of a thread block (`ROWS`).
-const BLOCK_ROWS: usize = 128;
-/// K of a stage (`STAGE_K`): ranges of K are multiples of it.
-const STAGE_K: usize = 256;
-/// Dynamic shared memory of a block (`DECODE_SHARED`).
-const SHARED: u32 = 77_328;
 /// Thread blocks of a multiprocessor at a time, for which there should be work.
 const BLOCKS_PER_PROCESSOR: usize = 2;
 
@@ -25,82 +20,70 @@ pub(super) enum Tiles {
     All,
     /// A byte for each tile of (rows, columns) outputs, not 0 where the tile is to be computed.
     Marked {
-        todo: u64,
+        todo: Pointer,
         shape: [usize; 2],
     },
 }
 
 /// How a product is cut: K of a range, and the number of ranges; `forced` unless 0.
 fn ranges(k_pad: usize, blocks: usize, processors: usize, forced: usize) -> (usize, usize) {
-    let stages = k_pad.div_ceil(STAGE_K).max(1);
+    let stages = k_pad.div_ceil(DECODE_STAGE_K).max(1);
     let wanted = (BLOCKS_PER_PROCESSOR * processors).div_ceil(blocks.max(1));
     // A range of fewer than two stages would spend its time on the merge.
     let count = if forced > 0 { forced } else { wanted.min(stages / 2) }.clamp(1, stages);
     let range = stages.div_ceil(count);
-    (range * STAGE_K, stages.div_ceil(range))
+    (range * DECODE_STAGE_K, stages.div_ceil(range))
 }
 
 /// Queues the kernel.
 pub(super) fn queue(
-    a: &CudaOperand,
-    b: &CudaOperand,
-    outputs: &Outputs<'_>,
+    of: &Product<'_>,
     tiles: Tiles,
     ranges_wanted: usize,
     scratch: &mut Scratch,
 ) -> Result<(), Error> {
-    let format = a.shape.expect_product(&b.shape)?;
-    let (m, n) = (a.shape.rows(), b.shape.rows());
-    let (rows, name) = match (format, m <= 8) {
-        (Format::MxFp4, true) => (8, "matmul_decode_mxfp4_8"),
-        (Format::MxFp4, false) => (16, "matmul_decode_mxfp4_16"),
-        (Format::NvFp4, true) => (8, "matmul_decode_nvfp4_8"),
-        (Format::NvFp4, false) => (16, "matmul_decode_nvfp4_16"),
-    };
-    let (across, down) = (n.div_ceil(BLOCK_ROWS), m.div_ceil(rows));
-    let (range, count, todo, shape) = match tiles {
+    let (format, [m, n], gpu, k_pad) = (of.format()?, of.shape(), &*of.a.gpu, of.a.k_pad);
+    let (rows, kernels) = if m <= 8 { (8, &DECODE_8) } else { (16, &DECODE_16) };
+    let (across, down) = (n.div_ceil(DECODE_ROWS), m.div_ceil(rows));
+    let whole = (k_pad.next_multiple_of(DECODE_STAGE_K), 1);
+    let ((mut range, mut count), todo, [todo_m, todo_n]) = match tiles {
         Tiles::All => {
-            let (range, count) = ranges(a.k_pad, across * down, a.gpu.processors, ranges_wanted);
-            (range, count, 0, [1, 1])
+            let cut = ranges(k_pad, across * down, gpu.processors, ranges_wanted);
+            (cut, Pointer::NULL, [1, 1])
         }
         // Blocks without work only look at their mark: one range keeps them few.
-        Tiles::Marked { todo, shape } => (a.k_pad.next_multiple_of(STAGE_K), 1, todo, shape),
+        Tiles::Marked { todo, shape } => (whole, todo, shape),
     };
-    let (mut range, mut count, mut sums, mut arrivals) = (range, count, 0, 0);
+    let (mut sums, mut arrivals) = (Pointer::NULL, Pointer::NULL);
     if count > 1 {
         // Every launch leaves zeros.
-        let stream = &a.gpu.stream;
-        let made = (scratch.sums.reserve_zeros(stream, m * n * 8))
-            .and_then(|()| scratch.arrivals.reserve_zeros(stream, across * down * 4));
+        let made = (scratch.sums.reserve_zeros(&gpu.stream, m * n * 8))
+            .and_then(|()| scratch.arrivals.reserve_zeros(&gpu.stream, across * down * 4));
         if unless_memory_is_short(made, "the sums of ranges of K")? {
-            (sums, arrivals) = (scratch.sums.address(), scratch.arrivals.address());
+            (sums, arrivals) = (scratch.sums.pointer(), scratch.arrivals.pointer());
         } else {
-            (range, count) = (a.k_pad.next_multiple_of(STAGE_K), 1);
+            (range, count) = whole;
         }
     }
-    let args = [
-        Arg::Pointer(a.codes.address()),
-        Arg::Pointer(a.scales.address()),
-        Arg::Pointer(a.meta.address()),
-        Arg::Pointer(b.codes.address()),
-        Arg::Pointer(b.scales.address()),
-        Arg::Pointer(b.meta.address()),
-        Arg::Pointer(outputs.to),
-        float_type(outputs.float_type),
-        Arg::F32(outputs.alpha),
-        Arg::I32(int(m)?),
-        Arg::I32(int(n)?),
-        Arg::I32(int(a.k_pad)?),
-        Arg::I32(int(range)?),
-        Arg::Pointer(sums),
-        Arg::Pointer(arrivals),
-        Arg::Pointer(todo),
-        Arg::I32(int(shape[0])?),
-        Arg::I32(int(shape[1])?),
-        Arg::Pointer(outputs.paths.address()),
-    ];
-    let grid = Grid { blocks: [across, count, down], threads: 256, shared: SHARED };
-    a.gpu.launch_grid((&MATMUL_DECODE, name), grid, &args)
+    let args = DecodeArgs {
+        a: of.a.packed(),
+        b: of.b.packed(),
+        outputs: of.outputs,
+        sums,
+        arrivals,
+        todo,
+        paths: of.paths,
+        m: int(m)?,
+        n: int(n)?,
+        k_pad: int(k_pad)?,
+        range: int(range)?,
+        todo_m: int(todo_m)?,
+        todo_n: int(todo_n)?,
+    };
+    let grid = Grid { blocks: [across, count, down], threads: 256 };
+    // SAFETY: as in `naive::queue`; there are sums and arrivals for more than one range, and marks for
+    // all tiles of their shape.
+    unsafe { gpu.launch(of_format(kernels, format), grid, &args) }
 }
 
 #[cfg(test)]
@@ -117,7 +100,7 @@ mod tests {
         for (k_pad, split) in [(2176, 1), (2176, 3), (2176, 9), (2176, 50), (0, 7)] {
             let (range, count) = ranges(k_pad, 5, 16, split);
             assert!(
-                range % STAGE_K == 0 && range * count >= k_pad && count >= 1,
+                range % DECODE_STAGE_K == 0 && range * count >= k_pad && count >= 1,
                 "{k_pad} {split}"
             );
             assert!(k_pad == 0 || range * (count - 1) < k_pad, "{k_pad} {split}: an empty range");

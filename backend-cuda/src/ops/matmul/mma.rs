@@ -3,22 +3,23 @@
 use fp4_core::Error;
 
 use super::naive;
-use super::product::Outputs;
-use crate::build::sources::MATMUL_MMA;
-use crate::device::launch::Arg;
-use crate::operand::packed::CudaOperand;
+use super::product::Product;
+use crate::build::arguments::{MMA_THREADS, MMA_TILE, MatmulArgs};
+use crate::build::kernels::MATMUL_MMA;
+use crate::device::launch::Grid;
 
 /// The largest K that the int32 fold of MXFP4 takes: a product of two folded codes is at most
 /// 96 * 96 in magnitude, and 9216 * 233016 <= 2^31 - 1.
 const FOLD_MAX_K: usize = i32::MAX as usize / (96 * 96);
 
 /// Queues the kernel, which takes no K that is [`is_long`](super::product::is_long).
-pub(super) fn queue(a: &CudaOperand, b: &CudaOperand, outputs: &Outputs<'_>) -> Result<(), Error> {
-    let mut args = naive::arguments(a, b, outputs)?;
-    args.push(Arg::I32(i32::from(a.k_pad <= FOLD_MAX_K)));
-    args.push(Arg::Pointer(outputs.paths.address()));
-    let tiles = a.shape.rows().div_ceil(64) as u64 * b.shape.rows().div_ceil(64) as u64;
-    a.gpu.launch((&MATMUL_MMA, "matmul_mma"), tiles, 128, &args)
+pub(super) fn queue(of: &Product<'_>) -> Result<(), Error> {
+    let [m, n] = of.shape();
+    let grid = Grid::row(m.div_ceil(MMA_TILE) * n.div_ceil(MMA_TILE), MMA_THREADS);
+    let k_folds = i32::from(of.a.k_pad <= FOLD_MAX_K);
+    let args = MatmulArgs { k_folds, ..naive::arguments(of)? };
+    // SAFETY: as in `naive::queue`.
+    unsafe { of.a.gpu.launch(&MATMUL_MMA[0], grid, &args) }
 }
 
 #[cfg(test)]

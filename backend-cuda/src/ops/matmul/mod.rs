@@ -25,14 +25,13 @@ mod wgmma;
 
 use std::sync::{Mutex, PoisonError};
 
-use fp4_core::{Error, FloatType, Format, PackedShape, padded_k};
+use fp4_core::{Error, Format, PackedShape, padded_k};
 
 pub use kernel::MatmulKernel;
 pub(crate) use naive::partial;
-use product::{Outputs, is_long};
-pub(crate) use product::{PATHS_BYTES, Scratch, paths_of};
+use product::is_long;
+pub(crate) use product::{PATHS_BYTES, Product, Scratch, paths_of};
 
-use crate::device::buffer::Buffer;
 use crate::device::error::unless_memory_is_short;
 use crate::device::gpu::Gpu;
 use crate::device::reason::Reason;
@@ -60,25 +59,20 @@ pub(crate) fn folds_weight(kernel: MatmulKernel, gpu: &Gpu, shape: PackedShape) 
     padded_k(shape.k()).is_ok_and(|k_pad| wgmma::takes(kernel, gpu, shape, k_pad))
 }
 
-/// Queues round(f32(A * B^T) * alpha) into `out`, counting paths into `paths`.
+/// Queues the product: round(f32(A * B^T) * alpha_i + bias_j), and what its paths were.
 pub(crate) fn matmul(
     kernel: MatmulKernel,
-    a: &CudaOperand,
-    b: &CudaOperand,
-    alpha: f32,
-    (out, out_type): (u64, FloatType),
-    paths: &Buffer,
+    of: &Product<'_>,
     scratch: &Mutex<Scratch>,
 ) -> Result<(), Error> {
-    let format = a.shape.expect_product(&b.shape)?;
-    let groups = a.k_pad / format.group().get();
-    let long = is_long(format, groups);
-    let outputs = Outputs { to: out, float_type: out_type, alpha, paths };
+    let Product { a, b, .. } = of;
+    let format = of.format()?;
+    let long = is_long(format, a.k_pad / format.group().get());
     // Launches of one product stay together on the stream, as they share buffers.
     let scratch = || scratch.lock().unwrap_or_else(PoisonError::into_inner);
     let mut chosen = if kernel == MatmulKernel::Auto { choose(a, b, format) } else { kernel };
     if kernel == MatmulKernel::Auto && chosen == MatmulKernel::Wgmma {
-        let queued = wgmma::queue(a, b, &outputs, &mut scratch());
+        let queued = wgmma::queue(of, &mut scratch());
         if unless_memory_is_short(queued, "the wgmma kernels")? {
             return Ok(());
         }
@@ -87,17 +81,11 @@ pub(crate) fn matmul(
     }
     match chosen {
         MatmulKernel::Decode { ranges } => {
-            decode::queue(a, b, &outputs, decode::Tiles::All, ranges, &mut scratch())
+            decode::queue(of, decode::Tiles::All, ranges, &mut scratch())
         }
-        MatmulKernel::Wgmma => {
-            if !wgmma::available(&a.gpu, format) {
-                return Err(Reason::NeedsHopper.into());
-            }
-            wgmma::queue(a, b, &outputs, &mut scratch())
-        }
-        MatmulKernel::Mma if !long => mma::queue(a, b, &outputs),
-        MatmulKernel::Naive | MatmulKernel::Mma | MatmulKernel::Auto => {
-            naive::queue(a, b, &outputs)
-        }
+        MatmulKernel::Wgmma if !wgmma::available(&a.gpu, format) => Err(Reason::NeedsHopper.into()),
+        MatmulKernel::Wgmma => wgmma::queue(of, &mut scratch()),
+        MatmulKernel::Mma if !long => mma::queue(of),
+        MatmulKernel::Naive | MatmulKernel::Mma | MatmulKernel::Auto => naive::queue(of),
     }
 }

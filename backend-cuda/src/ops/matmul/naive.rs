@@ -1,16 +1,18 @@
-//! The readable kernel, `matmul_naive.cu`, and partial sums, which it computes without their
-//! rounding.
+//! The readable kernel, `matmul_naive.cu`, and partial sums, which it computes without their rounding.
 
 use std::ops::Range;
 
 use fp4_core::{Error, ExactSum, FixedSum, Format, PartialsMut};
 
-use super::product::{NVFP4_INT64_GROUPS, Outputs};
-use crate::build::sources::MATMUL_NAIVE;
+use super::product::Product;
+use crate::build::arguments::{
+    EXACT_LIMBS, MatmulArgs, NAIVE_TILE, NVFP4_INT64_GROUPS, PartialArgs, scale_type,
+};
+use crate::build::kernels::{MATMUL_NAIVE, PARTIAL};
 use crate::device::buffer::Buffer;
-use crate::device::gpu::Gpu;
-use crate::device::launch::{Arg, blocks_for, float_type, int, scale_type};
+use crate::device::launch::{Grid, int};
 use crate::operand::packed::CudaOperand;
+use crate::ops::fold::of_format;
 
 /// The largest joint exponent spread for which the int64 sums of MXFP4 fit:
 /// floor(log2((2^63 - 1) / (4608 * groups))), where 4608 = 144 * 32 bounds a group's dot product.
@@ -19,60 +21,53 @@ pub(crate) fn joint_limit(groups: usize) -> i32 {
     (i64::MAX as u64 / groups).checked_ilog2().map_or(-1, |bits| bits as i32)
 }
 
-/// The arguments that this kernel and the next have in common.
-pub(super) fn arguments(
-    a: &CudaOperand,
-    b: &CudaOperand,
-    outputs: &Outputs<'_>,
-) -> Result<Vec<Arg>, Error> {
-    let format = a.shape.expect_product(&b.shape)?;
-    let groups = a.k_pad / format.group().get();
-    Ok(vec![
-        Arg::Pointer(a.codes.address()),
-        Arg::Pointer(a.scales.address()),
-        Arg::Pointer(a.meta.address()),
-        Arg::Pointer(b.codes.address()),
-        Arg::Pointer(b.scales.address()),
-        Arg::Pointer(b.meta.address()),
-        Arg::Pointer(outputs.to),
-        float_type(outputs.float_type),
-        Arg::F32(outputs.alpha),
-        Arg::I32(int(a.shape.rows())?),
-        Arg::I32(int(b.shape.rows())?),
-        Arg::I32(int(a.k_pad)?),
-        scale_type(format.scale_type()),
-        Arg::I32(joint_limit(groups)),
-    ])
+/// The arguments of this kernel and of the one for tensor cores.
+pub(super) fn arguments(of: &Product<'_>) -> Result<MatmulArgs, Error> {
+    let (format, [m, n], k_pad) = (of.format()?, of.shape(), of.a.k_pad);
+    Ok(MatmulArgs {
+        a: of.a.packed(),
+        b: of.b.packed(),
+        outputs: of.outputs,
+        paths: of.paths,
+        m: int(m)?,
+        n: int(n)?,
+        k_pad: int(k_pad)?,
+        scale_type: scale_type(format.scale_type()),
+        joint_limit: joint_limit(k_pad / format.group().get()),
+        k_folds: 0,
+    })
 }
 
 /// Queues the kernel.
-pub(super) fn queue(a: &CudaOperand, b: &CudaOperand, outputs: &Outputs<'_>) -> Result<(), Error> {
-    let mut args = arguments(a, b, outputs)?;
-    args.push(Arg::Pointer(outputs.paths.address()));
-    let tiles = a.shape.rows().div_ceil(16) as u64 * b.shape.rows().div_ceil(16) as u64;
-    a.gpu.launch((&MATMUL_NAIVE, "matmul_naive"), tiles, 256, &args)
+pub(super) fn queue(of: &Product<'_>) -> Result<(), Error> {
+    let [m, n] = of.shape();
+    let tiles = m.div_ceil(NAIVE_TILE) * n.div_ceil(NAIVE_TILE);
+    let grid = Grid::row(tiles, NAIVE_TILE * NAIVE_TILE);
+    // SAFETY: operands have the bytes of their shapes and are described; a product has room for its
+    // outputs, and a row scale and a bias for each row of A and B, if any.
+    unsafe { of.a.gpu.launch(&MATMUL_NAIVE[0], grid, &arguments(of)?) }
 }
 
 /// Adds the exact sums over `groups` to `out`; sums of one chunk at a time pass through `buffers`.
 pub(crate) fn partial(
-    gpu: &Gpu,
     a: &CudaOperand,
     b: &CudaOperand,
     groups: Range<usize>,
     out: PartialsMut<'_>,
     buffers: &mut [Buffer; 2],
 ) -> Result<(), Error> {
+    let gpu = &*a.gpu;
     let format = a.shape.expect_product(&b.shape)?;
-    let outputs = a.shape.rows() * b.shape.rows();
+    let (m, n) = (a.shape.rows(), b.shape.rows());
+    let outputs = m * n;
     out.expect(format, outputs)?;
     a.shape.expect_groups(&groups)?;
-    let (name, limbs, chunk) = match format {
-        Format::NvFp4 => ("partial_nvfp4", 1, NVFP4_INT64_GROUPS),
-        Format::MxFp4 => ("partial_mxfp4", 10, usize::MAX),
+    let (limbs, chunk) = match format {
+        Format::NvFp4 => (1, NVFP4_INT64_GROUPS),
+        Format::MxFp4 => (EXACT_LIMBS, usize::MAX),
     };
-    let bytes = outputs
-        .checked_mul(8 * limbs)
-        .ok_or(Error::ShapeOverflow { rows: a.shape.rows(), cols: b.shape.rows() })?;
+    let overflow = Error::ShapeOverflow { rows: m, cols: n };
+    let bytes = outputs.checked_mul(8 * limbs).ok_or(overflow)?;
     let (mut sums, mut nans) = (vec![0u64; outputs * limbs], vec![0u8; outputs]);
     let mut out = out;
     let mut first = groups.start;
@@ -81,20 +76,21 @@ pub(crate) fn partial(
         for (buffer, bytes) in buffers.iter_mut().zip([bytes, outputs]) {
             buffer.reserve(&gpu.stream, bytes)?;
         }
-        let args = [
-            Arg::Pointer(a.codes.address()),
-            Arg::Pointer(a.scales.address()),
-            Arg::Pointer(b.codes.address()),
-            Arg::Pointer(b.scales.address()),
-            Arg::Pointer(buffers[0].address()),
-            Arg::Pointer(buffers[1].address()),
-            Arg::I32(int(a.shape.rows())?),
-            Arg::I32(int(b.shape.rows())?),
-            Arg::I32(int(a.k_pad)?),
-            Arg::I32(int(first)?),
-            Arg::I32(int(end)?),
-        ];
-        gpu.launch((&MATMUL_NAIVE, name), blocks_for(outputs, 256), 256, &args)?;
+        let args = PartialArgs {
+            a: a.packed(),
+            b: b.packed(),
+            sums: buffers[0].pointer(),
+            nan: buffers[1].pointer(),
+            m: int(m)?,
+            n: int(n)?,
+            k_pad: int(a.k_pad)?,
+            first: int(first)?,
+            end: int(end)?,
+            unused: 0,
+        };
+        // SAFETY: operands have the bytes of their shapes, the groups are theirs, and there is room
+        // for the sums.
+        unsafe { gpu.launch(of_format(&PARTIAL, format), Grid::for_each(outputs), &args)? };
         buffers[0].download(&gpu.stream, bytemuck::cast_slice_mut(&mut sums))?;
         buffers[1].download(&gpu.stream, &mut nans)?;
         gpu.synchronize()?;

@@ -1,10 +1,35 @@
-//! What the kernels of a product share: where outputs go, their buffers, and a bound.
+//! What the kernels of a product share: the product, their buffers, and a bound.
 
-use fp4_core::{Error, FloatType, Format, Paths};
+use fp4_core::{Error, Format, Paths};
 
+use crate::build::arguments::{NVFP4_INT64_GROUPS, Outputs, Pointer};
 use crate::device::buffer::Buffer;
 use crate::device::gpu::Gpu;
 use crate::operand::folded::Folded;
+use crate::operand::packed::CudaOperand;
+
+/// A product to queue.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Product<'a> {
+    pub(crate) a: &'a CudaOperand,
+    pub(crate) b: &'a CudaOperand,
+    /// Where the outputs go, with room for all of them, and what follows the exact sums.
+    pub(crate) outputs: Outputs,
+    /// Counters of paths, to be added to.
+    pub(crate) paths: Pointer,
+}
+
+impl Product<'_> {
+    /// The operands' format; they have been checked to be of one product.
+    pub(super) fn format(&self) -> Result<Format, Error> {
+        self.a.shape.expect_product(&self.b.shape)
+    }
+
+    /// Rows of A, and of B.
+    pub(super) fn shape(&self) -> [usize; 2] {
+        [self.a.shape.rows(), self.b.shape.rows()]
+    }
+}
 
 /// Buffers of the products of one stream, which run one after the other.
 #[derive(Debug, Default)]
@@ -34,16 +59,17 @@ impl Scratch {
         gpu.synchronize()?;
         Ok((todo.iter().filter(|&&left| left != 0).count(), self.tiles))
     }
+
+    /// Bytes of device memory held.
+    pub(crate) fn allocated_bytes(&self) -> usize {
+        let own = [&self.sums, &self.arrivals, &self.zeros, &self.todo];
+        let own: usize = own.iter().map(|buffer| buffer.len()).sum();
+        own + self.a.allocated_bytes() + self.b.allocated_bytes()
+    }
 }
 
-/// Where the outputs of a product go.
-pub(super) struct Outputs<'a> {
-    /// Device address.
-    pub(super) to: u64,
-    pub(super) float_type: FloatType,
-    pub(super) alpha: f32,
-    pub(super) paths: &'a Buffer,
-}
+/// Bytes of the counters of paths: three 64-bit numbers.
+pub(crate) const PATHS_BYTES: usize = 24;
 
 /// What ran, as the kernels count it.
 pub(crate) fn paths_of(counters: [u8; PATHS_BYTES]) -> Paths {
@@ -55,9 +81,3 @@ pub(crate) fn paths_of(counters: [u8; PATHS_BYTES]) -> Paths {
 pub(super) fn is_long(format: Format, groups: usize) -> bool {
     format == Format::NvFp4 && groups > NVFP4_INT64_GROUPS
 }
-
-/// Groups of an NVFP4 row whose sum always fits an int64 (`NVFP4_INT64_GROUPS` in `exact.cuh`).
-pub(super) const NVFP4_INT64_GROUPS: usize = 65_536;
-
-/// Bytes of the counters of paths: three 64-bit numbers.
-pub(crate) const PATHS_BYTES: usize = 24;

@@ -7,13 +7,12 @@ use fp4_core::{Error, Format, PackedShape};
 
 use super::decode::{self, Tiles};
 use super::kernel::MatmulKernel;
-use super::product::{Outputs, Scratch, is_long};
-use crate::build::sources::{FOLD, MATMUL_WGMMA_MXFP4, MATMUL_WGMMA_NVFP4, QUANTIZE_FOLD};
+use super::product::{Product, Scratch, is_long};
+use crate::build::arguments::{TILE_ROWS, WGMMA_THREADS, WgmmaArgs};
+use crate::build::kernels::{FOLD, Kernel, QUANTIZE_FOLD, WGMMA_MXFP4, WGMMA_NVFP4};
 use crate::device::gpu::Gpu;
-use crate::device::launch::{Arg, Grid, float_type, int};
-use crate::device::module::Kernel;
-use crate::operand::folded::{TILE_ROWS, block_bytes};
-use crate::operand::packed::CudaOperand;
+use crate::device::launch::{Grid, int};
+use crate::operand::folded::block_bytes;
 
 /// The one compute capability that has these instructions.
 pub(super) const COMPUTE_CAPABILITY: i32 = 90;
@@ -22,14 +21,11 @@ pub(super) const MIN_ROWS: usize = TILE_ROWS;
 /// The same where the weight is yet to be folded, by arithmetic: reading and writing it costs what
 /// the faster kernel saves on about 200 rows. Not measured.
 pub(super) const MIN_ROWS_UNFOLDED: usize = 256;
-/// Dynamic shared memory of a block (`WGMMA_SHARED`).
-const SHARED: u32 = 4 * 49_152 + 1280;
-
 /// The kernel of a format and its tile.
-fn kernel(format: Format) -> (Kernel, [usize; 2]) {
+fn kernel(format: Format) -> (&'static Kernel<WgmmaArgs>, [usize; 2]) {
     match format {
-        Format::MxFp4 => ((&MATMUL_WGMMA_MXFP4, "matmul_wgmma_mxfp4"), [TILE_ROWS, 2 * TILE_ROWS]),
-        Format::NvFp4 => ((&MATMUL_WGMMA_NVFP4, "matmul_wgmma_nvfp4"), [TILE_ROWS, TILE_ROWS]),
+        Format::MxFp4 => (&WGMMA_MXFP4[0], [TILE_ROWS, 2 * TILE_ROWS]),
+        Format::NvFp4 => (&WGMMA_NVFP4[0], [TILE_ROWS, TILE_ROWS]),
     }
 }
 
@@ -37,8 +33,8 @@ fn kernel(format: Format) -> (Kernel, [usize; 2]) {
 pub(super) fn available(gpu: &Gpu, format: Format) -> bool {
     gpu.info.compute_capability == COMPUTE_CAPABILITY
         && gpu.has(kernel(format).0)
-        && gpu.has((&FOLD, "fold_mxfp4"))
-        && gpu.has((&QUANTIZE_FOLD, "quantize_fold_f32"))
+        && gpu.has(&FOLD[0])
+        && gpu.has(&QUANTIZE_FOLD[0])
 }
 
 /// Whether operands of this shape are multiplied here under `kernel`, if A has rows enough.
@@ -55,46 +51,36 @@ pub(super) fn takes(kernel: MatmulKernel, gpu: &Gpu, shape: PackedShape, k_pad: 
 }
 
 /// Queues the kernels; none of them, if there is no memory for what they need.
-pub(super) fn queue(
-    a: &CudaOperand,
-    b: &CudaOperand,
-    outputs: &Outputs<'_>,
-    scratch: &mut Scratch,
-) -> Result<(), Error> {
-    let format = a.shape.expect_product(&b.shape)?;
-    let (m, n) = (a.shape.rows(), b.shape.rows());
+pub(super) fn queue(of: &Product<'_>, scratch: &mut Scratch) -> Result<(), Error> {
+    let (format, [m, n], stream) = (of.format()?, of.shape(), &of.a.gpu.stream);
     let (kernel, shape) = kernel(format);
     let tiles = m.div_ceil(shape[0]) * n.div_ceil(shape[1]);
-    let stream = &a.gpu.stream;
     scratch.forget_tiles();
-    for (operand, spare) in [(a, &mut scratch.a), (b, &mut scratch.b)] {
+    for (operand, spare) in [(of.a, &mut scratch.a), (of.b, &mut scratch.b)] {
         if !operand.folded.ready() {
             spare.fill(&operand.shape_to_fold()?)?;
         }
     }
     scratch.todo.reserve(stream, tiles)?;
     scratch.zeros.reserve_zeros(stream, block_bytes(format))?;
-    let mut args = Vec::with_capacity(21);
-    for (operand, spare) in [(a, &scratch.a), (b, &scratch.b)] {
+    let [a, b] = [(of.a, &scratch.a), (of.b, &scratch.b)].map(|(operand, spare)| {
         let folded = if operand.folded.ready() { &operand.folded } else { spare };
-        args.extend(folded.to(operand.meta.address())?);
-    }
-    args.extend([
-        Arg::Pointer(scratch.zeros.address()),
-        Arg::Pointer(outputs.to),
-        float_type(outputs.float_type),
-        Arg::F32(outputs.alpha),
-        Arg::I32(int(m)?),
-        Arg::I32(int(n)?),
-        Arg::I32(int(a.k_pad)?),
-        Arg::Pointer(scratch.todo.address()),
-        Arg::Pointer(outputs.paths.address()),
-    ]);
-    let grid = Grid { blocks: [tiles, 1, 1], threads: 384, shared: SHARED };
-    a.gpu.launch_grid(kernel, grid, &args)?;
+        folded.operand(operand.shape.rows(), operand.meta.pointer())
+    });
+    let args = WgmmaArgs {
+        a: a?,
+        b: b?,
+        outputs: of.outputs,
+        zeros: scratch.zeros.pointer(),
+        todo: scratch.todo.pointer(),
+        paths: of.paths,
+        k_pad: int(of.a.k_pad)?,
+        unused: 0,
+    };
+    // SAFETY: as in `naive::queue`; both operands are folded, and there is a mark for each tile.
+    unsafe { of.a.gpu.launch(kernel, Grid::row(tiles, WGMMA_THREADS), &args)? };
     if !stream.gate.captures_here() {
         scratch.tiles = tiles;
     }
-    let left = Tiles::Marked { todo: scratch.todo.address(), shape };
-    decode::queue(a, b, outputs, left, 0, scratch)
+    decode::queue(of, Tiles::Marked { todo: scratch.todo.pointer(), shape }, 0, scratch)
 }

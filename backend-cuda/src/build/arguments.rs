@@ -1,0 +1,229 @@
+//! The arguments of the kernels, as `kernels/arguments.cuh` declares them, and its constants.
+//!
+//! Every struct here is compared with the header when this crate is compiled
+//! ([`header`](super::header)); what a field is for is said there.
+
+use cudarc::driver::DeviceRepr;
+use fp4_core::{FloatType, Format, ScaleType, TieMode};
+
+use super::header::{CType, Field, constant, expect_struct};
+
+/// A device address, 0 for none.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[repr(transparent)]
+pub(crate) struct Pointer(pub(crate) u64);
+
+impl Pointer {
+    pub(crate) const NULL: Pointer = Pointer(0);
+
+    /// The address so many bytes further.
+    pub(crate) const fn plus(self, bytes: usize) -> Self {
+        Pointer(self.0 + bytes as u64)
+    }
+}
+
+impl CType for Pointer {
+    const NAME: &'static str = "*";
+}
+
+impl CType for u64 {
+    const NAME: &'static str = "u64";
+}
+
+/// Declares structs of the header.
+macro_rules! structs {
+    ($($name:ident { $($field:ident: $type:ty,)+ })+) => {
+        $(
+            #[derive(Debug, Clone, Copy)]
+            #[repr(C)]
+            pub(crate) struct $name {
+                $(pub(crate) $field: $type,)+
+            }
+
+            // SAFETY: plain numbers, and laid out as the kernels have it: compared below.
+            unsafe impl DeviceRepr for $name {}
+
+            impl CType for $name {
+                const NAME: &'static str = stringify!($name);
+            }
+
+            const _: () = expect_struct(
+                stringify!($name),
+                &[$(Field {
+                    name: stringify!($field),
+                    c_type: <$type as CType>::NAME,
+                    offset: core::mem::offset_of!($name, $field),
+                },)+],
+                size_of::<$name>(),
+            );
+        )+
+    };
+}
+
+structs! {
+    RowMeta { low: i32, high: i32, nan: i32, live: i32, }
+    PackedOperand { codes: Pointer, scales: Pointer, meta: Pointer, }
+    FoldedOperand {
+        blocks: Pointer,
+        entries: Pointer,
+        incomplete: Pointer,
+        bases: Pointer,
+        meta: Pointer,
+        rows: i32,
+        extra: i32,
+    }
+    Outputs {
+        out: Pointer,
+        row_scales: Pointer,
+        bias: Pointer,
+        alpha: f32,
+        out_type: i32,
+    }
+    MatmulArgs {
+        a: PackedOperand,
+        b: PackedOperand,
+        outputs: Outputs,
+        paths: Pointer,
+        m: i32,
+        n: i32,
+        k_pad: i32,
+        scale_type: i32,
+        joint_limit: i32,
+        k_folds: i32,
+    }
+    PartialArgs {
+        a: PackedOperand,
+        b: PackedOperand,
+        sums: Pointer,
+        nan: Pointer,
+        m: i32,
+        n: i32,
+        k_pad: i32,
+        first: i32,
+        end: i32,
+        unused: i32,
+    }
+    DecodeArgs {
+        a: PackedOperand,
+        b: PackedOperand,
+        outputs: Outputs,
+        sums: Pointer,
+        arrivals: Pointer,
+        todo: Pointer,
+        paths: Pointer,
+        m: i32,
+        n: i32,
+        k_pad: i32,
+        range: i32,
+        todo_m: i32,
+        todo_n: i32,
+    }
+    WgmmaArgs {
+        a: FoldedOperand,
+        b: FoldedOperand,
+        outputs: Outputs,
+        zeros: Pointer,
+        todo: Pointer,
+        paths: Pointer,
+        k_pad: i32,
+        unused: i32,
+    }
+    Settings {
+        group: i32,
+        scale_type: i32,
+        tie: i32,
+        divisor: f32,
+        global_scale: f32,
+        max_scale: f32,
+    }
+    Counts { clipped: u64, scale_max: u64, flushed: u64, nan_groups: u64, }
+    QuantizeArgs {
+        x: Pointer,
+        transform: Pointer,
+        given: Pointer,
+        codes: Pointer,
+        scales: Pointer,
+        counts: Pointer,
+        rows: i64,
+        k: i32,
+        k_pad: i32,
+        block: i32,
+        shared_block: i32,
+        set: Settings,
+    }
+    QuantizeFoldArgs { quantize: QuantizeArgs, to: FoldedOperand, arrivals: Pointer, }
+    RowMetaArgs { operand: PackedOperand, rows: i64, k_pad: i32, scale_type: i32, }
+    FoldArgs {
+        codes: Pointer,
+        scales: Pointer,
+        to: FoldedOperand,
+        used: Pointer,
+        k_pad: i32,
+        unused: i32,
+    }
+    DequantizeArgs {
+        codes: Pointer,
+        scales: Pointer,
+        out: Pointer,
+        rows: i64,
+        k: i32,
+        k_pad: i32,
+        group: i32,
+        scale_type: i32,
+        global_scale: f32,
+        out_type: i32,
+    }
+    PadArgs { from: Pointer, to: Pointer, rows: i64, from_cols: i32, to_cols: i32, }
+    SwizzleArgs { from: Pointer, to: Pointer, rows: i64, cols: i64, }
+}
+
+/// Declares constants of the header.
+macro_rules! constants {
+    ($($name:ident)+) => {
+        $(pub(crate) const $name: usize = constant(stringify!($name));)+
+    };
+}
+
+constants! {
+    STRIP_ROWS STRIP_COLS
+    NAIVE_TILE MMA_TILE MMA_THREADS
+    DECODE_ROWS DECODE_STAGE_K DECODE_SHARED
+    TILE_ROWS STEP_K MXFP4_PLANES NVFP4_PLANES FOLD_ROWS EXTRA_STEPS
+    WGMMA_THREADS WGMMA_SHARED
+    NVFP4_INT64_GROUPS EXACT_LIMBS
+}
+
+/// The number by which the kernels know a type.
+pub(crate) const fn scale_type(scale: ScaleType) -> i32 {
+    (match scale {
+        ScaleType::E8M0 => const { constant("E8M0") },
+        ScaleType::E4M3 => const { constant("E4M3") },
+    }) as i32
+}
+
+/// As [`scale_type`].
+pub(crate) const fn float_type(float: FloatType) -> i32 {
+    (match float {
+        FloatType::F32 => const { constant("F32") },
+        FloatType::F16 => const { constant("F16") },
+        FloatType::Bf16 => const { constant("BF16") },
+    }) as i32
+}
+
+/// As [`scale_type`].
+pub(crate) const fn tie(mode: TieMode) -> i32 {
+    (match mode {
+        TieMode::Even => const { constant("TIE_EVEN") },
+        TieMode::Zero => const { constant("TIE_ZERO") },
+        TieMode::Down => const { constant("TIE_DOWN") },
+        TieMode::Up => const { constant("TIE_UP") },
+    }) as i32
+}
+
+/// Digits of an element of the folded form.
+pub(crate) const fn planes(format: Format) -> usize {
+    match format {
+        Format::MxFp4 => MXFP4_PLANES,
+        Format::NvFp4 => NVFP4_PLANES,
+    }
+}
