@@ -377,3 +377,31 @@ fn a_changed_dtype_is_saved_as_that_type() {
     let loaded = load(&bytes, LoadOptions::default()).unwrap();
     assert_eq!(loaded.dtype(), FloatType::F16);
 }
+
+/// Another tensor of the file takes 64 GiB, none of them on the disk: whoever reads the file whole fails.
+#[test]
+#[cfg(unix)]
+fn a_load_reads_the_header_and_the_layer_alone() {
+    const HUGE: u64 = 64 << 30;
+    let saved = layer(Format::NvFp4, true);
+    let bytes = bytes_of(&saved, "model.layers.7");
+    let header = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+    let text = std::str::from_utf8(&bytes[8..8 + header]).unwrap().trim_end();
+    let data = &bytes[8 + header..];
+    let (start, end) = (data.len() as u64, data.len() as u64 + HUGE);
+    let other =
+        format!(r#""other":{{"dtype":"U8","shape":[{HUGE}],"data_offsets":[{start},{end}]}}"#);
+    let text = format!("{},{other}}}", &text[..text.len() - 1]);
+    let mut file = tempfile::NamedTempFile::new().unwrap();
+    std::io::Write::write_all(&mut file, &(text.len() as u64).to_le_bytes()).unwrap();
+    std::io::Write::write_all(&mut file, text.as_bytes()).unwrap();
+    std::io::Write::write_all(&mut file, data).unwrap();
+    file.as_file().set_len(8 + text.len() as u64 + end).unwrap();
+
+    let options = LoadOptions::default();
+    let loaded = QuantLinear::load(file.path(), "model.layers.7", &options).unwrap();
+    assert_eq!(bytes_of(&loaded, "model.layers.7"), bytes);
+    assert_eq!(loaded.name(), Some("model.layers.7"));
+    let error = QuantLinear::load(file.path(), "model.layers.8", &options).unwrap_err();
+    assert!(matches!(error, Error::MissingTensor { .. }), "{error}");
+}
