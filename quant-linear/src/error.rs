@@ -6,6 +6,7 @@ use fp4_core::{FloatType, Unsupported};
 use safetensors::Dtype;
 
 use crate::checkpoint::{INDEX, Refusal};
+use crate::model::ModelError;
 use crate::text::{self, printable};
 
 /// An error of this crate: what was given, what was expected, what to do.
@@ -45,6 +46,17 @@ pub enum Error {
     Shard {
         /// Its name.
         shard: String,
+        /// What went wrong.
+        error: Box<Error>,
+    },
+    /// What is asked of a model cannot be.
+    #[error(transparent)]
+    Model(#[from] ModelError),
+    /// A weight that could not be quantized.
+    #[error("quantizing `{}`: {error}", printable(.name))]
+    Weight {
+        /// The weight.
+        name: String,
         /// What went wrong.
         error: Box<Error>,
     },

@@ -10,11 +10,10 @@
 //!
 //! The dense side is the reference that errors are relative to; between equals it is A. Pairs with a
 //! value that is not finite on one side are counted and left out of the error; "exact" is said only
-//! where no value differs at all ([`crate::difference`] lists the cases). What cannot be
+//! where no value differs at all ([`difference`](quant_linear::model::difference) lists the cases). What cannot be
 //! compared (other shapes, other transforms, a layer that is not whole) is reported as a problem
 //! after everything else has been compared; the exit code is then 2.
 
-mod pairs;
 mod text;
 
 use std::borrow::Cow;
@@ -29,12 +28,12 @@ use serde_json::{Value, json};
 
 use quant_linear::checkpoint::Checkpoint;
 use quant_linear::layout::Layers;
+use quant_linear::model::compare::{self, Item, Pair, Side};
+use quant_linear::model::difference::Difference;
 
 use crate::args::{self, ScaleTypeArg};
-use crate::difference::Difference;
 use crate::report::Stream;
 use crate::{progress, report};
-use pairs::{Item, Pair, Side};
 
 /// Arguments of `fp4 compare`.
 #[derive(Debug, clap::Args)]
@@ -94,7 +93,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
         progress::show(&bar, name);
         let sides =
             [Side { from: &checkpoints[0], item: *a }, Side { from: &checkpoints[1], item: *b }];
-        match pairs::compare(&sides)? {
+        match compare::compare(&sides)? {
             Ok(pair) => findings.pairs.push((name.clone(), pair)),
             Err(problem) => findings.problems.push(format!("`{name}`: {problem}")),
         }
@@ -203,7 +202,7 @@ impl Findings<'_> {
                     pair_json[*name] = Value::Null; // bytes have no values
                 }
                 if let Some(difference) = &pair.difference {
-                    difference.put(&mut pair_json, "");
+                    report::put_difference(&mut pair_json, "", difference);
                 }
                 pair_json
             })
@@ -211,7 +210,7 @@ impl Findings<'_> {
         let total = self.total();
         let identical = self.pairs.iter().filter(|(_, p)| p.identical).count();
         let mut totals = json!({ "compared": self.pairs.len(), "identical": identical });
-        total.put(&mut totals, "quantized_");
+        report::put_difference(&mut totals, "quantized_", &total);
         Report {
             a: args.a.to_string_lossy(),
             b: args.b.to_string_lossy(),

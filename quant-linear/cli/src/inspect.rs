@@ -17,11 +17,12 @@ use serde_json::{Value, json};
 
 use quant_linear::checkpoint::{Checkpoint, byte_len};
 use quant_linear::layout::{Layer, Layers};
+use quant_linear::model::quantize::zero_groups;
 use quant_linear::model::tiles::{DEFAULT_BLOCK_BYTES, tiles};
 
 use crate::args::{self, ScaleTypeArg};
 use crate::report::{Page, Stream};
-use crate::{progress, quantize, report};
+use crate::{progress, report};
 
 /// Arguments of `fp4 inspect`.
 #[derive(Debug, clap::Args)]
@@ -94,7 +95,7 @@ fn count(checkpoint: &Checkpoint, layer: &Layer) -> Result<Counts> {
         for &scale in packed.scales() {
             bytes[usize::from(scale)] += 1;
         }
-        counts.zero_groups += quantize::zero_groups(packed.codes(), shape.group().get());
+        counts.zero_groups += zero_groups(packed.codes(), shape.group().get());
     }
     counts.bytes = (0..=255u8).zip(bytes).filter(|(_, n)| *n > 0).collect();
     Ok(counts)

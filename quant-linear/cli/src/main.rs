@@ -17,15 +17,12 @@
 mod args;
 mod compare;
 mod demo;
-mod dense;
-mod difference;
 mod inspect;
 mod interrupt;
 mod output;
 mod progress;
 mod quantize;
 mod report;
-mod select;
 
 use std::process::ExitCode;
 

@@ -4,8 +4,7 @@
 //! folder is not), that holds what is never replaced (a link, a pipe, a device), that is the input
 //! under any name, or that overlaps the input's folder.
 
-use std::fs::{self, File};
-use std::io::{Seek, SeekFrom, Write};
+use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, ensure};
@@ -91,61 +90,29 @@ fn writing(path: &Path) -> String {
     )
 }
 
-/// A file to be written by position.
-#[derive(Debug)]
-pub(crate) struct Sink<'a> {
-    file: &'a File,
-    path: &'a Path,
-    len: u64,
-}
-
-impl<'a> Sink<'a> {
-    /// Writes to `file`, which errors call `path`, after setting its length.
-    ///
-    /// # Errors
-    /// The system's, such as a full disk.
-    pub(crate) fn new(file: &'a File, path: &'a Path, len: u64) -> Result<Self> {
-        let sink = Sink { file, path, len };
-        file.set_len(len).with_context(|| sink.writing())?;
-        Ok(sink)
-    }
-
-    /// Writes bytes at a position.
-    ///
-    /// # Errors
-    /// The system's, such as a full disk.
-    pub(crate) fn write(&self, position: u64, bytes: &[u8]) -> Result<()> {
-        let mut file = self.file;
-        file.seek(SeekFrom::Start(position))
-            .and_then(|_| file.write_all(bytes))
-            .with_context(|| self.writing())
-    }
-
-    fn writing(&self) -> String {
-        format!("{} (it needs {})", writing(self.path), report::bytes(self.len))
-    }
-}
-
-/// Why the output at `path` could not be written, with what to do on this command line.
-pub(crate) fn told(path: &Path, error: quant_linear::Error) -> anyhow::Error {
-    match error {
-        quant_linear::Error::Io { action: "writing", source, .. } => {
-            anyhow::Error::new(source).context(writing(path))
-        }
-        quant_linear::Error::Occupied { .. } => {
-            anyhow!("{error}, or pass --force to replace it")
-        }
-        error => error.into(),
-    }
-}
-
-/// Copies a file byte for byte.
+/// Why the output, which takes `needs` bytes, could not be written, with what to do on this command
+/// line.
 ///
 /// # Errors
-/// The system's, naming both paths.
-pub(crate) fn copy(from: &Path, to: &Path) -> Result<()> {
-    fs::copy(from, to).with_context(|| {
-        format!("copying {}; nothing is left behind: is the disk full?", from.display())
-    })?;
-    Ok(())
+/// An error of another kind.
+pub(crate) fn told(
+    error: quant_linear::Error,
+    needs: u64,
+) -> Result<anyhow::Error, quant_linear::Error> {
+    match error {
+        quant_linear::Error::Io { action: "writing", path, source } => {
+            let needs = report::bytes(needs);
+            let writing = format!("{} (the output needs {needs})", writing(&path));
+            Ok(anyhow::Error::new(source).context(writing))
+        }
+        quant_linear::Error::Io { action: "copying", path, source } => {
+            let shown = path.display();
+            let copying = format!("copying {shown}; nothing is left behind: is the disk full?");
+            Ok(anyhow::Error::new(source).context(copying))
+        }
+        quant_linear::Error::Occupied { .. } => {
+            Ok(anyhow!("{error}, or pass --force to replace it"))
+        }
+        error => Err(error),
+    }
 }

@@ -14,9 +14,11 @@ use std::io::{self, BufWriter, Write};
 
 use anyhow::{Context, Result};
 use indicatif::BinaryBytes;
+use quant_linear::model::difference::{Difference, Kind};
 use quant_linear::text;
 use serde::{Serialize, Serializer};
 use serde_json::ser::{Formatter, PrettyFormatter};
+use serde_json::{Value, json};
 use unicode_width::UnicodeWidthStr;
 
 /// Prints a page to stdout. A reader that has closed its pipe has seen what it wanted.
@@ -199,6 +201,22 @@ impl Formatter for Escaping {
 
     fn end_object_value<W: ?Sized + Write>(&mut self, writer: &mut W) -> io::Result<()> {
         self.0.end_object_value(writer)
+    }
+}
+
+/// Puts the figures of a difference into a JSON object, with `prefix` before their names. JSON has no
+/// infinities and no NaN, which are `null`: `error_kind` tells them apart.
+pub(crate) fn put_difference(object: &mut Value, prefix: &str, difference: &Difference) {
+    for (name, value) in [
+        ("relative_error", json!(difference.relative())),
+        ("sqnr_db", json!(difference.sqnr_db())),
+        ("max_abs_error", json!(difference.max_abs())),
+        ("exact", json!(difference.kind() == Kind::Exact)),
+        ("error_kind", json!(difference.kind().name())),
+        ("values_differ", json!(difference.differ())),
+        ("not_finite", json!(difference.not_finite())),
+    ] {
+        object[format!("{prefix}{name}")] = value;
     }
 }
 

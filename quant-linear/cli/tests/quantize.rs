@@ -505,28 +505,40 @@ fn zeros_nans_and_infinities_are_legal_and_reported() {
 }
 
 #[test]
-fn tiny_weights_get_global_scale_1_instead_of_a_layer_that_cannot_run() {
+fn tiny_weights_get_the_contracts_scale_or_an_error_as_from_the_library() {
     let folder = Folder::new();
+    let smallest = f32::from_bits(1);
     // Largest magnitude / 2688 is 0 in f32; not 0, but 0 times the activations' 0.1; neither.
-    for (amax, scale, gs, warned) in [
-        (1e-43f32, "0.1", 1.0f32, true),
-        (1e-43, "4", 1.0, true),
-        (5e-42, "0.1", 1.0, true),
-        (5e-42, "4", 5e-42f32 / 2688.0, false),
-        (1e-40, "1e-20", 1.0, true),
-        (1e-36, "0.1", 1e-36f32 / 2688.0, false),
+    for (amax, scale, gs) in [
+        (1e-43f32, "0.1", None),
+        (1e-43, "4", Some(smallest)),
+        (5e-42, "0.1", None),
+        (5e-42, "4", Some(5e-42f32 / 2688.0)),
+        (1e-40, "1e-20", None),
+        (1e-36, "0.1", Some(1e-36f32 / 2688.0)),
     ] {
         let mut values = vec![0f32; 4 * 64];
         values[9] = -amax;
         write(&folder.at("in"), &[f32s("a.weight", &[4, 64], &values)]);
+        let options = DenseOptions {
+            activation_global_scale: Some(scale.parse().unwrap()),
+            ..DenseOptions::new(Format::NvFp4)
+        };
+        let library = QuantLinear::from_dense(&values[..], 4, 64, &options);
         let (input, output) = (folder.arg("in"), folder.arg("out"));
         let args =
             ["quantize", &input, "-o", &output, "--format", "nvfp4", "--activation-scale", scale];
-        let json = json(&[&args[..], &["--force"]].concat());
+        let args = [&args[..], &["--force"]].concat();
+        let Some(gs) = gs else {
+            assert!(library.is_err());
+            fails(&args, &["quantizing `a.weight`", "--activation-scale", "is 0 in f32"]);
+            continue;
+        };
+        let json = json(&args);
         let layer = layer(&folder.at("out"), "a");
         assert_eq!(layer.weight_global_scale().to_bits(), gs.to_bits(), "{amax} {scale}");
-        let warnings = json["warnings"].to_string();
-        assert_eq!(warnings.contains("global scale 1"), warned, "{amax} {scale}: {warnings}");
+        assert_same_layer(&layer, &library.unwrap());
+        assert_eq!(json["warnings"], json!([]));
         assert_eq!(json["tensors"][0]["weight_global_scale"], f64::from(gs));
         layer.forward(&[1f32; 64], &[1, 64]).unwrap();
     }

@@ -2,9 +2,10 @@
 
 use std::io;
 
-use super::pairs::{Kind, Pair};
+use quant_linear::model::compare::{Kind, Pair};
+use quant_linear::model::difference::Difference;
+
 use super::{Args, Findings};
-use crate::difference::Difference;
 use crate::report::{self, Page};
 
 /// The whole report.

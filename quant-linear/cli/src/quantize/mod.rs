@@ -1,22 +1,14 @@
 //! `fp4 quantize`: a checkpoint in, the same checkpoint with FP4 linear layers out.
 //!
 //! ```text
-//! open     headers only; decide what becomes of every tensor            (plan)
-//! check    the output's place, names that would collide                 (output, plan)
-//! write    per file: header, then every tensor at its own offset        (stream)
-//!            dense    copied byte for byte
-//!            linear   [read tile: transform, amax]  read tile: transform, quantize, write, measure
-//! rename   the finished file or folder into its place
+//! open     headers only; decide what becomes of every tensor            (model::plan)
+//! check    the output's place, names that would collide                 (output, model::plan)
+//! write    the output, whole or not at all                              (model::quantize)
 //! report   per tensor, worst first; totals                              (summary)
 //! ```
-//!
-//! Memory: a few tiles of `--block-bytes` (8 MiB unless told otherwise) and one transform block,
-//! whatever the size of the tensors.
-
-mod plan;
-mod stream;
 
 mod summary;
+mod told;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -24,18 +16,16 @@ use std::str::FromStr;
 
 use anyhow::{Context, Result, bail, ensure};
 use fp4_core::Format;
-use quant_linear::atomic::{NewFile, NewFolder};
 use quant_linear::{Backends, DenseOptions, StoredTransform};
 
-use quant_linear::checkpoint::{Checkpoint, INDEX, Listing, list};
+use quant_linear::checkpoint::{Checkpoint, Listing, list};
+use quant_linear::model::plan::Plan;
+use quant_linear::model::quantize::{Engine, Event, check_product};
 use quant_linear::model::tiles::DEFAULT_BLOCK_BYTES;
 
 use crate::interrupt;
-use crate::output::{self, Sink};
+use crate::output;
 use crate::progress;
-use plan::Plan;
-use stream::Engine;
-pub(crate) use stream::zero_groups;
 use summary::Summary;
 
 /// `--help` of the selection.
@@ -62,10 +52,10 @@ What is written: `X.weight` becomes `X.e2m1` (U8), `X.scale_quant` (F8_E8M0 or F
   A bias stays a separate tensor `X.bias`, as it was. A quantized layer applies it only if asked:
   load it with Bias::Apply (the layer adds the bias) or with Bias::Ignore (you do).
 
-Scales: a layer multiplies by weight global scale times activation global scale in f32, so that
-  product must be finite and above 0. If the automatic NVFP4 scale, or that product with it, is 0 in
-  f32 (tiny weights), the weight's global scale is 1, with a warning, as for weights that are all
-  zero or not finite.";
+Scales: the automatic NVFP4 global scale of a weight is its largest magnitude / 2688; the smallest
+  positive f32 if that underflows; 1, with a warning, if all its values are zero or one is not finite.
+  A layer multiplies by weight global scale times activation global scale in f32, so that product must
+  be finite and above 0: a weight for which it is not is an error that names it.";
 
 /// Arguments of `fp4 quantize`.
 #[derive(Debug, clap::Args)]
@@ -172,20 +162,6 @@ fn parse_block(text: &str) -> Result<usize, String> {
     block.ok_or_else(|| format!("`{text}` is no transform block; give 16, 32, 64 or 128"))
 }
 
-/// Checks that a layer with these global scales can run: it multiplies by their product in f32.
-///
-/// # Errors
-/// A product that is 0 or infinite.
-fn check_product(weight: f32, activation: f32) -> Result<()> {
-    let product = weight * activation;
-    ensure!(
-        product.is_finite() && product > 0.0,
-        "the weight's global scale {weight:e} times the activations' {activation:e} is {product} in \
-         f32, and no layer can run with that; change --global-scale or --activation-scale"
-    );
-    Ok(())
-}
-
 /// The most threads that can be asked for: more than any machine has, and few enough to start.
 const MAX_THREADS: i64 = 1024;
 
@@ -218,7 +194,8 @@ impl Args {
         let activation =
             options.activation_spec().context("--activation-scale does not suit the format")?;
         if !options.needs_amax() {
-            check_product(weight.global_scale(), activation.global_scale())?;
+            check_product(weight.global_scale(), activation.global_scale())
+                .map_err(|error| told::error(error.into()))?;
         }
         Ok(options)
     }
@@ -262,15 +239,9 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     };
     interrupt::clean_up()?;
     output::check(&args.input, &listing.real, &args.output, args.force)?;
-    let plan = Plan::new(&input, &options, &args.include, &args.exclude, block)?;
+    let plan = Plan::new(&input, &options, &args.include, &args.exclude).map_err(told::error)?;
     let others: u64 = listing.files.iter().map(|(_, len)| len).sum();
-    let engine = Engine {
-        backends,
-        progress: progress::bar(plan.work(&input) + others, args.json),
-        block_bytes: args.block_bytes,
-        input: &input,
-        options,
-    };
+    let bar = progress::bar(plan.work(&input) + others, args.json);
     let mut summary = Summary::new(args, &input, &plan);
     for (path, _) in &listing.files {
         let stray = path.extension().is_some_and(|e| e == "safetensors");
@@ -279,59 +250,19 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
             summary.warnings.push(format!("{path} is no part of the model and was only copied"));
         }
     }
-    if input.is_folder() {
-        write_folder(args, &engine, &plan, &listing, &mut summary)?;
-    } else {
-        write_file(args, &engine, &plan, &mut summary)?;
-    }
-    engine.progress.finish_and_clear();
+    let (output, needs) = (&args.output, plan.file_len());
+    let engine = Engine { input: &input, options, backends, block_bytes: args.block_bytes };
+    let mut on = |event: Event<'_>| match event {
+        Event::Working(name) => progress::show(&bar, name),
+        Event::Bytes(more) => bar.inc(more),
+        Event::Done(weight, layout, outcome) => summary.add(weight, layout, outcome),
+    };
+    let written = match input.is_folder() {
+        true => engine.to_folder(&plan, &listing, output, args.force, &mut on),
+        false => engine.to_file(&plan, output, args.force, &mut on),
+    };
+    written.map_err(|error| output::told(error, needs).unwrap_or_else(told::error))?;
+    bar.finish_and_clear();
     summary.print(args.json)?;
     Ok(ExitCode::SUCCESS)
-}
-
-/// One file to one file.
-fn write_file(args: &Args, engine: &Engine<'_>, plan: &Plan, summary: &mut Summary) -> Result<()> {
-    let told = |error| output::told(&args.output, error);
-    let new = NewFile::create(&args.output).map_err(told)?;
-    let layout = &plan.layouts[0];
-    let sink = Sink::new(new.file(), &args.output, layout.file_len())?;
-    engine.write(0, plan, &sink, summary)?;
-    new.commit(args.force).map_err(told)
-}
-
-/// A folder to a folder: shards under their names, the index rewritten, all else copied.
-fn write_folder(
-    args: &Args,
-    engine: &Engine<'_>,
-    plan: &Plan,
-    listing: &Listing,
-    summary: &mut Summary,
-) -> Result<()> {
-    let told = |error| output::told(&args.output, error);
-    let new = NewFolder::create(&args.output).map_err(told)?;
-    let building = new.building();
-    for (position, (name, _)) in engine.input.files().iter().enumerate() {
-        let shown = args.output.join(name);
-        let file = std::fs::File::create_new(building.join(name))
-            .with_context(|| format!("writing {}; nothing is left behind", shown.display()))?;
-        let sink = Sink::new(&file, &shown, plan.layouts[position].file_len())?;
-        engine.write(position, plan, &sink, summary)?;
-    }
-    if let Some(index) = engine.input.index() {
-        let text = index.rewritten(&plan.weight_map(engine.input), plan.data_len());
-        std::fs::write(building.join(INDEX), text).with_context(|| {
-            format!("writing {}; nothing is left behind", args.output.join(INDEX).display())
-        })?;
-    }
-    for folder in &listing.folders {
-        std::fs::create_dir(building.join(folder)).with_context(|| {
-            format!("making {}; nothing is left behind", args.output.join(folder).display())
-        })?;
-    }
-    for (file, len) in &listing.files {
-        progress::show(&engine.progress, &file.to_string_lossy());
-        output::copy(&args.input.join(file), &building.join(file))?;
-        engine.progress.inc(*len);
-    }
-    new.commit(args.force).map_err(told)
 }

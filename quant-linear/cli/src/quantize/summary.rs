@@ -1,6 +1,5 @@
 //! The report of `fp4 quantize`: per tensor, worst first; then totals.
 
-use std::borrow::Cow;
 use std::collections::BTreeSet;
 use std::io;
 
@@ -9,13 +8,15 @@ use safetensors::Dtype;
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use super::plan::{Plan, Weight};
-use super::stream::Outcome;
-use super::{Args, FormatArg, GlobalScale, TransformArg};
+use quant_linear::model::difference::Difference;
+use quant_linear::model::plan::{Plan, Weight};
+use quant_linear::model::quantize::Outcome;
+use quant_linear::model::select::Reason;
+
+use super::{Args, FormatArg, GlobalScale, TransformArg, told};
 use quant_linear::checkpoint::{Arrangement, Checkpoint, byte_len};
 use quant_linear::layout::STATE_NAMES;
 
-use crate::difference::Difference;
 use crate::report::{self, Page, Stream};
 
 /// Everything to be reported.
@@ -25,7 +26,7 @@ pub(super) struct Summary {
     head: Value,
     title: String,
     domain: &'static str,
-    skipped: Vec<(String, Cow<'static, str>)>,
+    skipped: Vec<(String, Reason)>,
     copied: usize,
     file_bytes: [u64; 2],
     rows: Vec<Row>,
@@ -91,7 +92,7 @@ impl Summary {
         let after = infos.map(|info| byte_len(info) as u64).sum();
         let mut warn = |text: String| self.warnings.push(format!("{}: {text}", weight.name));
         if let Some(warning) = &outcome.warning {
-            warn(warning.clone());
+            warn(warning.to_string());
         }
         if outcome.not_finite_weights > 0 {
             warn(format!(
@@ -151,13 +152,14 @@ impl Summary {
             "file_bytes_before": self.file_bytes[0],
             "file_bytes_after": self.file_bytes[1],
         });
-        difference.put(&mut totals, "");
+        report::put_difference(&mut totals, "", &difference);
         Report {
             head: &self.head,
             quantizers: self.quantizers(),
             skipped: Stream(|| {
                 let skipped = self.skipped.iter();
-                skipped.map(|(name, reason)| json!({ "name": name, "reason": reason }))
+                skipped
+                    .map(|(name, reason)| json!({ "name": name, "reason": told::reason(reason) }))
             }),
             tensors: Stream(|| self.rows.iter().map(Row::json)),
             totals,
@@ -222,7 +224,7 @@ impl Summary {
             self.copied
         ))?;
         for (name, reason) in &self.skipped {
-            page.line(format_args!("not quantized: {name}: {reason}"))?;
+            page.line(format_args!("not quantized: {name}: {}", told::reason(reason)))?;
         }
         for warning in &self.warnings {
             page.line(format_args!("warning: {warning}"))?;
@@ -258,9 +260,9 @@ impl Row {
             "nan_groups": o.nan_groups,
             "zero_groups": o.zero_groups,
             "not_finite_weights": o.not_finite_weights,
-            "warning": o.warning,
+            "warning": o.warning.map(|warning| warning.to_string()),
         });
-        o.difference.put(&mut json, "");
+        report::put_difference(&mut json, "", &o.difference);
         json
     }
 }

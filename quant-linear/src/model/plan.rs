@@ -1,66 +1,65 @@
 //! What becomes of every tensor, decided from the headers before anything is written.
 
-use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-use anyhow::{Context, Result, bail};
 use fp4_core::{FloatType, PackedShape};
-use quant_linear::{DenseOptions, state};
 use safetensors::Dtype;
 
-use quant_linear::checkpoint::{Arrangement, Checkpoint, Tensor, byte_len};
-use quant_linear::layout::STATE_NAMES;
-
-use crate::select::{Fate, Rule};
+use crate::checkpoint::{Arrangement, Checkpoint, Tensor, byte_len};
+use crate::error::Error;
+use crate::layer::{DenseOptions, state};
+use crate::layout::STATE_NAMES;
+use crate::model::error::ModelError;
+use crate::model::select::{EXAMPLES, Fate, Reason, Rule};
 
 /// A weight to be quantized.
 #[derive(Debug, Clone)]
-pub(super) struct Weight {
+pub struct Weight {
     /// Its name in the input.
-    pub(super) name: String,
+    pub name: String,
     /// Its layer's prefix in the output.
-    pub(super) prefix: String,
+    pub prefix: String,
     /// Where it is in the input.
-    pub(super) tensor: Tensor,
+    pub tensor: Tensor,
     /// The type of its values.
-    pub(super) float_type: FloatType,
+    pub float_type: FloatType,
     /// Its shape when packed.
-    pub(super) shape: PackedShape,
+    pub shape: PackedShape,
 }
 
 /// The whole plan.
 #[derive(Debug)]
-pub(super) struct Plan {
+pub struct Plan {
     /// Weights to be quantized, by file and name.
-    pub(super) weights: Vec<Weight>,
+    pub weights: Vec<Weight>,
     /// What looks like a linear weight and is copied, with the reason.
-    pub(super) skipped: Vec<(String, Cow<'static, str>)>,
+    pub skipped: Vec<(String, Reason)>,
     /// Number of tensors that are copied, the skipped ones included.
-    pub(super) copied: usize,
+    pub copied: usize,
     /// One layout for each file of the input.
-    pub(super) layouts: Vec<Arrangement>,
+    pub layouts: Vec<Arrangement>,
     /// Passes over each weight: two if the global scale needs its largest magnitude first.
-    pub(super) passes: u64,
+    pub passes: u64,
 }
 
 impl Plan {
     /// Plans the quantization of `input`.
     ///
     /// # Errors
-    /// Globs that do not parse or find nothing to quantize, tensors that `--include` names in full
-    /// and that cannot be quantized, nothing to quantize, or names that are taken.
-    pub(super) fn new(
+    /// Globs that do not parse or find nothing to quantize, tensors that are included by their full
+    /// names and that cannot be quantized, nothing to quantize, or names that are taken.
+    pub fn new(
         input: &Checkpoint,
         options: &DenseOptions,
         include: &[String],
         exclude: &[String],
-        block: Option<usize>,
-    ) -> Result<Self> {
+    ) -> Result<Self, Error> {
+        let transform = options.transform.as_ref().map(|t| t.view()).transpose()?;
+        let block = transform.map(|t| t.block());
         let rule = Rule::new(include, exclude, options.format, block)?;
         let tensors = input.tensors().iter();
-        rule.check_includes(tensors.map(|(name, tensor)| (name.as_str(), &tensor.info)))
-            .with_context(|| format!("choosing from {}", input.path().display()))?;
+        rule.check_includes(tensors.map(|(name, tensor)| (name.as_str(), &tensor.info)))?;
         let mut plan = Plan {
             weights: vec![],
             skipped: vec![],
@@ -73,13 +72,13 @@ impl Plan {
         for (name, tensor) in input.tensors() {
             match rule.decide(name, &tensor.info)? {
                 Fate::Quantize { prefix, rows, k, float_type } => {
-                    let shape = PackedShape::of(options.format, rows, k)
-                        .with_context(|| format!("tensor `{name}`"))?;
+                    let shape = PackedShape::of(options.format, rows, k)?;
                     refuse_taken(input, &prefix)?;
                     let new = new_tensors(&prefix, shape, options);
                     // Six names for one: refused before they fill the memory.
                     header_lens[tensor.file] += Arrangement::header_len(&new);
-                    Arrangement::check_header(header_lens[tensor.file])?;
+                    Arrangement::check_header(header_lens[tensor.file])
+                        .map_err(|refusal| Error::checkpoint(input.path(), refusal))?;
                     planned[tensor.file].extend(new);
                     let (name, tensor) = (name.clone(), tensor.clone());
                     plan.weights.push(Weight { name, prefix, tensor, float_type, shape });
@@ -93,37 +92,43 @@ impl Plan {
             planned[tensor.file].push((name.clone(), info.dtype, info.shape.clone()));
         }
         if plan.weights.is_empty() {
-            bail!("{}", nothing(input, &plan.skipped));
+            return Err(nothing(input, plan.skipped).into());
         }
         plan.weights.sort_by_key(|w| w.tensor.file); // stable: by name within a file
         for ((_, file), tensors) in input.files().iter().zip(planned) {
             let mut metadata = file.metadata().clone();
             metadata.extend(metadata_of(options, block));
-            plan.layouts.push(Arrangement::new(tensors, &metadata)?);
+            let layout = Arrangement::new(tensors, &metadata);
+            plan.layouts.push(layout.map_err(|refusal| Error::checkpoint(input.path(), refusal))?);
         }
         Ok(plan)
     }
 
     /// The weights of a file, among all.
-    pub(super) fn weights_of(&self, file: usize) -> Range<usize> {
+    pub fn weights_of(&self, file: usize) -> Range<usize> {
         let start = self.weights.partition_point(|w| w.tensor.file < file);
         start..self.weights.partition_point(|w| w.tensor.file <= file)
     }
 
     /// Bytes to be read, over all passes.
-    pub(super) fn work(&self, input: &Checkpoint) -> u64 {
+    pub fn work(&self, input: &Checkpoint) -> u64 {
         let all: u64 = input.tensors().values().map(|t| byte_len(&t.info) as u64).sum();
         let weights: u64 = self.weights.iter().map(|w| byte_len(&w.tensor.info) as u64).sum();
         all + (self.passes - 1) * weights
     }
 
     /// Bytes of all tensors of the output.
-    pub(super) fn data_len(&self) -> u64 {
+    pub fn data_len(&self) -> u64 {
         self.layouts.iter().map(Arrangement::data_len).sum()
     }
 
+    /// Bytes of all files of the output.
+    pub fn file_len(&self) -> u64 {
+        self.layouts.iter().map(Arrangement::file_len).sum()
+    }
+
     /// The file of every tensor of the output.
-    pub(super) fn weight_map(&self, input: &Checkpoint) -> BTreeMap<String, String> {
+    pub fn weight_map(&self, input: &Checkpoint) -> BTreeMap<String, String> {
         let files = input.files().iter().zip(&self.layouts);
         files
             .flat_map(|((file, _), layout)| {
@@ -133,17 +138,12 @@ impl Plan {
     }
 }
 
-fn refuse_taken(input: &Checkpoint, prefix: &str) -> Result<()> {
+fn refuse_taken(input: &Checkpoint, prefix: &str) -> Result<(), ModelError> {
     let names = STATE_NAMES.map(|name| state::join(prefix, name));
-    let taken = names.iter().find(|name| input.tensors().contains_key(*name));
-    if let Some(taken) = taken {
-        bail!(
-            "the input holds `{taken}` beside `{}`: it looks quantized already; start from the \
-             dense checkpoint, or leave the layer out with --exclude",
-            state::join(prefix, "weight")
-        );
+    match names.into_iter().find(|name| input.tensors().contains_key(name)) {
+        Some(taken) => Err(ModelError::Taken { taken, weight: state::join(prefix, "weight") }),
+        None => Ok(()),
     }
-    Ok(())
 }
 
 /// The tensors of a layer's state.
@@ -178,33 +178,17 @@ fn metadata_of(options: &DenseOptions, block: Option<usize>) -> [(String, String
     .map(|(key, value)| (key.to_string(), value))
 }
 
-/// Why there is nothing to quantize, and what to do.
-fn nothing(input: &Checkpoint, skipped: &[(String, Cow<'static, str>)]) -> String {
-    let path = input.path().display();
+/// Why there is nothing to quantize.
+fn nothing(input: &Checkpoint, mut skipped: Vec<(String, Reason)>) -> ModelError {
+    let path = input.path().to_path_buf();
     let codes = |name: &&String| name.rsplit('.').next() == Some(state::E2M1);
     if let Some(name) = input.tensors().keys().find(codes) {
-        return format!(
-            "{path} is quantized already (it holds `{name}`) and has no dense linear weight left; \
-             start from the dense checkpoint"
-        );
+        return ModelError::QuantizedAlready { path, name: name.clone() };
     }
-    match skipped {
-        [] => format!(
-            "{path} holds no linear weight: no tensor is named `*.weight` and has two dimensions; \
-             name what to quantize with --include"
-        ),
-        skipped => {
-            let reasons: Vec<_> = skipped
-                .iter()
-                .take(5)
-                .map(|(name, reason)| format!("`{name}`: {reason}"))
-                .collect();
-            format!(
-                "{path} holds nothing to quantize ({}{}); see `fp4 quantize --help` for what is \
-                 selected, and --include",
-                reasons.join("; "),
-                if skipped.len() > reasons.len() { "; ..." } else { "" }
-            )
-        }
+    let more = skipped.len() > EXAMPLES;
+    skipped.truncate(EXAMPLES);
+    match skipped.is_empty() {
+        true => ModelError::NoWeight { path },
+        false => ModelError::Nothing { path, examples: skipped, more },
     }
 }

@@ -2,20 +2,47 @@
 
 use std::borrow::Cow;
 
-use anyhow::Result;
-use fp4_core::{FloatType, PackedMatrix, Transform, with_floats};
-use quant_linear::{FloatVec, StoredTransform, state, transformed as transformed_rows};
+use fp4_core::{FloatType, FloatVec, PackedMatrix, Transform, with_floats};
+use safetensors::Dtype;
 
-use quant_linear::checkpoint::{Checkpoint, Tensor, byte_len};
-use quant_linear::layout::Layer;
-use quant_linear::model::tiles::{DEFAULT_BLOCK_BYTES, Tile, tiles};
+use crate::checkpoint::{Checkpoint, Tensor, byte_len};
+use crate::error::Error;
+use crate::layer::{StoredTransform, state};
+use crate::layout::Layer;
+use crate::model::dense;
+use crate::model::difference::Difference;
+use crate::model::tiles::{DEFAULT_BLOCK_BYTES, Tile, tiles};
 
-use crate::dense;
-use crate::difference::Difference;
+/// Why two items cannot be compared.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Incomparable {
+    /// Two tensors of different shapes.
+    #[error("shapes {0:?} and {1:?} differ")]
+    Shapes(Vec<usize>, Vec<usize>),
+    /// Two tensors of different types that have no values.
+    #[error("types {0} and {1} cannot be compared")]
+    Types(Dtype, Dtype),
+    /// A dense tensor and a layer of different shapes.
+    #[error("the dense shape {0:?} and the quantized {1:?} differ")]
+    DenseShape(Vec<usize>, [usize; 2]),
+    /// A dense tensor of a type without values.
+    #[error("the dense tensor is {0}, expected F32, F16 or BF16")]
+    DenseType(Dtype),
+    /// Two layers of different shapes.
+    #[error("the shapes {0:?} and {1:?} differ")]
+    LayerShapes([usize; 2], [usize; 2]),
+    /// Two layers with different transforms.
+    #[error(
+        "the two layers have different transforms, so their weights mean different things; compare \
+         each with the dense checkpoint"
+    )]
+    Transforms,
+}
 
 /// What there is to compare under a name.
 #[derive(Debug, Clone, Copy)]
-pub(super) enum Item<'a> {
+pub enum Item<'a> {
     /// A tensor as it is.
     Dense(&'a Tensor),
     /// A quantized layer.
@@ -24,46 +51,54 @@ pub(super) enum Item<'a> {
 
 /// An item and where its bytes are.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Side<'a> {
-    pub(super) from: &'a Checkpoint,
-    pub(super) item: Item<'a>,
+pub struct Side<'a> {
+    /// The checkpoint.
+    pub from: &'a Checkpoint,
+    /// The item.
+    pub item: Item<'a>,
 }
 
 /// What met what.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Kind {
+pub enum Kind {
+    /// Two dense tensors.
     Dense,
+    /// A dense tensor and a layer.
     DenseQuantized,
+    /// Two layers.
     Quantized,
+    /// Two tensors of a type without values.
     Bytes,
 }
 
 /// How two items compare.
 #[derive(Debug)]
-pub(super) struct Pair {
-    pub(super) kind: Kind,
-    pub(super) shape: Box<[usize]>,
+pub struct Pair {
+    /// What met what.
+    pub kind: Kind,
+    /// The shape of both.
+    pub shape: Box<[usize]>,
     /// Nothing differs that the two can have in common.
-    pub(super) identical: bool,
+    pub identical: bool,
     /// The dense side was transformed as the layer's weight was.
-    pub(super) transformed: bool,
+    pub transformed: bool,
     /// The error of the values, where both sides have values.
-    pub(super) difference: Option<Difference>,
+    pub difference: Option<Difference>,
     /// Codes that differ, where the formats agree.
-    pub(super) codes_differ: Option<u64>,
+    pub codes_differ: Option<u64>,
     /// Scale bytes that differ, where the formats agree.
-    pub(super) scales_differ: Option<u64>,
+    pub scales_differ: Option<u64>,
     /// Bytes that differ, where the types agree.
-    pub(super) bytes_differ: Option<u64>,
+    pub bytes_differ: Option<u64>,
     /// Scalars of two quantized layers that differ.
-    pub(super) settings_differ: Vec<&'static str>,
+    pub settings_differ: Vec<&'static str>,
     /// NaN scales of the quantized sides.
-    pub(super) nan_scales: u64,
+    pub nan_scales: u64,
 }
 
 impl Item<'_> {
     /// Bytes to be read.
-    pub(super) fn byte_len(&self) -> u64 {
+    pub fn byte_len(&self) -> u64 {
         match self {
             Item::Dense(tensor) => byte_len(&tensor.info) as u64,
             Item::Layer(layer) => layer.byte_len(),
@@ -71,7 +106,7 @@ impl Item<'_> {
     }
 
     /// The name as the report shows it.
-    pub(super) fn shown<'n>(&self, name: &Cow<'n, str>) -> Cow<'n, str> {
+    pub fn shown<'n>(&self, name: &Cow<'n, str>) -> Cow<'n, str> {
         match self {
             Item::Dense(_) => name.clone(),
             Item::Layer(_) => format!("{name} (quantized)").into(),
@@ -81,7 +116,7 @@ impl Item<'_> {
 
 impl Kind {
     /// The kind as the reports name it.
-    pub(super) fn name(self) -> &'static str {
+    pub fn name(self) -> &'static str {
         match self {
             Kind::Dense => "dense-dense",
             Kind::DenseQuantized => "dense-quantized",
@@ -91,7 +126,7 @@ impl Kind {
     }
 
     /// Is a quantized layer among the two?
-    pub(super) fn is_quantized(self) -> bool {
+    pub fn is_quantized(self) -> bool {
         matches!(self, Kind::DenseQuantized | Kind::Quantized)
     }
 }
@@ -113,12 +148,12 @@ impl Pair {
     }
 
     /// What the values are: weights, or weights after the block transform.
-    pub(super) fn domain(&self) -> &'static str {
+    pub fn domain(&self) -> &'static str {
         if self.transformed { "transformed weight" } else { "weight" }
     }
 
     /// For sorting, worst first: the relative error; pairs without one come first if they differ.
-    pub(super) fn rank(&self) -> f64 {
+    pub fn rank(&self) -> f64 {
         match &self.difference {
             Some(d) if d.not_finite() == 0 || d.relative() > 0.0 => d.relative(),
             Some(_) => f64::MIN_POSITIVE,
@@ -132,7 +167,7 @@ impl Pair {
 ///
 /// # Errors
 /// I/O errors.
-pub(super) fn compare(sides: &[Side<'_>; 2]) -> Result<Result<Pair, String>> {
+pub fn compare(sides: &[Side<'_>; 2]) -> Result<Result<Pair, Incomparable>, Error> {
     let [a, b] = sides;
     match (a.item, b.item) {
         (Item::Dense(x), Item::Dense(y)) => dense_dense(a.from, x, b.from, y),
@@ -147,9 +182,9 @@ fn dense_dense(
     a: &Tensor,
     b_from: &Checkpoint,
     b: &Tensor,
-) -> Result<Result<Pair, String>> {
+) -> Result<Result<Pair, Incomparable>, Error> {
     if a.info.shape != b.info.shape {
-        return Ok(Err(format!("shapes {:?} and {:?} differ", a.info.shape, b.info.shape)));
+        return Ok(Err(Incomparable::Shapes(a.info.shape.clone(), b.info.shape.clone())));
     }
     let types = (state::float_type(a.info.dtype), state::float_type(b.info.dtype));
     let same_type = a.info.dtype == b.info.dtype;
@@ -161,7 +196,7 @@ fn dense_dense(
             pair.identical = differ == 0;
             Ok(Ok(pair))
         } else {
-            Ok(Err(format!("types {} and {} cannot be compared", a.info.dtype, b.info.dtype)))
+            Ok(Err(Incomparable::Types(a.info.dtype, b.info.dtype)))
         };
     };
     let mut pair = Pair::new(Kind::Dense, &a.info.shape);
@@ -187,17 +222,13 @@ fn dense_layer(
     dense: &Tensor,
     layer_from: &Checkpoint,
     layer: &Layer,
-) -> Result<Result<Pair, String>> {
+) -> Result<Result<Pair, Incomparable>, Error> {
     let shape = [layer.shape.rows(), layer.shape.k()];
     if dense.info.shape != shape {
-        let given = &dense.info.shape;
-        return Ok(Err(format!("the dense shape {given:?} and the quantized {shape:?} differ")));
+        return Ok(Err(Incomparable::DenseShape(dense.info.shape.clone(), shape)));
     }
     let Some(float_type) = state::float_type(dense.info.dtype) else {
-        return Ok(Err(format!(
-            "the dense tensor is {}, expected F32, F16 or BF16",
-            dense.info.dtype
-        )));
+        return Ok(Err(Incomparable::DenseType(dense.info.dtype)));
     };
     let transform = layer.stored_transform(layer_from)?;
     let transform = transform.as_ref().map(StoredTransform::view).transpose()?;
@@ -222,17 +253,13 @@ fn layer_layer(
     a: &Layer,
     b_from: &Checkpoint,
     b: &Layer,
-) -> Result<Result<Pair, String>> {
+) -> Result<Result<Pair, Incomparable>, Error> {
     let shapes = [a, b].map(|layer| [layer.shape.rows(), layer.shape.k()]);
     if shapes[0] != shapes[1] {
-        return Ok(Err(format!("the shapes {:?} and {:?} differ", shapes[0], shapes[1])));
+        return Ok(Err(Incomparable::LayerShapes(shapes[0], shapes[1])));
     }
     if !same_transform(a_from, a, b_from, b)? {
-        return Ok(Err(
-            "the two layers have different transforms, so their weights mean different \
-                       things; compare each with the dense checkpoint"
-                .into(),
-        ));
+        return Ok(Err(Incomparable::Transforms));
     }
     let same_format = a.shape.expect_same_format(&b.shape).is_ok();
     let mut pair = Pair::new(Kind::Quantized, &shapes[0]);
@@ -259,7 +286,12 @@ fn layer_layer(
 }
 
 /// Do two layers have transforms of the same type, shape and bytes, or none?
-fn same_transform(a_from: &Checkpoint, a: &Layer, b_from: &Checkpoint, b: &Layer) -> Result<bool> {
+fn same_transform(
+    a_from: &Checkpoint,
+    a: &Layer,
+    b_from: &Checkpoint,
+    b: &Layer,
+) -> Result<bool, Error> {
     let (a, b) = match (&a.transform, &b.transform) {
         (None, None) => return Ok(true),
         (Some(a), Some(b)) if a.shape == b.shape => (a, b),
@@ -275,7 +307,7 @@ fn stored_bytes_differ(
     a: &Tensor,
     b_from: &Checkpoint,
     b: &Tensor,
-) -> Result<u64> {
+) -> Result<u64, Error> {
     let mut differ = 0;
     for tile in tiles(1, byte_len(&a.info), 1, DEFAULT_BLOCK_BYTES) {
         let range = tile.start..tile.start + tile.len();
@@ -300,10 +332,16 @@ fn settings_differ(a: &Layer, b: &Layer) -> Vec<&'static str> {
     pairs.filter(|(a, b)| a != b).map(|(a, _)| a.0).collect()
 }
 
-fn transformed(x: FloatVec, tile: &Tile, transform: Option<&Transform<'_>>) -> Result<FloatVec> {
+fn transformed(
+    x: FloatVec,
+    tile: &Tile,
+    transform: Option<&Transform<'_>>,
+) -> Result<FloatVec, Error> {
     match transform {
         None => Ok(x),
-        Some(t) => Ok(transformed_rows(x.as_slice(), tile.cols, &dense::columns(t, tile)?)?),
+        Some(t) => {
+            crate::transform::transformed(x.as_slice(), tile.cols, &dense::columns(t, tile)?)
+        }
     }
 }
 

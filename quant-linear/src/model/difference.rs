@@ -9,7 +9,7 @@
 //! an infinity on one side is counted and left out of the sums: one such weight must not hide the
 //! error of all others.
 //!
-//! What the figures can be ([`Kind`]), in JSON's `error_kind`:
+//! What the figures can be ([`Kind`]):
 //!
 //! ```text
 //! exact        nothing differs                            0           no dB: "exact"
@@ -20,14 +20,13 @@
 //! ```
 
 use fp4_core::Float;
-use serde_json::{Value, json};
 
 /// Elements summed at a time.
 const UNIT: usize = 16;
 
 /// What the figures of a difference are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Kind {
+pub enum Kind {
     /// Nothing differs.
     Exact,
     /// Numbers.
@@ -39,7 +38,8 @@ pub(crate) enum Kind {
 }
 
 impl Kind {
-    fn name(self) -> &'static str {
+    /// The kind as reports name it.
+    pub fn name(self) -> &'static str {
         match self {
             Kind::Exact => "exact",
             Kind::Finite => "finite",
@@ -51,7 +51,7 @@ impl Kind {
 
 /// Running sums over the pairs of two tensors.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
-pub(crate) struct Difference {
+pub struct Difference {
     /// Sum of squares of the reference.
     reference_sq: f64,
     /// Sum of squares of the differences.
@@ -68,7 +68,7 @@ pub(crate) struct Difference {
 
 impl Difference {
     /// Adds the pairs of two equally long slices.
-    pub(crate) fn add<A: Float, B: Float>(&mut self, reference: &[A], other: &[B]) {
+    pub fn add<A: Float, B: Float>(&mut self, reference: &[A], other: &[B]) {
         for (a, b) in reference.chunks(UNIT).zip(other.chunks(UNIT)) {
             let (mut reference_sq, mut error_sq) = (0f64, 0f64);
             for (a, b) in a.iter().zip(b) {
@@ -91,7 +91,7 @@ impl Difference {
     }
 
     /// Adds the sums of another tensor.
-    pub(crate) fn merge(&mut self, other: &Difference) {
+    pub fn merge(&mut self, other: &Difference) {
         self.reference_sq += other.reference_sq;
         self.error_sq += other.error_sq;
         self.max_abs = self.max_abs.max(other.max_abs);
@@ -101,7 +101,7 @@ impl Difference {
     }
 
     /// What the figures are.
-    pub(crate) fn kind(&self) -> Kind {
+    pub fn kind(&self) -> Kind {
         if self.differ == 0 {
             Kind::Exact
         } else if self.error_sq == 0.0 {
@@ -115,7 +115,7 @@ impl Difference {
 
     /// Frobenius norm of the difference over that of the reference, over the finite pairs: 0 where
     /// none differs, infinite where the reference is all zeros, NaN if only other pairs are there.
-    pub(crate) fn relative(&self) -> f64 {
+    pub fn relative(&self) -> f64 {
         match self.kind() {
             Kind::NotFinite if self.finite == 0 => f64::NAN,
             Kind::Exact | Kind::NotFinite => 0.0,
@@ -125,7 +125,7 @@ impl Difference {
 
     /// Signal to quantization noise in dB: infinite where nothing differs, -infinite where the
     /// reference is all zeros, NaN where only pairs differ that are not finite.
-    pub(crate) fn sqnr_db(&self) -> f64 {
+    pub fn sqnr_db(&self) -> f64 {
         match self.kind() {
             Kind::Exact => f64::INFINITY,
             Kind::NotFinite => f64::NAN,
@@ -133,34 +133,18 @@ impl Difference {
         }
     }
 
-    /// Puts the figures into a JSON object, with `prefix` before their names. JSON has no infinities
-    /// and no NaN, which are `null`: `error_kind` tells them apart.
-    pub(crate) fn put(&self, object: &mut Value, prefix: &str) {
-        for (name, value) in [
-            ("relative_error", json!(self.relative())),
-            ("sqnr_db", json!(self.sqnr_db())),
-            ("max_abs_error", json!(self.max_abs)),
-            ("exact", json!(self.kind() == Kind::Exact)),
-            ("error_kind", json!(self.kind().name())),
-            ("values_differ", json!(self.differ)),
-            ("not_finite", json!(self.not_finite)),
-        ] {
-            object[format!("{prefix}{name}")] = value;
-        }
-    }
-
     /// Largest absolute difference.
-    pub(crate) fn max_abs(&self) -> f64 {
+    pub fn max_abs(&self) -> f64 {
         self.max_abs
     }
 
     /// Number of pairs whose values differ.
-    pub(crate) fn differ(&self) -> u64 {
+    pub fn differ(&self) -> u64 {
         self.differ
     }
 
     /// Number of differing pairs left out of the sums, because one side is not finite.
-    pub(crate) fn not_finite(&self) -> u64 {
+    pub fn not_finite(&self) -> u64 {
         self.not_finite
     }
 }

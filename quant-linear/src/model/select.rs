@@ -5,10 +5,10 @@
 //! candidate    named `*.weight`, rank 2
 //! quantizable  a candidate in F32 / F16 / BF16, K whole groups and whole transform blocks
 //!
-//! no --include                         candidates, but those kept by KEPT
-//! --include with wildcards             candidates that match; all else that matches is copied
-//! --include that is a full name        that tensor, whatever it is
-//! then    --exclude removes
+//! nothing included                     candidates, but those kept by KEPT
+//! an include with wildcards            candidates that match; all else that matches is copied
+//! an include that is a full name       that tensor, whatever it is
+//! then    exclude removes
 //! then    quantizable, or else
 //!             named in full: an error that names the tensor
 //!             any other: copied as it is, and listed with the reason
@@ -16,19 +16,19 @@
 //!
 //! A pattern that matches no tensor, or none that is quantizable, is an error.
 //!
-//! Worked example: `--include 'l.*'` on `l.weight` (8, 64), `l.bias` (8) and `l.norm.weight` (64)
-//! quantizes the first and copies the others without a word; `--include l.bias` is an error.
+//! Worked example: including `l.*` on `l.weight` (8, 64), `l.bias` (8) and `l.norm.weight` (64)
+//! quantizes the first and copies the others without a word; including `l.bias` is an error.
 
-use std::borrow::Cow;
-
-use anyhow::{Context, Result, bail, ensure};
-use fp4_core::{FloatType, Format, PackedMatrix, PackedShape};
+use fp4_core::{FloatType, Format, PackedShape};
 use globset::{Glob, GlobSet, GlobSetBuilder};
-use quant_linear::{Parts, state};
-use safetensors::tensor::TensorInfo;
+use safetensors::Dtype;
+
+use crate::checkpoint::TensorInfo;
+use crate::layer::state::{self, Scalars};
+use crate::model::error::ModelError;
 
 /// Names that the default rule keeps dense: embeddings and output heads.
-pub(crate) const KEPT: [&str; 10] = [
+pub const KEPT: [&str; 10] = [
     "*embed*",
     "*embd*",
     "*wte*",
@@ -43,7 +43,7 @@ pub(crate) const KEPT: [&str; 10] = [
 
 /// The rule, compiled.
 #[derive(Debug)]
-pub(crate) struct Rule {
+pub struct Rule {
     include: Vec<Include>,
     exclude: GlobSet,
     kept: GlobSet,
@@ -51,7 +51,7 @@ pub(crate) struct Rule {
     block: Option<usize>,
 }
 
-/// One `--include`.
+/// One pattern to include.
 #[derive(Debug)]
 struct Include {
     text: String,
@@ -61,11 +61,48 @@ struct Include {
 }
 
 /// A tensor's name and header.
-pub(crate) type Named<'a> = (&'a str, &'a TensorInfo);
+pub type Named<'a> = (&'a str, &'a TensorInfo);
+
+/// How many tensors an error names as examples.
+pub(super) const EXAMPLES: usize = 5;
+
+/// Why a tensor that could be a linear weight is not quantized.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Reason {
+    /// A pattern to exclude matches it.
+    #[error("it is excluded")]
+    Excluded,
+    /// It is kept by its name, as nothing is included.
+    #[error("an embedding or output head by its name; including it quantizes it")]
+    Kept,
+    /// It is named otherwise than a linear weight.
+    #[error("its name does not end in `.weight`")]
+    Name,
+    /// A type that is not quantized.
+    #[error("it is {0}, expected F32, F16 or BF16")]
+    Type(Dtype),
+    /// A shape that is no matrix.
+    #[error("it has shape {0:?}, expected two dimensions")]
+    Rank(Vec<usize>),
+    /// A last dimension that does not divide.
+    #[error("K = {k} is not a multiple of the {what} of {size}")]
+    NotMultiple {
+        /// The last dimension.
+        k: usize,
+        /// Of what it is no multiple.
+        what: &'static str,
+        /// The size of that.
+        size: usize,
+    },
+    /// A layer that could not be loaded.
+    #[error("{0}")]
+    Unloadable(String),
+}
 
 /// What becomes of a tensor.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Fate {
+pub enum Fate {
     /// It is quantized, and its layer's tensors are named under `prefix`.
     Quantize {
         /// The tensor's name without `.weight`.
@@ -78,7 +115,7 @@ pub(crate) enum Fate {
         float_type: FloatType,
     },
     /// It looks like a linear weight and is copied as it is, for this reason.
-    Skip(Cow<'static, str>),
+    Skip(Reason),
     /// It is copied as it is.
     Copy,
 }
@@ -88,12 +125,12 @@ impl Rule {
     ///
     /// # Errors
     /// A glob that does not parse.
-    pub(crate) fn new(
+    pub fn new(
         include: &[String],
         exclude: &[String],
         format: Format,
         block: Option<usize>,
-    ) -> Result<Self> {
+    ) -> Result<Self, ModelError> {
         let include = include.iter().map(|text| {
             Ok(Include {
                 text: text.clone(),
@@ -102,7 +139,7 @@ impl Rule {
             })
         });
         Ok(Rule {
-            include: include.collect::<Result<_>>()?,
+            include: include.collect::<Result<_, ModelError>>()?,
             exclude: globs(exclude)?,
             kept: globs(&KEPT)?,
             format,
@@ -113,8 +150,8 @@ impl Rule {
     /// Decides about one tensor.
     ///
     /// # Errors
-    /// A tensor that `--include` names in full and that cannot be quantized.
-    pub(crate) fn decide(&self, name: &str, info: &TensorInfo) -> Result<Fate> {
+    /// A tensor that is included by its full name and that cannot be quantized.
+    pub fn decide(&self, name: &str, info: &TensorInfo) -> Result<Fate, ModelError> {
         let mut matching = self.include.iter().filter(|i| i.matcher.is_match(name)).peekable();
         if !self.include.is_empty() && matching.peek().is_none() {
             return Ok(Fate::Copy);
@@ -124,40 +161,35 @@ impl Rule {
             return Ok(Fate::Copy);
         }
         if self.exclude.is_match(name) {
-            return Ok(Fate::Skip("matches --exclude".into()));
+            return Ok(Fate::Skip(Reason::Excluded));
         }
         if self.include.is_empty() && self.kept.is_match(name) {
-            return Ok(Fate::Skip(
-                "an embedding or output head by its name; --include quantizes it".into(),
-            ));
+            return Ok(Fate::Skip(Reason::Kept));
         }
         match self.quantizable(name, info) {
             Ok(fate) => Ok(fate),
-            Err(reason) if named => bail!(
-                "tensor `{name}` is named by --include and cannot be quantized: {reason}; leave \
-                 that --include out"
-            ),
-            Err(reason) => Ok(Fate::Skip(reason.into())),
+            Err(reason) if named => Err(ModelError::Named { name: name.into(), reason }),
+            Err(reason) => Ok(Fate::Skip(reason)),
         }
     }
 
     /// What the tensor becomes, or why it cannot be quantized.
-    fn quantizable(&self, name: &str, info: &TensorInfo) -> Result<Fate, String> {
+    fn quantizable(&self, name: &str, info: &TensorInfo) -> Result<Fate, Reason> {
         let Some(prefix) = prefix(name) else {
-            return Err("its name does not end in `.weight`".into());
+            return Err(Reason::Name);
         };
         let Some(float_type) = state::float_type(info.dtype) else {
-            return Err(format!("it is {}, expected F32, F16 or BF16", info.dtype));
+            return Err(Reason::Type(info.dtype));
         };
         let [rows, k] = *info.shape else {
-            return Err(format!("it has shape {:?}, expected two dimensions", info.shape));
+            return Err(Reason::Rank(info.shape.clone()));
         };
         let group = self.format.group().get();
         for (what, size) in [("group", Some(group)), ("transform block", self.block)] {
             if let Some(size) = size
                 && !k.is_multiple_of(size)
             {
-                return Err(format!("K = {k} is not a multiple of the {what} of {size}"));
+                return Err(Reason::NotMultiple { k, what, size });
             }
         }
         if k == 0 {
@@ -168,43 +200,40 @@ impl Rule {
 
     /// Would the library load a layer of so many rows and no columns? They cost no file bytes, so
     /// nothing else bounds them.
-    fn loadable(&self, rows: usize) -> Result<(), String> {
-        let shape = PackedShape::of(self.format, rows, 0).map_err(|e| e.to_string())?;
-        let parts = Parts {
-            weight: PackedMatrix::zeros(shape),
-            transform: None,
+    fn loadable(&self, rows: usize) -> Result<(), Reason> {
+        let scalars = Scalars {
             weight_global_scale: 1.0,
             activation_global_scale: None,
             activation_scale_scale: None,
         };
-        parts.check().map(|_| ()).map_err(|e| e.to_string())
+        let shape = PackedShape::of(self.format, rows, 0).map_err(crate::Error::from);
+        let check = shape.and_then(|shape| state::check(shape, None, &scalars));
+        check.map(drop).map_err(|e| Reason::Unloadable(e.to_string()))
     }
 
-    /// Checks that every `--include` finds something to quantize, before `--exclude` has its say.
+    /// Checks that every pattern to include finds something to quantize, before those to exclude have their say.
     ///
     /// # Errors
     /// A pattern that matches no tensor, or none that can be quantized.
-    pub(crate) fn check_includes<'a>(
+    pub fn check_includes<'a>(
         &self,
         tensors: impl Iterator<Item = Named<'a>> + Clone,
-    ) -> Result<()> {
+    ) -> Result<(), ModelError> {
         for Include { text, matcher, wildcards } in &self.include {
             let matching: Vec<_> = tensors.clone().filter(|(n, _)| matcher.is_match(n)).collect();
             if matching.is_empty() {
-                bail!("--include '{text}' matches no tensor; `fp4 inspect` lists their names");
+                return Err(ModelError::NoMatch { glob: text.clone() });
             }
             let judged = matching.iter().map(|(name, info)| (name, self.quantizable(name, info)));
             if *wildcards && judged.clone().all(|(_, fate)| fate.is_err()) {
-                let reasons = judged.take(5).filter_map(|(name, fate)| {
-                    let reason = fate.err()?;
-                    Some(format!("`{name}`: {reason}"))
+                let examples = judged
+                    .take(EXAMPLES)
+                    .filter_map(|(name, fate)| Some(((*name).to_string(), fate.err()?)));
+                return Err(ModelError::NoneQuantizable {
+                    glob: text.clone(),
+                    examples: examples.collect(),
+                    more: matching.len() > EXAMPLES,
                 });
-                bail!(
-                    "--include '{text}' matches no tensor that can be quantized ({}{}); `fp4 \
-                     inspect` lists types and shapes",
-                    reasons.collect::<Vec<_>>().join("; "),
-                    if matching.len() > 5 { "; ..." } else { "" }
-                );
             }
         }
         Ok(())
@@ -221,12 +250,10 @@ fn prefix(name: &str) -> Option<&str> {
 const MAX_BRACES: usize = 16;
 const MAX_PATTERN: usize = 4096;
 
-fn glob(pattern: &str) -> Result<Glob> {
-    ensure!(
-        pattern.len() <= MAX_PATTERN,
-        "a glob has {} bytes, and at most {MAX_PATTERN} are taken; give several shorter ones",
-        pattern.len()
-    );
+fn glob(pattern: &str) -> Result<Glob, ModelError> {
+    if pattern.len() > MAX_PATTERN {
+        return Err(ModelError::GlobLen { len: pattern.len(), most: MAX_PATTERN });
+    }
     let (mut depth, mut deepest) = (0usize, 0);
     for c in pattern.chars() {
         match c {
@@ -236,29 +263,24 @@ fn glob(pattern: &str) -> Result<Glob> {
         }
         deepest = deepest.max(depth);
     }
-    ensure!(
-        deepest <= MAX_BRACES,
-        "a glob nests its braces {deepest} deep, and at most {MAX_BRACES} are taken; give several \
-         simpler ones"
-    );
-    Glob::new(pattern).with_context(|| {
-        format!("`{pattern}` is not a glob; use `*`, `?`, `[abc]` and `{{a,b}}` on tensor names")
-    })
+    if deepest > MAX_BRACES {
+        return Err(ModelError::GlobBraces { deepest, most: MAX_BRACES });
+    }
+    Glob::new(pattern).map_err(|e| ModelError::Glob { glob: pattern.into(), reason: e.to_string() })
 }
 
 /// Patterns compiled together: unlike one alone, a set says so when it becomes too large.
-fn globs<S: AsRef<str>>(patterns: &[S]) -> Result<GlobSet> {
+fn globs<S: AsRef<str>>(patterns: &[S]) -> Result<GlobSet, ModelError> {
     let mut set = GlobSetBuilder::new();
     for pattern in patterns {
         set.add(glob(pattern.as_ref())?);
     }
-    set.build().context("the globs are too large; give simpler ones")
+    set.build().map_err(|e| ModelError::GlobSize(e.to_string()))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use safetensors::Dtype;
 
     fn info(dtype: Dtype, shape: &[usize]) -> TensorInfo {
         TensorInfo { dtype, shape: shape.to_vec(), data_offsets: (0, 0) }
@@ -305,9 +327,15 @@ mod tests {
         let fate = |dtype, shape: &[usize]| rule.decide("a.weight", &info(dtype, shape)).unwrap();
         assert_eq!(fate(Dtype::F32, &[128]), Fate::Copy);
         assert_eq!(fate(Dtype::F32, &[1, 2, 128]), Fate::Copy);
-        assert!(matches!(fate(Dtype::F64, &[8, 128]), Fate::Skip(r) if r.contains("F64")));
-        assert!(matches!(fate(Dtype::F32, &[8, 48]), Fate::Skip(r) if r.contains("group of 32")));
-        assert!(matches!(fate(Dtype::F32, &[8, 96]), Fate::Skip(r) if r.contains("block of 64")));
+        assert!(
+            matches!(fate(Dtype::F64, &[8, 128]), Fate::Skip(r) if r.to_string().contains("F64"))
+        );
+        assert!(
+            matches!(fate(Dtype::F32, &[8, 48]), Fate::Skip(r) if r.to_string().contains("group of 32"))
+        );
+        assert!(
+            matches!(fate(Dtype::F32, &[8, 96]), Fate::Skip(r) if r.to_string().contains("block of 64"))
+        );
         for shape in [[0, 128], [8, 0]] {
             assert!(matches!(fate(Dtype::BF16, &shape), Fate::Quantize { .. }), "{shape:?}");
         }
@@ -324,7 +352,7 @@ mod tests {
         assert_eq!(rule.decide("b.bias", &info(Dtype::F32, &[128])).unwrap(), Fate::Copy);
         assert_eq!(rule.decide("b.weight", &info(Dtype::F32, &[128])).unwrap(), Fate::Copy);
         let odd = rule.decide("b.weight", &info(Dtype::F64, &[8, 128])).unwrap();
-        assert!(matches!(odd, Fate::Skip(reason) if reason.contains("F64")));
+        assert!(matches!(odd, Fate::Skip(reason) if reason.to_string().contains("F64")));
         let good = info(Dtype::F32, &[8, 128]);
         let check = |names: &[&'static str]| {
             let tensors: Vec<_> = names.iter().map(|name| (*name, &good)).collect();
@@ -332,23 +360,23 @@ mod tests {
         };
         assert_eq!(check(&["b.weight", "wte.weight"]), Ok(()));
         let error = check(&["b.weight"]).unwrap_err();
-        assert!(error.contains("'*wte*' matches no tensor;"), "{error}");
+        assert!(error.contains("`*wte*` matches no tensor;"), "{error}");
         let error = check(&["b.bias", "wte.weight"]).unwrap_err();
-        assert!(error.contains("'b.*'") && error.contains("`b.bias`: its name"), "{error}");
+        assert!(error.contains("`b.*`") && error.contains("`b.bias`: its name"), "{error}");
     }
 
     #[test]
     fn a_full_name_is_taken_at_its_word() {
         let rule = rule(&["b.bias", "b.*"], &[]);
         let error = rule.decide("b.bias", &info(Dtype::F32, &[128])).unwrap_err().to_string();
-        assert!(error.contains("`b.bias` is named by --include"), "{error}");
+        assert!(error.contains("`b.bias` is included by its name"), "{error}");
         assert_eq!(rule.decide("b.other", &info(Dtype::F32, &[128])).unwrap(), Fate::Copy);
     }
 
     #[test]
     fn a_bad_glob_is_an_error() {
         let bad = Rule::new(&["a[".into()], &[], Format::NvFp4, None).unwrap_err();
-        assert!(format!("{bad:#}").contains("`a[`"));
+        assert!(bad.to_string().contains("`a[`"));
     }
 
     #[test]
@@ -357,7 +385,7 @@ mod tests {
             let rules = [Rule::new(&[glob.clone()], &[], Format::NvFp4, None), {
                 Rule::new(&[], &[glob], Format::NvFp4, None)
             }];
-            rules.map(|rule| rule.map(|_| ()).map_err(|e| format!("{e:#}")))
+            rules.map(|rule| rule.map(|_| ()).map_err(|e| e.to_string()))
         };
         let nested = |levels| format!("{}a{}", "{".repeat(levels), "}".repeat(levels));
         for result in compile(nested(16)) {
