@@ -509,16 +509,18 @@ fn forward_row(backend: &CpuSimd, machine: &Machine, format: Format, [m, n, k]: 
     let mut y = vec![0f32; m * n];
     let mut run = || {
         let source = Source::Host(FloatSlice::from(&x[..]));
-        backend.quantize_resident(source, [m, k], &spec, None, &mut operand).expect("quantizes");
+        backend
+            .quantize_resident(source, [m, k], &spec, None, &mut operand, None)
+            .expect("quantizes");
         let sink = Sink::Host((&mut y[..]).into());
-        backend.matmul_resident(&operand, &weight, alpha, sink).expect("multiplies");
+        backend.matmul_resident(&operand, &weight, alpha.into(), sink).expect("multiplies");
     };
     let seconds = machine.pool.install(|| fastest(machine.clock, machine.budget, &mut run));
     let input = QuantizeInput::new(&x[..], m, k, &spec).expect("a whole matrix");
     let mut a = PackedMatrix::zeros(input.shape());
     fp4_core::reference::quantize(&input, &mut a.view_mut()).expect("quantizes");
     let mut expected = vec![0f32; m * n];
-    fp4_core::reference::matmul(a.view(), w.view(), alpha, (&mut expected[..]).into())
+    fp4_core::reference::matmul(a.view(), w.view(), alpha.into(), (&mut expected[..]).into())
         .expect("multiplies");
     assert!(y.iter().zip(&expected).all(|(y, e)| y.to_bits() == e.to_bits()), "a wrong answer");
     Row {
