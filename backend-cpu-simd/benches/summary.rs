@@ -1,8 +1,11 @@
-//! One table: what each path reaches, beside rooflines and peers measured in the same run.
+//! One table: what each path reaches, beside rooflines (and peers) measured in the same run.
 //!
 //! ```text
 //! cargo bench -p fp4-backend-cpu-simd --bench summary -- [--quick] [--json] [--filter TEXT]
+//! cargo bench --manifest-path backend-cpu-simd/peers/Cargo.toml -- [the same options]
 //! ```
+//!
+//! The second is the same bench with the peers (candle, gemm), which take minutes to build.
 //!
 //! Every row's answer is compared with the portable kernels' (one output row), which the tests
 //! compare with the reference. A time is the fastest of several samples, for the work, the
@@ -13,22 +16,26 @@
 //! quantization. `--filter` keeps rows whose key, such as
 //! `gemm mxfp4 avx512-vnni m512 t1 n4096 gaussian t4`, has TEXT.
 
-mod common;
+pub(crate) mod common;
 
+use std::collections::BTreeMap;
 use std::hint::black_box;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use common::{Data, Rng, quantized, values};
 use fp4_backend_cpu_simd::{CpuSimd, CpuWeight, Isa};
-use fp4_core::{Format, Matmul, PackedMatrix, PackedView, QuantSpec, QuantizeInput, Quantizer};
+use fp4_core::backend::{Resident, Sink, Source};
+use fp4_core::{
+    FloatSlice, Format, Matmul, PackedMatrix, PackedView, QuantSpec, QuantizeInput, Quantizer,
+};
 use rayon::prelude::*;
 use serde::Serialize;
 
 #[derive(Debug, Serialize)]
-struct Row {
+pub(crate) struct Row {
     op: &'static str,
-    format: String,
+    pub(crate) format: String,
     isa: &'static str,
     threads: usize,
     m: usize,
@@ -37,16 +44,16 @@ struct Row {
     data_a: &'static str,
     data_w: &'static str,
     weights: &'static str,
-    value: f64,
-    unit: &'static str,
+    pub(crate) value: f64,
+    pub(crate) unit: &'static str,
     roofline: f64,
     fraction: f64,
-    peers: std::collections::BTreeMap<&'static str, f64>,
+    peers: BTreeMap<&'static str, f64>,
 }
 
 /// How time is taken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Clock {
+pub(crate) enum Clock {
     /// The calling thread's processor time: other processes do not count. For one thread.
     Thread,
     /// The wall's.
@@ -69,7 +76,7 @@ impl Clock {
 }
 
 /// Seconds of the fastest sample: at least five, unless they take a second.
-fn fastest(clock: Clock, budget: Duration, mut f: impl FnMut()) -> f64 {
+pub(crate) fn fastest(clock: Clock, budget: Duration, mut f: impl FnMut()) -> f64 {
     f();
     let (start, mut best, mut samples) = (Instant::now(), f64::INFINITY, 0);
     let second = Duration::from_secs(1).max(budget);
@@ -200,11 +207,11 @@ fn clock(threads: usize) -> Clock {
 }
 
 /// Everything measured once for a number of threads.
-struct Machine {
+pub(crate) struct Machine {
     threads: usize,
-    clock: Clock,
-    pool: Arc<rayon::ThreadPool>,
-    budget: Duration,
+    pub(crate) clock: Clock,
+    pub(crate) pool: Arc<rayon::ThreadPool>,
+    pub(crate) budget: Duration,
     hot_read: f64,
     cold_read: f64,
 }
@@ -235,7 +242,15 @@ impl Options {
     }
 }
 
+/// What measures the peers of a row: its speed over that of other libraries at the same product.
+pub(crate) type Peers = fn(&Machine, [usize; 3], &Row) -> BTreeMap<&'static str, f64>;
+
+#[allow(dead_code, reason = "the bench with peers has this file as a module")]
 fn main() {
+    main_with(|_, _, _| BTreeMap::new());
+}
+
+pub(crate) fn main_with(peers: Peers) {
     let options = Options::parse();
     let budget = Duration::from_millis(if options.quick { 60 } else { 400 });
     let cache = last_level_cache();
@@ -259,7 +274,7 @@ fn main() {
             "{threads} threads read {:.1} GB/s from 9 MB, {:.1} GB/s from memory",
             machine.hot_read, machine.cold_read
         );
-        measure(&machine, cache, &options, &mut rows);
+        measure(&machine, cache, &options, peers, &mut rows);
     }
     if options.json {
         return; // printed as they were measured
@@ -323,7 +338,7 @@ fn cases(quick: bool) -> Vec<Case> {
     cases
 }
 
-fn measure(machine: &Machine, cache: usize, options: &Options, rows: &mut Vec<Row>) {
+fn measure(machine: &Machine, cache: usize, options: &Options, peers: Peers, rows: &mut Vec<Row>) {
     let wanted = |key: &str| key.contains(&options.filter);
     for isa in Isa::ALL {
         let Ok(backend) = CpuSimd::with_isa(isa) else {
@@ -370,6 +385,12 @@ fn measure(machine: &Machine, cache: usize, options: &Options, rows: &mut Vec<Ro
                     let cold = case.row(&cold.iter().collect::<Vec<_>>(), "cold");
                     push(rows, options, cold);
                 }
+            }
+        }
+        for (format, [n, k], m) in forwards() {
+            let key = format!("{} n{n} k{k}", key("forward", format, isa, m, machine.threads));
+            if wanted(&key) {
+                push(rows, options, forward_row(&backend, machine, format, [m, n, k]));
             }
         }
         for format in Format::ALL {
@@ -467,6 +488,60 @@ impl Product<'_> {
     }
 }
 
+/// The layers that are measured whole, for each format and number of rows.
+fn forwards() -> impl Iterator<Item = (Format, [usize; 2], usize)> {
+    let layers = [[512, 64], [512, 128], [384, 384], [1024, 1024]];
+    Format::ALL.into_iter().flat_map(move |format| {
+        layers.into_iter().flat_map(move |nk| [1, 4, 128].map(|m| (format, nk, m)))
+    })
+}
+
+/// A whole layer, f32 in and out: `quantize_resident` and `matmul_resident` are all that a layer's
+/// `forward` does on this backend. By its multiplications, beside a read of the weight (few rows) or the
+/// peak on registers; small layers are bound by neither, but by the calls themselves.
+fn forward_row(backend: &CpuSimd, machine: &Machine, format: Format, [m, n, k]: [usize; 3]) -> Row {
+    let (x, w) =
+        (values(&mut Rng(6), Data::Gaussian, m, k), values(&mut Rng(7), Data::Gaussian, n, k));
+    let (spec, w) = (QuantSpec::usual(format), quantized(backend, format, &w, [n, k]));
+    let alpha = spec.global_scale();
+    let weight = backend.prepare(w.view()).expect("prepares");
+    let mut operand = backend.empty_operand().expect("an operand");
+    let mut y = vec![0f32; m * n];
+    let mut run = || {
+        let source = Source::Host(FloatSlice::from(&x[..]));
+        backend
+            .quantize_resident(source, [m, k], &spec, None, &mut operand, None)
+            .expect("quantizes");
+        let sink = Sink::Host((&mut y[..]).into());
+        backend.matmul_resident(&operand, &weight, alpha.into(), sink).expect("multiplies");
+    };
+    let seconds = machine.pool.install(|| fastest(machine.clock, machine.budget, &mut run));
+    let input = QuantizeInput::new(&x[..], m, k, &spec).expect("a whole matrix");
+    let mut a = PackedMatrix::zeros(input.shape());
+    fp4_core::reference::quantize(&input, &mut a.view_mut()).expect("quantizes");
+    let mut expected = vec![0f32; m * n];
+    fp4_core::reference::matmul(a.view(), w.view(), alpha, (&mut expected[..]).into())
+        .expect("multiplies");
+    assert!(y.iter().zip(&expected).all(|(y, e)| y.to_bits() == e.to_bits()), "a wrong answer");
+    Row {
+        op: "forward",
+        format: format.to_string(),
+        isa: backend.isa().name(),
+        threads: machine.threads,
+        m,
+        n,
+        k,
+        data_a: Data::Gaussian.name(),
+        data_w: Data::Gaussian.name(),
+        weights: "hot",
+        value: (m * n * k) as f64 / seconds / 1e9,
+        unit: "GMAC/s",
+        roofline: 0.0,
+        fraction: 0.0,
+        peers: BTreeMap::new(),
+    }
+}
+
 fn quantize_row(backend: &CpuSimd, machine: &Machine, format: Format) -> Row {
     let (m, k) = (512, 4096);
     let x = values(&mut Rng(5), Data::Gaussian, m, k);
@@ -526,70 +601,4 @@ fn dequantize_row(backend: &CpuSimd, machine: &Machine, format: Format) -> Row {
         .expect("dequantizes");
     assert!(y.iter().zip(&expected).all(|(y, e)| y.to_bits() == e.to_bits()), "a wrong answer");
     conversion_row("dequantize", backend, machine, format, [m, k], seconds)
-}
-
-/// This row's speed over that of other libraries at the same product, weights hot.
-fn peers(
-    machine: &Machine,
-    [m, n, k]: [usize; 3],
-    row: &Row,
-) -> std::collections::BTreeMap<&'static str, f64> {
-    use candle_core::quantized::{GgmlDType, QMatMul, QTensor};
-    use candle_core::{Device, Module, Tensor};
-    let bytes = (n * k / 2 + n * k / if row.format == "mxfp4" { 32 } else { 16 }) as f64;
-    let ours = if row.unit == "GB/s" { bytes } else { (m * n * k) as f64 } / row.value / 1e9;
-    let a = values(&mut Rng(8), Data::Gaussian, m, k);
-    let w = values(&mut Rng(9), Data::Gaussian, n, k);
-    let mut peers = std::collections::BTreeMap::new();
-    let time = |f: &mut (dyn FnMut() + Send)| {
-        machine.pool.install(|| fastest(machine.clock, machine.budget, f)) / ours
-    };
-    let (ta, tw) = (
-        Tensor::from_slice(&a, (m, k), &Device::Cpu).expect("a tensor"),
-        Tensor::from_slice(&w, (n, k), &Device::Cpu).expect("a tensor"),
-    );
-    for (name, dtype) in [("candle q4_k", GgmlDType::Q4K), ("candle q4_0", GgmlDType::Q4_0)] {
-        let q = QTensor::quantize(&tw, dtype).expect("quantizes");
-        let q = QMatMul::from_qtensor(q).expect("a matmul");
-        peers.insert(name, time(&mut || drop(black_box(q.forward(&ta).expect("multiplies")))));
-    }
-    let transposed = tw.t().expect("a matrix");
-    peers.insert(
-        "candle f32",
-        time(&mut || {
-            drop(black_box(ta.matmul(&transposed).expect("multiplies")));
-        }),
-    );
-    let mut y = vec![0f32; m * n];
-    let (y, a, w) = (y.as_mut_ptr() as usize, a.as_ptr() as usize, w.as_ptr() as usize);
-    peers.insert(
-        "gemm f32",
-        time(&mut || {
-            // SAFETY: y is (m, n), a is (m, k) and w is (n, k), row-major, for as long as this runs.
-            unsafe {
-                gemm::gemm(
-                    m,
-                    n,
-                    k,
-                    y as *mut f32,
-                    1,
-                    n as isize,
-                    false,
-                    a as *const f32,
-                    1,
-                    k as isize,
-                    w as *const f32,
-                    k as isize,
-                    1,
-                    0.0,
-                    1.0,
-                    false,
-                    false,
-                    false,
-                    gemm::Parallelism::None,
-                );
-            }
-        }),
-    );
-    peers
 }

@@ -9,15 +9,10 @@ use fp4_core::{backend::erased::Backend, reference::Reference};
 
 /// Profile quick, or a share of its drawn cases: one in FP4_SUITE_SHARE, where emulation makes them slow.
 fn profile() -> Profile {
-    let mut profile = Profile::quick();
-    if let Ok(share) = std::env::var("FP4_SUITE_SHARE") {
-        let share: usize = share.parse().expect("FP4_SUITE_SHARE is a number from 1 up");
-        let part = |sample: &mut Option<usize>| *sample = sample.map(|n| n.div_ceil(share));
-        profile.quantize.iter_mut().for_each(|set| part(&mut set.sample));
-        profile.matmul.iter_mut().for_each(|set| part(&mut set.sample));
-        profile.pair.iter_mut().for_each(|set| part(&mut set.sample));
-    }
-    profile
+    let share = std::env::var("FP4_SUITE_SHARE");
+    let share =
+        share.map_or(1, |text| text.parse().expect("FP4_SUITE_SHARE is a number from 1 up"));
+    Profile::quick().one_in(share)
 }
 
 #[test]

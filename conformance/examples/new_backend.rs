@@ -1,13 +1,14 @@
-//! A backend of one's own: a matmul that adds up group by group; checked by the suite, alone and
-//! with the reference's quantizer, then used by a layer.
+//! A backend of one's own: a matmul that adds up group by group; used by a layer, and checked by the
+//! suite, alone and with the reference's quantizer: `main_with` is the whole command.
 //!
 //! ```sh
 //! cargo run --release -p fp4-conformance --example new_backend
 //! ```
 
-use fp4_conformance::suite::{Profile, Registered, Suite};
+use std::process::ExitCode;
+
 use fp4_core::backend::erased::Backend;
-use fp4_core::reference::{Reference, group_dot};
+use fp4_core::reference::group_dot;
 use fp4_core::*;
 use quant_linear::{Backends, DenseOptions, QuantLinear};
 
@@ -76,18 +77,18 @@ impl Matmul for Toy {
     }
 }
 
-fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let [toy, reference] = [Backend::matmul_only(Toy), Backend::new(Reference)];
-    let suite = Suite::new(Profile::quick()).with(Registered::new(reference.clone()));
-    let report = suite.with(Registered::new(toy.clone())).run();
-    println!("{report}");
-    assert!(report.passed());
-
+/// A layer with this backend in front: the same outputs.
+fn used_by_a_layer() -> Result<(), quant_linear::Error> {
     let weight: Vec<f32> = (0..8 * 64).map(|i| (i as f32 * 0.7).sin()).collect();
     let mut layer = QuantLinear::from_dense(&weight[..], 8, 64, &DenseOptions::new(Format::NvFp4))?;
     let expected = layer.forward(&weight, &[8, 64])?;
-    layer.set_backends(Backends::none().with(toy).with(reference));
+    layer.set_backends(Backends::reference().with(Backend::matmul_only(Toy)));
     assert_eq!(layer.forward(&weight, &[8, 64])?, expected);
     println!("new_backend: {} outputs of a layer equal", expected.len());
     Ok(())
+}
+
+fn main() -> ExitCode {
+    used_by_a_layer().expect("a layer");
+    fp4_conformance::main_with([Backend::matmul_only(Toy)])
 }

@@ -16,7 +16,7 @@
 //! folder of NAME.safetensors + NAME.json      vectors::Folder, vectors::VectorFile
 //!     -> family by name (a, b, c, d, e)       vectors::Family
 //!     -> operations of a Backend              vectors::check_file
-//!     -> counts and differences               report::FileReport, report::Report
+//!     -> counts and differences               vectors::FileReport, vectors::Report
 //! ```
 //!
 //! Comparison is bit for bit. Where a vector holds a NaN, whatever its payload, the result must be
@@ -39,6 +39,8 @@
 
 #![forbid(unsafe_code)]
 
+#[cfg(not(target_family = "wasm"))]
+mod command;
 pub mod data;
 pub mod exchange;
 mod files;
@@ -50,3 +52,6 @@ pub mod suite;
 pub mod tensor;
 pub mod text;
 pub mod vectors;
+
+#[cfg(not(target_family = "wasm"))]
+pub use command::main_with;

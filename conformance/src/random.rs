@@ -18,6 +18,11 @@ impl Random {
         Random(hash)
     }
 
+    /// The generator of a seed.
+    pub fn seeded(seed: u64) -> Self {
+        Random(seed)
+    }
+
     /// The next 64 bits.
     pub fn next_u64(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
@@ -49,6 +54,11 @@ impl Random {
     /// Any byte.
     pub fn byte(&mut self) -> u8 {
         self.next_u64() as u8
+    }
+
+    /// Any bit pattern.
+    pub fn any_f32(&mut self) -> f32 {
+        f32::from_bits((self.next_u64() >> 11) as u32)
     }
 
     /// Uniform in (0, 1].

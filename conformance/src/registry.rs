@@ -8,19 +8,63 @@ use crate::suite::run_report::cpu_name;
 use crate::suite::{Hardware, Registered};
 
 /// A backend by name, and what opening it gave.
-pub type Known = (String, Result<Registered, Unsupported>);
+#[derive(Clone)]
+pub struct Known {
+    name: String,
+    opened: Result<Registered, Unsupported>,
+}
+
+impl Known {
+    /// A backend that may not be available here.
+    pub fn new(name: impl Into<String>, opened: Result<Registered, Unsupported>) -> Self {
+        Known { name: name.into(), opened }
+    }
+
+    /// The name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The backend.
+    ///
+    /// # Errors
+    /// Why it is not available.
+    pub fn opened(&self) -> Result<&Registered, Unsupported> {
+        self.opened.as_ref().map_err(|why| *why)
+    }
+}
+
+impl From<Registered> for Known {
+    fn from(registered: Registered) -> Self {
+        Known { name: registered.name().to_owned(), opened: Ok(registered) }
+    }
+}
+
+impl From<Backend> for Known {
+    fn from(backend: Backend) -> Self {
+        Registered::new(backend).into()
+    }
+}
+
+/// These backends, with the reference in front if it is not one of them.
+pub fn with_reference(backends: impl IntoIterator<Item = Known>) -> Vec<Known> {
+    let mut known: Vec<_> = backends.into_iter().collect();
+    let reference = Registered::new(Backend::new(Reference)).on(on_cpu("scalar"));
+    if known.iter().all(|known| known.name != reference.name()) {
+        known.insert(0, reference.into());
+    }
+    known
+}
 
 /// The reference, and the backends compiled in.
 pub fn known() -> Vec<Known> {
-    let reference = Registered::new(Backend::new(Reference)).on(on_cpu("scalar"));
     let parts: Vec<Vec<Known>> = vec![
-        vec![("reference".to_owned(), Ok(reference))],
         #[cfg(feature = "cpu-simd")]
         cpu_simd::known(),
         #[cfg(feature = "cuda")]
-        vec![(fp4_backend_cuda::NAME.to_owned(), cuda())],
+        vec![Known::new(fp4_backend_cuda::NAME, cuda())],
     ];
-    parts.into_iter().flatten().collect()
+    with_reference(parts.into_iter().flatten())
 }
 
 /// Runs `call` on this thread in a changed floating-point environment, for
@@ -67,10 +111,9 @@ mod cpu_simd {
         let others = Isa::ALL.into_iter().filter(|isa| *isa != chosen.isa()).map(|isa| {
             let name = format!("cpu-simd-{isa}");
             let opened = CpuSimd::with_isa(isa).map(|cpu| register(cpu, &name, &pools));
-            (name, opened)
+            Known::new(name, opened)
         });
-        let name = "cpu-simd".to_owned();
-        let mut known = vec![(name.clone(), Ok(register(chosen.clone(), &name, &pools)))];
+        let mut known = vec![register(chosen.clone(), "cpu-simd", &pools).into()];
         known.extend(others);
         known
     }

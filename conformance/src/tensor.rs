@@ -1,14 +1,47 @@
 //! Dense values by their bits: what the suite generates, hands out and compares.
 
-use fp4_core::{FloatSlice, FloatType};
+use fp4_core::{Float, FloatSlice, FloatSliceMut, FloatType, with_floats};
 use half::{bf16, f16};
 use safetensors::Dtype;
 
-use crate::oracle::rules::Rules;
-use crate::vectors::Values;
-
 /// What output buffers hold before a backend writes them.
 const GARBAGE: u32 = 0xA5A5_A5A5;
+
+/// Dense values of one of the three float types, owned.
+#[derive(Debug, Clone)]
+pub enum Values {
+    /// f32 values.
+    F32(Vec<f32>),
+    /// f16 values.
+    F16(Vec<f16>),
+    /// bf16 values.
+    Bf16(Vec<bf16>),
+}
+
+impl Values {
+    /// The values, borrowed.
+    pub fn as_slice(&self) -> FloatSlice<'_> {
+        match self {
+            Values::F32(v) => v.as_slice().into(),
+            Values::F16(v) => v.as_slice().into(),
+            Values::Bf16(v) => v.as_slice().into(),
+        }
+    }
+
+    /// The values, borrowed to write to.
+    pub fn as_mut_slice(&mut self) -> FloatSliceMut<'_> {
+        match self {
+            Values::F32(v) => v.as_mut_slice().into(),
+            Values::F16(v) => v.as_mut_slice().into(),
+            Values::Bf16(v) => v.as_mut_slice().into(),
+        }
+    }
+
+    /// The values widened to f32; exact.
+    pub fn widened(&self) -> Vec<f32> {
+        with_floats!(FloatSlice, self.as_slice(), v => v.iter().map(|&x| Float::to_f32(x)).collect())
+    }
+}
 
 /// The bits of dense values.
 pub fn bits_of(values: FloatSlice<'_>) -> Vec<u32> {
@@ -27,12 +60,6 @@ pub fn from_bits(ty: FloatType, bits: impl IntoIterator<Item = u32>) -> Values {
         FloatType::F16 => Values::F16(bits.map(|b| f16::from_bits(b as u16)).collect()),
         FloatType::Bf16 => Values::Bf16(bits.map(|b| bf16::from_bits(b as u16)).collect()),
     }
-}
-
-/// f32 values rounded to a type by the oracle's rule; f32 values keep their NaN payloads.
-pub fn rounded(rules: &Rules, ty: FloatType, values: &[f32]) -> Values {
-    let bits = |&x: &f32| if ty == FloatType::F32 { x.to_bits() } else { rules.narrow(ty, x) };
-    from_bits(ty, values.iter().map(bits))
 }
 
 /// `len` values that no backend would write.

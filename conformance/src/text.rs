@@ -6,6 +6,8 @@
 
 use std::fmt::{self, Write};
 
+use unicode_properties::{GeneralCategory, UnicodeGeneralCategory};
+
 /// Shows text with every character that a terminal would not print as itself escaped, as Rust
 /// writes it in a string.
 #[derive(Debug, Clone, Copy)]
@@ -35,12 +37,11 @@ pub fn shown_json(value: &serde_json::Value) -> String {
     shown
 }
 
-/// True for every character of the categories Cc and Cf, and for others that do not print (Cn, Co,
-/// Zl, Zp, unusual spaces): those that the standard library escapes behind a letter. (Alone, it also
-/// escapes combining marks, which print.)
+/// True for every character of the categories Cc and Cf, and for the separators of lines and
+/// paragraphs.
 fn needs_escape(c: char) -> bool {
-    let escaped = || String::from_iter(['a', c]).escape_debug().nth(1) == Some('\\');
-    c.is_control() || !c.is_ascii() && escaped()
+    use GeneralCategory::{Control, Format, LineSeparator, ParagraphSeparator};
+    matches!(c.general_category(), Control | Format | LineSeparator | ParagraphSeparator)
 }
 
 #[cfg(test)]

@@ -55,7 +55,8 @@ fn multiply(backend: &Backend, a: PackedView<'_>, b: &PackedMatrix) -> Vec<u32> 
 }
 
 fn backends() -> Vec<Backend> {
-    let opened = known().into_iter().filter_map(|(_, opened)| opened.ok());
+    let known = known();
+    let opened = known.iter().filter_map(|known| known.opened().ok());
     opened.map(|registered| registered.backend().clone()).collect()
 }
 

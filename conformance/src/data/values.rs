@@ -20,8 +20,7 @@ use fp4_core::{FloatType, QuantSpec, ScaleType, Transform};
 use super::chains;
 use crate::oracle::rules::{Rules, scale_parts, scale_value};
 use crate::random::Random;
-use crate::tensor::rounded;
-use crate::vectors::Values;
+use crate::tensor::{Values, from_bits};
 
 /// The names of the families.
 pub const FAMILIES: [&str; 12] = [
@@ -230,4 +229,10 @@ pub fn given_scales(random: &mut Random, ty: ScaleType, len: usize) -> Vec<u8> {
             _ => usual_scale(random, ty),
         })
         .collect()
+}
+
+/// f32 values rounded to a type by the oracle's rule; f32 values keep their NaN payloads.
+fn rounded(rules: &Rules, ty: FloatType, values: &[f32]) -> Values {
+    let bits = |&x: &f32| if ty == FloatType::F32 { x.to_bits() } else { rules.narrow(ty, x) };
+    from_bits(ty, values.iter().map(bits))
 }

@@ -31,7 +31,8 @@ pub fn export(dir: &Path, cases: &[Case]) -> Result<usize, Error> {
                 let name = format!("quantize_{}_{}", q.spec.scale_type(), q.data);
                 (name, quantize(&oracle, case, q))
             }
-            Kind::Matmul(m) if m.threads == 0 && m.way == Way::Whole => {
+            // The schema has no row scales and no bias.
+            Kind::Matmul(m) if is_whole(m) && !m.row_scales && !m.bias => {
                 let name = format!("matmul_{}_{}_{}", m.format, m.output, m.data.replace(':', "-"));
                 (name, matmul(&oracle, case, m))
             }
@@ -71,6 +72,10 @@ pub fn export(dir: &Path, cases: &[Case]) -> Result<usize, Error> {
         std::fs::write(&path, json).map_err(io(&path))?;
     }
     Ok(exported)
+}
+
+fn is_whole(case: &MatmulCase) -> bool {
+    case.threads == 0 && case.way == Way::Whole
 }
 
 type Parts = (Request, Tensors, Tensors);

@@ -139,9 +139,26 @@ impl Oracle {
 
     /// The bits of one output (C6): the sum rounded to f32, times alpha, rounded to the type.
     pub fn output(&self, sum: &Wide, alpha: f32, out: FloatType) -> u32 {
+        self.finished(sum, alpha, None, None, out)
+    }
+
+    /// The bits of one output (C6) with its row's scale and its column's bias.
+    pub fn finished(
+        &self,
+        sum: &Wide,
+        alpha: f32,
+        row_scale: Option<f32>,
+        bias: Option<f32>,
+        out: FloatType,
+    ) -> u32 {
         let s32 = f32::from_bits(sum.to_f32_bits());
-        // The product of two f32 is exact in f64: the conversion is the one rounding.
-        let y = (f64::from(s32) * f64::from(alpha)) as f32;
+        // The product of two f32 is exact in f64: the conversion is the one rounding. Their sum is
+        // rounded to 53 bits, which is enough (2 * 24 + 2) that the second rounding gives what one
+        // would have given (S. Figueroa, When is double rounding innocuous?, 1995).
+        let product = |a: f32, b: f32| (f64::from(a) * f64::from(b)) as f32;
+        let alpha = row_scale.map_or(alpha, |scale| product(alpha, scale));
+        let y = product(s32, alpha);
+        let y = bias.map_or(y, |bias| (f64::from(y) + f64::from(bias)) as f32);
         self.rules.narrow(out, if y.is_nan() { f32::from_bits(NAN) } else { y })
     }
 }

@@ -82,10 +82,33 @@ pub fn widen(ty: FloatType, bits: u32) -> f32 {
 
 /// Which way a tie between the codes `i` and `i + 1` goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Tie {
+pub enum Tie {
+    /// To the even code.
     Even,
+    /// To `i + 1`.
     Up,
+    /// To `i`.
     Down,
+}
+
+impl Tie {
+    /// For a magnitude of this sign under an e2m1 tie mode.
+    pub fn of_mode(mode: TieMode, negative: bool) -> Tie {
+        match (mode, negative) {
+            (TieMode::Even, _) => Tie::Even,
+            (TieMode::Zero, _) | (TieMode::Down, false) | (TieMode::Up, true) => Tie::Down,
+            (TieMode::Down, true) | (TieMode::Up, false) => Tie::Up,
+        }
+    }
+
+    /// The code of a tie between `i` and `i + 1`.
+    pub fn of(self, i: usize) -> usize {
+        i + usize::from(match self {
+            Tie::Even => i % 2 == 1,
+            Tie::Up => true,
+            Tie::Down => false,
+        })
+    }
 }
 
 /// The midpoints between the ascending values of the codes 0, 1, 2, ...
@@ -107,13 +130,7 @@ impl Ladder {
 
     fn nearest(&self, magnitude: f64, tie: Tie) -> usize {
         let below = self.midpoints.partition_point(|&m| m < magnitude);
-        let is_tie = self.midpoints.get(below) == Some(&magnitude);
-        let up = match tie {
-            Tie::Even => below % 2 == 1,
-            Tie::Up => true,
-            Tie::Down => false,
-        };
-        below + usize::from(is_tie && up)
+        if self.midpoints.get(below) == Some(&magnitude) { tie.of(below) } else { below }
     }
 }
 
@@ -155,17 +172,22 @@ impl Rules {
         }
     }
 
+    /// The magnitudes of f16 or bf16, with the next power of two in the place of infinity; none of f32.
+    pub fn half_ladder(&self, ty: FloatType) -> Option<&Ladder> {
+        match ty {
+            FloatType::F32 => None,
+            FloatType::F16 => Some(&self.f16),
+            FloatType::Bf16 => Some(&self.bf16),
+        }
+    }
+
     /// f32 to e2m1 (C1).
     pub fn e2m1(&self, x: f32, mode: TieMode) -> u8 {
         if x.is_nan() {
             return 7;
         }
         let negative = x.is_sign_negative();
-        let tie = match (mode, negative) {
-            (TieMode::Even, _) => Tie::Even,
-            (TieMode::Zero, _) | (TieMode::Down, false) | (TieMode::Up, true) => Tie::Down,
-            (TieMode::Down, true) | (TieMode::Up, false) => Tie::Up,
-        };
+        let tie = Tie::of_mode(mode, negative);
         let code = self.e2m1.nearest(f64::from(x).abs(), tie) as u8;
         if negative { code | 8 } else { code }
     }

@@ -8,7 +8,8 @@
 //! environment/daz/matmul/mxfp4
 //! ```
 //!
-//! `/threads-N` is appended where the thread count is set. The data of a case are drawn from a
+//! `/rows`, `/bias` or `/both` is appended where a product has row scales, a bias, or both, and
+//! `/threads-N` where the thread count is set. The data of a case are drawn from a
 //! generator seeded with the id, so an id means the same inputs in every profile and on every
 //! machine.
 
@@ -22,7 +23,7 @@ use crate::data::operands::operands;
 use crate::data::values::{OwnedTransform, Setting, given_scales, transform, values};
 use crate::oracle::rules::Rules;
 use crate::random::Random;
-use crate::vectors::Values;
+use crate::tensor::Values;
 
 /// A clause of the contract, such as `C4.3`.
 pub type Clause = &'static str;
@@ -125,6 +126,10 @@ pub struct MatmulCase {
     pub output: FloatType,
     /// How.
     pub way: Way,
+    /// There are scales for the rows of A.
+    pub row_scales: bool,
+    /// There is a bias.
+    pub bias: bool,
     /// Thread count; 0 is the backend as it was registered.
     pub threads: usize,
 }
@@ -245,6 +250,42 @@ impl MatmulCase {
     pub fn data(&self, id: &str) -> Result<[PackedMatrix; 2], fp4_core::Error> {
         operands(&self.data, &mut Random::of(id), self.format, self.shape)
     }
+
+    /// Row scales and bias, as far as there are, for a product whose sums are `sums`, row-major. Most
+    /// are of a size at which they and the order of the steps change the output.
+    pub fn epilogue(&self, id: &str, sums: &[f64]) -> [Option<Vec<f32>>; 2] {
+        let mut random = Random::of(&format!("{id}/epilogue"));
+        let [m, n, _] = self.shape;
+        let special = |random: &mut Random| {
+            let tiny = f32::from_bits(1 + random.below(1 << 20) as u32);
+            let [nan, inf] = [f32::from_bits(0x7F80_0001), f32::INFINITY];
+            random.pick(&[0.0, -0.0, tiny, -tiny, 3e38, -3e38, inf, -inf, nan])
+        };
+        let row_scales: Option<Vec<f32>> = self.row_scales.then(|| {
+            let usual = |random: &mut Random| random.unit() as f32 * 2f32.powi(random.range(-4, 4));
+            let one = |random: &mut Random| match random.one_in(12) {
+                true => special(random),
+                false => usual(random),
+            };
+            (0..m).map(|_| one(&mut random)).collect()
+        });
+        let bias = self.bias.then(|| {
+            let mut usual = |j: usize| {
+                let i = if m == 0 { 0 } else { random.below(m) };
+                let scale = row_scales.as_ref().map_or(1.0, |r| r.get(i).copied().unwrap_or(1.0));
+                let y = sums.get(i * n + j).copied().unwrap_or(0.0) as f32 * (self.alpha * scale);
+                match (random.below(12), y.is_finite() && y != 0.0) {
+                    (0, _) => special(&mut random),
+                    // What cancels the product in one row but for its rounding.
+                    (1, true) => -y,
+                    (_, true) => y * random.gauss(),
+                    (_, false) => random.gauss(),
+                }
+            };
+            (0..n).map(&mut usual).collect()
+        });
+        [row_scales, bias]
+    }
 }
 
 impl PairCase {
@@ -346,6 +387,7 @@ fn matmul_cases(set: &MatmulSet, index: usize, declared: &Declared) -> Vec<Case>
         set.outputs.len(),
         set.ways.len(),
         set.threads.len(),
+        set.epilogues.len(),
     ];
     let draws = draw(&format!("matmul{index}"), &lens, set.sample);
     let mut cases = Vec::new();
@@ -367,6 +409,14 @@ fn matmul_cases(set: &MatmulSet, index: usize, declared: &Declared) -> Vec<Case>
 fn matmul_case(set: &MatmulSet, i: &[usize], data: &str, [m, n]: [usize; 2]) -> Option<Case> {
     let format = format(&set.formats[i[0]])?;
     let k = set.ks[i[3]].next_multiple_of(format.group().get());
+    let epilogue = set.epilogues[i[9]].as_str();
+    let (row_scales, bias) = match epilogue {
+        "alpha" => (false, false),
+        "rows" => (true, false),
+        "bias" => (false, true),
+        "both" => (true, true),
+        _ => return None,
+    };
     let case = MatmulCase {
         format,
         shape: [m, n, k],
@@ -374,13 +424,16 @@ fn matmul_case(set: &MatmulSet, i: &[usize], data: &str, [m, n]: [usize; 2]) -> 
         alpha: alpha(&set.alphas[i[5]])?,
         output: float_type(&set.outputs[i[6]])?,
         way: way(&set.ways[i[7]])?,
+        row_scales,
+        bias,
         threads: set.threads[i[8]],
     };
     let id = format!(
-        "matmul/{format}/{m}x{n}x{k}/{data}/alpha-{}/{}/{}{}",
+        "matmul/{format}/{m}x{n}x{k}/{data}/alpha-{}/{}/{}{}{}",
         set.alphas[i[5]],
         case.output,
         set.ways[i[7]],
+        if epilogue == "alpha" { String::new() } else { format!("/{epilogue}") },
         Threads(case.threads),
     );
     let mut clauses = vec!["C2", "C3", "C6"];

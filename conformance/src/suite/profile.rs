@@ -86,6 +86,9 @@ pub struct MatmulSet {
     pub outputs: Vec<String>,
     /// `whole`, `pad`, `rows`, `split-N`, `into-N`.
     pub ways: Vec<String>,
+    /// `alpha` (alone, the default), `rows`, `bias`, `both`: what there is besides alpha.
+    #[serde(default = "alpha_alone")]
+    pub epilogues: Vec<String>,
     /// Thread counts; 0 is the backend as it was registered.
     pub threads: Vec<usize>,
 }
@@ -138,6 +141,10 @@ pub struct EnvironmentSet {
     pub formats: Vec<String>,
 }
 
+fn alpha_alone() -> Vec<String> {
+    vec!["alpha".to_owned()]
+}
+
 impl Profile {
     /// The profiles that come with the suite, by name.
     pub const NAMES: [&str; 3] = ["quick", "full", "exhaustive"];
@@ -159,6 +166,19 @@ impl Profile {
     /// Never: a test reads every profile.
     pub fn quick() -> Profile {
         Profile::named("quick").expect("profiles/quick.json is a profile")
+    }
+
+    /// The same with one in `share` of its drawn cases: for slow hardware, and for emulators. Sets that
+    /// are not drawn stay whole.
+    #[must_use]
+    pub fn one_in(mut self, share: usize) -> Profile {
+        let quantize = self.quantize.iter_mut().map(|set| &mut set.sample);
+        let matmul = self.matmul.iter_mut().map(|set| &mut set.sample);
+        let pair = self.pair.iter_mut().map(|set| &mut set.sample);
+        for sample in quantize.chain(matmul).chain(pair).flatten() {
+            *sample = sample.div_ceil(share.max(1));
+        }
+        self
     }
 }
 

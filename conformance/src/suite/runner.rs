@@ -1,10 +1,12 @@
 //! Runs cases: the oracle once for each, every backend and pair against it.
 
+use std::ops::Range;
+
 use fp4_core::backend::erased::{Backend, DynMatmul};
 use fp4_core::backend::{Sink, Source};
 use fp4_core::{
-    ExactSum, FixedSum, Format, MatmulQuery, PackedMatrix, PackedShape, PackedView, Partials,
-    PartialsMut, QuantizeInput, Quantizer, finish, pad_k, padded_k,
+    Epilogue, ExactSum, FixedSum, Format, MatmulQuery, PackedMatrix, PackedShape, PackedView,
+    Partials, PartialsMut, QuantizeInput, Quantizer, finish, pad_k, padded_k,
 };
 use rayon::prelude::*;
 
@@ -159,7 +161,12 @@ fn matmul_case(
 ) -> Result<Outcomes, fp4_core::Error> {
     let [a, b] = request.data(&case.id)?;
     let sums = suite.oracle.sums(a.view(), b.view(), 0..a.shape().row_groups());
-    let product = Product { oracle: &suite.oracle, request, a: &a, b: &b, sums: &sums };
+    let exact: Vec<f64> = match request.row_scales || request.bias {
+        true => sums.iter().map(Wide::to_f64).collect(),
+        false => Vec::new(),
+    };
+    let epilogue = request.epilogue(&case.id, &exact);
+    let product = Product { oracle: &suite.oracle, request, a: &a, b: &b, sums: &sums, epilogue };
     let mut outcomes = Vec::new();
     for (index, registered) in subjects(suite, alive) {
         let run = || {
@@ -183,6 +190,8 @@ struct Product<'a> {
     a: &'a PackedMatrix,
     b: &'a PackedMatrix,
     sums: &'a [Wide],
+    /// Row scales and bias.
+    epilogue: [Option<Vec<f32>>; 2],
 }
 
 /// What a backend computed.
@@ -198,32 +207,52 @@ impl Product<'_> {
         &self,
         backend: &std::sync::Arc<dyn DynMatmul>,
     ) -> Result<Computed, fp4_core::Error> {
-        let MatmulCase { format, shape: [m, n, k], alpha, output, .. } = *self.request;
+        let MatmulCase { format, shape: [m, n, k], output, .. } = *self.request;
         let query = MatmulQuery::new(format, [m, n, k], output);
-        backend.supports_matmul(&query)?;
-        let multiply = |a: PackedView<'_>, b: &PackedMatrix| {
+        let multiply = |a: PackedView<'_>, b: &PackedMatrix, rows: Range<usize>| {
+            let epilogue = self.epilogue();
+            backend.supports_matmul(&query.with_epilogue(&epilogue))?;
             let weight = backend.clone().prepare_dyn(b.clone().into())?;
             let mut y = garbage(output, a.shape().rows() * b.shape().rows());
-            weight.matmul(a, alpha.into(), y.as_mut_slice())?;
+            let scales = epilogue.row_scales.map(|scales| &scales[rows]);
+            weight.matmul(a, epilogue.with_row_scales(scales), y.as_mut_slice())?;
             Ok::<_, fp4_core::Error>(bits_of(y.as_slice()))
         };
         let output = match self.request.way {
-            Way::Whole => multiply(self.a.view(), self.b)?,
-            Way::Padded => multiply(padded(self.a)?.view(), &padded(self.b)?)?,
+            Way::Whole => multiply(self.a.view(), self.b, 0..m)?,
+            Way::Padded => multiply(padded(self.a)?.view(), &padded(self.b)?, 0..m)?,
             Way::Rows => {
                 let cuts = [0, m / 3, m / 3 + usize::from(m > 0), m];
                 let mut parts = Vec::new();
                 for cut in cuts.windows(2) {
-                    parts.extend(multiply(self.a.view().rows_range(cut[0]..cut[1])?, self.b)?);
+                    let rows = cut[0]..cut[1];
+                    let part = self.a.view().rows_range(rows.clone())?;
+                    parts.extend(multiply(part, self.b, rows)?);
                 }
                 parts
             }
             Way::Split(parts) | Way::Into(parts) => {
+                // Without an epilogue, which is `finish`'s.
+                backend.supports_matmul(&query)?;
                 backend.supports_partial(&query)?;
                 return self.partials(backend, parts);
             }
         };
         Ok(Computed { output, ..Computed::default() })
+    }
+
+    fn epilogue(&self) -> Epilogue<'_> {
+        let [row_scales, bias] = self.epilogue.each_ref().map(Option::as_deref);
+        Epilogue::new(self.request.alpha).with_row_scales(row_scales).with_bias(bias)
+    }
+
+    /// The bits of the output at an index.
+    fn expected(&self, index: usize) -> u32 {
+        let MatmulCase { shape: [_, n, _], alpha, output, .. } = *self.request;
+        let [row_scales, bias] = &self.epilogue;
+        let scale = row_scales.as_ref().map(|scales| scales[index / n]);
+        let bias = bias.as_ref().map(|bias| bias[index % n]);
+        self.oracle.finished(&self.sums[index], alpha, scale, bias, output)
     }
 
     fn partials(
@@ -260,17 +289,16 @@ impl Product<'_> {
         }
         let mut y = garbage(self.request.output, outputs);
         let shape = [self.a.shape().rows(), self.b.shape().rows()];
-        finish(Partials::Exact(&exact), shape, self.request.alpha, y.as_mut_slice())?;
+        finish(Partials::Exact(&exact), shape, self.epilogue(), y.as_mut_slice())?;
         let output = bits_of(y.as_slice());
         Ok(Computed { output, exact: Some(exact), fixed: nvfp4.then_some(fixed) })
     }
 
     fn judge(&self, got: &Computed) -> Outcome {
-        let MatmulCase { shape: [_, n, _], alpha, output, .. } = *self.request;
+        let MatmulCase { shape: [_, n, _], output, .. } = *self.request;
         let clause = if self.request.way == Way::Padded { "C8" } else { "C6" };
         let mut comparison = Comparison::default();
-        let expected: Vec<u32> =
-            self.sums.iter().map(|sum| self.oracle.output(sum, alpha, output)).collect();
+        let expected: Vec<u32> = (0..self.sums.len()).map(|index| self.expected(index)).collect();
         let float = Meaning::Float(output);
         comparison.compare(clause, "output", float, n, &got.output, &expected);
         if got.exact.is_none() {
@@ -313,7 +341,7 @@ impl Product<'_> {
             };
             if excess.is_nan() || excess > 1.0 {
                 let mut expected = got.output.clone();
-                expected[i] = self.oracle.output(sum, self.request.alpha, self.request.output);
+                expected[i] = self.expected(i);
                 let mut comparison = Comparison::default();
                 let what = format!("output, {excess:.3} times its bound,");
                 let float = Meaning::Float(self.request.output);

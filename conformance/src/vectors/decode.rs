@@ -17,8 +17,8 @@ use fp4_core::{E2m1, FloatType, Format, MatmulQuery, PackedMatrix, PackedShape, 
 use safetensors::Dtype;
 
 use super::file::Column;
+use super::report::FileReport;
 use super::{Error, VectorFile, canonical_f32, in_case};
-use crate::report::FileReport;
 
 /// The e2m1 code of 1.0.
 const ONE_CODE: u8 = 0x2;

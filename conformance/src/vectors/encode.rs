@@ -18,8 +18,8 @@ use fp4_core::{E2m1, E4m3, E8m0, Format, QuantSpec, QuantizeInput, ScaleType, un
 use safetensors::Dtype;
 
 use super::file::{Column, setting};
+use super::report::FileReport;
 use super::{Error, VectorFile, canonical_scale, in_case, quantize};
-use crate::report::FileReport;
 
 pub(super) fn check(
     file: &VectorFile,

@@ -119,7 +119,7 @@ pub enum Error {
     },
     /// A folder or file in which there was nothing to compare.
     #[error(
-        "{what}: nothing was compared{hint}; give a folder with vector files of the families a to e"
+        "{what}: nothing was compared{hint}; give a folder with vector files of the families a to e, j and k"
     )]
     Nothing {
         /// The folder or file.

@@ -8,7 +8,6 @@ use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use fp4_core::{Float, FloatSlice, FloatSliceMut, with_floats};
 use half::{bf16, f16};
 use safetensors::Dtype;
 use serde::Deserialize;
@@ -16,6 +15,7 @@ use serde::de::DeserializeOwned;
 
 use super::Error;
 use crate::files;
+use crate::tensor::Values;
 
 /// The manifest, as far as all families share it.
 #[derive(Debug, Clone, Deserialize)]
@@ -66,17 +66,6 @@ pub struct Column<T> {
     tensor: String,
     shape: Vec<usize>,
     values: Vec<T>,
-}
-
-/// Dense values of one of the three float types, owned.
-#[derive(Debug, Clone)]
-pub enum Values {
-    /// f32 values.
-    F32(Vec<f32>),
-    /// f16 values.
-    F16(Vec<f16>),
-    /// bf16 values.
-    Bf16(Vec<bf16>),
 }
 
 /// A bit pattern that a tensor holds.
@@ -348,31 +337,6 @@ impl<T: Copy> Column<T> {
             .collect();
         coordinate.reverse();
         coordinate
-    }
-}
-
-impl Values {
-    /// The values, borrowed.
-    pub fn as_slice(&self) -> FloatSlice<'_> {
-        match self {
-            Values::F32(v) => v.as_slice().into(),
-            Values::F16(v) => v.as_slice().into(),
-            Values::Bf16(v) => v.as_slice().into(),
-        }
-    }
-
-    /// The values, borrowed to write to.
-    pub fn as_mut_slice(&mut self) -> FloatSliceMut<'_> {
-        match self {
-            Values::F32(v) => v.as_mut_slice().into(),
-            Values::F16(v) => v.as_mut_slice().into(),
-            Values::Bf16(v) => v.as_mut_slice().into(),
-        }
-    }
-
-    /// The values widened to f32; exact.
-    pub fn widened(&self) -> Vec<f32> {
-        with_floats!(FloatSlice, self.as_slice(), v => v.iter().map(|&x| Float::to_f32(x)).collect())
     }
 }
 

@@ -1,4 +1,5 @@
-//! Family e: the exact matmul ([C6]), its partial sums, and K padding ([C8]).
+//! Families e and j: the exact matmul ([C6]), its partial sums, and K padding ([C8]); in j with scales
+//! for the rows of A and a bias.
 //!
 //! For each input: packed operands with row-major scales, several values of alpha, the exact sums
 //! rounded once to f32 (`S32_bits`, by big integers), and the outputs in three types.
@@ -12,6 +13,9 @@
 //! | exact partials, P parts | sums and all outputs, from P uneven ranges of K, sent as bytes and merged last to first | [C6] |
 //! | 64-bit partials, P parts | the same for NVFP4 | [C6] |
 //!
+//! In family j every product has row scales, a bias, or both, and the manifest lists no cases: they are the
+//! tensors' names. The exact sums are the outputs by alpha = 1 and nothing else.
+//!
 //! Worked example of a split: 65 groups in 3 parts are 0..10, 10..31, 31..65.
 //!
 //! [C6]: fp4_core::contract#c6
@@ -23,7 +27,7 @@ use std::sync::Arc;
 
 use fp4_core::backend::erased::{Backend, DynMatmul, DynWeight};
 use fp4_core::{
-    ExactSum, FixedSum, Float, FloatType, Format, MatmulQuery, PackedMatrix, PackedShape,
+    Epilogue, ExactSum, FixedSum, Float, FloatType, Format, MatmulQuery, PackedMatrix, PackedShape,
     PackedView, Partials, PartialsMut, finish,
 };
 use half::{bf16, f16};
@@ -31,17 +35,21 @@ use safetensors::Dtype;
 use serde::Deserialize;
 
 use super::file::{Column, setting};
-use super::{Error, VectorFile, canonical_bf16, canonical_f16, canonical_f32, f32_bits, in_case};
-use crate::report::FileReport;
+use super::report::FileReport;
+use super::{
+    Error, Family, VectorFile, canonical_bf16, canonical_f16, canonical_f32, f32_bits, in_case,
+};
 
 #[derive(Deserialize)]
 struct Settings {
+    /// Absent in family j.
+    #[serde(default)]
     cases: BTreeMap<String, CaseSettings>,
     #[serde(rename = "G")]
     group: usize,
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, Default)]
 struct CaseSettings {
     #[serde(rename = "M")]
     m: usize,
@@ -58,6 +66,8 @@ struct Input {
     a: PackedMatrix,
     b: Arc<PackedMatrix>,
     alphas: Vec<f32>,
+    row_scales: Option<Vec<f32>>,
+    bias: Option<Vec<f32>>,
     sums: Column<u32>,
     f32: Column<u32>,
     bf16: Column<u16>,
@@ -74,7 +84,11 @@ pub(super) fn check(
         Format::ALL.into_iter().find(|f| f.group().get() == settings.group).ok_or_else(|| {
             setting(file.name(), "G", &settings.group.to_string(), "32 (mxfp4) or 16 (nvfp4)")
         })?;
-    for (name, case) in settings.cases {
+    let cases = match report.family {
+        Family::Epilogue => cases_by_name(file)?,
+        _ => settings.cases,
+    };
+    for (name, case) in cases {
         let Some(matmul) = backend.matmul() else {
             report.skip(name, "the backend has no matmul");
             continue;
@@ -88,6 +102,17 @@ pub(super) fn check(
         input.check_partials(report, matmul).map_err(&core)?;
     }
     Ok(())
+}
+
+/// The cases of a file whose manifest lists none: what the names of the operands start with.
+fn cases_by_name(file: &VectorFile) -> Result<BTreeMap<String, CaseSettings>, Error> {
+    let names = file.tensor_names().filter_map(|tensor| tensor.strip_suffix(".alpha"));
+    let case = |name: &str| {
+        let [m, bytes] = file.matrix_shape(&format!("{name}.a"))?;
+        let [n, _] = file.matrix_shape(&format!("{name}.b"))?;
+        Ok((name.to_owned(), CaseSettings { m, n, k: 2 * bytes }))
+    };
+    names.map(case).collect()
 }
 
 impl Input {
@@ -114,6 +139,12 @@ impl Input {
             return Err(setting(file.name(), &tensor("alpha"), "not 1-D", "1-D"));
         };
         let alphas = file.f32s(&tensor("alpha"), &[count])?;
+        let f32s = |suffix: &str, len: usize| {
+            let tensor = tensor(suffix);
+            let there = file.tensor_names().any(|name| name == tensor);
+            there.then(|| file.f32s(&tensor, &[len])).transpose()
+        };
+        let (row_scales, bias) = (f32s("row_scales", m)?, f32s("bias", n)?);
         let (sums, outputs) = ([m, n], [count, m, n]);
         Ok(Input {
             sums: file.column(&tensor("S32_bits"), Dtype::U32, &sums)?.map(canonical_f32),
@@ -125,6 +156,8 @@ impl Input {
             a,
             b,
             alphas,
+            row_scales,
+            bias,
         })
     }
 
@@ -135,6 +168,15 @@ impl Input {
     fn query(&self, output: FloatType) -> MatmulQuery {
         let (a, b) = (self.a.shape(), self.b.shape());
         MatmulQuery::new(self.format, [a.rows(), b.rows(), a.k()], output)
+            .with_row_scales(self.row_scales.is_some())
+            .with_bias(self.bias.is_some())
+    }
+
+    /// The epilogue with one of the alphas.
+    fn epilogue(&self, alpha: f32) -> Epilogue<'_> {
+        Epilogue::new(alpha)
+            .with_row_scales(self.row_scales.as_deref())
+            .with_bias(self.bias.as_deref())
     }
 
     /// The case of one operation on this input.
@@ -155,12 +197,14 @@ impl Input {
         let weight = matmul.clone().prepare_dyn(self.b.clone())?;
         let (weight, a) = (&*weight, self.a.view());
         if supports(report, FloatType::Bf16, "matmul to bf16") {
-            let got: Vec<bf16> = self.for_alphas(|alpha, out| multiply(weight, a, alpha, out))?;
+            let got: Vec<bf16> =
+                self.for_alphas(|epilogue, out| multiply(weight, a, epilogue, out))?;
             let bits: Vec<u16> = got.iter().map(|y| y.to_bits()).collect();
             report.case(self.case("matmul to bf16")).compare("C6", &self.bf16, &bits);
         }
         if supports(report, FloatType::F16, "matmul to f16") {
-            let got: Vec<f16> = self.for_alphas(|alpha, out| multiply(weight, a, alpha, out))?;
+            let got: Vec<f16> =
+                self.for_alphas(|epilogue, out| multiply(weight, a, epilogue, out))?;
             let bits: Vec<u16> = got.iter().map(|y| y.to_bits()).collect();
             report.case(self.case("matmul to f16")).compare("C6", &self.f16, &bits);
         }
@@ -168,20 +212,22 @@ impl Input {
             return Ok(());
         }
         let mut sums = self.garbage();
-        multiply(weight, a, 1.0, &mut sums)?;
+        multiply(weight, a, Epilogue::new(1.0), &mut sums)?;
         report.case(self.case("exact sums")).compare("C6", &self.sums, &f32_bits(&sums));
-        let got = self.for_alphas(|alpha, out| multiply(weight, a, alpha, out))?;
+        let got = self.for_alphas(|epilogue, out| multiply(weight, a, epilogue, out))?;
         report.case(self.case("matmul to f32")).compare("C6", &self.f32, &f32_bits(&got));
 
         let (padded_a, padded_b) = (self.a.padded_k()?, Arc::new(self.b.padded_k()?));
         let padded = matmul.clone().prepare_dyn(padded_b)?;
-        let got = self.for_alphas(|alpha, out| multiply(&*padded, padded_a.view(), alpha, out))?;
+        let got =
+            self.for_alphas(|epilogue, out| multiply(&*padded, padded_a.view(), epilogue, out))?;
         report.case(self.case("K padded")).compare("C8", &self.f32, &f32_bits(&got));
 
-        let got = self.for_alphas(|alpha, out: &mut [f32]| {
+        let got = self.for_alphas(|all, out: &mut [f32]| {
             let n = self.b.shape().rows();
             for (i, row) in out.chunks_exact_mut(n).enumerate() {
-                multiply(weight, a.rows_range(i..i + 1)?, alpha, row)?;
+                let one = all.with_row_scales(all.row_scales.map(|scales| &scales[i..i + 1]));
+                multiply(weight, a.rows_range(i..i + 1)?, one, row)?;
             }
             Ok(())
         })?;
@@ -242,11 +288,11 @@ impl Input {
     ) -> Result<(), fp4_core::Error> {
         let shape = [self.a.shape().rows(), self.b.shape().rows()];
         let f32s: Vec<f32> =
-            self.for_alphas(|alpha, out| finish(sums, shape, alpha, out.into()))?;
+            self.for_alphas(|epilogue, out| finish(sums, shape, epilogue, out.into()))?;
         let bf16s: Vec<bf16> =
-            self.for_alphas(|alpha, out| finish(sums, shape, alpha, out.into()))?;
+            self.for_alphas(|epilogue, out| finish(sums, shape, epilogue, out.into()))?;
         let f16s: Vec<f16> =
-            self.for_alphas(|alpha, out| finish(sums, shape, alpha, out.into()))?;
+            self.for_alphas(|epilogue, out| finish(sums, shape, epilogue, out.into()))?;
         let bf16s: Vec<u16> = bf16s.iter().map(|y| y.to_bits()).collect();
         let f16s: Vec<u16> = f16s.iter().map(|y| y.to_bits()).collect();
         let mut case = report.case(case);
@@ -265,12 +311,12 @@ impl Input {
     /// The outputs of `run` for every alpha, one after the other: the shape of the columns.
     fn for_alphas<T: Float>(
         &self,
-        run: impl Fn(f32, &mut [T]) -> Result<(), fp4_core::Error>,
+        run: impl Fn(Epilogue<'_>, &mut [T]) -> Result<(), fp4_core::Error>,
     ) -> Result<Vec<T>, fp4_core::Error> {
         let mut all = Vec::new();
         for &alpha in &self.alphas {
             let mut out = self.garbage();
-            run(alpha, &mut out)?;
+            run(self.epilogue(alpha), &mut out)?;
             all.append(&mut out);
         }
         Ok(all)
@@ -280,10 +326,10 @@ impl Input {
 fn multiply<T: Float>(
     weight: &dyn DynWeight,
     a: PackedView<'_>,
-    alpha: f32,
+    epilogue: Epilogue<'_>,
     out: &mut [T],
 ) -> Result<(), fp4_core::Error> {
-    weight.matmul(a, alpha.into(), out.into()).map(|_| ())
+    weight.matmul(a, epilogue, out.into()).map(|_| ())
 }
 
 /// Splits `0..groups` into `parts` ranges whose lengths grow like 1, 2, 3, ...; some may be empty.

@@ -7,6 +7,8 @@
 //! | [`Family::Transform`] (c) | `c_transform*` | the transformed values; scales, codes and dequantization behind it | [C5] |
 //! | [`Family::Swizzle`] (d) | `d_swizzle*` | both directions, offset and coordinate | [C7] |
 //! | [`Family::Matmul`] (e) | `e_matmul_*` | exact sums, three output types, partial sums, padding, single rows | [C6], [C8] |
+//! | [`Family::Epilogue`] (j) | `j_epilogue_*` | as e, with row scales and bias | [C6], [C8] |
+//! | [`Family::Rows`] (k) | `k_rows_*` | row scales; scales and codes under them | [C4] |
 //!
 //! Whatever a [`Backend`] can do is asked of the backend: scalar encodings run through its quantizer
 //! (one element a group), scale decoding through its matmul. What has one home in the core
@@ -27,6 +29,8 @@ mod error;
 mod file;
 mod matmul;
 mod quantize;
+mod report;
+mod rows;
 mod subset;
 mod swizzle;
 mod transform;
@@ -38,10 +42,9 @@ use fp4_core::backend::erased::Backend;
 use fp4_core::{NAN_BF16, NAN_F16, NAN_F32, PackedMatrix, PackedShape, QuantizeInput, Quantizer};
 
 pub use error::Error;
-pub use file::{Column, Manifest, Pattern, TensorInfo, Values, VectorFile};
+pub use file::{Column, Manifest, Pattern, TensorInfo, VectorFile};
+pub use report::{Case, Difference, FileReport, Report, Skipped};
 pub use subset::write_subset;
-
-use crate::report::{FileReport, Report};
 
 /// A family of vector files, told by their names.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -56,12 +59,23 @@ pub enum Family {
     Swizzle,
     /// e: the exact matmul.
     Matmul,
+    /// j: the exact matmul with row scales and bias.
+    Epilogue,
+    /// k: quantization with row scales.
+    Rows,
 }
 
 impl Family {
     /// All families.
-    pub const ALL: [Family; 5] =
-        [Family::Scalar, Family::Quantize, Family::Transform, Family::Swizzle, Family::Matmul];
+    pub const ALL: [Family; 7] = [
+        Family::Scalar,
+        Family::Quantize,
+        Family::Transform,
+        Family::Swizzle,
+        Family::Matmul,
+        Family::Epilogue,
+        Family::Rows,
+    ];
 
     /// The family of the file `name`, if a check covers it.
     pub fn of_name(name: &str) -> Option<Family> {
@@ -76,6 +90,10 @@ impl Family {
             Some(Family::Swizzle)
         } else if starts(&["e_matmul_"]) {
             Some(Family::Matmul)
+        } else if starts(&["j_epilogue_"]) {
+            Some(Family::Epilogue)
+        } else if starts(&["k_rows_"]) {
+            Some(Family::Rows)
         } else {
             None
         }
@@ -91,7 +109,7 @@ impl Family {
             Family::Transform => {
                 ["y_f64", "abs_sum_f64", "stable", "scale_stable"].contains(&column)
             }
-            Family::Swizzle => false,
+            Family::Swizzle | Family::Epilogue | Family::Rows => false,
             Family::Matmul => ["S_f64", "deq_f64"].contains(&column),
         }
     }
@@ -104,6 +122,8 @@ impl Family {
             Family::Transform => 'c',
             Family::Swizzle => 'd',
             Family::Matmul => 'e',
+            Family::Epilogue => 'j',
+            Family::Rows => 'k',
         }
     }
 }
@@ -201,7 +221,8 @@ pub fn check_file(file: &VectorFile, backend: &Backend) -> Result<FileReport, Er
         Family::Quantize => quantize::check(file, backend, &mut report)?,
         Family::Transform => transform::check(file, backend, &mut report)?,
         Family::Swizzle => swizzle::check(file, &mut report)?,
-        Family::Matmul => matmul::check(file, backend, &mut report)?,
+        Family::Matmul | Family::Epilogue => matmul::check(file, backend, &mut report)?,
+        Family::Rows => rows::check(file, backend, &mut report)?,
     }
     if report.skipped.is_empty() {
         if report.counts.values == 0 {

@@ -31,9 +31,10 @@ use safetensors::Dtype;
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 
-use super::file::{Column, Values, setting};
+use super::file::{Column, setting};
+use super::report::FileReport;
 use super::{Error, VectorFile, canonical_f32, canonical_scale, f32_bits, in_case, quantize};
-use crate::report::FileReport;
+use crate::tensor::Values;
 
 #[derive(Deserialize)]
 struct Settings {

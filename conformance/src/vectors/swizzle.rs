@@ -10,8 +10,8 @@ use fp4_core::Swizzle;
 use safetensors::Dtype;
 
 use super::file::Column;
+use super::report::FileReport;
 use super::{Error, GARBAGE, VectorFile, in_case};
-use crate::report::FileReport;
 
 pub(super) fn check(file: &VectorFile, report: &mut FileReport) -> Result<(), Error> {
     for name in file.tensor_names().filter_map(|name| name.strip_suffix(".in")) {

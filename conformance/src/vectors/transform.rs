@@ -23,10 +23,11 @@ use half::{bf16, f16};
 use safetensors::Dtype;
 use serde::Deserialize;
 
-use super::file::{Column, Values, setting};
+use super::file::{Column, setting};
 use super::quantize::dequantized;
+use super::report::FileReport;
 use super::{Error, VectorFile, canonical_f32, canonical_scale, f32_bits, in_case, quantize};
-use crate::report::FileReport;
+use crate::tensor::Values;
 
 #[derive(Deserialize)]
 struct Settings {

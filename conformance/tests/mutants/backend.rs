@@ -19,6 +19,8 @@ use super::Fault;
 pub(crate) struct Mutant {
     pub(crate) fault: Option<Fault>,
     pub(crate) threads: usize,
+    /// It says that it supports no f16 outputs, no tie mode but even, and no partial sums.
+    pub(crate) limited: bool,
 }
 
 /// A weight, copied.
@@ -37,6 +39,16 @@ impl Named for Mutant {
 }
 
 impl Mutant {
+    /// One that has this fault.
+    pub(crate) fn of(fault: Fault) -> Self {
+        Mutant { fault: Some(fault), threads: 1, limited: false }
+    }
+
+    /// One that is right, as far as it goes.
+    pub(crate) fn limited() -> Self {
+        Mutant { fault: None, threads: 1, limited: true }
+    }
+
     fn has(&self, fault: Fault) -> bool {
         self.fault == Some(fault)
     }
@@ -269,13 +281,51 @@ impl Mutant {
     }
 }
 
+impl Mutant {
+    /// The steps after the sum, or what stands in for them.
+    fn finish<T: Float>(&self, s32: f32, epilogue: &Epilogue<'_>, [i, j]: [usize; 2]) -> T {
+        let (alpha, bias) = (epilogue.row_alpha(i), epilogue.column_bias(j));
+        let row_scale = epilogue.row_scales.map(|scales| scales[i]);
+        match (self.fault, row_scale, bias) {
+            (Some(Fault::RowScaleAfterAlpha), Some(scale), _) => {
+                finish_one(s32 * epilogue.alpha, scale, bias)
+            }
+            (Some(Fault::RowScaleInOneProduct), Some(scale), _) => {
+                let y = f64::from(s32) * f64::from(epilogue.alpha) * f64::from(scale);
+                finish_one(y as f32, 1.0, bias)
+            }
+            (Some(Fault::RowScaleOfTile), Some(_), _) => {
+                finish_one(s32, epilogue.row_alpha(i % 16), bias)
+            }
+            (Some(Fault::BiasBeforeAlpha), _, Some(bias)) => finish_one(s32 + bias, alpha, None),
+            (Some(Fault::BiasInOneFma), _, Some(bias)) => {
+                finish_one(fma(s32, alpha, bias), 1.0, None)
+            }
+            (Some(Fault::BiasAfterRounding), _, Some(bias)) => {
+                T::from_f32(finish_one::<T>(s32, alpha, None).to_f32() + bias)
+            }
+            (Some(Fault::BiasOfTile), _, Some(_)) => {
+                let bias = epilogue.bias.unwrap_or_default();
+                let whole = bias.len() / 8 * 8;
+                let column = if j >= whole { j - whole } else { j };
+                finish_one(s32, alpha, Some(bias[column]))
+            }
+            _ => finish_one(s32, alpha, bias),
+        }
+    }
+}
+
 fn widened(values: FloatSlice<'_>) -> Vec<f32> {
     with_floats!(FloatSlice, values, v => v.iter().map(|&x| Float::to_f32(x)).collect())
 }
 
 impl Quantizer for Mutant {
-    fn supports_quantize(&self, _query: &QuantizeQuery) -> Result<(), Unsupported> {
-        Ok(())
+    fn supports_quantize(&self, query: &QuantizeQuery) -> Result<(), Unsupported> {
+        query.expect_plain()?;
+        match self.limited && query.tie != TieMode::Even {
+            true => Err(Unsupported::Other("ties to even only")),
+            false => Ok(()),
+        }
     }
 
     fn quantize(
@@ -289,6 +339,7 @@ impl Quantizer for Mutant {
         let (spec, group) = (input.spec(), input.spec().group().get());
         let mut counts = QuantCounts::default();
         let (codes, scales) = out.buffers();
+        let y_groups = y.len() / group;
         let groups = y.chunks_exact(group).zip(codes.chunks_exact_mut(group / 2)).zip(scales);
         for (g, ((y, codes), scale)) in groups.enumerate() {
             let is_nan = |y: &f32| y.is_nan() && !self.has(Fault::AmaxSkipsNan);
@@ -310,7 +361,12 @@ impl Quantizer for Mutant {
                 Some(Fault::GlobalScaleIgnored) => spec.scale_type().decode(*scale),
                 _ => spec.unit(*scale),
             };
-            for (byte, y) in codes.iter_mut().zip(y.chunks_exact(2)) {
+            // Of the last group the last byte.
+            let written = match self.has(Fault::LastByteUnwritten) && g + 1 == y_groups {
+                true => group / 2 - 1,
+                false => group / 2,
+            };
+            for (byte, y) in codes[..written].iter_mut().zip(y.chunks_exact(2)) {
                 let (low, high) = (self.code(y[0], d, spec.tie()), self.code(y[1], d, spec.tie()));
                 *byte =
                     if self.has(Fault::NibblesSwapped) { high | low << 4 } else { low | high << 4 };
@@ -324,12 +380,15 @@ impl Quantizer for Mutant {
 impl Matmul for Mutant {
     type Prepared<B: Packed> = Weight<B>;
 
-    fn supports_matmul(&self, _query: &MatmulQuery) -> Result<(), Unsupported> {
-        Ok(())
+    fn supports_matmul(&self, query: &MatmulQuery) -> Result<(), Unsupported> {
+        match self.limited && query.output == FloatType::F16 {
+            true => Err(Unsupported::OutputType(query.output)),
+            false => Ok(()),
+        }
     }
 
     fn supports_partial(&self, _query: &MatmulQuery) -> Result<(), Unsupported> {
-        Ok(())
+        if self.limited { Err(Unsupported::Partials) } else { Ok(()) }
     }
 
     fn prepare<B: Packed>(&self, b: B) -> Result<Self::Prepared<B>, Error> {
@@ -342,14 +401,14 @@ impl Matmul for Mutant {
         a: PackedView<'_>,
         b: &Self::Prepared<B>,
         epilogue: Epilogue<'_>,
-        out: FloatSliceMut<'_>,
+        mut out: FloatSliceMut<'_>,
     ) -> Result<Paths, Error> {
         self.check_environment()?;
         let b = b.0.view();
         a.shape().expect_product(&b.shape())?;
         let (m, n) = (a.shape().rows(), b.shape().rows());
         epilogue.expect(m, n)?;
-        with_floats!(FloatSliceMut, out, out => {
+        with_floats!(FloatSliceMut, out.reborrow(), out => {
             for i in 0..m {
                 for j in 0..n {
                     let last = self.has(Fault::LastColumnUnwritten) && n > 8 && j == n - 1;
@@ -360,18 +419,23 @@ impl Matmul for Mutant {
                         Some(Fault::RowOffByOne) if m > 16 && i == 16 => self.rounded(a, 15, b, j)?,
                         _ => self.rounded(a, i, b, j)?,
                     };
-                    let (alpha, bias) = (epilogue.row_alpha(i), epilogue.column_bias(j));
+                    let alpha = epilogue.row_alpha(i);
                     out[i * n + j] = match self.fault {
                         Some(Fault::AlphaInF64) => from_f64(f64::from(s32) * f64::from(alpha)),
                         Some(Fault::AlphaAfterRounding) => {
                             let y = f64::from(half::bf16::from_f32(s32).to_f32());
                             from_f64(y * f64::from(alpha))
                         }
-                        _ => finish_one(s32, alpha, bias),
+                        _ => self.finish(s32, &epilogue, [i, j]),
                     };
                 }
             }
         });
+        if let (true, FloatSliceMut::F32(out)) = (self.has(Fault::NanPayload), out) {
+            for y in out.iter_mut().filter(|y| y.is_nan()) {
+                *y = f32::from_bits(0x7FC0_0001);
+            }
+        }
         Ok(Paths::default())
     }
 

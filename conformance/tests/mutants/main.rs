@@ -3,6 +3,7 @@
 #![allow(missing_docs)]
 
 mod backend;
+mod vectors;
 
 use backend::Mutant;
 use fp4_conformance::registry::changed_environment;
@@ -71,15 +72,24 @@ faults! {
     OverflowSaturates: "overflow saturates instead of infinity",
     AlphaInF64: "one rounding from f64 instead of two steps in f32",
     AlphaAfterRounding: "rounds to bf16 before alpha",
+    RowScaleAfterAlpha: "multiplies by alpha, then by the row scale",
+    RowScaleInOneProduct: "sum, alpha and row scale in one product, rounded once",
+    RowScaleOfTile: "row scales start over with each tile of rows",
+    BiasBeforeAlpha: "adds the bias before alpha",
+    BiasInOneFma: "multiplies and adds with one rounding",
+    BiasAfterRounding: "adds the bias after the rounding to the output's type",
+    BiasOfTile: "columns past the last whole tile take the bias of a padded one",
     LastColumnUnwritten: "the last column past a tile is not written",
     RowOffByOne: "row 16 repeats row 15",
     PartialRangeIgnored: "partial sums run over all of K",
     PartialOverwrites: "partial sums overwrite instead of adding",
+    LastByteUnwritten: "the last byte of codes is not written",
+    NanPayload: "a NaN output has a payload",
     EnvironmentIgnored: "computes under flush-to-zero and changed rounding",
 }
 
 fn registered(fault: Option<Fault>) -> Registered {
-    let mutant = move |threads| Backend::new(Mutant { fault, threads });
+    let mutant = move |threads| Backend::new(Mutant { fault, threads, limited: false });
     Registered::new(mutant(1)).threads(mutant)
 }
 

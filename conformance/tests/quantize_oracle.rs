@@ -5,18 +5,20 @@
 //! rules in `support`. Random inputs cover all group sizes, scale types, tie modes and input types,
 //! transforms absent, shared and per block, blocks smaller, equal and larger than the group.
 
-mod support;
+mod tally;
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeSet;
 
+use fp4_conformance::oracle::rules::{Rules, e2m1_value, scale_value, widen};
+use fp4_conformance::random::Random;
 use fp4_core::{
     Error, FloatSlice, FloatSliceMut, FloatType, GroupSize, PackedMut, PackedView, QuantSpec,
     QuantizeInput, ScaleType, TieMode, Transform, reference,
 };
 use half::{bf16, f16};
 use quickcheck::{Arbitrary, Gen, QuickCheck};
-use support::{Random, Rules, canonical, e2m1_value, scale_value};
+use tally::canonical;
 
 /// A random input with everything that its quantization depends on.
 #[derive(Debug, Clone)]
@@ -40,7 +42,7 @@ enum Values {
 impl Values {
     /// f32 values rounded to a type by the oracle's own rule.
     fn rounded(ty: FloatType, values: &[f32], rules: &Rules) -> Self {
-        let halves = || values.iter().map(|&x| rules.half(ty, x));
+        let halves = || values.iter().map(|&x| rules.narrow(ty, x) as u16);
         match ty {
             FloatType::F32 => Values::F32(values.to_vec()),
             FloatType::F16 => Values::F16(halves().map(f16::from_bits).collect()),
@@ -74,7 +76,7 @@ impl Values {
 
     /// Widened by the oracle's own rule.
     fn widened(&self) -> Vec<f32> {
-        let widen = |ty, bits: u16| support::half_to_f64(ty, bits) as f32;
+        let widen = |ty, bits: u16| widen(ty, bits.into());
         match self {
             Values::F32(v) => v.clone(),
             Values::F16(v) => v.iter().map(|x| widen(FloatType::F16, x.to_bits())).collect(),
@@ -107,8 +109,8 @@ enum Data {
 impl Data {
     fn draw(self, random: &mut Random, octave: f32) -> f32 {
         match self {
-            Data::Normal => random.normal(),
-            Data::Wide => random.normal() * octave,
+            Data::Normal => random.gauss(),
+            Data::Wide => random.gauss() * octave,
             Data::AnyBits => random.any_f32(),
             Data::Eighths => (random.below(129) as f32 - 64.0) / 8.0,
             Data::Edges => match random.below(200) {
@@ -124,8 +126,8 @@ impl Data {
 
 impl Arbitrary for Quantization {
     fn arbitrary(g: &mut Gen) -> Self {
-        thread_local!(static RULES: Rules = Rules::new());
-        let mut random = Random(u64::arbitrary(g));
+        thread_local!(static RULES: Rules = Rules::default());
+        let mut random = Random::seeded(u64::arbitrary(g));
         RULES.with(|rules| Self::random(&mut random, rules))
     }
 }
@@ -161,7 +163,7 @@ impl Quantization {
         ]);
         let mut dense = Vec::new();
         for _ in 0..rows {
-            let octave = support::power(random.below(80) as i32 - 40) as f32;
+            let octave = tally::power(random.below(80) as i32 - 40) as f32;
             dense.extend((0..k).map(|_| data.draw(random, octave)));
         }
         let groups = rows * k / group.get();
@@ -193,7 +195,7 @@ impl Quantization {
             let signs = random.one_in(3);
             let rarely_huge = random.one_in(8);
             let values: Vec<f32> = (0..len)
-                .map(|_| match random.normal() {
+                .map(|_| match random.gauss() {
                     v if signs => v.signum() / (block as f32).sqrt(),
                     _ if rarely_huge && random.one_in(500) => random.any_f32(),
                     v => v,
@@ -286,7 +288,7 @@ thread_local! {
 }
 
 fn property(q: Quantization) {
-    thread_local!(static RULES: Rules = Rules::new());
+    thread_local!(static RULES: Rules = Rules::default());
     RULES.with(|rules| compare(&q, rules));
 }
 
@@ -363,8 +365,8 @@ fn the_reference_quantizes_and_transforms_like_the_oracle() {
 /// One input of every combination, so that none is left to chance.
 #[test]
 fn every_combination_of_settings_equals_the_oracle() {
-    let rules = Rules::new();
-    let mut random = Random(3);
+    let rules = Rules::default();
+    let mut random = Random::seeded(3);
     let mut inputs = 0;
     for group in GroupSize::ALL {
         for block in [None, Some(16), Some(32), Some(64), Some(128)] {
@@ -376,15 +378,15 @@ fn every_combination_of_settings_equals_the_oracle() {
                             let dense: Vec<f32> = (0..2 * k)
                                 .map(|i| match i % 3 {
                                     0 => Data::Eighths.draw(&mut random, 1.0),
-                                    1 => random.normal(),
-                                    _ => random.normal() * 1e-3,
+                                    1 => random.gauss(),
+                                    _ => random.gauss() * 1e-3,
                                 })
                                 .collect();
                             let transform = block.map(|block| {
                                 let blocks = (!shared).then_some(k / block);
                                 let len = blocks.unwrap_or(1) * block * block;
                                 let values: Vec<f32> =
-                                    (0..len).map(|_| random.normal() * 0.3).collect();
+                                    (0..len).map(|_| random.gauss() * 0.3).collect();
                                 let stored = random.pick(&FloatType::ALL);
                                 (Values::rounded(stored, &values, &rules), block, blocks)
                             });

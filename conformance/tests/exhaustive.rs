@@ -9,19 +9,19 @@
 //! constant, so the independent rule is a list of runs `lo..=hi -> code` that covers all patterns
 //! once; the conversion under test is still called on every single one.
 
-mod support;
+mod tally;
 
 use std::thread;
 
+use fp4_conformance::oracle::rules::{
+    Ladder, NAN, Rules, Tie, e2m1_doubled, e2m1_value, scale_parts, scale_value, widen,
+};
 use fp4_core::{
     E2m1, E4m3, E8m0, Float, FloatType, Format, GroupSize, PackedShape, PackedView, ScaleType,
     TieMode, reference,
 };
 use half::{bf16, f16};
-use support::{
-    Ladder, NAN_BF16, NAN_F16, NAN_F32, Rules, Tally, Tie, e2m1_doubled, e2m1_tie, e2m1_value,
-    half_to_f64, power, scale_parts, scale_value,
-};
+use tally::{Tally, power};
 
 /// One conversion from f32 with the rule that it must follow.
 struct Conversion {
@@ -56,7 +56,7 @@ fn runs(
             let at = (midpoint as f32).to_bits();
             assert_eq!(f64::from(f32::from_bits(at)), midpoint, "midpoint {i} is exact");
             runs.push(Run { lo: sign | start, hi: sign | (at - 1), code: code(negative, i) });
-            let tied = code(negative, Ladder::tie(i, tie(negative)));
+            let tied = code(negative, tie(negative).of(i));
             runs.push(Run { lo: sign | at, hi: sign | at, code: tied });
             start = at + 1;
         }
@@ -84,7 +84,12 @@ fn e2m1(mode: TieMode) -> Conversion {
             TieMode::Down => |x| convert(TieMode::Down, x),
             TieMode::Up => |x| convert(TieMode::Up, x),
         },
-        runs: runs(&Ladder::e2m1(), |negative| e2m1_tie(mode, negative), code, 7),
+        runs: runs(
+            Rules::default().e2m1_ladder(),
+            |negative| Tie::of_mode(mode, negative),
+            code,
+            7,
+        ),
     }
 }
 
@@ -94,7 +99,7 @@ fn e8m0() -> Conversion {
     Conversion {
         name: "e8m0".into(),
         convert: |x| E8m0::from_f32(x).to_bits().into(),
-        runs: runs(&Ladder::scale(ScaleType::E8M0), |_| Tie::Up, code, 0xFF),
+        runs: runs(Rules::default().scale_ladder(ScaleType::E8M0), |_| Tie::Up, code, 0xFF),
     }
 }
 
@@ -103,7 +108,7 @@ fn e4m3() -> Conversion {
     Conversion {
         name: "e4m3".into(),
         convert: |x| E4m3::from_f32(x).to_bits().into(),
-        runs: runs(&Ladder::scale(ScaleType::E4M3), |_| Tie::Even, code, 0x7F),
+        runs: runs(Rules::default().scale_ladder(ScaleType::E4M3), |_| Tie::Even, code, 0x7F),
     }
 }
 
@@ -112,7 +117,12 @@ fn narrow_f16() -> Conversion {
     Conversion {
         name: "f16".into(),
         convert: |x| <f16 as Float>::from_f32(x).to_bits().into(),
-        runs: runs(&Ladder::half(FloatType::F16), |_| Tie::Even, code, NAN_F16.into()),
+        runs: runs(
+            Rules::default().half_ladder(FloatType::F16).unwrap(),
+            |_| Tie::Even,
+            code,
+            fp4_core::NAN_F16.into(),
+        ),
     }
 }
 
@@ -121,7 +131,12 @@ fn narrow_bf16() -> Conversion {
     Conversion {
         name: "bf16".into(),
         convert: |x| <bf16 as Float>::from_f32(x).to_bits().into(),
-        runs: runs(&Ladder::half(FloatType::Bf16), |_| Tie::Even, code, NAN_BF16.into()),
+        runs: runs(
+            Rules::default().half_ladder(FloatType::Bf16).unwrap(),
+            |_| Tie::Even,
+            code,
+            fp4_core::NAN_BF16.into(),
+        ),
     }
 }
 
@@ -240,7 +255,7 @@ fn every_half_widens_to_its_value() {
         let f16 = f64::from(Float::to_f32(f16::from_bits(bits)));
         let bf16 = f64::from(Float::to_f32(bf16::from_bits(bits)));
         for (ty, got) in [(FloatType::F16, f16), (FloatType::Bf16, bf16)] {
-            let expected = half_to_f64(ty, bits);
+            let expected = f64::from(widen(ty, bits.into()));
             let same = (got.is_nan() && expected.is_nan()) || got.to_bits() == expected.to_bits();
             tally.check(same, true, || format!("{ty} {bits:#06X}: {got} for {expected}"));
         }
@@ -254,7 +269,7 @@ fn every_f32_nan_class_becomes_canonical() {
     let payloads = (0x7F80_0001..=0x7FFF_FFFFu32).step_by(4_097).chain([0x7FFF_FFFF]);
     for bits in payloads.flat_map(|bits| [bits, bits | 0x8000_0000]) {
         let got = <f32 as Float>::from_f32(f32::from_bits(bits)).to_bits();
-        tally.check(got, NAN_F32, || format!("{bits:#010X}"));
+        tally.check(got, NAN, || format!("{bits:#010X}"));
     }
     tally.finish("canonical f32 NaN");
 }
@@ -275,7 +290,7 @@ fn every_code_decodes_to_its_value() {
             let parts = scale_parts(ty, byte);
             tally.check(ty.parts(byte).is_some(), parts.is_some(), what);
             let (Some(parts), Some(got_parts)) = (parts, ty.parts(byte)) else {
-                tally.check(got.to_bits(), NAN_F32, what);
+                tally.check(got.to_bits(), NAN, what);
                 continue;
             };
             tally.check(f64::from(got).to_bits(), value.to_bits(), what);
@@ -291,7 +306,7 @@ fn every_code_decodes_to_its_value() {
 /// `round(value * round(scale * gs))`, with each product exact in f64 before its one rounding.
 #[test]
 fn every_element_under_every_scale() {
-    let rules = Rules::new();
+    let rules = Rules::default();
     let mut tally = Tally::default();
     for ty in ScaleType::ALL {
         for group in GroupSize::ALL {
@@ -312,11 +327,19 @@ fn every_element_under_every_scale() {
                 for i in 0..256 * g {
                     let (byte, code) = ((i / g) as u8, (i % 16) as u8);
                     let unit = (scale_value(ty, byte) * f64::from(gs)) as f32;
-                    let exact = support::canonical((e2m1_value(code) * f64::from(unit)) as f32);
+                    let exact = tally::canonical((e2m1_value(code) * f64::from(unit)) as f32);
                     let what = || format!("{ty} {byte:#04X} code {code} gs {gs}");
                     tally.check(f32s[i].to_bits(), exact.to_bits(), what);
-                    tally.check(f16s[i].to_bits(), rules.half(FloatType::F16, exact), what);
-                    tally.check(bf16s[i].to_bits(), rules.half(FloatType::Bf16, exact), what);
+                    tally.check(
+                        f16s[i].to_bits(),
+                        rules.narrow(FloatType::F16, exact) as u16,
+                        what,
+                    );
+                    tally.check(
+                        bf16s[i].to_bits(),
+                        rules.narrow(FloatType::Bf16, exact) as u16,
+                        what,
+                    );
                 }
             }
         }
@@ -363,7 +386,7 @@ fn every_pair_of_scales_through_the_matmul() {
                         let integer = (dot * a.0 * b.0) as f64;
                         (integer * power(a.1 + b.1 - 2)) as f32
                     }
-                    _ => f32::from_bits(NAN_F32),
+                    _ => f32::from_bits(NAN),
                 };
                 tally.check(y.to_bits(), expected.to_bits(), || {
                     format!("{format} scales {sa:#04X} {sb:#04X} dot {dot}/4")

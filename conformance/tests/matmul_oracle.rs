@@ -4,11 +4,13 @@
 //! nearest f32 by a search among all f32 (comparing exact distances), multiplies by alpha in f64
 //! (where the product of two f32 is exact) and rounds it once. It shares no code with the core.
 
-mod support;
+mod tally;
 
 use std::cell::Cell;
 use std::cmp::Ordering;
 
+use fp4_conformance::oracle::rules::{NAN, Rules, e2m1_doubled, scale_parts};
+use fp4_conformance::random::Random;
 use fp4_core::{
     ExactSum, FixedSum, FloatType, Format, PackedMut, PackedShape, PackedView, Partials,
     PartialsMut, finish, pad_k, padded_k, reference,
@@ -16,7 +18,7 @@ use fp4_core::{
 use half::{bf16, f16};
 use num_bigint::{BigInt, BigUint, Sign};
 use quickcheck::{Arbitrary, Gen, QuickCheck};
-use support::{NAN_F32, Random, Rules, canonical, e2m1_doubled, scale_parts};
+use tally::canonical;
 
 /// Exponent of the oracle's unit.
 const UNIT: i32 = -256;
@@ -43,7 +45,7 @@ struct Operand {
 
 impl Arbitrary for Product {
     fn arbitrary(g: &mut Gen) -> Self {
-        let mut random = Random(u64::arbitrary(g));
+        let mut random = Random::seeded(u64::arbitrary(g));
         let format = random.pick(&Format::ALL);
         let (m, n, groups) = (random.below(5), random.below(5), random.below(9));
         let scales = Scales::pick(&mut random);
@@ -51,10 +53,10 @@ impl Arbitrary for Product {
         let b = Operand::random(&mut random, format, n, groups, scales);
         let alpha = match random.below(4) {
             0 => 1.0,
-            1 => random.normal(),
+            1 => random.gauss(),
             _ => random.any_f32(),
         };
-        Product { format, m, n, groups, a, b, alpha, seed: random.next() }
+        Product { format, m, n, groups, a, b, alpha, seed: random.next_u64() }
     }
 }
 
@@ -186,7 +188,7 @@ impl Product {
 
     /// The exact sum rounded once to f32, as bits.
     fn rounded(&self, i: usize, j: usize) -> u32 {
-        self.exact(i, j).map_or(NAN_F32, |sum| nearest_f32(&sum))
+        self.exact(i, j).map_or(NAN, |sum| nearest_f32(&sum))
     }
 }
 
@@ -241,7 +243,7 @@ fn matmul(a: PackedView<'_>, b: PackedView<'_>, alpha: f32) -> Vec<u32> {
 #[test]
 fn matmul_equals_big_integers_in_three_output_types() {
     fn property(p: Product) {
-        let rules = Rules::new();
+        let rules = Rules::default();
         let (a, b) = (p.a(), p.b());
         let f32s = matmul(a, b, p.alpha);
         let mut f16s = vec![f16::from_bits(0xA5A5); p.outputs()];
@@ -256,8 +258,16 @@ fn matmul_equals_big_integers_in_three_output_types() {
                 let y = scaled(s32, p.alpha);
                 assert_eq!(unscaled[at], s32, "S ({i}, {j})");
                 assert_eq!(f32s[at], y.to_bits(), "f32 ({i}, {j})");
-                assert_eq!(f16s[at].to_bits(), rules.half(FloatType::F16, y), "f16 ({i}, {j})");
-                assert_eq!(bf16s[at].to_bits(), rules.half(FloatType::Bf16, y), "bf16 ({i}, {j})");
+                assert_eq!(
+                    f16s[at].to_bits(),
+                    rules.narrow(FloatType::F16, y) as u16,
+                    "f16 ({i}, {j})"
+                );
+                assert_eq!(
+                    bf16s[at].to_bits(),
+                    rules.narrow(FloatType::Bf16, y) as u16,
+                    "bf16 ({i}, {j})"
+                );
                 count(4);
             }
         }
@@ -269,7 +279,7 @@ fn matmul_equals_big_integers_in_three_output_types() {
 fn partial_sums_hold_the_exact_sum_and_finish_rounds_it_once() {
     fn property(p: Product) {
         let (a, b) = (p.a(), p.b());
-        let mut random = Random(p.seed);
+        let mut random = Random::seeded(p.seed);
         // Cut K at up to three places, take the parts in any order.
         let mut cuts = vec![0, p.groups];
         cuts.extend((0..random.below(4)).map(|_| random.below(p.groups + 1)));
@@ -340,7 +350,7 @@ fn padding_k_changes_no_bit() {
 #[test]
 fn permuting_k_groups_changes_no_bit() {
     fn property(p: Product) {
-        let mut random = Random(p.seed);
+        let mut random = Random::seeded(p.seed);
         let mut order: Vec<usize> = (0..p.groups).collect();
         for i in (1..order.len()).rev() {
             order.swap(i, random.below(i + 1));
@@ -357,7 +367,7 @@ fn permuting_k_groups_changes_no_bit() {
 #[test]
 fn splitting_m_changes_no_bit() {
     fn property(p: Product) {
-        let cut = Random(p.seed).below(p.m + 1);
+        let cut = Random::seeded(p.seed).below(p.m + 1);
         let mut parts = Vec::new();
         for range in [0..cut, cut..p.m] {
             parts.extend(matmul(p.a().rows_range(range).unwrap(), p.b(), p.alpha));
@@ -387,8 +397,8 @@ fn exchanging_the_operands_transposes_the_product() {
 /// counts however far away it is.
 #[test]
 fn ties_broken_by_a_far_sticky_bit_round_as_big_integers_do() {
-    let mut tally = support::Tally::default();
-    let mut random = Random(7);
+    let mut tally = tally::Tally::default();
+    let mut random = Random::seeded(7);
     for top in -149..=127 {
         let tie = (top - 24).max(-150);
         for far in -256..tie {
@@ -426,8 +436,8 @@ fn product_of_terms(terms: &[(i32, bool)]) -> Product {
 /// 64-bit sums of every length, random and on f32 ties that a bit below f64's last would break.
 #[test]
 fn a_64_bit_sum_rounds_once() {
-    let mut tally = support::Tally::default();
-    let mut random = Random(5);
+    let mut tally = tally::Tally::default();
+    let mut random = Random::seeded(5);
     for length in 1..=63 {
         for i in 0..400 {
             let top = 1i64 << (length - 1);
@@ -438,7 +448,7 @@ fn a_64_bit_sum_rounds_once() {
                     let low = 1i64 << random.below(length as usize - 25);
                     top + last * (random.below(4) as i64) + last / 2 + random.pick(&[low, -low, 0])
                 }
-                _ => top + (random.next() as i64 & (top - 1)),
+                _ => top + (random.next_u64() as i64 & (top - 1)),
             };
             if random.one_in(2) {
                 units = -units;
@@ -456,12 +466,12 @@ fn a_64_bit_sum_rounds_once() {
 /// The oracle's own rounding, against the conversion of f64 where that is exact.
 #[test]
 fn the_oracle_rounds_as_f64_does() {
-    let mut tally = support::Tally::default();
-    let mut random = Random(1);
+    let mut tally = tally::Tally::default();
+    let mut random = Random::seeded(1);
     for _ in 0..20_000 {
-        let significand = random.next() as i64 >> (11 + random.below(50));
+        let significand = random.next_u64() as i64 >> (11 + random.below(50));
         let exponent = random.below(250) as i32 - 200;
-        let exact = significand as f64 * support::power(exponent);
+        let exact = significand as f64 * tally::power(exponent);
         let sum = BigInt::from(significand) << (exponent - UNIT) as usize;
         let expected = if significand == 0 { 0.0 } else { exact as f32 };
         tally

@@ -1,0 +1,39 @@
+# What the steps repeat. Each begins: source "$(dirname "${BASH_SOURCE[0]}")/../lib.sh"
+# It stops at the first failure, in the repository's root.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+# A folder that goes when the step ends.
+scratch=$(mktemp -d)
+trap 'rm -rf "$scratch"' EXIT
+
+# Where cargo builds, also for the workspaces of their own, so that what they share is built once.
+CARGO_TARGET_DIR=$(realpath -m "${CARGO_TARGET_DIR:-target}")
+export CARGO_TARGET_DIR
+
+# fail TEXT: ends the step, naming it.
+fail() {
+    echo "${0##*/}: $*" >&2
+    exit 1
+}
+
+# packages NAME...: installs them from the system's.
+packages() {
+    apt-get update -qq
+    apt-get install -y -qq "$@" >/dev/null
+}
+
+# need COMMAND[=PACKAGE]...: installs the packages of the commands that are not there.
+need() {
+    local each missing=()
+    for each in "$@"; do
+        command -v "${each%%=*}" >/dev/null || missing+=("${each#*=}")
+    done
+    ((${#missing[@]} == 0)) || packages "${missing[@]}"
+}
+
+# tally LOG: sets `passed` and `failed` by the output of tests; it fails if none passed.
+tally() {
+    read -r passed failed < <(awk '/^test result:/ { p += $4; f += $6 } END { print p + 0, f + 0 }' "$1")
+    ((passed > 0)) || fail "no test ran"
+}
