@@ -311,8 +311,7 @@ impl Matmul for CpuSimd {
     type Prepared<B: Packed> = CpuWeight<B>;
 
     fn supports_matmul(&self, query: &MatmulQuery) -> Result<(), Unsupported> {
-        query.expect_same_encoding()?;
-        query.expect_alpha_only()
+        query.expect_same_encoding()
     }
 
     fn supports_partial(&self, query: &MatmulQuery) -> Result<(), Unsupported> {
@@ -338,11 +337,10 @@ impl Matmul for CpuSimd {
         out: FloatSliceMut<'_>,
     ) -> Result<Paths, Error> {
         check_environment()?;
-        let alpha = epilogue.alpha_only()?;
         let threads = &self.threads;
         by_engine!(self.engine,
-            kernels => matmul::matmul(kernels, threads, &self.scratch, a, b.tiled()?, alpha, out),
-            portable => portable::matmul::matmul(threads, a, b.portable()?, alpha, out)
+            kernels => matmul::matmul(kernels, threads, &self.scratch, a, b.tiled()?, epilogue, out),
+            portable => portable::matmul::matmul(threads, a, b.portable()?, epilogue, out)
         )
     }
 

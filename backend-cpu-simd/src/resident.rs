@@ -167,9 +167,8 @@ impl Resident for CpuSimd {
         by_engine!(self.engine,
             kernels => {
                 check_environment()?;
-                let alpha = epilogue.alpha_only()?;
                 let (threads, b) = (&self.threads, b.tiled()?);
-                matmul::matmul_tiles(kernels, threads, view, &a.tiles, b, alpha, out)
+                matmul::matmul_tiles(kernels, threads, view, &a.tiles, b, epilogue, out)
             },
             portable => self.matmul(view, b, epilogue, out)
         )

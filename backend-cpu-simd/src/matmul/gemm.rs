@@ -6,7 +6,7 @@
 //!         for each stretch of chunks that both have:
 //!             sums = kernel                               i32, exact
 //!             units += sums << (shift_p + shift_q)        i64, exact
-//!     out = round(f32(units * 2^(base_a + base_b - 2)) * alpha)
+//!     out = round(f32(units * 2^(base_a + base_b - 2)) * alpha)    or what else the epilogue says
 //! ```
 //!
 //! One plane on each side and one stretch, the usual case, needs no i64: the i32 is rounded at once.
@@ -39,7 +39,8 @@
 use std::ops::Range;
 
 use fp4_core::{
-    Buffer, Error, ExactSum, FloatSliceMut, PackedShape, PackedView, Paths, finish_one, with_floats,
+    Buffer, Epilogue, Error, ExactSum, Float, FloatSliceMut, PackedShape, PackedView, Paths,
+    finish_one, with_floats,
 };
 
 use super::operand::{COLUMNS, Form, Line, MAX_ROWS, Panel, Panels, STEPS, Tile, TilePlane, Tiles};
@@ -81,24 +82,30 @@ pub(crate) struct Pair<'a, K> {
     pub(crate) b: &'a Panels,
 }
 
-/// Writes round(f32(A * B^T) * alpha) to `out`. `tiles` hold `a`.
+/// Writes round(f32(A * B^T) * alpha), or what else the epilogue says, to `out`. `tiles` hold `a`.
 pub(crate) fn matmul<K: Kernels>(
     kernels: K,
     threads: &Threads,
     a: PackedView<'_>,
     tiles: &Tiles,
     b: &Panels,
-    alpha: f32,
+    epilogue: Epilogue<'_>,
     out: FloatSliceMut<'_>,
 ) -> Result<Paths, Error> {
     let groups = 0..a.shape().row_groups();
     let call = Call { kernels, threads, a, tiles: tiles.tiles(), b, groups };
-    with_floats!(FloatSliceMut, out, out => call.run(out, &Finish { alpha }))
+    with_floats!(FloatSliceMut, out, out => call.run(out, &Finish { epilogue }))
 }
 
-/// Checks the operands and the output of a matmul.
-pub(crate) fn expect(a: PackedShape, b: PackedShape, out: &FloatSliceMut<'_>) -> Result<(), Error> {
+/// Checks the operands, the epilogue and the output of a matmul.
+pub(crate) fn expect(
+    a: PackedShape,
+    b: PackedShape,
+    epilogue: &Epilogue<'_>,
+    out: &FloatSliceMut<'_>,
+) -> Result<(), Error> {
     a.expect_product(&b)?;
+    epilogue.expect(a.rows(), b.rows())?;
     let outputs = a.rows() * b.rows();
     out.as_ref().expect_len(Buffer::Output, outputs)
 }
@@ -128,12 +135,12 @@ trait Sink<T>: Sync {
     -> Result<(), Error>;
 }
 
-/// Rounds the sums and scales them.
-struct Finish {
-    alpha: f32,
+/// Rounds the sums and finishes them: row scales, alpha, bias, the rounding to the output type.
+struct Finish<'a> {
+    epilogue: Epilogue<'a>,
 }
 
-impl<T: Value> Sink<T> for Finish {
+impl<T: Value> Sink<T> for Finish<'_> {
     #[inline(always)]
     fn row<K: Kernels>(
         &self,
@@ -142,15 +149,15 @@ impl<T: Value> Sink<T> for Finish {
         out: &mut [T],
     ) -> Result<(), Error> {
         let mut y = [0f32; COLUMNS];
+        let alpha = self.epilogue.row_alpha(sums.tile.first + r);
+        let bias = self.epilogue.bias.map(|bias| &bias[sums.p * COLUMNS..][..out.len()]);
         if sums.plain {
-            let by = Scaling {
-                base: sums.tile.meta[r].base - 2,
-                column_bases: &sums.panel.base,
-                alpha: self.alpha,
-            };
+            let by =
+                Scaling { base: sums.tile.meta[r].base - 2, column_bases: &sums.panel.base, alpha };
             // A whole row of f32 is written where it belongs.
             if let Some(Ok(out)) = T::as_f32(out).map(<&mut Row>::try_from) {
                 sums.scale(r, by, out);
+                add_bias(out, bias);
                 return Ok(());
             }
             sums.scale(r, by, &mut y);
@@ -158,9 +165,10 @@ impl<T: Value> Sink<T> for Finish {
             for (c, y) in y.iter_mut().enumerate().take(out.len()) {
                 let nan = sums.is_nan(r, c);
                 let sum = if nan { f32::NAN } else { sums.with_sum(r, c, |s| Ok(s.to_f32()))? };
-                *y = finish_one(sum, self.alpha, None);
+                *y = finish_one(sum, alpha, None);
             }
         }
+        add_bias(&mut y, bias);
         if let Ok(out) = <&mut [T; COLUMNS]>::try_from(&mut *out) {
             T::narrow(&y, out);
         } else {
@@ -169,6 +177,14 @@ impl<T: Value> Sink<T> for Finish {
             out.copy_from_slice(&narrowed[..out.len()]);
         }
         Ok(())
+    }
+}
+
+/// Adds the bias of the columns that exist, if there is one (C6); a NaN becomes canonical.
+#[inline(always)]
+fn add_bias(y: &mut Row, bias: Option<&[f32]>) {
+    for (y, bias) in y.iter_mut().zip(bias.unwrap_or_default()) {
+        *y = Float::from_f32(*y + bias);
     }
 }
 

@@ -21,9 +21,9 @@ pub(crate) mod sum;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use fp4_core::{Error, FloatSliceMut, Format, PackedView, Paths, finish_one};
+use fp4_core::{Epilogue, Error, FloatSliceMut, Format, PackedView, Paths, finish_one};
 
-pub(crate) use gemm::Pair;
+pub(crate) use gemm::{Pair, expect as expect_call};
 pub(crate) use operand::{Form, Panels, Tiles};
 
 use crate::isa::Isa;
@@ -308,9 +308,10 @@ fn expect<K: Kernels>(
     kernels: K,
     a: PackedView<'_>,
     b: &Panels,
+    epilogue: &Epilogue<'_>,
     out: &FloatSliceMut<'_>,
 ) -> Result<(), Error> {
-    gemm::expect(a.shape(), b.shape(), out)?;
+    gemm::expect(a.shape(), b.shape(), epilogue, out)?;
     expect_form(kernels, b)
 }
 
@@ -331,20 +332,20 @@ pub(crate) fn pack<K: Kernels>(
     tiles.fill(kernels, threads, &a, form, 0..a.shape().row_groups())
 }
 
-/// Writes round(f32(A * B^T) * alpha) to `out`.
+/// Writes round(f32(A * B^T) * alpha), or what else the epilogue says, to `out`.
 pub(crate) fn matmul<K: Kernels>(
     kernels: K,
     threads: &Threads,
     scratch: &Scratch,
     a: PackedView<'_>,
     b: &Panels,
-    alpha: f32,
+    epilogue: Epilogue<'_>,
     out: FloatSliceMut<'_>,
 ) -> Result<Paths, Error> {
-    expect(kernels, a, b, &out)?;
+    expect(kernels, a, b, &epilogue, &out)?;
     let mut tiles = scratch.take();
     let packed = pack(kernels, threads, a, &mut tiles);
-    let paths = packed.and_then(|()| gemm::matmul(kernels, threads, a, &tiles, b, alpha, out));
+    let paths = packed.and_then(|()| gemm::matmul(kernels, threads, a, &tiles, b, epilogue, out));
     scratch.give(tiles);
     paths
 }
@@ -356,12 +357,12 @@ pub(crate) fn matmul_tiles<K: Kernels>(
     a: PackedView<'_>,
     tiles: &Tiles,
     b: &Panels,
-    alpha: f32,
+    epilogue: Epilogue<'_>,
     out: FloatSliceMut<'_>,
 ) -> Result<Paths, Error> {
-    expect(kernels, a, b, &out)?;
+    expect(kernels, a, b, &epilogue, &out)?;
     if !tiles.hold(K::ISA, a.shape()) {
         return Err(Error::ForeignOperand);
     }
-    gemm::matmul(kernels, threads, a, tiles, b, alpha, out)
+    gemm::matmul(kernels, threads, a, tiles, b, epilogue, out)
 }

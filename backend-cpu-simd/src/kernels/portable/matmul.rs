@@ -11,7 +11,7 @@
 //!         units += sum / unit                                i64, exact
 //!     for each group, if an output is not narrow:            wide outputs
 //!         ExactSum += dot * scale_a * scale_b
-//!     out = round(f32(units * unit / 4) * alpha)
+//!     out = round(f32(units * unit / 4) * alpha)          or what else the epilogue says
 //! ```
 //!
 //! # Why it is exact
@@ -49,12 +49,13 @@
 use std::ops::Range;
 
 use fp4_core::{
-    Buffer, Error, ExactSum, FloatSliceMut, PackedShape, PackedView, Paths, ScaleType, finish_one,
+    Epilogue, Error, ExactSum, FloatSliceMut, PackedShape, PackedView, Paths, ScaleType,
     with_floats,
 };
 use wide::{bytemuck, f64x4, i16x8, i32x4};
 
 use super::operand::{Blocks, Columns, MR, NR, Pairs, Panels, STEP};
+use crate::matmul::expect_call;
 use crate::matmul::meta::RowMeta;
 use crate::matmul::sum::{Product, Sum, fits_63_bits};
 use crate::threads::Threads;
@@ -63,20 +64,19 @@ use crate::threads::Threads;
 const TASK_MACS: usize = 1 << 18;
 /// Rows whose unpacked A is kept near the CPU while panels stream by.
 const ROWS: usize = 64;
-/// Writes round(f32(A * B^T) * alpha) to `out`.
+
+/// Writes round(f32(A * B^T) * alpha), or what else the epilogue says, to `out`.
 pub(crate) fn matmul(
     threads: &Threads,
     a: PackedView<'_>,
     b: &Panels,
-    alpha: f32,
+    epilogue: Epilogue<'_>,
     out: FloatSliceMut<'_>,
 ) -> Result<Paths, Error> {
-    a.shape().expect_product(&b.shape())?;
-    let outputs = a.shape().rows() * b.shape().rows();
-    out.as_ref().expect_len(Buffer::Output, outputs)?;
+    expect_call(a.shape(), b.shape(), &epilogue, &out)?;
     let groups = 0..a.shape().row_groups();
-    with_floats!(FloatSliceMut, out, out => run(threads, a, b, groups, out, |y, nan, sum| {
-        *y = finish_one(if nan { f32::NAN } else { sum.to_f32() }, alpha, None);
+    with_floats!(FloatSliceMut, out, out => run(threads, a, b, groups, out, |y, [i, j], nan, sum| {
+        *y = epilogue.apply(if nan { f32::NAN } else { sum.to_f32() }, i, j);
         Ok(())
     }))
 }
@@ -99,7 +99,7 @@ impl Product for Pair<'_> {
         out: &mut [T],
         emit: impl Fn(&mut T, bool, Sum<'_>) -> Result<(), Error> + Sync,
     ) -> Result<Paths, Error> {
-        run(self.threads, self.a, self.b, groups, out, emit)
+        run(self.threads, self.a, self.b, groups, out, |y, _, nan, sum| emit(y, nan, sum))
     }
 }
 
@@ -110,7 +110,7 @@ struct Task<'a, T> {
     out: Vec<&'a mut [T]>,
 }
 
-/// Computes all sums over the groups `groups` and hands each to `emit` with its output and whether
+/// Computes all sums over the groups `groups` and hands each to `emit` with its output, row and column, and whether
 /// a scale in the range was NaN.
 fn run<T: Send>(
     threads: &Threads,
@@ -118,7 +118,7 @@ fn run<T: Send>(
     b: &Panels,
     groups: Range<usize>,
     out: &mut [T],
-    emit: impl Fn(&mut T, bool, Sum<'_>) -> Result<(), Error> + Sync,
+    emit: impl Fn(&mut T, [usize; 2], bool, Sum<'_>) -> Result<(), Error> + Sync,
 ) -> Result<Paths, Error> {
     if out.is_empty() {
         return Ok(Paths::default());
@@ -205,7 +205,7 @@ impl Kernel {
         a: &Blocks<'_>,
         b: &Panels,
         task: &mut Task<'_, T>,
-        emit: &impl Fn(&mut T, bool, Sum<'_>) -> Result<(), Error>,
+        emit: &impl Fn(&mut T, [usize; 2], bool, Sum<'_>) -> Result<(), Error>,
     ) -> Result<Paths, Error> {
         let mut paths = Paths::default();
         let end = task.rows.end;
@@ -237,7 +237,7 @@ impl Kernel {
         p: usize,
         column: usize,
         out: &mut [&mut [T]],
-        emit: &impl Fn(&mut T, bool, Sum<'_>) -> Result<(), Error>,
+        emit: &impl Fn(&mut T, [usize; 2], bool, Sum<'_>) -> Result<(), Error>,
     ) -> Result<Paths, Error> {
         let meta_a = &a.meta()[first..first + M];
         let (codes_b, scales_b, meta_b) = b.panel(p, self.groups.clone());
@@ -270,7 +270,7 @@ impl Kernel {
                     paths.wide += 1;
                     Sum::Wide(&sums[r][c])
                 };
-                emit(y, nan_a || nan_b[c], sum)?;
+                emit(y, [first + r, p * NR + c], nan_a || nan_b[c], sum)?;
             }
         }
         Ok(paths)
