@@ -14,16 +14,23 @@ use crate::build::sources::{Family, HEADERS, Target};
 /// NVRTC's version as (major, minor), if the library is there.
 pub(crate) fn version() -> Option<(i32, i32)> {
     static VERSION: OnceLock<Option<(i32, i32)>> = OnceLock::new();
-    *VERSION.get_or_init(|| {
-        // SAFETY: only loads and unloads the system's NVRTC by its well-known names.
-        if !unsafe { sys::is_culib_present() } {
-            return None;
-        }
-        let (mut major, mut minor) = (0, 0);
-        // SAFETY: the library is present, and the arguments point to ints, as the call wants.
-        unsafe { sys::nvrtcVersion(&raw mut major, &raw mut minor) }.result().ok()?;
-        Some((major, minor))
-    })
+    // Not by a closure of `get_or_init`, which would hold others up while libraries load.
+    if let Some(&known) = VERSION.get() {
+        return known;
+    }
+    let found = find_version();
+    *VERSION.get_or_init(|| found)
+}
+
+fn find_version() -> Option<(i32, i32)> {
+    // SAFETY: only loads and unloads the system's NVRTC by its well-known names.
+    if !unsafe { sys::is_culib_present() } {
+        return None;
+    }
+    let (mut major, mut minor) = (0, 0);
+    // SAFETY: the library is present, and the arguments point to ints, as the call wants.
+    unsafe { sys::nvrtcVersion(&raw mut major, &raw mut minor) }.result().ok()?;
+    Some((major, minor))
 }
 
 /// Compiles a family: a cubin for [`Target::Device`], PTX text for the others.

@@ -4,7 +4,7 @@ use fp4_core::Error;
 
 use super::product::{Product, Scratch};
 use crate::build::arguments::{DECODE_ROWS, DECODE_STAGE_K, DecodeArgs, Pointer};
-use crate::build::kernels::{DECODE_8, DECODE_16};
+use crate::build::kernels::{DECODE_8, DECODE_16, Kernel};
 use crate::device::error::unless_memory_is_short;
 use crate::device::launch::{Grid, int};
 use crate::ops::fold::of_format;
@@ -35,6 +35,18 @@ fn ranges(k_pad: usize, blocks: usize, processors: usize, forced: usize) -> (usi
     (range * DECODE_STAGE_K, stages.div_ceil(range))
 }
 
+/// Loads the kernel for a product, which may take long, unless it is loaded: [`queue`] is called
+/// with buffers locked.
+pub(super) fn load(of: &Product<'_>) -> Result<(), Error> {
+    of.a.gpu.function(kernel(of)?.1).map(drop)
+}
+
+/// The kernel for a product, and how many rows of A its blocks take.
+fn kernel(of: &Product<'_>) -> Result<(usize, &'static Kernel<DecodeArgs>), Error> {
+    let (rows, kernels) = if of.shape()[0] <= 8 { (8, &DECODE_8) } else { (16, &DECODE_16) };
+    Ok((rows, of_format(kernels, of.format()?)))
+}
+
 /// Queues the kernel.
 pub(super) fn queue(
     of: &Product<'_>,
@@ -42,8 +54,8 @@ pub(super) fn queue(
     ranges_wanted: usize,
     scratch: &mut Scratch,
 ) -> Result<(), Error> {
-    let (format, [m, n], gpu, k_pad) = (of.format()?, of.shape(), &*of.a.gpu, of.a.k_pad);
-    let (rows, kernels) = if m <= 8 { (8, &DECODE_8) } else { (16, &DECODE_16) };
+    let ([m, n], gpu, k_pad) = (of.shape(), &*of.a.gpu, of.a.k_pad);
+    let (rows, kernel) = kernel(of)?;
     let (across, down) = (n.div_ceil(DECODE_ROWS), m.div_ceil(rows));
     let whole = (k_pad.next_multiple_of(DECODE_STAGE_K), 1);
     let ((mut range, mut count), todo, [todo_m, todo_n]) = match tiles {
@@ -83,7 +95,7 @@ pub(super) fn queue(
     let grid = Grid { blocks: [across, count, down], threads: 256 };
     // SAFETY: as in `naive::queue`; there are sums and arrivals for more than one range, and marks for
     // all tiles of their shape.
-    unsafe { gpu.launch(of_format(kernels, format), grid, &args) }
+    unsafe { gpu.launch(kernel, grid, &args) }
 }
 
 #[cfg(test)]

@@ -68,9 +68,13 @@ pub(crate) fn matmul(
     let Product { a, b, .. } = of;
     let format = of.format()?;
     let long = is_long(format, a.k_pad / format.group().get());
-    // Launches of one product stay together on the stream, as they share buffers.
-    let scratch = || scratch.lock().unwrap_or_else(PoisonError::into_inner);
     let mut chosen = if kernel == MatmulKernel::Auto { choose(a, b, format) } else { kernel };
+    if matches!(chosen, MatmulKernel::Decode { .. } | MatmulKernel::Wgmma) {
+        decode::load(of)?;
+    }
+    // Launches of one product stay together on the stream, as they share buffers. Whoever holds the
+    // lock queues and nothing else.
+    let scratch = || scratch.lock().unwrap_or_else(PoisonError::into_inner);
     if kernel == MatmulKernel::Auto && chosen == MatmulKernel::Wgmma {
         let queued = wgmma::queue(of, &mut scratch());
         if unless_memory_is_short(queued, "the wgmma kernels")? {
