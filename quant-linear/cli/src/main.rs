@@ -76,13 +76,18 @@ fn main() -> ExitCode {
 
 /// Says what is wrong with the arguments, or gives the help that they ask for, and exits.
 fn refuse(error: &clap::Error) -> ! {
-    let plain = error.render().to_string();
-    let lines: Vec<_> = plain.split('\n').map(quant_linear::text::printable).collect();
-    let shown = lines.join("\n");
-    if shown == plain {
+    let given: Vec<_> = std::env::args_os().map(|a| a.to_string_lossy().into_owned()).collect();
+    let escaped = given.iter().map(|a| quant_linear::text::printable(a).into_owned());
+    let escaped: Vec<_> = escaped.collect();
+    if escaped == given {
         error.exit(); // in colour, where there is a terminal
     }
-    // An argument that would steer the terminal.
-    let _ = std::io::Write::write_all(&mut std::io::stderr(), shown.as_bytes());
-    std::process::exit(error.exit_code())
+    // An argument would steer the terminal: the same complaint about the arguments escaped.
+    match Cli::try_parse_from(escaped) {
+        Err(error) => error.exit(),
+        Ok(_) => {
+            eprintln!("error: an argument holds control characters; give it without them");
+            std::process::exit(2)
+        }
+    }
 }

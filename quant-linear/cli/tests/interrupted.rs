@@ -123,7 +123,8 @@ fn a_signal_that_is_ignored_from_the_start_stays_ignored() {
 
 #[test]
 fn what_a_killed_run_left_is_removed_by_the_next_and_what_a_live_one_builds_is_not() {
-    let folder = inputs(2048);
+    // Long enough for a machine that is busy with other things.
+    let folder = inputs(16_384);
     for input in ["file", "folder"] {
         let mut live = start(&folder, input, "live", DEFAULT, &["--force"]);
         wait_until_begun(&folder, &mut live, &[]);
