@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use fp4_core::{FloatType, ScaleType, TieMode};
+use fp4_core::FloatType;
 use safetensors::Dtype;
 
 use super::{
@@ -103,7 +103,7 @@ fn quantize(oracle: &Oracle, case: &Case, q: &QuantizeCase) -> Result<Parts, fp4
         group: q.spec.group().get(),
         global_scale_bits: q.spec.global_scale().to_bits(),
         scale_scale_bits: q.spec.scale_scale().to_bits(),
-        tie: tie_name(q.spec.tie()).to_owned(),
+        tie: q.spec.tie().to_string(),
     };
     Ok((request, inputs, outputs))
 }
@@ -135,16 +135,3 @@ fn matmul(oracle: &Oracle, case: &Case, request: &MatmulCase) -> Result<Parts, f
     };
     Ok((request, inputs, outputs))
 }
-
-/// The names of the tie modes.
-pub(super) const fn tie_name(tie: TieMode) -> &'static str {
-    match tie {
-        TieMode::Even => "even",
-        TieMode::Zero => "zero",
-        TieMode::Down => "down",
-        TieMode::Up => "up",
-    }
-}
-
-/// The scale types, for reading a request back.
-pub(super) const SCALE_TYPES: [ScaleType; 2] = [ScaleType::E8M0, ScaleType::E4M3];

@@ -6,12 +6,11 @@ use std::path::{Path, PathBuf};
 
 use fp4_core::backend::erased::Backend;
 use fp4_core::{
-    FloatType, Format, GroupSize, MatmulQuery, PackedMatrix, PackedShape, QuantSpec, QuantizeInput,
-    TieMode, Transform, Unsupported,
+    FloatType, GroupSize, MatmulQuery, PackedMatrix, PackedShape, QuantSpec, QuantizeInput,
+    Transform, Unsupported,
 };
 use safetensors::Dtype;
 
-use super::export::{SCALE_TYPES, tie_name};
 use super::{
     CaseEntry, Error, Manifest, Request, SCHEMA, Tensors, expect_apart, expect_vacant, io,
     read_manifest, read_tensors, stems, write_tensors,
@@ -226,8 +225,7 @@ fn meaning(case: &CaseEntry, output: &str, ty: Dtype) -> (&'static str, Meaning)
     match (&case.request, output) {
         (Request::Quantize { .. }, "codes") => ("C4.3", Meaning::Codes),
         (Request::Quantize { scale_type, .. }, _) => {
-            let ty = SCALE_TYPES.into_iter().find(|ty| ty.to_string() == *scale_type);
-            ("C4.2", ty.map_or(Meaning::Integer, Meaning::Scale))
+            ("C4.2", scale_type.parse().map_or(Meaning::Integer, Meaning::Scale))
         }
         (Request::Matmul { .. }, _) => {
             let ty = FloatType::ALL.into_iter().find(|float| dtype(*float) == ty);
@@ -285,10 +283,8 @@ fn respond(
     };
     match &case.request {
         Request::Quantize { scale_type, group, global_scale_bits, scale_scale_bits, tie } => {
-            let ty = SCALE_TYPES.into_iter().find(|ty| ty.to_string() == *scale_type);
-            let ty = ty.ok_or_else(|| unknown("scale_type", scale_type))?;
-            let mode = TieMode::ALL.into_iter().find(|mode| tie_name(*mode) == tie);
-            let mode = mode.ok_or_else(|| unknown("tie", tie))?;
+            let ty = scale_type.parse().map_err(|_| unknown("scale_type", scale_type))?;
+            let mode = tie.parse().map_err(|_| unknown("tie", tie))?;
             let group = GroupSize::new(*group).map_err(core)?;
             let [gs, ss] = [*global_scale_bits, *scale_scale_bits].map(f32::from_bits);
             let spec = QuantSpec::new(ty, group, gs, ss).map_err(core)?.with_tie(mode);
@@ -322,10 +318,8 @@ fn respond(
             ]))
         }
         Request::Matmul { format, shape: [m, n, k], alpha_bits, output } => {
-            let named = Format::ALL.into_iter().find(|named| named.to_string() == *format);
-            let format = named.ok_or_else(|| unknown("format", format))?;
-            let named = FloatType::ALL.into_iter().find(|named| named.to_string() == *output);
-            let output = named.ok_or_else(|| unknown("output", output))?;
+            let format = format.parse().map_err(|_| unknown("format", format))?;
+            let output = output.parse().map_err(|_| unknown("output", output))?;
             let side = |name: &str, rows: usize| -> Result<PackedMatrix, Error> {
                 let shape = PackedShape::of(format, rows, *k).map_err(core)?;
                 let part = |part: &str| Ok::<_, Error>(get(&format!("{name}_{part}"))?.2.clone());

@@ -16,7 +16,7 @@
 use std::collections::BTreeSet;
 use std::fmt;
 
-use fp4_core::{FloatType, Format, GroupSize, PackedMatrix, QuantSpec, ScaleType, TieMode};
+use fp4_core::{FloatType, Format, GroupSize, PackedMatrix, QuantSpec, ScaleType};
 
 use super::profile::{CoreSet, EnvironmentSet, MatmulSet, PairSet, Profile, QuantizeSet, draw};
 use crate::data::operands::operands;
@@ -341,16 +341,16 @@ fn quantize_cases(set: &QuantizeSet, index: usize) -> Vec<Case> {
     ];
     let draws = draw(&format!("quantize{index}"), &lens, set.sample);
     let make = |i: &Vec<usize>| {
-        let scale_type = scale_type(&set.scale_types[i[0]])?;
+        let scale_type: ScaleType = set.scale_types[i[0]].parse().ok()?;
         let group = GroupSize::new(set.groups[i[1]]).ok()?;
         let (gs, ss) = setting(&set.settings[i[4]])?;
-        let tie = tie(&set.ties[i[3]])?;
+        let tie = set.ties[i[3]].parse().ok()?;
         let spec = QuantSpec::new(scale_type, group, gs, ss).ok()?.with_tie(tie);
         let transform = transform_kind(&set.transforms[i[5]])?;
         let chunk = transform.map_or(group.get(), |t| t.block.max(group.get()));
         let case = QuantizeCase {
             spec,
-            input: float_type(&set.inputs[i[2]])?,
+            input: set.inputs[i[2]].parse().ok()?,
             transform,
             given: set.scales[i[6]] == "given",
             shape: [set.rows[i[7]], set.ks[i[8]].next_multiple_of(chunk)],
@@ -407,7 +407,7 @@ fn matmul_cases(set: &MatmulSet, index: usize, declared: &Declared) -> Vec<Case>
 }
 
 fn matmul_case(set: &MatmulSet, i: &[usize], data: &str, [m, n]: [usize; 2]) -> Option<Case> {
-    let format = format(&set.formats[i[0]])?;
+    let format: Format = set.formats[i[0]].parse().ok()?;
     let k = set.ks[i[3]].next_multiple_of(format.group().get());
     let epilogue = set.epilogues[i[9]].as_str();
     let (row_scales, bias) = match epilogue {
@@ -422,7 +422,7 @@ fn matmul_case(set: &MatmulSet, i: &[usize], data: &str, [m, n]: [usize; 2]) -> 
         shape: [m, n, k],
         data: data.to_owned(),
         alpha: alpha(&set.alphas[i[5]])?,
-        output: float_type(&set.outputs[i[6]])?,
+        output: set.outputs[i[6]].parse().ok()?,
         way: way(&set.ways[i[7]])?,
         row_scales,
         bias,
@@ -463,14 +463,14 @@ fn pair_cases(set: &PairSet, index: usize) -> Vec<Case> {
     ];
     let draws = draw(&format!("pair{index}"), &lens, set.sample);
     let make = |i: &Vec<usize>| {
-        let format = format(&set.formats[i[0]])?;
+        let format: Format = set.formats[i[0]].parse().ok()?;
         let transform = transform_kind(&set.transforms[i[3]])?;
         let group = format.group().get();
         let chunk = transform.map_or(group, |t| t.block.max(group));
         let case = PairCase {
             format,
-            input: float_type(&set.inputs[i[1]])?,
-            output: float_type(&set.outputs[i[2]])?,
+            input: set.inputs[i[1]].parse().ok()?,
+            output: set.outputs[i[2]].parse().ok()?,
             transform,
             shape: [set.ms[i[4]], set.ns[i[5]], set.ks[i[6]].next_multiple_of(chunk)],
             data: set.data[i[7]].clone(),
@@ -521,7 +521,7 @@ fn environment_cases(set: &EnvironmentSet) -> Vec<Case> {
             "core" => Call::Core,
             _ => return None,
         };
-        let format = format(&set.formats[i[2]])?;
+        let format: Format = set.formats[i[2]].parse().ok()?;
         let id = format!("environment/{change}/{name}/{format}");
         let kind = Kind::Environment(EnvironmentCase { change, call, format });
         Some(Case { id, clauses: vec!["C9"], kind })
@@ -549,28 +549,6 @@ fn sizes(name: &str, tiles: &[usize]) -> Vec<usize> {
         "tile+1" => tiles.iter().map(|t| t + 1).collect(),
         number => number.parse().into_iter().collect(),
     }
-}
-
-fn scale_type(name: &str) -> Option<ScaleType> {
-    [ScaleType::E8M0, ScaleType::E4M3].into_iter().find(|ty| ty.to_string() == name)
-}
-
-fn float_type(name: &str) -> Option<FloatType> {
-    FloatType::ALL.into_iter().find(|ty| ty.to_string() == name)
-}
-
-fn format(name: &str) -> Option<Format> {
-    Format::ALL.into_iter().find(|format| format.to_string() == name)
-}
-
-fn tie(name: &str) -> Option<TieMode> {
-    Some(match name {
-        "even" => TieMode::Even,
-        "zero" => TieMode::Zero,
-        "down" => TieMode::Down,
-        "up" => TieMode::Up,
-        _ => return None,
-    })
 }
 
 /// A named global scale and scale-scale.

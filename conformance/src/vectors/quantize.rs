@@ -24,8 +24,7 @@ use std::collections::BTreeMap;
 
 use fp4_core::backend::erased::Backend;
 use fp4_core::{
-    GroupSize, PackedView, QuantSpec, QuantizeInput, ScaleType, TieMode, nvfp4_global_scale,
-    reference,
+    GroupSize, PackedView, QuantSpec, QuantizeInput, TieMode, nvfp4_global_scale, reference,
 };
 use safetensors::Dtype;
 use serde::Deserialize;
@@ -71,14 +70,9 @@ pub(super) fn check(
     let from_amax = settings.config.gs.is_string();
     for name in settings.families.into_keys() {
         let input = Input::read(file, name, &settings.config)?;
-        for (tie, suffix) in [
-            (TieMode::Even, "even"),
-            (TieMode::Zero, "zero"),
-            (TieMode::Down, "down"),
-            (TieMode::Up, "up"),
-        ] {
-            let codes = input.column(file, &format!("codes_{suffix}"), input.k / 2)?;
-            let case = format!("{} quantize ties {suffix}", input.name);
+        for tie in TieMode::ALL {
+            let codes = input.column(file, &format!("codes_{tie}"), input.k / 2)?;
+            let case = format!("{} quantize ties {tie}", input.name);
             codes_and_scales(file, backend, report, &case, &input, tie, &codes)?;
         }
         units(file, report, &input)?;
@@ -93,11 +87,9 @@ pub(super) fn check(
 impl Input {
     fn read(file: &VectorFile, name: String, config: &Config) -> Result<Self, Error> {
         let core = in_case(file, &name);
-        let scale_type = (ScaleType::ALL.into_iter())
-            .find(|ty| ty.to_string() == config.scale_dtype)
-            .ok_or_else(|| {
-                setting(file.name(), "scale_dtype", &config.scale_dtype, "e8m0 or e4m3")
-            })?;
+        let scale_type = config.scale_dtype.parse().map_err(|_| {
+            setting(file.name(), "scale_dtype", &config.scale_dtype, "e8m0 or e4m3")
+        })?;
         let group = GroupSize::new(config.group).map_err(&core)?;
         let gs = file.scalar(&format!("{name}.gs"))?;
         let spec = QuantSpec::new(scale_type, group, gs, config.ss).map_err(&core)?;

@@ -72,7 +72,7 @@ fn values(
 ) -> Result<(FloatType, Vec<u32>), Error> {
     let tensor = format!("{name}.x_bits");
     let ty = name.split_once('_').map_or(name, |(ty, _)| ty);
-    let ty = FloatType::ALL.into_iter().find(|float| float.to_string() == ty).ok_or_else(|| {
+    let ty: FloatType = ty.parse().map_err(|_| {
         setting(file.name(), "the type in a name", name, "f32_, f16_ or bf16_ and more")
     })?;
     let bits = match ty {

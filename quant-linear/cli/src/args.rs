@@ -1,22 +1,30 @@
 //! Arguments that several commands take.
 
-use fp4_core::ScaleType;
+use std::str::FromStr;
+
+use clap::builder::{PossibleValuesParser, TypedValueParser};
+use fp4_core::{Format, ParseError, ScaleType};
 use quant_linear::LoadOptions;
 
 /// `--scale-type`: what U8 scale bytes are.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-pub(crate) enum ScaleTypeArg {
-    /// Powers of two (MXFP4).
-    E8m0,
-    /// 8-bit floats (NVFP4).
-    E4m3,
+pub(crate) fn scale_types() -> impl TypedValueParser<Value = ScaleType> {
+    named(ScaleType::ALL.map(ScaleType::name))
+}
+
+/// `--format`.
+pub(crate) fn formats() -> impl TypedValueParser<Value = Format> {
+    named(Format::ALL.map(Format::name))
+}
+
+/// One of these names of values of a type; the help lists them.
+fn named<T, const N: usize>(names: [&'static str; N]) -> impl TypedValueParser<Value = T>
+where
+    T: FromStr<Err = ParseError> + Clone + Send + Sync + 'static,
+{
+    PossibleValuesParser::new(names).try_map(|name| name.parse::<T>())
 }
 
 /// How layers are read under this `--scale-type`.
-pub(crate) fn load_options(scale_type: Option<ScaleTypeArg>) -> LoadOptions {
-    let scale_type = scale_type.map(|arg| match arg {
-        ScaleTypeArg::E8m0 => ScaleType::E8M0,
-        ScaleTypeArg::E4m3 => ScaleType::E4M3,
-    });
+pub(crate) fn load_options(scale_type: Option<ScaleType>) -> LoadOptions {
     LoadOptions { scale_type, ..LoadOptions::default() }
 }

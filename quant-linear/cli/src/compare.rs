@@ -31,7 +31,9 @@ use quant_linear::layout::Layers;
 use quant_linear::model::compare::{self, Item, Pair, Side};
 use quant_linear::model::difference::Difference;
 
-use crate::args::{self, ScaleTypeArg};
+use fp4_core::ScaleType;
+
+use crate::args;
 use crate::report::Stream;
 use crate::{progress, report};
 
@@ -49,8 +51,8 @@ pub(crate) struct Args {
     #[arg(long, value_name = "ERROR", value_parser = parse_tolerance, allow_hyphen_values = true)]
     tolerance: Option<f64>,
     /// What scale bytes stored as U8 are.
-    #[arg(long, value_enum)]
-    scale_type: Option<ScaleTypeArg>,
+    #[arg(long, value_parser = args::scale_types())]
+    scale_type: Option<ScaleType>,
     /// Print one JSON object instead of tables, and no progress.
     #[arg(long)]
     json: bool,

@@ -20,7 +20,7 @@ use quant_linear::layout::{Layer, Layers};
 use quant_linear::model::quantize::zero_groups;
 use quant_linear::model::tiles::{DEFAULT_BLOCK_BYTES, tiles};
 
-use crate::args::{self, ScaleTypeArg};
+use crate::args;
 use crate::report::{Page, Stream};
 use crate::{progress, report};
 
@@ -30,8 +30,8 @@ pub(crate) struct Args {
     /// A .safetensors file, or a folder with model.safetensors or with shards and their index.
     path: PathBuf,
     /// What scale bytes stored as U8 are.
-    #[arg(long, value_enum)]
-    scale_type: Option<ScaleTypeArg>,
+    #[arg(long, value_parser = args::scale_types())]
+    scale_type: Option<ScaleType>,
     /// Print one JSON object instead of tables, and no progress.
     #[arg(long)]
     json: bool,

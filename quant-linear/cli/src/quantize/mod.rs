@@ -23,6 +23,7 @@ use quant_linear::model::plan::Plan;
 use quant_linear::model::quantize::{Engine, Event, check_product};
 use quant_linear::model::tiles::DEFAULT_BLOCK_BYTES;
 
+use crate::args;
 use crate::interrupt;
 use crate::output;
 use crate::progress;
@@ -66,9 +67,10 @@ pub(crate) struct Args {
     /// Where to write: a file for a file, a folder for a folder.
     #[arg(short, long)]
     output: PathBuf,
-    /// The format of the quantized weights.
-    #[arg(short, long, value_enum)]
-    format: FormatArg,
+    /// The format of the quantized weights: MXFP4 has groups of 32 with power-of-two scales, NVFP4
+    /// groups of 16 with 8-bit float scales.
+    #[arg(short, long, value_parser = args::formats())]
+    format: Format,
     /// A block transform of weights and activations.
     #[arg(long, value_enum, default_value_t)]
     transform: TransformArg,
@@ -104,24 +106,6 @@ pub(crate) struct Args {
     /// Bytes of dense values in memory at a time.
     #[arg(long, hide = true, default_value_t = DEFAULT_BLOCK_BYTES)]
     block_bytes: usize,
-}
-
-/// `--format`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-enum FormatArg {
-    /// Groups of 32 with power-of-two scales.
-    Mxfp4,
-    /// Groups of 16 with 8-bit float scales.
-    Nvfp4,
-}
-
-impl From<FormatArg> for Format {
-    fn from(arg: FormatArg) -> Self {
-        match arg {
-            FormatArg::Mxfp4 => Format::MxFp4,
-            FormatArg::Nvfp4 => Format::NvFp4,
-        }
-    }
 }
 
 /// `--transform`.

@@ -13,7 +13,7 @@ use quant_linear::model::plan::{Plan, Weight};
 use quant_linear::model::quantize::Outcome;
 use quant_linear::model::select::Reason;
 
-use super::{Args, FormatArg, GlobalScale, TransformArg, told};
+use super::{Args, GlobalScale, TransformArg, told};
 use quant_linear::checkpoint::{Arrangement, Checkpoint, byte_len};
 use quant_linear::layout::STATE_NAMES;
 
@@ -47,20 +47,17 @@ struct Row {
 impl Summary {
     /// The report of a run that is about to start.
     pub(super) fn new(args: &Args, input: &Checkpoint, plan: &Plan) -> Self {
-        let format = match args.format {
-            FormatArg::Mxfp4 => "mxfp4",
-            FormatArg::Nvfp4 => "nvfp4",
-        };
         let block = args.block().ok().flatten();
         let (transform, domain) = match args.transform {
             TransformArg::None => ("none", "weight"),
             TransformArg::Hadamard => ("hadamard", "transformed weight"),
         };
+        let format = args.format;
         let head = json!({
             "command": "quantize",
             "input": args.input.to_string_lossy(),
             "output": args.output.to_string_lossy(),
-            "format": format,
+            "format": format.name(),
             "transform": transform,
             "transform_block": block,
             "global_scale": match args.global_scale {
