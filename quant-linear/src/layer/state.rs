@@ -28,6 +28,7 @@ use crate::atomic;
 use crate::checkpoint::{Checkpoint, TensorSource};
 use crate::error::Error;
 use crate::layer::{Contents, Parts, QuantLinear, StoredTransform};
+use crate::layout;
 use fp4_core::FloatVec;
 
 /// Name of the packed codes.
@@ -213,7 +214,7 @@ impl QuantLinear {
         prefix: &str,
         options: &LoadOptions,
     ) -> Result<Self, Error> {
-        let mut layer = Self::from_parts(read_parts(state, prefix, options)?)?;
+        let mut layer = Self::from_parts(layout::of(state, prefix).parts(state, prefix, options)?)?;
         if let Some(bias) = read_bias(state, prefix, layer.out_features(), options)? {
             layer.set_bias(Some(&bias))?;
         }
@@ -242,7 +243,7 @@ impl QuantLinear {
             other => other,
         };
         let options = &LoadOptions { bias, ..*options };
-        let parts = read_parts(state, prefix, options)?;
+        let parts = layout::of(state, prefix).parts(state, prefix, options)?;
         let bias = read_bias(state, prefix, parts.weight.shape().rows(), options)?;
         self.replace(parts, bias)?;
         if self.name.is_none() && !prefix.is_empty() {
