@@ -13,17 +13,18 @@
 //! assert_eq!(native.detect("encoder.0.dense.weight"), None);
 //! ```
 
+mod load;
 mod native;
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use fp4_core::{PackedMatrix, PackedShape, TransformShape};
 
+use crate::checkpoint::tiles::Tile;
 use crate::checkpoint::{Checkpoint, TensorSource};
 use crate::error::Error;
 use crate::layer::state::{LoadOptions, Scalars};
 use crate::layer::{Parts, StoredTransform};
-use crate::model::tiles::Tile;
 pub use native::{Native, STATE_NAMES};
 
 /// All layouts, asked in this order.
