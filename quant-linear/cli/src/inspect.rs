@@ -15,10 +15,10 @@ use fp4_core::ScaleType;
 use serde::Serialize;
 use serde_json::{Value, json};
 
+use quant_linear::checkpoint::tiles::{DEFAULT_BLOCK_BYTES, tiles};
 use quant_linear::checkpoint::{Checkpoint, byte_len};
 use quant_linear::layout::{Layer, Layers};
 use quant_linear::model::quantize::zero_groups;
-use quant_linear::model::tiles::{DEFAULT_BLOCK_BYTES, tiles};
 
 use crate::args;
 use crate::report::{Page, Stream};

@@ -24,9 +24,11 @@ mod progress;
 mod quantize;
 mod report;
 
+use std::io::Write;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use quant_linear::text;
 
 /// FP4 checkpoints (MXFP4 and NVFP4) whose matmul gives the same bits everywhere.
 #[derive(Debug, Parser)]
@@ -67,7 +69,7 @@ impl Command {
 
 fn main() -> ExitCode {
     report::start_log();
-    let cli = Cli::try_parse().unwrap_or_else(|error| refuse(&error));
+    let cli = Cli::try_parse().unwrap_or_else(|error| refuse(error));
     cli.command.unwrap_or_default().run().unwrap_or_else(|error| {
         report::complain(&error);
         ExitCode::from(2)
@@ -75,19 +77,15 @@ fn main() -> ExitCode {
 }
 
 /// Says what is wrong with the arguments, or gives the help that they ask for, and exits.
-fn refuse(error: &clap::Error) -> ! {
-    let given: Vec<_> = std::env::args_os().map(|a| a.to_string_lossy().into_owned()).collect();
-    let escaped = given.iter().map(|a| quant_linear::text::printable(a).into_owned());
-    let escaped: Vec<_> = escaped.collect();
-    if escaped == given {
-        error.exit(); // in colour, where there is a terminal
-    }
-    // An argument would steer the terminal: the same complaint about the arguments escaped.
-    match Cli::try_parse_from(escaped) {
-        Err(error) => error.exit(),
+fn refuse(error: clap::Error) -> ! {
+    // The error repeats an argument as it is, so it is asked for again with all of them escaped.
+    let args = std::env::args_os().map(|arg| text::printable(&arg.to_string_lossy()).into_owned());
+    match Cli::try_parse_from(args) {
+        Err(escaped) => escaped.exit(),
         Ok(_) => {
-            eprintln!("error: an argument holds control characters; give it without them");
-            std::process::exit(2)
+            let plain = error.render().to_string();
+            let _ = writeln!(std::io::stderr(), "{}", text::printable(&plain));
+            std::process::exit(error.exit_code())
         }
     }
 }

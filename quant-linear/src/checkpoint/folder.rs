@@ -14,8 +14,7 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-use super::error::Refusal;
-use crate::error::Error;
+use crate::error::{Error, Refusal};
 
 /// The contents of a folder, by paths relative to it.
 #[derive(Debug, Default)]

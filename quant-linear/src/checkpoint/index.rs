@@ -9,12 +9,11 @@ use std::path::{Component, Path};
 
 use serde_json::value::RawValue;
 
-use super::error::Refusal;
 use super::folder::Inside;
 use super::plain;
 use super::reader::MAX_HEADER;
 use super::unique::Unique;
-use crate::error::Error;
+use crate::error::{Error, Refusal};
 
 /// Name of the index in a folder.
 pub const INDEX: &str = "model.safetensors.index.json";

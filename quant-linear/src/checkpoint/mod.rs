@@ -23,12 +23,12 @@
 //! # Ok::<(), quant_linear::Error>(())
 //! ```
 
-mod error;
 mod folder;
 mod index;
 mod plain;
 mod reader;
 mod sniff;
+pub mod tiles;
 mod unique;
 mod writer;
 
@@ -41,12 +41,13 @@ use std::sync::{Mutex, PoisonError};
 pub use safetensors::tensor::TensorInfo;
 use safetensors::{Dtype, SafeTensors};
 
-pub use error::Refusal;
 use folder::Inside;
 pub use folder::{Listing, list};
 pub use index::{INDEX, Index};
 pub use reader::{TensorFile, byte_len};
 pub use writer::{Arrangement, Planned};
+
+pub use crate::error::Refusal;
 
 use crate::error::Error;
 

@@ -8,7 +8,7 @@ use std::fs::{File, OpenOptions};
 use std::io::Read;
 use std::path::Path;
 
-use super::error::Refusal;
+use crate::error::Refusal;
 
 /// Opens a plain file; its length.
 ///

@@ -24,11 +24,10 @@ use safetensors::Dtype;
 use safetensors::tensor::TensorInfo;
 use serde::de::{Deserialize, Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
 
-use super::error::Refusal;
 use super::plain;
 use super::sniff;
 use super::unique::{self, Unique};
-use crate::error::Error;
+use crate::error::{Error, Refusal};
 
 /// The longest header that the format allows.
 pub(super) const MAX_HEADER: u64 = 100_000_000;

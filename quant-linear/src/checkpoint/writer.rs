@@ -12,8 +12,8 @@ use safetensors::Dtype;
 use safetensors::tensor::TensorInfo;
 use serde::ser::{Serialize, SerializeMap, Serializer};
 
-use super::error::Refusal;
 use super::reader::{MAX_HEADER, byte_len};
+use crate::error::Refusal;
 
 /// A tensor to be written: name, type, shape.
 pub type Planned = (String, Dtype, Vec<usize>);

@@ -2,27 +2,29 @@
 //!
 //! A layout says which tensors mark a layer ([`Layout::detect`]), what the layer is like, from
 //! headers and scalars alone ([`Layout::layer`]), and what it is made of ([`Layout::parts`]). A new
-//! one is a file beside `native` and a line in [`ALL`].
+//! one is a file beside `native` and a line in [`ALL`]; the command and loading by program take it
+//! from there.
 //!
 //! ```
-//! use quant_linear::layout::{self, Layout};
+//! use quant_linear::layout;
 //!
 //! let native = layout::ALL[0];
 //! assert_eq!(native.detect("encoder.0.dense.e2m1"), Some("encoder.0.dense"));
 //! assert_eq!(native.detect("encoder.0.dense.weight"), None);
 //! ```
 
+mod load;
 mod native;
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use fp4_core::{PackedMatrix, PackedShape, TransformShape};
 
+use crate::checkpoint::tiles::Tile;
 use crate::checkpoint::{Checkpoint, TensorSource};
 use crate::error::Error;
 use crate::layer::state::{LoadOptions, Scalars};
 use crate::layer::{Parts, StoredTransform};
-use crate::model::tiles::Tile;
 pub use native::{Native, STATE_NAMES};
 
 /// All layouts, asked in this order.
@@ -61,6 +63,17 @@ pub trait Layout: Sync {
         prefix: &str,
         options: &LoadOptions,
     ) -> Result<Parts, Error>;
+}
+
+/// The layout of the layer under a prefix: the first that finds a mark of its own there, or else the
+/// native one, which then says what is missing.
+pub fn of(source: &dyn TensorSource, prefix: &str) -> &'static dyn Layout {
+    let marks = |layout: &&dyn Layout| {
+        let names = layout.tensors(prefix);
+        let mut marks = names.iter().filter(|name| layout.detect(name) == Some(prefix));
+        marks.any(|name| source.header(name).is_some())
+    };
+    ALL.into_iter().find(marks).unwrap_or(&Native)
 }
 
 /// One quantized layer of a checkpoint.

@@ -5,13 +5,13 @@ use std::borrow::Cow;
 use fp4_core::{FloatType, FloatVec, PackedMatrix, Transform, with_floats};
 use safetensors::Dtype;
 
+use crate::checkpoint::tiles::{DEFAULT_BLOCK_BYTES, Tile, tiles};
 use crate::checkpoint::{Checkpoint, Tensor, byte_len};
 use crate::error::Error;
 use crate::layer::{StoredTransform, state};
 use crate::layout::Layer;
 use crate::model::dense;
 use crate::model::difference::Difference;
-use crate::model::tiles::{DEFAULT_BLOCK_BYTES, Tile, tiles};
 
 /// Why two items cannot be compared.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

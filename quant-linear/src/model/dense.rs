@@ -5,9 +5,9 @@
 
 use fp4_core::{Buffer, FloatType, FloatVec, PackedView, Transform, with_floats};
 
+use crate::checkpoint::tiles::Tile;
 use crate::checkpoint::{Checkpoint, Tensor};
 use crate::error::Error;
-use crate::model::tiles::Tile;
 
 /// Reads a tile of a dense tensor.
 ///

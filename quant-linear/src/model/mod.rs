@@ -8,12 +8,11 @@
 //! | [`quantize`] | the streaming quantizer |
 //! | [`compare`] | one tensor against another |
 //! | [`difference`] | how far apart two are |
-//! | [`tiles`] | the pieces in which a matrix is read |
 //!
 //! ```no_run
 //! use fp4_core::Format;
-//! use quant_linear::checkpoint::Checkpoint;
-//! use quant_linear::model::{plan::Plan, quantize::Engine, tiles::DEFAULT_BLOCK_BYTES};
+//! use quant_linear::checkpoint::{Checkpoint, tiles::DEFAULT_BLOCK_BYTES};
+//! use quant_linear::model::{plan::Plan, quantize::Engine};
 //! use quant_linear::{Backends, DenseOptions};
 //!
 //! let input = Checkpoint::open("model.safetensors".as_ref())?;
@@ -28,10 +27,8 @@
 pub mod compare;
 mod dense;
 pub mod difference;
-mod error;
 pub mod plan;
 pub mod quantize;
 pub mod select;
-pub mod tiles;
 
-pub use error::{ModelError, listed};
+pub use crate::error::{ModelError, listed};

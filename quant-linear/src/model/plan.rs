@@ -7,11 +7,10 @@ use fp4_core::{FloatType, PackedShape};
 use safetensors::Dtype;
 
 use crate::checkpoint::{Arrangement, Checkpoint, Tensor, byte_len};
-use crate::error::Error;
+use crate::error::{Error, ModelError, Reason};
 use crate::layer::{DenseOptions, state};
 use crate::layout::STATE_NAMES;
-use crate::model::error::ModelError;
-use crate::model::select::{EXAMPLES, Fate, Reason, Rule};
+use crate::model::select::{EXAMPLES, Fate, Rule};
 
 /// A weight to be quantized.
 #[derive(Debug, Clone)]

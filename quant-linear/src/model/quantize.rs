@@ -22,14 +22,13 @@ use std::path::Path;
 use fp4_core::{FloatVec, PackedMatrix, QuantSpec, QuantizeInput, Transform, with_floats};
 
 use crate::atomic::{NewFile, NewFolder};
+use crate::checkpoint::tiles::{Tile, tiles};
 use crate::checkpoint::{Arrangement, Checkpoint, INDEX, Listing, byte_len};
-use crate::error::Error;
+use crate::error::{Error, ModelError};
 use crate::layer::{DenseOptions, StoredTransform, state};
 use crate::model::dense;
 use crate::model::difference::Difference;
-use crate::model::error::ModelError;
 use crate::model::plan::{Plan, Weight};
-use crate::model::tiles::{Tile, tiles};
 use crate::run::routing::Backends;
 use crate::transform::{amax, larger_amax, transformed};
 

@@ -19,13 +19,11 @@
 //! Worked example: including `l.*` on `l.weight` (8, 64), `l.bias` (8) and `l.norm.weight` (64)
 //! quantizes the first and copies the others without a word; including `l.bias` is an error.
 
+use crate::checkpoint::TensorInfo;
+use crate::error::{ModelError, Reason};
+use crate::layer::state::{self, Scalars};
 use fp4_core::{FloatType, Format, PackedShape};
 use globset::{Glob, GlobSet, GlobSetBuilder};
-use safetensors::Dtype;
-
-use crate::checkpoint::TensorInfo;
-use crate::layer::state::{self, Scalars};
-use crate::model::error::ModelError;
 
 /// Names that the default rule keeps dense: embeddings and output heads.
 pub const KEPT: [&str; 10] = [
@@ -65,40 +63,6 @@ pub type Named<'a> = (&'a str, &'a TensorInfo);
 
 /// How many tensors an error names as examples.
 pub(super) const EXAMPLES: usize = 5;
-
-/// Why a tensor that could be a linear weight is not quantized.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
-pub enum Reason {
-    /// A pattern to exclude matches it.
-    #[error("it is excluded")]
-    Excluded,
-    /// It is kept by its name, as nothing is included.
-    #[error("an embedding or output head by its name; including it quantizes it")]
-    Kept,
-    /// It is named otherwise than a linear weight.
-    #[error("its name does not end in `.weight`")]
-    Name,
-    /// A type that is not quantized.
-    #[error("it is {0}, expected F32, F16 or BF16")]
-    Type(Dtype),
-    /// A shape that is no matrix.
-    #[error("it has shape {0:?}, expected two dimensions")]
-    Rank(Vec<usize>),
-    /// A last dimension that does not divide.
-    #[error("K = {k} is not a multiple of the {what} of {size}")]
-    NotMultiple {
-        /// The last dimension.
-        k: usize,
-        /// Of what it is no multiple.
-        what: &'static str,
-        /// The size of that.
-        size: usize,
-    },
-    /// A layer that could not be loaded.
-    #[error("{0}")]
-    Unloadable(String),
-}
 
 /// What becomes of a tensor.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -206,7 +170,7 @@ impl Rule {
             activation_global_scale: None,
             activation_scale_scale: None,
         };
-        let shape = PackedShape::of(self.format, rows, 0).map_err(crate::Error::from);
+        let shape = PackedShape::of(self.format, rows, 0).map_err(crate::error::Error::from);
         let check = shape.and_then(|shape| state::check(shape, None, &scalars));
         check.map(drop).map_err(|e| Reason::Unloadable(e.to_string()))
     }
@@ -280,6 +244,8 @@ fn globs<S: AsRef<str>>(patterns: &[S]) -> Result<GlobSet, ModelError> {
 
 #[cfg(test)]
 mod tests {
+    use safetensors::Dtype;
+
     use super::*;
 
     fn info(dtype: Dtype, shape: &[usize]) -> TensorInfo {

@@ -18,10 +18,10 @@ use anyhow::{Context, Result, bail, ensure};
 use fp4_core::Format;
 use quant_linear::{Backends, DenseOptions, StoredTransform};
 
+use quant_linear::checkpoint::tiles::DEFAULT_BLOCK_BYTES;
 use quant_linear::checkpoint::{Checkpoint, Listing, list};
 use quant_linear::model::plan::Plan;
 use quant_linear::model::quantize::{Engine, Event, check_product};
-use quant_linear::model::tiles::DEFAULT_BLOCK_BYTES;
 
 use crate::args;
 use crate::interrupt;

@@ -8,10 +8,10 @@ use safetensors::Dtype;
 use serde::Serialize;
 use serde_json::{Value, json};
 
+use quant_linear::Reason;
 use quant_linear::model::difference::Difference;
 use quant_linear::model::plan::{Plan, Weight};
 use quant_linear::model::quantize::Outcome;
-use quant_linear::model::select::Reason;
 
 use super::{Args, GlobalScale, TransformArg, told};
 use quant_linear::checkpoint::{Arrangement, Checkpoint, byte_len};

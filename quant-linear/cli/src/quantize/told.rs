@@ -1,10 +1,9 @@
 //! The library's answers in the words of this command line: which option to change.
 
 use anyhow::anyhow;
-use quant_linear::Error;
-use quant_linear::model::select::Reason;
 use quant_linear::model::{ModelError, listed};
 use quant_linear::text;
+use quant_linear::{Error, Reason};
 
 /// Why a tensor is not quantized.
 pub(super) fn reason(reason: &Reason) -> String {

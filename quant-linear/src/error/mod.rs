@@ -1,12 +1,16 @@
 //! What can go wrong with a layer or a state, and what to do about it.
 
+mod checkpoint;
+mod model;
+
 use std::path::{Path, PathBuf};
 
 use fp4_core::{FloatType, Unsupported};
 use safetensors::Dtype;
 
-use crate::checkpoint::{INDEX, Refusal};
-use crate::model::ModelError;
+pub use checkpoint::Refusal;
+pub use model::{ModelError, Reason, listed};
+
 use crate::text::{self, printable};
 
 /// An error of this crate: what was given, what was expected, what to do.
@@ -42,7 +46,7 @@ pub enum Error {
         refusal: Box<Refusal>,
     },
     /// A shard that cannot be read.
-    #[error("{INDEX} names the shard `{}`: {error}", printable(.shard))]
+    #[error("model.safetensors.index.json names the shard `{}`: {error}", printable(.shard))]
     Shard {
         /// Its name.
         shard: String,

@@ -2,7 +2,8 @@
 
 use std::path::PathBuf;
 
-use crate::model::select::Reason;
+use safetensors::Dtype;
+
 use crate::text::{self, printable};
 
 /// What can be wrong with what is asked of a model.
@@ -139,6 +140,40 @@ pub enum ModelError {
     /// No backend that can quantize a weight.
     #[error("no backend can quantize this ({0}); give one that can")]
     NoQuantizer(String),
+}
+
+/// Why a tensor that could be a linear weight is not quantized.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Reason {
+    /// A pattern to exclude matches it.
+    #[error("it is excluded")]
+    Excluded,
+    /// It is kept by its name, as nothing is included.
+    #[error("an embedding or output head by its name; including it quantizes it")]
+    Kept,
+    /// It is named otherwise than a linear weight.
+    #[error("its name does not end in `.weight`")]
+    Name,
+    /// A type that is not quantized.
+    #[error("it is {0}, expected F32, F16 or BF16")]
+    Type(Dtype),
+    /// A shape that is no matrix.
+    #[error("it has shape {0:?}, expected two dimensions")]
+    Rank(Vec<usize>),
+    /// A last dimension that does not divide.
+    #[error("K = {k} is not a multiple of the {what} of {size}")]
+    NotMultiple {
+        /// The last dimension.
+        k: usize,
+        /// Of what it is no multiple.
+        what: &'static str,
+        /// The size of that.
+        size: usize,
+    },
+    /// A layer that could not be loaded.
+    #[error("{0}")]
+    Unloadable(String),
 }
 
 /// `` `name`: reason; ...``
