@@ -18,7 +18,7 @@ use fp4_backend_cuda::{Cuda, MatmulKernel};
 use fp4_core::backend::{Resident, Sink, Source};
 use fp4_core::{
     DeviceError, Error, Format, Matmul, PackedMatrix, QuantSpec, QuantizeInput, Quantizer,
-    Unsupported, bf16, reference,
+    Unsupported, Version, bf16, reference,
 };
 use sha2::{Digest, Sha256};
 
@@ -216,7 +216,9 @@ fn child_sees_the_devices_it_was_given() {
         match (fp4_backend_cuda::open(index), index < count, old) {
             (Ok(_), true, false) => work(&Cuda::open(index).unwrap()).unwrap(),
             (Err(reason), true, true) => {
-                assert_eq!(reason, Unsupported::DeviceTooOld { found: 75, needed: 80 });
+                let [found, needed] =
+                    [(7, 5), (8, 0)].map(|(major, minor)| Version { major, minor });
+                assert_eq!(reason, Unsupported::DeviceTooOld { found, needed });
             }
             (Err(reason), false, _) => assert_eq!(reason, Unsupported::NoDevice),
             (opened, ..) => panic!("device {index} of {count}: {opened:?}"),

@@ -243,24 +243,39 @@ pub enum Unsupported {
     NoDriver,
     /// The driver is there and reports no usable device.
     NoDevice,
-    /// The driver is older than the backend needs (versions as 1000 * major + 10 * minor).
+    /// The driver is older than the backend needs.
     DriverTooOld {
         /// Version found.
-        found: i32,
+        found: Version,
         /// Version needed.
-        needed: i32,
+        needed: Version,
     },
-    /// The device is older than the backend needs (versions as 10 * major + minor).
+    /// The device is older than the backend needs.
     DeviceTooOld {
-        /// Compute capability found.
-        found: i32,
-        /// Compute capability needed.
-        needed: i32,
+        /// What it can do, as a version.
+        found: Version,
+        /// What is needed.
+        needed: Version,
     },
     /// The device exists, and this backend has no kernel for the operation yet.
     NotImplemented,
     /// A reason of a backend's own.
     Other(&'static str),
+}
+
+/// A version of a driver or of what a device can do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Version {
+    /// The major version.
+    pub major: i32,
+    /// The minor version.
+    pub minor: i32,
+}
+
+impl fmt::Display for Version {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{}", self.major, self.minor)
+    }
 }
 
 /// A failure of a device at run time.
@@ -447,22 +462,12 @@ impl fmt::Display for Unsupported {
             Unsupported::CpuFeature(name) => write!(f, "this CPU lacks {name}"),
             Unsupported::NoDriver => f.write_str("the driver library is not installed"),
             Unsupported::NoDevice => f.write_str("the driver reports no usable device"),
-            Unsupported::DriverTooOld { found, needed } => write!(
-                f,
-                "driver version {}.{} found, {}.{} needed",
-                found / 1000,
-                found % 1000 / 10,
-                needed / 1000,
-                needed % 1000 / 10
-            ),
-            Unsupported::DeviceTooOld { found, needed } => write!(
-                f,
-                "compute capability {}.{} found, {}.{} needed",
-                found / 10,
-                found % 10,
-                needed / 10,
-                needed % 10
-            ),
+            Unsupported::DriverTooOld { found, needed } => {
+                write!(f, "driver version {found} found, {needed} needed")
+            }
+            Unsupported::DeviceTooOld { found, needed } => {
+                write!(f, "compute capability {found} found, {needed} needed")
+            }
             Unsupported::NotImplemented => {
                 f.write_str("this backend has no kernel for the operation yet")
             }

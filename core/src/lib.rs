@@ -101,7 +101,9 @@ pub use counts::QuantCounts;
 pub use e2m1::{E2m1, TieMode};
 pub use environment::check_environment;
 pub use epilogue::{Epilogue, finish_one};
-pub use error::{Buffer, DeviceError, Dim, Error, FpEnvironment, ScaleSetting, Unsupported};
+pub use error::{
+    Buffer, DeviceError, Dim, Error, FpEnvironment, ScaleSetting, Unsupported, Version,
+};
 pub use exact::{ExactSum, FixedSum, Partials, PartialsMut, finish};
 pub use float::{Float, FloatSlice, FloatSliceMut, NAN_BF16, NAN_F16, NAN_F32};
 pub use fma::fma;

@@ -377,9 +377,9 @@ fn quantize_counts_add_up() {
 
 #[test]
 fn paths_add_up() {
-    let mut all = Paths { narrow: 10, planes: 20, wide: 30 };
-    all.merge(&Paths { narrow: 4, planes: 5, wide: 6 });
-    assert_eq!(all, Paths { narrow: 14, planes: 25, wide: 36 });
+    let mut all = Paths::new(10, 20, 30);
+    all.merge(&Paths::new(4, 5, 6));
+    assert_eq!(all, Paths::new(14, 25, 36));
 }
 
 /// A matmul that does nothing it is not asked for: the defaults of the trait.
@@ -462,7 +462,7 @@ fn the_reference_backend_computes_what_its_functions_do() {
     let weight = backend.matmul().unwrap().clone().prepare_dyn(Arc::new(got.clone())).unwrap();
     assert_eq!(weight.shape(), got.shape());
     let paths = weight.matmul(got.view(), 0.5.into(), (&mut y[..]).into()).unwrap();
-    assert_eq!((y, paths), (expected_y, Paths { wide: 9, ..Paths::default() }));
+    assert_eq!((y, paths), (expected_y, Paths::new(0, 0, 9)));
     assert!(y.iter().all(|&y| y != 0.0));
 
     let (mut sums, mut expected) = ([ExactSum::ZERO; 9], [ExactSum::ZERO; 9]);
@@ -507,9 +507,11 @@ fn messages_name_what_was_given() {
     }
     says(Error::Environment(FpEnvironment::FlushToZero).to_string(), &["subnormals", "flushed"]);
     says(Error::Environment(FpEnvironment::RoundingMode).to_string(), &["rounding mode"]);
-    let old = Unsupported::DriverTooOld { found: 12_040, needed: 13_010 };
+    let version = |major, minor| fp4_core::Version { major, minor };
+    let old = Unsupported::DriverTooOld { found: version(12, 4), needed: version(13, 1) };
     says(old.to_string(), &["12.4", "13.1"]);
-    says(Unsupported::DeviceTooOld { found: 75, needed: 80 }.to_string(), &["7.5", "8.0"]);
+    let old = Unsupported::DeviceTooOld { found: version(7, 5), needed: version(8, 0) };
+    says(old.to_string(), &["7.5", "8.0"]);
     says(Unsupported::K { got: 77, max: 64 }.to_string(), &["77", "64"]);
     says(DeviceError::OutOfMemory { bytes: 4096 }.to_string(), &["4096"]);
     says(DeviceError::Driver { code: 719 }.to_string(), &["719"]);

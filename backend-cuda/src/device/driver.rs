@@ -96,6 +96,8 @@ fn check(devices: &[Device], index: usize) -> Result<&Device, Unsupported> {
 
 #[cfg(test)]
 mod tests {
+    use fp4_core::Version;
+
     use super::*;
 
     fn device(compute_capability: i32) -> Device {
@@ -108,7 +110,10 @@ mod tests {
         let two = [device(75), device(90)];
         assert_eq!(
             check(&two, 0).unwrap_err(),
-            Unsupported::DeviceTooOld { found: 75, needed: 80 }
+            Unsupported::DeviceTooOld {
+                found: Version { major: 7, minor: 5 },
+                needed: Version { major: 8, minor: 0 },
+            }
         );
         assert_eq!(check(&two, 1).unwrap().compute_capability, 90);
         assert_eq!(check(&two, 2).unwrap_err(), Unsupported::NoDevice);

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use fp4_core::{Error, Unsupported};
+use fp4_core::{Error, Unsupported, Version};
 
 /// A version of CUDA: the driver gives it as 1000 * major + 10 * minor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -54,10 +54,14 @@ impl From<Reason> for Unsupported {
     fn from(reason: Reason) -> Self {
         Unsupported::Other(match reason {
             Reason::DriverTooOld { found, needed } => {
-                let (found, needed) = (found.number(), needed.number());
+                let [found, needed] = [found, needed]
+                    .map(|version| Version { major: version.major(), minor: version.minor() });
                 return Unsupported::DriverTooOld { found, needed };
             }
             Reason::DeviceTooOld { found, needed } => {
+                // The backend counts compute capabilities as 10 * major + minor.
+                let [found, needed] = [found, needed]
+                    .map(|number| Version { major: number / 10, minor: number % 10 });
                 return Unsupported::DeviceTooOld { found, needed };
             }
             Reason::DoesNotStart => "the CUDA device does not start; see the log",

@@ -276,6 +276,8 @@ impl MatmulQuery {
 ///
 /// A backend may account per tile or row: the counts are of outputs in the tiles that a path
 /// touched last, so they add up to M * N.
+#[non_exhaustive]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Paths {
     /// Outputs of the backend's fastest integer path.
@@ -287,6 +289,11 @@ pub struct Paths {
 }
 
 impl Paths {
+    /// Counts of the three kinds.
+    pub const fn new(narrow: u64, planes: u64, wide: u64) -> Self {
+        Paths { narrow, planes, wide }
+    }
+
     /// Adds the counts of another part.
     pub fn merge(&mut self, other: &Paths) {
         self.narrow += other.narrow;

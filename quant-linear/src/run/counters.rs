@@ -33,11 +33,7 @@ impl Counters {
 
     /// How many outputs each kind of path computed so far.
     pub fn paths(&self) -> Paths {
-        Paths {
-            narrow: self.narrow.load(Relaxed),
-            planes: self.planes.load(Relaxed),
-            wide: self.wide.load(Relaxed),
-        }
+        Paths::new(self.narrow.load(Relaxed), self.planes.load(Relaxed), self.wide.load(Relaxed))
     }
 
     /// Sets all counters to zero. Calls that run meanwhile count before or after.

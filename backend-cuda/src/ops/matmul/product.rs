@@ -74,7 +74,7 @@ pub(crate) const PATHS_BYTES: usize = 24;
 /// What ran, as the kernels count it.
 pub(crate) fn paths_of(counters: [u8; PATHS_BYTES]) -> Paths {
     let [narrow, planes, wide] = bytemuck::cast::<_, [u64; 3]>(counters);
-    Paths { narrow, planes, wide }
+    Paths::new(narrow, planes, wide)
 }
 
 /// Whether the sums of an NVFP4 row may leave an int64.
