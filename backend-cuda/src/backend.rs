@@ -311,6 +311,7 @@ fn expect_int(sizes: &[usize]) -> Result<(), Unsupported> {
 
 impl Quantizer for Cuda {
     fn supports_quantize(&self, query: &QuantizeQuery) -> Result<(), Unsupported> {
+        query.expect_plain()?;
         expect_int(&[query.rows, query.k])
     }
 

@@ -1,6 +1,6 @@
-//! The CUDA backend of exact-fp4: the bits of the [contract](fp4_core::contract) on NVIDIA GPUs since Ampere, with or
-//! without FP4 units. **Not yet run on hardware**: the kernels run in tests on a stand-in for the
-//! driver (`emulator/`), built from the same sources.
+//! The CUDA backend of exact-fp4: the bits of the [contract](fp4_core::contract) on NVIDIA GPUs
+//! since Ampere, with or without FP4 units. **Not yet run on hardware**: the kernels run in tests
+//! on a stand-in for the driver (`emulator/`), built from the same sources.
 //!
 //! # The model
 //!
@@ -18,6 +18,13 @@
 //! driver, the PTX in `prebuilt/` is used, which runs on every device from compute capability 8.0
 //! up, Hopper's own kernels on 9.0 alone. Failures are values: why there is no device, how many
 //! bytes there were not, that the device was lost; what the compiler said goes to the log.
+//!
+//! What host and kernels agree on is one header, `kernels/arguments.cuh`: constants and the
+//! arguments of every kernel, each one struct. The crate reads it when it is compiled, and does not
+//! compile where its own structs differ; a kernel is a value that knows the type of its arguments.
+//!
+//! Kept between calls are the buffers of earlier ones, up to [`Cuda::with_scratch_limit`], until
+//! [`Cuda::release_scratch`]. No lock is held while a kernel is compiled or a caller's code runs.
 //!
 //! | module | contents |
 //! |---|---|

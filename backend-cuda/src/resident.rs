@@ -124,9 +124,9 @@ impl Resident for Cuda {
         if from_host { self.gpu.synchronize() } else { Ok(()) }
     }
 
-    /// For a [`Sink::Resident`] the counts are 0: see [`Cuda::paths`]. A bias stays on the device with
-    /// the weight, and is copied there again only when it changes; row scales are copied, and waited
-    /// for, in every call, so a product with them is not for a graph.
+    /// For a [`Sink::Resident`] the counts are 0: see [`Cuda::paths`]. A bias stays on the device
+    /// with the weight, and is copied there again only when it changes; row scales are copied, and
+    /// waited for, in every call, so a product with them is not for a graph.
     fn matmul_resident<B: Packed>(
         &self,
         a: &CudaOperand,

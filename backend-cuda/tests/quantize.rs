@@ -11,9 +11,9 @@ use common::{Rng, same_bits};
 use fp4_backend_cuda::{Cuda, MatmulKernel};
 use fp4_core::backend::{Resident, Source};
 use fp4_core::{
-    Error, Float, FloatType, Format, GroupSize, PackedMatrix, QuantCounts, QuantSpec,
-    QuantizeInput, Quantizer, ScaleType, Swizzle, TieMode, Transform, bf16, f16, hadamard,
-    reference,
+    Error, Float, FloatType, Format, GroupSize, PackedMatrix, PackedMut, QuantCounts, QuantSpec,
+    QuantizeInput, Quantizer, ScaleType, Swizzle, TieMode, Transform, Unsupported, bf16, f16,
+    hadamard, reference,
 };
 
 /// Quantizes by both and compares; returns values quantized.
@@ -207,6 +207,23 @@ fn what_is_counted_is_what_the_reference_counts_from_the_host_and_on_the_device(
     println!("{all:?}");
     let each = [all.clipped, all.scale_max, all.flushed, all.nan_groups];
     assert!(each.iter().all(|&count| count > 50), "{all:?}");
+}
+
+#[test]
+fn settings_that_the_kernels_do_not_know_are_refused_and_nothing_is_written() {
+    let cuda = Cuda::open(0).unwrap();
+    let spec = QuantSpec::usual(Format::NvFp4).with_row_scales().unwrap();
+    let x = [1f32; 32];
+    let input = QuantizeInput::new(&x[..], 2, 16, &spec).unwrap();
+    let (mut codes, mut scales, mut rows) = ([0xA5; 16], [0xA5; 2], [7f32; 2]);
+    let out = PackedMut::new(input.shape(), &mut codes, &mut scales).unwrap();
+    let refused = cuda.quantize(&input, &mut out.with_row_scales(&mut rows).unwrap());
+    assert_eq!(refused, Err(Error::Unsupported(Unsupported::RowScales)));
+    assert_eq!((codes, scales, rows), ([0xA5; 16], [0xA5; 2], [7.0; 2]));
+    let mut out = cuda.empty_operand().unwrap();
+    let from = Source::Host((&x[..]).into());
+    let refused = cuda.quantize_resident(from, [2, 16], &spec, None, &mut out, None);
+    assert_eq!(refused, Err(Error::Unsupported(Unsupported::RowScales)));
 }
 
 #[test]

@@ -1,13 +1,13 @@
 //! `kernels/arguments.cuh`, read when this crate is compiled: constants, and the fields of structs.
 //!
 //! ```text
-//! constexpr int TILE_ROWS = 128;        constant("TILE_ROWS") is 128
-//! struct PadArgs { const u8* from; .. };   expect_struct("PadArgs", fields): the same names and types
-//! static_assert(sizeof(PadArgs) == 32, "");   in the same order, at the same offsets, the same size
+//! constexpr int TILE_ROWS = 128;             constant("TILE_ROWS") is 128
+//! struct PadArgs { const u8* from; .. };     expect_struct("PadArgs", fields): the same names and
+//! static_assert(sizeof(PadArgs) == 32, "");  types in the same order, and the same size
 //! ```
 //!
-//! A number or a field that differs does not compile. The C++ compilers check the asserted sizes, and
-//! a test compares them with the parameters in the prebuilt PTX.
+//! A number or a field that differs does not compile. The C++ compilers check the asserted sizes,
+//! and a test compares them with the parameters in the prebuilt PTX.
 
 const HEADER: &[u8] = include_str!("../../kernels/arguments.cuh").as_bytes();
 
@@ -99,7 +99,8 @@ const fn expect_offsets(fields: &[Field]) {
     }
 }
 
-/// Where the text of `before`, `name`, `after` ends for the first time, from `at` on; else the length.
+/// Where the text of `before`, `name`, `after` ends for the first time, from `at` on; else the
+/// length.
 const fn find(mut at: usize, before: &[u8], name: &[u8], after: &[u8]) -> usize {
     while at < HEADER.len() {
         let mut end = skip(at, before);

@@ -64,7 +64,8 @@ impl Quantization<'_> {
     }
 }
 
-/// Quantizes into `out`, and describes the rows for the matmul. All shapes have been checked to fit.
+/// Quantizes into `out`, and describes the rows for the matmul. All shapes have been checked to
+/// fit.
 pub(crate) fn quantize(what: &Quantization<'_>, out: &mut CudaOperand) -> Result<(), Error> {
     out.reshape(what.shape, false)?;
     let args = what.arguments(out)?;
@@ -77,14 +78,14 @@ pub(crate) fn quantize(what: &Quantization<'_>, out: &mut CudaOperand) -> Result
         let threads = (k_pad / 8).next_multiple_of(32).min(256);
         (&QUANTIZE[float], Grid::row(if k_pad > 0 { rows } else { 0 }, threads))
     };
-    // SAFETY: `x` has rows * k values, a transform the blocks of its shape, and given scales one for
-    // each group, as the callers have checked; `out` has been given this shape.
+    // SAFETY: `x` has rows * k values, a transform the blocks of its shape, and given scales one
+    // for each group, as the callers have checked; `out` has been given this shape.
     unsafe { out.gpu.launch(kernel, grid, &args)? };
     out.describe_rows()
 }
 
-/// As [`quantize`], and folds what it quantizes, in the same pass over the values; false, and nothing
-/// is queued, where there is no memory for the folded form. It takes no given scales.
+/// As [`quantize`], and folds what it quantizes, in the same pass over the values; false, and
+/// nothing is queued, where there is no memory for the folded form. It takes no given scales.
 pub(crate) fn quantize_and_fold(
     what: &Quantization<'_>,
     out: &mut CudaOperand,

@@ -93,8 +93,8 @@ pub(super) fn queue(
         todo_n: int(todo_n)?,
     };
     let grid = Grid { blocks: [across, count, down], threads: 256 };
-    // SAFETY: as in `naive::queue`; there are sums and arrivals for more than one range, and marks for
-    // all tiles of their shape.
+    // SAFETY: as in `naive::queue`; there are sums and arrivals for more than one range, and marks
+    // for all tiles of their shape.
     unsafe { gpu.launch(kernel, grid, &args) }
 }
 

@@ -1,4 +1,5 @@
-//! The readable kernel, `matmul_naive.cu`, and partial sums, which it computes without their rounding.
+//! The readable kernel, `matmul_naive.cu`, and partial sums, which it computes without their
+//! rounding.
 
 use std::ops::Range;
 
