@@ -7,21 +7,23 @@
 //!     out = table[scale][code] for each code                                                 a byte permute
 //! ```
 //!
-//! There are 256 scale bytes, so a matrix needs at most 4096 products and roundings, whatever its size: every
-//! value that is written was computed by core's own operations, NaN, infinities and subnormals
-//! included, and the kernels only move bytes.
+//! There are 256 scale bytes, so a matrix needs at most 4096 products and roundings, whatever its
+//! size: every value that is written was computed by core's own operations, NaN, infinities and
+//! subnormals included, and the kernels only move bytes.
 //!
-//! Tables are kept as the kernel reads them: one value after the other, or in *planes*, the first bytes of all
-//! 16 values, then the second ones, for instruction sets whose permutes take a table of 16 bytes.
+//! Tables are kept as the kernel reads them: one value after the other, or in *planes*, the first
+//! bytes of all 16 values, then the second ones, for instruction sets whose permutes take a table
+//! of 16 bytes.
 //!
-//! Worked example: under e4m3 byte 0x4A (5) and gs = 0.1, code 7 is worth 6 * 0.5 = 3, as f16 0x4200. On a
-//! little-endian machine that is byte 0x00 at 7 of the first plane and 0x42 at 7 of the second.
+//! Worked example: under e4m3 byte 0x4A (5) and gs = 0.1, code 7 is worth 6 * 0.5 = 3, as f16
+//! 0x4200. On a little-endian machine that is byte 0x00 at 7 of the first plane and 0x42 at 7 of
+//! the second.
 
 use fp4_core::{Buffer, E2m1, Error, Float, FloatSliceMut, PackedView, ScaleType, reference};
 use half::{bf16, f16};
 use wide::bytemuck;
 
-use crate::threads::Threads;
+use crate::threads::TaskThreads;
 
 /// Values worth a task of their own.
 const TASK_VALUES: usize = 1 << 14;
@@ -33,7 +35,7 @@ pub(crate) type Table<const B: usize> = [[u8; 16]; B];
 
 /// Groups to be looked up.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Groups<'a, const B: usize> {
+pub(crate) struct PackedGroups<'a, const B: usize> {
     /// By scale byte; those of `scales` are filled.
     tables: &'a [Table<B>; 256],
     scales: &'a [u8],
@@ -42,7 +44,7 @@ pub(crate) struct Groups<'a, const B: usize> {
     bytes: usize,
 }
 
-impl<'a, const B: usize> Groups<'a, B> {
+impl<'a, const B: usize> PackedGroups<'a, B> {
     /// Each group's table, its codes by eight bytes, and where they go: 16 values of B bytes each.
     #[inline(always)]
     pub(crate) fn each(
@@ -67,7 +69,7 @@ pub(crate) trait LookUp: Copy + Send + Sync {
     const PLANES: bool;
 
     /// Writes the values of the groups' codes.
-    fn look_up<const B: usize>(self, groups: Groups<'_, B>, out: &mut [u8]);
+    fn look_up<const B: usize>(self, groups: PackedGroups<'_, B>, out: &mut [u8]);
 }
 
 /// The values of scale bytes under a global scale.
@@ -98,7 +100,7 @@ impl<const B: usize> Tables<B> {
 /// Writes the values of a packed matrix under `global_scale`, row-major.
 pub(crate) fn dequantize(
     kernel: impl LookUp,
-    threads: &Threads,
+    threads: &TaskThreads,
     packed: PackedView<'_>,
     global_scale: f32,
     out: FloatSliceMut<'_>,
@@ -116,7 +118,7 @@ pub(crate) fn dequantize(
 /// To values of B bytes.
 fn typed<T: Float, const B: usize, L: LookUp>(
     kernel: L,
-    threads: &Threads,
+    threads: &TaskThreads,
     packed: PackedView<'_>,
     global_scale: f32,
     out: &mut [T],
@@ -133,7 +135,7 @@ fn typed<T: Float, const B: usize, L: LookUp>(
                     all.fill::<T>(scale, L::PLANES);
                 }
             }
-            let groups = Groups { tables: &all.tables, scales, codes, bytes: group / 2 };
+            let groups = PackedGroups { tables: &all.tables, scales, codes, bytes: group / 2 };
             kernel.look_up(groups, bytemuck::cast_slice_mut(out));
         }
     };

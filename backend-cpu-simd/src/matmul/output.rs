@@ -5,7 +5,7 @@ use std::ops::Range;
 
 /// A row-major matrix of `columns` columns, borrowed to be written in disjoint parts.
 #[derive(Debug)]
-pub(crate) struct Grid<'a, T> {
+pub(crate) struct OutputParts<'a, T> {
     values: *mut T,
     len: usize,
     columns: usize,
@@ -14,12 +14,12 @@ pub(crate) struct Grid<'a, T> {
 
 // SAFETY: a Grid hands out `&mut T` parts that its callers keep disjoint ([`Grid::part`]), which
 // other threads may hold if T is Send.
-unsafe impl<T: Send> Sync for Grid<'_, T> {}
+unsafe impl<T: Send> Sync for OutputParts<'_, T> {}
 
-impl<'a, T> Grid<'a, T> {
+impl<'a, T> OutputParts<'a, T> {
     pub(crate) fn new(values: &'a mut [T], columns: usize) -> Self {
         let (len, values) = (values.len(), values.as_mut_ptr());
-        Grid { values, len, columns, borrowed: PhantomData }
+        OutputParts { values, len, columns, borrowed: PhantomData }
     }
 
     /// Columns `columns` of row `row`.
@@ -31,12 +31,13 @@ impl<'a, T> Grid<'a, T> {
         assert!(columns.start <= columns.end && columns.end <= self.columns);
         let start = row * self.columns + columns.start;
         assert!(start + columns.len() <= self.len);
-        // SAFETY: the asserts keep the part inside the borrowed slice, the caller keeps it disjoint.
+        // SAFETY: the asserts keep the part inside the borrowed slice, the caller keeps it
+        // disjoint.
         unsafe { std::slice::from_raw_parts_mut(self.values.add(start), columns.len()) }
     }
 
-    /// Asks for the cache lines of the values from `column` of row `row` on, 128 bytes, to be written
-    /// soon: a row of the output is far from the next, and the wait would be long.
+    /// Asks for the cache lines of the values from `column` of row `row` on, 128 bytes, to be
+    /// written soon: a row of the output is far from the next, and the wait would be long.
     #[inline]
     pub(crate) fn prefetch(&self, row: usize, column: usize) {
         let at = self.values.wrapping_add(row * self.columns + column).cast::<i8>();

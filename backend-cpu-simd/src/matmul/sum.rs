@@ -9,8 +9,8 @@ use std::ops::Range;
 
 use fp4_core::{Error, ExactSum, FixedSum, PackedShape, PartialsMut, Paths};
 
-/// Groups after which a long range of 64-bit partial sums is cut, so that every NVFP4 sum is narrow:
-/// 2^15 * 2304 * (448 * 512)^2 < 2^62.
+/// Groups after which a long range of 64-bit partial sums is cut, so that every NVFP4 sum is
+/// narrow: 2^15 * 2304 * (448 * 512)^2 < 2^62.
 pub(crate) const FIXED_GROUPS: usize = 1 << 15;
 
 /// The exact sum of one output, NaN scales counted as zero.
@@ -83,7 +83,7 @@ pub(crate) fn fits_63_bits(dot: u128, reach_a: u64, reach_b: u64, live: usize) -
 }
 
 /// Two operands whose exact sums over a range of groups can be computed.
-pub(crate) trait Product {
+pub(crate) trait ExactSums {
     /// The shapes of A and B.
     fn shapes(&self) -> [PackedShape; 2];
 
@@ -99,7 +99,7 @@ pub(crate) trait Product {
 
 /// Adds the exact sums over the groups `groups` to `out`.
 pub(crate) fn partial(
-    product: &impl Product,
+    product: &impl ExactSums,
     groups: Range<usize>,
     out: PartialsMut<'_>,
 ) -> Result<(), Error> {

@@ -1,4 +1,5 @@
-//! Look-ups of dequantized values on NEON (C4.4); see the crate's `dequantize`. Not yet run on hardware.
+//! Look-ups of dequantized values on NEON (C4.4); see the crate's `dequantize`. Not yet run on
+//! hardware.
 //!
 //! ```text
 //! codes = low and high nibbles of eight bytes, interleaved
@@ -8,7 +9,7 @@
 use std::arch::aarch64::*;
 
 use super::{Neon, NeonDotprod, NeonI8mm};
-use crate::dequantize::{Groups, LookUp, Table};
+use crate::dequantize::{LookUp, PackedGroups, Table};
 
 /// The same at every level.
 macro_rules! look_up {
@@ -16,7 +17,7 @@ macro_rules! look_up {
         $(impl LookUp for $level {
             const PLANES: bool = true;
 
-            fn look_up<const B: usize>(self, groups: Groups<'_, B>, out: &mut [u8]) {
+            fn look_up<const B: usize>(self, groups: PackedGroups<'_, B>, out: &mut [u8]) {
                 // SAFETY: the token proves NEON.
                 unsafe { neon(groups, out) }
             }
@@ -27,7 +28,7 @@ macro_rules! look_up {
 look_up!(Neon, NeonDotprod, NeonI8mm);
 
 #[target_feature(enable = "neon")]
-fn neon<const B: usize>(groups: Groups<'_, B>, out: &mut [u8]) {
+fn neon<const B: usize>(groups: PackedGroups<'_, B>, out: &mut [u8]) {
     groups.each(
         out,
         #[inline(always)]

@@ -11,8 +11,8 @@
 //!                  (bits + 0x1FFFFF + (bits >> 22 & 1) - (252 << 22)) >> 22
 //! ```
 //!
-//! Worked example: 5 is 0x40A00000, between codes 6 and 7. Bit 22 is 0, so 0x1FFFFF is added, which does
-//! not carry into bit 22: 0x40BFFFFF >> 22 = 258, less 252 is code 6, the even one.
+//! Worked example: 5 is 0x40A00000, between codes 6 and 7. Bit 22 is 0, so 0x1FFFFF is added, which
+//! does not carry into bit 22: 0x40BFFFFF >> 22 = 258, less 252 is code 6, the even one.
 //!
 //! The transform's chains are real fused multiply-adds, up to 32 outputs at a time.
 
@@ -20,34 +20,39 @@ use std::arch::aarch64::*;
 
 use fp4_core::QuantSpec;
 
-use super::Neon;
+use super::{Neon, NeonDotprod, NeonI8mm};
 use crate::counts::Groups;
-use crate::quantize::{Encode, Value};
+use crate::quantize::{Encode, FloatValue};
 
-/// Quantizes runs with ties to even.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct NeonEncoder(pub(crate) Neon);
+/// Ties to even: the same at every level.
+macro_rules! encode {
+    ($($level:ty),*) => {
+        $(
+            impl Encode for $level {
+                fn run(
+                    &self,
+                    y: &[f32],
+                    spec: &QuantSpec,
+                    given: bool,
+                    scales: &mut [u8],
+                    codes: &mut [u8],
+                    groups: &mut Groups,
+                ) {
+                    // SAFETY: the token proves NEON.
+                    unsafe { run(y, spec, given, scales, codes, groups) }
+                }
 
-impl Encode for NeonEncoder {
-    fn run(
-        &self,
-        y: &[f32],
-        spec: &QuantSpec,
-        given: bool,
-        scales: &mut [u8],
-        codes: &mut [u8],
-        groups: &mut Groups,
-    ) {
-        // SAFETY: the token proves NEON.
-        unsafe { run(y, spec, given, scales, codes, groups) }
-    }
-
-    fn chains<T: Value>(&self, x: &[f32], columns: &[f32], y: &mut [f32]) {
-        // SAFETY: the token proves NEON.
-        unsafe { chains(x, columns, y) }
-        y.iter_mut().for_each(|y| *y = T::from_f32(*y).to_f32());
-    }
+                fn chains<T: FloatValue>(&self, x: &[f32], columns: &[f32], y: &mut [f32]) {
+                    // SAFETY: the token proves NEON.
+                    unsafe { chains(x, columns, y) }
+                    y.iter_mut().for_each(|y| *y = T::from_f32(*y).to_f32());
+                }
+            }
+        )*
+    };
 }
+
+encode!(Neon, NeonDotprod, NeonI8mm);
 
 /// Sixteen values.
 #[inline]

@@ -21,14 +21,14 @@
 //! # Why it is exact
 //!
 //! *Fold.* w = v + 128 where v is a doubled code times 2^shift, |v| <= 96, and |a| <= 96. Products
-//! with u8 factors below 256 are summed in 32 bits, never saturating (`vpdpbusd`, not
-//! `vpdpbusds`), modulo 2^32; the driver takes 128 * sum(a) away again. The true sum of n chunks is
-//! at most n * 32 * 96 * 96, below 2^31 for n <= [`FOLD_CHUNKS`], so the wrapped result is the true one.
+//! with u8 factors below 256 are summed in 32 bits, never saturating (`vpdpbusd`, not `vpdpbusds`),
+//! modulo 2^32; the driver takes 128 * sum(a) away again. The true sum of n chunks is at most n *
+//! 32 * 96 * 96, below 2^31 for n <= [`FOLD_CHUNKS`], so the wrapped result is the true one.
 //!
-//! *Group.* w = v + 12 in 0..=24 and |a| <= 12. A half's dot is at most 16 * 144 = 2304: it fits the
-//! i16 that `vpackssdw` makes without saturating. The product of scaled scales is at most
-//! 258 * 127 = 32766: `vpmullw` keeps all of it. With the planes' own maxima, n chunks sum to at most
-//! n * 2 * 2304 * max_a * max_b: the driver drains in time ([`group_chunks`]).
+//! *Group.* w = v + 12 in 0..=24 and |a| <= 12. A half's dot is at most 16 * 144 = 2304: it fits
+//! the i16 that `vpackssdw` makes without saturating. The product of scaled scales is at most 258 *
+//! 127 = 32766: `vpmullw` keeps all of it. With the planes' own maxima, n chunks sum to at most n *
+//! 2 * 2304 * max_a * max_b: the driver drains in time ([`group_chunks`]).
 //!
 //! Worked example, fold: code 7 with shift 3 is 12 * 8 = 96, w = 224; a = -96: the kernel adds
 //! -21504, the correction is 128 * -96 = -12288, and -21504 + 12288 = -9216 = 96 * -96.
@@ -45,9 +45,10 @@ use fp4_core::E2m1;
 use super::Avx512;
 use crate::isa::Isa;
 use crate::kernels::x86::{NAN, operand};
-use crate::matmul::operand::{COLUMNS, FoldRow, Form, LINES, Line, MAX_ROWS, STEPS, TileView};
+use crate::matmul::operand::{COLUMNS, Form, LINES, Line, MAX_ROWS, STEPS};
 use crate::matmul::{
-    FoldKernels, Kernels, PairKernels, PanelView, Row, Scaling, Steps, Sums, expect_inside,
+    FoldKernels, FoldRow, Kernels, OutputRow, PairKernels, PanelView, RowOfTile, Scaling, StepAt,
+    Steps, Sums, TileView, expect_inside,
 };
 
 /// Rows of the largest tile in the group form.
@@ -101,8 +102,9 @@ fn load(line: &Line) -> __m512i {
     unsafe { _mm512_loadu_si512(line.0.as_ptr().cast()) }
 }
 
-/// `$body` for `$r` = 0, 1, ..., `$rows` - 1, which also is the constant `ROW`, written out: a loop of
-/// this length with a long body would not be unrolled, and its accumulators not be kept in registers.
+/// `$body` for `$r` = 0, 1, ..., `$rows` - 1, which also is the constant `ROW`, written out: a loop
+/// of this length with a long body would not be unrolled, and its accumulators not be kept in
+/// registers.
 macro_rules! each_row {
     ($rows:ident, $r:ident, $body:block) => {
         each_row!($rows, $r, $body, 0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20 21 22 23);
@@ -139,13 +141,14 @@ impl Kernels for Avx512 {
         unsafe { inner(f) }
     }
 
-    fn pack_group(self, from: &[u8], row: [usize; 2], codes: &mut [i32], init: &mut [[i32; 2]]) {
+    fn pack_group(self, from: &[u8], at: RowOfTile, codes: &mut [i32], init: &mut [[i32; 2]]) {
         // SAFETY: `self` proves AVX2.
-        unsafe { operand::group(from, row, false, codes, init) }
+        unsafe { operand::group(from, at, false, codes, init) }
     }
 
     fn group(self, a: TileView<'_>, b: PanelView<'_>, steps: Steps<'_>, sums: &mut Sums) {
         expect_inside(Form::Group, a, b, steps);
+        assert_eq!(b.groups, 2, "MXFP4 has the fold form");
         // SAFETY: `self` proves the features; all steps are inside their buffers; R is the
         // tile's number of rows.
         by_rows!(a.rows, group_rows(a, b, steps, sums),
@@ -167,13 +170,19 @@ impl Kernels for Avx512 {
     }
 
     #[inline(always)]
-    fn scale_sums(self, from: &[i32; COLUMNS], correction: i32, by: Scaling<'_>, to: &mut Row) {
+    fn scale_sums(
+        self,
+        from: &[i32; COLUMNS],
+        correction: i32,
+        by: Scaling<'_>,
+        to: &mut OutputRow,
+    ) {
         // SAFETY: `self` proves the features.
         unsafe { scale_sums(from, correction, by, to) }
     }
 
     #[inline(always)]
-    fn scale_units(self, from: &[i64; COLUMNS], by: Scaling<'_>, to: &mut Row) {
+    fn scale_units(self, from: &[i64; COLUMNS], by: Scaling<'_>, to: &mut OutputRow) {
         // SAFETY: `self` proves the features.
         unsafe { scale_units(from, by, to) }
     }
@@ -194,12 +203,12 @@ impl FoldKernels for Avx512 {
     fn pack_fold(
         self,
         from: FoldRow<'_>,
-        row: [usize; 2],
+        at: RowOfTile,
         codes: &mut [i32],
         sums: &mut [i32],
     ) -> i32 {
         // SAFETY: `self` proves AVX2.
-        unsafe { operand::fold(from, row, codes, sums) }
+        unsafe { operand::fold(from, at, codes, sums) }
     }
 
     fn fold(self, a: TileView<'_>, b: PanelView<'_>, steps: Steps<'_>, sums: &mut Sums) {
@@ -255,7 +264,7 @@ fn add_shifted(
 
 #[inline]
 #[target_feature(enable = "avx512f,avx512dq")]
-fn scale_sums(from: &[i32; COLUMNS], correction: i32, by: Scaling<'_>, to: &mut Row) {
+fn scale_sums(from: &[i32; COLUMNS], correction: i32, by: Scaling<'_>, to: &mut OutputRow) {
     // SAFETY: 64 readable bytes.
     let sums = unsafe { _mm512_loadu_si512(from.as_ptr().cast()) };
     let sums = _mm512_sub_epi32(sums, _mm512_set1_epi32(correction));
@@ -264,7 +273,7 @@ fn scale_sums(from: &[i32; COLUMNS], correction: i32, by: Scaling<'_>, to: &mut 
 
 #[inline]
 #[target_feature(enable = "avx512f,avx512dq")]
-fn scale_units(from: &[i64; COLUMNS], by: Scaling<'_>, to: &mut Row) {
+fn scale_units(from: &[i64; COLUMNS], by: Scaling<'_>, to: &mut OutputRow) {
     let half = |from: &[i64]| {
         // SAFETY: a half is 64 readable bytes.
         _mm512_cvtepi64_ps(unsafe { _mm512_loadu_si512(from.as_ptr().cast()) })
@@ -276,7 +285,7 @@ fn scale_units(from: &[i64; COLUMNS], by: Scaling<'_>, to: &mut Row) {
 
 #[inline]
 #[target_feature(enable = "avx512f,avx512dq")]
-fn scale(sums: __m512, by: Scaling<'_>, to: &mut Row) {
+fn scale(sums: __m512, by: Scaling<'_>, to: &mut OutputRow) {
     // SAFETY: 64 readable bytes.
     let bases = unsafe { _mm512_loadu_si512(by.column_bases.as_ptr().cast()) };
     let exponents = _mm512_add_epi32(bases, _mm512_set1_epi32(by.base + 127));
@@ -301,7 +310,7 @@ unsafe fn fold_rows<const R: usize, const U: usize>(
     let (pa, pb, ps) = (a.codes.as_ptr(), b.codes.as_ptr(), b.scales.as_ptr());
     // One loop with one call, which is inlined: the accumulators are then in registers.
     for i in 0..steps.len() {
-        let [_, a, b, b_slot] = steps.at(i);
+        let StepAt { a_slot: a, b, b_slot, .. } = steps.at(i);
         // SAFETY: the step is inside, by the caller.
         unsafe {
             let (pa, pb) = (pa.add(a * STEPS * R), pb.add(b * LINES));
@@ -316,7 +325,8 @@ unsafe fn fold_rows<const R: usize, const U: usize>(
 }
 
 /// # Safety
-/// The CPU has the features; `a` points to `STEPS * R` values, `b` to `LINES` lines and `s` to 16 scale bytes.
+/// The CPU has the features; `a` points to `STEPS * R` values, `b` to `LINES` lines and `s` to 16
+/// scale bytes.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512vbmi")]
 unsafe fn fold_chunk<const R: usize, const U: usize>(
@@ -451,7 +461,7 @@ unsafe fn group_rows<const R: usize, const U: usize>(
     const { assert!(U == 1) };
     let mut acc = [_mm512_setzero_si512(); R];
     for i in 0..steps.len() {
-        let [a_chunk, a_slot, b_chunk, b_slot] = steps.at(i);
+        let StepAt { a: a_chunk, a_slot, b: b_chunk, b_slot } = steps.at(i);
         // SAFETY: the step is inside, by the caller.
         let chunk = unsafe {
             GroupChunk {

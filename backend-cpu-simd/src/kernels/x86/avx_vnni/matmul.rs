@@ -18,22 +18,23 @@
 //!         sum[row] += pack16(d0, d1) . (s_a * s_b), pairs of halves  vpackssdw, vpmullw, vpdpwssd
 //! ```
 //!
-//! The fold form takes a panel in two passes, so that the sums of eight rows fit the sixteen registers. In the
-//! group form the registers hold weights, and the sums stay in the first-level cache: one load and one
-//! store for eight `vpdpbusd`.
+//! The fold form takes a panel in two passes, so that the sums of eight rows fit the sixteen
+//! registers. In the group form the registers hold weights, and the sums stay in the first-level
+//! cache: one load and one store for eight `vpdpbusd`.
 //!
 //! # Why it is exact
 //!
 //! *Fold.* The table holds v + 12 in 0..=24 for v a doubled code. A shift of 0..=3 keeps each below
-//! 24 << 3 = 192 < 256, so the 32-bit shift carries nothing from one byte into the next, and
-//! `(v + 12 << s) + 128 - (12 << s) = (v << s) + 128` is in 32..=224. A group outside the
-//! plane has scale byte 0: code 0 and shift 0, that is 128. From here it is the sum of `avx512`: u8 times s8
-//! products, |v << s| <= 96 and |a| <= 96, summed modulo 2^32, never saturating (`vpdpbusd`, not `vpdpbusds`);
-//! the driver takes 128 * sum(a) away, and n <= [`FOLD_CHUNKS`] chunks have a true sum below 2^31.
+//! 24 << 3 = 192 < 256, so the 32-bit shift carries nothing from one byte into the next, and `(v +
+//! 12 << s) + 128 - (12 << s) = (v << s) + 128` is in 32..=224. A group outside the plane has scale
+//! byte 0: code 0 and shift 0, that is 128. From here it is the sum of `avx512`: u8 times s8
+//! products, |v << s| <= 96 and |a| <= 96, summed modulo 2^32, never saturating (`vpdpbusd`, not
+//! `vpdpbusds`); the driver takes 128 * sum(a) away, and n <= [`FOLD_CHUNKS`] chunks have a true
+//! sum below 2^31.
 //!
-//! *Group.* As in `avx512`: a half's dot is at most 16 * 144 = 2304 and fits the i16 of `vpackssdw`; the product
-//! of scaled scales is at most 258 * 127 = 32766 and fits the i16 of `vpmullw`; the driver drains in time
-//! ([`group_chunks`]).
+//! *Group.* As in `avx512`: a half's dot is at most 16 * 144 = 2304 and fits the i16 of
+//! `vpackssdw`; the product of scaled scales is at most 258 * 127 = 32766 and fits the i16 of
+//! `vpmullw`; the driver drains in time ([`group_chunks`]).
 //!
 //! Worked example, fold: code 0xF with shift 3 is -12 * 8 = -96; the table gives 0, shifted 0, plus
 //! 128 - 96: w = 32 = -96 + 128.
@@ -49,9 +50,10 @@ use super::AvxVnni;
 use crate::isa::Isa;
 use crate::kernels::x86::avx2::matmul as avx2;
 use crate::kernels::x86::operand;
-use crate::matmul::operand::{COLUMNS, FoldRow, Form, LINES, Line, MAX_ROWS, STEPS, TileView};
+use crate::matmul::operand::{COLUMNS, Form, LINES, Line, MAX_ROWS, STEPS};
 use crate::matmul::{
-    FoldKernels, Kernels, PairKernels, PanelView, Row, Scaling, Steps, Sums, expect_inside,
+    FoldKernels, FoldRow, Kernels, OutputRow, PairKernels, PanelView, RowOfTile, Scaling, StepAt,
+    Steps, Sums, TileView, expect_inside,
 };
 
 /// Columns of a pass.
@@ -84,13 +86,14 @@ impl Kernels for AvxVnni {
         self.0.enter(f)
     }
 
-    fn pack_group(self, from: &[u8], row: [usize; 2], codes: &mut [i32], init: &mut [[i32; 2]]) {
+    fn pack_group(self, from: &[u8], at: RowOfTile, codes: &mut [i32], init: &mut [[i32; 2]]) {
         // SAFETY: `self` proves AVX2.
-        unsafe { operand::group(from, row, false, codes, init) }
+        unsafe { operand::group(from, at, false, codes, init) }
     }
 
     fn group(self, a: TileView<'_>, b: PanelView<'_>, steps: Steps<'_>, sums: &mut Sums) {
         expect_inside(Form::Group, a, b, steps);
+        assert_eq!(b.groups, 2, "MXFP4 has the fold form");
         assert!(a.rows <= MAX_ROWS);
         // SAFETY: `self` proves the features; all steps are inside their buffers.
         unsafe { group_rows(a, b, steps, sums) };
@@ -109,7 +112,13 @@ impl Kernels for AvxVnni {
     }
 
     #[inline(always)]
-    fn scale_sums(self, from: &[i32; COLUMNS], correction: i32, by: Scaling<'_>, to: &mut Row) {
+    fn scale_sums(
+        self,
+        from: &[i32; COLUMNS],
+        correction: i32,
+        by: Scaling<'_>,
+        to: &mut OutputRow,
+    ) {
         self.0.scale_sums(from, correction, by, to);
     }
 }
@@ -129,12 +138,12 @@ impl FoldKernels for AvxVnni {
     fn pack_fold(
         self,
         from: FoldRow<'_>,
-        row: [usize; 2],
+        at: RowOfTile,
         codes: &mut [i32],
         sums: &mut [i32],
     ) -> i32 {
         // SAFETY: `self` proves AVX2.
-        unsafe { operand::fold(from, row, codes, sums) }
+        unsafe { operand::fold(from, at, codes, sums) }
     }
 
     fn fold(self, a: TileView<'_>, b: PanelView<'_>, steps: Steps<'_>, sums: &mut Sums) {
@@ -209,7 +218,7 @@ unsafe fn fold_half<const R: usize, const U: usize>(
     let mut acc = [[_mm256_setzero_si256(); R]; U];
     acc[0] = *sums;
     for i in block {
-        let [_, a_slot, b_chunk, b_slot] = steps.at(i);
+        let StepAt { a_slot, b: b_chunk, b_slot, .. } = steps.at(i);
         // SAFETY: the step is inside, by the caller: its lines, 16 scale bytes and codes of R rows.
         unsafe {
             let lines = b.codes.as_ptr().add(b_chunk * LINES);
@@ -360,7 +369,7 @@ unsafe fn panel_rows<const R: usize, const U: usize>(
 unsafe fn group_rows(a: TileView<'_>, b: PanelView<'_>, steps: Steps<'_>, sums: &mut Sums) {
     sums[..a.rows].fill([0; COLUMNS]);
     for i in 0..steps.len() {
-        let [a_chunk, a_slot, b_chunk, b_slot] = steps.at(i);
+        let StepAt { a: a_chunk, a_slot, b: b_chunk, b_slot } = steps.at(i);
         for half in 0..2 {
             // SAFETY: the step is inside, by the caller: its lines, 32 scale bytes, and codes, sums
             // and scales of all rows.
@@ -400,11 +409,12 @@ struct RowPointers {
     sums: *mut i32,
 }
 
-/// Lines of assembly that compute the dots of 8 columns by two halves, pack them to i16, multiply by the
-/// product of the scales and add to the sums in memory, for the row at `$i` from the pointers.
+/// Lines of assembly that compute the dots of 8 columns by two halves, pack them to i16, multiply
+/// by the product of the scales and add to the sums in memory, for the row at `$i` from the
+/// pointers.
 ///
-/// Written out, because from intrinsics LLVM keeps sums of many rows in registers that there are not, and
-/// takes `vpdpwssd` apart.
+/// Written out, because from intrinsics LLVM keeps sums of many rows in registers that there are
+/// not, and takes `vpdpwssd` apart.
 macro_rules! rows_of_group {
     ($self:ident, $w:ident, $scales_b:ident, $count:literal, $($line:literal),*) => {{
         let (_d, _e, _f, _g, _c): (__m256i, __m256i, __m256i, __m256i, __m256i);
