@@ -33,7 +33,9 @@ for path in sorted(source.glob("matmul_nvfp4_f32_*.json")):
     tensors, answers = read(path.with_suffix(".safetensors")), {}
     for number, case in json.loads(path.read_text())["cases"].items():
         (a, nan_a), (b, nan_b) = (operand(tensors[f"{number}.{x}_codes"], tensors[f"{number}.{x}_scales"]) for x in "ab")
-        s32 = (a @ b.T).astype(np.float32) * np.float32(2.0 ** -20)  # exact int64, then one rounding
+        # Exact in int64, then one rounding.
+        s32 = (a @ b.T).astype(np.float32) * np.float32(2.0 ** -20)
         y = np.where(nan_a[:, None] | nan_b, np.float32(np.nan), s32) * np.uint32(case["request"]["alpha_bits"]).view("f4")
-        answers[f"{number}.y"] = np.where(np.isnan(y), np.uint32(0x7FC00000).view("f4"), y)  # canonical NaN
+        # With the canonical NaN.
+        answers[f"{number}.y"] = np.where(np.isnan(y), np.uint32(0x7FC00000).view("f4"), y)
     write(target / f"{path.stem}.safetensors", answers)

@@ -1,5 +1,5 @@
-//! A backend of one's own: a matmul that adds up group by group; used by a layer, and checked by the
-//! suite, alone and with the reference's quantizer: `main_with` is the whole command.
+//! A backend of one's own: a matmul that adds up group by group; used by a layer, and checked by
+//! the suite, alone and with the reference's quantizer: `main_with` is the whole command.
 //!
 //! ```sh
 //! cargo run --release -p fp4-conformance --example new_backend

@@ -1,7 +1,7 @@
 //! The command, on whatever backends a program has: [`main_with`].
 //!
-//! Exit codes: 0 all equal, 1 something differs, 2 the check could not be made (unreadable files, an
-//! unknown backend, nothing compared).
+//! Exit codes: 0 all equal, 1 something differs, 2 the check could not be made (unreadable files,
+//! an unknown backend, nothing compared).
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;

@@ -68,8 +68,8 @@ pub fn known() -> Vec<Known> {
 }
 
 /// Runs `call` on this thread in a changed floating-point environment, for
-/// [`Suite::environment`](crate::suite::Suite::environment): `ftz`, `daz`, `down`, `up`, `toward-zero`.
-/// False, without the call, if this build knows no way.
+/// [`Suite::environment`](crate::suite::Suite::environment): `ftz`, `daz`, `down`, `up`,
+/// `toward-zero`. False, without the call, if this build knows no way.
 pub fn changed_environment(change: &str, call: &mut dyn FnMut()) -> bool {
     #[cfg(all(feature = "cpu-simd", any(target_arch = "x86_64", target_arch = "aarch64")))]
     {
@@ -134,8 +134,8 @@ mod cpu_simd {
     }
 }
 
-/// The CUDA backend on the first device, with its tiles (64 x 64) and bounds: the int32 fold, and the
-/// joint spread of the int64 sums at K = 4096.
+/// The CUDA backend on the first device, with its tiles (64 x 64) and bounds: the int32 fold, and
+/// the joint spread of the int64 sums at K = 4096.
 #[cfg(feature = "cuda")]
 fn cuda() -> Result<Registered, Unsupported> {
     let (driver, device) = fp4_backend_cuda::device(0)?;

@@ -1,7 +1,7 @@
 //! Text from files, made fit for a terminal.
 //!
-//! Names in vector files are other people's text. Control characters move the cursor, clear lines or
-//! forge a line of a report; format characters (bidirectional overrides among them) show another
+//! Names in vector files are other people's text. Control characters move the cursor, clear lines
+//! or forge a line of a report; format characters (bidirectional overrides among them) show another
 //! name than the one that is there. `\u{1b}[2K` is printed as `\u{1b}[2K`, letter by letter.
 
 use std::fmt::{self, Write};

@@ -82,7 +82,8 @@ fn an_export_of_nothing_fails() {
     assert!(!dir.path().join("s").exists());
 }
 
-/// A case's id, a tensor's name and a file's name that would clear a line, forge one, or read backwards.
+/// A case's id, a tensor's name and a file's name that would clear a line, forge one, or read
+/// backwards.
 #[test]
 fn names_from_files_reach_the_terminal_escaped() {
     let hostile = "\u{1b}[2K\u{9b}1A\nverify: all well\u{202e}\u{7}";

@@ -1,7 +1,9 @@
-//! The bench `summary` with its peers: candle's Q4 and f32 products and gemm's, at each row's shape.
+//! The bench `summary` with its peers: candle's Q4 and f32 products and gemm's, at each row's
+//! shape.
 //!
 //! ```text
-//! cargo bench --manifest-path backend-cpu-simd/peers/Cargo.toml -- [--quick] [--json] [--filter TEXT]
+//! cargo bench --manifest-path backend-cpu-simd/peers/Cargo.toml -- \
+//!     [--quick] [--json] [--filter TEXT]
 //! ```
 
 #[path = "../../benches/summary.rs"]
@@ -50,7 +52,8 @@ fn peers(machine: &Machine, [m, n, k]: [usize; 3], row: &Row) -> BTreeMap<&'stat
     peers.insert(
         "gemm f32",
         time(&mut || {
-            // SAFETY: y is (m, n), a is (m, k) and w is (n, k), row-major, for as long as this runs.
+            // SAFETY: y is (m, n), a is (m, k) and w is (n, k), row-major, for as long as this
+            // runs.
             unsafe {
                 gemm::gemm(
                     m,

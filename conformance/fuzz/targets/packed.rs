@@ -1,5 +1,5 @@
-//! Any shape and any lengths for the packed views, the scale layout and the padding: an error exactly
-//! where a rule written again here says so, and else the bytes that the rule gives.
+//! Any shape and any lengths for the packed views, the scale layout and the padding: an error
+//! exactly where a rule written again here says so, and else the bytes that the rule gives.
 
 #![no_main]
 

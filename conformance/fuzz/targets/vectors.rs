@@ -1,8 +1,8 @@
-//! A manifest, a zero byte and a safetensors file, as golden vectors or as exported ones: an error, or
-//! a report whose counts make sense.
+//! A manifest, a zero byte and a safetensors file, as golden vectors or as exported ones: an error,
+//! or a report whose counts make sense.
 //!
-//! File name and length, which the manifest of golden vectors repeats, are set right, or no mutation
-//! would ever get past them.
+//! File name and length, which the manifest of golden vectors repeats, are set right, or no
+//! mutation would ever get past them.
 
 #![no_main]
 

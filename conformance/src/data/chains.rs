@@ -6,7 +6,7 @@
 //!
 //! ```text
 //! row of T:  t0   t1   t2        x:  x0  x1  x2
-//! acc = x0 t0;  acc = fma(x1, t1, acc), near a tie;  acc = fma(x2, t2, acc), the large part is gone
+//! acc = x0 t0;  acc = fma(x1, t1, acc), near a tie;  acc = fma(x2, t2, acc), large part gone
 //! ```
 //!
 //! | chain | what is done wrong | one rounding a step | wrong |
@@ -91,8 +91,8 @@ fn subnormal_x() -> [f32; 8] {
     [1.5 * two(-60), two(-75), two(-75), two(-75), 0.0, 0.0, 0.0, 0.0]
 }
 
-/// 1.5 * 2^-133, a tie of bf16, then +2^-149, then +2^-150 (itself a tie, up), then -2^-148: back on
-/// the tie. A product rounded on its own loses the 2^-150 and ends below the tie.
+/// 1.5 * 2^-133, a tie of bf16, then +2^-149, then +2^-150 (itself a tie, up), then -2^-148: back
+/// on the tie. A product rounded on its own loses the 2^-150 and ends below the tie.
 fn subnormal_t(random: &mut Random) -> [f32; 8] {
     let sign = random.pick(&[1.0, -1.0]);
     [two(-73), two(-74), two(-75), -two(-73), 0.0, 0.0, 0.0, 0.0].map(|w| w * sign)

@@ -211,8 +211,8 @@ fn spread_side(random: &mut Random, side: &mut Builder, spread: i32) {
 }
 
 /// Rows whose sums are as large as their spread allows: all codes of one sign and the largest, all
-/// scales the largest but one, which is `spread` exponents below (e4m3: at most 13; its significand is odd or a
-/// power of two, so that the unit of its row is its own last place or three above).
+/// scales the largest but one, which is `spread` exponents below (e4m3: at most 13; its significand
+/// is odd or a power of two, so that the unit of its row is its own last place or three above).
 fn reach_side(random: &mut Random, side: &mut Builder, spread: i32) {
     let (low, top) = match side.format {
         Format::MxFp4 => {

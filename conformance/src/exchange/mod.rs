@@ -8,8 +8,9 @@
 //! check    a backend of ours answers and is verified in one go
 //! ```
 //!
-//! The schema is documented in `conformance/README.md`. Expected outputs are the oracle's. Two kinds
-//! of files: `quantize` (outputs `codes`, `scales`) and `matmul` (output `y`), both of whole calls.
+//! The schema is documented in `conformance/README.md`. Expected outputs are the oracle's. Two
+//! kinds of files: `quantize` (outputs `codes`, `scales`) and `matmul` (output `y`), both of whole
+//! calls.
 
 mod export;
 mod verify;

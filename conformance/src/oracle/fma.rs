@@ -1,9 +1,9 @@
 //! The fused multiply-add (C5) in 128-bit integers: the same on every platform. WASM has no fused
 //! instruction, and the software one that it links rounds some subnormal results twice.
 //!
-//! A z far below the product is replaced by its sign, [`GUARD`] places below the product's last: it can only break
-//! a tie or an exact result, and any amount does so alike. A product far below z changes nothing: z is an f32, and
-//! less than a quarter of its last place does not reach a tie.
+//! A z far below the product is replaced by its sign, [`GUARD`] places below the product's last: it
+//! can only break a tie or an exact result, and any amount does so alike. A product far below z
+//! changes nothing: z is an f32, and less than a quarter of its last place does not reach a tie.
 
 /// Places kept below the product when z is far below.
 const GUARD: u32 = 30;
@@ -106,8 +106,8 @@ mod tests {
         for i in 0..400_000 {
             let mut bits = || f32::from_bits(random.next_u64() as u32);
             let [x, y, z] = [bits(), bits(), bits()];
-            // Products on a tie, of 13 and 12 odd bits; every distance between the product and z; products that z
-            // nearly takes away.
+            // Products on a tie, of 13 and 12 odd bits; every distance between the product and z;
+            // products that z nearly takes away.
             let odd = |bits: f32, places: u32| {
                 let places = 23 - places;
                 f32::from_bits((bits.to_bits() & 0xBFFF_FFFF | 1 << places) >> places << places)

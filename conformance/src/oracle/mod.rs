@@ -1,9 +1,9 @@
 //! The oracle: the contract computed a second time, sharing no code with the core's reference.
 //!
-//! It takes from the standard library what IEEE-754 fixes and every platform has (f32 multiplication and
-//! division, the f64 product of two f32, which is exact) and has everything else itself: decoding and encoding
-//! in [`rules`], [`fma`], exact sums in [`Wide`], the order of steps here. From the core it
-//! takes the types that carry a request, never a rule.
+//! It takes from the standard library what IEEE-754 fixes and every platform has (f32
+//! multiplication and division, the f64 product of two f32, which is exact) and has everything else
+//! itself: decoding and encoding in [`rules`], [`fma`], exact sums in [`Wide`], the order of steps
+//! here. From the core it takes the types that carry a request, never a rule.
 //!
 //! ```text
 //! quantize: y = x, or an fma chain over T rounded to x's type, rounded to x's type      C5

@@ -172,7 +172,8 @@ impl Rules {
         }
     }
 
-    /// The magnitudes of f16 or bf16, with the next power of two in the place of infinity; none of f32.
+    /// The magnitudes of f16 or bf16, with the next power of two in the place of infinity; none of
+    /// f32.
     pub fn half_ladder(&self, ty: FloatType) -> Option<&Ladder> {
         match ty {
             FloatType::F32 => None,

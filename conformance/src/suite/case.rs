@@ -251,8 +251,8 @@ impl MatmulCase {
         operands(&self.data, &mut Random::of(id), self.format, self.shape)
     }
 
-    /// Row scales and bias, as far as there are, for a product whose sums are `sums`, row-major. Most
-    /// are of a size at which they and the order of the steps change the output.
+    /// Row scales and bias, as far as there are, for a product whose sums are `sums`, row-major.
+    /// Most are of a size at which they and the order of the steps change the output.
     pub fn epilogue(&self, id: &str, sums: &[f64]) -> [Option<Vec<f32>>; 2] {
         let mut random = Random::of(&format!("{id}/epilogue"));
         let [m, n, _] = self.shape;

@@ -3,7 +3,8 @@
 //! Each is compared with a rule of its own here, or with the oracle's. The layout's rule: padded to
 //! 128 x 4 tiles, tiles row-major, byte (r, c) of a tile at (r % 32) * 16 + (r / 32) * 4 + c (C7).
 //!
-//! Worked example: of 129 x 5 scales, byte (128, 4) is byte (0, 0) of tile (1, 1) of 2 x 2: 3 * 512.
+//! Worked example: of 129 x 5 scales, byte (128, 4) is byte (0, 0) of tile (1, 1) of 2 x 2: 3 *
+//! 512.
 
 use fp4_core::{
     E2m1, FloatType, Format, PackedMatrix, PackedShape, ScaleType, Swizzle, TieMode, fma, pack,

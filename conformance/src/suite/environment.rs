@@ -1,7 +1,9 @@
-//! Calls in a changed floating-point environment ([C9]): each must be an error that says what changed.
+//! Calls in a changed floating-point environment ([C9]): each must be an error that says what
+//! changed.
 //!
-//! Another library may have changed the environment of the thread that calls. A backend that computes
-//! on regardless returns other bits, or the same ones by luck: so an error is demanded, not bits.
+//! Another library may have changed the environment of the thread that calls. A backend that
+//! computes on regardless returns other bits, or the same ones by luck: so an error is demanded,
+//! not bits.
 //!
 //! ```text
 //! on a thread of its own, so that nothing else ever runs in a changed environment:
@@ -10,10 +12,11 @@
 //!     expect Error::Environment(FlushToZero) for ftz and daz, (RoundingMode) for the others
 //! ```
 //!
-//! Partial sums are integers: a backend may also return the same ones as in the default environment.
+//! Partial sums are integers: a backend may also return the same ones as in the default
+//! environment.
 //!
-//! Changing the environment takes `unsafe`: [`Suite::environment`](super::Suite::environment) is given
-//! a function that does it.
+//! Changing the environment takes `unsafe`: [`Suite::environment`](super::Suite::environment) is
+//! given a function that does it.
 //!
 //! [C9]: fp4_core::contract#c9
 

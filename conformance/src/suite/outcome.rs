@@ -12,10 +12,10 @@ use crate::report::Bits;
 /// The bound of `--grade bounded`, and where it comes from.
 ///
 /// S is the exact sum of K products, A the sum of their magnitudes. Any order of f32 additions of
-/// correctly rounded f32 products has an error of at most gamma(K) * A, with gamma(n) = n u / (1 - n u) and
-/// u = 2^-24 (Higham, Accuracy and Stability of Numerical Algorithms, 2nd edition, sections 2.2 and
-/// 3.1). Four more roundings, for the two scales, alpha and the output, are counted into n, and 2^-149
-/// is allowed for each operation that may underflow (ibid., 2.8).
+/// correctly rounded f32 products has an error of at most gamma(K) * A, with gamma(n) = n u / (1 -
+/// n u) and u = 2^-24 (Higham, Accuracy and Stability of Numerical Algorithms, 2nd edition,
+/// sections 2.2 and 3.1). Four more roundings, for the two scales, alpha and the output, are
+/// counted into n, and 2^-149 is allowed for each operation that may underflow (ibid., 2.8).
 pub const BOUND: &str = "|y - alpha S| <= gamma(K + 4) |alpha| A + (K + 4) 2^-149 max(1, |alpha|), \
                          gamma(n) = n u / (1 - n u), u = 2^-24 (Higham 2002, sections 2.2, 2.8, 3.1)";
 

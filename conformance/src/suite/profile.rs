@@ -1,8 +1,8 @@
 //! Profiles: which cases there are, as data files (`conformance/profiles/*.json`).
 //!
 //! A profile is a list of *sets*. A set names its axes and how many cases to draw; without a number
-//! it means the whole product of the axes. Drawing is deterministic, and in every stretch of cases as long
-//! as an axis every value of the axis occurs once, so that no value is left to chance:
+//! it means the whole product of the axes. Drawing is deterministic, and in every stretch of cases
+//! as long as an axis every value of the axis occurs once, so that no value is left to chance:
 //!
 //! ```text
 //! case i takes from an axis of length L the value permutation[i / L][i % L]
@@ -168,8 +168,8 @@ impl Profile {
         Profile::named("quick").expect("profiles/quick.json is a profile")
     }
 
-    /// The same with one in `share` of its drawn cases: for slow hardware, and for emulators. Sets that
-    /// are not drawn stay whole.
+    /// The same with one in `share` of its drawn cases: for slow hardware, and for emulators. Sets
+    /// that are not drawn stay whole.
     #[must_use]
     pub fn one_in(mut self, share: usize) -> Profile {
         let quantize = self.quantize.iter_mut().map(|set| &mut set.sample);

@@ -131,7 +131,8 @@ fn e8m0_expected(x: f32, torch: u8) -> u8 {
     } else if x >= 1.5 * power(127) {
         254 // clamped to 2^127
     } else {
-        // Zero, negative and below 2^-127 are clamped up to it, byte 0; the tie with 2^-126 goes up.
+        // Zero, negative and below 2^-127 are clamped up to it, byte 0; the tie with 2^-126 goes
+        // up.
         u8::from(x >= 1.5 * power(-127))
     }
 }

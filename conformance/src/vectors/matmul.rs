@@ -1,5 +1,5 @@
-//! Families e and j: the exact matmul ([C6]), its partial sums, and K padding ([C8]); in j with scales
-//! for the rows of A and a bias.
+//! Families e and j: the exact matmul ([C6]), its partial sums, and K padding ([C8]); in j with
+//! scales for the rows of A and a bias.
 //!
 //! For each input: packed operands with row-major scales, several values of alpha, the exact sums
 //! rounded once to f32 (`S32_bits`, by big integers), and the outputs in three types.
@@ -13,8 +13,8 @@
 //! | exact partials, P parts | sums and all outputs, from P uneven ranges of K, sent as bytes and merged last to first | [C6] |
 //! | 64-bit partials, P parts | the same for NVFP4 | [C6] |
 //!
-//! In family j every product has row scales, a bias, or both, and the manifest lists no cases: they are the
-//! tensors' names. The exact sums are the outputs by alpha = 1 and nothing else.
+//! In family j every product has row scales, a bias, or both, and the manifest lists no cases: they
+//! are the tensors' names. The exact sums are the outputs by alpha = 1 and nothing else.
 //!
 //! Worked example of a split: 65 groups in 3 parts are 0..10, 10..31, 31..65.
 //!

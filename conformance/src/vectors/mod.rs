@@ -10,10 +10,10 @@
 //! | [`Family::Epilogue`] (j) | `j_epilogue_*` | as e, with row scales and bias | [C6], [C8] |
 //! | [`Family::Rows`] (k) | `k_rows_*` | row scales; scales and codes under them | [C4] |
 //!
-//! Whatever a [`Backend`] can do is asked of the backend: scalar encodings run through its quantizer
-//! (one element a group), scale decoding through its matmul. What has one home in the core
-//! (tables, swizzling, dequantization, `finish`) is called there. Output buffers are filled with
-//! garbage first, so that a byte left unwritten differs.
+//! Whatever a [`Backend`] can do is asked of the backend: scalar encodings run through its
+//! quantizer (one element a group), scale decoding through its matmul. What has one home in the
+//! core (tables, swizzling, dequantization, `finish`) is called there. Output buffers are filled
+//! with garbage first, so that a byte left unwritten differs.
 //!
 //! [C1]: fp4_core::contract#c1
 //! [C2]: fp4_core::contract#c2

@@ -6,7 +6,8 @@
 //! bit patterns. A case that compared no value is not counted.
 //!
 //! ```text
-//! [C4.3] f32.gauss quantize ties even: f32.gauss.codes_even at (3, 17): got 0x21, expected 0x31; 5 of 3072 differ
+//! [C4.3] f32.gauss quantize ties even: f32.gauss.codes_even at (3, 17): got 0x21, expected 0x31;
+//! 5 of 3072 differ
 //! ```
 
 use std::fmt;

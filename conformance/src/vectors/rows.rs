@@ -1,14 +1,15 @@
 //! Family k: NVFP4 quantization with row scales ([C4]).
 //!
-//! Row i has a global scale of its own, `r_i` = amax(row) / 2688 (1 where that is 0 or not finite, the
-//! smallest positive f32 where it underflows); ss = 6, ties to even. For each input, f32, f16 or bf16:
+//! Row i has a global scale of its own, `r_i` = amax(row) / 2688 (1 where that is 0 or not finite,
+//! the smallest positive f32 where it underflows); ss = 6, ties to even. For each input, f32, f16
+//! or bf16:
 //!
 //! | case | compares | clause |
 //! |---|---|---|
 //! | quantize | `row_scales`; `scales` and `codes`, each row under its own | [C4], [C4.2], [C4.3] |
 //!
-//! Worked example: a row whose largest magnitude is 2688 has r = 1, and its group's scale byte is that
-//! of 2688 / (6 * 1) = 448.
+//! Worked example: a row whose largest magnitude is 2688 has r = 1, and its group's scale byte is
+//! that of 2688 / (6 * 1) = 448.
 //!
 //! [C4]: fp4_core::contract#c4
 //! [C4.2]: fp4_core::contract#c4.2

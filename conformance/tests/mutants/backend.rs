@@ -196,7 +196,8 @@ impl Mutant {
                         significand = 0;
                     }
                     let exponent = pa.exponent + pb.exponent - 2;
-                    // A kernel that takes its narrow path one past its bound drops the lowest terms.
+                    // A kernel that takes its narrow path one past its bound drops the lowest
+                    // terms.
                     let dropped = self.has(Fault::WrongFallbackBound)
                         && spread == 41
                         && pa.exponent + pb.exponent == self.lowest(a, i, b, j);

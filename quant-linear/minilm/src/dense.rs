@@ -1,8 +1,8 @@
 //! The dense linear layer in f32: what the FP4 layers are compared with.
 //!
-//! The product is candle's, which is the `gemm` crate's, built with its AVX-512 kernels beside those for AVX2
-//! and chosen at run time, so that the speed column compares FP4 with a fair peer. Candle takes as many threads
-//! as the CPU has, or RAYON_NUM_THREADS.
+//! The product is candle's, which is the `gemm` crate's, built with its AVX-512 kernels beside
+//! those for AVX2 and chosen at run time, so that the speed column compares FP4 with a fair peer.
+//! Candle takes as many threads as the CPU has, or RAYON_NUM_THREADS.
 
 use anyhow::{Result, ensure};
 use candle_core::{Device, Tensor};
