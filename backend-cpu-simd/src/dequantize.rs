@@ -21,7 +21,7 @@ use fp4_core::{Buffer, E2m1, Error, Float, FloatSliceMut, PackedView, ScaleType,
 use half::{bf16, f16};
 use wide::bytemuck;
 
-use crate::threads::Threads;
+use crate::threads::TaskThreads;
 
 /// Values worth a task of their own.
 const TASK_VALUES: usize = 1 << 14;
@@ -33,7 +33,7 @@ pub(crate) type Table<const B: usize> = [[u8; 16]; B];
 
 /// Groups to be looked up.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Groups<'a, const B: usize> {
+pub(crate) struct PackedGroups<'a, const B: usize> {
     /// By scale byte; those of `scales` are filled.
     tables: &'a [Table<B>; 256],
     scales: &'a [u8],
@@ -42,7 +42,7 @@ pub(crate) struct Groups<'a, const B: usize> {
     bytes: usize,
 }
 
-impl<'a, const B: usize> Groups<'a, B> {
+impl<'a, const B: usize> PackedGroups<'a, B> {
     /// Each group's table, its codes by eight bytes, and where they go: 16 values of B bytes each.
     #[inline(always)]
     pub(crate) fn each(
@@ -67,7 +67,7 @@ pub(crate) trait LookUp: Copy + Send + Sync {
     const PLANES: bool;
 
     /// Writes the values of the groups' codes.
-    fn look_up<const B: usize>(self, groups: Groups<'_, B>, out: &mut [u8]);
+    fn look_up<const B: usize>(self, groups: PackedGroups<'_, B>, out: &mut [u8]);
 }
 
 /// The values of scale bytes under a global scale.
@@ -98,7 +98,7 @@ impl<const B: usize> Tables<B> {
 /// Writes the values of a packed matrix under `global_scale`, row-major.
 pub(crate) fn dequantize(
     kernel: impl LookUp,
-    threads: &Threads,
+    threads: &TaskThreads,
     packed: PackedView<'_>,
     global_scale: f32,
     out: FloatSliceMut<'_>,
@@ -116,7 +116,7 @@ pub(crate) fn dequantize(
 /// To values of B bytes.
 fn typed<T: Float, const B: usize, L: LookUp>(
     kernel: L,
-    threads: &Threads,
+    threads: &TaskThreads,
     packed: PackedView<'_>,
     global_scale: f32,
     out: &mut [T],
@@ -133,7 +133,7 @@ fn typed<T: Float, const B: usize, L: LookUp>(
                     all.fill::<T>(scale, L::PLANES);
                 }
             }
-            let groups = Groups { tables: &all.tables, scales, codes, bytes: group / 2 };
+            let groups = PackedGroups { tables: &all.tables, scales, codes, bytes: group / 2 };
             kernel.look_up(groups, bytemuck::cast_slice_mut(out));
         }
     };

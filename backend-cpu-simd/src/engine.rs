@@ -2,96 +2,91 @@
 //!
 //! An [`Engine`] is made once, from an [`Isa`], by asking the CPU; what it holds is the proof. Every
 //! operation goes through [`by_engine!`](by_engine), which calls the driver with the kernels' type.
+//!
+//! # Adding an instruction set
+//!
+//! One folder and two lines: a line here, an entry in `isa`, and `kernels/<architecture>/<set>/` with the
+//! files of its neighbours (and its `mod` and `use` there). For AVX10.2, say:
+//!
+//! ```text
+//! engine.rs    + #[cfg(target_arch = "x86_64")] Avx10(x86::Avx10);
+//! isa.rs       + /// x86-64 with AVX10.2.
+//!              + Avx10 "avx10" { rows: [14, 16, 24], columns: [16, 32], spreads: [3, 6, 14, 40] }
+//! kernels/x86/avx10/mod.rs          struct Avx10(()) whose `new` asks the CPU
+//!                   matmul.rs       Kernels; FoldKernels and PairKernels if it has them
+//!                   quantize.rs     Encode, or a neighbour's
+//!                   dequantize.rs   LookUp, or a neighbour's
+//! ```
+//!
+//! The tests and the suite run on every [`Isa::available`], so they run on the new one: when they pass
+//! where the CPU has it, it is done.
 
 use fp4_core::Unsupported;
 
 use crate::isa::Isa;
 #[cfg(target_arch = "aarch64")]
-use crate::kernels::neon::{Neon, NeonDotprod, NeonI8mm};
+use crate::kernels::neon;
 #[cfg(all(target_arch = "wasm32", target_feature = "simd128"))]
-use crate::kernels::wasm::WasmSimd128;
+use crate::kernels::wasm;
 #[cfg(target_arch = "x86_64")]
-use crate::kernels::x86::{Avx2, Avx512, AvxVnni};
-use crate::matmul::Kernels;
+use crate::kernels::x86;
 
-/// An instruction set with the proof that this CPU has it.
-#[derive(Debug, Clone, Copy)]
-pub(crate) enum Engine {
-    #[cfg(target_arch = "x86_64")]
-    Avx512(Avx512),
-    #[cfg(target_arch = "x86_64")]
-    AvxVnni(AvxVnni),
-    #[cfg(target_arch = "x86_64")]
-    Avx2(Avx2),
-    #[cfg(target_arch = "aarch64")]
-    NeonI8mm(NeonI8mm),
-    #[cfg(target_arch = "aarch64")]
-    NeonDotprod(NeonDotprod),
-    #[cfg(target_arch = "aarch64")]
-    Neon(Neon),
-    #[cfg(all(target_arch = "wasm32", target_feature = "simd128"))]
-    WasmSimd128(WasmSimd128),
-    Portable,
-}
+/// Defines [`Engine`] and what there is to do for each of a list of instruction sets. `$d` is a dollar.
+macro_rules! engines {
+    ($d:tt $(#[cfg($cfg:meta)] $isa:ident($kernels:ty);)*) => {
+        /// An instruction set with the proof that this CPU has it.
+        #[derive(Debug, Clone, Copy)]
+        pub(crate) enum Engine {
+            $(#[cfg($cfg)] $isa($kernels),)*
+            Portable,
+        }
 
-/// `$tiled` with the engine's kernels as `$kernels`, or `$portable`.
-macro_rules! by_engine {
-    ($engine:expr, $kernels:ident => $tiled:expr, portable => $portable:expr) => {
-        match $engine {
-            #[cfg(target_arch = "x86_64")]
-            $crate::engine::Engine::Avx512($kernels) => $tiled,
-            #[cfg(target_arch = "x86_64")]
-            $crate::engine::Engine::AvxVnni($kernels) => $tiled,
-            #[cfg(target_arch = "x86_64")]
-            $crate::engine::Engine::Avx2($kernels) => $tiled,
-            #[cfg(target_arch = "aarch64")]
-            $crate::engine::Engine::NeonI8mm($kernels) => $tiled,
-            #[cfg(target_arch = "aarch64")]
-            $crate::engine::Engine::NeonDotprod($kernels) => $tiled,
-            #[cfg(target_arch = "aarch64")]
-            $crate::engine::Engine::Neon($kernels) => $tiled,
-            #[cfg(all(target_arch = "wasm32", target_feature = "simd128"))]
-            $crate::engine::Engine::WasmSimd128($kernels) => $tiled,
-            $crate::engine::Engine::Portable => $portable,
+        impl Engine {
+            /// Asks the CPU for an instruction set.
+            pub(crate) fn new(isa: Isa) -> Result<Self, Unsupported> {
+                match isa {
+                    $(#[cfg($cfg)] Isa::$isa => <$kernels>::new().map(Engine::$isa),)*
+                    Isa::Portable => Ok(Engine::Portable),
+                    // Of another architecture.
+                    _ => Err(Unsupported::CpuFeature(isa.name())),
+                }
+            }
+
+            /// Which it is.
+            pub(crate) fn isa(self) -> Isa {
+                match self {
+                    $(#[cfg($cfg)] Engine::$isa(_) => Isa::$isa,)*
+                    Engine::Portable => Isa::Portable,
+                }
+            }
+        }
+
+        /// `$tiled` with the engine's kernels as `$kernels`, or `$portable`.
+        macro_rules! by_engine {
+            ($d engine:expr, $d kernels:ident => $d tiled:expr, portable => $d portable:expr) => {
+                match $d engine {
+                    $(#[cfg($cfg)] $d crate::engine::Engine::$isa($d kernels) => $d tiled,)*
+                    $d crate::engine::Engine::Portable => $d portable,
+                }
+            };
         }
     };
+}
+
+engines! { $
+    #[cfg(target_arch = "x86_64")] Avx512Vnni(x86::Avx512);
+    #[cfg(target_arch = "x86_64")] AvxVnni(x86::AvxVnni);
+    #[cfg(target_arch = "x86_64")] Avx2(x86::Avx2);
+    #[cfg(target_arch = "aarch64")] NeonI8mm(neon::NeonI8mm);
+    #[cfg(target_arch = "aarch64")] NeonDotprod(neon::NeonDotprod);
+    #[cfg(target_arch = "aarch64")] Neon(neon::Neon);
+    #[cfg(all(target_arch = "wasm32", target_feature = "simd128"))] WasmSimd128(wasm::WasmSimd128);
 }
 pub(crate) use by_engine;
 
 impl Engine {
-    /// Asks the CPU for an instruction set.
-    pub(crate) fn new(isa: Isa) -> Result<Self, Unsupported> {
-        match isa {
-            #[cfg(target_arch = "x86_64")]
-            Isa::Avx512Vnni => Avx512::new().map(Engine::Avx512),
-            #[cfg(target_arch = "x86_64")]
-            Isa::AvxVnni => AvxVnni::new().map(Engine::AvxVnni),
-            #[cfg(target_arch = "x86_64")]
-            Isa::Avx2 => Avx2::new().map(Engine::Avx2),
-            #[cfg(target_arch = "aarch64")]
-            Isa::NeonI8mm => NeonI8mm::new().map(Engine::NeonI8mm),
-            #[cfg(target_arch = "aarch64")]
-            Isa::NeonDotprod => NeonDotprod::new().map(Engine::NeonDotprod),
-            #[cfg(target_arch = "aarch64")]
-            Isa::Neon => Neon::new().map(Engine::Neon),
-            #[cfg(all(target_arch = "wasm32", target_feature = "simd128"))]
-            Isa::WasmSimd128 => WasmSimd128::new().map(Engine::WasmSimd128),
-            Isa::Portable => Ok(Engine::Portable),
-            // Of another architecture.
-            #[allow(unreachable_patterns, reason = "which arms there are depends on the target")]
-            _ => Err(Unsupported::CpuFeature(isa.name())),
-        }
-    }
-
     /// The best that the CPU has.
     pub(crate) fn best() -> Self {
         Isa::ALL.into_iter().find_map(|isa| Engine::new(isa).ok()).unwrap_or(Engine::Portable)
-    }
-
-    pub(crate) fn isa(self) -> Isa {
-        fn of<K: Kernels>(_: K) -> Isa {
-            K::ISA
-        }
-        by_engine!(self, kernels => of(kernels), portable => Isa::Portable)
     }
 }

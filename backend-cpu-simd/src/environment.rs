@@ -4,8 +4,8 @@
 //! anyone. [`under`] does what such a library does, for the time of one call, so that a test can
 //! demand an error of every entry point.
 //!
-//! Rust assumes the default environment: what `call` computes in floating point means nothing. It is
-//! for calls that check the environment first, and return an error.
+//! Rust assumes the default environment, so [`under`] is unsafe: it is for calls that check the
+//! environment first, and return an error. [`probe`] is its safe form for suites that forbid `unsafe`.
 
 use std::arch::asm;
 
@@ -70,7 +70,12 @@ impl FpChange {
 }
 
 /// Calls `call` with this thread's environment changed, and changes it back, also if it panics.
-pub fn under<R>(change: FpChange, call: impl FnOnce() -> R) -> R {
+///
+/// # Safety
+/// `call` does nothing in floating point whose result is used, other than to find out that the
+/// environment is changed: it consists of calls of entry points that check it first (C9), and of code
+/// that moves, compares and formats no floating-point value.
+pub unsafe fn under<R>(change: FpChange, call: impl FnOnce() -> R) -> R {
     struct Restore(Control);
     impl Drop for Restore {
         fn drop(&mut self) {
@@ -81,6 +86,22 @@ pub fn under<R>(change: FpChange, call: impl FnOnce() -> R) -> R {
     let _restore = Restore(before);
     write(before | change.bits());
     call()
+}
+
+/// Runs `calls` in an environment changed as `change` says ([`FpChange::name`]), for a suite that forbids
+/// `unsafe` and whose calls are of backends. False, without the calls, if there is no such change.
+///
+/// The calls are opaque to the compiler, so no arithmetic of the caller's is moved into the changed
+/// environment. A backend that computes on regardless computes other values: that is what the suite is
+/// there to see.
+pub fn probe(change: &str, calls: &mut dyn FnMut()) -> bool {
+    let Some(change) = FpChange::ALL.into_iter().find(|known| known.name() == change) else {
+        return false;
+    };
+    let calls = std::hint::black_box(calls);
+    // SAFETY: calls of backends' entry points, which check the environment first (C9).
+    unsafe { under(change, calls) };
+    true
 }
 
 #[cfg(target_arch = "x86_64")]

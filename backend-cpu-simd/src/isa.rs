@@ -4,42 +4,71 @@ use std::fmt;
 use std::str::FromStr;
 
 use crate::engine::Engine;
+use crate::limits::Limits;
 
-/// An instruction set that this crate has kernels for, fastest first.
-#[non_exhaustive]
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Isa {
+/// Defines [`Isa`] from a list of instruction sets: their names, and the limits of their kernels.
+macro_rules! isas {
+    ($($(#[$doc:meta])* $isa:ident $name:literal {
+        rows: $rows:expr, columns: $columns:expr, spreads: $spreads:expr
+    })*) => {
+        /// An instruction set that this crate has kernels for, fastest first.
+        #[non_exhaustive]
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+        pub enum Isa {
+            $($(#[$doc])* $isa,)*
+        }
+
+        impl Isa {
+            /// All of them, fastest first.
+            pub const ALL: [Isa; [$($name),*].len()] = [$(Isa::$isa),*];
+
+            /// The name, as in benchmark tables, which [`FromStr`] reads: `avx512-vnni`, `avx-vnni`,
+            /// `avx2`, `neon-i8mm`, `neon-dotprod`, `neon`, `wasm-simd128`, `portable`.
+            pub const fn name(self) -> &'static str {
+                match self {
+                    $(Isa::$isa => $name,)*
+                }
+            }
+
+            /// Tile sizes and bounds of the kernels.
+            pub const fn limits(self) -> Limits {
+                match self {
+                    $(Isa::$isa => Limits { rows: &$rows, columns: &$columns, spreads: &$spreads },)*
+                }
+            }
+        }
+    };
+}
+
+// With each, why its limits. A fold window holds spread 3 of either side, 6 of both; a group plane 8 of A
+// (256 <= 258) and 6 of B (64 <= 127).
+isas! {
     /// x86-64 with AVX-512 F, BW, DQ, VL, VNNI and VBMI.
-    Avx512Vnni,
+    // Tiles of 14 rows by pairs of panels, 16 in the group form, 24 in the fold form.
+    Avx512Vnni "avx512-vnni" { rows: [14, 16, 24], columns: [16, 32], spreads: [3, 6, 14, 40] }
     /// x86-64 with AVX-VNNI (dot products on 256 bits), AVX2, FMA and F16C.
-    AvxVnni,
+    // Tiles of 6 rows by pairs of panels for more than 24 rows of A, else 8 in the fold form, 24 in blocks
+    // of 2 in the group form.
+    AvxVnni "avx-vnni" { rows: [2, 6, 8, 24], columns: [16, 32], spreads: [3, 6, 14, 40] }
     /// x86-64 with AVX2, FMA and F16C.
-    Avx2,
+    // Blocks of 4 rows in tiles of 24.
+    Avx2 "avx2" { rows: [4, 24], columns: [16], spreads: [6, 8, 14, 40] }
     /// aarch64 NEON with the dot product and 8-bit matrix multiply instructions (`smmla`).
-    NeonI8mm,
+    // Blocks of 6 rows in the fold form and 4 in the group form, in tiles of 24.
+    NeonI8mm "neon-i8mm" { rows: [4, 6, 24], columns: [16], spreads: [3, 6, 14, 40] }
     /// aarch64 NEON with the dot product instructions (`sdot`).
-    NeonDotprod,
+    // As `NeonI8mm`.
+    NeonDotprod "neon-dotprod" { rows: [4, 6, 24], columns: [16], spreads: [3, 6, 14, 40] }
     /// aarch64 NEON.
-    Neon,
+    Neon "neon" { rows: [2, 24], columns: [16], spreads: [6, 8, 14, 40] }
     /// wasm32 with simd128, which the build enables or not.
-    WasmSimd128,
+    WasmSimd128 "wasm-simd128" { rows: [4, 24], columns: [16], spreads: [6, 8, 14, 40] }
     /// The kernels on the `wide` crate: every CPU.
-    Portable,
+    // Tiles of 4 x 8, blocks of 64 rows; 53 bits for one MXFP4 group.
+    Portable "portable" { rows: [4, 64], columns: [8], spreads: [40] }
 }
 
 impl Isa {
-    /// All of them, fastest first.
-    pub const ALL: [Isa; 8] = [
-        Isa::Avx512Vnni,
-        Isa::AvxVnni,
-        Isa::Avx2,
-        Isa::NeonI8mm,
-        Isa::NeonDotprod,
-        Isa::Neon,
-        Isa::WasmSimd128,
-        Isa::Portable,
-    ];
-
     /// Those that this CPU has, fastest first.
     pub fn available() -> impl Iterator<Item = Isa> {
         Isa::ALL.into_iter().filter(|&isa| Engine::new(isa).is_ok())
@@ -48,21 +77,6 @@ impl Isa {
     /// The fastest that this CPU has: what [`CpuSimd::new`](crate::CpuSimd::new) takes.
     pub fn best() -> Isa {
         Engine::best().isa()
-    }
-
-    /// The name, as in benchmark tables, which [`FromStr`] reads: `avx512-vnni`, `avx-vnni`, `avx2`,
-    /// `neon-i8mm`, `neon-dotprod`, `neon`, `wasm-simd128`, `portable`.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Isa::Avx512Vnni => "avx512-vnni",
-            Isa::AvxVnni => "avx-vnni",
-            Isa::Avx2 => "avx2",
-            Isa::NeonI8mm => "neon-i8mm",
-            Isa::NeonDotprod => "neon-dotprod",
-            Isa::Neon => "neon",
-            Isa::WasmSimd128 => "wasm-simd128",
-            Isa::Portable => "portable",
-        }
     }
 }
 

@@ -68,14 +68,6 @@
 //! [C6]: fp4_core::contract#c6
 
 #![deny(unsafe_op_in_unsafe_fn)]
-#![cfg_attr(
-    not(any(
-        target_arch = "x86_64",
-        target_arch = "aarch64",
-        all(target_arch = "wasm32", target_feature = "simd128")
-    )),
-    allow(dead_code, unused_imports, unused_variables, reason = "no kernels plug into the tiles")
-)]
 
 mod counts;
 mod dequantize;
@@ -85,6 +77,14 @@ pub mod environment;
 mod isa;
 mod kernels;
 mod limits;
+#[cfg_attr(
+    not(any(
+        target_arch = "x86_64",
+        target_arch = "aarch64",
+        all(target_arch = "wasm32", target_feature = "simd128")
+    )),
+    allow(dead_code, unused_imports, reason = "no kernels plug into the tiles")
+)]
 mod matmul;
 mod quantize;
 mod resident;
@@ -110,35 +110,44 @@ pub use rayon::{ThreadPool, ThreadPoolBuilder};
 
 use crate::engine::{Engine, by_engine};
 use crate::kernels::portable;
-use crate::quantize::Columns;
-use crate::threads::Threads;
+use crate::quantize::TransformColumns;
+use crate::threads::TaskThreads;
 
 /// The CPU backend: quantizer and matmul. Cheap to clone; the clones share the thread pool and the
 /// scratch memory.
 #[derive(Debug, Clone)]
 pub struct CpuSimd {
-    threads: Threads,
+    threads: TaskThreads,
     engine: Engine,
-    scratch: matmul::Scratch,
+    scratch: matmul::TileScratch,
 }
 
 /// A weight prepared by [`CpuSimd`], in the form that the instruction set's kernels read; the packed
 /// form is not kept.
 ///
-/// Portable kernels apart: the packed codes in another order, with as many scale bytes as packed, and beside them,
-/// off the fast path, the packed scale bytes. Portable: codes as bytes, 1.9 times the packed size.
+/// Portable kernels apart: the packed codes and scale bytes in another order and what is known of each panel of
+/// columns, at most 1.05 times the packed size for N a multiple of 16 from 256 and K from 1024 up. Portable: codes
+/// as bytes and a bit beside each, 2.2 times the packed size.
 ///
 /// `B` is what it was prepared from; nothing of that type is held.
 #[derive(Clone)]
 pub struct CpuWeight<B> {
-    weight: Weight,
+    weight: WeightForm,
     from: PhantomData<fn() -> B>,
 }
 
+#[cfg_attr(
+    not(any(
+        target_arch = "x86_64",
+        target_arch = "aarch64",
+        all(target_arch = "wasm32", target_feature = "simd128")
+    )),
+    allow(dead_code, reason = "no kernels plug into the tiles")
+)]
 #[derive(Clone)]
-enum Weight {
+enum WeightForm {
     Tiled(matmul::Panels),
-    Portable(portable::Panels),
+    Portable(portable::BytePanels),
 }
 
 /// Shape and format.
@@ -151,28 +160,46 @@ impl<B: Packed> fmt::Debug for CpuWeight<B> {
 impl<B: Packed> PreparedWeight for CpuWeight<B> {
     fn shape(&self) -> PackedShape {
         match &self.weight {
-            Weight::Tiled(panels) => panels.shape(),
-            Weight::Portable(panels) => panels.shape(),
+            WeightForm::Tiled(panels) => panels.shape(),
+            WeightForm::Portable(panels) => panels.shape(),
         }
     }
 }
 
 impl<B: Packed> CpuWeight<B> {
+    /// Bytes of memory that the weight holds: codes and scales as packed, and what is known of each
+    /// panel of columns.
+    pub fn resident_bytes(&self) -> usize {
+        size_of::<Self>()
+            + match &self.weight {
+                WeightForm::Tiled(panels) => panels.allocated_bytes(),
+                WeightForm::Portable(panels) => panels.allocated_bytes(),
+            }
+    }
+
     fn rows(&self) -> usize {
         self.shape().rows()
     }
 
+    #[cfg_attr(
+        not(any(
+            target_arch = "x86_64",
+            target_arch = "aarch64",
+            all(target_arch = "wasm32", target_feature = "simd128")
+        )),
+        allow(dead_code, reason = "no kernels plug into the tiles")
+    )]
     fn tiled(&self) -> Result<&matmul::Panels, Error> {
         match &self.weight {
-            Weight::Tiled(panels) => Ok(panels),
-            Weight::Portable(_) => Err(Error::ForeignOperand),
+            WeightForm::Tiled(panels) => Ok(panels),
+            WeightForm::Portable(_) => Err(Error::ForeignOperand),
         }
     }
 
-    fn portable(&self) -> Result<&portable::Panels, Error> {
+    fn portable(&self) -> Result<&portable::BytePanels, Error> {
         match &self.weight {
-            Weight::Portable(panels) => Ok(panels),
-            Weight::Tiled(_) => Err(Error::ForeignOperand),
+            WeightForm::Portable(panels) => Ok(panels),
+            WeightForm::Tiled(_) => Err(Error::ForeignOperand),
         }
     }
 }
@@ -202,29 +229,29 @@ impl CpuSimd {
     /// threads.
     #[must_use]
     pub fn with_pool(self, pool: Arc<ThreadPool>) -> Self {
-        CpuSimd { threads: Threads::of_pool(pool), ..self }
+        CpuSimd { threads: TaskThreads::of_pool(pool), ..self }
     }
 
     fn of_engine(engine: Engine) -> Self {
-        CpuSimd { threads: Threads::default(), engine, scratch: matmul::Scratch::default() }
+        CpuSimd { threads: TaskThreads::default(), engine, scratch: matmul::TileScratch::default() }
     }
 
     /// Quantizes `input`, transformed by `transform`, to `out`, whose shape is checked.
     fn quantize_by(
         &self,
         input: &QuantizeInput<'_>,
-        transform: Option<&Columns>,
+        transform: Option<&TransformColumns>,
         out: &mut PackedMut<'_>,
     ) -> Result<QuantCounts, Error> {
         let (threads, spec) = (&self.threads, input.spec());
         let common = (spec.tie(), spec.rule()) == (TieMode::Even, ScaleRule::Nearest);
         by_engine!(self.engine,
             kernels => if common {
-                return quantize::quantize(&kernels.encoder(), threads, input, transform, out);
+                return quantize::quantize(&kernels, threads, input, transform, out);
             },
             portable => {}
         );
-        quantize::quantize(&quantize::Encoder::new(spec.tie()), threads, input, transform, out)
+        quantize::quantize(&portable::Encoder::new(spec.tie()), threads, input, transform, out)
     }
 
     /// Transforms the rows of a (rows, k) matrix (C5), in parallel: the same as
@@ -245,15 +272,26 @@ impl CpuSimd {
         let whole = x.len().checked_div(k).unwrap_or(0) * k;
         x.expect_len(Buffer::Input, whole)?;
         out.as_ref().expect_len(Buffer::Output, whole)?;
-        let (threads, columns) = (&self.threads, Columns::new(transform, x.float_type()));
+        let (threads, columns) = (&self.threads, TransformColumns::new(transform, x.float_type()));
         by_engine!(self.engine,
-            kernels => quantize::transform(&kernels.encoder(), threads, &columns, x, out),
+            kernels => quantize::transform(&kernels, threads, &columns, x, out),
             portable => {
                 // How codes would be rounded does not matter here.
-                let encoder = quantize::Encoder::new(TieMode::Even);
+                let encoder = portable::Encoder::new(TieMode::Even);
                 quantize::transform(&encoder, threads, &columns, x, out)
             }
         )
+    }
+
+    /// Frees the buffers that calls left for the next ones, of this backend and its clones. They are
+    /// at most 64 MiB; a call that finds none allocates.
+    pub fn release_scratch(&self) {
+        self.scratch.release();
+    }
+
+    /// Bytes of the buffers that calls left for the next ones.
+    pub fn scratch_bytes(&self) -> usize {
+        self.scratch.bytes()
     }
 
     /// The instruction set of the kernels.
@@ -302,7 +340,7 @@ impl Quantizer for CpuSimd {
         check_environment()?;
         input.expect_output(out.shape())?;
         self.supports_quantize(&input.query())?;
-        let transform = input.transform().map(|t| Columns::new(t, input.x().float_type()));
+        let transform = input.transform().map(|t| TransformColumns::new(t, input.x().float_type()));
         self.quantize_by(input, transform.as_ref(), out)
     }
 }
@@ -321,8 +359,8 @@ impl Matmul for CpuSimd {
     fn prepare<B: Packed>(&self, b: B) -> Result<CpuWeight<B>, Error> {
         let view = b.view();
         let weight = by_engine!(self.engine,
-            kernels => Weight::Tiled(matmul::prepare(kernels, &self.threads, view)?),
-            portable => Weight::Portable(portable::Panels::new(&self.threads, view)?)
+            kernels => WeightForm::Tiled(matmul::prepare(kernels, &self.threads, view)?),
+            portable => WeightForm::Portable(portable::BytePanels::new(&self.threads, view)?)
         );
         Ok(CpuWeight { weight, from: PhantomData })
     }
@@ -359,10 +397,10 @@ impl Matmul for CpuSimd {
             kernels => {
                 let b = b.tiled()?;
                 matmul::expect_form(kernels, b)?;
-                matmul::sum::partial(&matmul::Pair { kernels, threads, a, b }, groups, out)
+                matmul::sum::partial(&matmul::TiledOperands { kernels, threads, a, b }, groups, out)
             },
             portable => {
-                let product = portable::matmul::Pair { threads, a, b: b.portable()? };
+                let product = portable::matmul::PortableOperands { threads, a, b: b.portable()? };
                 matmul::sum::partial(&product, groups, out)
             }
         )
@@ -375,8 +413,8 @@ impl Matmul for CpuSimd {
     ) -> Result<(), Error> {
         b.shape().expect_same(&out.shape())?;
         match &b.weight {
-            Weight::Tiled(panels) => panels.export(&self.threads, out),
-            Weight::Portable(panels) => panels.export(&self.threads, out),
+            WeightForm::Tiled(panels) => panels.export(&self.threads, out),
+            WeightForm::Portable(panels) => panels.export(&self.threads, out),
         }
     }
 }

@@ -16,7 +16,7 @@ use fp4_core::{
 };
 
 use crate::engine::by_engine;
-use crate::quantize::Columns;
+use crate::quantize::TransformColumns;
 use crate::{CpuSimd, CpuWeight, Matmul, Quantizer, matmul};
 
 /// Dense values on the host.
@@ -33,7 +33,7 @@ impl CpuTensor {
 /// A quantized activation in the form that the kernels read.
 pub struct CpuOperand {
     packed: PackedMatrix,
-    tiles: matmul::Tiles,
+    tiles: matmul::RowTiles,
 }
 
 /// Shape and format.
@@ -52,7 +52,7 @@ impl CpuOperand {
 
 /// A transform, transposed and rounded to the type of the activations.
 #[derive(Clone)]
-pub struct CpuTransform(Columns);
+pub struct CpuTransform(TransformColumns);
 
 /// Shape and type.
 impl fmt::Debug for CpuTransform {
@@ -68,9 +68,11 @@ impl CpuSimd {
         if operand.packed.shape().format().is_none() {
             return Ok(());
         }
-        let a = operand.packed.view();
         by_engine!(self.engine,
-            kernels => matmul::pack(kernels, &self.threads, a, &mut operand.tiles),
+            kernels => {
+                let CpuOperand { packed, tiles } = operand;
+                matmul::pack(kernels, &self.threads, packed.view(), tiles)
+            },
             portable => Ok(())
         )
     }
@@ -88,7 +90,7 @@ impl Resident for CpuSimd {
     fn empty_operand(&self) -> Result<CpuOperand, Error> {
         Ok(CpuOperand {
             packed: PackedMatrix::zeros(PackedShape::of(Format::MxFp4, 0, 0)?),
-            tiles: matmul::Tiles::default(),
+            tiles: matmul::RowTiles::default(),
         })
     }
 
@@ -105,7 +107,7 @@ impl Resident for CpuSimd {
     }
 
     fn load_transform(&self, t: &Transform<'_>, x: FloatType) -> Result<CpuTransform, Error> {
-        Ok(CpuTransform(Columns::new(t, x)))
+        Ok(CpuTransform(TransformColumns::new(t, x)))
     }
 
     fn quantize_resident(

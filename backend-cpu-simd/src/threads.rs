@@ -10,14 +10,14 @@ use rayon::prelude::*;
 
 /// A rayon pool: one of the caller's, or rayon's current one.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Threads {
+pub(crate) struct TaskThreads {
     pool: Option<Arc<rayon::ThreadPool>>,
 }
 
-impl Threads {
+impl TaskThreads {
     /// The threads of `pool`.
     pub(crate) fn of_pool(pool: Arc<rayon::ThreadPool>) -> Self {
-        Threads { pool: Some(pool) }
+        TaskThreads { pool: Some(pool) }
     }
 
     /// Into how many tasks to cut work of `work` units, if a task of `least` units is worth a
@@ -59,6 +59,14 @@ impl Threads {
     /// Runs `f` on 0, 1, ..., `count` - 1, in any order, and merges the results; allocates nothing.
     ///
     /// Checks the environment of every thread that runs a task, before the task.
+    #[cfg_attr(
+        not(any(
+            target_arch = "x86_64",
+            target_arch = "aarch64",
+            all(target_arch = "wasm32", target_feature = "simd128")
+        )),
+        allow(dead_code, reason = "no kernels plug into the tiles")
+    )]
     pub(crate) fn for_each(
         &self,
         count: usize,
@@ -112,11 +120,11 @@ mod tests {
 
     #[test]
     fn results_come_in_order_and_errors_come_out() {
-        let mut all = vec![Threads::default()];
+        let mut all = vec![TaskThreads::default()];
         // WASM has no threads: rayon runs everything on the current one.
         if cfg!(not(target_family = "wasm")) {
             let pool = rayon::ThreadPoolBuilder::new().num_threads(3).build().unwrap();
-            all.push(Threads::of_pool(Arc::new(pool)));
+            all.push(TaskThreads::of_pool(Arc::new(pool)));
         }
         for threads in all {
             let squares = threads.run((0..100).collect(), |i: usize| Ok(i * i)).unwrap();
@@ -131,7 +139,7 @@ mod tests {
     #[cfg(not(target_family = "wasm"))]
     fn small_work_is_one_task() {
         let pool = Arc::new(rayon::ThreadPoolBuilder::new().num_threads(2).build().unwrap());
-        let threads = Threads::of_pool(pool);
+        let threads = TaskThreads::of_pool(pool);
         assert_eq!((threads.tasks(0, 10), threads.tasks(19, 10)), (1, 1));
         assert_eq!((threads.tasks(50, 10), threads.tasks(10_000, 10)), (5, 16));
     }

@@ -5,7 +5,7 @@
 use std::sync::Arc;
 
 use fp4_backend_cpu_simd::CpuSimd;
-use fp4_backend_cpu_simd::environment::{FpChange, under};
+use fp4_backend_cpu_simd::environment::{FpChange, probe, under};
 use fp4_core::{
     Error, ExactSum, Format, FpEnvironment, Matmul, PackedMatrix, Partials, QuantSpec,
     QuantizeInput, Quantizer, Transform, check_environment, nvfp4_global_scale, reference,
@@ -57,7 +57,8 @@ fn calls(change: Option<FpChange>) -> Vec<(&'static str, Result<(), Error>)> {
         ]
     };
     match change {
-        Some(change) => under(change, all),
+        // SAFETY: entry points that check the environment first.
+        Some(change) => unsafe { under(change, all) },
         None => all(),
     }
 }
@@ -94,7 +95,8 @@ fn threads_of_a_pool_refuse_a_changed_environment() {
     let mut refused = 0;
     for change in FpChange::ALL {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(2).spawn_handler(|thread| {
-            std::thread::spawn(move || under(change, || thread.run()));
+            // SAFETY: what the pool runs are tasks that check the environment first.
+            std::thread::spawn(move || unsafe { under(change, || thread.run()) });
             Ok(())
         });
         let cpu = CpuSimd::new().with_pool(Arc::new(pool.build().unwrap()));
@@ -115,12 +117,27 @@ fn threads_of_a_pool_refuse_a_changed_environment() {
 #[test]
 fn the_environment_is_restored() {
     for change in FpChange::ALL {
-        under(change, || assert!(check_environment().is_err()));
+        // SAFETY: it checks the environment, and nothing else.
+        unsafe { under(change, || assert!(check_environment().is_err())) };
         assert_eq!(check_environment(), Ok(()));
         // Unwinds without the hook, which would print a panic into the log of a run that passes.
         let unwound =
-            std::panic::catch_unwind(|| under(change, || std::panic::resume_unwind(Box::new(()))));
+            // SAFETY: it computes nothing.
+            std::panic::catch_unwind(|| unsafe {
+                under(change, || std::panic::resume_unwind(Box::new(())))
+            });
         assert!(unwound.is_err());
         assert_eq!(check_environment(), Ok(()));
     }
+}
+
+#[test]
+fn a_probe_calls_in_the_named_environment_and_not_at_all_under_another_name() {
+    for change in FpChange::ALL {
+        let mut seen = Ok(());
+        assert!(probe(change.name(), &mut || seen = check_environment()));
+        assert_eq!(seen, Err(Error::Environment(kind(change))), "{change:?}");
+        assert_eq!(check_environment(), Ok(()));
+    }
+    assert!(!probe("FTZ", &mut || panic!("called")));
 }

@@ -73,9 +73,7 @@ pub fn known() -> Vec<Known> {
 pub fn changed_environment(change: &str, call: &mut dyn FnMut()) -> bool {
     #[cfg(all(feature = "cpu-simd", any(target_arch = "x86_64", target_arch = "aarch64")))]
     {
-        use fp4_backend_cpu_simd::environment::{FpChange, under};
-        let known = FpChange::ALL.into_iter().find(|known| known.name() == change);
-        known.map(|change| under(change, call)).is_some()
+        fp4_backend_cpu_simd::environment::probe(change, call)
     }
     #[cfg(not(all(feature = "cpu-simd", any(target_arch = "x86_64", target_arch = "aarch64"))))]
     {

@@ -43,12 +43,14 @@ use fp4_core::{
     finish_one, with_floats,
 };
 
-use super::operand::{COLUMNS, Form, Line, MAX_ROWS, Panel, Panels, STEPS, Tile, TilePlane, Tiles};
-use super::output::Grid;
-use super::sum::{PLAIN_EXPONENTS, Product, Sum, fits_63_bits};
-use super::{FoldKernels, Kernels, PairKernels, PanelView, Row, Scaling, Step, Steps, Sums};
-use crate::quantize::Value;
-use crate::threads::Threads;
+use super::operand::{COLUMNS, Form, Line, MAX_ROWS, STEPS};
+use super::output::OutputParts;
+use super::panels::{Panel, Panels};
+use super::sum::{ExactSums, PLAIN_EXPONENTS, Sum, fits_63_bits};
+use super::tiles::{RowTile, RowTiles, TilePlane};
+use super::{FoldKernels, Kernels, OutputRow, PairKernels, Scaling, Step, Steps, Sums};
+use crate::quantize::FloatValue;
+use crate::threads::TaskThreads;
 
 /// Multiply-adds worth a task of their own.
 const TASK_MACS: usize = 1 << 18;
@@ -75,9 +77,9 @@ pub(crate) fn group_chunks(max_a: i32, max_b: i32) -> usize {
 type Units = [[i64; COLUMNS]; MAX_ROWS];
 
 /// A packed A and a prepared B.
-pub(crate) struct Pair<'a, K> {
+pub(crate) struct TiledOperands<'a, K> {
     pub(crate) kernels: K,
-    pub(crate) threads: &'a Threads,
+    pub(crate) threads: &'a TaskThreads,
     pub(crate) a: PackedView<'a>,
     pub(crate) b: &'a Panels,
 }
@@ -85,15 +87,15 @@ pub(crate) struct Pair<'a, K> {
 /// Writes round(f32(A * B^T) * alpha), or what else the epilogue says, to `out`. `tiles` hold `a`.
 pub(crate) fn matmul<K: Kernels>(
     kernels: K,
-    threads: &Threads,
+    threads: &TaskThreads,
     a: PackedView<'_>,
-    tiles: &Tiles,
+    tiles: &RowTiles,
     b: &Panels,
     epilogue: Epilogue<'_>,
     out: FloatSliceMut<'_>,
 ) -> Result<Paths, Error> {
     let groups = 0..a.shape().row_groups();
-    let call = Call { kernels, threads, a, tiles: tiles.tiles(), b, groups };
+    let call = TiledMatmul { kernels, threads, a, tiles: tiles.tiles(), b, groups };
     with_floats!(FloatSliceMut, out, out => call.run(out, &Finish { epilogue }))
 }
 
@@ -110,7 +112,7 @@ pub(crate) fn expect(
     out.as_ref().expect_len(Buffer::Output, outputs)
 }
 
-impl<K: Kernels> Product for Pair<'_, K> {
+impl<K: Kernels> ExactSums for TiledOperands<'_, K> {
     fn shapes(&self) -> [PackedShape; 2] {
         [self.a.shape(), self.b.shape()]
     }
@@ -121,15 +123,15 @@ impl<K: Kernels> Product for Pair<'_, K> {
         out: &mut [T],
         emit: impl Fn(&mut T, bool, Sum<'_>) -> Result<(), Error> + Sync,
     ) -> Result<Paths, Error> {
-        let Pair { kernels, threads, a, b } = *self;
-        let mut tiles = Tiles::default();
+        let TiledOperands { kernels, threads, a, b } = *self;
+        let mut tiles = RowTiles::default();
         tiles.fill(kernels, threads, &a, b.form(), groups.clone())?;
-        Call { kernels, threads, a, tiles: tiles.tiles(), b, groups }.run(out, &Emit(emit))
+        TiledMatmul { kernels, threads, a, tiles: tiles.tiles(), b, groups }.run(out, &Emit(emit))
     }
 }
 
 /// What becomes of the sums of one row of a tile.
-trait Sink<T>: Sync {
+trait RowWriter<T>: Sync {
     /// Writes the sums of row `r` to `out`, one for each column that exists.
     fn row<K: Kernels>(&self, sums: &TileSums<'_, K>, r: usize, out: &mut [T])
     -> Result<(), Error>;
@@ -140,7 +142,7 @@ struct Finish<'a> {
     epilogue: Epilogue<'a>,
 }
 
-impl<T: Value> Sink<T> for Finish<'_> {
+impl<T: FloatValue> RowWriter<T> for Finish<'_> {
     #[inline(always)]
     fn row<K: Kernels>(
         &self,
@@ -152,10 +154,10 @@ impl<T: Value> Sink<T> for Finish<'_> {
         let alpha = self.epilogue.row_alpha(sums.tile.first + r);
         let bias = self.epilogue.bias.map(|bias| &bias[sums.p * COLUMNS..][..out.len()]);
         if sums.plain {
-            let by =
-                Scaling { base: sums.tile.meta[r].base - 2, column_bases: &sums.panel.base, alpha };
+            let base = sums.tile.meta[r].base - 2;
+            let by = Scaling { base, column_bases: sums.panel.bases(), alpha };
             // A whole row of f32 is written where it belongs.
-            if let Some(Ok(out)) = T::as_f32(out).map(<&mut Row>::try_from) {
+            if let Some(Ok(out)) = T::as_f32(out).map(<&mut OutputRow>::try_from) {
                 sums.scale(r, by, out);
                 add_bias(out, bias);
                 return Ok(());
@@ -182,7 +184,7 @@ impl<T: Value> Sink<T> for Finish<'_> {
 
 /// Adds the bias of the columns that exist, if there is one (C6); a NaN becomes canonical.
 #[inline(always)]
-fn add_bias(y: &mut Row, bias: Option<&[f32]>) {
+fn add_bias(y: &mut OutputRow, bias: Option<&[f32]>) {
     for (y, bias) in y.iter_mut().zip(bias.unwrap_or_default()) {
         *y = Float::from_f32(*y + bias);
     }
@@ -191,7 +193,7 @@ fn add_bias(y: &mut Row, bias: Option<&[f32]>) {
 /// Hands each sum to a function.
 struct Emit<F>(F);
 
-impl<T, F: Fn(&mut T, bool, Sum<'_>) -> Result<(), Error> + Sync> Sink<T> for Emit<F> {
+impl<T, F: Fn(&mut T, bool, Sum<'_>) -> Result<(), Error> + Sync> RowWriter<T> for Emit<F> {
     fn row<K: Kernels>(
         &self,
         sums: &TileSums<'_, K>,
@@ -206,8 +208,8 @@ impl<T, F: Fn(&mut T, bool, Sum<'_>) -> Result<(), Error> + Sync> Sink<T> for Em
 
 /// The sums of a tile with a panel.
 struct TileSums<'a, K> {
-    call: &'a Call<'a, K>,
-    tile: &'a Tile,
+    call: &'a TiledMatmul<'a, K>,
+    tile: &'a RowTile,
     panel: &'a Panel,
     /// Index of the panel.
     p: usize,
@@ -227,15 +229,15 @@ impl<K: Kernels> TileSums<'_, K> {
         let scale_type = a.shape().scale_type();
         let any = |scales: &[u8]| scales[groups.clone()].iter().any(|&s| scale_type.is_nan(s));
         self.tile.meta[r].nan && any(a.row_scales(self.tile.first + r))
-            || self.panel.meta[c].nan && any(b.packed_scales(self.p * COLUMNS + c))
+            || b.is_nan(self.p * COLUMNS + c, &groups)
     }
 
     /// True if the sum of row `r` and column `c` is in `sums` or `units`.
     fn is_narrow(&self, r: usize, c: usize) -> bool {
-        let (a, b) = (&self.tile.meta[r], &self.panel.meta[c]);
+        let (a, b) = (&self.tile.meta[r], self.panel.meta(c));
         let live = a.live.min(b.live).min(self.call.groups.len());
         self.tile.complete[r]
-            && self.panel.complete[c]
+            && self.panel.is_complete(c)
             && fits_63_bits(self.call.dot(), a.reach, b.reach, live)
     }
 
@@ -251,7 +253,7 @@ impl<K: Kernels> TileSums<'_, K> {
             } else {
                 self.units[r][c]
             };
-            let exponent = self.tile.meta[r].base + self.panel.meta[c].base - 2;
+            let exponent = self.tile.meta[r].base + self.panel.bases()[c] - 2;
             return f(Sum::Narrow { units, exponent });
         }
         let (i, j) = (self.tile.first + r, self.p * COLUMNS + c);
@@ -261,7 +263,7 @@ impl<K: Kernels> TileSums<'_, K> {
 
     /// Rounds and scales row `r`, all of whose outputs are plain.
     #[inline(always)]
-    fn scale(&self, r: usize, by: Scaling<'_>, to: &mut Row) {
+    fn scale(&self, r: usize, by: Scaling<'_>, to: &mut OutputRow) {
         let kernels = self.call.kernels;
         if self.in_32_bits {
             kernels.scale_sums(&self.sums[r], self.corrections[r], by, to);
@@ -272,7 +274,7 @@ impl<K: Kernels> TileSums<'_, K> {
 
     /// How many outputs each path computed.
     fn paths(&self) -> Paths {
-        let (rows, columns) = (self.tile.meta.len(), self.panel.columns);
+        let (rows, columns) = (self.tile.meta.len(), self.panel.columns());
         let wide = if self.plain {
             0
         } else {
@@ -280,10 +282,24 @@ impl<K: Kernels> TileSums<'_, K> {
             outputs.filter(|&(r, c)| !self.is_narrow(r, c)).count() as u64
         };
         let others = (rows * columns) as u64 - wide;
-        let one = self.tile.planes().len() == 1 && self.panel.planes.len() == 1;
+        let one = self.tile.planes().len() == 1 && self.panel.planes() == 1;
         let (narrow, planes) = if one { (others, 0) } else { (0, others) };
         Paths { narrow, planes, wide }
     }
+}
+
+/// A plane of a tile and one of a panel.
+#[derive(Debug, Clone, Copy)]
+struct PlanePair {
+    a: usize,
+    b: usize,
+}
+
+/// Where the sums of plane 0 of a tile with one of a pair of panels are in [`Buffers::pairs`].
+#[derive(Debug, Clone, Copy)]
+struct Ready {
+    tile: usize,
+    half: usize,
 }
 
 /// Buffers of a task.
@@ -298,17 +314,17 @@ struct Buffers {
 }
 
 /// One call of the driver.
-struct Call<'a, K> {
+struct TiledMatmul<'a, K> {
     kernels: K,
-    threads: &'a Threads,
+    threads: &'a TaskThreads,
     a: PackedView<'a>,
     /// A over the groups `groups`.
-    tiles: &'a [Tile],
+    tiles: &'a [RowTile],
     b: &'a Panels,
     groups: Range<usize>,
 }
 
-impl<K: Kernels> Call<'_, K> {
+impl<K: Kernels> TiledMatmul<'_, K> {
     /// The kernels of the fold form, if that is B's.
     #[inline(always)]
     fn fold(&self) -> Option<K::Fold> {
@@ -326,12 +342,12 @@ impl<K: Kernels> Call<'_, K> {
         self.groups.start / per..self.groups.end.div_ceil(per)
     }
 
-    fn run<T: Send>(&self, out: &mut [T], sink: &impl Sink<T>) -> Result<Paths, Error> {
+    fn run<T: Send>(&self, out: &mut [T], sink: &impl RowWriter<T>) -> Result<Paths, Error> {
         if out.is_empty() {
             return Ok(Paths::default());
         }
         let (m, n) = (self.a.shape().rows(), self.b.shape().rows());
-        let grid = Grid::new(out, n);
+        let grid = OutputParts::new(out, n);
         let (tiles, panels) = (self.tiles.len(), self.b.panels().len());
         let tile_bytes = (self.tiles[0].meta.len() * self.a.shape().k()).max(1);
         // Panels in pairs, if one stretch takes all chunks.
@@ -371,7 +387,7 @@ impl<K: Kernels> Call<'_, K> {
                         rows.for_each(|r| grid.prefetch(r, p * COLUMNS));
                     }
                     for half in 0..step.min(end - p) {
-                        let ready = (step == 2).then_some([t, half]);
+                        let ready = (step == 2).then_some(Ready { tile: t, half });
                         let buffers = &mut buffers;
                         paths.merge(&self.tile(tile, p + half, ready, buffers, &grid, sink)?);
                     }
@@ -386,7 +402,7 @@ impl<K: Kernels> Call<'_, K> {
     fn multiply_pair(
         &self,
         kernels: impl PairKernels,
-        tiles: &[Tile],
+        tiles: &[RowTile],
         panels: Range<usize>,
         next: &[Line],
         buffers: &mut Buffers,
@@ -400,8 +416,7 @@ impl<K: Kernels> Call<'_, K> {
         for start in chunks.clone().step_by(PAIR_CHUNKS) {
             let part = start..chunks.end.min(start + PAIR_CHUNKS);
             for (half, p) in panels.clone().enumerate() {
-                let b = PanelView { codes: self.b.codes(p), scales: self.b.scales(p, 0) };
-                kernels.expand(b, part.clone(), half, expanded);
+                kernels.expand(self.b.view(p, 0), part.clone(), half, expanded);
             }
             let slots = part.start - chunks.start..part.end - chunks.start;
             for (tile, sums) in tiles.iter().zip(&mut *pairs) {
@@ -420,36 +435,36 @@ impl<K: Kernels> Call<'_, K> {
     /// plane 0 are, if they are already.
     fn tile<T: Send>(
         &self,
-        tile: &Tile,
+        tile: &RowTile,
         p: usize,
-        ready: Option<[usize; 2]>,
+        ready: Option<Ready>,
         buffers: &mut Buffers,
-        grid: &Grid<'_, T>,
-        sink: &impl Sink<T>,
+        grid: &OutputParts<'_, T>,
+        sink: &impl RowWriter<T>,
     ) -> Result<Paths, Error> {
         let panel = &self.b.panels()[p];
         let in_32_bits = self.multiply(tile, p, ready, buffers);
-        let (a, b) = (&tile.summary, &panel.summary);
+        let (a, b) = (&tile.extremes, panel.extremes());
         let live = a.live.min(b.live).min(self.groups.len());
         let plain = a.complete
             && b.complete
             && !a.nan
             && !b.nan
             && fits_63_bits(self.dot(), a.reach, b.reach, live)
-            && PLAIN_EXPONENTS.contains(&(a.base[0] + b.base[0] - 2))
-            && PLAIN_EXPONENTS.contains(&(a.base[1] + b.base[1] - 2));
+            && PLAIN_EXPONENTS.contains(&(a.least_base + b.least_base - 2))
+            && PLAIN_EXPONENTS.contains(&(a.most_base + b.most_base - 2));
         let sums = TileSums {
             call: self,
             tile,
             panel,
             p,
             in_32_bits,
-            sums: ready.map_or(&buffers.sums, |[t, half]| &buffers.pairs[t][half]),
+            sums: ready.map_or(&buffers.sums, |Ready { tile, half }| &buffers.pairs[tile][half]),
             corrections: &buffers.corrections,
             units: &buffers.units,
             plain,
         };
-        let columns = p * COLUMNS..p * COLUMNS + panel.columns;
+        let columns = p * COLUMNS..p * COLUMNS + panel.columns();
         self.kernels.enter(
             #[inline(always)]
             || {
@@ -469,56 +484,58 @@ impl<K: Kernels> Call<'_, K> {
     /// The sums of a tile with a panel; true if they are in 32 bits.
     fn multiply(
         &self,
-        tile: &Tile,
+        tile: &RowTile,
         p: usize,
-        ready: Option<[usize; 2]>,
+        ready: Option<Ready>,
         buffers: &mut Buffers,
     ) -> bool {
         let panel = &self.b.panels()[p];
         let (slots, first) = (self.chunks().len(), self.chunks().start);
-        let (plane_a, plane_b) = (&tile.planes()[0], &panel.planes[0]);
-        let most = most_chunks(self.b.form(), plane_a, plane_b.max);
-        if tile.planes().len() == 1 && panel.planes.len() == 1 && slots <= most {
+        let plane_a = &tile.planes()[0];
+        let most = most_chunks(self.b.form(), plane_a, panel.first_max());
+        if tile.planes().len() == 1 && panel.planes() == 1 && slots <= most {
             let steps = Steps::Dense { a: 0, b: first, count: slots };
             match ready {
                 Some(_) => self.correct(tile, 0, steps, buffers),
-                None => self.kernel(tile, [0, 0], p, steps, buffers),
+                None => self.kernel(tile, PlanePair { a: 0, b: 0 }, p, steps, buffers),
             }
             return true;
         }
         buffers.units = [[0; COLUMNS]; MAX_ROWS];
+        let plane_b = panel.plane(0);
         for start in (0..slots).step_by(most) {
             let count = most.min(slots - start);
             let steps = Steps::Dense { a: start, b: first + start, count };
             match ready {
-                Some([t, half]) => {
+                Some(Ready { tile: t, half }) => {
                     self.correct(tile, 0, steps, buffers);
                     buffers.sums = buffers.pairs[t][half];
                 }
-                None => self.kernel(tile, [0, 0], p, steps, buffers),
+                None => self.kernel(tile, PlanePair { a: 0, b: 0 }, p, steps, buffers),
             }
             self.drain(plane_a, &plane_b.shift, buffers);
         }
         for (i, plane_a) in tile.planes().iter().enumerate() {
-            for (j, plane_b) in panel.planes.iter().enumerate() {
+            for j in 0..panel.planes() {
+                let plane_b = panel.plane(j);
                 if i == 0 && j == 0 {
                     continue;
                 }
                 let most = most_chunks(self.b.form(), plane_a, plane_b.max);
+                let planes = PlanePair { a: i, b: j };
                 let mut list = [Step::default(); LIST];
                 let mut len = 0;
-                for step in meet(i, &plane_a.slots, j, &plane_b.chunks, first as u32, slots as u32)
-                {
+                for step in meet(i, &plane_a.slots, j, plane_b.chunks, first as u32, slots as u32) {
                     list[len] = step;
                     len += 1;
                     if len == LIST.min(most) {
-                        self.kernel(tile, [i, j], p, Steps::List(&list[..len]), buffers);
+                        self.kernel(tile, planes, p, Steps::List(&list[..len]), buffers);
                         self.drain(plane_a, &plane_b.shift, buffers);
                         len = 0;
                     }
                 }
                 if len > 0 {
-                    self.kernel(tile, [i, j], p, Steps::List(&list[..len]), buffers);
+                    self.kernel(tile, planes, p, Steps::List(&list[..len]), buffers);
                     self.drain(plane_a, &plane_b.shift, buffers);
                 }
             }
@@ -529,24 +546,24 @@ impl<K: Kernels> Call<'_, K> {
     /// Multiplies the steps of a plane of the tile and one of the panel.
     fn kernel(
         &self,
-        tile: &Tile,
-        [i, j]: [usize; 2],
+        tile: &RowTile,
+        planes: PlanePair,
         p: usize,
         steps: Steps<'_>,
         buffers: &mut Buffers,
     ) {
         let form = self.b.form();
-        let a = tile.view(form, i);
-        let b = PanelView { codes: self.b.codes(p), scales: self.b.scales(p, j) };
+        let a = tile.view(form, planes.a);
+        let b = self.b.view(p, planes.b);
         match self.fold() {
             Some(kernels) => kernels.fold(a, b, steps, &mut buffers.sums),
             None => self.kernels.group(a, b, steps, &mut buffers.sums),
         }
-        self.correct(tile, i, steps, buffers);
+        self.correct(tile, planes.a, steps, buffers);
     }
 
     /// What the sums over the steps of plane `i` of the tile are too large by.
-    fn correct(&self, tile: &Tile, i: usize, steps: Steps<'_>, buffers: &mut Buffers) {
+    fn correct(&self, tile: &RowTile, i: usize, steps: Steps<'_>, buffers: &mut Buffers) {
         if self.fold().is_none() || K::Fold::OFFSET == 0 {
             return;
         }

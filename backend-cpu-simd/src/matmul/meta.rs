@@ -3,7 +3,7 @@
 //! A scale is `significand * 2^exponent` with an odd significand. A group is *live* if its scale is
 //! finite and nonzero and its codes are not all +-0. Other groups contribute nothing, so they do
 //! not count; padding (C8) is never live. One pass over a row counts its live groups by scale byte
-//! ([`Histogram`]); the rest follows from the counts:
+//! ([`ScaleCounts`]); the rest follows from the counts:
 //!
 //! - [`RowMeta`]: how wide the row's exact sums can be.
 //! - [`Planes`]: the live groups sorted into a few windows of exponents. Within a window with base b
@@ -62,7 +62,7 @@ pub(crate) fn table(scale_type: ScaleType) -> &'static [Scale; 256] {
 
 /// The live groups of a row, counted by scale byte.
 #[derive(Debug, Clone)]
-pub(crate) struct Histogram {
+pub(crate) struct ScaleCounts {
     scale_type: ScaleType,
     counts: [u32; 256],
     /// Number of live groups.
@@ -70,7 +70,7 @@ pub(crate) struct Histogram {
     nan: bool,
 }
 
-impl Histogram {
+impl ScaleCounts {
     /// Counts row `i`.
     pub(crate) fn of_row(matrix: &PackedView<'_>, i: usize) -> Self {
         let shape = matrix.shape();
@@ -86,7 +86,7 @@ impl Histogram {
             counts[usize::from(scale)] += u32::from(any & 0x7777_7777_7777_7777 != 0);
         }
         let nan = scales.iter().any(|&s| scale_type.is_nan(s));
-        let mut row = Histogram { scale_type, counts, live: 0, nan };
+        let mut row = ScaleCounts { scale_type, counts, live: 0, nan };
         row.live = row.live().map(|(_, _, count)| count).sum();
         row
     }
@@ -117,7 +117,7 @@ pub(crate) struct RowMeta {
 
 impl RowMeta {
     /// The metadata of a counted row.
-    pub(crate) fn new(row: &Histogram) -> Self {
+    pub(crate) fn new(row: &ScaleCounts) -> Self {
         let base = row.live().map(|(_, scale, _)| i32::from(scale.exponent)).min().unwrap_or(0);
         let reach = row.live().fold(0, |reach, (_, scale, _)| {
             let shift = (i32::from(scale.exponent) - base) as u32;
@@ -130,7 +130,64 @@ impl RowMeta {
 
     /// The metadata of row `i`.
     pub(crate) fn of_row(matrix: &PackedView<'_>, i: usize) -> Self {
-        Self::new(&Histogram::of_row(matrix, i))
+        Self::new(&ScaleCounts::of_row(matrix, i))
+    }
+}
+
+/// The largest scale of a row over its base, in two bytes: an odd significand of at most four bits and a
+/// shift, or [`u64::MAX`].
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Reach(u16);
+
+impl Reach {
+    /// The reach of [`RowMeta::reach`].
+    pub(crate) fn new(reach: u64) -> Self {
+        let shift = reach.trailing_zeros();
+        match reach {
+            u64::MAX => Reach(u16::MAX),
+            0 => Reach(0),
+            _ => Reach((shift << 8) as u16 | (reach >> shift) as u16),
+        }
+    }
+
+    pub(crate) fn get(self) -> u64 {
+        if self.0 == u16::MAX { u64::MAX } else { u64::from(self.0 & 0xFF) << (self.0 >> 8) }
+    }
+}
+
+/// Extremes over the rows of a tile or the columns of a panel.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Extremes {
+    /// False if a row is incomplete.
+    pub(crate) complete: bool,
+    pub(crate) nan: bool,
+    /// The most live groups.
+    pub(crate) live: usize,
+    /// The largest reach.
+    pub(crate) reach: u64,
+    pub(crate) least_base: i32,
+    pub(crate) most_base: i32,
+}
+
+impl Extremes {
+    /// Over rows, each with whether it is complete.
+    pub(crate) fn of<'a>(rows: impl Iterator<Item = (&'a RowMeta, bool)>) -> Self {
+        let none = Extremes {
+            complete: true,
+            nan: false,
+            live: 0,
+            reach: 0,
+            least_base: i32::MAX,
+            most_base: i32::MIN,
+        };
+        rows.fold(none, |s, (meta, complete)| Extremes {
+            complete: s.complete & complete,
+            nan: s.nan | meta.nan,
+            live: s.live.max(meta.live),
+            reach: s.reach.max(meta.reach),
+            least_base: s.least_base.min(meta.base),
+            most_base: s.most_base.max(meta.base),
+        })
     }
 }
 
@@ -154,13 +211,20 @@ impl Planes {
     pub(crate) const NONE: u8 = u8::MAX;
 
     /// Sorts the live groups of a row into planes whose scaled magnitudes are at most `limit`.
-    pub(crate) fn new(row: &Histogram, limit: i32) -> Self {
+    pub(crate) fn new(row: &ScaleCounts, limit: i32) -> Self {
         let planes = Self::laid(row, limit, true);
         if planes.complete { planes } else { Self::laid(row, limit, false) }
     }
 
+    /// The largest scaled magnitude in plane `plane`.
+    pub(crate) fn largest(&self, plane: usize) -> i32 {
+        let of_plane = self.of_byte.iter().zip(&self.scaled);
+        let of_plane = of_plane.filter(|(of, _)| usize::from(**of) == plane);
+        of_plane.map(|(_, scaled)| i32::from(scaled.abs())).max().unwrap_or(0)
+    }
+
     /// Lays windows one by one: where they hold most groups, or else from the lowest exponent up.
-    fn laid(row: &Histogram, limit: i32, by_count: bool) -> Self {
+    fn laid(row: &ScaleCounts, limit: i32, by_count: bool) -> Self {
         let mut planes = Planes {
             count: 0,
             complete: true,
@@ -221,11 +285,11 @@ mod tests {
     use super::*;
     use fp4_core::Format;
 
-    fn histogram(format: Format, groups: &[(u8, u8)]) -> Histogram {
+    fn histogram(format: Format, groups: &[(u8, u8)]) -> ScaleCounts {
         let bytes = format.group().get() / 2;
         let codes: Vec<u8> = groups.iter().flat_map(|g| vec![g.0; bytes]).collect();
         let scales: Vec<u8> = groups.iter().map(|g| g.1).collect();
-        Histogram::new(format.scale_type(), bytes, &codes, &scales)
+        ScaleCounts::new(format.scale_type(), bytes, &codes, &scales)
     }
 
     fn meta(format: Format, groups: &[(u8, u8)]) -> RowMeta {
@@ -252,6 +316,7 @@ mod tests {
         for (spread, reach) in [(0, 1), (58, 1 << 58), (59, u64::MAX), (254, u64::MAX)] {
             let got = meta(Format::MxFp4, &[(1, 0), (1, spread)]);
             assert_eq!((got.base, got.reach), (-127, reach), "{spread}");
+            assert_eq!(Reach::new(reach).get(), reach);
         }
     }
 
@@ -259,6 +324,9 @@ mod tests {
     fn e4m3_reach_never_exceeds_18_bits() {
         let got = meta(Format::NvFp4, &[(1, 0x01), (1, 0x7E), (1, 0xFE)]);
         assert_eq!((got.base, got.reach), (-9, 448 * 512));
+        for reach in [0].into_iter().chain((1..16).flat_map(|s| (0..59).map(move |e| s << e))) {
+            assert_eq!(Reach::new(reach).get(), reach);
+        }
     }
 
     #[test]

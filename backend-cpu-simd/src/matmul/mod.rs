@@ -3,10 +3,13 @@
 //!
 //! | module | contents | unsafe |
 //! |---|---|---|
-//! | `operand` | panels of B, tiles of A, their planes | no |
+//! | `operand` | the layout of both operands | no |
+//! | `panels` | the weight B in panels of columns, and back | no |
+//! | `tiles` | the activation A in tiles of rows | no |
 //! | `gemm` | which planes meet, sums of planes, the one rounding, tasks | one call |
 //! | `meta` | what the proofs need to know of a row: its live groups, and planes of exponents | no |
 //! | `output` | disjoint parts of the output, written by several threads | yes |
+//! | `scratch` | tiles that calls leave for the next ones | no |
 //! | `sum` | the exact sum of an output and its one rounding; partial sums | no |
 //!
 //! The kernels are in `kernels`: types that implement [`Kernels`] and, where the instruction set has
@@ -16,19 +19,24 @@ pub(crate) mod gemm;
 pub(crate) mod meta;
 pub(crate) mod operand;
 mod output;
+mod panels;
+mod scratch;
 pub(crate) mod sum;
+mod tiles;
 
 use std::ops::Range;
-use std::sync::{Arc, Mutex, PoisonError};
 
 use fp4_core::{Epilogue, Error, FloatSliceMut, Format, PackedView, Paths, finish_one};
 
-pub(crate) use gemm::{Pair, expect as expect_call};
-pub(crate) use operand::{Form, Panels, Tiles};
+pub(crate) use gemm::{TiledOperands, expect as expect_call};
+pub(crate) use operand::Form;
+pub(crate) use panels::Panels;
+pub(crate) use scratch::TileScratch;
+pub(crate) use tiles::{FoldRow, RowOfTile, RowTiles, TileView};
 
 use crate::isa::Isa;
-use crate::threads::Threads;
-use operand::{COLUMNS, FoldRow, LINES, Line, MAX_ROWS, STEPS, TileView};
+use crate::threads::TaskThreads;
+use operand::{COLUMNS, LINES, Line, MAX_ROWS, STEPS};
 use sum::power_of_two;
 
 /// 32-bit sums of a tile with a panel; rows past the tile's are left as they were.
@@ -51,14 +59,17 @@ impl Steps<'_> {
         }
     }
 
-    /// The fields of a [`Step`].
+    /// Step `i`.
     #[inline(always)]
-    pub(crate) fn at(&self, i: usize) -> [usize; 4] {
+    pub(crate) fn at(&self, i: usize) -> StepAt {
         match *self {
-            Steps::Dense { a, b, .. } => [a + i, a + i, b + i, b + i],
+            Steps::Dense { a, b, .. } => {
+                StepAt { a: a + i, a_slot: a + i, b: b + i, b_slot: b + i }
+            }
             Steps::List(list) => {
-                let step = list[i];
-                [step.a, step.a_slot, step.b, step.b_slot].map(|i| i as usize)
+                let Step { a, a_slot, b, b_slot } = list[i];
+                let [a, a_slot, b, b_slot] = [a, a_slot, b, b_slot].map(|at| at as usize);
+                StepAt { a, a_slot, b, b_slot }
             }
         }
     }
@@ -77,15 +88,34 @@ pub(crate) struct Step {
     pub(crate) b_slot: u32,
 }
 
+/// A [`Step`] to index with.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct StepAt {
+    pub(crate) a: usize,
+    pub(crate) a_slot: usize,
+    pub(crate) b: usize,
+    pub(crate) b_slot: usize,
+}
+
 /// What a kernel reads of B: a panel's codes and the scale bytes of one of its planes.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct PanelView<'a> {
     pub(crate) codes: &'a [Line],
     pub(crate) scales: &'a [u8],
+    /// Groups in a chunk: scale bytes of a column.
+    pub(crate) groups: usize,
+}
+
+impl PanelView<'_> {
+    /// Scale bytes of a chunk.
+    #[inline(always)]
+    pub(crate) fn scale_bytes(&self) -> usize {
+        COLUMNS * self.groups
+    }
 }
 
 /// A row of outputs of a tile with a panel.
-pub(crate) type Row = [f32; COLUMNS];
+pub(crate) type OutputRow = [f32; COLUMNS];
 
 /// What turns a row of sums into outputs: `f32(sum) * 2^(base + column base) * alpha`, all
 /// exponents plain ([`PLAIN_EXPONENTS`](sum::PLAIN_EXPONENTS)), so that the first product is
@@ -112,7 +142,8 @@ pub(crate) fn expect_inside(form: Form, a: TileView<'_>, b: PanelView<'_>, steps
         Form::Fold => (codes, usize::MAX),
         Form::Group => (a.scales.len() / a.rows, codes.min(a.init.len() / a.rows)),
     };
-    let (codes_b, scales_b) = (b.codes.len() / LINES, b.scales.len() / form.scale_bytes());
+    assert!(matches!((form, b.groups), (Form::Fold, 1) | (Form::Group, 1 | 2)));
+    let (codes_b, scales_b) = (b.codes.len() / LINES, b.scales.len() / b.scale_bytes());
     match steps {
         Steps::Dense { a, b, count } => {
             assert!(a + count <= slots.min(chunks) && b + count <= codes_b.min(scales_b));
@@ -166,8 +197,8 @@ pub(crate) trait Kernels: Copy + Send + Sync + std::fmt::Debug {
     /// Runs `f` compiled for the instruction set, as far as it is inlined.
     fn enter<R>(self, f: impl FnOnce() -> R) -> R;
 
-    /// Packs row `row[0]` of a tile of `row[1]` rows in the group form.
-    fn pack_group(self, from: &[u8], row: [usize; 2], codes: &mut [i32], init: &mut [[i32; 2]]);
+    /// Packs a row in the group form.
+    fn pack_group(self, from: &[u8], at: RowOfTile, codes: &mut [i32], init: &mut [[i32; 2]]);
 
     /// Sums over the steps of group dots times scaled scales, modulo 2^32.
     fn group(self, a: TileView<'_>, b: PanelView<'_>, steps: Steps<'_>, sums: &mut Sums);
@@ -191,7 +222,13 @@ pub(crate) trait Kernels: Copy + Send + Sync + std::fmt::Debug {
 
     /// Rounds each sum less the correction to f32 and scales it.
     #[inline(always)]
-    fn scale_sums(self, from: &[i32; COLUMNS], correction: i32, by: Scaling<'_>, to: &mut Row) {
+    fn scale_sums(
+        self,
+        from: &[i32; COLUMNS],
+        correction: i32,
+        by: Scaling<'_>,
+        to: &mut OutputRow,
+    ) {
         for (c, (y, &sum)) in to.iter_mut().zip(from).enumerate() {
             *y = by.of(c, sum.wrapping_sub(correction) as f32);
         }
@@ -199,7 +236,7 @@ pub(crate) trait Kernels: Copy + Send + Sync + std::fmt::Debug {
 
     /// The same for 64-bit sums.
     #[inline(always)]
-    fn scale_units(self, from: &[i64; COLUMNS], by: Scaling<'_>, to: &mut Row) {
+    fn scale_units(self, from: &[i64; COLUMNS], by: Scaling<'_>, to: &mut OutputRow) {
         for (c, (y, &sum)) in to.iter_mut().zip(from).enumerate() {
             *y = by.of(c, sum as f32);
         }
@@ -220,11 +257,11 @@ pub(crate) trait FoldKernels: Copy + Send + Sync + std::fmt::Debug {
     /// Most rows of a tile of `m` rows of A.
     fn rows(self, m: usize) -> usize;
 
-    /// Packs row `row[0]` of a tile of `row[1]` rows, and returns its total.
+    /// Packs a row, and returns its total.
     fn pack_fold(
         self,
         from: FoldRow<'_>,
-        row: [usize; 2],
+        at: RowOfTile,
         codes: &mut [i32],
         sums: &mut [i32],
     ) -> i32;
@@ -261,7 +298,7 @@ impl FoldKernels for Never {
         match self {}
     }
 
-    fn pack_fold(self, _: FoldRow<'_>, _: [usize; 2], _: &mut [i32], _: &mut [i32]) -> i32 {
+    fn pack_fold(self, _: FoldRow<'_>, _: RowOfTile, _: &mut [i32], _: &mut [i32]) -> i32 {
         match self {}
     }
 
@@ -280,24 +317,10 @@ impl PairKernels for Never {
     }
 }
 
-/// Buffers that calls leave for the next ones.
-#[derive(Debug, Clone, Default)]
-pub(crate) struct Scratch(Arc<Mutex<Vec<Tiles>>>);
-
-impl Scratch {
-    fn take(&self) -> Tiles {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).pop().unwrap_or_default()
-    }
-
-    fn give(&self, tiles: Tiles) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).push(tiles);
-    }
-}
-
 /// Prepares a weight for `kernels`.
 pub(crate) fn prepare<K: Kernels>(
     kernels: K,
-    threads: &Threads,
+    threads: &TaskThreads,
     b: PackedView<'_>,
 ) -> Result<Panels, Error> {
     Panels::new(threads, b, kernels.form(b.shape().expect_format()?))
@@ -324,9 +347,9 @@ pub(crate) fn expect_form<K: Kernels>(kernels: K, b: &Panels) -> Result<(), Erro
 /// Packs A into tiles, as [`matmul_tiles`] reads them.
 pub(crate) fn pack<K: Kernels>(
     kernels: K,
-    threads: &Threads,
+    threads: &TaskThreads,
     a: PackedView<'_>,
-    tiles: &mut Tiles,
+    tiles: &mut RowTiles,
 ) -> Result<(), Error> {
     let form = kernels.form(a.shape().expect_format()?);
     tiles.fill(kernels, threads, &a, form, 0..a.shape().row_groups())
@@ -335,8 +358,8 @@ pub(crate) fn pack<K: Kernels>(
 /// Writes round(f32(A * B^T) * alpha), or what else the epilogue says, to `out`.
 pub(crate) fn matmul<K: Kernels>(
     kernels: K,
-    threads: &Threads,
-    scratch: &Scratch,
+    threads: &TaskThreads,
+    scratch: &TileScratch,
     a: PackedView<'_>,
     b: &Panels,
     epilogue: Epilogue<'_>,
@@ -353,9 +376,9 @@ pub(crate) fn matmul<K: Kernels>(
 /// The same for an A that is in `tiles` already.
 pub(crate) fn matmul_tiles<K: Kernels>(
     kernels: K,
-    threads: &Threads,
+    threads: &TaskThreads,
     a: PackedView<'_>,
-    tiles: &Tiles,
+    tiles: &RowTiles,
     b: &Panels,
     epilogue: Epilogue<'_>,
     out: FloatSliceMut<'_>,

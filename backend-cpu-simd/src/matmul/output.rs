@@ -5,7 +5,7 @@ use std::ops::Range;
 
 /// A row-major matrix of `columns` columns, borrowed to be written in disjoint parts.
 #[derive(Debug)]
-pub(crate) struct Grid<'a, T> {
+pub(crate) struct OutputParts<'a, T> {
     values: *mut T,
     len: usize,
     columns: usize,
@@ -14,12 +14,12 @@ pub(crate) struct Grid<'a, T> {
 
 // SAFETY: a Grid hands out `&mut T` parts that its callers keep disjoint ([`Grid::part`]), which
 // other threads may hold if T is Send.
-unsafe impl<T: Send> Sync for Grid<'_, T> {}
+unsafe impl<T: Send> Sync for OutputParts<'_, T> {}
 
-impl<'a, T> Grid<'a, T> {
+impl<'a, T> OutputParts<'a, T> {
     pub(crate) fn new(values: &'a mut [T], columns: usize) -> Self {
         let (len, values) = (values.len(), values.as_mut_ptr());
-        Grid { values, len, columns, borrowed: PhantomData }
+        OutputParts { values, len, columns, borrowed: PhantomData }
     }
 
     /// Columns `columns` of row `row`.

@@ -83,7 +83,7 @@ pub(crate) fn fits_63_bits(dot: u128, reach_a: u64, reach_b: u64, live: usize) -
 }
 
 /// Two operands whose exact sums over a range of groups can be computed.
-pub(crate) trait Product {
+pub(crate) trait ExactSums {
     /// The shapes of A and B.
     fn shapes(&self) -> [PackedShape; 2];
 
@@ -99,7 +99,7 @@ pub(crate) trait Product {
 
 /// Adds the exact sums over the groups `groups` to `out`.
 pub(crate) fn partial(
-    product: &impl Product,
+    product: &impl ExactSums,
     groups: Range<usize>,
     out: PartialsMut<'_>,
 ) -> Result<(), Error> {

@@ -47,7 +47,7 @@ const FUSED: bool =
 const LANES: usize = 8;
 
 /// An input type with its widening and its exact chain step.
-pub(crate) trait Value: Float {
+pub(crate) trait FloatValue: Float {
     /// The values widened: themselves, or written to the first of `to`.
     fn widened<'a>(from: &'a [Self], to: &'a mut [f32]) -> &'a [f32];
 
@@ -55,15 +55,31 @@ pub(crate) trait Value: Float {
     fn chains(x: &[f32], columns: &[f32], y: &mut [f32]);
 
     /// The values as f32, if that is their type.
+    #[cfg_attr(
+        not(any(
+            target_arch = "x86_64",
+            target_arch = "aarch64",
+            all(target_arch = "wasm32", target_feature = "simd128")
+        )),
+        allow(dead_code, reason = "no kernels plug into the tiles")
+    )]
     fn as_f32(_values: &mut [Self]) -> Option<&mut [f32]> {
         None
     }
 
     /// Rounds each value as [`Float::from_f32`].
+    #[cfg_attr(
+        not(any(
+            target_arch = "x86_64",
+            target_arch = "aarch64",
+            all(target_arch = "wasm32", target_feature = "simd128")
+        )),
+        allow(dead_code, reason = "no kernels plug into the tiles")
+    )]
     fn narrow(from: &[f32; 16], to: &mut [Self; 16]);
 }
 
-impl Value for f32 {
+impl FloatValue for f32 {
     fn widened<'a>(from: &'a [Self], _to: &'a mut [f32]) -> &'a [f32] {
         from
     }
@@ -86,7 +102,7 @@ impl Value for f32 {
     }
 }
 
-impl Value for f16 {
+impl FloatValue for f16 {
     fn widened<'a>(from: &'a [Self], to: &'a mut [f32]) -> &'a [f32] {
         let to = &mut to[..from.len()];
         from.convert_to_f32_slice(to);
@@ -106,7 +122,7 @@ impl Value for f16 {
     }
 }
 
-impl Value for bf16 {
+impl FloatValue for bf16 {
     fn widened<'a>(from: &'a [Self], to: &'a mut [f32]) -> &'a [f32] {
         let to = &mut to[..from.len()];
         from.convert_to_f32_slice(to);
@@ -199,12 +215,12 @@ fn add_to_odd(a: f64x8, b: f64x8) -> f64x8 {
 
 /// A transform made ready: transposed, and rounded to x's type.
 #[derive(Debug, Clone)]
-pub(crate) struct Columns {
+pub(crate) struct TransformColumns {
     shape: TransformShape,
     columns: Vec<f32>,
 }
 
-impl Columns {
+impl TransformColumns {
     /// Transposes the transform, and rounds it for inputs of type `x`.
     pub(crate) fn new(t: &Transform<'_>, x: FloatType) -> Self {
         let round: fn(f32) -> f32 = match x {
@@ -224,7 +240,7 @@ impl Columns {
                 }
             }
         });
-        Columns { shape: TransformShape { float_type: x, ..t.shape() }, columns }
+        TransformColumns { shape: TransformShape { float_type: x, ..t.shape() }, columns }
     }
 
     /// The transform's shape; its type is that of the inputs.
@@ -239,7 +255,7 @@ impl Columns {
 
     /// Transforms whole blocks, the first of which is block `first` of the whole matrix, counted
     /// along its rows.
-    pub(super) fn apply<T: Value>(
+    pub(super) fn apply<T: FloatValue>(
         &self,
         encoder: &impl Encode,
         first: usize,

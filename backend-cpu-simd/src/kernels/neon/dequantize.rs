@@ -8,7 +8,7 @@
 use std::arch::aarch64::*;
 
 use super::{Neon, NeonDotprod, NeonI8mm};
-use crate::dequantize::{Groups, LookUp, Table};
+use crate::dequantize::{LookUp, PackedGroups, Table};
 
 /// The same at every level.
 macro_rules! look_up {
@@ -16,7 +16,7 @@ macro_rules! look_up {
         $(impl LookUp for $level {
             const PLANES: bool = true;
 
-            fn look_up<const B: usize>(self, groups: Groups<'_, B>, out: &mut [u8]) {
+            fn look_up<const B: usize>(self, groups: PackedGroups<'_, B>, out: &mut [u8]) {
                 // SAFETY: the token proves NEON.
                 unsafe { neon(groups, out) }
             }
@@ -27,7 +27,7 @@ macro_rules! look_up {
 look_up!(Neon, NeonDotprod, NeonI8mm);
 
 #[target_feature(enable = "neon")]
-fn neon<const B: usize>(groups: Groups<'_, B>, out: &mut [u8]) {
+fn neon<const B: usize>(groups: PackedGroups<'_, B>, out: &mut [u8]) {
     groups.each(
         out,
         #[inline(always)]

@@ -6,8 +6,11 @@ use std::arch::aarch64::*;
 use super::operand::{BLOCK, Bytes, Expanded};
 use super::{Neon, NeonDotprod, NeonI8mm, operand, sdot, smlal, smmla};
 use crate::isa::Isa;
-use crate::matmul::operand::{COLUMNS, FoldRow, Form, MAX_ROWS, STEPS, TileView};
-use crate::matmul::{FoldKernels, Kernels, Never, PanelView, Steps, Sums, expect_inside};
+use crate::matmul::operand::{COLUMNS, Form, MAX_ROWS, STEPS};
+use crate::matmul::{
+    FoldKernels, FoldRow, Kernels, Never, PanelView, RowOfTile, StepAt, Steps, Sums, TileView,
+    expect_inside,
+};
 
 /// `$body` for `$i` = 0, 1, ..., `$n` - 1, at most `$most`, written out: a loop of this length with a long
 /// body would not be unrolled, and its sums not be kept in registers.
@@ -39,18 +42,25 @@ macro_rules! each {
 }
 pub(super) use each;
 
+/// The slots of A of a step.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Slots {
+    pub(super) codes: usize,
+    pub(super) scales: usize,
+}
+
 /// Some rows of a tile and an expanded block of chunks.
 pub(super) struct Part<'a> {
     a: TileView<'a>,
     /// The first of the rows.
     first: usize,
     /// The slots of the codes and of the scales of A, for each step of the block.
-    slots: &'a [[usize; 2]],
+    slots: &'a [Slots],
     w: &'a Expanded,
 }
 
 /// The 32-bit sums of R rows, as vectors of four columns.
-pub(super) type Rows<const R: usize> = [[int32x4_t; 4]; R];
+pub(super) type RowSums<const R: usize> = [[int32x4_t; 4]; R];
 
 /// The instructions of one level. The rows of a part are R.
 ///
@@ -63,7 +73,7 @@ pub(super) trait Level {
     const BY_PAIRS: bool;
 
     /// Adds the dots of the halves times their scales.
-    unsafe fn group<const R: usize>(part: &Part<'_>, sums: &mut Rows<R>);
+    unsafe fn group<const R: usize>(part: &Part<'_>, sums: &mut RowSums<R>);
 }
 
 /// The instructions of a level that has the fold form.
@@ -75,7 +85,7 @@ pub(super) trait FoldLevel: Level {
     const FOLD_ROWS: usize;
 
     /// Adds the products of folded bytes.
-    unsafe fn fold<const R: usize>(part: &Part<'_>, sums: &mut Rows<R>);
+    unsafe fn fold<const R: usize>(part: &Part<'_>, sums: &mut RowSums<R>);
 }
 
 /// One form of one level.
@@ -87,34 +97,34 @@ trait Terms {
     const ROWS: usize;
     const BY_PAIRS: bool;
 
-    unsafe fn add<const R: usize>(part: &Part<'_>, sums: &mut Rows<R>);
+    unsafe fn add<const R: usize>(part: &Part<'_>, sums: &mut RowSums<R>);
 }
 
 /// The fold form of a level.
-struct Fold<L>(L);
+struct FoldTerms<L>(L);
 
 /// The group form of a level.
-struct Group<L>(L);
+struct GroupTerms<L>(L);
 
-impl<L: FoldLevel> Terms for Fold<L> {
+impl<L: FoldLevel> Terms for FoldTerms<L> {
     const FORM: Form = Form::Fold;
     const ROWS: usize = L::FOLD_ROWS;
     const BY_PAIRS: bool = L::BY_PAIRS;
 
     #[inline(always)]
-    unsafe fn add<const R: usize>(part: &Part<'_>, sums: &mut Rows<R>) {
+    unsafe fn add<const R: usize>(part: &Part<'_>, sums: &mut RowSums<R>) {
         // SAFETY: as the caller says.
         unsafe { L::fold(part, sums) }
     }
 }
 
-impl<L: Level> Terms for Group<L> {
+impl<L: Level> Terms for GroupTerms<L> {
     const FORM: Form = Form::Group;
     const ROWS: usize = L::GROUP_ROWS;
     const BY_PAIRS: bool = L::BY_PAIRS;
 
     #[inline(always)]
-    unsafe fn add<const R: usize>(part: &Part<'_>, sums: &mut Rows<R>) {
+    unsafe fn add<const R: usize>(part: &Part<'_>, sums: &mut RowSums<R>) {
         // SAFETY: as the caller says.
         unsafe { L::group(part, sums) }
     }
@@ -139,20 +149,14 @@ macro_rules! kernels {
                 f() // NEON is in every build for aarch64.
             }
 
-            fn pack_group(
-                self,
-                from: &[u8],
-                row: [usize; 2],
-                codes: &mut [i32],
-                _: &mut [[i32; 2]],
-            ) {
-                operand::pack_group(from, row, codes);
+            fn pack_group(self, from: &[u8], at: RowOfTile, codes: &mut [i32], _: &mut [[i32; 2]]) {
+                operand::pack_group(from, at, codes);
             }
 
             fn group(self, a: TileView<'_>, b: PanelView<'_>, steps: Steps<'_>, sums: &mut Sums) {
                 expect_inside(Form::Group, a, b, steps);
                 // SAFETY: `self` proves the features; all steps are inside their buffers.
-                unsafe { multiply::<Group<$level>>(a, b, steps, sums) }
+                unsafe { multiply::<GroupTerms<$level>>(a, b, steps, sums) }
             }
         }
     };
@@ -176,18 +180,18 @@ macro_rules! fold_kernels {
             fn pack_fold(
                 self,
                 from: FoldRow<'_>,
-                row: [usize; 2],
+                at: RowOfTile,
                 codes: &mut [i32],
                 _: &mut [i32],
             ) -> i32 {
-                operand::pack_fold(from, row, codes);
+                operand::pack_fold(from, at, codes);
                 0 // Nothing is offset, so no sums are needed.
             }
 
             fn fold(self, a: TileView<'_>, b: PanelView<'_>, steps: Steps<'_>, sums: &mut Sums) {
                 expect_inside(Form::Fold, a, b, steps);
                 // SAFETY: `self` proves the features; all steps are inside their buffers.
-                unsafe { multiply::<Fold<$level>>(a, b, steps, sums) }
+                unsafe { multiply::<FoldTerms<$level>>(a, b, steps, sums) }
             }
         }
     };
@@ -204,7 +208,7 @@ impl<'a> Part<'a> {
     #[inline(always)]
     pub(super) fn steps(
         &self,
-    ) -> impl Iterator<Item = (&'a Bytes, &'a [[int32x4_t; 4]; 2], [usize; 2])> + use<'a> {
+    ) -> impl Iterator<Item = (&'a Bytes, &'a [[int32x4_t; 4]; 2], Slots)> + use<'a> {
         let (bytes, scales) = (self.w.bytes.iter(), self.w.scales.iter());
         bytes.zip(scales).zip(self.slots).map(|((bytes, scales), &slots)| (bytes, scales, slots))
     }
@@ -252,15 +256,15 @@ unsafe fn multiply<T: Terms>(a: TileView<'_>, b: PanelView<'_>, steps: Steps<'_>
     let mut w = Expanded::zero();
     for start in (0..steps.len()).step_by(BLOCK) {
         let count = BLOCK.min(steps.len() - start);
-        let mut slots = [[0; 2]; BLOCK];
+        let mut slots = [Slots::default(); BLOCK];
         for (i, slots) in slots[..count].iter_mut().enumerate() {
-            let [codes, scales, ..] = steps.at(start + i);
+            let StepAt { a, a_slot: scales, .. } = steps.at(start + i);
             // Folded codes are stored by plane.
-            *slots = [if T::FORM == Form::Fold { scales } else { codes }, scales];
+            *slots = Slots { codes: if T::FORM == Form::Fold { scales } else { a }, scales };
         }
         // SAFETY: the steps are inside, by the caller, so the parts are; R is the number of rows.
         unsafe {
-            w.fill(T::FORM, T::BY_PAIRS, b, steps, [start, count]);
+            w.fill(T::FORM, T::BY_PAIRS, b, steps, start..start + count);
             for first in (0..a.rows).step_by(T::ROWS) {
                 let part = Part { a, first, slots: &slots[..count], w: &w };
                 match T::ROWS.min(a.rows - first) {
@@ -287,7 +291,7 @@ unsafe fn add<T: Terms, const R: usize>(part: &Part<'_>, sums: &mut Sums) {
         (&mut sums[part.first..part.first + R]).try_into().expect("R rows");
     // SAFETY: a row of sums is four vectors; the rest by the caller.
     unsafe {
-        let vectors = sums.as_mut_ptr().cast::<Rows<R>>();
+        let vectors = sums.as_mut_ptr().cast::<RowSums<R>>();
         let mut rows = vectors.read_unaligned();
         T::add(part, &mut rows);
         vectors.write_unaligned(rows);

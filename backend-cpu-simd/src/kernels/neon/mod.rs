@@ -52,8 +52,6 @@ mod sdot;
 mod smlal;
 mod smmla;
 
-pub(crate) use quantize::NeonEncoder;
-
 use std::arch::is_aarch64_feature_detected;
 
 use fp4_core::Unsupported;
@@ -82,11 +80,6 @@ macro_rules! level {
             pub(crate) fn new() -> Result<Self, Unsupported> {
                 need!($($feature)*);
                 Ok($name(()))
-            }
-
-            /// The quantizer, for ties to even: the same at every level.
-            pub(crate) fn encoder(self) -> NeonEncoder {
-                NeonEncoder(Neon(()))
             }
         }
     };

@@ -12,11 +12,12 @@
 //! first half.
 
 use std::arch::aarch64::*;
+use std::ops::Range;
 
 use fp4_core::E2m1;
 
-use crate::matmul::operand::{FoldRow, Form, LINES, STEPS};
-use crate::matmul::{PanelView, Steps};
+use crate::matmul::operand::{Form, LINES, STEPS};
+use crate::matmul::{FoldRow, PanelView, RowOfTile, StepAt, Steps};
 
 /// Steps of a list that are expanded at a time: 4 KB of bytes.
 pub(super) const BLOCK: usize = 8;
@@ -58,23 +59,24 @@ fn look_up(bytes: uint8x16_t, table: int8x16_t) -> [int8x16_t; 2] {
     }
 }
 
-/// Writes the steps of a chunk of row `row` of `rows`, shifted left, to slot `at`.
+/// Writes the steps of a chunk of a row, shifted left, to a slot.
 #[inline(always)]
-fn pack(bytes: &[u8; 16], shift: i8, at: usize, [row, rows]: [usize; 2], codes: &mut [i32]) {
+fn pack(bytes: &[u8; 16], shift: i8, slot: usize, to: RowOfTile, codes: &mut [i32]) {
+    let RowOfTile { row, rows } = to;
     // SAFETY: NEON is in every build for aarch64; 16 readable bytes.
     let pairs: [[i32; 2]; 4] = unsafe {
         let halves = look_up(vld1q_u8(bytes.as_ptr()), table());
         let [low, high] = halves.map(|v| vreinterpretq_s32_s8(vshlq_s8(v, vdupq_n_s8(shift))));
         std::mem::transmute([vzip1q_s32(low, high), vzip2q_s32(low, high)])
     };
-    let to = codes[at * STEPS * rows..][..STEPS * rows].as_chunks_mut::<2>().0;
+    let to = codes[slot * STEPS * rows..][..STEPS * rows].as_chunks_mut::<2>().0;
     for (j, pair) in pairs.into_iter().enumerate() {
         to[j * rows + row] = pair;
     }
 }
 
 /// See [`FoldKernels::pack_fold`](crate::matmul::FoldKernels::pack_fold).
-pub(super) fn pack_fold(from: FoldRow<'_>, row: [usize; 2], codes: &mut [i32]) {
+pub(super) fn pack_fold(from: FoldRow<'_>, row: RowOfTile, codes: &mut [i32]) {
     let chunks = from.codes.as_chunks::<16>().0;
     let pack = |at: usize, slot: usize, codes: &mut [i32]| {
         let byte = usize::from(from.scales[slot]);
@@ -93,7 +95,7 @@ pub(super) fn pack_fold(from: FoldRow<'_>, row: [usize; 2], codes: &mut [i32]) {
 }
 
 /// See [`Kernels::pack_group`](crate::matmul::Kernels::pack_group).
-pub(super) fn pack_group(from: &[u8], row: [usize; 2], codes: &mut [i32]) {
+pub(super) fn pack_group(from: &[u8], row: RowOfTile, codes: &mut [i32]) {
     let (chunks, rest) = from.as_chunks::<16>();
     for (slot, bytes) in chunks.iter().enumerate() {
         pack(bytes, 0, slot, row, codes);
@@ -113,10 +115,10 @@ impl Expanded {
         Expanded { bytes: [[[bytes; STEPS]; 4]; BLOCK], scales: [[[scale; 4]; 2]; BLOCK] }
     }
 
-    /// Expands the chunks of the steps `first..first + count`, in the order w2 if `by_pairs`.
+    /// Expands the chunks of the steps `which`, in the order w2 if `by_pairs`.
     ///
     /// # Safety
-    /// The steps are inside `b`; `count` is at most [`BLOCK`].
+    /// The steps are inside `b`; there are at most [`BLOCK`].
     #[inline(always)]
     pub(super) unsafe fn fill(
         &mut self,
@@ -124,18 +126,28 @@ impl Expanded {
         by_pairs: bool,
         b: PanelView<'_>,
         steps: Steps<'_>,
-        [first, count]: [usize; 2],
+        which: Range<usize>,
     ) {
-        for i in 0..count {
-            let [.., chunk, slot] = steps.at(first + i);
+        for (i, step) in which.enumerate() {
+            let StepAt { b: chunk, b_slot: slot, .. } = steps.at(step);
             // SAFETY: the chunk is inside `b`, by the caller; NEON is in every build for aarch64.
             unsafe {
                 let codes = b.codes.as_ptr().add(chunk * LINES).cast::<u8>();
-                let scales = b.scales.as_ptr().add(slot * form.scale_bytes());
+                let scales = b.scales.as_ptr().add(slot * b.scale_bytes());
                 let to = &mut self.bytes[i];
                 match form {
                     Form::Fold => fold(codes, scales, by_pairs, to),
-                    Form::Group => group(codes, scales, by_pairs, to, &mut self.scales[i]),
+                    Form::Group => {
+                        group(codes, by_pairs, to);
+                        self.scales[i] = match b.groups {
+                            1 => [widened(vld1q_s8(scales.cast())); 2],
+                            _ => {
+                                let scales = [scales, scales.add(16)].map(|s| vld1q_s8(s.cast()));
+                                let [c, d] = scales;
+                                [widened(vuzp1q_s8(c, d)), widened(vuzp2q_s8(c, d))]
+                            }
+                        };
+                    }
                 }
             }
         }
@@ -182,16 +194,25 @@ unsafe fn fold(codes: *const u8, scales: *const u8, by_pairs: bool, to: &mut Byt
     }
 }
 
-/// # Safety
-/// `codes` points to 256 bytes and `scales` to 32.
+/// The scales of 16 columns.
 #[inline(always)]
-unsafe fn group(
-    codes: *const u8,
-    scales: *const u8,
-    by_pairs: bool,
-    to: &mut Bytes,
-    scales_to: &mut [[int32x4_t; 4]; 2],
-) {
+fn widened(scales: int8x16_t) -> [int32x4_t; 4] {
+    // SAFETY: NEON is in every build for aarch64.
+    unsafe {
+        let (low, high) = (vmovl_s8(vget_low_s8(scales)), vmovl_high_s8(scales));
+        [
+            vmovl_s16(vget_low_s16(low)),
+            vmovl_high_s16(low),
+            vmovl_s16(vget_low_s16(high)),
+            vmovl_high_s16(high),
+        ]
+    }
+}
+
+/// # Safety
+/// `codes` points to 256 bytes.
+#[inline(always)]
+unsafe fn group(codes: *const u8, by_pairs: bool, to: &mut Bytes) {
     // SAFETY: inside, by the caller; NEON is in every build for aarch64.
     unsafe {
         let table = table();
@@ -206,16 +227,6 @@ unsafe fn group(
                     put(steps, by_pairs, 2 * half + j, to);
                 }
             }
-        }
-        let (c, d) = (vld1q_s8(scales.cast()), vld1q_s8(scales.add(16).cast()));
-        for (to, scales) in scales_to.iter_mut().zip([vuzp1q_s8(c, d), vuzp2q_s8(c, d)]) {
-            let (low, high) = (vmovl_s8(vget_low_s8(scales)), vmovl_high_s8(scales));
-            *to = [
-                vmovl_s16(vget_low_s16(low)),
-                vmovl_high_s16(low),
-                vmovl_s16(vget_low_s16(high)),
-                vmovl_high_s16(high),
-            ];
         }
     }
 }

@@ -20,34 +20,39 @@ use std::arch::aarch64::*;
 
 use fp4_core::QuantSpec;
 
-use super::Neon;
+use super::{Neon, NeonDotprod, NeonI8mm};
 use crate::counts::Groups;
-use crate::quantize::{Encode, Value};
+use crate::quantize::{Encode, FloatValue};
 
-/// Quantizes runs with ties to even.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct NeonEncoder(pub(crate) Neon);
+/// Ties to even: the same at every level.
+macro_rules! encode {
+    ($($level:ty),*) => {
+        $(
+            impl Encode for $level {
+                fn run(
+                    &self,
+                    y: &[f32],
+                    spec: &QuantSpec,
+                    given: bool,
+                    scales: &mut [u8],
+                    codes: &mut [u8],
+                    groups: &mut Groups,
+                ) {
+                    // SAFETY: the token proves NEON.
+                    unsafe { run(y, spec, given, scales, codes, groups) }
+                }
 
-impl Encode for NeonEncoder {
-    fn run(
-        &self,
-        y: &[f32],
-        spec: &QuantSpec,
-        given: bool,
-        scales: &mut [u8],
-        codes: &mut [u8],
-        groups: &mut Groups,
-    ) {
-        // SAFETY: the token proves NEON.
-        unsafe { run(y, spec, given, scales, codes, groups) }
-    }
-
-    fn chains<T: Value>(&self, x: &[f32], columns: &[f32], y: &mut [f32]) {
-        // SAFETY: the token proves NEON.
-        unsafe { chains(x, columns, y) }
-        y.iter_mut().for_each(|y| *y = T::from_f32(*y).to_f32());
-    }
+                fn chains<T: FloatValue>(&self, x: &[f32], columns: &[f32], y: &mut [f32]) {
+                    // SAFETY: the token proves NEON.
+                    unsafe { chains(x, columns, y) }
+                    y.iter_mut().for_each(|y| *y = T::from_f32(*y).to_f32());
+                }
+            }
+        )*
+    };
 }
+
+encode!(Neon, NeonDotprod, NeonI8mm);
 
 /// Sixteen values.
 #[inline]

@@ -4,7 +4,7 @@
 use std::arch::aarch64::*;
 use std::arch::asm;
 
-use super::matmul::{FoldLevel, Level, Part, Rows, each};
+use super::matmul::{FoldLevel, Level, Part, RowSums, Slots, each};
 
 /// `sdot`.
 #[derive(Debug)]
@@ -40,9 +40,9 @@ impl Level for Sdot {
     const BY_PAIRS: bool = false;
 
     #[target_feature(enable = "neon,dotprod")]
-    unsafe fn group<const R: usize>(part: &Part<'_>, sums: &mut Rows<R>) {
+    unsafe fn group<const R: usize>(part: &Part<'_>, sums: &mut RowSums<R>) {
         let mut acc = *sums;
-        for (w, scales_b, [slot, scale_slot]) in part.steps() {
+        for (w, scales_b, Slots { codes: slot, scales: scale_slot }) in part.steps() {
             for half in 0..2 {
                 let mut scales_a = [vdupq_n_s32(0); R];
                 each!(r, R, at most 4, {
@@ -79,9 +79,9 @@ impl FoldLevel for Sdot {
     const FOLD_ROWS: usize = 6;
 
     #[target_feature(enable = "neon,dotprod")]
-    unsafe fn fold<const R: usize>(part: &Part<'_>, sums: &mut Rows<R>) {
+    unsafe fn fold<const R: usize>(part: &Part<'_>, sums: &mut RowSums<R>) {
         let mut acc = *sums;
-        for (w, _, [slot, _]) in part.steps() {
+        for (w, _, Slots { codes: slot, .. }) in part.steps() {
             for j in 0..4 {
                 let mut a = [vdupq_n_s8(0); 3];
                 each!(k, R.div_ceil(2), at most 3, {

@@ -2,7 +2,7 @@
 
 use std::arch::aarch64::*;
 
-use super::matmul::{Level, Part, Rows, each};
+use super::matmul::{Level, Part, RowSums, Slots, each};
 
 /// `smlal`.
 #[derive(Debug)]
@@ -13,9 +13,9 @@ impl Level for Smlal {
     const BY_PAIRS: bool = false;
 
     #[target_feature(enable = "neon")]
-    unsafe fn group<const R: usize>(part: &Part<'_>, sums: &mut Rows<R>) {
+    unsafe fn group<const R: usize>(part: &Part<'_>, sums: &mut RowSums<R>) {
         let mut acc = *sums;
-        for (w, scales_b, [slot, scale_slot]) in part.steps() {
+        for (w, scales_b, Slots { codes: slot, scales: scale_slot }) in part.steps() {
             for half in 0..2 {
                 let mut scales_a = [vdupq_n_s32(0); R];
                 each!(r, R, at most 2, {

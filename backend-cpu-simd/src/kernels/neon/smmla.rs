@@ -4,7 +4,7 @@
 use std::arch::aarch64::*;
 use std::arch::asm;
 
-use super::matmul::{FoldLevel, Level, Part, Rows, each};
+use super::matmul::{FoldLevel, Level, Part, RowSums, Slots, each};
 
 /// `smmla`.
 #[derive(Debug)]
@@ -36,10 +36,10 @@ fn zip([x, y]: [int32x4_t; 2]) -> [int32x4_t; 2] {
 }
 
 /// Sums of up to three pairs of rows by eight pairs of columns.
-type Pairs = [[int32x4_t; 8]; 3];
+type PairSums = [[int32x4_t; 8]; 3];
 
 #[inline(always)]
-fn to_pairs<const R: usize>(rows: &Rows<R>) -> Pairs {
+fn to_pairs<const R: usize>(rows: &RowSums<R>) -> PairSums {
     // SAFETY: NEON is in every build for aarch64.
     let zero = unsafe { vdupq_n_s32(0) };
     let mut pairs = [[zero; 8]; 3];
@@ -53,7 +53,7 @@ fn to_pairs<const R: usize>(rows: &Rows<R>) -> Pairs {
 }
 
 #[inline(always)]
-fn to_rows<const R: usize>(pairs: &Pairs, rows: &mut Rows<R>) {
+fn to_rows<const R: usize>(pairs: &PairSums, rows: &mut RowSums<R>) {
     for k in 0..R.div_ceil(2) {
         for q in 0..4 {
             let [first, second] = zip([pairs[k][2 * q], pairs[k][2 * q + 1]]);
@@ -70,9 +70,9 @@ impl Level for Smmla {
     const BY_PAIRS: bool = true;
 
     #[target_feature(enable = "neon,i8mm")]
-    unsafe fn group<const R: usize>(part: &Part<'_>, sums: &mut Rows<R>) {
+    unsafe fn group<const R: usize>(part: &Part<'_>, sums: &mut RowSums<R>) {
         let mut acc = to_pairs(sums);
-        for (w, scales_b, [slot, scale_slot]) in part.steps() {
+        for (w, scales_b, Slots { codes: slot, scales: scale_slot }) in part.steps() {
             for half in 0..2 {
                 // For each pair of rows: twice the scale of the first, twice that of the second.
                 let mut scales_a = [vdupq_n_s32(0); 2];
@@ -113,9 +113,9 @@ impl FoldLevel for Smmla {
     const FOLD_ROWS: usize = 6;
 
     #[target_feature(enable = "neon,i8mm")]
-    unsafe fn fold<const R: usize>(part: &Part<'_>, sums: &mut Rows<R>) {
+    unsafe fn fold<const R: usize>(part: &Part<'_>, sums: &mut RowSums<R>) {
         let mut acc = to_pairs(sums);
-        for (w, _, [slot, _]) in part.steps() {
+        for (w, _, Slots { codes: slot, .. }) in part.steps() {
             for j in 0..4 {
                 let mut a = [vdupq_n_s8(0); 3];
                 each!(k, R.div_ceil(2), at most 3, {

@@ -54,11 +54,11 @@ use fp4_core::{
 };
 use wide::{bytemuck, f64x4, i16x8, i32x4};
 
-use super::operand::{Blocks, Columns, MR, NR, Pairs, Panels, STEP};
+use super::operand::{Blocks, BytePanels, CodePairs, MR, NR, STEP, StepColumns};
 use crate::matmul::expect_call;
 use crate::matmul::meta::RowMeta;
-use crate::matmul::sum::{Product, Sum, fits_63_bits};
-use crate::threads::Threads;
+use crate::matmul::sum::{ExactSums, Sum, fits_63_bits};
+use crate::threads::TaskThreads;
 
 /// Multiply-adds worth a task of their own.
 const TASK_MACS: usize = 1 << 18;
@@ -67,9 +67,9 @@ const ROWS: usize = 64;
 
 /// Writes round(f32(A * B^T) * alpha), or what else the epilogue says, to `out`.
 pub(crate) fn matmul(
-    threads: &Threads,
+    threads: &TaskThreads,
     a: PackedView<'_>,
-    b: &Panels,
+    b: &BytePanels,
     epilogue: Epilogue<'_>,
     out: FloatSliceMut<'_>,
 ) -> Result<Paths, Error> {
@@ -82,13 +82,13 @@ pub(crate) fn matmul(
 }
 
 /// A packed A and a prepared B.
-pub(crate) struct Pair<'a> {
-    pub(crate) threads: &'a Threads,
+pub(crate) struct PortableOperands<'a> {
+    pub(crate) threads: &'a TaskThreads,
     pub(crate) a: PackedView<'a>,
-    pub(crate) b: &'a Panels,
+    pub(crate) b: &'a BytePanels,
 }
 
-impl Product for Pair<'_> {
+impl ExactSums for PortableOperands<'_> {
     fn shapes(&self) -> [PackedShape; 2] {
         [self.a.shape(), self.b.shape()]
     }
@@ -104,7 +104,7 @@ impl Product for Pair<'_> {
 }
 
 /// Rows by panels of one task, and the parts of the output rows that they are written to.
-struct Task<'a, T> {
+struct PortableTask<'a, T> {
     rows: Range<usize>,
     panels: Range<usize>,
     out: Vec<&'a mut [T]>,
@@ -113,9 +113,9 @@ struct Task<'a, T> {
 /// Computes all sums over the groups `groups` and hands each to `emit` with its output, row and column, and whether
 /// a scale in the range was NaN.
 fn run<T: Send>(
-    threads: &Threads,
+    threads: &TaskThreads,
     a: PackedView<'_>,
-    b: &Panels,
+    b: &BytePanels,
     groups: Range<usize>,
     out: &mut [T],
     emit: impl Fn(&mut T, [usize; 2], bool, Sum<'_>) -> Result<(), Error> + Sync,
@@ -126,7 +126,7 @@ fn run<T: Send>(
     let (m, n) = (a.shape().rows(), b.shape().rows());
     let blocks = Blocks::new(threads, a, groups.clone())?;
     let k = groups.len() * a.shape().group().get();
-    let kernel = Kernel::new(a.shape(), groups);
+    let kernel = PortableMatmul::new(a.shape(), groups);
     let tasks = cut(threads, [m, n, k], out);
     let paths = threads.run(tasks, |mut task| kernel.task(&blocks, b, &mut task, &emit))?;
     Ok(paths.iter().fold(Paths::default(), |mut all, paths| {
@@ -136,7 +136,11 @@ fn run<T: Send>(
 }
 
 /// Cuts the output into tasks: first by columns, so that each reads its own part of B, then by rows.
-fn cut<'a, T>(threads: &Threads, [m, n, k]: [usize; 3], out: &'a mut [T]) -> Vec<Task<'a, T>> {
+fn cut<'a, T>(
+    threads: &TaskThreads,
+    [m, n, k]: [usize; 3],
+    out: &'a mut [T],
+) -> Vec<PortableTask<'a, T>> {
     let tasks = threads.tasks(m.saturating_mul(n).saturating_mul(k), TASK_MACS);
     let panels = n.div_ceil(NR);
     let split_panels = panels.div_ceil(tasks.min(panels));
@@ -147,7 +151,7 @@ fn cut<'a, T>(threads: &Threads, [m, n, k]: [usize; 3], out: &'a mut [T]) -> Vec
         let first = cut.len();
         let m = rows.len() / n;
         let start = d * split_rows;
-        cut.extend((0..across).map(|c| Task {
+        cut.extend((0..across).map(|c| PortableTask {
             rows: start..start + m,
             panels: c * split_panels..((c + 1) * split_panels).min(panels),
             out: Vec::with_capacity(m),
@@ -162,7 +166,7 @@ fn cut<'a, T>(threads: &Threads, [m, n, k]: [usize; 3], out: &'a mut [T]) -> Vec
 }
 
 /// What all tiles of a call share.
-struct Kernel {
+struct PortableMatmul {
     groups: Range<usize>,
     /// Steps in a group.
     steps: usize,
@@ -174,7 +178,7 @@ struct Kernel {
 }
 
 /// Which outputs of a tile are narrow, and how.
-struct Plan<const M: usize> {
+struct TilePlan<const M: usize> {
     /// Groups between two drains, at least 1.
     stretch: usize,
     narrow: [[bool; NR]; M],
@@ -184,14 +188,14 @@ struct Plan<const M: usize> {
     exponent: [[i32; NR]; M],
 }
 
-impl Kernel {
+impl PortableMatmul {
     fn new(shape: PackedShape, groups: Range<usize>) -> Self {
         let (scale_type, group) = (shape.scale_type(), shape.group().get());
         let value = |byte: usize| match scale_type.parts(byte as u8) {
             Some(_) => f64::from(scale_type.decode(byte as u8)),
             None => 0.0,
         };
-        Kernel {
+        PortableMatmul {
             groups,
             steps: group / STEP,
             dot: 144 * group as u128,
@@ -203,8 +207,8 @@ impl Kernel {
     fn task<T>(
         &self,
         a: &Blocks<'_>,
-        b: &Panels,
-        task: &mut Task<'_, T>,
+        b: &BytePanels,
+        task: &mut PortableTask<'_, T>,
         emit: &impl Fn(&mut T, [usize; 2], bool, Sum<'_>) -> Result<(), Error>,
     ) -> Result<Paths, Error> {
         let mut paths = Paths::default();
@@ -233,7 +237,7 @@ impl Kernel {
         &self,
         a: &Blocks<'_>,
         first: usize,
-        b: &Panels,
+        b: &BytePanels,
         p: usize,
         column: usize,
         out: &mut [&mut [T]],
@@ -277,8 +281,8 @@ impl Kernel {
     }
 
     /// Applies the bounds in the module docs to each pair of rows.
-    fn plan<const M: usize>(&self, a: &[RowMeta], b: &[RowMeta]) -> Plan<M> {
-        let mut plan = Plan {
+    fn plan<const M: usize>(&self, a: &[RowMeta], b: &[RowMeta]) -> TilePlan<M> {
+        let mut plan = TilePlan {
             stretch: self.groups.len().max(1),
             narrow: [[false; NR]; M],
             any_narrow: false,
@@ -306,10 +310,10 @@ impl Kernel {
     #[inline]
     fn narrow<const M: usize>(
         &self,
-        plan: &Plan<M>,
-        rows: &[[Pairs; M]],
+        plan: &TilePlan<M>,
+        rows: &[[CodePairs; M]],
         scales_a: [&[u8]; M],
-        codes_b: &[Columns],
+        codes_b: &[StepColumns],
         scales_b: &[[u8; NR]],
         units: &mut [[i64; NR]; M],
     ) {
@@ -344,10 +348,10 @@ impl Kernel {
     /// The sums of the tile's wide outputs.
     fn wide<const M: usize>(
         &self,
-        plan: &Plan<M>,
-        rows: &[[Pairs; M]],
+        plan: &TilePlan<M>,
+        rows: &[[CodePairs; M]],
         scales_a: [&[u8]; M],
-        codes_b: &[Columns],
+        codes_b: &[StepColumns],
         scales_b: &[[u8; NR]],
         sums: &mut [[ExactSum; NR]; M],
     ) -> Result<(), Error> {
@@ -391,7 +395,7 @@ type Dots = [i32x4; 2];
 
 /// The dot products of one group of doubled codes: M rows by the eight columns of a panel.
 #[inline(always)]
-fn group_dots<const M: usize>(rows: &[[Pairs; M]], columns: &[Columns]) -> [Dots; M] {
+fn group_dots<const M: usize>(rows: &[[CodePairs; M]], columns: &[StepColumns]) -> [Dots; M] {
     let mut dots = [[i32x4::splat(0); 2]; M];
     for (rows, columns) in rows.iter().zip(columns) {
         let first: [i16x8; 2] = columns.map(|v| (v << 8) >> 8);

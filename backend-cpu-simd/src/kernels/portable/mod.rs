@@ -4,6 +4,7 @@
 //! |---|---|---|
 //! | `matmul` | exact tiles of 4 x 8 outputs | C6 |
 //! | `operand` | operands of the matmul: doubled codes in tile order, row metadata | C3 |
+//! | `quantize` | scales and codes, eight values at a time | C4 |
 //! | `dequantize` | look-ups of dequantized values | C4.4 |
 //!
 //! `wide` turns its operations into SSE2, AVX2, NEON or WASM SIMD instructions by what the build
@@ -13,8 +14,10 @@
 mod dequantize;
 pub(crate) mod matmul;
 mod operand;
+mod quantize;
 
-pub(crate) use operand::Panels;
+pub(crate) use operand::BytePanels;
+pub(crate) use quantize::Encoder;
 
 /// Every CPU has these.
 #[derive(Debug, Clone, Copy)]

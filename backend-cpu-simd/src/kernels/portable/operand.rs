@@ -15,7 +15,8 @@
 //! `v >> 8`, and multiplying by a pair of A in all lanes and adding neighbours gives eight columns'
 //! partial sums with no shuffle of B. Bytes instead of 4-bit codes because SSE2 has no table
 //! lookup. With the scale bytes in panel order that is 17 bytes for 9 packed ones (NVFP4), 33 for
-//! 17 (MXFP4), and a bit a code says which zeros are negative. Missing columns of the last panel have zero codes and zero scale bytes.
+//! 17 (MXFP4), and a bit a code says which zeros are negative. Missing columns of the last panel have
+//! zero codes and zero scale bytes.
 //!
 //! [`RowMeta`] is what the proof of the fast path in `matmul` needs.
 
@@ -23,7 +24,7 @@ use fp4_core::{E2m1, Error, PackedMut, PackedShape, PackedView};
 use wide::{bytemuck, i16x8};
 
 use crate::matmul::meta::RowMeta;
-use crate::threads::Threads;
+use crate::threads::TaskThreads;
 
 /// Rows of a tile.
 pub(crate) const MR: usize = 4;
@@ -63,13 +64,13 @@ const CODES: [u8; 256] = {
 const NEGATIVE_ZERO: u8 = 0x8;
 
 /// One step of a panel.
-pub(crate) type Columns = [i16x8; NR / 4];
+pub(crate) type StepColumns = [i16x8; NR / 4];
 
 /// The prepared weight B (N, K).
 #[derive(Debug, Clone)]
-pub(crate) struct Panels {
+pub(crate) struct BytePanels {
     shape: PackedShape,
-    codes: Vec<Columns>,
+    codes: Vec<StepColumns>,
     scales: Vec<[u8; NR]>,
     /// A bit for each code, in the order of the packed matrix: set where it is -0, which its double
     /// does not tell.
@@ -77,9 +78,9 @@ pub(crate) struct Panels {
     meta: Vec<RowMeta>,
 }
 
-impl Panels {
+impl BytePanels {
     /// Repacks the weight.
-    pub(crate) fn new(threads: &Threads, b: PackedView<'_>) -> Result<Self, Error> {
+    pub(crate) fn new(threads: &TaskThreads, b: PackedView<'_>) -> Result<Self, Error> {
         let shape = b.shape();
         shape.expect_format()?;
         let (groups, steps) = (shape.row_groups(), shape.k() / STEP);
@@ -103,11 +104,15 @@ impl Panels {
             let codes = bytes.iter().flat_map(|byte| [byte & 0xF, byte >> 4]);
             codes.enumerate().map(bit).sum()
         });
-        Ok(Panels { shape, codes, scales, negative_zeros: negative_zeros.collect(), meta })
+        Ok(BytePanels { shape, codes, scales, negative_zeros: negative_zeros.collect(), meta })
     }
 
     /// Writes the packed matrix that the panels were made from.
-    pub(crate) fn export(&self, threads: &Threads, out: &mut PackedMut<'_>) -> Result<(), Error> {
+    pub(crate) fn export(
+        &self,
+        threads: &TaskThreads,
+        out: &mut PackedMut<'_>,
+    ) -> Result<(), Error> {
         let (groups, steps) = (self.shape.row_groups(), self.shape.k() / STEP);
         if groups == 0 {
             return Ok(());
@@ -136,6 +141,14 @@ impl Panels {
         })
     }
 
+    /// Bytes allocated.
+    pub(crate) fn allocated_bytes(&self) -> usize {
+        size_of_val(&*self.codes)
+            + size_of_val(&*self.scales)
+            + size_of_val(&*self.meta)
+            + self.negative_zeros.len()
+    }
+
     /// Shape and format of the weight.
     pub(crate) fn shape(&self) -> PackedShape {
         self.shape
@@ -147,7 +160,7 @@ impl Panels {
         &self,
         p: usize,
         groups: std::ops::Range<usize>,
-    ) -> (&[Columns], &[[u8; NR]], &[RowMeta]) {
+    ) -> (&[StepColumns], &[[u8; NR]], &[RowMeta]) {
         let (all, steps) = (self.shape.row_groups(), self.shape.group().get() / STEP);
         let (start, end) = (p * all + groups.start, p * all + groups.end);
         let columns = p * NR..((p + 1) * NR).min(self.meta.len());
@@ -156,7 +169,12 @@ impl Panels {
 }
 
 /// Fills one panel from the columns `first..first + NR`, as far as there are any.
-fn fill_panel(b: &PackedView<'_>, first: usize, codes: &mut [Columns], scales: &mut [[u8; NR]]) {
+fn fill_panel(
+    b: &PackedView<'_>,
+    first: usize,
+    codes: &mut [StepColumns],
+    scales: &mut [[u8; NR]],
+) {
     for (c, j) in (first..b.shape().rows()).take(NR).enumerate() {
         for (v, bytes) in codes.iter_mut().zip(b.row_codes(j).chunks_exact(2)) {
             let (first, second) = (PAIRS[usize::from(bytes[0])], PAIRS[usize::from(bytes[1])]);
@@ -172,20 +190,20 @@ fn fill_panel(b: &PackedView<'_>, first: usize, codes: &mut [Columns], scales: &
 }
 
 /// Two pairs of doubled codes of A, each as 2 x i16 in an i32.
-pub(crate) type Pairs = [i32; 2];
+pub(crate) type CodePairs = [i32; 2];
 
 /// The activation A (M, K), unpacked for one call.
 #[derive(Debug)]
 pub(crate) struct Blocks<'a> {
     matrix: PackedView<'a>,
-    pairs: Vec<Pairs>,
+    pairs: Vec<CodePairs>,
     meta: Vec<RowMeta>,
 }
 
 impl<'a> Blocks<'a> {
     /// Unpacks the groups `groups` of A.
     pub(crate) fn new(
-        threads: &Threads,
+        threads: &TaskThreads,
         matrix: PackedView<'a>,
         groups: std::ops::Range<usize>,
     ) -> Result<Self, Error> {
@@ -229,7 +247,7 @@ impl<'a> Blocks<'a> {
     }
 
     /// The pairs of the block that starts at row `first` and has `rows` rows.
-    pub(crate) fn block(&self, first: usize, rows: usize) -> &[Pairs] {
+    pub(crate) fn block(&self, first: usize, rows: usize) -> &[CodePairs] {
         let steps = self.pairs.len() / self.meta.len();
         &self.pairs[first * steps..(first + rows) * steps]
     }
@@ -251,7 +269,7 @@ mod tests {
         let codes = (0..shape.codes_len()).map(|i| (i * 89 + i / 7) as u8).collect();
         let scales = (0..shape.scales_len()).map(|i| i as u8).collect();
         let b = PackedMatrix::new(shape, codes, scales).unwrap();
-        let panels = Panels::new(&Threads::default(), b.view()).unwrap();
+        let panels = BytePanels::new(&TaskThreads::default(), b.view()).unwrap();
         for j in 0..16 {
             let (codes, scales, meta) = panels.panel(j / NR, 0..3);
             assert_eq!(meta.len(), if j < 8 { 8 } else { 3 });

@@ -9,12 +9,12 @@
 use std::arch::wasm32::*;
 
 use super::WasmSimd128;
-use crate::dequantize::{Groups, LookUp, Table};
+use crate::dequantize::{LookUp, PackedGroups, Table};
 
 impl LookUp for WasmSimd128 {
     const PLANES: bool = true;
 
-    fn look_up<const B: usize>(self, groups: Groups<'_, B>, out: &mut [u8]) {
+    fn look_up<const B: usize>(self, groups: PackedGroups<'_, B>, out: &mut [u8]) {
         groups.each(out, |table: &Table<B>, codes, out| {
             const { assert!(B == 2 || B == 4) };
             let out: *mut v128 = out.as_mut_ptr().cast();

@@ -26,8 +26,10 @@ use std::arch::wasm32::*;
 use super::WasmSimd128;
 use super::operand::{self, BLOCK, Expanded};
 use crate::isa::Isa;
-use crate::matmul::operand::{COLUMNS, Form, MAX_ROWS, STEPS, TileView};
-use crate::matmul::{Kernels, Never, PanelView, Steps, Sums, expect_inside};
+use crate::matmul::operand::{COLUMNS, Form, MAX_ROWS, STEPS};
+use crate::matmul::{
+    Kernels, Never, PanelView, RowOfTile, StepAt, Steps, Sums, TileView, expect_inside,
+};
 
 /// Most rows at a time.
 const ROWS: usize = 4;
@@ -47,8 +49,8 @@ impl Kernels for WasmSimd128 {
         f()
     }
 
-    fn pack_group(self, from: &[u8], row: [usize; 2], codes: &mut [i32], _: &mut [[i32; 2]]) {
-        operand::pack_group(from, row, codes);
+    fn pack_group(self, from: &[u8], at: RowOfTile, codes: &mut [i32], _: &mut [[i32; 2]]) {
+        operand::pack_group(from, at, codes);
     }
 
     fn group(self, a: TileView<'_>, b: PanelView<'_>, steps: Steps<'_>, sums: &mut Sums) {
@@ -57,13 +59,13 @@ impl Kernels for WasmSimd128 {
         let mut w = Expanded::zero();
         for start in (0..steps.len()).step_by(BLOCK) {
             let count = BLOCK.min(steps.len() - start);
-            let mut slots = [[0; 2]; BLOCK];
+            let mut slots = [Slots::default(); BLOCK];
             for (i, slots) in slots[..count].iter_mut().enumerate() {
-                let [codes, scales, ..] = steps.at(start + i);
-                *slots = [codes, scales];
+                let StepAt { a, a_slot, .. } = steps.at(start + i);
+                *slots = Slots { codes: a, scales: a_slot };
             }
             // SAFETY: the steps are inside.
-            unsafe { w.fill(b, steps, [start, count]) };
+            unsafe { w.fill(b, steps, start..start + count) };
             for first in (0..a.rows).step_by(ROWS) {
                 let part = Part { a, first, slots: &slots[..count], w: &w };
                 // SAFETY: the slots are inside, and the rows are those of the tile.
@@ -80,13 +82,20 @@ impl Kernels for WasmSimd128 {
     }
 }
 
+/// The slots of A of a step.
+#[derive(Debug, Clone, Copy, Default)]
+struct Slots {
+    codes: usize,
+    scales: usize,
+}
+
 /// Some rows of a tile and an expanded block of chunks.
 struct Part<'a> {
     a: TileView<'a>,
     /// The first of the rows.
     first: usize,
     /// The slots of the codes and of the scales of A, for each step of the block.
-    slots: &'a [[usize; 2]],
+    slots: &'a [Slots],
     w: &'a Expanded,
 }
 
@@ -118,7 +127,7 @@ impl Part<'_> {
                 *acc = unsafe { v128_load(sums.as_ptr().add(4 * (from + q)).cast()) };
             }
         }
-        for (&[slot, scale_slot], w) in self.slots.iter().zip(&self.w.0) {
+        for (&Slots { codes: slot, scales: scale_slot }, w) in self.slots.iter().zip(&self.w.0) {
             for half in 0..2 {
                 let mut scales = [i16x8_splat(0); R];
                 each!(r, R, {

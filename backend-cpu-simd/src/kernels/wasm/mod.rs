@@ -25,9 +25,4 @@ impl WasmSimd128 {
     pub(crate) fn new() -> Result<Self, Unsupported> {
         Ok(WasmSimd128(()))
     }
-
-    /// The quantizer, for ties to even.
-    pub(crate) fn encoder(self) -> Self {
-        self
-    }
 }

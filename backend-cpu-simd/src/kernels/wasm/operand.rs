@@ -11,11 +11,12 @@
 //! first half. The even and the odd bytes of a vector are its 16-bit lanes shifted, so they are paired.
 
 use std::arch::wasm32::*;
+use std::ops::Range;
 
 use fp4_core::E2m1;
 
-use crate::matmul::operand::{Form, LINES, STEPS};
-use crate::matmul::{PanelView, Steps};
+use crate::matmul::operand::{LINES, STEPS};
+use crate::matmul::{PanelView, RowOfTile, StepAt, Steps};
 
 /// Steps of a list that are expanded at a time: 8 KB.
 pub(super) const BLOCK: usize = 8;
@@ -62,7 +63,7 @@ fn even_and_odd(bytes: v128) -> [v128; 2] {
 }
 
 /// See [`Kernels::pack_group`](crate::matmul::Kernels::pack_group).
-pub(super) fn pack_group(from: &[u8], [row, rows]: [usize; 2], codes: &mut [i32]) {
+pub(super) fn pack_group(from: &[u8], RowOfTile { row, rows }: RowOfTile, codes: &mut [i32]) {
     let mut pack = |slot: usize, bytes: &[u8; 16]| {
         // SAFETY: 16 readable bytes.
         let steps = look_up(unsafe { v128_load(bytes.as_ptr().cast()) });
@@ -101,33 +102,44 @@ impl Expanded {
         Expanded([[[[i16x8_splat(0); STEPS]; 2]; 4]; BLOCK])
     }
 
-    /// Expands the chunks of the steps `first..first + count`.
+    /// Expands the chunks of the steps `which`.
     ///
     /// # Safety
-    /// The steps are inside `b`; `count` is at most [`BLOCK`].
-    pub(super) unsafe fn fill(
-        &mut self,
-        b: PanelView<'_>,
-        steps: Steps<'_>,
-        [first, count]: [usize; 2],
-    ) {
-        for (i, to) in self.0[..count].iter_mut().enumerate() {
-            let [.., chunk, slot] = steps.at(first + i);
+    /// The steps are inside `b`; there are at most [`BLOCK`].
+    pub(super) unsafe fn fill(&mut self, b: PanelView<'_>, steps: Steps<'_>, which: Range<usize>) {
+        for (step, to) in which.zip(&mut self.0) {
+            let StepAt { b: chunk, b_slot: slot, .. } = steps.at(step);
             // SAFETY: the chunk is inside `b`, by the caller.
             unsafe {
                 let codes = b.codes.as_ptr().add(chunk * LINES).cast::<u8>();
-                expand(codes, b.scales.as_ptr().add(slot * Form::Group.scale_bytes()), to);
+                let scales = b.scales.as_ptr().add(slot * b.scale_bytes());
+                match b.groups {
+                    // Both halves have one scale.
+                    1 => {
+                        expand(codes, |q| [i16x8_load_extend_i8x8(scales.add(8 * q).cast()); 2], to)
+                    }
+                    _ => {
+                        let load = |q: usize| v128_load(scales.add(16 * q).cast());
+                        expand(codes, |q| even_and_odd(load(q)), to);
+                    }
+                }
             }
         }
     }
 }
 
+/// `scales(q)` are those of eight columns, of both halves.
+///
 /// # Safety
-/// `codes` points to 256 bytes and `scales` to 32.
-unsafe fn expand(codes: *const u8, scales: *const u8, to: &mut [[[v128; STEPS]; 2]; 4]) {
+/// `codes` points to 256 bytes.
+#[inline(always)]
+unsafe fn expand(
+    codes: *const u8,
+    scales: impl Fn(usize) -> [v128; 2],
+    to: &mut [[[v128; STEPS]; 2]; 4],
+) {
     for (q, to) in to.iter_mut().enumerate() {
-        // SAFETY: scales of eight columns, both halves, by the caller.
-        let scales = even_and_odd(unsafe { v128_load(scales.add(q / 2 * 16).cast()) });
+        let scales = scales(q / 2);
         for j in 0..2 {
             // Columns 4q, 4q + 1 and 4q + 2, 4q + 3, each with both halves.
             // SAFETY: inside, by the caller.

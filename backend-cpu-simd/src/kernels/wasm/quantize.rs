@@ -24,7 +24,7 @@ use fp4_core::QuantSpec;
 
 use super::{WasmSimd128, transform};
 use crate::counts::Groups;
-use crate::quantize::{Encode, Value};
+use crate::quantize::{Encode, FloatValue};
 
 impl Encode for WasmSimd128 {
     fn run(
@@ -59,7 +59,7 @@ impl Encode for WasmSimd128 {
         }
     }
 
-    fn chains<T: Value>(&self, x: &[f32], columns: &[f32], y: &mut [f32]) {
+    fn chains<T: FloatValue>(&self, x: &[f32], columns: &[f32], y: &mut [f32]) {
         transform::chains::<T>(x, columns, y);
         y.iter_mut().for_each(|y| *y = T::from_f32(*y).to_f32());
     }

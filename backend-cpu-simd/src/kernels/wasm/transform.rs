@@ -30,10 +30,10 @@ use std::arch::wasm32::*;
 
 use fp4_core::FloatType;
 
-use crate::quantize::Value;
+use crate::quantize::FloatValue;
 
 /// The chains of one block: `y[j]` = fma chain over `x[i] * columns[i * x.len() + j]`.
-pub(super) fn chains<T: Value>(x: &[f32], columns: &[f32], y: &mut [f32]) {
+pub(super) fn chains<T: FloatValue>(x: &[f32], columns: &[f32], y: &mut [f32]) {
     match T::TYPE {
         FloatType::F16 => singles(x, columns, y),
         FloatType::Bf16 => {

@@ -9,7 +9,8 @@ use std::arch::x86_64::*;
 use fp4_core::E2m1;
 use wide::bytemuck;
 
-use crate::matmul::operand::{FoldRow, STEPS};
+use crate::matmul::operand::STEPS;
+use crate::matmul::{FoldRow, RowOfTile};
 
 /// Doubled codes times 0, 1, 2, 4 and 8.
 static TABLES: [[i8; 16]; 5] = {
@@ -46,7 +47,7 @@ fn dwords(v: __m128i) -> [i32; 4] {
 #[target_feature(enable = "avx2")]
 pub(super) fn fold(
     from: FoldRow<'_>,
-    [row, rows]: [usize; 2],
+    RowOfTile { row, rows }: RowOfTile,
     codes: &mut [i32],
     sums: &mut [i32],
 ) -> i32 {
@@ -84,7 +85,7 @@ pub(super) fn fold(
 #[target_feature(enable = "avx2")]
 pub(super) fn group(
     from: &[u8],
-    [row, rows]: [usize; 2],
+    RowOfTile { row, rows }: RowOfTile,
     split: bool,
     codes: &mut [i32],
     init: &mut [[i32; 2]],

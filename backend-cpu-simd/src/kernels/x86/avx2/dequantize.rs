@@ -9,19 +9,19 @@
 use std::arch::x86_64::*;
 
 use super::Avx2;
-use crate::dequantize::{Groups, LookUp, Table};
+use crate::dequantize::{LookUp, PackedGroups, Table};
 
 impl LookUp for Avx2 {
     const PLANES: bool = true;
 
-    fn look_up<const B: usize>(self, groups: Groups<'_, B>, out: &mut [u8]) {
+    fn look_up<const B: usize>(self, groups: PackedGroups<'_, B>, out: &mut [u8]) {
         // SAFETY: the token proves the features.
         unsafe { avx2(groups, out) }
     }
 }
 
 #[target_feature(enable = "avx2")]
-fn avx2<const B: usize>(groups: Groups<'_, B>, out: &mut [u8]) {
+fn avx2<const B: usize>(groups: PackedGroups<'_, B>, out: &mut [u8]) {
     groups.each(
         out,
         #[inline(always)]

@@ -10,7 +10,7 @@
 //!
 //! Each chunk takes four passes, a quarter of the columns each. The sums stay in the first-level cache, one load
 //! and one store for four `vpmaddubsw`, so that a tile can have many rows for which weights are looked up once.
-//! An MXFP4 chunk is two halves of the same scale.
+//! An MXFP4 chunk is two halves of the same scale, stored once.
 //!
 //! # Why it is exact
 //!
@@ -28,8 +28,11 @@ use fp4_core::E2m1;
 use super::Avx2;
 use crate::isa::Isa;
 use crate::kernels::x86::{NAN, operand};
-use crate::matmul::operand::{COLUMNS, Form, LINES, Line, MAX_ROWS, STEPS, TileView};
-use crate::matmul::{Kernels, Never, PanelView, Row, Scaling, Steps, Sums, expect_inside};
+use crate::matmul::operand::{COLUMNS, Form, LINES, Line, MAX_ROWS, STEPS};
+use crate::matmul::{
+    Kernels, Never, OutputRow, PanelView, RowOfTile, Scaling, StepAt, Steps, Sums, TileView,
+    expect_inside,
+};
 
 /// Tiles of up to this many rows wait for memory, and ask for it in time.
 const PREFETCH_ROWS: usize = 8;
@@ -67,9 +70,9 @@ impl Kernels for Avx2 {
         unsafe { inner(f) }
     }
 
-    fn pack_group(self, from: &[u8], row: [usize; 2], codes: &mut [i32], init: &mut [[i32; 2]]) {
+    fn pack_group(self, from: &[u8], at: RowOfTile, codes: &mut [i32], init: &mut [[i32; 2]]) {
         // SAFETY: `self` proves AVX2.
-        unsafe { operand::group(from, row, true, codes, init) }
+        unsafe { operand::group(from, at, true, codes, init) }
     }
 
     #[inline(always)]
@@ -86,7 +89,13 @@ impl Kernels for Avx2 {
     }
 
     #[inline(always)]
-    fn scale_sums(self, from: &[i32; COLUMNS], correction: i32, by: Scaling<'_>, to: &mut Row) {
+    fn scale_sums(
+        self,
+        from: &[i32; COLUMNS],
+        correction: i32,
+        by: Scaling<'_>,
+        to: &mut OutputRow,
+    ) {
         // SAFETY: `self` proves the features.
         unsafe { scale_sums(from, correction, by, to) }
     }
@@ -125,7 +134,7 @@ fn add_shifted(
 
 #[inline]
 #[target_feature(enable = "avx2")]
-fn scale_sums(from: &[i32; COLUMNS], correction: i32, by: Scaling<'_>, to: &mut Row) {
+fn scale_sums(from: &[i32; COLUMNS], correction: i32, by: Scaling<'_>, to: &mut OutputRow) {
     for half in [0, COLUMNS / 2] {
         // SAFETY: a half is 32 readable, or writable, bytes.
         unsafe {
@@ -176,10 +185,10 @@ unsafe fn group_steps(
     acc: &mut [[__m256i; 4]; MAX_ROWS],
 ) {
     for i in 0..steps.len() {
-        let [a_chunk, a_slot, b_chunk, b_slot] = steps.at(i);
+        let StepAt { a: a_chunk, a_slot, b: b_chunk, b_slot } = steps.at(i);
         for quarter in 0..4 {
             let (h, q) = (quarter / 2, quarter % 2);
-            // SAFETY: the step is inside, by the caller: its lines, 32 scale bytes, codes, sums and
+            // SAFETY: the step is inside, by the caller: its lines, scale bytes, codes, sums and
             // scales of all rows.
             unsafe {
                 let lines = b.codes.as_ptr().add(b_chunk * LINES);
@@ -190,8 +199,12 @@ unsafe fn group_steps(
                     }
                 }
                 let w = weights(lines.add(2 * h), q);
-                let scales_b = column_scales(b.scales.as_ptr().add(b_slot * 32 + 16 * q + 4 * h));
-                let mut rows = Rows {
+                let scales = b.scales.as_ptr().add(b_slot * b.scale_bytes());
+                let scales_b = match b.groups {
+                    1 => column_scales(scales.add(8 * q + 2 * h)),
+                    _ => half_scales(scales.add(16 * q + 4 * h)),
+                };
+                let mut rows = RowPointers {
                     codes: a.codes.as_ptr().add(a_chunk * a.rows * STEPS).cast(),
                     init: a.init.as_ptr().add(a_chunk * a.rows).cast(),
                     scales: a.scales.as_ptr().add(a_slot * a.rows).cast(),
@@ -209,14 +222,14 @@ unsafe fn group_steps(
 }
 
 /// Where the next row's operands and sums of a quarter are.
-struct Rows {
+struct RowPointers {
     codes: *const [i64; 4],
     init: *const i64,
     scales: *const i64,
     acc: *mut __m256i,
 }
 
-impl Rows {
+impl RowPointers {
     /// Adds a chunk's products with a quarter to the sums of R rows, and goes on to the next.
     ///
     /// # Safety
@@ -269,18 +282,38 @@ pub(in crate::kernels::x86) unsafe fn weights(lines: *const Line, q: usize) -> [
         .map(|codes| _mm256_shuffle_epi8(table, codes))
 }
 
-/// The scales of a quarter's columns, each in both i16 of its lane.
+/// The scales of a quarter's columns and halves, each in both i16 of its lane.
 ///
 /// # Safety
 /// The CPU has AVX2; `scales` points to 12 bytes, of which 4..8 are another quarter's.
 #[inline]
 #[target_feature(enable = "avx2")]
-unsafe fn column_scales(scales: *const u8) -> __m256i {
+unsafe fn half_scales(scales: *const u8) -> __m256i {
     // SAFETY: inside, by the caller.
     let bytes = unsafe {
         let [c, d] = [0, 8].map(|at| scales.add(at).cast::<i32>().read_unaligned());
         _mm_unpacklo_epi32(_mm_cvtsi32_si128(c), _mm_cvtsi32_si128(d))
     };
+    in_both_words(bytes)
+}
+
+/// The same where both halves have one scale.
+///
+/// # Safety
+/// The CPU has AVX2; `scales` points to 6 bytes, of which 2..4 are another quarter's.
+#[inline]
+#[target_feature(enable = "avx2")]
+unsafe fn column_scales(scales: *const u8) -> __m256i {
+    // SAFETY: inside, by the caller.
+    let [c, d] = unsafe { [0, 4].map(|at| scales.add(at).cast::<u16>().read_unaligned()) };
+    let bytes = _mm_cvtsi32_si128(i32::from(c) | i32::from(d) << 16);
+    in_both_words(_mm_unpacklo_epi8(bytes, bytes))
+}
+
+/// Eight bytes, each in both i16 of a lane.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn in_both_words(bytes: __m128i) -> __m256i {
     let scales = _mm256_cvtepi8_epi32(bytes);
     _mm256_blend_epi16::<0b1010_1010>(scales, _mm256_slli_epi32::<16>(scales))
 }

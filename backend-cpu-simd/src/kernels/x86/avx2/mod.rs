@@ -4,8 +4,6 @@ mod dequantize;
 pub(super) mod matmul;
 mod quantize;
 
-pub(crate) use quantize::Avx2Encoder;
-
 use fp4_core::Unsupported;
 
 /// Proof that this CPU has AVX2, FMA and F16C.
@@ -17,10 +15,5 @@ impl Avx2 {
     pub(crate) fn new() -> Result<Self, Unsupported> {
         need!("avx2" "fma" "f16c");
         Ok(Avx2(()))
-    }
-
-    /// The quantizer, for ties to even.
-    pub(crate) fn encoder(self) -> Avx2Encoder {
-        Avx2Encoder(self)
     }
 }

@@ -26,16 +26,13 @@ use super::Avx2;
 use crate::counts::{GROUPS, Groups};
 use crate::kernels::x86::scales;
 use crate::matmul::Kernels;
-use crate::quantize::{Encode, RUN, Value};
+use crate::quantize::{Encode, FloatValue, RUN};
 
 /// What the exponent of 2^22 adds to a code.
 const BIASED: i16 = 149 << 1;
 
-/// Quantizes runs with ties to even.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Avx2Encoder(pub(crate) Avx2);
-
-impl Encode for Avx2Encoder {
+/// Ties to even.
+impl Encode for Avx2 {
     fn run(
         &self,
         y: &[f32],
@@ -49,10 +46,10 @@ impl Encode for Avx2Encoder {
         unsafe { run(y, spec, given, scales, codes, groups) }
     }
 
-    fn chains<T: Value>(&self, x: &[f32], columns: &[f32], y: &mut [f32]) {
+    fn chains<T: FloatValue>(&self, x: &[f32], columns: &[f32], y: &mut [f32]) {
         // SAFETY: the token proves the features.
         unsafe { chains(x, columns, y) }
-        self.0.enter(
+        self.enter(
             #[inline(always)]
             || y.iter_mut().for_each(|y| *y = T::from_f32(*y).to_f32()),
         );

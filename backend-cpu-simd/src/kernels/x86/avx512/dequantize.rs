@@ -11,19 +11,19 @@
 use std::arch::x86_64::*;
 
 use super::Avx512;
-use crate::dequantize::{Groups, LookUp};
+use crate::dequantize::{LookUp, PackedGroups};
 
 impl LookUp for Avx512 {
     const PLANES: bool = false;
 
-    fn look_up<const B: usize>(self, groups: Groups<'_, B>, out: &mut [u8]) {
+    fn look_up<const B: usize>(self, groups: PackedGroups<'_, B>, out: &mut [u8]) {
         // SAFETY: the token proves the features.
         unsafe { avx512(groups, out) }
     }
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
-fn avx512<const B: usize>(groups: Groups<'_, B>, out: &mut [u8]) {
+fn avx512<const B: usize>(groups: PackedGroups<'_, B>, out: &mut [u8]) {
     groups.each(
         out,
         #[inline(always)]

@@ -45,9 +45,10 @@ use fp4_core::E2m1;
 use super::Avx512;
 use crate::isa::Isa;
 use crate::kernels::x86::{NAN, operand};
-use crate::matmul::operand::{COLUMNS, FoldRow, Form, LINES, Line, MAX_ROWS, STEPS, TileView};
+use crate::matmul::operand::{COLUMNS, Form, LINES, Line, MAX_ROWS, STEPS};
 use crate::matmul::{
-    FoldKernels, Kernels, PairKernels, PanelView, Row, Scaling, Steps, Sums, expect_inside,
+    FoldKernels, FoldRow, Kernels, OutputRow, PairKernels, PanelView, RowOfTile, Scaling, StepAt,
+    Steps, Sums, TileView, expect_inside,
 };
 
 /// Rows of the largest tile in the group form.
@@ -139,13 +140,14 @@ impl Kernels for Avx512 {
         unsafe { inner(f) }
     }
 
-    fn pack_group(self, from: &[u8], row: [usize; 2], codes: &mut [i32], init: &mut [[i32; 2]]) {
+    fn pack_group(self, from: &[u8], at: RowOfTile, codes: &mut [i32], init: &mut [[i32; 2]]) {
         // SAFETY: `self` proves AVX2.
-        unsafe { operand::group(from, row, false, codes, init) }
+        unsafe { operand::group(from, at, false, codes, init) }
     }
 
     fn group(self, a: TileView<'_>, b: PanelView<'_>, steps: Steps<'_>, sums: &mut Sums) {
         expect_inside(Form::Group, a, b, steps);
+        assert_eq!(b.groups, 2, "MXFP4 has the fold form");
         // SAFETY: `self` proves the features; all steps are inside their buffers; R is the
         // tile's number of rows.
         by_rows!(a.rows, group_rows(a, b, steps, sums),
@@ -167,13 +169,19 @@ impl Kernels for Avx512 {
     }
 
     #[inline(always)]
-    fn scale_sums(self, from: &[i32; COLUMNS], correction: i32, by: Scaling<'_>, to: &mut Row) {
+    fn scale_sums(
+        self,
+        from: &[i32; COLUMNS],
+        correction: i32,
+        by: Scaling<'_>,
+        to: &mut OutputRow,
+    ) {
         // SAFETY: `self` proves the features.
         unsafe { scale_sums(from, correction, by, to) }
     }
 
     #[inline(always)]
-    fn scale_units(self, from: &[i64; COLUMNS], by: Scaling<'_>, to: &mut Row) {
+    fn scale_units(self, from: &[i64; COLUMNS], by: Scaling<'_>, to: &mut OutputRow) {
         // SAFETY: `self` proves the features.
         unsafe { scale_units(from, by, to) }
     }
@@ -194,12 +202,12 @@ impl FoldKernels for Avx512 {
     fn pack_fold(
         self,
         from: FoldRow<'_>,
-        row: [usize; 2],
+        at: RowOfTile,
         codes: &mut [i32],
         sums: &mut [i32],
     ) -> i32 {
         // SAFETY: `self` proves AVX2.
-        unsafe { operand::fold(from, row, codes, sums) }
+        unsafe { operand::fold(from, at, codes, sums) }
     }
 
     fn fold(self, a: TileView<'_>, b: PanelView<'_>, steps: Steps<'_>, sums: &mut Sums) {
@@ -255,7 +263,7 @@ fn add_shifted(
 
 #[inline]
 #[target_feature(enable = "avx512f,avx512dq")]
-fn scale_sums(from: &[i32; COLUMNS], correction: i32, by: Scaling<'_>, to: &mut Row) {
+fn scale_sums(from: &[i32; COLUMNS], correction: i32, by: Scaling<'_>, to: &mut OutputRow) {
     // SAFETY: 64 readable bytes.
     let sums = unsafe { _mm512_loadu_si512(from.as_ptr().cast()) };
     let sums = _mm512_sub_epi32(sums, _mm512_set1_epi32(correction));
@@ -264,7 +272,7 @@ fn scale_sums(from: &[i32; COLUMNS], correction: i32, by: Scaling<'_>, to: &mut 
 
 #[inline]
 #[target_feature(enable = "avx512f,avx512dq")]
-fn scale_units(from: &[i64; COLUMNS], by: Scaling<'_>, to: &mut Row) {
+fn scale_units(from: &[i64; COLUMNS], by: Scaling<'_>, to: &mut OutputRow) {
     let half = |from: &[i64]| {
         // SAFETY: a half is 64 readable bytes.
         _mm512_cvtepi64_ps(unsafe { _mm512_loadu_si512(from.as_ptr().cast()) })
@@ -276,7 +284,7 @@ fn scale_units(from: &[i64; COLUMNS], by: Scaling<'_>, to: &mut Row) {
 
 #[inline]
 #[target_feature(enable = "avx512f,avx512dq")]
-fn scale(sums: __m512, by: Scaling<'_>, to: &mut Row) {
+fn scale(sums: __m512, by: Scaling<'_>, to: &mut OutputRow) {
     // SAFETY: 64 readable bytes.
     let bases = unsafe { _mm512_loadu_si512(by.column_bases.as_ptr().cast()) };
     let exponents = _mm512_add_epi32(bases, _mm512_set1_epi32(by.base + 127));
@@ -301,7 +309,7 @@ unsafe fn fold_rows<const R: usize, const U: usize>(
     let (pa, pb, ps) = (a.codes.as_ptr(), b.codes.as_ptr(), b.scales.as_ptr());
     // One loop with one call, which is inlined: the accumulators are then in registers.
     for i in 0..steps.len() {
-        let [_, a, b, b_slot] = steps.at(i);
+        let StepAt { a_slot: a, b, b_slot, .. } = steps.at(i);
         // SAFETY: the step is inside, by the caller.
         unsafe {
             let (pa, pb) = (pa.add(a * STEPS * R), pb.add(b * LINES));
@@ -451,7 +459,7 @@ unsafe fn group_rows<const R: usize, const U: usize>(
     const { assert!(U == 1) };
     let mut acc = [_mm512_setzero_si512(); R];
     for i in 0..steps.len() {
-        let [a_chunk, a_slot, b_chunk, b_slot] = steps.at(i);
+        let StepAt { a: a_chunk, a_slot, b: b_chunk, b_slot } = steps.at(i);
         // SAFETY: the step is inside, by the caller.
         let chunk = unsafe {
             GroupChunk {

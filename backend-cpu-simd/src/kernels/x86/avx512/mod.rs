@@ -4,8 +4,6 @@ mod dequantize;
 mod matmul;
 mod quantize;
 
-pub(crate) use quantize::Avx512Encoder;
-
 use fp4_core::Unsupported;
 
 /// Proof that this CPU has AVX-512 F, BW, DQ, VL, VNNI and VBMI.
@@ -17,10 +15,5 @@ impl Avx512 {
     pub(crate) fn new() -> Result<Self, Unsupported> {
         need!("avx512f" "avx512bw" "avx512dq" "avx512vl" "avx512vnni" "avx512vbmi" "avx2" "fma" "f16c");
         Ok(Avx512(()))
-    }
-
-    /// The quantizer, for ties to even.
-    pub(crate) fn encoder(self) -> Avx512Encoder {
-        Avx512Encoder(self)
     }
 }

@@ -28,13 +28,10 @@ use super::Avx512;
 use crate::counts::{GROUPS, Groups};
 use crate::kernels::x86::scales::scales;
 use crate::matmul::Kernels;
-use crate::quantize::{Encode, RUN, Value};
+use crate::quantize::{Encode, FloatValue, RUN};
 
-/// Quantizes runs with ties to even.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Avx512Encoder(pub(crate) Avx512);
-
-impl Encode for Avx512Encoder {
+/// Ties to even.
+impl Encode for Avx512 {
     fn run(
         &self,
         y: &[f32],
@@ -48,10 +45,10 @@ impl Encode for Avx512Encoder {
         unsafe { run(y, spec, given, scales, codes, groups) }
     }
 
-    fn chains<T: Value>(&self, x: &[f32], columns: &[f32], y: &mut [f32]) {
+    fn chains<T: FloatValue>(&self, x: &[f32], columns: &[f32], y: &mut [f32]) {
         // SAFETY: the token proves the features.
         unsafe { chains(x, columns, y) }
-        self.0.enter(
+        self.enter(
             #[inline(always)]
             || y.iter_mut().for_each(|y| *y = T::from_f32(*y).to_f32()),
         );

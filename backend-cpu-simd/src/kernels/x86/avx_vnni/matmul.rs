@@ -49,9 +49,10 @@ use super::AvxVnni;
 use crate::isa::Isa;
 use crate::kernels::x86::avx2::matmul as avx2;
 use crate::kernels::x86::operand;
-use crate::matmul::operand::{COLUMNS, FoldRow, Form, LINES, Line, MAX_ROWS, STEPS, TileView};
+use crate::matmul::operand::{COLUMNS, Form, LINES, Line, MAX_ROWS, STEPS};
 use crate::matmul::{
-    FoldKernels, Kernels, PairKernels, PanelView, Row, Scaling, Steps, Sums, expect_inside,
+    FoldKernels, FoldRow, Kernels, OutputRow, PairKernels, PanelView, RowOfTile, Scaling, StepAt,
+    Steps, Sums, TileView, expect_inside,
 };
 
 /// Columns of a pass.
@@ -84,13 +85,14 @@ impl Kernels for AvxVnni {
         self.0.enter(f)
     }
 
-    fn pack_group(self, from: &[u8], row: [usize; 2], codes: &mut [i32], init: &mut [[i32; 2]]) {
+    fn pack_group(self, from: &[u8], at: RowOfTile, codes: &mut [i32], init: &mut [[i32; 2]]) {
         // SAFETY: `self` proves AVX2.
-        unsafe { operand::group(from, row, false, codes, init) }
+        unsafe { operand::group(from, at, false, codes, init) }
     }
 
     fn group(self, a: TileView<'_>, b: PanelView<'_>, steps: Steps<'_>, sums: &mut Sums) {
         expect_inside(Form::Group, a, b, steps);
+        assert_eq!(b.groups, 2, "MXFP4 has the fold form");
         assert!(a.rows <= MAX_ROWS);
         // SAFETY: `self` proves the features; all steps are inside their buffers.
         unsafe { group_rows(a, b, steps, sums) };
@@ -109,7 +111,13 @@ impl Kernels for AvxVnni {
     }
 
     #[inline(always)]
-    fn scale_sums(self, from: &[i32; COLUMNS], correction: i32, by: Scaling<'_>, to: &mut Row) {
+    fn scale_sums(
+        self,
+        from: &[i32; COLUMNS],
+        correction: i32,
+        by: Scaling<'_>,
+        to: &mut OutputRow,
+    ) {
         self.0.scale_sums(from, correction, by, to);
     }
 }
@@ -129,12 +137,12 @@ impl FoldKernels for AvxVnni {
     fn pack_fold(
         self,
         from: FoldRow<'_>,
-        row: [usize; 2],
+        at: RowOfTile,
         codes: &mut [i32],
         sums: &mut [i32],
     ) -> i32 {
         // SAFETY: `self` proves AVX2.
-        unsafe { operand::fold(from, row, codes, sums) }
+        unsafe { operand::fold(from, at, codes, sums) }
     }
 
     fn fold(self, a: TileView<'_>, b: PanelView<'_>, steps: Steps<'_>, sums: &mut Sums) {
@@ -209,7 +217,7 @@ unsafe fn fold_half<const R: usize, const U: usize>(
     let mut acc = [[_mm256_setzero_si256(); R]; U];
     acc[0] = *sums;
     for i in block {
-        let [_, a_slot, b_chunk, b_slot] = steps.at(i);
+        let StepAt { a_slot, b: b_chunk, b_slot, .. } = steps.at(i);
         // SAFETY: the step is inside, by the caller: its lines, 16 scale bytes and codes of R rows.
         unsafe {
             let lines = b.codes.as_ptr().add(b_chunk * LINES);
@@ -360,7 +368,7 @@ unsafe fn panel_rows<const R: usize, const U: usize>(
 unsafe fn group_rows(a: TileView<'_>, b: PanelView<'_>, steps: Steps<'_>, sums: &mut Sums) {
     sums[..a.rows].fill([0; COLUMNS]);
     for i in 0..steps.len() {
-        let [a_chunk, a_slot, b_chunk, b_slot] = steps.at(i);
+        let StepAt { a: a_chunk, a_slot, b: b_chunk, b_slot } = steps.at(i);
         for half in 0..2 {
             // SAFETY: the step is inside, by the caller: its lines, 32 scale bytes, and codes, sums
             // and scales of all rows.

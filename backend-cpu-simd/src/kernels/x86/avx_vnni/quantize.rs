@@ -1,11 +1,26 @@
 //! The quantizer: that of AVX2, since no dot product is in it.
 
-use super::AvxVnni;
-use crate::kernels::x86::avx2::Avx2Encoder;
+use fp4_core::QuantSpec;
 
-impl AvxVnni {
-    /// The quantizer, for ties to even.
-    pub(crate) fn encoder(self) -> Avx2Encoder {
-        self.0.encoder()
+use super::AvxVnni;
+use crate::counts::Groups;
+use crate::quantize::{Encode, FloatValue};
+
+/// Ties to even.
+impl Encode for AvxVnni {
+    fn run(
+        &self,
+        y: &[f32],
+        spec: &QuantSpec,
+        given: bool,
+        scales: &mut [u8],
+        codes: &mut [u8],
+        groups: &mut Groups,
+    ) {
+        self.0.run(y, spec, given, scales, codes, groups);
+    }
+
+    fn chains<T: FloatValue>(&self, x: &[f32], columns: &[f32], y: &mut [f32]) {
+        self.0.chains::<T>(x, columns, y);
     }
 }

@@ -1,0 +1,391 @@
+//! The activation A in tiles of rows, packed for each call (C3, C6). The layout is `operand`'s.
+//!
+//! A tile is filled in four phases:
+//!
+//! ```text
+//! survey         metadata and planes of each row
+//! pack_codes     group form: the codes, which all planes share
+//! list_planes    which chunks each plane has, and how its base relates to the rows'
+//! pack_folded    fold form: codes with the plane's scales folded in
+//! pack_scales    group form: the plane's scaled scales
+//! ```
+
+use std::ops::Range;
+
+use fp4_core::{Error, PackedShape, PackedView};
+
+use super::meta::{Extremes, MAX_PLANES, Planes, RowMeta, ScaleCounts};
+use super::operand::{CHUNK_BYTES, Form, STEPS, TASK_BYTES, chunk_groups};
+use super::{FoldKernels, Kernels};
+use crate::isa::Isa;
+use crate::threads::TaskThreads;
+
+/// A plane of a tile.
+#[derive(Debug, Default)]
+pub(crate) struct TilePlane {
+    /// The slots of the tile's chunks that the plane has, ascending; plane 0 has all and lists none.
+    pub(crate) slots: Vec<u32>,
+    /// Fold form: codes of the plane's slots.
+    codes: Vec<i32>,
+    /// Fold form: sums of 32 values, for each slot and row.
+    pub(crate) sums: Vec<i32>,
+    /// Fold form: their totals for each row.
+    pub(crate) totals: Vec<i32>,
+    /// Group form: scaled scales, for each slot and row.
+    scales: Vec<[i16; 4]>,
+    /// The plane's base over the base of the row's metadata.
+    pub(crate) shift: Vec<u32>,
+    /// Largest scaled magnitude.
+    pub(crate) max: i32,
+}
+
+impl TilePlane {
+    /// How many of a tile's `slots` plane `p` has.
+    fn held(&self, p: usize, slots: usize) -> usize {
+        if p == 0 { slots } else { self.slots.len() }
+    }
+
+    /// Bytes of memory held beside the struct itself.
+    fn allocated_bytes(&self) -> usize {
+        bytes_of(&self.codes)
+            + bytes_of(&self.sums)
+            + bytes_of(&self.totals)
+            + bytes_of(&self.scales)
+            + bytes_of(&self.shift)
+            + bytes_of(&self.slots)
+    }
+
+    /// Fold form: adds the sums of a slot to `sums`, one for each row.
+    pub(crate) fn add_sums(&self, slot: usize, sums: &mut [i32]) {
+        let rows = sums.len();
+        for (sum, &add) in sums.iter_mut().zip(&self.sums[slot * rows..]) {
+            *sum = sum.wrapping_add(add);
+        }
+    }
+}
+
+/// Some rows of A, over a range of groups.
+#[derive(Debug)]
+pub(crate) struct RowTile {
+    /// Index of the first row.
+    pub(crate) first: usize,
+    /// Metadata of the rows, over all of K.
+    pub(crate) meta: Vec<RowMeta>,
+    pub(crate) complete: Vec<bool>,
+    pub(crate) extremes: Extremes,
+    /// Group form: codes and -12 times their sums.
+    codes: Vec<i32>,
+    init: Vec<[i32; 2]>,
+    planes: Vec<TilePlane>,
+    count: usize,
+    /// Scratch of [`fill`](Self::fill).
+    rows: Vec<Planes>,
+}
+
+/// What a kernel reads of A.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct TileView<'a> {
+    pub(crate) rows: usize,
+    pub(crate) codes: &'a [i32],
+    pub(crate) init: &'a [[i32; 2]],
+    pub(crate) scales: &'a [[i16; 4]],
+}
+
+/// Bytes of memory that a vector holds, used or not.
+fn bytes_of<T>(values: &Vec<T>) -> usize {
+    values.capacity() * size_of::<T>()
+}
+
+impl RowTile {
+    fn empty() -> Self {
+        RowTile {
+            first: 0,
+            meta: Vec::new(),
+            complete: Vec::new(),
+            extremes: Extremes::of(std::iter::empty()),
+            codes: Vec::new(),
+            init: Vec::new(),
+            planes: Vec::new(),
+            count: 0,
+            rows: Vec::new(),
+        }
+    }
+
+    /// Bytes of memory held beside the struct itself.
+    fn allocated_bytes(&self) -> usize {
+        bytes_of(&self.meta)
+            + bytes_of(&self.complete)
+            + bytes_of(&self.codes)
+            + bytes_of(&self.init)
+            + bytes_of(&self.rows)
+            + bytes_of(&self.planes)
+            + self.planes.iter().map(TilePlane::allocated_bytes).sum::<usize>()
+    }
+
+    /// The tile's planes.
+    pub(crate) fn planes(&self) -> &[TilePlane] {
+        &self.planes[..self.count]
+    }
+
+    /// What a kernel reads for plane `p`.
+    pub(crate) fn view(&self, form: Form, p: usize) -> TileView<'_> {
+        let plane = &self.planes[p];
+        let codes = if form == Form::Fold { &plane.codes } else { &self.codes };
+        TileView { rows: self.meta.len(), codes, init: &self.init, scales: &plane.scales }
+    }
+
+    /// Packs the rows `rows` of `a` over the groups `groups`.
+    fn fill<K: Kernels>(
+        &mut self,
+        kernels: K,
+        form: Form,
+        a: &PackedView<'_>,
+        rows: Range<usize>,
+        groups: Range<usize>,
+    ) {
+        let from = TileSource::new(a, rows, groups);
+        self.survey(&from, form);
+        if form == Form::Group {
+            self.pack_codes(kernels, &from);
+        }
+        self.list_planes(&from, form);
+        match kernels.for_fold(form) {
+            Some(kernels) => self.pack_folded(kernels, &from),
+            None => self.pack_scales(&from, K::BY_HALVES),
+        }
+    }
+
+    /// What is known of each row, and how many planes there are.
+    fn survey(&mut self, from: &TileSource<'_>, form: Form) {
+        self.first = from.rows.start;
+        self.meta.clear();
+        self.complete.clear();
+        self.rows.clear();
+        for i in from.rows.clone() {
+            let histogram = ScaleCounts::of_row(from.a, i);
+            let planes = Planes::new(&histogram, form.limit_a());
+            self.meta.push(RowMeta::new(&histogram));
+            self.complete.push(planes.complete);
+            self.rows.push(planes);
+        }
+        self.extremes = Extremes::of(self.meta.iter().zip(self.complete.iter().copied()));
+        self.count = self.rows.iter().map(|r| r.count).max().unwrap_or(1);
+        while self.planes.len() < self.count {
+            self.planes.push(TilePlane::default());
+        }
+    }
+
+    /// Group form: the codes, which all planes share.
+    fn pack_codes<K: Kernels>(&mut self, kernels: K, from: &TileSource<'_>) {
+        let (rows, slots) = (from.rows.len(), from.chunks.len());
+        self.codes.resize(slots * STEPS * rows, 0);
+        self.init.resize(slots * rows, [0; 2]);
+        for (row, i) in from.rows.clone().enumerate() {
+            let at = RowOfTile { row, rows };
+            kernels.pack_group(from.codes(i), at, &mut self.codes, &mut self.init);
+        }
+    }
+
+    /// Which slots each plane has, and how it relates to the rows.
+    fn list_planes(&mut self, from: &TileSource<'_>, form: Form) {
+        for (p, plane) in self.planes[..self.count].iter_mut().enumerate() {
+            plane.slots.clear();
+            if p > 0 {
+                // Groups outside the range may be listed; they are packed as zeros.
+                plane.slots.extend((0..from.chunks.len() as u32).filter(|&slot| {
+                    let groups = from.groups_of_slot(slot as usize);
+                    self.rows.iter().zip(from.rows.clone()).any(|(planes, i)| {
+                        let scales = &from.a.row_scales(i)[groups.clone()];
+                        scales.iter().any(|&s| usize::from(planes.of_byte[usize::from(s)]) == p)
+                    })
+                }));
+            }
+            plane.shift.clear();
+            plane.max = 0;
+            for (planes, meta) in self.rows.iter().zip(&self.meta) {
+                let used = p < planes.count;
+                plane.shift.push(if used { (planes.base[p] - meta.base) as u32 } else { 0 });
+                if form == Form::Group {
+                    plane.max = plane.max.max(planes.largest(p));
+                }
+            }
+        }
+    }
+
+    /// Fold form: the codes of each plane, with its scales folded in.
+    fn pack_folded(&mut self, kernels: impl FoldKernels, from: &TileSource<'_>) {
+        let rows = from.rows.len();
+        for (p, plane) in self.planes[..self.count].iter_mut().enumerate() {
+            let held = plane.held(p, from.chunks.len());
+            plane.codes.resize(held * STEPS * rows, 0);
+            plane.sums.resize(held * rows, 0);
+            plane.totals.clear();
+            for ((row, i), planes) in from.rows.clone().enumerate().zip(&self.rows) {
+                let folded = FoldRow {
+                    codes: from.codes(i),
+                    scales: &from.a.row_scales(i)[from.groups.clone()],
+                    planes,
+                    plane: p as u8,
+                    slots: (p > 0).then_some(&plane.slots),
+                };
+                let (codes, sums) = (&mut plane.codes, &mut plane.sums);
+                let at = RowOfTile { row, rows };
+                plane.totals.push(kernels.pack_fold(folded, at, codes, sums));
+            }
+        }
+    }
+
+    /// Group form: the scaled scales of each plane.
+    fn pack_scales(&mut self, from: &TileSource<'_>, by_halves: bool) {
+        let rows = from.rows.len();
+        for (p, plane) in self.planes[..self.count].iter_mut().enumerate() {
+            let held = plane.held(p, from.chunks.len());
+            plane.scales.resize(held * rows, [0; 4]);
+            for ((row, i), planes) in from.rows.clone().enumerate().zip(&self.rows) {
+                let scales = from.a.row_scales(i);
+                let scaled = |group: usize| {
+                    let byte = if from.groups.contains(&group) { scales[group] } else { return 0 };
+                    let of_plane = usize::from(planes.of_byte[usize::from(byte)]) == p;
+                    if of_plane { planes.scaled[usize::from(byte)] } else { 0 }
+                };
+                let to = plane.scales[row.min(held * rows)..].iter_mut().step_by(rows);
+                for (at, to) in to.enumerate() {
+                    let slot = if p == 0 { at } else { plane.slots[at] as usize };
+                    let chunk = from.chunks.start + slot;
+                    let [g, h] = match from.per {
+                        2 => [scaled(2 * chunk), scaled(2 * chunk + 1)],
+                        _ => [scaled(chunk); 2],
+                    };
+                    *to = if by_halves { [g, g, h, h] } else { [g, h, g, h] };
+                }
+            }
+        }
+    }
+}
+
+/// What a tile is packed from.
+struct TileSource<'a> {
+    a: &'a PackedView<'a>,
+    rows: Range<usize>,
+    groups: Range<usize>,
+    /// The chunks that hold the groups.
+    chunks: Range<usize>,
+    /// Groups in a chunk.
+    per: usize,
+}
+
+impl<'a> TileSource<'a> {
+    fn new(a: &'a PackedView<'a>, rows: Range<usize>, groups: Range<usize>) -> Self {
+        let per = chunk_groups(&a.shape());
+        let chunks = groups.start / per..groups.end.div_ceil(per);
+        TileSource { a, rows, groups, chunks, per }
+    }
+
+    /// The packed codes of row `i` in the chunks.
+    fn codes(&self, i: usize) -> &'a [u8] {
+        let end = (self.chunks.end * CHUNK_BYTES).min(self.a.shape().row_bytes());
+        &self.a.row_codes(i)[self.chunks.start * CHUNK_BYTES..end]
+    }
+
+    /// The groups in slot `slot` of the tile.
+    fn groups_of_slot(&self, slot: usize) -> Range<usize> {
+        let chunk = self.chunks.start + slot;
+        chunk * self.per..((chunk + 1) * self.per).min(self.a.shape().row_groups())
+    }
+}
+
+/// Which row of a tile is packed.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct RowOfTile {
+    pub(crate) row: usize,
+    /// Rows of the tile.
+    pub(crate) rows: usize,
+}
+
+/// One row of a plane of a tile to be packed in the fold form: codes and scale bytes of the tile's
+/// range, and which slots are wanted.
+#[derive(Debug, Clone, Copy)]
+#[cfg_attr(
+    not(any(target_arch = "x86_64", target_arch = "aarch64")),
+    allow(dead_code, reason = "read by fold forms, which no instruction set here has")
+)]
+pub(crate) struct FoldRow<'a> {
+    pub(crate) codes: &'a [u8],
+    pub(crate) scales: &'a [u8],
+    pub(crate) planes: &'a Planes,
+    pub(crate) plane: u8,
+    pub(crate) slots: Option<&'a Vec<u32>>,
+}
+
+/// The activation A (M, K) in tiles. Its buffers are kept from one use to the next.
+#[derive(Debug, Default)]
+pub(crate) struct RowTiles {
+    tiles: Vec<RowTile>,
+    count: usize,
+    /// For which kernels and of which matrix.
+    of: Option<(Isa, PackedShape)>,
+}
+
+impl RowTiles {
+    /// Packs the groups `groups` of A.
+    pub(crate) fn fill<K: Kernels>(
+        &mut self,
+        kernels: K,
+        threads: &TaskThreads,
+        a: &PackedView<'_>,
+        form: Form,
+        groups: Range<usize>,
+    ) -> Result<(), Error> {
+        let m = a.shape().rows();
+        self.of = Some((K::ISA, a.shape()));
+        let most = kernels.for_fold(form).map_or(K::GROUP_ROWS, |fold| fold.rows(m));
+        self.resize(m, most);
+        let count = self.count;
+        let fill = |(t, tile): (usize, &mut RowTile)| {
+            tile.fill(kernels, form, a, tile_rows(m, count, t), groups.clone());
+            Ok(())
+        };
+        let worth = threads.tasks(a.shape().codes_len(), TASK_BYTES) > 1;
+        threads.run_mut(&mut self.tiles[..count], worth, fill)
+    }
+
+    /// Bytes of memory held.
+    pub(crate) fn allocated_bytes(&self) -> usize {
+        self.tiles.iter().map(|tile| size_of::<RowTile>() + tile.allocated_bytes()).sum()
+    }
+
+    /// True if the tiles are of a matrix of this shape, for kernels of this instruction set.
+    pub(crate) fn hold(&self, isa: Isa, shape: PackedShape) -> bool {
+        self.of == Some((isa, shape))
+    }
+
+    fn resize(&mut self, m: usize, most: usize) {
+        self.count = m.div_ceil(most);
+        while self.tiles.len() < self.count {
+            self.tiles.push(RowTile::empty());
+        }
+    }
+
+    /// So many empty tiles.
+    #[cfg(test)]
+    pub(super) fn of_tiles(count: usize) -> Self {
+        let mut tiles = RowTiles::default();
+        tiles.resize(count, 1);
+        tiles
+    }
+
+    /// The tiles.
+    pub(crate) fn tiles(&self) -> &[RowTile] {
+        &self.tiles[..self.count]
+    }
+}
+
+/// The rows of tile `t` of `count`: as even as can be.
+fn tile_rows(m: usize, count: usize, t: usize) -> Range<usize> {
+    let (least, more) = (m / count, m % count);
+    let start = |t: usize| t * least + t.min(more);
+    start(t)..start(t + 1)
+}
+
+// Plane indices fit their type.
+const _: () = assert!(MAX_PLANES < Planes::NONE as usize);
