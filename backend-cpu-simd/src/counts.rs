@@ -9,10 +9,11 @@
 //!               and 0.3 |d| <= amax <= 6.9 |d|                        none clipped, not all flushed
 //! ```
 //!
-//! The margins are far wider than the roundings of the products here, and a NaN fails every comparison.
-//! The groups that are left go to [`reference::count_group`], core's own rule.
+//! The margins are far wider than the roundings of the products here, and a NaN fails every
+//! comparison. The groups that are left go to [`reference::count_group`], core's own rule.
 //!
-//! Worked example, NVFP4 with gs = 0.1 and ss = 6: amax 3 has d = 0.5, and 0.15 <= 3 <= 3.45: cleared.
+//! Worked example, NVFP4 with gs = 0.1 and ss = 6: amax 3 has d = 0.5, and 0.15 <= 3 <= 3.45:
+//! cleared.
 
 use fp4_core::{QuantCounts, QuantSpec, reference};
 

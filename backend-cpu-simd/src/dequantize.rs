@@ -7,15 +7,17 @@
 //!     out = table[scale][code] for each code                                                 a byte permute
 //! ```
 //!
-//! There are 256 scale bytes, so a matrix needs at most 4096 products and roundings, whatever its size: every
-//! value that is written was computed by core's own operations, NaN, infinities and subnormals
-//! included, and the kernels only move bytes.
+//! There are 256 scale bytes, so a matrix needs at most 4096 products and roundings, whatever its
+//! size: every value that is written was computed by core's own operations, NaN, infinities and
+//! subnormals included, and the kernels only move bytes.
 //!
-//! Tables are kept as the kernel reads them: one value after the other, or in *planes*, the first bytes of all
-//! 16 values, then the second ones, for instruction sets whose permutes take a table of 16 bytes.
+//! Tables are kept as the kernel reads them: one value after the other, or in *planes*, the first
+//! bytes of all 16 values, then the second ones, for instruction sets whose permutes take a table
+//! of 16 bytes.
 //!
-//! Worked example: under e4m3 byte 0x4A (5) and gs = 0.1, code 7 is worth 6 * 0.5 = 3, as f16 0x4200. On a
-//! little-endian machine that is byte 0x00 at 7 of the first plane and 0x42 at 7 of the second.
+//! Worked example: under e4m3 byte 0x4A (5) and gs = 0.1, code 7 is worth 6 * 0.5 = 3, as f16
+//! 0x4200. On a little-endian machine that is byte 0x00 at 7 of the first plane and 0x42 at 7 of
+//! the second.
 
 use fp4_core::{Buffer, E2m1, Error, Float, FloatSliceMut, PackedView, ScaleType, reference};
 use half::{bf16, f16};

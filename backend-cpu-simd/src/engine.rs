@@ -1,12 +1,13 @@
 //! Which kernels run: the one place where an instruction set becomes its kernels' types.
 //!
-//! An [`Engine`] is made once, from an [`Isa`], by asking the CPU; what it holds is the proof. Every
-//! operation goes through [`by_engine!`](by_engine), which calls the driver with the kernels' type.
+//! An [`Engine`] is made once, from an [`Isa`], by asking the CPU; what it holds is the proof.
+//! Every operation goes through [`by_engine!`](by_engine), which calls the driver with the kernels'
+//! type.
 //!
 //! # Adding an instruction set
 //!
-//! One folder and two lines: a line here, an entry in `isa`, and `kernels/<architecture>/<set>/` with the
-//! files of its neighbours (and its `mod` and `use` there). For AVX10.2, say:
+//! One folder and two lines: a line here, an entry in `isa`, and `kernels/<architecture>/<set>/`
+//! with the files of its neighbours (and its `mod` and `use` there). For AVX10.2, say:
 //!
 //! ```text
 //! engine.rs    + #[cfg(target_arch = "x86_64")] Avx10(x86::Avx10);
@@ -18,8 +19,8 @@
 //!                   dequantize.rs   LookUp, or a neighbour's
 //! ```
 //!
-//! The tests and the suite run on every [`Isa::available`], so they run on the new one: when they pass
-//! where the CPU has it, it is done.
+//! The tests and the suite run on every [`Isa::available`], so they run on the new one: when they
+//! pass where the CPU has it, it is done.
 
 use fp4_core::Unsupported;
 
@@ -31,7 +32,8 @@ use crate::kernels::wasm;
 #[cfg(target_arch = "x86_64")]
 use crate::kernels::x86;
 
-/// Defines [`Engine`] and what there is to do for each of a list of instruction sets. `$d` is a dollar.
+/// Defines [`Engine`] and what there is to do for each of a list of instruction sets. `$d` is a
+/// dollar.
 macro_rules! engines {
     ($d:tt $(#[cfg($cfg:meta)] $isa:ident($kernels:ty);)*) => {
         /// An instruction set with the proof that this CPU has it.
@@ -82,6 +84,7 @@ engines! { $
     #[cfg(target_arch = "aarch64")] Neon(neon::Neon);
     #[cfg(all(target_arch = "wasm32", target_feature = "simd128"))] WasmSimd128(wasm::WasmSimd128);
 }
+#[expect(clippy::single_component_path_imports, reason = "it gives the macro a path")]
 pub(crate) use by_engine;
 
 impl Engine {

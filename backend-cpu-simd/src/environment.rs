@@ -5,7 +5,8 @@
 //! demand an error of every entry point.
 //!
 //! Rust assumes the default environment, so [`under`] is unsafe: it is for calls that check the
-//! environment first, and return an error. [`probe`] is its safe form for suites that forbid `unsafe`.
+//! environment first, and return an error. [`probe`] is its safe form for suites that forbid
+//! `unsafe`.
 
 use std::arch::asm;
 
@@ -73,8 +74,8 @@ impl FpChange {
 ///
 /// # Safety
 /// `call` does nothing in floating point whose result is used, other than to find out that the
-/// environment is changed: it consists of calls of entry points that check it first (C9), and of code
-/// that moves, compares and formats no floating-point value.
+/// environment is changed: it consists of calls of entry points that check it first (C9), and of
+/// code that moves, compares and formats no floating-point value.
 pub unsafe fn under<R>(change: FpChange, call: impl FnOnce() -> R) -> R {
     struct Restore(Control);
     impl Drop for Restore {
@@ -88,12 +89,13 @@ pub unsafe fn under<R>(change: FpChange, call: impl FnOnce() -> R) -> R {
     call()
 }
 
-/// Runs `calls` in an environment changed as `change` says ([`FpChange::name`]), for a suite that forbids
-/// `unsafe` and whose calls are of backends. False, without the calls, if there is no such change.
+/// Runs `calls` in an environment changed as `change` says ([`FpChange::name`]), for a suite that
+/// forbids `unsafe` and whose calls are of backends. False, without the calls, if there is no such
+/// change.
 ///
 /// The calls are opaque to the compiler, so no arithmetic of the caller's is moved into the changed
-/// environment. A backend that computes on regardless computes other values: that is what the suite is
-/// there to see.
+/// environment. A backend that computes on regardless computes other values: that is what the suite
+/// is there to see.
 pub fn probe(change: &str, calls: &mut dyn FnMut()) -> bool {
     let Some(change) = FpChange::ALL.into_iter().find(|known| known.name() == change) else {
         return false;
@@ -119,8 +121,8 @@ fn read() -> Control {
 
 #[cfg(target_arch = "x86_64")]
 fn write(bits: Control) {
-    // SAFETY: ldmxcsr reads four bytes, of a local variable; the bits are those that `read` gave with
-    // bits of FpChange set, none of them reserved or an exception's mask, so nothing traps.
+    // SAFETY: ldmxcsr reads four bytes, of a local variable; the bits are those that `read` gave
+    // with bits of FpChange set, none of them reserved or an exception's mask, so nothing traps.
     unsafe { asm!("ldmxcsr [{}]", in(reg) &raw const bits, options(nostack)) };
 }
 

@@ -22,8 +22,8 @@ macro_rules! isas {
             /// All of them, fastest first.
             pub const ALL: [Isa; [$($name),*].len()] = [$(Isa::$isa),*];
 
-            /// The name, as in benchmark tables, which [`FromStr`] reads: `avx512-vnni`, `avx-vnni`,
-            /// `avx2`, `neon-i8mm`, `neon-dotprod`, `neon`, `wasm-simd128`, `portable`.
+            /// The name, as in benchmark tables, which [`FromStr`] reads: `avx512-vnni`,
+            /// `avx-vnni`, `avx2`, `neon-i8mm`, `neon-dotprod`, `neon`, `wasm-simd128`, `portable`.
             pub const fn name(self) -> &'static str {
                 match self {
                     $(Isa::$isa => $name,)*
@@ -40,15 +40,15 @@ macro_rules! isas {
     };
 }
 
-// With each, why its limits. A fold window holds spread 3 of either side, 6 of both; a group plane 8 of A
-// (256 <= 258) and 6 of B (64 <= 127).
+// With each, why its limits. A fold window holds spread 3 of either side, 6 of both; a group plane
+// 8 of A (256 <= 258) and 6 of B (64 <= 127).
 isas! {
     /// x86-64 with AVX-512 F, BW, DQ, VL, VNNI and VBMI.
     // Tiles of 14 rows by pairs of panels, 16 in the group form, 24 in the fold form.
     Avx512Vnni "avx512-vnni" { rows: [14, 16, 24], columns: [16, 32], spreads: [3, 6, 14, 40] }
     /// x86-64 with AVX-VNNI (dot products on 256 bits), AVX2, FMA and F16C.
-    // Tiles of 6 rows by pairs of panels for more than 24 rows of A, else 8 in the fold form, 24 in blocks
-    // of 2 in the group form.
+    // Tiles of 6 rows by pairs of panels for more than 24 rows of A, else 8 in the fold form, 24 in
+    // blocks of 2 in the group form.
     AvxVnni "avx-vnni" { rows: [2, 6, 8, 24], columns: [16, 32], spreads: [3, 6, 14, 40] }
     /// x86-64 with AVX2, FMA and F16C.
     // Blocks of 4 rows in tiles of 24.

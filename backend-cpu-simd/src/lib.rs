@@ -23,10 +23,10 @@
 //! | `WasmSimd128` | scaled codes as 16-bit pairs, `i32x4.dot_i16x8_s` | the same | 16 values at a time, f32 transforms in f64; ties other than to even as `Portable` |
 //! | `Portable` | group dots of 16-bit pairs, sums in f64 and i64 | the same | 8 values at a time |
 //!
-//! Dequantization computes the 16 values under each scale byte once, by the reference's operations, and looks them
-//! up: in vectors at every level. The NEON kernels were not yet run on hardware, only under
-//! emulation. Whether WASM has simd128 is decided by the build; WASM has no threads, so rayon runs
-//! everything on the current one.
+//! Dequantization computes the 16 values under each scale byte once, by the reference's operations,
+//! and looks them up: in vectors at every level. The NEON kernels were not yet run on hardware,
+//! only under emulation. Whether WASM has simd128 is decided by the build; WASM has no threads, so
+//! rayon runs everything on the current one.
 //!
 //! | module | contents |
 //! |---|---|
@@ -42,9 +42,9 @@
 //! | `limits` | tile sizes and bounds of each, for tests to sit on |
 //! | `environment` | a changed floating-point environment, for tests |
 //!
-//! `unsafe` is in `kernels` (loads and stores of vectors, calls of kernels by the holder of the proof), in
-//! `matmul` (the output that several threads write) and in `environment` (the control register).
-//! `cargo bench` prints speeds beside rooflines and peers of the same run.
+//! `unsafe` is in `kernels` (loads and stores of vectors, calls of kernels by the holder of the
+//! proof), in `matmul` (the output that several threads write) and in `environment` (the control
+//! register). `cargo bench` prints speeds beside rooflines and peers of the same run.
 //!
 //! # Example
 //!
@@ -122,12 +122,12 @@ pub struct CpuSimd {
     scratch: matmul::TileScratch,
 }
 
-/// A weight prepared by [`CpuSimd`], in the form that the instruction set's kernels read; the packed
-/// form is not kept.
+/// A weight prepared by [`CpuSimd`], in the form that the instruction set's kernels read; the
+/// packed form is not kept.
 ///
-/// Portable kernels apart: the packed codes and scale bytes in another order and what is known of each panel of
-/// columns, at most 1.05 times the packed size for N a multiple of 16 from 256 and K from 1024 up. Portable: codes
-/// as bytes and a bit beside each, 2.2 times the packed size.
+/// Portable kernels apart: the packed codes and scale bytes in another order and what is known of
+/// each panel of columns, at most 1.05 times the packed size for N a multiple of 16 from 256 and K
+/// from 1024 up. Portable: codes as bytes and a bit beside each, 2.2 times the packed size.
 ///
 /// `B` is what it was prepared from; nothing of that type is held.
 #[derive(Clone)]
@@ -283,8 +283,8 @@ impl CpuSimd {
         )
     }
 
-    /// Frees the buffers that calls left for the next ones, of this backend and its clones. They are
-    /// at most 64 MiB; a call that finds none allocates.
+    /// Frees the buffers that calls left for the next ones, of this backend and its clones. They
+    /// are at most 64 MiB; a call that finds none allocates.
     pub fn release_scratch(&self) {
         self.scratch.release();
     }

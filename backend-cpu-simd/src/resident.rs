@@ -1,9 +1,9 @@
 //! Activations quantized into the form that the matmul reads, kept from one call to the next.
 //!
 //! A CPU backend has no memory of its own; what it has is an operand form. [`CpuOperand`] holds the
-//! packed codes and scales (the wide path and `export` read them) and, for the tiled kernels, the tiles.
-//! Tensors are host values. These buffers are reused, so a steady state of
-//! decoding allocates nothing; a product of many rows by pairs of panels makes one buffer of pairs a task.
+//! packed codes and scales (the wide path and `export` read them) and, for the tiled kernels, the
+//! tiles. Tensors are host values. These buffers are reused, so a steady state of decoding
+//! allocates nothing; a product of many rows by pairs of panels makes one buffer of pairs a task.
 
 use std::fmt;
 

@@ -9,7 +9,8 @@
 //!     out = round(f32(units * 2^(base_a + base_b - 2)) * alpha)    or what else the epilogue says
 //! ```
 //!
-//! One plane on each side and one stretch, the usual case, needs no i64: the i32 is rounded at once.
+//! One plane on each side and one stretch, the usual case, needs no i64: the i32 is rounded at
+//! once.
 //!
 //! # Why it is exact
 //!
@@ -23,16 +24,18 @@
 //! with max the largest scaled scales of the two planes, known when they are packed. Kernels may
 //! wrap on the way: sums modulo 2^32 with a true value in range are the true value.
 //!
-//! *A sum.* As in the portable kernels, with D the largest dot of a group, reach the largest scale over
-//! the row's base and live the number of groups that count ([`RowMeta`](super::meta::RowMeta)):
+//! *A sum.* As in the portable kernels, with D the largest dot of a group, reach the largest scale
+//! over the row's base and live the number of groups that count
+//! ([`RowMeta`](super::meta::RowMeta)):
 //!
 //! ```text
 //! D * reach_a * reach_b * min(live_a, live_b, groups) <= 2^63 - 1
 //! ```
 //!
 //! Each partial sum is a sum over some of the groups, so it is in range too. An output that does
-//! not pass, or whose row or column is incomplete (it needs too many planes), is *wide*: [`ExactSum`]
-//! over its groups, alone. For NVFP4 every K up to 2^20 passes and every row is complete.
+//! not pass, or whose row or column is incomplete (it needs too many planes), is *wide*:
+//! [`ExactSum`] over its groups, alone. For NVFP4 every K up to 2^20 passes and every row is
+//! complete.
 //!
 //! *The rounding* is [`Sum::to_f32`]'s, in vectors when all exponents of a tile allow.
 
@@ -59,8 +62,8 @@ const TASK_MACS: usize = 1 << 18;
 const BLOCK_BYTES: usize = 5 << 18;
 /// Most tiles that are multiplied with one pair of panels after the other.
 const PAIR_TILES: usize = 24;
-/// Chunks of a pair of panels that are expanded at a time: 12 KB, in the first-level cache with as many of
-/// a tile.
+/// Chunks of a pair of panels that are expanded at a time: 12 KB, in the first-level cache with as
+/// many of a tile.
 const PAIR_CHUNKS: usize = 12;
 /// Steps of a sparse plane that are multiplied at a time.
 const LIST: usize = 64;
@@ -397,8 +400,8 @@ impl<K: Kernels> TiledMatmul<'_, K> {
         })
     }
 
-    /// Sums of plane 0 of the tiles with plane 0 of one panel or two. `next` is read soon; `soon` is
-    /// told which rows' outputs will be written soon.
+    /// Sums of plane 0 of the tiles with plane 0 of one panel or two. `next` is read soon; `soon`
+    /// is told which rows' outputs will be written soon.
     fn multiply_pair(
         &self,
         kernels: impl PairKernels,

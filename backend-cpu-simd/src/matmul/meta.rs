@@ -134,8 +134,8 @@ impl RowMeta {
     }
 }
 
-/// The largest scale of a row over its base, in two bytes: an odd significand of at most four bits and a
-/// shift, or [`u64::MAX`].
+/// The largest scale of a row over its base, in two bytes: an odd significand of at most four bits
+/// and a shift, or [`u64::MAX`].
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Reach(u16);
 

@@ -12,8 +12,8 @@
 //! | `scratch` | tiles that calls leave for the next ones | no |
 //! | `sum` | the exact sum of an output and its one rounding; partial sums | no |
 //!
-//! The kernels are in `kernels`: types that implement [`Kernels`] and, where the instruction set has
-//! what it takes, [`FoldKernels`] and [`PairKernels`].
+//! The kernels are in `kernels`: types that implement [`Kernels`] and, where the instruction set
+//! has what it takes, [`FoldKernels`] and [`PairKernels`].
 
 pub(crate) mod gemm;
 pub(crate) mod meta;
@@ -157,8 +157,8 @@ pub(crate) fn expect_inside(form: Form, a: TileView<'_>, b: PanelView<'_>, steps
     }
 }
 
-/// The matmul kernels of an instruction set. A value is the proof that this CPU has it: the only way
-/// to make one is to ask the CPU.
+/// The matmul kernels of an instruction set. A value is the proof that this CPU has it: the only
+/// way to make one is to ask the CPU.
 ///
 /// The group form is every set's; a set that has the fold form too names it ([`Fold`](Self::Fold)).
 pub(crate) trait Kernels: Copy + Send + Sync + std::fmt::Debug {

@@ -16,8 +16,8 @@
 //! ```
 //!
 //! With each chunk go scale bytes, as many as packed. They are not the format's but *scaled* ones,
-//! relative to the base of the column's plane ([`Planes`](super::meta::Planes)), so that a group outside
-//! the plane counts as zero:
+//! relative to the base of the column's plane ([`Planes`](super::meta::Planes)), so that a group
+//! outside the plane counts as zero:
 //!
 //! ```text
 //! Form::Fold            16 bytes: shift << 4 | 0xF for column c, the scale being 2^(base + shift); 0 outside
@@ -25,8 +25,8 @@
 //! Form::Group, NVFP4    32 bytes: byte 2c + g = scale / 2^base of half g of column c, as i8; 0 outside
 //! ```
 //!
-//! Further planes of a panel are lists of chunks with scale bytes of their own, over the same codes.
-//! `panels` says how the format's bytes are read back.
+//! Further planes of a panel are lists of chunks with scale bytes of their own, over the same
+//! codes. `panels` says how the format's bytes are read back.
 //!
 //! # A, packed for each call
 //!

@@ -31,12 +31,13 @@ impl<'a, T> OutputParts<'a, T> {
         assert!(columns.start <= columns.end && columns.end <= self.columns);
         let start = row * self.columns + columns.start;
         assert!(start + columns.len() <= self.len);
-        // SAFETY: the asserts keep the part inside the borrowed slice, the caller keeps it disjoint.
+        // SAFETY: the asserts keep the part inside the borrowed slice, the caller keeps it
+        // disjoint.
         unsafe { std::slice::from_raw_parts_mut(self.values.add(start), columns.len()) }
     }
 
-    /// Asks for the cache lines of the values from `column` of row `row` on, 128 bytes, to be written
-    /// soon: a row of the output is far from the next, and the wait would be long.
+    /// Asks for the cache lines of the values from `column` of row `row` on, 128 bytes, to be
+    /// written soon: a row of the output is far from the next, and the wait would be long.
     #[inline]
     pub(crate) fn prefetch(&self, row: usize, column: usize) {
         let at = self.values.wrapping_add(row * self.columns + column).cast::<i8>();

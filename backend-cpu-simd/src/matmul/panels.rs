@@ -1,8 +1,8 @@
 //! The weight B in panels of 16 columns, prepared once: the packed bytes in another order (C3, C6).
 //!
-//! The layout is `operand`'s. A panel holds each packed byte of codes once, and one scale byte for each
-//! packed one. That is the *scaled* byte of the column's first plane ([`Planes`]), and 0 for a group
-//! outside of it, so the format's own byte is read back from
+//! The layout is `operand`'s. A panel holds each packed byte of codes once, and one scale byte for
+//! each packed one. That is the *scaled* byte of the column's first plane ([`Planes`]), and 0 for a
+//! group outside of it, so the format's own byte is read back from
 //!
 //! ```text
 //! a scaled byte of the first plane or of a further one     byte of (scaled * 2^base of the plane)
@@ -10,13 +10,14 @@
 //! else the column's common byte                            the most frequent byte of groups in no plane
 //! ```
 //!
-//! Groups in no plane are those whose scale is NaN or zero, whose codes are all +-0 under a byte that no
-//! other group of the column has, and what does not fit the planes of an incomplete column. So padding
-//! and pruned columns cost nothing, and a panel keeps exceptions only where a column has several such
-//! bytes.
+//! Groups in no plane are those whose scale is NaN or zero, whose codes are all +-0 under a byte
+//! that no other group of the column has, and what does not fit the planes of an incomplete column.
+//! So padding and pruned columns cost nothing, and a panel keeps exceptions only where a column has
+//! several such bytes.
 //!
-//! Worked example, MXFP4, a column with scale bytes 130, 131, 0 and 255, the codes under the 0 all zeros:
-//! the base is 2^3, the scaled bytes 1 and 2, then 0 and 0. The common byte is 0, and 255 an exception.
+//! Worked example, MXFP4, a column with scale bytes 130, 131, 0 and 255, the codes under the 0 all
+//! zeros: the base is 2^3, the scaled bytes 1 and 2, then 0 and 0. The common byte is 0, and 255 an
+//! exception.
 
 use std::ops::Range;
 
@@ -620,7 +621,8 @@ mod tests {
         assert!(compared > 2500);
     }
 
-    /// Rows whose groups are mostly alike, with `odd` in a thousand groups of any byte and any codes.
+    /// Rows whose groups are mostly alike, with `odd` in a thousand groups of any byte and any
+    /// codes.
     fn matrix(format: Format, rows: usize, k: usize, odd: u64) -> PackedMatrix {
         let shape = PackedShape::of(format, rows, k).unwrap();
         let mut state = odd + 1;

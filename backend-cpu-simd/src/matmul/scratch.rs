@@ -7,8 +7,8 @@ use super::RowTiles;
 /// Most bytes that are kept: the tiles of some thousand rows.
 const KEPT_BYTES: usize = 64 << 20;
 
-/// Tiles for the next calls, shared by clones. The lock is held to push or pop, and for nothing else:
-/// what is dropped is dropped outside of it.
+/// Tiles for the next calls, shared by clones. The lock is held to push or pop, and for nothing
+/// else: what is dropped is dropped outside of it.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct TileScratch(Arc<Mutex<Kept>>);
 

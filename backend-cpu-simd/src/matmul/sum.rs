@@ -9,8 +9,8 @@ use std::ops::Range;
 
 use fp4_core::{Error, ExactSum, FixedSum, PackedShape, PartialsMut, Paths};
 
-/// Groups after which a long range of 64-bit partial sums is cut, so that every NVFP4 sum is narrow:
-/// 2^15 * 2304 * (448 * 512)^2 < 2^62.
+/// Groups after which a long range of 64-bit partial sums is cut, so that every NVFP4 sum is
+/// narrow: 2^15 * 2304 * (448 * 512)^2 < 2^62.
 pub(crate) const FIXED_GROUPS: usize = 1 << 15;
 
 /// The exact sum of one output, NaN scales counted as zero.

@@ -23,7 +23,8 @@ use crate::threads::TaskThreads;
 /// A plane of a tile.
 #[derive(Debug, Default)]
 pub(crate) struct TilePlane {
-    /// The slots of the tile's chunks that the plane has, ascending; plane 0 has all and lists none.
+    /// The slots of the tile's chunks that the plane has, ascending; plane 0 has all and lists
+    /// none.
     pub(crate) slots: Vec<u32>,
     /// Fold form: codes of the plane's slots.
     codes: Vec<i32>,

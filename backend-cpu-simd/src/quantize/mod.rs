@@ -32,8 +32,8 @@ const TASK_VALUES: usize = 1 << 14;
 
 /// The inner loops of a quantizer.
 pub(crate) trait Encode: Sync {
-    /// Encodes whole groups: their scale bytes, unless they are `given`, and their codes (C4). Tells
-    /// what they are like.
+    /// Encodes whole groups: their scale bytes, unless they are `given`, and their codes (C4).
+    /// Tells what they are like.
     fn run(
         &self,
         y: &[f32],

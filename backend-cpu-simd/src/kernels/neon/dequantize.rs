@@ -1,4 +1,5 @@
-//! Look-ups of dequantized values on NEON (C4.4); see the crate's `dequantize`. Not yet run on hardware.
+//! Look-ups of dequantized values on NEON (C4.4); see the crate's `dequantize`. Not yet run on
+//! hardware.
 //!
 //! ```text
 //! codes = low and high nibbles of eight bytes, interleaved

@@ -1,5 +1,5 @@
-//! The tile kernels of the three levels, and what they share: a list of steps, in blocks, for the rows of a
-//! tile, a few at a time.
+//! The tile kernels of the three levels, and what they share: a list of steps, in blocks, for the
+//! rows of a tile, a few at a time.
 
 use std::arch::aarch64::*;
 
@@ -12,8 +12,8 @@ use crate::matmul::{
     expect_inside,
 };
 
-/// `$body` for `$i` = 0, 1, ..., `$n` - 1, at most `$most`, written out: a loop of this length with a long
-/// body would not be unrolled, and its sums not be kept in registers.
+/// `$body` for `$i` = 0, 1, ..., `$n` - 1, at most `$most`, written out: a loop of this length with
+/// a long body would not be unrolled, and its sums not be kept in registers.
 macro_rules! each {
     ($i:ident, 2, $body:block) => {
         $crate::kernels::neon::matmul::each!($i, 2, $body, 0 1);

@@ -27,19 +27,19 @@
 //!
 //! # Why it is exact
 //!
-//! All multiplies are signed by signed, so nothing is offset ([`FoldKernels::OFFSET`] is 0), and none of the
-//! instructions saturates.
+//! All multiplies are signed by signed, so nothing is offset ([`FoldKernels::OFFSET`] is 0), and
+//! none of the instructions saturates.
 //!
 //! *Fold.* Both factors are doubled codes times 1, 2, 4 or 8: |.| <= 96, in i8. The 32-bit sum of n
 //! chunks is at most n * 32 * 96 * 96, below 2^31 for n <= [`FOLD_CHUNKS`].
 //!
-//! *Group.* Both factors are doubled codes, |.| <= 12. A half's dot is at most 16 * 144 = 2304. `smlal` sums
-//! it in 16 bits first: four products to a lane and then two lanes, at most 8 * 144 = 1152. The product
-//! of scaled scales is at most 258 * 127 = 32766, and the 32-bit sum of n chunks at most
-//! n * 2 * 2304 * max_a * max_b: the driver drains in time ([`group_chunks`]).
+//! *Group.* Both factors are doubled codes, |.| <= 12. A half's dot is at most 16 * 144 = 2304.
+//! `smlal` sums it in 16 bits first: four products to a lane and then two lanes, at most 8 * 144 =
+//! 1152. The product of scaled scales is at most 258 * 127 = 32766, and the 32-bit sum of n chunks
+//! at most n * 2 * 2304 * max_a * max_b: the driver drains in time ([`group_chunks`]).
 //!
-//! Worked example, fold: code 7 with shift 3 is 12 << 3 = 96, code 0xF is -12 and with shift 3 -96; `sdot`
-//! of four such pairs adds 4 * -9216 = -36864.
+//! Worked example, fold: code 7 with shift 3 is 12 << 3 = 96, code 0xF is -12 and with shift 3 -96;
+//! `sdot` of four such pairs adds 4 * -9216 = -36864.
 //!
 //! [`FOLD_CHUNKS`]: crate::matmul::gemm::FOLD_CHUNKS
 //! [`group_chunks`]: crate::matmul::gemm::group_chunks

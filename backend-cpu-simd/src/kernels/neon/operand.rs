@@ -1,5 +1,5 @@
-//! Codes of A into tiles, and chunks of B expanded to signed bytes (NEON). The layout of B is that of
-//! `matmul::operand`; that of A is NEON's own, for both forms:
+//! Codes of A into tiles, and chunks of B expanded to signed bytes (NEON). The layout of B is that
+//! of `matmul::operand`; that of A is NEON's own, for both forms:
 //!
 //! ```text
 //! A    [slot][pair of steps j][row][step 2j, step 2j + 1]      4 bytes a step
@@ -8,8 +8,8 @@
 //!                                                              2 columns x 8 bytes (smmla)
 //! ```
 //!
-//! Step 2j is the low nibbles of bytes 4j..4j+4 of a chunk, step 2j + 1 the high ones; steps 0..4 are the
-//! first half.
+//! Step 2j is the low nibbles of bytes 4j..4j+4 of a chunk, step 2j + 1 the high ones; steps 0..4
+//! are the first half.
 
 use std::arch::aarch64::*;
 use std::ops::Range;

@@ -11,8 +11,8 @@
 //!                  (bits + 0x1FFFFF + (bits >> 22 & 1) - (252 << 22)) >> 22
 //! ```
 //!
-//! Worked example: 5 is 0x40A00000, between codes 6 and 7. Bit 22 is 0, so 0x1FFFFF is added, which does
-//! not carry into bit 22: 0x40BFFFFF >> 22 = 258, less 252 is code 6, the even one.
+//! Worked example: 5 is 0x40A00000, between codes 6 and 7. Bit 22 is 0, so 0x1FFFFF is added, which
+//! does not carry into bit 22: 0x40BFFFFF >> 22 = 258, less 252 is code 6, the even one.
 //!
 //! The transform's chains are real fused multiply-adds, up to 32 outputs at a time.
 

@@ -1,5 +1,5 @@
-//! The level `dotprod`: `sdot` multiplies four bytes of each of four columns by the four bytes of one
-//! row's step, which is a lane of A.
+//! The level `dotprod`: `sdot` multiplies four bytes of each of four columns by the four bytes of
+//! one row's step, which is a lane of A.
 
 use std::arch::aarch64::*;
 use std::arch::asm;

@@ -1,5 +1,5 @@
-//! The level `i8mm`: `smmla` multiplies eight bytes of each of two rows by eight bytes of each of two
-//! columns, to four sums: row 0 with both columns, row 1 with both.
+//! The level `i8mm`: `smmla` multiplies eight bytes of each of two rows by eight bytes of each of
+//! two columns, to four sums: row 0 with both columns, row 1 with both.
 
 use std::arch::aarch64::*;
 use std::arch::asm;

@@ -23,9 +23,9 @@
 //! term at most 21 bits: both f64 multiplications are exact.
 //!
 //! *Sums.* Let unit = 2^(base_a + base_b), the product of the least scale exponents over the rows'
-//! live groups, and reach_a, reach_b the largest scales in those units
-//! ([`RowMeta`]). Every term is an integer number of units, at most t = D * reach_a * reach_b of them; terms of groups that
-//! are not live are zero. So with
+//! live groups, and reach_a, reach_b the largest scales in those units ([`RowMeta`]). Every term is
+//! an integer number of units, at most t = D * reach_a * reach_b of them; terms of groups that are
+//! not live are zero. So with
 //!
 //! ```text
 //! T = floor(2^53 / t) >= 1                            groups between two drains
@@ -110,8 +110,8 @@ struct PortableTask<'a, T> {
     out: Vec<&'a mut [T]>,
 }
 
-/// Computes all sums over the groups `groups` and hands each to `emit` with its output, row and column, and whether
-/// a scale in the range was NaN.
+/// Computes all sums over the groups `groups` and hands each to `emit` with its output, row and
+/// column, and whether a scale in the range was NaN.
 fn run<T: Send>(
     threads: &TaskThreads,
     a: PackedView<'_>,
@@ -135,7 +135,8 @@ fn run<T: Send>(
     }))
 }
 
-/// Cuts the output into tasks: first by columns, so that each reads its own part of B, then by rows.
+/// Cuts the output into tasks: first by columns, so that each reads its own part of B, then by
+/// rows.
 fn cut<'a, T>(
     threads: &TaskThreads,
     [m, n, k]: [usize; 3],

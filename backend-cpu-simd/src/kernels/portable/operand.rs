@@ -15,8 +15,8 @@
 //! `v >> 8`, and multiplying by a pair of A in all lanes and adding neighbours gives eight columns'
 //! partial sums with no shuffle of B. Bytes instead of 4-bit codes because SSE2 has no table
 //! lookup. With the scale bytes in panel order that is 17 bytes for 9 packed ones (NVFP4), 33 for
-//! 17 (MXFP4), and a bit a code says which zeros are negative. Missing columns of the last panel have
-//! zero codes and zero scale bytes.
+//! 17 (MXFP4), and a bit a code says which zeros are negative. Missing columns of the last panel
+//! have zero codes and zero scale bytes.
 //!
 //! [`RowMeta`] is what the proof of the fast path in `matmul` needs.
 
@@ -130,7 +130,7 @@ impl BytePanels {
                 let (first, second) = (lanes[2 * (c % 4)], lanes[2 * (c % 4) + 1]);
                 let code = |i: usize, doubled: i16| {
                     let zero = zeros[step / 2] >> (4 * (step % 2) + i) & 1;
-                    CODES[usize::from(doubled as u8)] | zero * NEGATIVE_ZERO
+                    CODES[usize::from(doubled as u8)] | (zero * NEGATIVE_ZERO)
                 };
                 bytes[0] = code(0, first) | code(1, second) << 4;
                 bytes[1] = code(2, first >> 8) | code(3, second >> 8) << 4;

@@ -1,11 +1,11 @@
-//! The quantizer, eight values at a time, under every tie mode: the fallback of the other sets for ties other
-//! than to even and for other scale rules (C1, C4).
+//! The quantizer, eight values at a time, under every tie mode: the fallback of the other sets for
+//! ties other than to even and for other scale rules (C1, C4).
 //!
 //! Rounding to a code compares the bits of |q| as an integer, which orders non-negative floats as
 //! their values are ordered: `bits > m` is |q| > midpoint for m its bits, and |q| >= midpoint for
-//! one less. So the tie mode is in the thresholds, except that `Down` and `Up` differ by sign: there
-//! one is added to or taken from the bits of negative values. The thresholds are made by asking
-//! core how it rounds each midpoint.
+//! one less. So the tie mode is in the thresholds, except that `Down` and `Up` differ by sign:
+//! there one is added to or taken from the bits of negative values. The thresholds are made by
+//! asking core how it rounds each midpoint.
 //!
 //! Worked example, ties to even: q = -0.75 is the midpoint of codes 1 and 2. Core takes code 2, so
 //! that threshold is one below the bits of 0.75; the thresholds of 0.25 and 0.75 are below, the

@@ -1,4 +1,5 @@
-//! Tile kernels with simd128: the group form for both formats, with the scales multiplied into 16-bit operands.
+//! Tile kernels with simd128: the group form for both formats, with the scales multiplied into
+//! 16-bit operands.
 //!
 //! ```text
 //! for each block of up to 8 steps (a chunk of A and one of B):
@@ -12,8 +13,8 @@
 //!
 //! # Why it is exact
 //!
-//! Doubled codes are at most 12, scaled scales of B at most 127 and of A at most 258: the operands are at
-//! most 1524 and 3096, in i16, and a pair of products is below 2^24. A chunk sums to at most
+//! Doubled codes are at most 12, scaled scales of B at most 127 and of A at most 258: the operands
+//! are at most 1524 and 3096, in i16, and a pair of products is below 2^24. A chunk sums to at most
 //! 2 * 2304 * max_a * max_b, and the driver drains 32-bit sums in time ([`group_chunks`]).
 //!
 //! Worked example: code 5 (6 doubled) with a scaled scale of 3 and code 7 (12) with one of 2 are

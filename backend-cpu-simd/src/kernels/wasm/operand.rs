@@ -7,8 +7,9 @@
 //!                                                  4 columns 4q.. x 2 values, times the scale
 //! ```
 //!
-//! Step 2j is the low nibbles of bytes 4j..4j+4 of a chunk, step 2j + 1 the high ones; steps 0..4 are the
-//! first half. The even and the odd bytes of a vector are its 16-bit lanes shifted, so they are paired.
+//! Step 2j is the low nibbles of bytes 4j..4j+4 of a chunk, step 2j + 1 the high ones; steps 0..4
+//! are the first half. The even and the odd bytes of a vector are its 16-bit lanes shifted, so they
+//! are paired.
 
 use std::arch::wasm32::*;
 use std::ops::Range;

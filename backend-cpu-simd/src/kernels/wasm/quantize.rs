@@ -10,13 +10,13 @@
 //!         code = the low bits of bits + (bits >> 22), where bits are those of the sum
 //! ```
 //!
-//! The sum is below 2^(e + 23), so it is rounded to the distance of codes in the binade of a, which below 1
-//! is that of [1, 2). Its last bits are n + 6, where n is the nearest even of a / 2^(e - 1); a code is even
-//! where n is, so ties agree. The code is n + 2 * e; and bits >> 22 is 2 * (e + 149), so the two
-//! add up to n + 2 * e + 304, and 304 is a multiple of 16.
+//! The sum is below 2^(e + 23), so it is rounded to the distance of codes in the binade of a, which
+//! below 1 is that of [1, 2). Its last bits are n + 6, where n is the nearest even of a / 2^(e -
+//! 1); a code is even where n is, so ties agree. The code is n + 2 * e; and bits >> 22 is 2 * (e +
+//! 149), so the two add up to n + 2 * e + 304, and 304 is a multiple of 16.
 //!
-//! Worked example: 3.5 is between codes 5 and 6, and e = 1. The unit of 2^23 + 6 + 3.5 is 1; the nearest even
-//! is 2^23 + 10, so n = 4 and the code is 4 + 2 * 1 = 6, the even one.
+//! Worked example: 3.5 is between codes 5 and 6, and e = 1. The unit of 2^23 + 6 + 3.5 is 1; the
+//! nearest even is 2^23 + 10, so n = 4 and the code is 4 + 2 * 1 = 6, the even one.
 
 use std::arch::wasm32::*;
 

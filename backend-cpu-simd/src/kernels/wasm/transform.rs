@@ -1,5 +1,5 @@
-//! The transform's chains with simd128, which has no fused multiply-add but a relaxed one that may round
-//! twice (C5, C9).
+//! The transform's chains with simd128, which has no fused multiply-add but a relaxed one that may
+//! round twice (C5, C9).
 //!
 //! ```text
 //! for each output, i ascending:
@@ -14,17 +14,19 @@
 //!
 //! f16 and bf16: see `quantize::transform`, which takes the same steps.
 //!
-//! f32: let v be the exact sum and s = v rounded to f64. Rounding is monotonic, and every tie between two
-//! neighbours in f32 is an f64. So if v lies strictly between two consecutive ties, s lies between them
-//! or on one of them; if s is on none, s rounds to f32 as v does. Where |s| >= 2^-126, the ties are those f64
-//! whose last 29 bits are 1 and 28 zeros, the one between the largest f32 and 2^128 included. Below,
-//! they are others, and the block is left to the portable chain. A sum of zero is exact: products and sums are
-//! multiples of 2^-298, which f64 has. A tie that is exact (sums of a Hadamard matrix often are) is rounded
-//! once, to even, as v is. It is exact if s - acc is the product and s - product is acc: of the two differences, the one
-//! with the term of larger magnitude has no rounding (Dekker's Fast2Sum).
+//! f32: let v be the exact sum and s = v rounded to f64. Rounding is monotonic, and every tie
+//! between two neighbours in f32 is an f64. So if v lies strictly between two consecutive ties, s
+//! lies between them or on one of them; if s is on none, s rounds to f32 as v does. Where |s| >=
+//! 2^-126, the ties are those f64 whose last 29 bits are 1 and 28 zeros, the one between the
+//! largest f32 and 2^128 included. Below, they are others, and the block is left to the portable
+//! chain. A sum of zero is exact: products and sums are multiples of 2^-298, which f64 has. A tie
+//! that is exact (sums of a Hadamard matrix often are) is rounded once, to even, as v is. It is
+//! exact if s - acc is the product and s - product is acc: of the two differences, the one with the
+//! term of larger magnitude has no rounding (Dekker's Fast2Sum).
 //!
-//! Worked example: acc = 1 + 2^-23 and x * t = 2^-24 - 2^-70. In f64 the sum is the tie 1 + 3 * 2^-24, a doubt;
-//! rounded again it would go to the even 1 + 2^-22, but the exact sum is below the tie: 1 + 2^-23.
+//! Worked example: acc = 1 + 2^-23 and x * t = 2^-24 - 2^-70. In f64 the sum is the tie 1 + 3 *
+//! 2^-24, a doubt; rounded again it would go to the even 1 + 2^-22, but the exact sum is below the
+//! tie: 1 + 2^-23.
 
 use std::arch::wasm32::*;
 
@@ -66,8 +68,8 @@ fn singles(x: &[f32], columns: &[f32], y: &mut [f32]) {
     }
 }
 
-/// Eight outputs at a time, summed in f64 and rounded to f32 at each step. True if there is a doubt, which
-/// is looked for if `CHECK`.
+/// Eight outputs at a time, summed in f64 and rounded to f32 at each step. True if there is a
+/// doubt, which is looked for if `CHECK`.
 fn doubles<const CHECK: bool>(x: &[f32], columns: &[f32], y: &mut [f32]) -> bool {
     let mut doubt = u64x2_splat(0);
     for (v, y) in y.as_chunks_mut::<8>().0.iter_mut().enumerate() {
@@ -113,8 +115,9 @@ mod tests {
 
     use super::*;
 
-    /// The chain acc * 1 + x * t, in a block of 16 with zeros, by core's fused operation; whether `chains`
-    /// gives the same; whether there was a doubt; and whether it was one: the sum in f64 is another.
+    /// The chain acc * 1 + x * t, in a block of 16 with zeros, by core's fused operation; whether
+    /// `chains` gives the same; whether there was a doubt; and whether it was one: the sum in f64
+    /// is another.
     fn check([x, t, acc]: [f32; 3]) -> (bool, bool) {
         let (mut xs, mut columns) = ([0f32; 16], [0f32; 256]);
         (xs[0], xs[1]) = (1.0, x);

@@ -51,8 +51,8 @@ fn magnitudes() -> Vec<u32> {
     mantissas.flat_map(|m| (0..256u32).map(move |e| e << 23 | m)).collect()
 }
 
-/// Compares the largest magnitudes of groups, with one peak at each place of a run in turn; returns how
-/// many groups.
+/// Compares the largest magnitudes of groups, with one peak at each place of a run in turn; returns
+/// how many groups.
 #[cfg(test)]
 fn check_largest(
     group: usize,

@@ -80,8 +80,8 @@ pub(super) fn fold(
     total
 }
 
-/// See [`Kernels::pack_group`](crate::matmul::Kernels::pack_group): `split` gives the sums of a half as two
-/// i16, of the first and last two elements of each step, instead of one i32.
+/// See [`Kernels::pack_group`](crate::matmul::Kernels::pack_group): `split` gives the sums of a
+/// half as two i16, of the first and last two elements of each step, instead of one i32.
 #[target_feature(enable = "avx2")]
 pub(super) fn group(
     from: &[u8],

@@ -8,9 +8,9 @@
 //! unit   the byte's value * gs
 //! ```
 //!
-//! Worked example, e8m0: 1.5 is 0x3FC00000; plus 0x00400000 it is 0x40000000, whose exponent is 128, the
-//! byte of 2: ties go up. 1.4 * 2^-127 is 0x00599999, below 0x00600000, and gives byte 0 where the sum's
-//! exponent would be 1: a subnormal's octave is counted differently.
+//! Worked example, e8m0: 1.5 is 0x3FC00000; plus 0x00400000 it is 0x40000000, whose exponent is
+//! 128, the byte of 2: ties go up. 1.4 * 2^-127 is 0x00599999, below 0x00600000, and gives byte 0
+//! where the sum's exponent would be 1: a subnormal's octave is counted differently.
 
 use std::arch::x86_64::*;
 
@@ -25,8 +25,8 @@ fn int(v: i32) -> __m256i {
     _mm256_set1_epi32(v)
 }
 
-/// The scale bytes of groups with these largest magnitudes, as bits, and what a unit of a code is worth
-/// under each: core's [`QuantSpec::encode_scale`] and [`QuantSpec::unit`].
+/// The scale bytes of groups with these largest magnitudes, as bits, and what a unit of a code is
+/// worth under each: core's [`QuantSpec::encode_scale`] and [`QuantSpec::unit`].
 #[inline]
 #[target_feature(enable = "avx2")]
 pub(super) fn scales(largest: __m256i, spec: &QuantSpec) -> ([u8; GROUPS], [f32; GROUPS]) {

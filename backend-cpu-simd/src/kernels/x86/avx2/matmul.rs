@@ -8,16 +8,16 @@
 //!         sum[row] += t . (s_a * s_b)                                vpmullw, vpmaddwd, vpaddd
 //! ```
 //!
-//! Each chunk takes four passes, a quarter of the columns each. The sums stay in the first-level cache, one load
-//! and one store for four `vpmaddubsw`, so that a tile can have many rows for which weights are looked up once.
-//! An MXFP4 chunk is two halves of the same scale, stored once.
+//! Each chunk takes four passes, a quarter of the columns each. The sums stay in the first-level
+//! cache, one load and one store for four `vpmaddubsw`, so that a tile can have many rows for which
+//! weights are looked up once. An MXFP4 chunk is two halves of the same scale, stored once.
 //!
 //! # Why it is exact
 //!
 //! w is in 0..=24 and |a| <= 12, so `vpmaddubsw` adds two products of at most 288: no saturation.
 //! An i16 of t sums 8 products v * a, at most 8 * 144 = 1152, and on the way at most 8 * 288 more:
-//! below 2^15. The product of scaled scales is at most 258 * 127 = 32766, an i16. Both i16 of a lane are
-//! multiplied by it and added in 32 bits; the driver drains in time ([`group_chunks`]).
+//! below 2^15. The product of scaled scales is at most 258 * 127 = 32766, an i16. Both i16 of a
+//! lane are multiplied by it and added in 32 bits; the driver drains in time ([`group_chunks`]).
 //!
 //! [`group_chunks`]: crate::matmul::gemm::group_chunks
 

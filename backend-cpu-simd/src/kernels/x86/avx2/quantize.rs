@@ -13,8 +13,9 @@
 //! The sum is below 2^(e + 23), so its unit is 2^(e - 1): the distance of codes in the binade of a,
 //! which below 1 is that of [1, 2). A code is even where n is, so ties agree.
 //!
-//! Worked example: 2.5 is between codes 4 and 5, and e = 1. The unit of 2^23 + 2.5 is 1; the nearest even is
-//! 2^23 + 2, n = 2 and the code is 2 + 2 * 1 = 4, the even one. 5 has e = 2 and unit 2: n = 2, code 6.
+//! Worked example: 2.5 is between codes 4 and 5, and e = 1. The unit of 2^23 + 2.5 is 1; the
+//! nearest even is 2^23 + 2, n = 2 and the code is 2 + 2 * 1 = 4, the even one. 5 has e = 2 and
+//! unit 2: n = 2, code 6.
 //!
 //! The transform's chains are real fused multiply-adds, up to 64 outputs at a time.
 
@@ -134,8 +135,8 @@ fn groups<const G: usize>(
     }
 }
 
-/// The bits of the largest magnitude of each group, a NaN's if there is one (C4.1). Past the most that a
-/// run has 1, because the processor takes long for the subnormal scales of zeros.
+/// The bits of the largest magnitude of each group, a NaN's if there is one (C4.1). Past the most
+/// that a run has 1, because the processor takes long for the subnormal scales of zeros.
 #[inline]
 #[target_feature(enable = "avx2")]
 fn largest<const G: usize>(y: &[f32]) -> __m256i {
@@ -185,7 +186,8 @@ fn encode([e, f]: [__m256; 2]) -> [u8; 8] {
     pack(_mm256_or_si256(codes, signs([number(e), number(f)])))
 }
 
-/// The signs of sixteen values as bit 3 of codes, in each half four of the first, then of the second.
+/// The signs of sixteen values as bit 3 of codes, in each half four of the first, then of the
+/// second.
 #[inline]
 #[target_feature(enable = "avx2")]
 fn signs([e, f]: [__m256; 2]) -> __m256i {

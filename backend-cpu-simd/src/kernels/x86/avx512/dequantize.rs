@@ -5,8 +5,8 @@
 //! 16 bits    8 lanes of 32 bits, byte | byte << 12                                                 vpermw
 //! ```
 //!
-//! Worked example, f32: byte 0x5A is codes 10 and 5. 0x5A | 0x5A << 28 is 0x5_A000005A: the low half ends in
-//! 10, the high half is 5, and the permutes read the low four bits only.
+//! Worked example, f32: byte 0x5A is codes 10 and 5. 0x5A | 0x5A << 28 is 0x5_A000005A: the low
+//! half ends in 10, the high half is 5, and the permutes read the low four bits only.
 
 use std::arch::x86_64::*;
 

@@ -21,14 +21,14 @@
 //! # Why it is exact
 //!
 //! *Fold.* w = v + 128 where v is a doubled code times 2^shift, |v| <= 96, and |a| <= 96. Products
-//! with u8 factors below 256 are summed in 32 bits, never saturating (`vpdpbusd`, not
-//! `vpdpbusds`), modulo 2^32; the driver takes 128 * sum(a) away again. The true sum of n chunks is
-//! at most n * 32 * 96 * 96, below 2^31 for n <= [`FOLD_CHUNKS`], so the wrapped result is the true one.
+//! with u8 factors below 256 are summed in 32 bits, never saturating (`vpdpbusd`, not `vpdpbusds`),
+//! modulo 2^32; the driver takes 128 * sum(a) away again. The true sum of n chunks is at most n *
+//! 32 * 96 * 96, below 2^31 for n <= [`FOLD_CHUNKS`], so the wrapped result is the true one.
 //!
-//! *Group.* w = v + 12 in 0..=24 and |a| <= 12. A half's dot is at most 16 * 144 = 2304: it fits the
-//! i16 that `vpackssdw` makes without saturating. The product of scaled scales is at most
-//! 258 * 127 = 32766: `vpmullw` keeps all of it. With the planes' own maxima, n chunks sum to at most
-//! n * 2 * 2304 * max_a * max_b: the driver drains in time ([`group_chunks`]).
+//! *Group.* w = v + 12 in 0..=24 and |a| <= 12. A half's dot is at most 16 * 144 = 2304: it fits
+//! the i16 that `vpackssdw` makes without saturating. The product of scaled scales is at most 258 *
+//! 127 = 32766: `vpmullw` keeps all of it. With the planes' own maxima, n chunks sum to at most n *
+//! 2 * 2304 * max_a * max_b: the driver drains in time ([`group_chunks`]).
 //!
 //! Worked example, fold: code 7 with shift 3 is 12 * 8 = 96, w = 224; a = -96: the kernel adds
 //! -21504, the correction is 128 * -96 = -12288, and -21504 + 12288 = -9216 = 96 * -96.
@@ -102,8 +102,9 @@ fn load(line: &Line) -> __m512i {
     unsafe { _mm512_loadu_si512(line.0.as_ptr().cast()) }
 }
 
-/// `$body` for `$r` = 0, 1, ..., `$rows` - 1, which also is the constant `ROW`, written out: a loop of
-/// this length with a long body would not be unrolled, and its accumulators not be kept in registers.
+/// `$body` for `$r` = 0, 1, ..., `$rows` - 1, which also is the constant `ROW`, written out: a loop
+/// of this length with a long body would not be unrolled, and its accumulators not be kept in
+/// registers.
 macro_rules! each_row {
     ($rows:ident, $r:ident, $body:block) => {
         each_row!($rows, $r, $body, 0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20 21 22 23);
@@ -324,7 +325,8 @@ unsafe fn fold_rows<const R: usize, const U: usize>(
 }
 
 /// # Safety
-/// The CPU has the features; `a` points to `STEPS * R` values, `b` to `LINES` lines and `s` to 16 scale bytes.
+/// The CPU has the features; `a` points to `STEPS * R` values, `b` to `LINES` lines and `s` to 16
+/// scale bytes.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512vbmi")]
 unsafe fn fold_chunk<const R: usize, const U: usize>(

@@ -10,13 +10,14 @@
 //!         code = the low bits of bits + (bits >> 22), where bits are those of the sum
 //! ```
 //!
-//! The sum is below 2^(e + 23), so it is rounded to the distance of codes in the binade of a, which below 1
-//! is that of [1, 2). Its last bits are n + 6, where n is the nearest even of a / 2^(e - 1); a code is even
-//! where n is, so ties agree. The code is n + 2 * e; and bits >> 22 is 2 * (e + 149), so the two
-//! add up to n + 2 * e + 304, and 304 is a multiple of 16.
+//! The sum is below 2^(e + 23), so it is rounded to the distance of codes in the binade of a, which
+//! below 1 is that of [1, 2). Its last bits are n + 6, where n is the nearest even of a / 2^(e -
+//! 1); a code is even where n is, so ties agree. The code is n + 2 * e; and bits >> 22 is 2 * (e +
+//! 149), so the two add up to n + 2 * e + 304, and 304 is a multiple of 16.
 //!
-//! Worked example: 2.5 is between codes 4 and 5, and e = 1. The unit of 2^23 + 6 + 2.5 is 1; the nearest even
-//! is 2^23 + 8, so n = 2 and the code is 2 + 2 * 1 = 4, the even one. 5 has e = 2 and unit 2: n = 2, code 6.
+//! Worked example: 2.5 is between codes 4 and 5, and e = 1. The unit of 2^23 + 6 + 2.5 is 1; the
+//! nearest even is 2^23 + 8, so n = 2 and the code is 2 + 2 * 1 = 4, the even one. 5 has e = 2 and
+//! unit 2: n = 2, code 6.
 //!
 //! The transform's chains are real fused multiply-adds, one vector of outputs each.
 
@@ -153,7 +154,8 @@ fn largest<const G: usize>(y: &[f32; RUN]) -> __m256i {
         }
     }
     // A transposition that keeps the larger of the two halves at each step: of two groups with the
-    // lanes alternating; of four in each quarter; of eight, four in a quarter, in two pairs of quarters.
+    // lanes alternating; of four in each quarter; of eight, four in a quarter, in two pairs of
+    // quarters.
     let two = |a, b| _mm512_max_epu32(_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b));
     let four = |a, b| _mm512_max_epu32(_mm512_unpacklo_epi64(a, b), _mm512_unpackhi_epi64(a, b));
     let [a, b, c, d, e, f, g, h] = all;
@@ -197,8 +199,8 @@ fn encode(q: __m512) -> __m512i {
     _mm512_ternarylogic_epi32::<0xCA>(_mm512_set1_epi32(7), magnitude, sign)
 }
 
-/// Which bytes of four vectors' packed pairs make up the codes in order: of each quarter, two pairs of
-/// each vector.
+/// Which bytes of four vectors' packed pairs make up the codes in order: of each quarter, two pairs
+/// of each vector.
 const ORDER: [u8; 64] = {
     let mut order = [0; 64];
     let mut i = 0;

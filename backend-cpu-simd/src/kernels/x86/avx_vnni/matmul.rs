@@ -18,22 +18,23 @@
 //!         sum[row] += pack16(d0, d1) . (s_a * s_b), pairs of halves  vpackssdw, vpmullw, vpdpwssd
 //! ```
 //!
-//! The fold form takes a panel in two passes, so that the sums of eight rows fit the sixteen registers. In the
-//! group form the registers hold weights, and the sums stay in the first-level cache: one load and one
-//! store for eight `vpdpbusd`.
+//! The fold form takes a panel in two passes, so that the sums of eight rows fit the sixteen
+//! registers. In the group form the registers hold weights, and the sums stay in the first-level
+//! cache: one load and one store for eight `vpdpbusd`.
 //!
 //! # Why it is exact
 //!
 //! *Fold.* The table holds v + 12 in 0..=24 for v a doubled code. A shift of 0..=3 keeps each below
-//! 24 << 3 = 192 < 256, so the 32-bit shift carries nothing from one byte into the next, and
-//! `(v + 12 << s) + 128 - (12 << s) = (v << s) + 128` is in 32..=224. A group outside the
-//! plane has scale byte 0: code 0 and shift 0, that is 128. From here it is the sum of `avx512`: u8 times s8
-//! products, |v << s| <= 96 and |a| <= 96, summed modulo 2^32, never saturating (`vpdpbusd`, not `vpdpbusds`);
-//! the driver takes 128 * sum(a) away, and n <= [`FOLD_CHUNKS`] chunks have a true sum below 2^31.
+//! 24 << 3 = 192 < 256, so the 32-bit shift carries nothing from one byte into the next, and `(v +
+//! 12 << s) + 128 - (12 << s) = (v << s) + 128` is in 32..=224. A group outside the plane has scale
+//! byte 0: code 0 and shift 0, that is 128. From here it is the sum of `avx512`: u8 times s8
+//! products, |v << s| <= 96 and |a| <= 96, summed modulo 2^32, never saturating (`vpdpbusd`, not
+//! `vpdpbusds`); the driver takes 128 * sum(a) away, and n <= [`FOLD_CHUNKS`] chunks have a true
+//! sum below 2^31.
 //!
-//! *Group.* As in `avx512`: a half's dot is at most 16 * 144 = 2304 and fits the i16 of `vpackssdw`; the product
-//! of scaled scales is at most 258 * 127 = 32766 and fits the i16 of `vpmullw`; the driver drains in time
-//! ([`group_chunks`]).
+//! *Group.* As in `avx512`: a half's dot is at most 16 * 144 = 2304 and fits the i16 of
+//! `vpackssdw`; the product of scaled scales is at most 258 * 127 = 32766 and fits the i16 of
+//! `vpmullw`; the driver drains in time ([`group_chunks`]).
 //!
 //! Worked example, fold: code 0xF with shift 3 is -12 * 8 = -96; the table gives 0, shifted 0, plus
 //! 128 - 96: w = 32 = -96 + 128.
@@ -408,11 +409,12 @@ struct RowPointers {
     sums: *mut i32,
 }
 
-/// Lines of assembly that compute the dots of 8 columns by two halves, pack them to i16, multiply by the
-/// product of the scales and add to the sums in memory, for the row at `$i` from the pointers.
+/// Lines of assembly that compute the dots of 8 columns by two halves, pack them to i16, multiply
+/// by the product of the scales and add to the sums in memory, for the row at `$i` from the
+/// pointers.
 ///
-/// Written out, because from intrinsics LLVM keeps sums of many rows in registers that there are not, and
-/// takes `vpdpwssd` apart.
+/// Written out, because from intrinsics LLVM keeps sums of many rows in registers that there are
+/// not, and takes `vpdpwssd` apart.
 macro_rules! rows_of_group {
     ($self:ident, $w:ident, $scales_b:ident, $count:literal, $($line:literal),*) => {{
         let (_d, _e, _f, _g, _c): (__m256i, __m256i, __m256i, __m256i, __m256i);
