@@ -157,11 +157,8 @@ impl<T: FloatValue> RowWriter<T> for Finish<'_> {
         let alpha = self.epilogue.row_alpha(sums.tile.first + r);
         let bias = self.epilogue.bias.map(|bias| &bias[sums.p * COLUMNS..][..out.len()]);
         if sums.plain {
-            let by = Scaling {
-                base: sums.tile.meta[r].base - 2,
-                column_bases: sums.panel.bases(),
-                alpha,
-            };
+            let base = sums.tile.meta[r].base - 2;
+            let by = Scaling { base, column_bases: sums.panel.bases(), alpha };
             // A whole row of f32 is written where it belongs.
             if let Some(Ok(out)) = T::as_f32(out).map(<&mut OutputRow>::try_from) {
                 sums.scale(r, by, out);
@@ -290,7 +287,7 @@ impl<K: Kernels> TileSums<'_, K> {
         let others = (rows * columns) as u64 - wide;
         let one = self.tile.planes().len() == 1 && self.panel.planes() == 1;
         let (narrow, planes) = if one { (others, 0) } else { (0, others) };
-        Paths::new(narrow, planes, wide)
+        Paths { narrow, planes, wide }
     }
 }
 

@@ -110,8 +110,8 @@ struct PortableTask<'a, T> {
     out: Vec<&'a mut [T]>,
 }
 
-/// Computes all sums over the groups `groups` and hands each to `emit` with its output, row and column, and whether
-/// a scale in the range was NaN.
+/// Computes all sums over the groups `groups` and hands each to `emit` with its output, row and
+/// column, and whether a scale in the range was NaN.
 fn run<T: Send>(
     threads: &TaskThreads,
     a: PackedView<'_>,
