@@ -15,6 +15,10 @@ root = pathlib.Path(__file__).resolve().parents[2]
 EXPLAINED = {
     ("core", "error", "*"): "an error carries the types whose values it refuses",
     ("quant-linear", "error", "*"): "an error carries the types whose values it refuses",
+    ("quant-linear", "layer", "run"): "a layer holds its runtime and choices, and running is what it does: "
+                                      "two folders of one type, its contents and its calls",
+    ("backend-cpu-simd", "isa", "engine"): "an instruction set is had if its kernels can be made",
+    ("backend-cuda", "ops", "backend"): "the tests of folding, on the emulator, go through the backend",
 }
 
 

@@ -1,5 +1,6 @@
 """No comment is wider than 100 columns: rustfmt holds code to that and leaves comments alone. Links and tables,
-which cannot be broken, may be wider."""
+which cannot be broken, may be wider, and so may drawings between fences, and what follows code in a kernel: its
+text is hashed into the prebuilt images."""
 
 import pathlib
 import re
@@ -16,8 +17,12 @@ for name in listed.stdout.splitlines():
     path = root / name
     text = path.read_text(errors="replace") if path.is_file() else ""
     start = COMMENT.get(path.suffix) or ("#" if text.startswith("#!/usr/bin/env bash") else None)
+    drawing = False
     for number, line in enumerate(text.splitlines() if start else [], 1):
         at = line.find(start)
+        drawing ^= bool(re.match(r"\s*//[/!]? *```", line))
+        if drawing or (path.suffix in (".cu", ".cuh") and line[:at].strip()):
+            continue
         # A comment that is the whole line, or that follows code.
         if at < 0 or (line[:at].strip() and not re.search(r"[;{},)] *$", line[:at])):
             continue

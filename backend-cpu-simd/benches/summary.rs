@@ -10,11 +10,11 @@
 //! Every row's answer is compared with the portable kernels' (one output row), which the tests
 //! compare with the reference. A time is the fastest of several samples, for the work, the
 //! rooflines and the peers alike: other load on the machine only ever adds. One thread is timed by
-//! its processor time, several by the wall. Rooflines: `vpdpbusd` of the same width, or `vpmaddubsw` for AVX2, on
-//! registers for products of 8 and more rows; streaming reads (of a buffer as large as the
-//! weights if they are hot, larger than the last-level cache if cold) for the others and for
-//! quantization. `--filter` keeps rows whose key, such as
-//! `gemm mxfp4 avx512-vnni m512 t1 n4096 gaussian t4`, has TEXT.
+//! its processor time, several by the wall. Rooflines: `vpdpbusd` of the same width, or
+//! `vpmaddubsw` for AVX2, on registers for products of 8 and more rows; streaming reads (of a
+//! buffer as large as the weights if they are hot, larger than the last-level cache if cold) for
+//! the others and for quantization. `--filter` keeps rows whose key, such as `gemm mxfp4
+//! avx512-vnni m512 t1 n4096 gaussian t4`, has TEXT.
 
 pub(crate) mod common;
 
@@ -497,8 +497,8 @@ fn forwards() -> impl Iterator<Item = (Format, [usize; 2], usize)> {
 }
 
 /// A whole layer, f32 in and out: `quantize_resident` and `matmul_resident` are all that a layer's
-/// `forward` does on this backend. By its multiplications, beside a read of the weight (few rows) or the
-/// peak on registers; small layers are bound by neither, but by the calls themselves.
+/// `forward` does on this backend. By its multiplications, beside a read of the weight (few rows)
+/// or the peak on registers; small layers are bound by neither, but by the calls themselves.
 fn forward_row(backend: &CpuSimd, machine: &Machine, format: Format, [m, n, k]: [usize; 3]) -> Row {
     let (x, w) =
         (values(&mut Rng(6), Data::Gaussian, m, k), values(&mut Rng(7), Data::Gaussian, n, k));

@@ -1,5 +1,6 @@
-//! Speeds of every instruction set that this machine or build has kernels for, on one thread, in one run.
-//! The benches compare with rooflines and other libraries; this runs on every target, WASM included.
+//! Speeds of every instruction set that this machine or build has kernels for, on one thread, in
+//! one run. The benches compare with rooflines and other libraries; this runs on every target, WASM
+//! included.
 //!
 //! ```text
 //! cargo run --release -p fp4-backend-cpu-simd --example instruction_sets [NAME...]

@@ -1,5 +1,5 @@
-//! The conformance suite on this backend and the reference, alone and in pairs: profile quick, for each
-//! instruction set that this CPU has kernels for.
+//! The conformance suite on this backend and the reference, alone and in pairs: profile quick, for
+//! each instruction set that this CPU has kernels for.
 
 #![allow(missing_docs)]
 
@@ -7,7 +7,8 @@ use fp4_backend_cpu_simd::{CpuSimd, Isa};
 use fp4_conformance::suite::{Profile, Registered, Suite};
 use fp4_core::{backend::erased::Backend, reference::Reference};
 
-/// Profile quick, or a share of its drawn cases: one in FP4_SUITE_SHARE, where emulation makes them slow.
+/// Profile quick, or a share of its drawn cases: one in FP4_SUITE_SHARE, where emulation makes them
+/// slow.
 fn profile() -> Profile {
     let share = std::env::var("FP4_SUITE_SHARE");
     let share =

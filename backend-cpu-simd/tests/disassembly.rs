@@ -41,8 +41,8 @@ fn the_hot_loops_hold_the_intended_instructions() {
         return;
     };
     let listing = String::from_utf8_lossy(&output.stdout);
-    // AVX-512: two steps of 24 rows; a step of 14 rows and two panels; a chunk of 16 rows. AVX-VNNI: a
-    // chunk of 8 rows; a step of 6 rows; two rows and one. AVX2: four rows and one.
+    // AVX-512: two steps of 24 rows; a step of 14 rows and two panels; a chunk of 16 rows.
+    // AVX-VNNI: a chunk of 8 rows; a step of 6 rows; two rows and one. AVX2: four rows and one.
     let expected = [
         ("avx5126matmul9fold_rows", "vpdpbusd", 48),
         ("avx5126matmul9pair_rows", "vpdpbusd", 28),

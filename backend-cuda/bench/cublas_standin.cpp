@@ -1,6 +1,7 @@
-// A stand-in for libcublas with the functions that peers.py calls, on memory that the host can read: the
-// emulator's. A product is queued on the handle's stream as a host function, so that a capture records it. It
-// shows that the arguments mean what they should; nothing here says anything about cuBLAS.
+// A stand-in for libcublas with the functions that peers.py calls, on memory that the host can
+// read: the emulator's. A product is queued on the handle's stream as a host function, so that a
+// capture records it. It shows that the arguments mean what they should; nothing here says anything
+// about cuBLAS.
 #include <cstddef>
 #include <cstdint>
 #include <cstring>

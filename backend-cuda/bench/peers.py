@@ -35,11 +35,12 @@ import numpy as np
 
 VALUES = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6])
 GROUP = 32
-# Copies of the weight that calls with few rows of A take in turn, and calls in a graph: as in benches/gpu.rs.
+# Copies of the weight that calls with few rows of A take in turn, and calls in a graph: as in
+# benches/gpu.rs.
 COPIES, SMALL_COPIES = 8, 2
 GRAPH_CALLS = 8
-# Of the sum of the terms' sizes: for bf16 operands, whose products are exact, sums in f32 of which parts may be
-# rounded to bf16 in between; for fp8, whose accumulators are narrower.
+# Of the sum of the terms' sizes: for bf16 operands, whose products are exact, sums in f32 of which
+# parts may be rounded to bf16 in between; for fp8, whose accumulators are narrower.
 BF16, FP8 = 2**-12, 2**-10
 
 
@@ -164,7 +165,8 @@ class Torch:
         if self.device != "cuda":
             yield lambda: [call() for call in calls]
             return
-        # Libraries set themselves up for the stream at its first calls, which a capture would not allow.
+        # Libraries set themselves up for the stream at its first calls, which a capture would not
+        # allow.
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
@@ -297,8 +299,8 @@ class Torch:
         product(f"triton dequantize + cublas m{m}", m, n, k, self, calls, answer, spoil, BF16)
 
 
-# What is tried of dot_scaled: rows, columns and K of a tile, warps, stages of the pipeline. Those of 16 rows are for
-# products of 16 rows, the others for larger ones. K is not split.
+# What is tried of dot_scaled: rows, columns and K of a tile, warps, stages of the pipeline. Those
+# of 16 rows are for products of 16 rows, the others for larger ones. K is not split.
 TILES = [
     (bm, bn, bk, warps, stages)
     for bm, bn, bk, warps in [
@@ -364,7 +366,8 @@ def compile_triton():
     signature = {"codes": "*u8", "scales": "*u8", "table": "*fp32", "out": "*bf16"}
     work.append((dequantize, signature, {"k": 8192, "block": 1024}, {}))
     for kernel, signature, constants, options in work:
-        # Pointers of tensors are multiples of 16, as are m and n: the launcher tells the compiler, and so does this.
+        # Pointers of tensors are multiples of 16, as are m and n: the launcher tells the compiler,
+        # and so does this.
         aligned = {(i,): [["tt.divisibility", 16]] for i in range(len(signature))}
         signature = {**signature, **dict.fromkeys(constants, "constexpr")}
         source = ASTSource(kernel, signature, constants, aligned)
@@ -408,7 +411,8 @@ class Driver:
         x = np.ascontiguousarray(x)
         address = self.alloc(x.nbytes)
         self.call("cuMemcpyHtoD_v2", address, x.ctypes.data_as(ctypes.c_void_p), ctypes.c_size_t(x.nbytes))
-        self.call("cuCtxSynchronize")  # the copy may return before it has ended, and `stream` waits for nothing
+        # The copy may return before it has ended, and `stream` waits for nothing.
+        self.call("cuCtxSynchronize")
         return address
 
     def download(self, address, shape, dtype):
@@ -526,8 +530,8 @@ def without_torch(shapes, small):
     emit("driver", device=driver.name)
     driver.copy(1 << (20 if small else 30))
     cublas, handle = load_cublas(), ctypes.c_void_p()
-    # In a capture cuBLAS may not allocate: it is given what it recommends for Hopper, after the stream, which
-    # would take it away again.
+    # In a capture cuBLAS may not allocate: it is given what it recommends for Hopper, after the
+    # stream, which would take it away again.
     size = 32 << 20
     workspace = driver.alloc(size)
     for function, arguments in [
@@ -572,7 +576,8 @@ def self_test():
     rounded = from_bf16(to_bf16(right)).astype(np.float64)
     for share in (BF16, FP8):
         assert check(right, a, b, share, "right") == check(rounded, a, b, share, "rounded") == 15
-        # Just inside of what is allowed at one output, and just outside; one group that is left out.
+        # Just inside of what is allowed at one output, and just outside; one group that is left
+        # out.
         allowed = 2**-8 * np.abs(right[1, 2]) + share * size[1, 2]
         near, far = right.copy(), right.copy()
         near[1, 2] += 0.99 * allowed

@@ -5,15 +5,15 @@
 #   run.sh [--out DIR] [--full]     on a machine with a GPU; the table is DIR/BENCHMARKS.md
 #   run.sh --prepare DIR            builds what a machine with neither network nor Rust needs
 #   run.sh --from DIR               uses that instead of building
-#   run.sh --emulated DIR           the same stages on the stand-in libcuda.so.1 in DIR, small: shows
+#   run.sh --emulated DIR the same stages on the stand-in libcuda.so.1 in DIR, small: shows
 #                                   that the script works; its times mean nothing and say so
 #   run.sh --dry-run                prints the stages
 #
-# Python needs numpy, for the peers' answers; PyTorch and Triton for their rows, else nvidia-cublas (pip).
-# Stages: device (what there is), build, tests (the crate's, graphs among them), conformance (quick, as routed
-# and with the decode and the wgmma kernels forced; full with --full), memcheck and racecheck by
-# compute-sanitizer on the small bench, bench (benches/gpu.rs), peers (peers.py: cuBLAS and Triton), table
-# (table.py). A stage that cannot run says why; the table repeats it.
+# Python needs numpy, for the peers' answers; PyTorch and Triton for their rows, else nvidia-cublas
+# (pip). Stages: device (what there is), build, tests (the crate's, graphs among them), conformance
+# (quick, as routed and with the decode and the wgmma kernels forced; full with --full), memcheck
+# and racecheck by compute-sanitizer on the small bench, bench (benches/gpu.rs), peers (peers.py:
+# cuBLAS and Triton), table (table.py). A stage that cannot run says why; the table repeats it.
 set -uo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 root=$(cd "$here/../.." && pwd)
@@ -32,7 +32,8 @@ while (($#)); do
     shift
 done
 
-# The programs, into $1: conform, gpu, and the tests that need a device, as tests_lib and tests_graph.
+# The programs, into $1: conform, gpu, and the tests that need a device, as tests_lib and
+# tests_graph.
 build() {
     local to=$1 list pair
     mkdir -p "$to" && to=$(cd "$to" && pwd) && cd "$root" || return 1

@@ -1,8 +1,9 @@
 // One thread block: its fibers, warps, barriers and shared memory, and who runs next.
 //
-// Blocks run one after another. Inside a block a thread runs until it must wait; then the next ready
-// lane of its warp runs, then the next ready warp, in the order of the options. Nothing is preempted,
-// so a run is repeatable, and a missing barrier shows as a wrong result in at least one order.
+// Blocks run one after another. Inside a block a thread runs until it must wait; then the next
+// ready lane of its warp runs, then the next ready warp, in the order of the options. Nothing is
+// preempted, so a run is repeatable, and a missing barrier shows as a wrong result in at least one
+// order.
 //
 //   run(kernel) = for every block: make the fibers, then
 //       loop  pick a ready thread, switch to it
@@ -168,9 +169,9 @@ private:
     unsigned static_end_ = 0;
 };
 
-// The thread that runs now on this OS thread, and its block; null outside of a launch. They are read
-// at every step, so they take the fast kind of thread-local storage, of which a library that is loaded
-// at run time gets little: nothing larger may be thread_local here.
+// The thread that runs now on this OS thread, and its block; null outside of a launch. They are
+// read at every step, so they take the fast kind of thread-local storage, of which a library that
+// is loaded at run time gets little: nothing larger may be thread_local here.
 extern thread_local Thread* current __attribute__((tls_model("initial-exec")));
 extern thread_local Block* block __attribute__((tls_model("initial-exec")));
 

@@ -50,11 +50,14 @@ if ((${#jobs[@]} > 0)); then
 fi
 if ((test)); then
     "$compiler" -o "$out/emulator_test" "${objects[@]}" -pthread
-    echo "built emulator_test: ${#kernels[@]} kernel files, ${#jobs[@]} of ${#objects[@]} objects compiled"
+    echo "built emulator_test: ${#kernels[@]} kernel files," \
+        "${#jobs[@]} of ${#objects[@]} objects compiled"
 else
-    # Only the driver's functions leave the library, not what templates of the standard library make.
+    # Only the driver's functions leave the library, not what templates of the standard library
+    # make.
     echo '{ global: cu*; fp4_emulator_*; local: *; };' >"$out/objects/exports"
     "$compiler" -shared -Wl,--version-script="$out/objects/exports" -Wl,-z,defs -Wl,-soname,libcuda.so.1 -o "$out/libcuda.so.1" "${objects[@]}" -pthread
     ln -sf libcuda.so.1 "$out/libcuda.so"
-    echo "built libcuda.so.1: ${#kernels[@]} kernel files, ${#jobs[@]} of ${#objects[@]} objects compiled"
+    echo "built libcuda.so.1: ${#kernels[@]} kernel files," \
+        "${#jobs[@]} of ${#objects[@]} objects compiled"
 fi

@@ -1,5 +1,5 @@
-// The emulator's face of kernels/device.cuh: CUDA's keywords, built-in variables, intrinsics and the
-// project's primitives as host C++. Included by kernels only.
+// The emulator's face of kernels/device.cuh: CUDA's keywords, built-in variables, intrinsics and
+// the project's primitives as host C++. Included by kernels only.
 #pragma once
 
 #include "block.hpp"
@@ -158,7 +158,8 @@ DEVICE unsigned __funnelshift_l(unsigned low, unsigned high, unsigned shift) {
 DEVICE unsigned __funnelshift_r(unsigned low, unsigned high, unsigned shift) {
     return static_cast<unsigned>((static_cast<unsigned long long>(high) << 32 | low) >> (shift & 31));
 }
-// A selector nibble picks one of the eight bytes of (high, low); its bit 3 spreads that byte's sign.
+// A selector nibble picks one of the eight bytes of (high, low); its bit 3 spreads that byte's
+// sign.
 DEVICE unsigned permute_bytes(unsigned low, unsigned high, unsigned selector) {
     unsigned long long bytes = static_cast<unsigned long long>(high) << 32 | low;
     unsigned result = 0;
@@ -170,7 +171,8 @@ DEVICE unsigned permute_bytes(unsigned low, unsigned high, unsigned selector) {
     }
     return result;
 }
-// A selector nibble picks one of the eight bytes of (b, a); unlike in PRMT itself, its bit 3 means nothing.
+// A selector nibble picks one of the eight bytes of (b, a); unlike in PRMT itself, its bit 3 means
+// nothing.
 DEVICE unsigned __byte_perm(unsigned a, unsigned b, unsigned selector) {
     unsigned long long bytes = static_cast<unsigned long long>(b) << 32 | a;
     unsigned result = 0;

@@ -181,19 +181,24 @@ FP4_API cuDeviceGetAttribute(int* value, int attribute, int device) {
     case 6: case 7: *value = 65535; break;                         // grid y, z
     case 8: *value = 48 * 1024; break;                             // shared memory of a block
     case 10: *value = 32; break;                                   // lanes of a warp
-    case 12: case 82: *value = 65536; break;                       // registers of a block, of a multiprocessor
+    // registers of a block, of a multiprocessor
+    case 12: case 82: *value = 65536; break;
     case 13: case 36: *value = 1000000; break;                     // clocks, kHz
-    case 16: *value = 4; break;                                    // multiprocessors: few, so that kernels meet ragged waves
+    // multiprocessors: few, so that kernels meet ragged waves
+    case 16: *value = 4; break;
     case 37: *value = 512; break;                                  // memory bus, bits
     case 38: *value = 4 << 20; break;                              // L2 cache
     case 39: *value = 2048; break;                                 // threads of a multiprocessor
     case 41: *value = 1; break;                                    // unified addressing
     case 75: *value = sm / 10; break;                              // compute capability
     case 76: *value = sm % 10; break;
-    case 81: *value = static_cast<int>(max_shared_bytes(sm)) + 1024; break; // shared memory of a multiprocessor
-    case 97: *value = static_cast<int>(max_shared_bytes(sm)); break; // shared memory of a block that asks for it
+    // shared memory of a multiprocessor
+    case 81: *value = static_cast<int>(max_shared_bytes(sm)) + 1024; break;
+    // shared memory of a block that asks for it
+    case 97: *value = static_cast<int>(max_shared_bytes(sm)); break;
     case 106: *value = 32; break;                                  // blocks of a multiprocessor
-    case 111: *value = 1024; break;                                // shared memory that the system takes of each block
+    // shared memory that the system takes of each block
+    case 111: *value = 1024; break;
     case 115: *value = 1; break;                                   // memory pools
     default: *value = 0; break;
     }

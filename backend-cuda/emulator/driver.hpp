@@ -1,9 +1,9 @@
 // What the exported driver functions share: devices, contexts, streams, and what a call reports.
 //
 // Everything runs when it is enqueued, so a stream is always idle; a stream that captures records
-// instead. A fault of a kernel is reported as on a device: the launch itself succeeds, and from then
-// on every call on the device returns the fault's code, until its primary context is released by its
-// last user or reset. The text goes to standard error and to fp4_emulator_last_fault().
+// instead. A fault of a kernel is reported as on a device: the launch itself succeeds, and from
+// then on every call on the device returns the fault's code, until its primary context is released
+// by its last user or reset. The text goes to standard error and to fp4_emulator_last_fault().
 #pragma once
 
 #include "errors.hpp"
@@ -59,7 +59,8 @@ void report(Device& device, int code, const std::string& text);
 int enqueue(Stream* stream, Work work);
 // For calls that a driver refuses while a capture is under way in this thread, or in any under
 // CaptureMode::Global, because they act at once and not on a stream: 0, or the driver's code, and
-// the capture is invalid. What is done on the stream itself is recorded, allocations and copies too.
+// the capture is invalid. What is done on the stream itself is recorded, allocations and copies
+// too.
 int forbidden_in_capture();
 // The same for a call on this stream.
 int forbidden_on(Stream* stream);

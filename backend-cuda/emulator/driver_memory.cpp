@@ -14,7 +14,8 @@ using namespace emulator;
 
 namespace {
 
-// Memory of graphs: addresses from the recording on, and memory behind them once a launch of the graph allocated it.
+// Memory of graphs: addresses from the recording on, and memory behind them once a launch of the
+// graph allocated it.
 struct OfGraph {
     std::size_t bytes;
     bool mapped;
@@ -94,7 +95,8 @@ FP4_API cuMemAlloc_v2(DevicePointer* address, std::size_t bytes) {
     return *address ? error::success : error::out_of_memory;
 }
 
-// On a stream that captures both are recorded: the memory is the graph's, and only its launches allocate and free it.
+// On a stream that captures both are recorded: the memory is the graph's, and only its launches
+// allocate and free it.
 FP4_API cuMemAllocAsync(DevicePointer* address, std::size_t bytes, Stream* stream) {
     if (int code = usable()) return code;
     if (stream && stream->capture) return record_allocation(address, bytes, stream);
@@ -140,7 +142,8 @@ FP4_API cuMemFreeHost(void* pointer) {
     return error::success;
 }
 
-// A recorded copy is made at each launch, from or to host memory of either kind, whatever is there by then.
+// A recorded copy is made at each launch, from or to host memory of either kind, whatever is there
+// by then.
 FP4_API cuMemcpyHtoDAsync_v2(DevicePointer to, const void* from, std::size_t bytes, Stream* stream) {
     if (int code = usable()) return code;
     if (!on_device(to, bytes)) return error::invalid_value;

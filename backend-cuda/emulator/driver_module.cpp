@@ -106,8 +106,9 @@ int check_launch(const Function& function, Index grid, Index block, unsigned dyn
     return error::success;
 }
 
-// A pointer to another device's memory is an illegal access unless peers are mapped, which they are not. Inside
-// a struct every aligned word is looked at: no number that a kernel takes is an address of the emulator's.
+// A pointer to another device's memory is an illegal access unless peers are mapped, which they are
+// not. Inside a struct every aligned word is looked at: no number that a kernel takes is an address
+// of the emulator's.
 std::string foreign_pointer(const Kernel& kernel, void* const* arguments, int device) {
     for (std::size_t i = 0; i < kernel.argument_bytes.size(); i++) {
         if (!kernel.argument_may_point[i]) continue;

@@ -4,9 +4,9 @@
 
 #ifdef __x86_64__
 
-// rdi: where to keep the old stack pointer; rsi: the new one. The six pushed registers and the stack
-// pointer are all that the System V calling convention asks a callee to preserve; the rounding mode
-// is the same on both sides.
+// rdi: where to keep the old stack pointer; rsi: the new one. The six pushed registers and the
+// stack pointer are all that the System V calling convention asks a callee to preserve; the
+// rounding mode is the same on both sides.
 asm(R"(
 .text
 .p2align 4

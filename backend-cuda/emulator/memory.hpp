@@ -1,10 +1,11 @@
 // Device memory: ranges of the process's own memory, each between red zones and guard pages.
 //
-//   | guard page | red zone | the allocation, 256-byte aligned | red zone to the page's end | guard page |
+//   | guard page | red zone | the allocation, 256-byte aligned | red zone to the page's end | guard
+//   page |
 //
-// A kernel that writes a little past either end changes a red zone, which is found when the memory is
-// freed or a stream is synchronized; one that reads or writes further faults at once. Fresh memory
-// holds a pattern, so that reading what nobody wrote gives wrong results rather than zeros.
+// A kernel that writes a little past either end changes a red zone, which is found when the memory
+// is freed or a stream is synchronized; one that reads or writes further faults at once. Fresh
+// memory holds a pattern, so that reading what nobody wrote gives wrong results rather than zeros.
 #pragma once
 
 #include <cstddef>

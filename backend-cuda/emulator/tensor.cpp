@@ -1,5 +1,5 @@
-// Tensor core operations: gather the fragments of a warp into plain matrices, multiply them by plain
-// loops, scatter the result. The layouts are those at the top of kernels/device.cuh.
+// Tensor core operations: gather the fragments of a warp into plain matrices, multiply them by
+// plain loops, scatter the result. The layouts are those at the top of kernels/device.cuh.
 
 #include "operations.hpp"
 

@@ -1,8 +1,8 @@
 // Where g++'s checks for undefined behaviour report. The kernels are built with
-// -fsanitize=alignment,bounds,shift-exponent: a vector load from an address that is not its multiple
-// faults on a device, an index past an array reads somebody else's registers or memory, and a shift
-// by the width or more means one thing to a compiler and another to the machine. The compiler calls
-// these functions by name; there is no run-time library behind them.
+// -fsanitize=alignment,bounds,shift-exponent: a vector load from an address that is not its
+// multiple faults on a device, an index past an array reads somebody else's registers or memory,
+// and a shift by the width or more means one thing to a compiler and another to the machine. The
+// compiler calls these functions by name; there is no run-time library behind them.
 
 #include "block.hpp"
 #include "errors.hpp"

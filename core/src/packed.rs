@@ -153,8 +153,8 @@ impl PackedShape {
         Ok(())
     }
 
-    /// Checks that this (M, K) operand and the (N, K) operand `b` can be multiplied (C6): one format
-    /// of the two, the same K, and an M * N that fits `usize`. Returns the format.
+    /// Checks that this (M, K) operand and the (N, K) operand `b` can be multiplied (C6): one
+    /// format of the two, the same K, and an M * N that fits `usize`. Returns the format.
     ///
     /// # Errors
     /// [`Error::FormatMismatch`], [`Error::NotAMatmulFormat`], [`Error::ShapeMismatch`] or

@@ -9,8 +9,8 @@
 //!
 //! [`Swizzle`] is that layout as a value: sizes, the offset of a coordinate, and its inverse.
 //!
-//! Worked example: 5 rows x 5 columns pad to 128 x 8, two tiles, 1024 bytes. Row 4, column 4 lies in
-//! the second tile at (4, 0): offset 512 + 4 * 16 = 576.
+//! Worked example: 5 rows x 5 columns pad to 128 x 8, two tiles, 1024 bytes. Row 4, column 4 lies
+//! in the second tile at (4, 0): offset 512 + 4 * 16 = 576.
 //!
 //! Source: the block scaling factors layout of the cuBLAS documentation; contract clause [C7].
 //!

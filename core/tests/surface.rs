@@ -1,4 +1,5 @@
-//! Accessors, checks and messages of the core: each says what it was given, and refuses what it must.
+//! Accessors, checks and messages of the core: each says what it was given, and refuses what it
+//! must.
 #![cfg(feature = "std")]
 #![allow(missing_docs)]
 

@@ -1,5 +1,5 @@
-//! What layers cost in resident memory: a model over batches of growing size, clones, one large layer;
-//! and what loading the layers of a model one by one takes.
+//! What layers cost in resident memory: a model over batches of growing size, clones, one large
+//! layer; and what loading the layers of a model one by one takes.
 //!
 //! ```sh
 //! cargo run --release -p quant-linear --example memory       # all; or: model, clones, layer, load

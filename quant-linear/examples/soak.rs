@@ -5,10 +5,11 @@
 //! cargo run --release -p quant-linear --example soak -- 600     # seconds; 8 threads
 //! ```
 //!
-//! Each step of a thread takes one of the shared layers and, by chance, runs it, clones and drops it,
-//! prepares it, replaces it by a fresh one, or moves it to other backends. Every output is compared
-//! with the reference's. Exits with 1 if a bit differs, or if the resident memory of the last tenth
-//! is above that of the second by more than a twentieth and 4 MiB, which the allocator needs (Linux; elsewhere memory is not measured).
+//! Each step of a thread takes one of the shared layers and, by chance, runs it, clones and drops
+//! it, prepares it, replaces it by a fresh one, or moves it to other backends. Every output is
+//! compared with the reference's. Exits with 1 if a bit differs, or if the resident memory of the
+//! last tenth is above that of the second by more than a twentieth and 4 MiB, which the allocator
+//! needs (Linux; elsewhere memory is not measured).
 
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};

@@ -4,8 +4,8 @@
 //!
 //! # The model
 //!
-//! [`QuantLinear`] holds a packed weight, three scalars and an optional block transform, mirrors the
-//! PyTorch module it descends from, and reads and writes the same state through safetensors
+//! [`QuantLinear`] holds a packed weight, three scalars and an optional block transform, mirrors
+//! the PyTorch module it descends from, and reads and writes the same state through safetensors
 //! ([`state`]). A forward quantizes the activations and multiplies; who does either is chosen
 //! independently from a list of [`Backends`], fastest first ([`routing`]), and never changes a bit.
 //!
@@ -34,8 +34,8 @@
 //!
 //! # Features
 //!
-//! `cpu-simd` (default) and `cuda` compile in the backends of those names; a feature left out leaves
-//! none of its dependencies. The scalar reference is always there. None changes a bit.
+//! `cpu-simd` (default) and `cuda` compile in the backends of those names; a feature left out
+//! leaves none of its dependencies. The scalar reference is always there. None changes a bit.
 
 #![forbid(unsafe_code)]
 

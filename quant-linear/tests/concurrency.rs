@@ -1,4 +1,5 @@
-//! Layers called from many threads: nothing hangs, nothing is made twice for clones, no bit changes.
+//! Layers called from many threads: nothing hangs, nothing is made twice for clones, no bit
+//! changes.
 
 #![allow(missing_docs)]
 

@@ -1,4 +1,5 @@
-//! Construction, forward and dtype semantics of the layer, as the README of the crate promises them.
+//! Construction, forward and dtype semantics of the layer, as the README of the crate promises
+//! them.
 
 #![allow(missing_docs)]
 

@@ -1,4 +1,5 @@
-//! Who does what: independent choices, fallback with one warning, explanations, and where data goes.
+//! Who does what: independent choices, fallback with one warning, explanations, and where data
+//! goes.
 
 #![allow(missing_docs)]
 

@@ -379,7 +379,8 @@ fn a_changed_dtype_is_saved_as_that_type() {
     assert_eq!(loaded.dtype(), FloatType::F16);
 }
 
-/// Another tensor of the file takes 64 GiB, none of them on the disk: whoever reads the file whole fails.
+/// Another tensor of the file takes 64 GiB, none of them on the disk: whoever reads the file whole
+/// fails.
 #[test]
 #[cfg(unix)]
 fn a_load_reads_the_header_and_the_layer_alone() {

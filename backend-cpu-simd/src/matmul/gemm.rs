@@ -287,7 +287,7 @@ impl<K: Kernels> TileSums<'_, K> {
         let others = (rows * columns) as u64 - wide;
         let one = self.tile.planes().len() == 1 && self.panel.planes() == 1;
         let (narrow, planes) = if one { (others, 0) } else { (0, others) };
-        Paths { narrow, planes, wide }
+        Paths::new(narrow, planes, wide)
     }
 }
 

@@ -9,8 +9,8 @@
 //! - [`Planes`]: the live groups sorted into a few windows of exponents. Within a window with base b
 //!   every scale is a small integer times 2^b: `scaled = scale / 2^b`, at most `limit`. The first
 //!   plane is the window that holds most groups, the next the best of the rest, and so on; a row of
-//!   ordinary data has one. If [`MAX_PLANES`] of them do not hold every group, windows are laid from
-//!   the lowest exponent up, which takes the fewest; if that does not do either, the row is
+//!   ordinary data has one. If [`MAX_PLANES`] of them do not hold every group, windows are laid
+//!   from the lowest exponent up, which takes the fewest; if that does not do either, the row is
 //!   *incomplete* and its outputs take the wide path.
 //!
 //! Worked example, e8m0 with limit 8 (four exponents to a window): live scales 2^0, 2^1, 2^1, 2^9

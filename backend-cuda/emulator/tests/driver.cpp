@@ -20,7 +20,8 @@ void modules() {
     CHECK(load(".version 9.0\n.target sm_80\n.visible .entry read(\n.param .u64 a\n)\n.maxntid 64, 1, 1\n{\n}\n"
                ".visible .entry unknown_here()\n{\n}\n") == 0);
     CHECK(cuModuleGetFunction(&f, module, "unknown_here") == error::not_found);
-    CHECK(cuModuleGetFunction(&f, module, "write") == error::not_found); // known, but not in this module
+    // known, but not in this module
+    CHECK(cuModuleGetFunction(&f, module, "write") == error::not_found);
     CHECK(cuModuleGetFunction(&f, module, "read") == 0);
     Buffer<int> a(64), b(1);
     int at = 0;
@@ -77,7 +78,8 @@ void capture() {
     cuGraphDestroy(graph);
     cuGraphExecDestroy(ready);
 
-    // Every call that must not be made while a stream captures spoils the capture, and what follows is refused.
+    // Every call that must not be made while a stream captures spoils the capture, and what follows
+    // is refused.
     std::uintptr_t address = 0;
     void* pinned = nullptr;
     Module* module = nullptr;
@@ -115,7 +117,8 @@ void capture() {
     }
     cuMemFreeHost(pinned);
 
-    // An allocation is recorded: the address has memory after a launch, and a second one finds it there still.
+    // An allocation is recorded: the address has memory after a launch, and a second one finds it
+    // there still.
     CHECK(cuStreamBeginCapture_v2(stream, 1) == 0);
     CHECK(cuMemAllocAsync(&address, 16, stream) == 0);
     CHECK(cuMemsetD8Async(address, 1, 16, stream) == 0);
@@ -138,7 +141,8 @@ void capture() {
         CHECK(cuFuncSetAttribute(read, 8, 1024) == error::invalid_context);
     }).join();
 
-    // Another thread may allocate beside a thread-local capture, not beside a global one, and ends neither.
+    // Another thread may allocate beside a thread-local capture, not beside a global one, and ends
+    // neither.
     for (int mode : {0, 1}) {
         CHECK(cuStreamBeginCapture_v2(stream, mode) == 0);
         void* primary = nullptr;

@@ -149,7 +149,8 @@ KERNEL void matrices(const uint4* in, unsigned* out, int kind) {
 }
 EXPORT(matrices)
 
-// A ring of two stages of cp.async, summed by the next thread's slot; `valid` rows of the last stage.
+// A ring of two stages of cp.async, summed by the next thread's slot; `valid` rows of the last
+// stage.
 KERNEL void async_ring(const uint4* in, unsigned* out, int stages, int valid) {
     SHARED(uint4, ring, [2][64]);
     unsigned t = threadIdx.x, sum = 0;

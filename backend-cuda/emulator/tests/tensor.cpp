@@ -1,6 +1,6 @@
 // Fragment layouts and tensor core results. The layouts are written here a second time, per element
-// as the PTX ISA states them, and for three lanes as literal tables read off its figures; nothing is
-// shared with the emulator.
+// as the PTX ISA states them, and for three lanes as literal tables read off its figures; nothing
+// is shared with the emulator.
 #include "harness.hpp"
 
 namespace {
@@ -146,7 +146,8 @@ void wgmma(int n, int swizzle, bool is_unsigned, bool from_registers) {
     std::vector<int> expected(128 * half);
     for (int thread = 0; thread < 128; thread++)
         for (int i = 0; i < n / 2; i++) {
-            // PTX ISA: row 16 * warp + group (+ 8 when i / 2 is odd), column 8 * (i / 4) + 2 * in_group + i % 2.
+            // PTX ISA: row 16 * warp + group (+ 8 when i / 2 is odd), column 8 * (i / 4) + 2 *
+            // in_group + i % 2.
             int lane = thread % 32;
             int row = thread / 32 * 16 + lane / 4 + (i / 2 % 2 == 1 ? 8 : 0);
             int column = i / 4 * 8 + lane % 4 * 2 + i % 2;

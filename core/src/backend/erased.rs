@@ -1,8 +1,8 @@
 //! Backends behind pointers: what a layer holds when the backend is chosen at run time.
 //!
-//! [`Quantizer`] is object-safe as it is. [`Matmul`] and [`Resident`] have associated types, so each
-//! has an erased twin here, implemented for every one of them: a backend's author writes nothing.
-//! [`Backend`] bundles what one backend offers; routing holds an explicit list of them.
+//! [`Quantizer`] is object-safe as it is. [`Matmul`] and [`Resident`] have associated types, so
+//! each has an erased twin here, implemented for every one of them: a backend's author writes
+//! nothing. [`Backend`] bundles what one backend offers; routing holds an explicit list of them.
 
 use alloc::boxed::Box;
 use alloc::sync::Arc;
@@ -154,8 +154,8 @@ pub trait DynResident: DynMatmul {
     fn scratch_bytes_dyn(&self, scratch: &Opaque) -> usize;
 }
 
-/// A prepared weight of a [`Resident`] backend: multiplies activations that the backend keeps in its
-/// own form.
+/// A prepared weight of a [`Resident`] backend: multiplies activations that the backend keeps in
+/// its own form.
 pub trait DynLinear: DynWeight {
     /// As [`Resident::matmul_resident`], for an operand that
     /// [`quantize_dyn`](DynResident::quantize_dyn) or [`import_dyn`](DynResident::import_dyn) of

@@ -28,12 +28,12 @@
 //!
 //! # Where data lives
 //!
-//! [`Resident`] covers two cases with one idea, *an operand in the backend's own form*: a GPU, whose
-//! tensors are device buffers; and a CPU backend whose quantizer can write the folded integers that
-//! its matmul reads, without packing them first. Its two operations take a [`Source`] and write to a
-//! [`Sink`], each either host values or a resident tensor, so a forward from host to host crosses
-//! the bus once each way, a forward from tensor to tensor not at all, and outputs and intermediate
-//! operands are passed in to be reused: nothing need be allocated in steady state.
+//! [`Resident`] covers two cases with one idea, *an operand in the backend's own form*: a GPU,
+//! whose tensors are device buffers; and a CPU backend whose quantizer can write the folded
+//! integers that its matmul reads, without packing them first. Its two operations take a [`Source`]
+//! and write to a [`Sink`], each either host values or a resident tensor, so a forward from host to
+//! host crosses the bus once each way, a forward from tensor to tensor not at all, and outputs and
+//! intermediate operands are passed in to be reused: nothing need be allocated in steady state.
 //!
 //! # Capability queries
 //!
@@ -98,7 +98,8 @@ pub trait Quantizer: Named {
     ) -> Result<QuantCounts, Error>;
 }
 
-/// Multiplies packed operands: A (M, K) by the transpose of B (N, K), exact until one rounding (C6).
+/// Multiplies packed operands: A (M, K) by the transpose of B (N, K), exact until one rounding
+/// (C6).
 pub trait Matmul: Named {
     /// A weight in the form that this backend reads, made once by [`prepare`](Self::prepare).
     ///

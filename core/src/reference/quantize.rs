@@ -110,8 +110,8 @@ fn for_each_chunk<T: Float>(
     }
 }
 
-/// The scale byte of a group of values, f32 after the transform, by the spec's rule (C4.1, C4.2): the
-/// one place that knows the rules. Backends call it for rules that they have no faster way for.
+/// The scale byte of a group of values, f32 after the transform, by the spec's rule (C4.1, C4.2):
+/// the one place that knows the rules. Backends call it for rules that they have no faster way for.
 pub fn group_scale(y: &[f32], spec: &QuantSpec) -> u8 {
     match spec.rule() {
         ScaleRule::Nearest => spec.encode_scale(amax(y)),

@@ -8,11 +8,11 @@
 //! anything else              bytes
 //! ```
 //!
-//! The dense side is the reference that errors are relative to; between equals it is A. Pairs with a
-//! value that is not finite on one side are counted and left out of the error; "exact" is said only
-//! where no value differs at all ([`difference`](quant_linear::model::difference) lists the cases). What cannot be
-//! compared (other shapes, other transforms, a layer that is not whole) is reported as a problem
-//! after everything else has been compared; the exit code is then 2.
+//! The dense side is the reference that errors are relative to; between equals it is A. Pairs with
+//! a value that is not finite on one side are counted and left out of the error; "exact" is said
+//! only where no value differs at all ([`difference`](quant_linear::model::difference) lists the
+//! cases). What cannot be compared (other shapes, other transforms, a layer that is not whole) is
+//! reported as a problem after everything else has been compared; the exit code is then 2.
 
 mod text;
 
@@ -44,7 +44,8 @@ pub(crate) struct Args {
     a: PathBuf,
     /// The other one.
     b: PathBuf,
-    /// Exit with 1 if anything differs: a value, a code, a scale, a scalar, a type, a missing tensor.
+    /// Exit with 1 if anything differs: a value, a code, a scale, a scalar, a type, a missing
+    /// tensor.
     #[arg(long)]
     exact: bool,
     /// Exit with 1 if a relative error is larger than this, or a tensor is missing on one side.

@@ -1,8 +1,8 @@
 //! `fp4 inspect`: what a checkpoint holds, and what its quantized layers look like.
 //!
 //! Headers are read once; codes and scales are read block by block to be counted. A layer that is
-//! not whole (a tensor missing, of a wrong type or shape, an illegal scalar) is reported as a problem
-//! and the rest is still shown; the exit code is then 2.
+//! not whole (a tensor missing, of a wrong type or shape, an illegal scalar) is reported as a
+//! problem and the rest is still shown; the exit code is then 2.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;

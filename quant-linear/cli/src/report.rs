@@ -81,8 +81,8 @@ impl Page<'_> {
 
     /// A table with these column titles; columns marked `>` are aligned to the right.
     ///
-    /// `rows` is asked twice, for the widths and for the rows, and nothing is kept between. Cells of
-    /// more than a hundred characters lose their middle: one name must not widen all rows.
+    /// `rows` is asked twice, for the widths and for the rows, and nothing is kept between. Cells
+    /// of more than a hundred characters lose their middle: one name must not widen all rows.
     pub(crate) fn table<const N: usize, I: Iterator<Item = [String; N]>>(
         &mut self,
         columns: [&str; N],
@@ -204,8 +204,8 @@ impl Formatter for Escaping {
     }
 }
 
-/// Puts the figures of a difference into a JSON object, with `prefix` before their names. JSON has no
-/// infinities and no NaN, which are `null`: `error_kind` tells them apart.
+/// Puts the figures of a difference into a JSON object, with `prefix` before their names. JSON has
+/// no infinities and no NaN, which are `null`: `error_kind` tells them apart.
 pub(crate) fn put_difference(object: &mut Value, prefix: &str, difference: &Difference) {
     for (name, value) in [
         ("relative_error", json!(difference.relative())),

@@ -64,8 +64,8 @@ impl Inside {
 /// Lists a folder, leaving out the top-level files named in `except`.
 ///
 /// # Errors
-/// What cannot be read, links that are broken, endless or lead outside, and what is neither file nor
-/// folder.
+/// What cannot be read, links that are broken, endless or lead outside, and what is neither file
+/// nor folder.
 pub fn list(root: &Path, except: &BTreeSet<&str>) -> Result<Listing, Error> {
     let mut listing = Listing::default();
     let (real, inside) = (real_path(root)?, Inside::of(root)?);

@@ -7,8 +7,8 @@
 //! FOLDER/ANYTHING.safetensors            that file, if it is the only one
 //! ```
 //!
-//! Opening reads headers only; tensors are read by position when they are asked for. So a checkpoint
-//! opened once serves any number of layers:
+//! Opening reads headers only; tensors are read by position when they are asked for. So a
+//! checkpoint opened once serves any number of layers:
 //!
 //! ```no_run
 //! use quant_linear::checkpoint::Checkpoint;

@@ -47,7 +47,8 @@ impl QuantLinear {
         Ok(Self::with_contents(Contents::Loaded(Arc::new(Loaded::new(parts)?)), dtype))
     }
 
-    /// Quantizes a dense (out, in) weight, after the optional transform, on every backend available.
+    /// Quantizes a dense (out, in) weight, after the optional transform, on every backend
+    /// available.
     ///
     /// # Errors
     /// Shapes that do not fit the format or the transform, illegal scalars, or an alpha that is not
@@ -118,8 +119,8 @@ impl QuantLinear {
         Ok(layer)
     }
 
-    /// A layer with no weight yet: groups of 32, e8m0 scales, global scale 1. With `bias`, a bias of
-    /// the state that is loaded is applied; without, the load options decide.
+    /// A layer with no weight yet: groups of 32, e8m0 scales, global scale 1. With `bias`, a bias
+    /// of the state that is loaded is applied; without, the load options decide.
     ///
     /// # Errors
     /// [`fp4_core::Error::KNotWholeGroups`] unless `in_features` is a multiple of 32.

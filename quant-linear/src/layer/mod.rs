@@ -40,8 +40,9 @@ use crate::run::runtime::Runtime;
 /// FP4 on the way in; the product is exact and rounded once, so the bits are the same on every
 /// backend, batch size and device.
 ///
-/// It applies no bias unless it is given one. Layers share a [`Runtime`]; `Clone` shares the weight too, prepared forms
-/// included. Any number of threads may call a layer at once, from any thread pool.
+/// It applies no bias unless it is given one. Layers share a [`Runtime`]; `Clone` shares the weight
+/// too, prepared forms included. Any number of threads may call a layer at once, from any thread
+/// pool.
 pub struct QuantLinear {
     pub(crate) name: Option<Arc<str>>,
     pub(crate) contents: Contents,
@@ -335,8 +336,9 @@ impl QuantLinear {
         self.routing.device.as_deref()
     }
 
-    /// Turns counting on or off (off at first): what quantizing the activations did to them, and the
-    /// paths that the matmul took. It costs next to nothing on the host; a device is waited for.
+    /// Turns counting on or off (off at first): what quantizing the activations did to them, and
+    /// the paths that the matmul took. It costs next to nothing on the host; a device is waited
+    /// for.
     pub fn set_counting(&mut self, on: bool) {
         self.counters = on.then(Arc::default);
     }

@@ -31,7 +31,8 @@ impl DenseOptions {
         }
     }
 
-    /// True if the weight's largest magnitude decides its settings: NVFP4 with no global scale given.
+    /// True if the weight's largest magnitude decides its settings: NVFP4 with no global scale
+    /// given.
     pub fn needs_amax(&self) -> bool {
         self.format == Format::NvFp4 && self.weight_global_scale.is_none()
     }

@@ -453,8 +453,8 @@ impl Scalars {
 /// A file of a few bytes can name as many as it likes, so the bound is what costs next to nothing.
 const MAX_ROWS_OF_NOTHING: usize = 1 << 16;
 
-/// The bias of the layer under `prefix`, (out), widened to f32, as the options ask: `None` if there is
-/// none to apply.
+/// The bias of the layer under `prefix`, (out), widened to f32, as the options ask: `None` if there
+/// is none to apply.
 ///
 /// # Errors
 /// [`Error::Bias`] for one that is not zero and refused; [`Error::Dtype`] or [`Error::Shape`] for

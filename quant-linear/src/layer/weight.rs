@@ -8,8 +8,8 @@
 //!
 //! Clones of a layer share both, so a weight is prepared once for all of them. **No lock is held
 //! while a backend works**: preparing runs parallel work, whose threads may pick up another forward
-//! of the same layer and would wait for the lock for ever. So a form is made without a lock, and the
-//! first one that is stored wins; a second one, made meanwhile, is dropped.
+//! of the same layer and would wait for the lock for ever. So a form is made without a lock, and
+//! the first one that is stored wins; a second one, made meanwhile, is dropped.
 
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
@@ -73,7 +73,8 @@ impl<K, V> Forms<K, V> {
         self.lock().first().map(|form| form.form.clone())
     }
 
-    /// Drops the forms whose key `keep` refuses; where it refuses all, the first stays if `one` must.
+    /// Drops the forms whose key `keep` refuses; where it refuses all, the first stays if `one`
+    /// must.
     fn retain(&self, keep: impl Fn(&K) -> bool, one: bool) {
         let mut forms = self.lock();
         let (mut kept, mut gone): (Vec<_>, Vec<_>) =
@@ -124,8 +125,8 @@ impl Prepared {
     }
 }
 
-/// The weight of one or more layers, in one copy: packed until a backend has prepared it, and then in
-/// that backend's form, from which the packed bytes are written again where they are asked for.
+/// The weight of one or more layers, in one copy: packed until a backend has prepared it, and then
+/// in that backend's form, from which the packed bytes are written again where they are asked for.
 /// Several backends in use at once keep a form each.
 pub(crate) struct SharedWeight {
     shape: PackedShape,

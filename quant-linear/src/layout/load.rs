@@ -28,9 +28,9 @@ impl QuantLinear {
         Ok(layer)
     }
 
-    /// Replaces the layer's weight, format, transform, scalars and bias by a state; its backends and
-    /// its device stay. A layer that was built with a bias, or has one, applies that of the state,
-    /// unless the options say to ignore it. On an error the layer is as it was.
+    /// Replaces the layer's weight, format, transform, scalars and bias by a state; its backends
+    /// and its device stay. A layer that was built with a bias, or has one, applies that of the
+    /// state, unless the options say to ignore it. On an error the layer is as it was.
     ///
     /// # Errors
     /// As [`from_state`](Self::from_state).

@@ -65,8 +65,8 @@ pub trait Layout: Sync {
     ) -> Result<Parts, Error>;
 }
 
-/// The layout of the layer under a prefix: the first that finds a mark of its own there, or else the
-/// native one, which then says what is missing.
+/// The layout of the layer under a prefix: the first that finds a mark of its own there, or else
+/// the native one, which then says what is missing.
 pub fn of(source: &dyn TensorSource, prefix: &str) -> &'static dyn Layout {
     let marks = |layout: &&dyn Layout| {
         let names = layout.tensors(prefix);

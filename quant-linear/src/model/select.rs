@@ -175,7 +175,8 @@ impl Rule {
         check.map(drop).map_err(|e| Reason::Unloadable(e.to_string()))
     }
 
-    /// Checks that every pattern to include finds something to quantize, before those to exclude have their say.
+    /// Checks that every pattern to include finds something to quantize, before those to exclude
+    /// have their say.
     ///
     /// # Errors
     /// A pattern that matches no tensor, or none that can be quantized.

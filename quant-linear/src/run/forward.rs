@@ -6,10 +6,10 @@
 //! ```
 //!
 //! There is one path, `run`; the public methods are its doors. Where both roles land on one backend
-//! that keeps operands itself, the quantized activation never leaves it. Otherwise packed bytes pass
-//! through host memory, exactly once each way. Prepared weights and loaded transforms are kept with
-//! the weight, scratch with the runtime, so that a steady state prepares and allocates nothing here.
-//! No lock is held while a backend works.
+//! that keeps operands itself, the quantized activation never leaves it. Otherwise packed bytes
+//! pass through host memory, exactly once each way. Prepared weights and loaded transforms are kept
+//! with the weight, scratch with the runtime, so that a steady state prepares and allocates nothing
+//! here. No lock is held while a backend works.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
@@ -60,8 +60,8 @@ impl Output<'_> {
 }
 
 impl QuantLinear {
-    /// y = x * W^T, plus the bias if the layer has one, for `x` of any leading dimensions, in the type
-    /// of `x`.
+    /// y = x * W^T, plus the bias if the layer has one, for `x` of any leading dimensions, in the
+    /// type of `x`.
     ///
     /// `shape` is the shape of `x`, whose last dimension is [`in_features`](Self::in_features); the
     /// result has [`output_shape`](Self::output_shape).
@@ -131,9 +131,9 @@ impl QuantLinear {
         })
     }
 
-    /// Prepares the weight, and loads the transform, for the backend that would multiply a row of the
-    /// layer's type: what the first forward would do otherwise. Any number of threads may call it,
-    /// before or while others call [`forward`](Self::forward).
+    /// Prepares the weight, and loads the transform, for the backend that would multiply a row of
+    /// the layer's type: what the first forward would do otherwise. Any number of threads may call
+    /// it, before or while others call [`forward`](Self::forward).
     ///
     /// # Errors
     /// [`Error::Empty`], [`Error::NoBackend`], or an error of the backend.

@@ -8,10 +8,10 @@ use crate::run::scratch::Scratch;
 
 /// Backends with their open devices and threads, and scratch memory, for any number of layers.
 ///
-/// A handle: clones are the same runtime. Layers that are given none share one default runtime of the
-/// process, so that a device is opened once and a [`DeviceTensor`](crate::DeviceTensor) passes from
-/// one layer to the next. Make one of your own for other backends, threads or limits, and give it to
-/// every layer of a model ([`QuantLinear::set_runtime`](crate::QuantLinear::set_runtime)).
+/// A handle: clones are the same runtime. Layers that are given none share one default runtime of
+/// the process, so that a device is opened once and a [`DeviceTensor`](crate::DeviceTensor) passes
+/// from one layer to the next. Make one of your own for other backends, threads or limits, and give
+/// it to every layer of a model ([`QuantLinear::set_runtime`](crate::QuantLinear::set_runtime)).
 ///
 /// ```
 /// use fp4_core::Format;
@@ -36,8 +36,8 @@ struct Inner {
     scratch: Scratch,
 }
 
-/// Idle scratch that a runtime keeps unless told otherwise: enough for a few hundred rows of a large
-/// layer. A call that needs more allocates it and frees it again.
+/// Idle scratch that a runtime keeps unless told otherwise: enough for a few hundred rows of a
+/// large layer. A call that needs more allocates it and frees it again.
 const SCRATCH_LIMIT: usize = 64 << 20;
 
 /// The one global: what layers use that were given nothing else.
@@ -49,8 +49,8 @@ impl Runtime {
         Runtime(Arc::new(Inner { backends, scratch: Scratch::new(SCRATCH_LIMIT) }))
     }
 
-    /// The runtime that layers share unless they are given another: of [`Backends::available`], made
-    /// at the first use and kept for the life of the process.
+    /// The runtime that layers share unless they are given another: of [`Backends::available`],
+    /// made at the first use and kept for the life of the process.
     pub fn shared() -> &'static Runtime {
         if let Some(runtime) = SHARED.get() {
             return runtime;
@@ -73,8 +73,8 @@ impl Runtime {
         &self.0.backends
     }
 
-    /// Bytes of scratch that lie idle now, on the host and on devices; what running calls use is not
-    /// among them, nor what backends keep for themselves.
+    /// Bytes of scratch that lie idle now, on the host and on devices; what running calls use is
+    /// not among them, nor what backends keep for themselves.
     pub fn scratch_bytes(&self) -> usize {
         self.0.scratch.bytes()
     }

@@ -9,8 +9,8 @@ use crate::error::Error;
 
 /// Idle buffers, most recently used last.
 ///
-/// Each concurrent forward takes one and gives it back; what would exceed the limit is freed instead,
-/// so a burst of large batches leaves no more than the limit behind.
+/// Each concurrent forward takes one and gives it back; what would exceed the limit is freed
+/// instead, so a burst of large batches leaves no more than the limit behind.
 #[derive(Default)]
 pub(super) struct Scratch {
     idle: Mutex<Idle>,
