@@ -143,7 +143,10 @@ impl Checkpoint {
     /// disagree with the index.
     pub fn open(path: &Path) -> Result<Self, Error> {
         let meta = std::fs::metadata(path);
-        let meta = meta.map_err(|e| Error::checkpoint(path, Refusal::Missing(e)))?;
+        let meta = meta.map_err(|e| {
+            let what = format!("it cannot be read ({e}); give a .safetensors file or a folder");
+            Error::checkpoint(path, std::io::Error::new(e.kind(), what).into())
+        })?;
         let folder = meta.is_dir();
         let inside = folder.then(|| Inside::of(path)).transpose()?;
         let index = match &inside {

@@ -18,12 +18,9 @@ const BOTH_AGAIN: &str = "download the index and its shards again";
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Refusal {
-    /// The system's reason.
+    /// The system's reason; with a path it is [`Error::Io`](crate::Error::Io).
     #[error(transparent)]
     System(#[from] io::Error),
-    /// Nothing that can be read is there.
-    #[error("it cannot be read ({0}); give a .safetensors file or a folder")]
-    Missing(io::Error),
     /// A name with no file at its end.
     #[error("it names no file; give a .safetensors file or a folder")]
     NoName,

@@ -281,7 +281,11 @@ pub enum Error {
 
 impl Error {
     pub(crate) fn checkpoint(path: &Path, refusal: Refusal) -> Self {
-        Error::Checkpoint { path: path.to_path_buf(), refusal: Box::new(refusal) }
+        let path = path.to_path_buf();
+        match refusal {
+            Refusal::System(source) => Error::Io { action: "reading", path, source },
+            refusal => Error::Checkpoint { path, refusal: Box::new(refusal) },
+        }
     }
 }
 
