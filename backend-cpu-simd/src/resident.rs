@@ -94,6 +94,15 @@ impl Resident for CpuSimd {
         })
     }
 
+    fn scratch_bytes(&self) -> usize {
+        CpuSimd::scratch_bytes(self)
+    }
+
+    fn release_scratch(&self) -> Result<(), Error> {
+        CpuSimd::release_scratch(self);
+        Ok(())
+    }
+
     fn operand_bytes(&self, operand: &CpuOperand) -> usize {
         operand.packed.allocated_bytes() + operand.tiles.allocated_bytes()
     }

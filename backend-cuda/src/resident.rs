@@ -33,6 +33,14 @@ impl Resident for Cuda {
         CudaOperand::new(&self.gpu)
     }
 
+    fn scratch_bytes(&self) -> usize {
+        Cuda::scratch_bytes(self)
+    }
+
+    fn release_scratch(&self) -> Result<(), Error> {
+        Cuda::release_scratch(self)
+    }
+
     fn operand_bytes(&self, operand: &CudaOperand) -> usize {
         operand.allocated_bytes()
     }

@@ -200,7 +200,7 @@ fn scratch_is_shared_by_layers_bounded_and_released() {
     let rows = 2048;
     layers[0].forward(&values(2, rows * IN), &[rows, IN]).unwrap();
     assert!(runtime.scratch_bytes() <= LIMIT, "{}", runtime.scratch_bytes());
-    runtime.release_scratch();
+    runtime.release_scratch().unwrap();
     assert_eq!(runtime.scratch_bytes(), 0);
     let x = values(2, IN);
     let mut y = vec![0f32; OUT];

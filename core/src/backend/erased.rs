@@ -150,6 +150,15 @@ pub trait DynResident: DynMatmul {
     /// As [`Resident::import`].
     fn import_dyn(&self, from: PackedView<'_>, to: &mut Opaque) -> Result<(), Error>;
 
+    /// As [`Resident::scratch_bytes`].
+    fn own_scratch_bytes(&self) -> usize;
+
+    /// As [`Resident::release_scratch`].
+    ///
+    /// # Errors
+    /// As [`Resident::release_scratch`].
+    fn release_own_scratch(&self) -> Result<(), Error>;
+
     /// As [`Resident::operand_bytes`]; 0 for a value that this backend did not make.
     fn scratch_bytes_dyn(&self, scratch: &Opaque) -> usize;
 }
@@ -283,6 +292,14 @@ where
 
     fn import_dyn(&self, from: PackedView<'_>, to: &mut Opaque) -> Result<(), Error> {
         self.import(from, own_mut(to)?)
+    }
+
+    fn own_scratch_bytes(&self) -> usize {
+        self.scratch_bytes()
+    }
+
+    fn release_own_scratch(&self) -> Result<(), Error> {
+        self.release_scratch()
     }
 
     fn scratch_bytes_dyn(&self, scratch: &Opaque) -> usize {

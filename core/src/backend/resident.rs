@@ -53,6 +53,19 @@ pub trait Resident: Quantizer + Matmul {
     /// A device failure.
     fn empty_operand(&self) -> Result<Self::Operand, Error>;
 
+    /// Bytes of idle buffers that the backend keeps between calls for its own use: 0 by default.
+    fn scratch_bytes(&self) -> usize {
+        0
+    }
+
+    /// Frees those buffers; the next calls make them again.
+    ///
+    /// # Errors
+    /// A device failure.
+    fn release_scratch(&self) -> Result<(), Error> {
+        Ok(())
+    }
+
     /// Bytes of memory that an operand holds, on whatever device: what keeping it costs.
     fn operand_bytes(&self, operand: &Self::Operand) -> usize;
 

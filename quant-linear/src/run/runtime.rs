@@ -3,6 +3,9 @@
 use std::fmt;
 use std::sync::{Arc, OnceLock};
 
+use fp4_core::backend::erased::{Backend, DynResident};
+
+use crate::error::Error;
 use crate::run::routing::Backends;
 use crate::run::scratch::Scratch;
 
@@ -24,7 +27,7 @@ use crate::run::scratch::Scratch;
 /// layer.prepare()?; // now rather than in the first forward
 /// layer.forward(&[1f32; 32], &[32])?;
 /// assert!(runtime.scratch_bytes() <= 16 << 20);
-/// runtime.release_scratch();
+/// runtime.release_scratch()?;
 /// assert_eq!(runtime.scratch_bytes(), 0);
 /// # Ok::<(), quant_linear::Error>(())
 /// ```
@@ -73,10 +76,11 @@ impl Runtime {
         &self.0.backends
     }
 
-    /// Bytes of scratch that lie idle now, on the host and on devices; what running calls use is
-    /// not among them, nor what backends keep for themselves.
+    /// Bytes of scratch that lie idle now, on the host and on devices, with what backends keep for
+    /// themselves; what running calls use is not among them.
     pub fn scratch_bytes(&self) -> usize {
-        self.0.scratch.bytes()
+        let own = self.devices().map(|device| device.own_scratch_bytes());
+        self.0.scratch.bytes() + own.sum::<usize>()
     }
 
     /// The most bytes of scratch that stay idle between calls.
@@ -84,9 +88,17 @@ impl Runtime {
         self.0.scratch.limit()
     }
 
-    /// Frees all idle scratch; the next calls allocate again.
-    pub fn release_scratch(&self) {
+    /// Frees all idle scratch, that of the backends too; the next calls allocate again.
+    ///
+    /// # Errors
+    /// A device failure.
+    pub fn release_scratch(&self) -> Result<(), Error> {
         self.0.scratch.release();
+        Ok(self.devices().try_for_each(|device| device.release_own_scratch())?)
+    }
+
+    fn devices(&self) -> impl Iterator<Item = &Arc<dyn DynResident>> {
+        self.0.backends.list().iter().filter_map(Backend::as_resident)
     }
 
     pub(super) fn scratch(&self) -> &Scratch {
