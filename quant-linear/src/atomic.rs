@@ -121,7 +121,7 @@ impl NewFile {
     /// The system's; something at `path` that is no file.
     pub fn create(path: &Path) -> Result<Self, Error> {
         let building = begin(Kind::File, path)?;
-        let file = File::options().read(true).write(true).create_new(true).open(building.new());
+        let file = File::options().read(true).write(true).create_new(true).open(building.place());
         Ok(NewFile { file: file.map_err(writing(path))?, building, path: path.to_path_buf() })
     }
 
@@ -138,7 +138,7 @@ impl NewFile {
         let NewFile { building, file, path } = self;
         let error = writing(&path);
         if let (Some(old), true) = (Kind::File.replaceable(&path)?, replace) {
-            keep_permissions(building.new(), &old).map_err(&error)?;
+            keep_permissions(building.place(), &old).map_err(&error)?;
         }
         file.sync_all().map_err(&error)?;
         drop(file);
@@ -163,13 +163,13 @@ impl NewFolder {
     /// The system's; something at `path` that is no folder.
     pub fn create(path: &Path) -> Result<Self, Error> {
         let building = begin(Kind::Folder, path)?;
-        fs::create_dir(building.new()).map_err(writing(path))?;
+        fs::create_dir(building.place()).map_err(writing(path))?;
         Ok(NewFolder { building, path: path.to_path_buf() })
     }
 
     /// Where it is being built.
     pub fn building(&self) -> &Path {
-        self.building.new()
+        self.building.place()
     }
 
     /// Puts the folder in its place, over an empty folder, or over any if `replace`. A replaced
@@ -181,7 +181,7 @@ impl NewFolder {
         let NewFolder { building, path } = self;
         let error = writing(&path);
         let old = Kind::Folder.replaceable(&path)?.is_some();
-        settle(building.new(), old.then_some(&*path)).map_err(&error)?;
+        settle(building.place(), old.then_some(&*path)).map_err(&error)?;
         let aside = building.aside();
         building.put(&path, |new, place| match replace && old {
             true => rename::exchange(new, place, &aside),

@@ -133,7 +133,8 @@ fn an_activation_is_quantized_once_for_layers_of_the_same_settings() {
         for backends in [Backends::available(), Backends::reference()] {
             let runtime = Runtime::new(backends);
             let (mut q, mut k) = (q.clone(), k.clone());
-            (q.set_runtime(&runtime), k.set_runtime(&runtime));
+            q.set_runtime(&runtime);
+            k.set_runtime(&runtime);
             let activation = q.quantize(f32::wrap(&x), 4).unwrap();
             for layer in [&q, &k] {
                 let mut y = vec![0f32; 4 * layer.out_features()];

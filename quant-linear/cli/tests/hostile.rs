@@ -84,7 +84,8 @@ fn no_hidden_character_of_a_file_reaches_the_terminal() {
     let of = |name: &str, dtype, shape: &[usize], len| -> Tensor {
         (format!("{prefix}.{name}"), dtype, shape.to_vec(), vec![0; len])
     };
-    let broken: Vec<Box<dyn Fn(&mut Vec<Tensor>)>> = vec![
+    type Change<'a> = Box<dyn Fn(&mut Vec<Tensor>) + 'a>;
+    let broken: Vec<Change<'_>> = vec![
         Box::new(|t| drop(t.remove(0))),
         Box::new(|t| drop(t.remove(1))),
         Box::new(|t| drop(t.remove(2))),

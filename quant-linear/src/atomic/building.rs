@@ -177,7 +177,7 @@ impl Building {
     }
 
     /// Where to build.
-    pub(super) fn new(&self) -> &Path {
+    pub(super) fn place(&self) -> &Path {
         &self.new
     }
 
@@ -271,12 +271,12 @@ mod tests {
     fn a_sweep_leaves_what_is_in_use_or_not_ours() {
         let root = tempfile::tempdir().unwrap();
         let live = Building::begin(root.path()).unwrap();
-        fs::write(live.new(), "new").unwrap();
+        fs::write(live.place(), "new").unwrap();
         for other in [".fp4-abc123.tmp/mine", ".fp4-toolong.tmp/new", ".fp4-abc_12.tmp/new"] {
             fs::create_dir_all(root.path().join(other)).unwrap();
         }
         sweep(root.path());
-        assert_eq!(fs::read(live.new()).unwrap(), b"new");
+        assert_eq!(fs::read(live.place()).unwrap(), b"new");
         assert_eq!(fs::read_dir(root.path()).unwrap().count(), 4);
         drop(live);
         assert_eq!(fs::read_dir(root.path()).unwrap().count(), 3);

@@ -8,7 +8,7 @@ use safetensors::Dtype;
 
 use crate::checkpoint::{Arrangement, Checkpoint, Tensor, byte_len};
 use crate::error::{Error, ModelError, Reason};
-use crate::layer::{DenseOptions, state};
+use crate::layer::{DenseOptions, StoredTransform, state};
 use crate::layout::STATE_NAMES;
 use crate::model::select::{EXAMPLES, Fate, Rule};
 
@@ -54,7 +54,7 @@ impl Plan {
         include: &[String],
         exclude: &[String],
     ) -> Result<Self, Error> {
-        let transform = options.transform.as_ref().map(|t| t.view()).transpose()?;
+        let transform = options.transform.as_ref().map(StoredTransform::view).transpose()?;
         let block = transform.map(|t| t.block());
         let rule = Rule::new(include, exclude, options.format, block)?;
         let tensors = input.tensors().iter();

@@ -282,7 +282,7 @@ impl Engine<'_> {
         on: &mut Observer<'_>,
     ) -> Result<QuantSpec, Error> {
         if !self.options.needs_amax() {
-            return Ok(self.options.weight_spec(0.0)?);
+            return self.options.weight_spec(0.0);
         }
         let mut largest = 0f32;
         for tile in self.tiles(weight) {

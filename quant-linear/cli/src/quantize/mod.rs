@@ -171,7 +171,7 @@ impl Args {
                 GlobalScale::Value(value) => Some(value),
             },
             activation_global_scale: self.activation_scale,
-            ..DenseOptions::new(self.format.into())
+            ..DenseOptions::new(self.format)
         };
         // Judged before anything is read; the amax does not matter to a given scale.
         let weight = options.weight_spec(1.0).context("--global-scale does not suit the format")?;
