@@ -20,41 +20,62 @@ use fp4_core::{QuantCounts, QuantSpec, reference};
 /// Most groups of a run.
 pub(crate) const GROUPS: usize = 8;
 
+/// Magnitudes below this are not cleared: products with the margins are normal above it.
+pub(crate) const LEAST: f32 = 1.0 / (1u128 << 100) as f32;
+/// What clears a group of clipped elements: amax times this is at most |d|.
+pub(crate) const NOT_CLIPPED: f32 = 1.0 / 6.9;
+/// What clears a group of being flushed: amax times this is at least |d|.
+pub(crate) const NOT_FLUSHED: f32 = 1.0 / 0.3;
+
 /// What is known of the groups of a run when it has been encoded.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Copy)]
 pub(crate) struct Groups {
     /// The largest magnitude, NaN if there is one.
     pub(crate) largest: [f32; GROUPS],
     /// What a unit of a code is worth.
     pub(crate) units: [f32; GROUPS],
+    /// No scale of a group whose largest magnitude is below this was clamped.
+    pub(crate) top: f32,
+    /// True if no group has anything to count.
+    pub(crate) clear: bool,
 }
 
-/// Clears groups under one spec, and counts the others.
+impl Groups {
+    pub(crate) fn new(spec: &QuantSpec) -> Self {
+        // Infinite where no finite magnitude has so large a scale.
+        let top = spec.scale_type().max() * (spec.scale_scale() * spec.global_scale()) * 0.99;
+        Groups { largest: [0.0; GROUPS], units: [0.0; GROUPS], top, clear: true }
+    }
+
+    /// True if there is nothing to count in group `g`.
+    #[inline(always)]
+    fn clears(&self, g: usize) -> bool {
+        let (amax, d) = (self.largest[g], self.units[g].abs());
+        let inside = (amax >= LEAST) & (amax < self.top);
+        let by_d = (amax * NOT_CLIPPED <= d) & (amax * NOT_FLUSHED >= d);
+        ((amax == 0.0) & (d >= 0.0)) | (inside & by_d)
+    }
+
+    /// Looks at the first `count` groups, for kernels that have no vectors of them.
+    #[inline(always)]
+    pub(crate) fn look(&mut self, count: usize) {
+        self.clear = (0..count).fold(true, |all, g| all & self.clears(g));
+    }
+}
+
+/// Counts the groups that are not clear.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Counter<'a> {
     spec: &'a QuantSpec,
     given: bool,
-    /// No scale of a group whose largest magnitude is below this was clamped.
-    top: f32,
 }
 
 impl<'a> Counter<'a> {
     pub(crate) fn new(spec: &'a QuantSpec, given: bool) -> Self {
-        // Infinite where no finite magnitude has so large a scale.
-        let top = spec.scale_type().max() * (spec.scale_scale() * spec.global_scale()) * 0.99;
-        Counter { spec, given, top }
+        Counter { spec, given }
     }
 
-    /// True if there is nothing to count in a group.
-    #[inline(always)]
-    fn clears(&self, amax: f32, unit: f32) -> bool {
-        let d = unit.abs();
-        let inside = (amax >= 2f32.powi(-100)) & (amax < self.top);
-        ((amax == 0.0) & (d >= 0.0))
-            | (inside & (amax * (1.0 / 6.9) <= d) & (amax * (1.0 / 0.3) >= d))
-    }
-
-    /// Counts a run of whole groups.
+    /// Counts a run of whole groups; elements and groups are counted elsewhere.
     #[inline]
     pub(crate) fn run(
         &self,
@@ -64,16 +85,24 @@ impl<'a> Counter<'a> {
         codes: &[u8],
         to: &mut QuantCounts,
     ) {
-        let known = || groups.largest.iter().zip(&groups.units).take(scales.len());
-        to.elements += y.len() as u64;
-        to.groups += scales.len() as u64;
-        if known().fold(true, |all, (&amax, &unit)| all & self.clears(amax, unit)) {
-            return;
+        if !groups.clear {
+            self.not_clear(y, groups, scales, codes, to);
         }
+    }
+
+    #[cold]
+    fn not_clear(
+        &self,
+        y: &[f32],
+        groups: &Groups,
+        scales: &[u8],
+        codes: &[u8],
+        to: &mut QuantCounts,
+    ) {
         let group = self.spec.group().get();
         let encoded = y.chunks_exact(group).zip(codes.chunks_exact(group / 2)).zip(scales);
-        for (((y, codes), &scale), (&amax, &unit)) in encoded.zip(known()) {
-            if !self.clears(amax, unit) {
+        for (g, ((y, codes), &scale)) in encoded.enumerate() {
+            if !groups.clears(g) {
                 let counts = reference::count_group(y, self.spec, scale, self.given, codes);
                 to.clipped += counts.clipped;
                 to.scale_max += counts.scale_max;

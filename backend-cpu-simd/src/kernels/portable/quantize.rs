@@ -61,6 +61,7 @@ impl Encode for Encoder {
             *unit = spec.unit(*scale);
             self.group(y, *unit, codes);
         }
+        groups.look(y.len() / group);
     }
 
     fn chains<T: FloatValue>(&self, x: &[f32], columns: &[f32], y: &mut [f32]) {

@@ -57,6 +57,7 @@ impl Encode for WasmSimd128 {
                     pack(if d == 0.0 { y.map(sign) } else { y.map(|y| encode(f32x4_div(y, dd))) });
             }
         }
+        known.look(y.len() / group);
     }
 
     fn chains<T: FloatValue>(&self, x: &[f32], columns: &[f32], y: &mut [f32]) {

@@ -17,7 +17,8 @@ use std::arch::x86_64::*;
 use fp4_core::{QuantSpec, ScaleType};
 
 use super::NAN;
-use crate::counts::GROUPS;
+use crate::counts::{GROUPS, LEAST, NOT_CLIPPED, NOT_FLUSHED};
+use crate::quantize::RUN;
 
 #[inline]
 #[target_feature(enable = "avx2")]
@@ -43,6 +44,35 @@ pub(super) fn scales(largest: __m256i, spec: &QuantSpec) -> ([u8; GROUPS], [f32;
         _mm256_storeu_ps(units.as_mut_ptr(), worth);
     }
     (low_bytes(bytes), units)
+}
+
+/// True if there is nothing to count in the groups of G of a run: [`Groups::look`] in vectors.
+///
+/// [`Groups::look`]: crate::counts::Groups::look
+#[inline]
+#[target_feature(enable = "avx2")]
+pub(super) fn clears<const G: usize>(largest: __m256i, units: &[f32; GROUPS], top: f32) -> bool {
+    let (amax, zero) = (_mm256_castsi256_ps(largest), _mm256_setzero_ps());
+    // SAFETY: 32 readable bytes.
+    let units = unsafe { _mm256_loadu_ps(units.as_ptr()) };
+    let d = _mm256_and_ps(units, _mm256_castsi256_ps(int(i32::MAX)));
+    let times = |by| _mm256_mul_ps(amax, _mm256_set1_ps(by));
+    let inside = _mm256_and_ps(
+        _mm256_cmp_ps::<_CMP_GE_OQ>(amax, _mm256_set1_ps(LEAST)),
+        _mm256_cmp_ps::<_CMP_LT_OQ>(amax, _mm256_set1_ps(top)),
+    );
+    let by_d = _mm256_and_ps(
+        _mm256_cmp_ps::<_CMP_LE_OQ>(times(NOT_CLIPPED), d),
+        _mm256_cmp_ps::<_CMP_GE_OQ>(times(NOT_FLUSHED), d),
+    );
+    let none = _mm256_and_ps(
+        _mm256_cmp_ps::<_CMP_EQ_OQ>(amax, zero),
+        _mm256_cmp_ps::<_CMP_GE_OQ>(d, zero),
+    );
+    let clear = _mm256_movemask_ps(_mm256_or_ps(none, _mm256_and_ps(inside, by_d)));
+    // The groups that a run has; past them there is something else.
+    let groups = (1 << (RUN / G)) - 1;
+    clear & groups == groups
 }
 
 /// Non-negative values and NaN as e4m3 bytes, and what the bytes are worth.
