@@ -64,10 +64,10 @@ mod tests {
     #[test]
     fn no_more_is_kept_than_the_bound_and_a_release_frees_it() {
         let scratch = TileScratch::default();
-        let one = RowTiles::of_tiles(10_000).allocated_bytes();
+        let one = RowTiles::of_tiles(40_000).allocated_bytes();
         assert!(one > 1 << 20 && one < KEPT_BYTES / 2, "{one} bytes");
         for _ in 0..2 * KEPT_BYTES / one {
-            scratch.give(RowTiles::of_tiles(10_000));
+            scratch.give(RowTiles::of_tiles(40_000));
         }
         let kept = scratch.bytes();
         assert!(kept <= KEPT_BYTES && kept > KEPT_BYTES - one, "{kept} bytes kept");
