@@ -6,8 +6,8 @@
 //! ```
 //!
 //! Linux only: it reads the resident size of its own process. Numbers are MiB of resident memory.
-//! With glibc set `MALLOC_MMAP_THRESHOLD_=131072`: else it keeps freed blocks of this size, and what
-//! is freed does not show.
+//! With glibc set `MALLOC_MMAP_THRESHOLD_=131072`: else it keeps freed blocks of this size, and
+//! what is freed does not show.
 
 use std::process::ExitCode;
 
