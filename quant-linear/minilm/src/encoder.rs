@@ -15,21 +15,21 @@
 //! padding exists. Attention is the one step that mixes rows, and it runs per sentence, which is
 //! what the attention mask achieves where sentences are padded to one length.
 //!
-//! The six products with a W are [`Linear`] layers that the caller builds; everything else,
-//! biases included, is computed here in f32. So two encoders differ by their matmuls alone.
+//! The six products with a W, each with its bias, are [`Linear`] layers that the caller builds;
+//! everything else is computed here in f32. So two encoders differ by their linear layers alone.
 
 use std::ops::Range;
 
 use anyhow::{Context, Result, ensure};
 
-use crate::math::{add_bias, dot, gelu, layer_norm, normalise, softmax};
+use crate::math::{dot, gelu, layer_norm, normalise, softmax};
 use crate::model::{Config, Weights};
 
 /// Tokens per pass, unless a single sentence is longer: enough to keep a matmul busy, and it
 /// bounds the memory of a pass at a few tens of megabytes.
 const BATCH_TOKENS: usize = 2048;
 
-/// A linear layer without bias: `y = x W^T`.
+/// A linear layer: `y = x W^T + b`.
 pub(crate) trait Linear {
     /// Multiplies `rows` rows, row-major; returns `rows * out` values, row-major.
     ///
@@ -38,10 +38,21 @@ pub(crate) trait Linear {
     fn forward(&self, x: &[f32], rows: usize) -> Result<Vec<f32>>;
 }
 
-/// Builds the [`Linear`] called `name` (`encoder.layer.0.intermediate.dense`, the tensor's name
-/// without `.weight`) from its row-major `(out, inp)` weight: arguments `name, weight, out, inp`.
-pub(crate) type LinearFactory<'a> =
-    dyn Fn(&str, &[f32], usize, usize) -> Result<Box<dyn Linear>> + 'a;
+/// What a [`Linear`] is built from.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Parts<'a> {
+    /// Its tensors' name without `.weight`: `encoder.layer.0.intermediate.dense`.
+    pub name: &'a str,
+    /// `(out, inp)`, row-major.
+    pub weight: &'a [f32],
+    /// `(out)`.
+    pub bias: &'a [f32],
+    pub out: usize,
+    pub inp: usize,
+}
+
+/// Builds a [`Linear`].
+pub(crate) type LinearFactory<'a> = dyn Fn(&Parts<'_>) -> Result<Box<dyn Linear>> + 'a;
 
 /// Is shown every linear layer's name and input rows, in the order of computation.
 pub(crate) type Observer<'a> = dyn FnMut(&str, &[f32]) + 'a;
@@ -49,11 +60,11 @@ pub(crate) type Observer<'a> = dyn FnMut(&str, &[f32]) + 'a;
 /// One embedding of length 1 per sentence.
 pub(crate) type Embeddings = Vec<Vec<f32>>;
 
-/// A [`Linear`] with its name and bias.
+/// A [`Linear`] with its name and width.
 struct Projection {
     name: String,
     linear: Box<dyn Linear>,
-    bias: Vec<f32>,
+    out: usize,
 }
 
 impl Projection {
@@ -65,26 +76,25 @@ impl Projection {
     ) -> Result<Self> {
         let weight = weights.f32(&format!("{name}.weight"), &[out, inp])?;
         let bias = weights.f32(&format!("{name}.bias"), &[out])?;
-        let linear = factory(&name, &weight, out, inp)
+        let linear = factory(&Parts { name: &name, weight: &weight, bias: &bias, out, inp })
             .with_context(|| format!("cannot build the linear layer {name} ({out}, {inp})"))?;
-        Ok(Self { name, linear, bias })
+        Ok(Self { name, linear, out })
     }
 
     fn forward(&self, x: &[f32], rows: usize, observe: &mut Observer<'_>) -> Result<Vec<f32>> {
         observe(&self.name, x);
-        let mut y = self
+        let y = self
             .linear
             .forward(x, rows)
             .with_context(|| format!("in the linear layer {}", self.name))?;
         // A foreign layer may be wrong; a short output would otherwise pass as fewer tokens.
         ensure!(
-            y.len() == rows * self.bias.len(),
+            y.len() == rows * self.out,
             "the linear layer {} returned {} values for {rows} rows, expected {}",
             self.name,
             y.len(),
-            rows * self.bias.len()
+            rows * self.out
         );
-        add_bias(&mut y, &self.bias);
         Ok(y)
     }
 }
@@ -517,10 +527,10 @@ mod tests {
                 Ok(vec![0.0; rows])
             }
         }
-        let text = message(tiny_encoder(&|_, _, _, _| anyhow::bail!("no such format")));
+        let text = message(tiny_encoder(&|_| anyhow::bail!("no such format")));
         assert!(text.contains("encoder.layer.0.attention.self.query (8, 8)"), "{text}");
         assert!(text.contains("no such format"), "{text}");
-        let encoder = tiny_encoder(&|_, _, _, _| Ok(Box::new(Short))).unwrap();
+        let encoder = tiny_encoder(&|_| Ok(Box::new(Short))).unwrap();
         let text = message(encoder.embed(&[vec![1, 2]], &mut |_, _| ()));
         assert!(text.contains("returned 2 values for 2 rows, expected 16"), "{text}");
     }

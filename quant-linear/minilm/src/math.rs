@@ -41,15 +41,6 @@ pub(crate) fn gelu(x: f32) -> f32 {
     0.5 * x * (1.0 + libm::erff(x * std::f32::consts::FRAC_1_SQRT_2))
 }
 
-/// Adds `bias` to every row of `x`.
-pub(crate) fn add_bias(x: &mut [f32], bias: &[f32]) {
-    for row in x.chunks_exact_mut(bias.len()) {
-        for (v, b) in row.iter_mut().zip(bias) {
-            *v += b;
-        }
-    }
-}
-
 /// Dot product of two slices of one length.
 ///
 /// Eight partial sums, because one running sum would forbid SIMD: the compiler may not reorder
@@ -151,12 +142,5 @@ mod tests {
         let mut zero = [0.0; 3];
         normalise(&mut zero);
         assert_eq!(zero, [0.0; 3]);
-    }
-
-    #[test]
-    fn add_bias_reaches_every_row() {
-        let mut x = [1.0, 2.0, 3.0, 4.0];
-        add_bias(&mut x, &[10.0, 20.0]);
-        assert_eq!(x, [11.0, 22.0, 13.0, 24.0]);
     }
 }

@@ -4,9 +4,10 @@ use anyhow::Result;
 use fp4_core::Format;
 use quant_linear::{DenseOptions, QuantLinear, StoredTransform};
 
-use crate::encoder::Linear;
+use crate::encoder::{Linear, Parts};
 
-/// `y = x W^T` with both operands in FP4, exact and rounded once.
+/// `y = x W^T + b` with both operands of the product in FP4: exact, rounded, and the bias added
+/// (contract, C6).
 struct Quantized(QuantLinear);
 
 /// A [`LinearFactory`](crate::encoder::LinearFactory) for a format with its usual settings;
@@ -17,13 +18,14 @@ struct Quantized(QuantLinear);
 pub(crate) fn quantized(
     format: Format,
     hadamard: Option<usize>,
-) -> impl Fn(&str, &[f32], usize, usize) -> Result<Box<dyn Linear>> {
-    move |_name, weight, out, inp| {
+) -> impl Fn(&Parts<'_>) -> Result<Box<dyn Linear>> {
+    move |parts| {
         let options = DenseOptions {
             transform: hadamard.map(StoredTransform::hadamard).transpose()?,
             ..DenseOptions::new(format)
         };
-        Ok(Box::new(Quantized(QuantLinear::from_dense(weight, out, inp, &options)?)))
+        let layer = QuantLinear::from_dense(parts.weight, parts.out, parts.inp, &options)?;
+        Ok(Box::new(Quantized(layer.with_bias(parts.bias)?)))
     }
 }
 
@@ -37,21 +39,29 @@ impl Linear for Quantized {
 mod tests {
     use super::*;
 
+    fn layer(weight: &[f32], bias: &[f32], inp: usize) -> Result<Box<dyn Linear>> {
+        let parts = Parts { name: "w", weight, bias, out: bias.len(), inp };
+        quantized(Format::MxFp4, None)(&parts)
+    }
+
     #[test]
-    fn values_that_fp4_holds_multiply_exactly() {
+    fn values_that_fp4_holds_multiply_exactly_and_get_their_bias() {
         // Under gs = 1/3 and ss = 4 a group whose maximum is 4/3 has scale 1 and units of 1/3.
         let weight: Vec<f32> =
             (0..32 * 32).map(|i| if i / 32 == i % 32 { 4.0 / 3.0 } else { 0.0 }).collect();
-        let layer = quantized(Format::MxFp4, None)("w", &weight, 32, 32).unwrap();
+        let bias: Vec<f32> = (0..32).map(|i| i as f32).collect();
         let x: Vec<f32> = (0..32).map(|i| [4.0, -3.0, 2.0, 0.5][i % 4] / 3.0).collect();
-        let y = layer.forward(&x, 1).unwrap();
-        let close = x.iter().zip(&y).all(|(x, y)| (4.0 / 3.0 * x - y).abs() < 1e-6);
-        assert!(close, "{y:?}");
+        let plain = layer(&weight, &[0.0; 32], 32).unwrap().forward(&x, 1).unwrap();
+        let close = x.iter().zip(&plain).all(|(x, y)| (4.0 / 3.0 * x - y).abs() < 1e-6);
+        assert!(close, "{plain:?}");
+        let biased = layer(&weight, &bias, 32).unwrap().forward(&x, 1).unwrap();
+        let expected: Vec<f32> = plain.iter().zip(&bias).map(|(y, b)| y + b).collect();
+        assert_eq!(biased, expected);
     }
 
     #[test]
     fn a_width_that_is_not_whole_groups_is_an_error() {
-        let text = quantized(Format::MxFp4, None)("w", &[0.0; 40], 1, 40).err().unwrap();
+        let text = layer(&[0.0; 40], &[0.0], 40).err().unwrap();
         assert!(text.to_string().contains("K = 40"), "{text}");
     }
 }
