@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use fp4_core::backend::erased::Backend;
 use fp4_core::{
-    FloatType, GroupSize, MatmulQuery, PackedMatrix, PackedShape, QuantSpec, QuantizeInput,
+    FloatType, Format, GroupSize, MatmulQuery, PackedMatrix, PackedShape, QuantSpec, QuantizeInput,
     Transform, Unsupported,
 };
 use safetensors::Dtype;
@@ -19,7 +19,7 @@ use crate::files;
 use crate::report::Counts;
 use crate::suite::outcome::{Comparison, Meaning, Outcome};
 use crate::suite::quantize_into_garbage;
-use crate::tensor::{bits_of, dtype, from_bytes, garbage, to_bytes};
+use crate::tensor::{Values, bits_of, dtype, from_bytes, garbage, to_bytes};
 use crate::text::Shown;
 
 /// True for a folder that holds a manifest of this schema.
@@ -260,6 +260,7 @@ fn expect_type(path: &Path, tensor: &str, ty: Dtype) -> Result<(), Error> {
     })
 }
 
+/// A backend's outputs for a case, by name.
 fn respond(
     path: &Path,
     number: &str,
@@ -267,87 +268,135 @@ fn respond(
     tensors: &Tensors,
     backend: &Backend,
 ) -> Result<Tensors, Error> {
-    let core = |source| Error::Core { case: case.id.clone(), source };
-    let get = |name: &str| find(path, tensors, &format!("{number}.{name}"));
-    let unknown = |what: &str, got: &str| Error::Tensor {
-        path: path.to_owned(),
-        tensor: format!("{what} of case {number}"),
-        got: got.to_owned(),
-        expected: "a name of the schema".into(),
-    };
-    let float = |name: &str| -> Result<_, Error> {
-        let (ty, shape, bytes) = get(name)?;
-        let found = FloatType::ALL.into_iter().find(|float| dtype(*float) == *ty);
-        let float = found.ok_or_else(|| unknown(name, &ty.to_string()))?;
-        Ok((from_bytes(float, bytes), shape))
-    };
+    let asked = Asked { path, number, case, tensors };
     match &case.request {
         Request::Quantize { scale_type, group, global_scale_bits, scale_scale_bits, tie } => {
-            let ty = scale_type.parse().map_err(|_| unknown("scale_type", scale_type))?;
-            let mode = tie.parse().map_err(|_| unknown("tie", tie))?;
-            let group = GroupSize::new(*group).map_err(core)?;
-            let [gs, ss] = [*global_scale_bits, *scale_scale_bits].map(f32::from_bits);
-            let spec = QuantSpec::new(ty, group, gs, ss).map_err(core)?.with_tie(mode);
-            let (x, shape) = float("x")?;
-            let &[rows, k] = shape.as_slice() else {
-                return Err(unknown("shape of x", "no matrix"));
-            };
-            let transform = match case.inputs.contains_key("transform") {
-                true => Some(float("transform")?),
-                false => None,
-            };
-            let transform = (transform.as_ref())
-                .map(|(values, shape)| Transform::from_shape(values.as_slice(), shape))
-                .transpose()
-                .map_err(core)?;
-            let mut input = QuantizeInput::new(x.as_slice(), rows, k, &spec)
-                .and_then(|input| input.with_transform(transform))
-                .map_err(core)?;
-            if case.inputs.contains_key("given_scales") {
-                input = input.with_scales(&get("given_scales")?.2).map_err(core)?;
-            }
-            let Some(quantizer) = backend.quantizer() else {
-                return Err(core(Unsupported::Other("no quantizer").into()));
-            };
-            let shape = input.shape();
-            let out = quantize_into_garbage(&**quantizer, &input).map_err(core)?;
-            let (codes, scales) = out.into_parts();
-            Ok(BTreeMap::from([
-                ("codes".into(), (Dtype::U8, vec![rows, shape.row_bytes()], codes)),
-                ("scales".into(), (Dtype::U8, vec![rows, shape.row_groups()], scales)),
-            ]))
+            let settings = [*global_scale_bits, *scale_scale_bits].map(f32::from_bits);
+            let spec = asked.spec(scale_type, *group, settings, tie)?;
+            asked.quantize(&spec, backend)
         }
-        Request::Matmul { format, shape: [m, n, k], alpha_bits, output } => {
-            let format = format.parse().map_err(|_| unknown("format", format))?;
-            let output = output.parse().map_err(|_| unknown("output", output))?;
-            let side = |name: &str, rows: usize| -> Result<PackedMatrix, Error> {
-                let shape = PackedShape::of(format, rows, *k).map_err(core)?;
-                let part = |part: &str| Ok::<_, Error>(get(&format!("{name}_{part}"))?.2.clone());
-                PackedMatrix::new(shape, part("codes")?, part("scales")?).map_err(core)
-            };
-            let (a, b) = (side("a", *m)?, side("b", *n)?);
-            a.shape().expect_product(&b.shape()).map_err(core)?;
-            // With K = 0 nothing in the inputs bounds M * N; the expected output in the file does.
-            let expected = &get("y")?.1;
-            if *expected != [*m, *n] {
-                return Err(Error::Tensor {
-                    path: path.to_owned(),
-                    tensor: format!("{number}.y"),
-                    got: format!("{expected:?}"),
-                    expected: format!("[{m}, {n}], as the request"),
-                });
-            }
-            let Some(matmul) = backend.matmul() else {
-                return Err(core(Unsupported::Other("no matmul").into()));
-            };
-            let query = MatmulQuery::new(format, [*m, *n, *k], output);
-            matmul.supports_matmul(&query).map_err(|why| core(why.into()))?;
-            let weight = matmul.clone().prepare_dyn(b.into()).map_err(core)?;
-            let mut y = garbage(output, m * n);
-            let alpha = f32::from_bits(*alpha_bits);
-            weight.matmul(a.view(), alpha.into(), y.as_mut_slice()).map_err(core)?;
-            let bytes = to_bytes(output, &bits_of(y.as_slice()));
-            Ok(BTreeMap::from([("y".into(), (dtype(output), vec![*m, *n], bytes))]))
+        Request::Matmul { format, shape, alpha_bits, output } => {
+            let format = format.parse().map_err(|_| asked.unknown("format", format))?;
+            let output = output.parse().map_err(|_| asked.unknown("output", output))?;
+            asked.matmul(format, *shape, f32::from_bits(*alpha_bits), output, backend)
         }
+    }
+}
+
+/// A case of an export with its file's tensors.
+struct Asked<'a> {
+    path: &'a Path,
+    number: &'a str,
+    case: &'a CaseEntry,
+    tensors: &'a Tensors,
+}
+
+impl Asked<'_> {
+    fn core(&self, source: fp4_core::Error) -> Error {
+        Error::Core { case: self.case.id.clone(), source }
+    }
+
+    /// The case's tensor `name`.
+    fn get(&self, name: &str) -> Result<&(Dtype, Vec<usize>, Vec<u8>), Error> {
+        find(self.path, self.tensors, &format!("{}.{name}", self.number))
+    }
+
+    fn unknown(&self, what: &str, got: &str) -> Error {
+        Error::Tensor {
+            path: self.path.to_owned(),
+            tensor: format!("{what} of case {}", self.number),
+            got: got.to_owned(),
+            expected: "a name of the schema".into(),
+        }
+    }
+
+    /// The values of the case's tensor `name`, and its shape.
+    fn float(&self, name: &str) -> Result<(Values, &Vec<usize>), Error> {
+        let (ty, shape, bytes) = self.get(name)?;
+        let found = FloatType::ALL.into_iter().find(|float| dtype(*float) == *ty);
+        let float = found.ok_or_else(|| self.unknown(name, &ty.to_string()))?;
+        Ok((from_bytes(float, bytes), shape))
+    }
+
+    fn spec(
+        &self,
+        scale_type: &str,
+        group: usize,
+        [global_scale, scale_scale]: [f32; 2],
+        tie: &str,
+    ) -> Result<QuantSpec, Error> {
+        let ty = scale_type.parse().map_err(|_| self.unknown("scale_type", scale_type))?;
+        let mode = tie.parse().map_err(|_| self.unknown("tie", tie))?;
+        let spec = GroupSize::new(group)
+            .and_then(|group| QuantSpec::new(ty, group, global_scale, scale_scale));
+        Ok(spec.map_err(|e| self.core(e))?.with_tie(mode))
+    }
+
+    fn quantize(&self, spec: &QuantSpec, backend: &Backend) -> Result<Tensors, Error> {
+        let (x, shape) = self.float("x")?;
+        let &[rows, k] = shape.as_slice() else {
+            return Err(self.unknown("shape of x", "no matrix"));
+        };
+        let transform = match self.case.inputs.contains_key("transform") {
+            true => Some(self.float("transform")?),
+            false => None,
+        };
+        let transform = (transform.as_ref())
+            .map(|(values, shape)| Transform::from_shape(values.as_slice(), shape))
+            .transpose()
+            .map_err(|e| self.core(e))?;
+        let mut input = QuantizeInput::new(x.as_slice(), rows, k, spec)
+            .and_then(|input| input.with_transform(transform))
+            .map_err(|e| self.core(e))?;
+        if self.case.inputs.contains_key("given_scales") {
+            input = input.with_scales(&self.get("given_scales")?.2).map_err(|e| self.core(e))?;
+        }
+        let Some(quantizer) = backend.quantizer() else {
+            return Err(self.core(Unsupported::Other("no quantizer").into()));
+        };
+        let shape = input.shape();
+        let out = quantize_into_garbage(&**quantizer, &input).map_err(|e| self.core(e))?;
+        let (codes, scales) = out.into_parts();
+        Ok(BTreeMap::from([
+            ("codes".into(), (Dtype::U8, vec![rows, shape.row_bytes()], codes)),
+            ("scales".into(), (Dtype::U8, vec![rows, shape.row_groups()], scales)),
+        ]))
+    }
+
+    fn matmul(
+        &self,
+        format: Format,
+        [m, n, k]: [usize; 3],
+        alpha: f32,
+        output: FloatType,
+        backend: &Backend,
+    ) -> Result<Tensors, Error> {
+        let side = |name: &str, rows: usize| -> Result<PackedMatrix, Error> {
+            let shape = PackedShape::of(format, rows, k).map_err(|e| self.core(e))?;
+            let part = |part: &str| Ok::<_, Error>(self.get(&format!("{name}_{part}"))?.2.clone());
+            PackedMatrix::new(shape, part("codes")?, part("scales")?).map_err(|e| self.core(e))
+        };
+        let (a, b) = (side("a", m)?, side("b", n)?);
+        a.shape().expect_product(&b.shape()).map_err(|e| self.core(e))?;
+        // With K = 0 nothing in the inputs bounds M * N; the expected output in the file does.
+        let expected = &self.get("y")?.1;
+        if *expected != [m, n] {
+            return Err(Error::Tensor {
+                path: self.path.to_owned(),
+                tensor: format!("{}.y", self.number),
+                got: format!("{expected:?}"),
+                expected: format!("[{m}, {n}], as the request"),
+            });
+        }
+        let Some(matmul) = backend.matmul() else {
+            return Err(self.core(Unsupported::Other("no matmul").into()));
+        };
+        let query = MatmulQuery::new(format, [m, n, k], output);
+        matmul.supports_matmul(&query).map_err(|why| self.core(why.into()))?;
+        let weight = matmul.clone().prepare_dyn(b.into()).map_err(|e| self.core(e))?;
+        let mut y = garbage(output, m * n);
+        weight.matmul(a.view(), alpha.into(), y.as_mut_slice()).map_err(|e| self.core(e))?;
+        let bytes = to_bytes(output, &bits_of(y.as_slice()));
+        Ok(BTreeMap::from([("y".into(), (dtype(output), vec![m, n], bytes))]))
     }
 }

@@ -4,7 +4,7 @@
 //! schema; its manifest names what it was taken from under `subset_of`, with the source's SHA-256,
 //! and has none of its own.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::path::Path;
 
 use safetensors::tensor::TensorView;
@@ -64,9 +64,8 @@ pub fn write_subset(
     if let Some(unknown) =
         without.iter().find(|&out| !read.tensor_names().any(|t| column(t) == *out))
     {
-        let mut columns: Vec<_> = read.tensor_names().map(column).collect();
-        columns.sort();
-        columns.dedup();
+        let columns: BTreeSet<_> = read.tensor_names().map(column).collect();
+        let columns: Vec<_> = columns.into_iter().collect();
         return Err(subset("column", unknown, columns.join(", ")));
     }
     let keep = |tensor: &str| {
@@ -88,26 +87,30 @@ pub fn write_subset(
         .map_err(|source| Error::SafeTensors { file: file.clone(), source })?;
 
     let sha256 = manifest["sha256"].take();
-    let retain = |value: &mut Value, keep: &dyn Fn(&str) -> bool| {
-        if let Some(object) = value.as_object_mut() {
-            object.retain(|name, _| keep(name));
-        }
-    };
+    let left_out: Vec<_> = known.iter().filter(|case| !cases.contains(case)).collect();
+    let subset_of = json!({
+        "name": file,
+        "sha256": sha256,
+        "cases_left_out": left_out,
+        "columns_left_out": without,
+    });
     retain(&mut manifest, &|key| key != "sha256");
     retain(&mut manifest[list], &|case| cases.iter().any(|kept| kept == case));
     retain(&mut manifest["tensors"], &keep);
     manifest["name"] = json!(target_name);
     manifest["file"] = json!(format!("{target_name}.safetensors"));
     manifest["bytes"] = json!(bytes.len());
-    manifest["subset_of"] = json!({
-        "name": file,
-        "sha256": sha256,
-        "cases_left_out": known.iter().filter(|case| !cases.contains(case)).collect::<Vec<_>>(),
-        "columns_left_out": without,
-    });
+    manifest["subset_of"] = subset_of;
     let text = serde_json::to_string_pretty(&manifest).map_err(manifest_error)? + "\n";
     write_error(target, std::fs::write(path("safetensors"), bytes))?;
     write_error(target, std::fs::write(path("json"), text))
+}
+
+/// Leaves the keys of an object that are to be kept.
+fn retain(value: &mut Value, keep: &dyn Fn(&str) -> bool) {
+    if let Some(object) = value.as_object_mut() {
+        object.retain(|name, _| keep(name));
+    }
 }
 
 fn write_error<T>(path: &Path, result: std::io::Result<T>) -> Result<T, Error> {
