@@ -2,7 +2,7 @@
 //!
 //! An [`Engine`] is made once, from an [`Isa`], by asking the CPU; what it holds is the proof.
 //! Every operation goes through [`by_engine!`](by_engine), which calls the driver with the kernels'
-//! type.
+//! type. A weight is an [`Engine`] that holds panels too: whoever multiplies it uses its kernels.
 //!
 //! # Adding an instruction set
 //!
@@ -22,6 +22,8 @@
 //! The tests and the suite run on every [`Isa::available`], so they run on the new one: when they
 //! pass where the CPU has it, it is done.
 
+use std::marker::PhantomData;
+
 use fp4_core::Unsupported;
 
 use crate::isa::Isa;
@@ -36,19 +38,23 @@ use crate::kernels::x86;
 /// dollar.
 macro_rules! engines {
     ($d:tt $(#[cfg($cfg:meta)] $isa:ident($kernels:ty);)*) => {
-        /// An instruction set with the proof that this CPU has it.
+        /// An instruction set with the proof that this CPU has it, and what is in the form that
+        /// its kernels read: `T` for those that plug into the tiles, `P` for the portable ones.
         #[derive(Debug, Clone, Copy)]
-        pub(crate) enum Engine {
-            $(#[cfg($cfg)] $isa($kernels),)*
-            Portable,
+        pub(crate) enum Engine<T = (), P = ()> {
+            $(#[cfg($cfg)] $isa($kernels, T),)*
+            // Where no kernels plug into the tiles, no other variant names `T`.
+            Portable(P, PhantomData<T>),
         }
 
         impl Engine {
             /// Asks the CPU for an instruction set.
             pub(crate) fn new(isa: Isa) -> Result<Self, Unsupported> {
                 match isa {
-                    $(#[cfg($cfg)] Isa::$isa => <$kernels>::new().map(Engine::$isa),)*
-                    Isa::Portable => Ok(Engine::Portable),
+                    $(#[cfg($cfg)] Isa::$isa => {
+                        <$kernels>::new().map(|kernels| Engine::$isa(kernels, ()))
+                    })*
+                    Isa::Portable => Ok(Engine::PORTABLE),
                     // Of another architecture.
                     _ => Err(Unsupported::CpuFeature(isa.name())),
                 }
@@ -57,18 +63,39 @@ macro_rules! engines {
             /// Which it is.
             pub(crate) fn isa(self) -> Isa {
                 match self {
-                    $(#[cfg($cfg)] Engine::$isa(_) => Isa::$isa,)*
-                    Engine::Portable => Isa::Portable,
+                    $(#[cfg($cfg)] Engine::$isa(..) => Isa::$isa,)*
+                    Engine::Portable(..) => Isa::Portable,
                 }
             }
         }
 
-        /// `$tiled` with the engine's kernels as `$kernels`, or `$portable`.
+        /// `$tiled` with the engine's kernels as `$kernels` and a reference to what it holds as
+        /// `$held`, or `$portable`.
         macro_rules! by_engine {
+            (
+                $d engine:expr, $d kernels:ident, $d held:pat => $d tiled:expr,
+                portable, $d portable_held:pat => $d portable:expr
+            ) => {
+                match &$d engine {
+                    $(#[cfg($cfg)] $d crate::engine::Engine::$isa(kernels, $d held) => {
+                        let $d kernels = *kernels;
+                        $d tiled
+                    })*
+                    $d crate::engine::Engine::Portable($d portable_held, _) => $d portable,
+                }
+            };
+        }
+
+        /// The engine with what `$tiled` makes for its kernels, `$kernels`, or with `$portable`.
+        macro_rules! engine_with {
             ($d engine:expr, $d kernels:ident => $d tiled:expr, portable => $d portable:expr) => {
                 match $d engine {
-                    $(#[cfg($cfg)] $d crate::engine::Engine::$isa($d kernels) => $d tiled,)*
-                    $d crate::engine::Engine::Portable => $d portable,
+                    $(#[cfg($cfg)] $d crate::engine::Engine::$isa($d kernels, ()) => {
+                        $d crate::engine::Engine::$isa($d kernels, $d tiled)
+                    })*
+                    $d crate::engine::Engine::Portable((), _) => {
+                        $d crate::engine::Engine::Portable($d portable, std::marker::PhantomData)
+                    }
                 }
             };
         }
@@ -85,11 +112,13 @@ engines! { $
     #[cfg(all(target_arch = "wasm32", target_feature = "simd128"))] WasmSimd128(wasm::WasmSimd128);
 }
 #[expect(clippy::single_component_path_imports, reason = "it gives the macro a path")]
-pub(crate) use by_engine;
+pub(crate) use {by_engine, engine_with};
 
 impl Engine {
+    const PORTABLE: Self = Engine::Portable((), PhantomData);
+
     /// The best that the CPU has.
     pub(crate) fn best() -> Self {
-        Isa::ALL.into_iter().find_map(|isa| Engine::new(isa).ok()).unwrap_or(Engine::Portable)
+        Isa::ALL.into_iter().find_map(|isa| Engine::new(isa).ok()).unwrap_or(Engine::PORTABLE)
     }
 }

@@ -108,7 +108,7 @@ pub use crate::resident::{CpuOperand, CpuTensor, CpuTransform};
 /// What [`CpuSimd::with_pool`] takes, and what makes one.
 pub use rayon::{ThreadPool, ThreadPoolBuilder};
 
-use crate::engine::{Engine, by_engine};
+use crate::engine::{Engine, by_engine, engine_with};
 use crate::kernels::portable;
 use crate::quantize::TransformColumns;
 use crate::threads::TaskThreads;
@@ -123,7 +123,8 @@ pub struct CpuSimd {
 }
 
 /// A weight prepared by [`CpuSimd`], in the form that the instruction set's kernels read; the
-/// packed form is not kept.
+/// packed form is not kept. It is multiplied by those kernels, whatever the instruction set of the
+/// [`CpuSimd`] that is asked to: the bits are the same.
 ///
 /// Portable kernels apart: the packed codes and scale bytes in another order and what is known of
 /// each panel of columns, at most 1.05 times the packed size for N a multiple of 16 from 256 and K
@@ -132,22 +133,8 @@ pub struct CpuSimd {
 /// `B` is what it was prepared from; nothing of that type is held.
 #[derive(Clone)]
 pub struct CpuWeight<B> {
-    weight: WeightForm,
+    weight: Engine<matmul::Panels, portable::BytePanels>,
     from: PhantomData<fn() -> B>,
-}
-
-#[cfg_attr(
-    not(any(
-        target_arch = "x86_64",
-        target_arch = "aarch64",
-        all(target_arch = "wasm32", target_feature = "simd128")
-    )),
-    allow(dead_code, reason = "no kernels plug into the tiles")
-)]
-#[derive(Clone)]
-enum WeightForm {
-    Tiled(matmul::Panels),
-    Portable(portable::BytePanels),
 }
 
 /// Shape and format.
@@ -159,10 +146,10 @@ impl<B: Packed> fmt::Debug for CpuWeight<B> {
 
 impl<B: Packed> PreparedWeight for CpuWeight<B> {
     fn shape(&self) -> PackedShape {
-        match &self.weight {
-            WeightForm::Tiled(panels) => panels.shape(),
-            WeightForm::Portable(panels) => panels.shape(),
-        }
+        by_engine!(self.weight,
+            _kernels, panels => panels.shape(),
+            portable, panels => panels.shape()
+        )
     }
 }
 
@@ -171,36 +158,14 @@ impl<B: Packed> CpuWeight<B> {
     /// panel of columns.
     pub fn resident_bytes(&self) -> usize {
         size_of::<Self>()
-            + match &self.weight {
-                WeightForm::Tiled(panels) => panels.allocated_bytes(),
-                WeightForm::Portable(panels) => panels.allocated_bytes(),
-            }
+            + by_engine!(self.weight,
+                _kernels, panels => panels.allocated_bytes(),
+                portable, panels => panels.allocated_bytes()
+            )
     }
 
     fn rows(&self) -> usize {
         self.shape().rows()
-    }
-
-    #[cfg_attr(
-        not(any(
-            target_arch = "x86_64",
-            target_arch = "aarch64",
-            all(target_arch = "wasm32", target_feature = "simd128")
-        )),
-        allow(dead_code, reason = "no kernels plug into the tiles")
-    )]
-    fn tiled(&self) -> Result<&matmul::Panels, Error> {
-        match &self.weight {
-            WeightForm::Tiled(panels) => Ok(panels),
-            WeightForm::Portable(_) => Err(Error::ForeignOperand),
-        }
-    }
-
-    fn portable(&self) -> Result<&portable::BytePanels, Error> {
-        match &self.weight {
-            WeightForm::Portable(panels) => Ok(panels),
-            WeightForm::Tiled(_) => Err(Error::ForeignOperand),
-        }
     }
 }
 
@@ -246,10 +211,10 @@ impl CpuSimd {
         let (threads, spec) = (&self.threads, input.spec());
         let common = (spec.tie(), spec.rule()) == (TieMode::Even, ScaleRule::Nearest);
         by_engine!(self.engine,
-            kernels => if common {
+            kernels, () => if common {
                 return quantize::quantize(&kernels, threads, input, transform, out);
             },
-            portable => {}
+            portable, () => {}
         );
         quantize::quantize(&portable::Encoder::new(spec.tie()), threads, input, transform, out)
     }
@@ -274,8 +239,8 @@ impl CpuSimd {
         out.as_ref().expect_len(Buffer::Output, whole)?;
         let (threads, columns) = (&self.threads, TransformColumns::new(transform, x.float_type()));
         by_engine!(self.engine,
-            kernels => quantize::transform(&kernels, threads, &columns, x, out),
-            portable => {
+            kernels, () => quantize::transform(&kernels, threads, &columns, x, out),
+            portable, () => {
                 // How codes would be rounded does not matter here.
                 let encoder = portable::Encoder::new(TieMode::Even);
                 quantize::transform(&encoder, threads, &columns, x, out)
@@ -313,8 +278,8 @@ impl CpuSimd {
         check_environment()?;
         let threads = &self.threads;
         by_engine!(self.engine,
-            kernels => dequantize::dequantize(kernels, threads, packed, global_scale, out),
-            portable => {
+            kernels, () => dequantize::dequantize(kernels, threads, packed, global_scale, out),
+            portable, () => {
                 dequantize::dequantize(portable::Portable, threads, packed, global_scale, out)
             }
         )
@@ -358,15 +323,14 @@ impl Matmul for CpuSimd {
 
     fn prepare<B: Packed>(&self, b: B) -> Result<CpuWeight<B>, Error> {
         let view = b.view();
-        let weight = by_engine!(self.engine,
-            kernels => WeightForm::Tiled(matmul::prepare(kernels, &self.threads, view)?),
-            portable => WeightForm::Portable(portable::BytePanels::new(&self.threads, view)?)
+        let weight = engine_with!(self.engine,
+            kernels => matmul::prepare(kernels, &self.threads, view)?,
+            portable => portable::BytePanels::new(&self.threads, view)?
         );
         Ok(CpuWeight { weight, from: PhantomData })
     }
 
-    /// As the trait says; [`Error::ForeignOperand`] if a backend with another instruction set
-    /// prepared the weight.
+    /// As the trait says, by the kernels that the weight was prepared for.
     fn matmul<B: Packed>(
         &self,
         a: PackedView<'_>,
@@ -376,9 +340,9 @@ impl Matmul for CpuSimd {
     ) -> Result<Paths, Error> {
         check_environment()?;
         let threads = &self.threads;
-        by_engine!(self.engine,
-            kernels => matmul::matmul(kernels, threads, &self.scratch, a, b.tiled()?, epilogue, out),
-            portable => portable::matmul::matmul(threads, a, b.portable()?, epilogue, out)
+        by_engine!(b.weight,
+            kernels, b => matmul::matmul(kernels, threads, &self.scratch, a, b, epilogue, out),
+            portable, b => portable::matmul::matmul(threads, a, b, epilogue, out)
         )
     }
 
@@ -393,14 +357,12 @@ impl Matmul for CpuSimd {
     ) -> Result<(), Error> {
         check_environment()?;
         let threads = &self.threads;
-        by_engine!(self.engine,
-            kernels => {
-                let b = b.tiled()?;
-                matmul::expect_form(kernels, b)?;
+        by_engine!(b.weight,
+            kernels, b => {
                 matmul::sum::partial(&matmul::TiledOperands { kernels, threads, a, b }, groups, out)
             },
-            portable => {
-                let product = portable::matmul::PortableOperands { threads, a, b: b.portable()? };
+            portable, b => {
+                let product = portable::matmul::PortableOperands { threads, a, b };
                 matmul::sum::partial(&product, groups, out)
             }
         )
@@ -412,10 +374,10 @@ impl Matmul for CpuSimd {
         out: &mut PackedMut<'_>,
     ) -> Result<(), Error> {
         b.shape().expect_same(&out.shape())?;
-        match &b.weight {
-            WeightForm::Tiled(panels) => panels.export(&self.threads, out),
-            WeightForm::Portable(panels) => panels.export(&self.threads, out),
-        }
+        by_engine!(b.weight,
+            _kernels, panels => panels.export(&self.threads, out),
+            portable, panels => panels.export(&self.threads, out)
+        )
     }
 }
 

@@ -30,7 +30,8 @@ impl CpuTensor {
     }
 }
 
-/// A quantized activation in the form that the kernels read.
+/// A quantized activation in the form that the kernels of the backend that made it read. Other
+/// kernels read its packed form.
 pub struct CpuOperand {
     packed: PackedMatrix,
     tiles: matmul::RowTiles,
@@ -47,6 +48,13 @@ impl CpuOperand {
     /// The packed form.
     pub fn packed(&self) -> PackedView<'_> {
         self.packed.view()
+    }
+
+    /// Makes room for a matrix that is to be written. The tiles are those of no matrix until it is
+    /// packed: a backend without tiles would leave those of another that filled it before.
+    fn reshape(&mut self, shape: PackedShape) {
+        self.packed.reshape(shape);
+        self.tiles.clear();
     }
 }
 
@@ -69,11 +77,11 @@ impl CpuSimd {
             return Ok(());
         }
         by_engine!(self.engine,
-            kernels => {
+            kernels, () => {
                 let CpuOperand { packed, tiles } = operand;
                 matmul::pack(kernels, &self.threads, packed.view(), tiles)
             },
-            portable => Ok(())
+            portable, () => Ok(())
         )
     }
 }
@@ -149,7 +157,7 @@ impl Resident for CpuSimd {
             }
         }
         self.supports_quantize(&input.query())?;
-        out.packed.reshape(input.shape());
+        out.reshape(input.shape());
         let to = &mut out.packed.view_mut();
         let counted = self.quantize_by(&input, transform.map(|t| &t.0), to)?;
         if let Some(counts) = counts {
@@ -175,13 +183,13 @@ impl Resident for CpuSimd {
             }
         };
         let view = a.packed.view();
-        by_engine!(self.engine,
-            kernels => {
+        by_engine!(b.weight,
+            kernels, b => {
                 check_environment()?;
-                let (threads, b) = (&self.threads, b.tiled()?);
-                matmul::matmul_tiles(kernels, threads, view, &a.tiles, b, epilogue, out)
+                let (threads, scratch, tiles) = (&self.threads, &self.scratch, &a.tiles);
+                matmul::matmul_tiles(kernels, threads, scratch, view, tiles, b, epilogue, out)
             },
-            portable => self.matmul(view, b, epilogue, out)
+            portable, _ => self.matmul(view, b, epilogue, out)
         )
     }
 
@@ -190,7 +198,7 @@ impl Resident for CpuSimd {
     }
 
     fn import(&self, from: PackedView<'_>, to: &mut CpuOperand) -> Result<(), Error> {
-        to.packed.reshape(from.shape());
+        to.reshape(from.shape());
         to.packed.view_mut().copy_from(from)?;
         self.pack(to)
     }

@@ -4,7 +4,9 @@ mod common;
 
 use common::{Rng, Scales, each_isa, operand, same_bits};
 use fp4_backend_cpu_simd::{CpuSimd, Isa};
-use fp4_core::{Error, Format, Matmul, PackedMatrix, PackedShape, Paths, reference};
+use fp4_core::{
+    ExactSum, Format, Matmul, PackedMatrix, PackedShape, PartialsMut, Paths, reference,
+};
 
 /// A matrix of one row for each list of groups, each (code byte, scale byte).
 fn matrix(format: Format, rows: &[Vec<(u8, u8)>]) -> PackedMatrix {
@@ -156,33 +158,42 @@ fn a_row_past_the_planes_costs_only_its_own_outputs_the_wide_path() {
 }
 
 #[test]
-fn another_instruction_sets_weight_is_refused_or_right() {
-    let mut rng = Rng(33);
-    let (mut refused, mut right) = (0, 0);
+fn a_weight_has_the_references_bits_on_a_backend_of_any_instruction_set() {
+    let (mut rng, mut compared, mut pairs) = (Rng(33), 0, 0);
     for format in Format::ALL {
-        let a = operand(&mut rng, format, 3, 96, Scales::Close);
-        for from in Isa::available() {
-            let weight = CpuSimd::with_isa(from).unwrap().prepare(a.view()).unwrap();
-            for to in Isa::available() {
-                let (mut y, mut expected) = ([0f32; 9], [0f32; 9]);
-                let on = CpuSimd::with_isa(to).unwrap();
-                match on.matmul(a.view(), &weight, 1.0.into(), (&mut y[..]).into()) {
-                    Ok(_) => {
-                        let out = (&mut expected[..]).into();
-                        reference::matmul(a.view(), a.view(), 1.0, out).unwrap();
-                        same_bits(&y, &expected, "another's weight");
-                        right += 1;
-                    }
-                    Err(error) => {
-                        assert!(from != to && error == Error::ForeignOperand);
-                        refused += 1;
-                    }
+        for how in [Scales::Close, Scales::Nan, Scales::Window(45), Scales::Sparse] {
+            let [m, n, k] = [5, 19, 96];
+            let [a, b] = [m, n].map(|rows| operand(&mut rng, format, rows, k, how));
+            let mut expected = vec![0f32; m * n];
+            reference::matmul(a.view(), b.view(), 0.3, (&mut expected[..]).into()).unwrap();
+            // Over a part of K.
+            let groups = 1..a.shape().row_groups();
+            let mut exact = vec![ExactSum::ZERO; m * n];
+            let out = PartialsMut::Exact(&mut exact);
+            reference::partial(a.view(), b.view(), groups.clone(), out).unwrap();
+            for from in Isa::available() {
+                let weight = CpuSimd::with_isa(from).unwrap().prepare(b.view()).unwrap();
+                for to in Isa::available() {
+                    let on = CpuSimd::with_isa(to).unwrap();
+                    let case = format!("{format} {how:?} {from}'s weight on {to}");
+                    let mut y = vec![0f32; m * n];
+                    on.matmul(a.view(), &weight, 0.3.into(), (&mut y[..]).into()).unwrap();
+                    compared += same_bits(&y, &expected, &case);
+                    let mut sums = vec![ExactSum::ZERO; m * n];
+                    let out = PartialsMut::Exact(&mut sums);
+                    on.partial(a.view(), &weight, groups.clone(), out).unwrap();
+                    assert!(sums == exact, "{case}");
+                    let mut packed = PackedMatrix::zeros(b.shape());
+                    on.export_weight(&weight, &mut packed.view_mut()).unwrap();
+                    assert!(packed == b, "{case}");
+                    pairs += 1;
                 }
             }
         }
     }
-    println!("{right} right, {refused} refused");
-    assert!(right > 0);
+    println!("compared {compared} outputs of {pairs} pairs");
+    let sets = Isa::available().count();
+    assert_eq!((pairs, compared), (8 * sets * sets, 8 * sets * sets * 95));
 }
 
 #[test]

@@ -143,23 +143,51 @@ fn decoding_allocates_nothing_in_the_steady_state() {
 }
 
 #[test]
-fn operands_of_another_backend_are_refused_and_wrong_transforms_are_errors() {
-    let spec = QuantSpec::usual(Format::MxFp4);
-    let mut rng = Rng(43);
-    let w = weight(&mut rng, Format::MxFp4, 4, 64);
-    let x = [1f32; 64];
-    for from in Isa::available() {
-        let mut operand = CpuSimd::with_isa(from).unwrap().empty_operand().unwrap();
-        let source = Source::Host((&x[..]).into());
-        let made = CpuSimd::with_isa(from).unwrap();
-        made.quantize_resident(source, [1, 64], &spec, None, &mut operand, None).unwrap();
-        for to in Isa::available().filter(|&to| to != from && to != Isa::Portable) {
-            let on = CpuSimd::with_isa(to).unwrap();
-            let (prepared, mut y) = (on.prepare(w.view()).unwrap(), [0f32; 4]);
-            let out = Sink::Host((&mut y[..]).into());
-            let got = on.matmul_resident(&operand, &prepared, 1.0.into(), out);
-            assert_eq!(got, Err(Error::ForeignOperand), "{from} to {to}");
+fn an_operand_has_the_references_bits_on_weights_of_any_instruction_set() {
+    let (mut rng, mut compared) = (Rng(43), 0);
+    let [m, n, k] = [3, 19, 96];
+    for format in Format::ALL {
+        let spec = QuantSpec::usual(format);
+        let w = weight(&mut rng, format, n, k);
+        // One operand that every instruction set fills in turn, each with other values; every
+        // second value comes packed.
+        let mut operand = CpuSimd::new().empty_operand().unwrap();
+        for (round, from) in Isa::available().chain(Isa::available()).enumerate() {
+            let made = CpuSimd::with_isa(from).unwrap();
+            let x: Vec<f32> = (0..m * k).map(|_| rng.gauss()).collect();
+            let input = QuantizeInput::new(&x[..], m, k, &spec).unwrap();
+            let mut packed = PackedMatrix::zeros(input.shape());
+            reference::quantize(&input, &mut packed.view_mut()).unwrap();
+            if round % 2 == 0 {
+                let source = Source::Host((&x[..]).into());
+                made.quantize_resident(source, [m, k], &spec, None, &mut operand, None).unwrap();
+            } else {
+                made.import(packed.view(), &mut operand).unwrap();
+            }
+            let mut expected = vec![0f32; m * n];
+            reference::matmul(packed.view(), w.view(), 0.3, (&mut expected[..]).into()).unwrap();
+            for of in Isa::available() {
+                let prepared = CpuSimd::with_isa(of).unwrap().prepare(w.view()).unwrap();
+                for to in Isa::available() {
+                    let (on, mut y) = (CpuSimd::with_isa(to).unwrap(), vec![0f32; m * n]);
+                    let out = Sink::Host((&mut y[..]).into());
+                    on.matmul_resident(&operand, &prepared, 0.3.into(), out).unwrap();
+                    let case = format!("{format} {from}'s operand, {of}'s weight, on {to}");
+                    compared += same_bits(&y, &expected, &case);
+                }
+            }
         }
+    }
+    println!("compared {compared} outputs");
+    assert_eq!(compared, 2 * 2 * Isa::available().count().pow(3) * m * n);
+}
+
+#[test]
+fn wrong_transforms_are_errors() {
+    each_isa(|made| {
+        let spec = QuantSpec::usual(Format::MxFp4);
+        let x = [1f32; 64];
+        let mut operand = made.empty_operand().unwrap();
         let mut h = vec![0f32; 128 * 128];
         hadamard(128, &mut h).unwrap();
         let t = made.load_transform(&Transform::shared(&h[..], 128).unwrap(), FloatType::F32);
@@ -172,5 +200,5 @@ fn operands_of_another_backend_are_refused_and_wrong_transforms_are_errors() {
         let got =
             made.quantize_resident(source, [1, 64], &spec, t.ok().as_ref(), &mut operand, None);
         assert!(matches!(got, Err(Error::Float { .. })));
-    }
+    });
 }

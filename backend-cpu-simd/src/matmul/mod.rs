@@ -326,24 +326,6 @@ pub(crate) fn prepare<K: Kernels>(
     Panels::new(threads, b, kernels.form(b.shape().expect_format()?))
 }
 
-/// Checks the operands and the output of a matmul.
-fn expect<K: Kernels>(
-    kernels: K,
-    a: PackedView<'_>,
-    b: &Panels,
-    epilogue: &Epilogue<'_>,
-    out: &FloatSliceMut<'_>,
-) -> Result<(), Error> {
-    gemm::expect(a.shape(), b.shape(), epilogue, out)?;
-    expect_form(kernels, b)
-}
-
-/// Checks that a weight was prepared for such kernels.
-pub(crate) fn expect_form<K: Kernels>(kernels: K, b: &Panels) -> Result<(), Error> {
-    let own = kernels.form(b.shape().expect_format()?) == b.form();
-    if own { Ok(()) } else { Err(Error::ForeignOperand) }
-}
-
 /// Packs A into tiles, as [`matmul_tiles`] reads them.
 pub(crate) fn pack<K: Kernels>(
     kernels: K,
@@ -355,7 +337,8 @@ pub(crate) fn pack<K: Kernels>(
     tiles.fill(kernels, threads, &a, form, 0..a.shape().row_groups())
 }
 
-/// Writes round(f32(A * B^T) * alpha), or what else the epilogue says, to `out`.
+/// Writes round(f32(A * B^T) * alpha), or what else the epilogue says, to `out`. `b` was prepared
+/// for `kernels`.
 pub(crate) fn matmul<K: Kernels>(
     kernels: K,
     threads: &TaskThreads,
@@ -365,7 +348,7 @@ pub(crate) fn matmul<K: Kernels>(
     epilogue: Epilogue<'_>,
     out: FloatSliceMut<'_>,
 ) -> Result<Paths, Error> {
-    expect(kernels, a, b, &epilogue, &out)?;
+    gemm::expect(a.shape(), b.shape(), &epilogue, &out)?;
     let mut tiles = scratch.take();
     let packed = pack(kernels, threads, a, &mut tiles);
     let paths = packed.and_then(|()| gemm::matmul(kernels, threads, a, &tiles, b, epilogue, out));
@@ -373,19 +356,22 @@ pub(crate) fn matmul<K: Kernels>(
     paths
 }
 
-/// The same for an A that is in `tiles` already.
+/// The same for an A that may be in `tiles` already. Tiles for other kernels are of no use to
+/// these: A is packed again.
+#[expect(clippy::too_many_arguments, reason = "those of `matmul` and the tiles")]
 pub(crate) fn matmul_tiles<K: Kernels>(
     kernels: K,
     threads: &TaskThreads,
+    scratch: &TileScratch,
     a: PackedView<'_>,
     tiles: &RowTiles,
     b: &Panels,
     epilogue: Epilogue<'_>,
     out: FloatSliceMut<'_>,
 ) -> Result<Paths, Error> {
-    expect(kernels, a, b, &epilogue, &out)?;
     if !tiles.hold(K::ISA, a.shape()) {
-        return Err(Error::ForeignOperand);
+        return matmul(kernels, threads, scratch, a, b, epilogue, out);
     }
+    gemm::expect(a.shape(), b.shape(), &epilogue, &out)?;
     gemm::matmul(kernels, threads, a, tiles, b, epilogue, out)
 }

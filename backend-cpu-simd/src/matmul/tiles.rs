@@ -338,7 +338,7 @@ impl RowTiles {
         groups: Range<usize>,
     ) -> Result<(), Error> {
         let m = a.shape().rows();
-        self.of = Some((K::ISA, a.shape()));
+        self.clear();
         let most = kernels.for_fold(form).map_or(K::GROUP_ROWS, |fold| fold.rows(m));
         self.resize(m, most);
         let count = self.count;
@@ -347,7 +347,14 @@ impl RowTiles {
             Ok(())
         };
         let worth = threads.tasks(a.shape().codes_len(), TASK_BYTES) > 1;
-        threads.run_mut(&mut self.tiles[..count], worth, fill)
+        threads.run_mut(&mut self.tiles[..count], worth, fill)?;
+        self.of = Some((K::ISA, a.shape()));
+        Ok(())
+    }
+
+    /// From here on the tiles are of no matrix; the buffers stay.
+    pub(crate) fn clear(&mut self) {
+        self.of = None;
     }
 
     /// Bytes of memory held.
