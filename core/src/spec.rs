@@ -44,7 +44,15 @@ impl ScaleRule {
 
 /// Checked settings of a quantization: whoever holds one has a global scale, a scale-scale and
 /// their products finite and above zero.
+///
+/// As a serde value (feature `serde`) it is a map of its settings, and checked as it is read; `tie`,
+/// `rule` and `row_scales` may be left out.
 #[derive(Debug, Clone, Copy, PartialEq)]
+#[cfg_attr(
+    feature = "serde",
+    derive(serde::Serialize, serde::Deserialize),
+    serde(try_from = "Settings")
+)]
 pub struct QuantSpec {
     scale_type: ScaleType,
     group: GroupSize,
@@ -210,6 +218,35 @@ impl QuantSpec {
     }
 }
 
+/// A [`QuantSpec`] before its check.
+#[cfg(feature = "serde")]
+#[derive(serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Settings {
+    scale_type: ScaleType,
+    group: GroupSize,
+    global_scale: f32,
+    scale_scale: f32,
+    #[serde(default)]
+    tie: TieMode,
+    #[serde(default)]
+    rule: ScaleRule,
+    #[serde(default)]
+    row_scales: bool,
+}
+
+#[cfg(feature = "serde")]
+impl TryFrom<Settings> for QuantSpec {
+    type Error = Error;
+
+    fn try_from(read: Settings) -> Result<Self, Error> {
+        let Settings { scale_type, group, global_scale, scale_scale, tie, rule, row_scales } = read;
+        let spec = QuantSpec::new(scale_type, group, global_scale, scale_scale)?;
+        let spec = spec.with_tie(tie).with_rule(rule);
+        if row_scales { spec.with_row_scales() } else { Ok(spec) }
+    }
+}
+
 /// The NVFP4 global scale of a tensor whose largest magnitude is `amax`: amax / 2688 in one f32
 /// division; 1 if `amax` is 0, the smallest positive f32 if the quotient underflows (C4).
 ///
@@ -310,5 +347,45 @@ mod tests {
         for bad in [f32::INFINITY, f32::NAN, -1.0] {
             assert!(nvfp4_global_scale(bad).is_err());
         }
+    }
+
+    #[test]
+    #[cfg(feature = "serde")]
+    fn settings_are_checked_as_they_are_read_and_keep_every_bit() {
+        let usual = QuantSpec::usual(Format::NvFp4).with_row_scales().unwrap();
+        let text = concat!(
+            r#"{"scale_type":"e4m3","group":16,"global_scale":0.1,"scale_scale":6.0,"#,
+            r#""tie":"even","rule":"nearest","row_scales":true}"#
+        );
+        assert_eq!(serde_json::to_string(&usual).unwrap(), text);
+        assert_eq!(serde_json::from_str::<QuantSpec>(text).unwrap(), usual);
+        // Every exponent, with fractions of every kind.
+        let mut compared = 0;
+        for gs in (1..0x7300_0000u32).step_by(0x3_5791).map(f32::from_bits) {
+            let Ok(spec) = QuantSpec::new(ScaleType::E4M3, GroupSize::G16, gs, 6.0) else {
+                continue;
+            };
+            let spec = spec.with_tie(TieMode::Up);
+            let read: QuantSpec =
+                serde_json::from_str(&serde_json::to_string(&spec).unwrap()).unwrap();
+            assert_eq!(read.global_scale().to_bits(), gs.to_bits());
+            assert_eq!(read, spec);
+            compared += 1;
+        }
+        assert!(compared > 8000, "{compared}");
+        let short = r#"{"scale_type":"e8m0","group":32,"global_scale":1.0,"scale_scale":4.0"#;
+        let read = |rest: &str| serde_json::from_str::<QuantSpec>(&format!("{short}{rest}}}"));
+        let plain = QuantSpec::new(ScaleType::E8M0, GroupSize::G32, 1.0, 4.0).unwrap();
+        assert_eq!(read("").unwrap(), plain);
+        for (rest, said) in [
+            (r#","row_scales":true"#, "row scales"),
+            (r#","gs":1.0"#, "unknown field `gs`"),
+            (r#","tie":"odd""#, "expected even, zero, down or up"),
+        ] {
+            let error = read(rest).unwrap_err().to_string();
+            assert!(error.contains(said), "{error}");
+        }
+        let error = serde_json::from_str::<QuantSpec>(&text.replace("0.1", "-0.1")).unwrap_err();
+        assert!(error.to_string().contains("-0.1"), "{error}");
     }
 }
