@@ -158,7 +158,12 @@ fn scale_sums(from: &[i32; COLUMNS], correction: i32, by: Scaling<'_>, to: &mut 
 unsafe fn group_rows(a: TileView<'_>, b: PanelView<'_>, steps: Steps<'_>, sums: &mut Sums) {
     let mut acc = [[_mm256_setzero_si256(); 4]; MAX_ROWS];
     // SAFETY: as the caller says.
-    unsafe { group_steps(a, b, steps, &mut acc) };
+    unsafe {
+        match b.groups {
+            1 => group_steps::<1>(a, b, steps, &mut acc),
+            _ => group_steps::<2>(a, b, steps, &mut acc),
+        }
+    }
     for (sums, acc) in sums[..a.rows].iter_mut().zip(&acc) {
         for (quarter, &acc) in acc.iter().enumerate() {
             let (h, q) = (quarter / 2, quarter % 2);
@@ -172,13 +177,13 @@ unsafe fn group_rows(a: TileView<'_>, b: PanelView<'_>, steps: Steps<'_>, sums: 
     }
 }
 
-/// Adds the steps' products to the sums of the quarters of the columns.
+/// Adds the steps' products to the sums of the quarters of the columns. A chunk has G groups.
 ///
 /// # Safety
-/// As [`group_rows`].
+/// As [`group_rows`], and `b.groups` is G.
 #[inline(never)]
 #[target_feature(enable = "avx2")]
-unsafe fn group_steps(
+unsafe fn group_steps<const G: usize>(
     a: TileView<'_>,
     b: PanelView<'_>,
     steps: Steps<'_>,
@@ -199,8 +204,8 @@ unsafe fn group_steps(
                     }
                 }
                 let w = weights(lines.add(2 * h), q);
-                let scales = b.scales.as_ptr().add(b_slot * b.scale_bytes());
-                let scales_b = match b.groups {
+                let scales = b.scales.as_ptr().add(b_slot * G * COLUMNS);
+                let scales_b = match G {
                     1 => column_scales(scales.add(8 * q + 2 * h)),
                     _ => half_scales(scales.add(16 * q + 4 * h)),
                 };
