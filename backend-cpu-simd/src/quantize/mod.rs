@@ -86,7 +86,7 @@ fn quantize_typed<T: FloatValue>(
     }
     let part = |task: usize, x: &[T], codes: &mut [u8], scales: &mut [u8]| {
         let (mut widened, mut transformed) = ([0f32; RUN], [0f32; RUN]);
-        let (mut groups, mut counts) = (Groups::new(spec), QuantCounts::default());
+        let (mut groups, mut counts) = (Groups::new(spec, given), QuantCounts::default());
         let runs = x.chunks(RUN).zip(codes.chunks_mut(RUN / 2));
         for (run, ((x, codes), scales)) in runs.zip(scales.chunks_mut(RUN / group)).enumerate() {
             let y = match transform {

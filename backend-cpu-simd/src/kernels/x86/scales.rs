@@ -17,7 +17,7 @@ use std::arch::x86_64::*;
 use fp4_core::{QuantSpec, ScaleType};
 
 use super::NAN;
-use crate::counts::{GROUPS, LEAST, NOT_CLIPPED, NOT_FLUSHED};
+use crate::counts::{GROUPS, LEAST, NOT_CLIPPED, NOT_FLUSHED, Plain};
 use crate::quantize::RUN;
 
 #[inline]
@@ -51,7 +51,30 @@ pub(super) fn scales(largest: __m256i, spec: &QuantSpec) -> ([u8; GROUPS], [f32;
 /// [`Groups::look`]: crate::counts::Groups::look
 #[inline]
 #[target_feature(enable = "avx2")]
-pub(super) fn clears<const G: usize>(largest: __m256i, units: &[f32; GROUPS], top: f32) -> bool {
+pub(super) fn clears<const G: usize>(
+    largest: __m256i,
+    units: &[f32; GROUPS],
+    plain: &Plain,
+    top: f32,
+) -> bool {
+    let inside = _mm256_andnot_si256(
+        _mm256_cmpgt_epi32(int(plain.least), largest),
+        _mm256_cmpgt_epi32(int(plain.end), largest),
+    );
+    let clear = _mm256_or_si256(inside, _mm256_cmpeq_epi32(largest, int(plain.zero)));
+    let clear = _mm256_movemask_ps(_mm256_castsi256_ps(clear));
+    clear & groups::<G>() == groups::<G>() || looked_at::<G>(largest, units, top)
+}
+
+/// The groups that a run has; past them there is something else.
+const fn groups<const G: usize>() -> i32 {
+    (1 << (RUN / G)) - 1
+}
+
+/// The same for groups that are not all plain.
+#[inline(never)]
+#[target_feature(enable = "avx2")]
+fn looked_at<const G: usize>(largest: __m256i, units: &[f32; GROUPS], top: f32) -> bool {
     let (amax, zero) = (_mm256_castsi256_ps(largest), _mm256_setzero_ps());
     // SAFETY: 32 readable bytes.
     let units = unsafe { _mm256_loadu_ps(units.as_ptr()) };
@@ -70,9 +93,7 @@ pub(super) fn clears<const G: usize>(largest: __m256i, units: &[f32; GROUPS], to
         _mm256_cmp_ps::<_CMP_GE_OQ>(d, zero),
     );
     let clear = _mm256_movemask_ps(_mm256_or_ps(none, _mm256_and_ps(inside, by_d)));
-    // The groups that a run has; past them there is something else.
-    let groups = (1 << (RUN / G)) - 1;
-    clear & groups == groups
+    clear & groups::<G>() == groups::<G>()
 }
 
 /// Non-negative values and NaN as e4m3 bytes, and what the bytes are worth.

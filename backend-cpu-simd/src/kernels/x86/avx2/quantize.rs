@@ -106,7 +106,7 @@ fn groups<const G: usize>(
     known: &mut Groups,
 ) {
     let largest = largest::<G>(y);
-    let Groups { largest: magnitudes, units, top, clear } = known;
+    let Groups { largest: magnitudes, units, top, plain, clear } = known;
     // SAFETY: 32 writable bytes.
     unsafe { _mm256_storeu_si256(magnitudes.as_mut_ptr().cast(), largest) };
     if given {
@@ -117,7 +117,7 @@ fn groups<const G: usize>(
         (bytes, *units) = scales::scales(largest, spec);
         to.iter_mut().zip(bytes).for_each(|(scale, byte)| *scale = byte);
     }
-    *clear = scales::clears::<G>(largest, units, *top);
+    *clear = scales::clears::<G>(largest, units, plain, *top);
     let groups = y.as_chunks::<G>().0.iter().zip(codes.chunks_exact_mut(G / 2));
     for ((y, codes), &d) in groups.zip(&*units) {
         // Two vectors of values are eight bytes of codes.

@@ -118,7 +118,7 @@ fn groups<const G: usize>(
     known: &mut Groups,
 ) {
     let largest = largest::<G>(y);
-    let Groups { largest: magnitudes, units, top, clear } = known;
+    let Groups { largest: magnitudes, units, top, plain, clear } = known;
     // SAFETY: 32 writable bytes.
     unsafe { _mm256_storeu_si256(magnitudes.as_mut_ptr().cast(), largest) };
     if given {
@@ -129,7 +129,7 @@ fn groups<const G: usize>(
         (bytes, *units) = scales(largest, spec);
         to.iter_mut().zip(bytes).for_each(|(scale, byte)| *scale = byte);
     }
-    *clear = clears::<G>(largest, units, *top);
+    *clear = clears::<G>(largest, units, plain, *top);
     let vectors = y.as_chunks::<16>().0;
     for (i, codes) in codes.as_chunks_mut::<32>().0.iter_mut().enumerate() {
         let quotient = |j: usize| quotient(&vectors[4 * i + j], units[(4 * i + j) * 16 / G]);
