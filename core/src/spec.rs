@@ -45,8 +45,8 @@ impl ScaleRule {
 /// Checked settings of a quantization: whoever holds one has a global scale, a scale-scale and
 /// their products finite and above zero.
 ///
-/// As a serde value (feature `serde`) it is a map of its settings, and checked as it is read; `tie`,
-/// `rule` and `row_scales` may be left out.
+/// As a serde value (feature `serde`) it is a map of its settings, and checked as it is read;
+/// `tie`, `rule` and `row_scales` may be left out.
 #[derive(Debug, Clone, Copy, PartialEq)]
 #[cfg_attr(
     feature = "serde",
