@@ -25,7 +25,9 @@ pub(crate) fn quantized(
             ..DenseOptions::new(format)
         };
         let layer = QuantLinear::from_dense(parts.weight, parts.out, parts.inp, &options)?;
-        Ok(Box::new(Quantized(layer.with_bias(parts.bias)?)))
+        let mut layer = layer.with_bias(parts.bias)?;
+        layer.set_name(parts.name);
+        Ok(Box::new(Quantized(layer)))
     }
 }
 
