@@ -42,9 +42,9 @@
 //!
 //! # Why a driver of its own
 //!
-//! In the tiled driver, codes as packed took 1.1 to 1.7 times as long for one row (hot; 1.3 to 1.5
-//! times faster for 128). As bytes, one row was 1.3 times faster, but on WASM without simd128 1.4 to
-//! 1.6 times slower (2026-11-28, Xeon with AVX-512; `summary --quick --filter "portable m1 t1"`).
+//! In the tiled driver, codes as packed took 1.5 to 1.7 times as long for one row (hot; 1.3 to 1.5
+//! times faster for 128). As bytes, one row was 1.3 times faster, but on WASM without simd128 1.4
+//! to 1.6 times slower (2026-11-28, Xeon with AVX-512; `summary --quick --filter "portable m1"`).
 //!
 //! # Worked example
 //!

@@ -9,8 +9,8 @@
 //!         for each of its 4 pairs: sum += w . (the pair in all lanes)               i32x4.dot_i16x8_s
 //! ```
 //!
-//! A tile of one row, which would expand each chunk for itself alone, multiplies unscaled codes, and
-//! their dots by the scales, lanes (column, half) with two i16 each:
+//! A tile of one row, which would expand each chunk for itself alone, multiplies unscaled codes,
+//! and their dots by the scales, lanes (column, half) with two i16 each:
 //!
 //! ```text
 //! for each step, each quarter of the columns, two columns and both halves at a time:
