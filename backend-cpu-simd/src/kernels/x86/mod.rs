@@ -42,6 +42,16 @@ pub(crate) use avx512::Avx512;
 /// The canonical NaN of f32 (C9).
 const NAN: f32 = f32::from_bits(0x7FC0_0000);
 
+/// Asks for the cache line of an address, which may be anywhere: nothing is read.
+#[inline(always)]
+fn prefetch<const HINT: i32>(at: *const i8) {
+    // SAFETY: a prefetch does nothing that a program can see, whatever the address.
+    #[allow(unused_unsafe, reason = "the intrinsic was unsafe when Rust was older")]
+    unsafe {
+        std::arch::x86_64::_mm_prefetch::<HINT>(at);
+    }
+}
+
 /// Bits of non-negative values: every exponent with mantissas around each place where rounding
 /// can turn, infinity and NaN included.
 #[cfg(test)]

@@ -27,7 +27,7 @@ use fp4_core::E2m1;
 
 use super::Avx2;
 use crate::isa::Isa;
-use crate::kernels::x86::{NAN, operand};
+use crate::kernels::x86::{NAN, operand, prefetch};
 use crate::matmul::operand::{COLUMNS, Form, LINES, Line, MAX_ROWS, STEPS};
 use crate::matmul::{
     Kernels, Never, OutputRow, PanelView, RowOfTile, Scaling, StepAt, Steps, Sums, TileView,
@@ -200,7 +200,7 @@ unsafe fn group_steps<const G: usize>(
                 if quarter == 0 && a.rows <= PREFETCH_ROWS {
                     for j in 0..LINES {
                         let ahead = lines.wrapping_add(j).cast::<i8>();
-                        _mm_prefetch::<_MM_HINT_T0>(ahead.wrapping_add(PREFETCH_BYTES));
+                        prefetch::<_MM_HINT_T0>(ahead.wrapping_add(PREFETCH_BYTES));
                     }
                 }
                 let w = weights(lines.add(2 * h), q);

@@ -44,7 +44,7 @@ use fp4_core::E2m1;
 
 use super::Avx512;
 use crate::isa::Isa;
-use crate::kernels::x86::{NAN, operand};
+use crate::kernels::x86::{NAN, operand, prefetch};
 use crate::matmul::operand::{COLUMNS, Form, LINES, Line, MAX_ROWS, STEPS};
 use crate::matmul::{
     FoldKernels, FoldRow, Kernels, OutputRow, PairKernels, PanelView, RowOfTile, Scaling, StepAt,
@@ -340,7 +340,7 @@ unsafe fn fold_chunk<const R: usize, const U: usize>(
     for j in 0..LINES {
         if R <= PREFETCH_ROWS {
             let ahead = b.wrapping_add(j).cast::<i8>().wrapping_add(PREFETCH_BYTES);
-            _mm_prefetch::<_MM_HINT_T0>(ahead);
+            prefetch::<_MM_HINT_T0>(ahead);
         }
         // SAFETY: line j is inside, by the caller.
         let weights = unsafe { fold_line(b.add(j), s) };
@@ -424,7 +424,7 @@ unsafe fn pair_rows<const R: usize, const U: usize>(
     let (mut next, each) = (next.as_ptr(), next.len().div_ceil(chunks.max(1)));
     for _ in 0..chunks {
         for _ in 0..each {
-            _mm_prefetch::<_MM_HINT_T1>(next.cast());
+            prefetch::<_MM_HINT_T1>(next.cast());
             next = next.wrapping_add(1);
         }
         for _ in 0..STEPS {
@@ -600,7 +600,7 @@ unsafe fn group_chunk<const R: usize>(acc: &mut [__m512i; R], chunk: GroupChunk)
         for j in 0..2 {
             let line = chunk.codes_b.wrapping_add(2 * h + j);
             if R <= PREFETCH_ROWS {
-                _mm_prefetch::<_MM_HINT_T0>(line.cast::<i8>().wrapping_add(PREFETCH_BYTES));
+                prefetch::<_MM_HINT_T0>(line.cast::<i8>().wrapping_add(PREFETCH_BYTES));
             }
             // SAFETY: the line is inside, by the caller. The permute reads six bits of an index
             // and the table is the same for every upper two.
@@ -615,7 +615,7 @@ unsafe fn group_chunk<const R: usize>(acc: &mut [__m512i; R], chunk: GroupChunk)
     each_row!(R, r, {
         if r.is_multiple_of(2) {
             // The tile comes from the second-level cache: its line of two chunks ahead.
-            let ahead = |at: *const i8| _mm_prefetch::<_MM_HINT_T0>(at);
+            let ahead = |at: *const i8| prefetch::<_MM_HINT_T0>(at);
             ahead(codes_a.wrapping_add((2 * R + r) * STEPS).cast());
             if r.is_multiple_of(8) {
                 ahead(init.wrapping_add(4 * R + r).cast());

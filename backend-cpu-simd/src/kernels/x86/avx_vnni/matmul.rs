@@ -49,7 +49,7 @@ use std::ops::Range;
 use super::AvxVnni;
 use crate::isa::Isa;
 use crate::kernels::x86::avx2::matmul as avx2;
-use crate::kernels::x86::operand;
+use crate::kernels::x86::{operand, prefetch};
 use crate::matmul::operand::{COLUMNS, Form, LINES, Line, MAX_ROWS, STEPS};
 use crate::matmul::{
     FoldKernels, FoldRow, Kernels, OutputRow, PairKernels, PanelView, RowOfTile, Scaling, StepAt,
@@ -228,7 +228,7 @@ unsafe fn fold_half<const R: usize, const U: usize>(
                 let line = lines.add(j);
                 if R <= PREFETCH_ROWS && half == 0 {
                     let ahead = line.cast::<i8>().wrapping_add(PREFETCH_BYTES);
-                    _mm_prefetch::<_MM_HINT_T0>(ahead);
+                    prefetch::<_MM_HINT_T0>(ahead);
                 }
                 let w = fold_half_line(line, half, &by);
                 for (step, w) in (2 * j..).zip(w) {
@@ -338,7 +338,7 @@ unsafe fn panel_rows<const R: usize, const U: usize>(
     let (mut next, each) = (next.as_ptr(), next.len().div_ceil(chunks.max(1)));
     for _ in 0..chunks {
         for _ in 0..each {
-            _mm_prefetch::<_MM_HINT_T1>(next.cast());
+            prefetch::<_MM_HINT_T1>(next.cast());
             next = next.wrapping_add(1);
         }
         for _ in 0..STEPS {
@@ -378,7 +378,7 @@ unsafe fn group_rows(a: TileView<'_>, b: PanelView<'_>, steps: Steps<'_>, sums: 
                 if half == 0 && a.rows <= PREFETCH_ROWS {
                     for j in 0..LINES {
                         let ahead = lines.wrapping_add(j).cast::<i8>();
-                        _mm_prefetch::<_MM_HINT_T0>(ahead.wrapping_add(PREFETCH_BYTES));
+                        prefetch::<_MM_HINT_T0>(ahead.wrapping_add(PREFETCH_BYTES));
                     }
                 }
                 let w = [avx2::weights(lines, half), avx2::weights(lines.add(2), half)];
