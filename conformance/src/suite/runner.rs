@@ -389,7 +389,7 @@ fn pair_case(
     request: &PairCase,
     alive: &[bool],
 ) -> Result<Outcomes, fp4_core::Error> {
-    let pair = Pair::new(&suite.oracle, case, request)?;
+    let pair = PairRun::new(&suite.oracle, case, request)?;
     let mut outcomes = Vec::new();
     let operands: Vec<_> = subjects(suite, alive)
         .filter_map(|(q, r)| {
@@ -422,7 +422,7 @@ fn pair_case(
 }
 
 /// A pair case with its inputs and the oracle's answers.
-struct Pair<'a> {
+struct PairRun<'a> {
     request: &'a PairCase,
     sides: [(QuantizeCase, QuantizeData); 2],
     operands: [Quantized; 2],
@@ -430,7 +430,7 @@ struct Pair<'a> {
     alpha: f32,
 }
 
-impl<'a> Pair<'a> {
+impl<'a> PairRun<'a> {
     fn new(oracle: &Oracle, case: &Case, request: &'a PairCase) -> Result<Self, fp4_core::Error> {
         let mut sides = Vec::new();
         for (side, name) in request.sides().into_iter().zip(["a", "b"]) {
@@ -452,7 +452,7 @@ impl<'a> Pair<'a> {
         let view_b = PackedView::new(input_b.shape(), &qb.codes, &qb.scales)?;
         let sums = oracle.sums(view_a, view_b, 0..view_a.shape().row_groups());
         let output = sums.iter().map(|sum| oracle.output(sum, alpha, request.output)).collect();
-        Ok(Pair { request, sides, operands, output, alpha })
+        Ok(PairRun { request, sides, operands, output, alpha })
     }
 
     fn quantize(&self, quantizer: &dyn Quantizer) -> Result<[PackedMatrix; 2], fp4_core::Error> {

@@ -59,11 +59,11 @@ struct FormatReport {
     weight_bytes_fp4: usize,
     /// Relative to the dense f64 product.
     quantization_error: f64,
-    pairs: Vec<Pair>,
+    pairs: Vec<BackendPair>,
 }
 
 #[derive(Debug, Serialize)]
-struct Pair {
+struct BackendPair {
     quantizer: String,
     matmul: String,
     elements: usize,
@@ -240,7 +240,7 @@ fn measure_pair(
     x: &Dense,
     expected: &[f32],
     exact: &[f64],
-) -> Result<Pair> {
+) -> Result<BackendPair> {
     let mut seconds = Vec::with_capacity(RUNS);
     let mut y = layer.forward(&x.values, &[x.rows, x.cols])?; // prepares the weight
     for _ in 0..RUNS {
@@ -257,7 +257,7 @@ fn measure_pair(
     let first_difference = differing.first().map(|&i| {
         format!("output {i}: {:#010x}, expected {:#010x}", y[i].to_bits(), expected[i].to_bits())
     });
-    Ok(Pair {
+    Ok(BackendPair {
         quantizer: quantizer.to_string(),
         matmul: matmul.to_string(),
         elements: y.len(),

@@ -80,16 +80,16 @@ impl fmt::Display for Warning {
 }
 
 /// A file to be written by position.
-struct Sink<'a> {
+struct OutputFile<'a> {
     file: &'a File,
     path: &'a Path,
 }
 
-impl<'a> Sink<'a> {
+impl<'a> OutputFile<'a> {
     /// Writes to `file`, which errors call `path`, after setting its length.
     fn new(file: &'a File, path: &'a Path, len: u64) -> Result<Self, Error> {
         file.set_len(len).map_err(|source| writing(path, source))?;
-        Ok(Sink { file, path })
+        Ok(OutputFile { file, path })
     }
 
     fn write(&self, position: u64, bytes: &[u8]) -> Result<(), Error> {
@@ -137,7 +137,7 @@ impl Engine<'_> {
         on: &mut Observer<'_>,
     ) -> Result<(), Error> {
         let new = NewFile::create(output)?;
-        let sink = Sink::new(new.file(), output, plan.layouts[0].file_len())?;
+        let sink = OutputFile::new(new.file(), output, plan.layouts[0].file_len())?;
         self.write(0, plan, &sink, on)?;
         new.commit(force)
     }
@@ -164,7 +164,7 @@ impl Engine<'_> {
         for (position, (name, _)) in self.input.files().iter().enumerate() {
             let shown = output.join(name);
             let file = File::create_new(building.join(name)).map_err(failed(name.as_ref()))?;
-            let sink = Sink::new(&file, &shown, plan.layouts[position].file_len())?;
+            let sink = OutputFile::new(&file, &shown, plan.layouts[position].file_len())?;
             self.write(position, plan, &sink, on)?;
         }
         if let Some(index) = self.input.index() {
@@ -192,7 +192,7 @@ impl Engine<'_> {
         &self,
         file: usize,
         plan: &Plan,
-        sink: &Sink<'_>,
+        sink: &OutputFile<'_>,
         on: &mut Observer<'_>,
     ) -> Result<(), Error> {
         let layout = &plan.layouts[file];
@@ -218,7 +218,7 @@ impl Engine<'_> {
         &self,
         name: &str,
         layout: &Arrangement,
-        sink: &Sink<'_>,
+        sink: &OutputFile<'_>,
         on: &mut Observer<'_>,
     ) -> Result<(), Error> {
         let tensor = self.input.tensor(name)?;
@@ -237,7 +237,7 @@ impl Engine<'_> {
         &self,
         weight: &Weight,
         layout: &Arrangement,
-        sink: &Sink<'_>,
+        sink: &OutputFile<'_>,
         on: &mut Observer<'_>,
     ) -> Result<Outcome, Error> {
         let transform = self.options.transform.as_ref().map(StoredTransform::view).transpose()?;

@@ -59,7 +59,7 @@ struct Include {
 }
 
 /// A tensor's name and header.
-pub type Named<'a> = (&'a str, &'a TensorInfo);
+pub type NamedTensor<'a> = (&'a str, &'a TensorInfo);
 
 /// How many tensors an error names as examples.
 pub(super) const EXAMPLES: usize = 5;
@@ -182,7 +182,7 @@ impl Rule {
     /// A pattern that matches no tensor, or none that can be quantized.
     pub fn check_includes<'a>(
         &self,
-        tensors: impl Iterator<Item = Named<'a>> + Clone,
+        tensors: impl Iterator<Item = NamedTensor<'a>> + Clone,
     ) -> Result<(), ModelError> {
         for Include { text, matcher, wildcards } in &self.include {
             let matching: Vec<_> = tensors.clone().filter(|(n, _)| matcher.is_match(n)).collect();
