@@ -1,6 +1,4 @@
 // Runs a wasm32-wasip1 program in node, without files: node wasi.mjs PROGRAM [ARGUMENT...]
-// The last line tells the program's exit code: node itself may crash later, as it exits.
-import { writeSync } from "node:fs";
 import { readFile } from "node:fs/promises";
 import process from "node:process";
 import { WASI } from "node:wasi";
@@ -11,4 +9,3 @@ const module = await WebAssembly.compile(await readFile(program));
 const instance = await WebAssembly.instantiate(module, wasi.getImportObject());
 // Not process.exit: compilation in the background would be torn down in the middle.
 process.exitCode = wasi.start(instance);
-writeSync(1, `wasi: exit ${process.exitCode}\n`);
