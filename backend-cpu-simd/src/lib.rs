@@ -20,7 +20,7 @@
 //! | `NeonI8mm` | scales folded into bytes, `smmla` | group dots, `smmla` | as `Neon` |
 //! | `NeonDotprod` | scales folded into bytes, `sdot` | group dots, `sdot` | as `Neon` |
 //! | `Neon` | group dots, `smlal` | the same | 16 values at a time; ties other than to even as `Portable` |
-//! | `WasmSimd128` | scaled codes as 16-bit pairs, `i32x4.dot_i16x8_s`; one row: group dots, `i16x8.mul` | the same | 16 values at a time, f32 transforms in f64; ties other than to even as `Portable` |
+//! | `WasmSimd128` | 16-bit pairs, `i32x4.dot_i16x8_s` | the same | as `Neon`, f32 transforms in f64 |
 //! | `Portable` | group dots of 16-bit pairs, sums in f64 and i64 | the same | 8 values at a time |
 //!
 //! Dequantization computes the 16 values under each scale byte once, by the reference's operations,

@@ -3,7 +3,7 @@
 //! ```text
 //! create   what lies at the place may be replaced?           else an error
 //!          leftovers of dead processes are removed           (sweep)
-//!          .fp4-XXXXXX.tmp/new is begun beside the place     (building)
+//!          .fp4-RANDOM.tmp/new is begun beside the place     (building)
 //! commit   every file and folder is flushed to the disk
 //!          what replaces a file or folder takes its permissions
 //!          new is renamed into the place                     (rename)

@@ -2,7 +2,7 @@
 //! process ends.
 //!
 //! ```text
-//! .fp4-XXXXXX.tmp/   for its owner alone
+//! .fp4-RANDOM.tmp/   for its owner alone
 //!   lock             locked while its process lives
 //!   new              the file or folder being built; after an exchange, what it replaced
 //!   old/NAME         what is being replaced, where two names cannot be exchanged   (rename)

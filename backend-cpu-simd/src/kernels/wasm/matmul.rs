@@ -3,10 +3,11 @@
 //!
 //! ```text
 //! for each block of up to 8 steps (a chunk of A and one of B):
-//!     w = the chunks of B times their scales, as i16, 4 columns x 2 k a vector      i8x16.swizzle, i16x8.mul
+//!     w = the chunks of B times their scales, as i16,                  i8x16.swizzle, i16x8.mul
+//!         4 columns x 2 k a vector
 //!     for each up to 4 rows of the tile, by 8 or 16 columns:
-//!         a = 8 codes of A times their scale                                        i16x8.mul
-//!         for each of its 4 pairs: sum += w . (the pair in all lanes)               i32x4.dot_i16x8_s
+//!         a = 8 codes of A times their scale                           i16x8.mul
+//!         for each of its 4 pairs: sum += w . (the pair in all lanes)  i32x4.dot_i16x8_s
 //! ```
 //!
 //! A tile of one row, which would expand each chunk for itself alone, multiplies unscaled codes,
@@ -16,9 +17,9 @@
 //! for each step, each quarter of the columns, two columns and both halves at a time:
 //!     dots = -12 * (sums of a)
 //!     for low and high nibbles of two lines:
-//!         w = table[code], u8 = v + 12                                              i8x16.swizzle
-//!         dots += w * a_even + (w >> 8) * (a_odd - 256 * a_even)                    i16x8.mul, twice
-//!     sum += dots . (s_a * s_b)                                                     i32x4.dot_i16x8_s
+//!         w = table[code], u8 = v + 12                                i8x16.swizzle
+//!         dots += w * a_even + (w >> 8) * (a_odd - 256 * a_even)      i16x8.mul, twice
+//!     sum += dots . (s_a * s_b)                                       i32x4.dot_i16x8_s
 //! ```
 //!
 //! A lane of w is w_even + 256 * w_odd, so the two products are w_even * a_even + w_odd * a_odd:

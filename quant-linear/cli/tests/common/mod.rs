@@ -180,3 +180,43 @@ pub(crate) fn snapshot(root: &Path) -> BTreeMap<PathBuf, Option<Vec<u8>>> {
     walk(root, root, &mut all);
     all
 }
+
+/// A small model: three linear layers in three types, and all else that a file may hold.
+pub(crate) fn model() -> Vec<Tensor> {
+    vec![
+        random("a.weight", Dtype::F32, &[24, 128], 1),
+        random("a.bias", Dtype::F32, &[24], 2),
+        random("b.c.weight", Dtype::BF16, &[8, 384], 3),
+        random("d.weight", Dtype::F16, &[5, 256], 4),
+        random("embed_tokens.weight", Dtype::F32, &[10, 128], 5),
+        random("norm.weight", Dtype::BF16, &[128], 6),
+        random("conv.weight", Dtype::F32, &[2, 2, 32], 7),
+        ("ids".into(), Dtype::I64, vec![3], (0..24).collect()),
+        ("flag".into(), Dtype::BOOL, vec![1], vec![1]),
+    ]
+}
+
+/// Two shards with an index, and files and folders beside them.
+pub(crate) fn sharded(root: &Path) {
+    fs::create_dir_all(root.join("sub/deeper")).unwrap();
+    fs::create_dir(root.join("empty")).unwrap();
+    let model = model();
+    let (first, second) = model.split_at(3);
+    write(&root.join("model-00001-of-00002.safetensors"), first);
+    write(&root.join("model-00002-of-00002.safetensors"), second);
+    let map = |tensors: &[Tensor], shard: &str| -> BTreeMap<String, String> {
+        tensors.iter().map(|t| (t.0.clone(), shard.to_string())).collect()
+    };
+    let mut weight_map = map(first, "model-00001-of-00002.safetensors");
+    weight_map.extend(map(second, "model-00002-of-00002.safetensors"));
+    let index = serde_json::json!({ "metadata": { "total_size": 1, "kept": [1] }, "weight_map": weight_map });
+    fs::write(root.join("model.safetensors.index.json"), index.to_string()).unwrap();
+    fs::write(root.join("config.json"), "{ }\n").unwrap();
+    fs::write(root.join("sub/deeper/vocab.bin"), [0, 255, 7]).unwrap();
+    fs::write(root.join("sub/model.safetensors"), "not one, and not looked at").unwrap();
+}
+
+/// Tensors by their names.
+pub(crate) fn by_name(tensors: &[Tensor]) -> BTreeMap<String, Tensor> {
+    tensors.iter().map(|t| (t.0.clone(), t.clone())).collect()
+}

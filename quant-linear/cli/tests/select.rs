@@ -1,0 +1,148 @@
+//! Which tensors `fp4 quantize` takes, and what becomes of the others.
+
+mod common;
+
+use std::collections::BTreeMap;
+
+use common::*;
+use safetensors::Dtype;
+
+#[test]
+fn include_and_exclude_choose() {
+    let folder = Folder::new();
+    write(&folder.at("in"), &model());
+    let chosen = |extra: &[&str]| {
+        let (input, output) = (folder.arg("in"), folder.arg("out"));
+        let mut args = vec!["quantize", &input, "-o", &output, "--format", "nvfp4", "--force"];
+        args.extend(extra);
+        let json = json(&args);
+        let tensors = json["tensors"].as_array().unwrap();
+        let mut names: Vec<_> =
+            tensors.iter().map(|t| t["name"].as_str().unwrap().to_string()).collect();
+        names.sort();
+        let written = read(&folder.at("out"));
+        for name in &names {
+            let prefix = name.strip_suffix(".weight").unwrap();
+            assert!(written.contains_key(&format!("{prefix}.e2m1")));
+        }
+        (names.join(" "), json["skipped"].clone())
+    };
+    let (names, skipped) = chosen(&[]);
+    assert_eq!(names, "a.weight b.c.weight d.weight");
+    assert_eq!(skipped.as_array().unwrap().len(), 1);
+    assert_eq!(skipped[0]["name"], "embed_tokens.weight");
+    assert_eq!(chosen(&["--include", "embed*.weight"]).0, "embed_tokens.weight");
+    assert_eq!(chosen(&["--include", "?.weight", "--exclude", "a*"]).0, "d.weight");
+    let (names, skipped) = chosen(&["--exclude", "*.c.*", "--exclude", "d.*"]);
+    assert_eq!(names, "a.weight");
+    assert_eq!(skipped.as_array().unwrap().len(), 3);
+}
+
+/// Biases, norms of rank 1, an embedding, and weights that do not fit, beside two good layers.
+fn encoder() -> Vec<Tensor> {
+    vec![
+        random("encoder.layer.0.attention.dense.weight", Dtype::F32, &[8, 64], 1),
+        random("encoder.layer.0.attention.dense.bias", Dtype::F32, &[64], 2),
+        random("encoder.layer.0.attention.LayerNorm.weight", Dtype::F32, &[64], 3),
+        random("encoder.layer.0.attention.LayerNorm.bias", Dtype::F32, &[64], 4),
+        random("encoder.layer.0.relative", Dtype::F32, &[8, 64], 5),
+        random("encoder.layer.0.conv.weight", Dtype::F32, &[2, 2, 64], 6),
+        random("encoder.layer.0.odd.weight", Dtype::F32, &[8, 40], 7),
+        ("encoder.layer.0.double.weight".into(), Dtype::F64, vec![1, 64], vec![0; 512]),
+        random("encoder.layer.1.dense.weight", Dtype::BF16, &[8, 64], 8),
+        random("embed_tokens.weight", Dtype::F32, &[10, 64], 9),
+        random("l.weight", Dtype::F32, &[8, 64], 10),
+        random("l.bias", Dtype::F32, &[8], 11),
+    ]
+}
+
+#[test]
+fn include_with_wildcards_filters_the_candidates() {
+    const DENSE_0: &str = "encoder.layer.0.attention.dense.weight";
+    const DENSE_1: &str = "encoder.layer.1.dense.weight";
+    const MISFITS: [&str; 2] = ["encoder.layer.0.double.weight", "encoder.layer.0.odd.weight"];
+    let folder = Folder::new();
+    write(&folder.at("in"), &encoder());
+    let dense = by_name(&encoder());
+    let run = |includes: &[&str], more: &[&str]| {
+        let (input, output) = (folder.arg("in"), folder.arg("out"));
+        let mut args = vec!["quantize", &input, "-o", &output, "--format", "mxfp4", "--force"];
+        args.extend(includes.iter().flat_map(|glob| ["--include", *glob]));
+        args.extend(more);
+        let json = json(&args);
+        let names = |key: &str| {
+            let list = json[key].as_array().unwrap().iter();
+            let mut names: Vec<_> = list.map(|t| t["name"].as_str().unwrap().to_string()).collect();
+            names.sort();
+            names
+        };
+        let (quantized, skipped) = (names("tensors"), names("skipped"));
+        // Whatever is not quantized is there as it was.
+        let written = read(&folder.at("out"));
+        for (name, tensor) in &dense {
+            assert_eq!(written.get(name), (!quantized.contains(name)).then_some(tensor), "{name}");
+        }
+        let reasons = json["skipped"].to_string();
+        (quantized, skipped, reasons)
+    };
+    let (quantized, skipped, _) = run(&["l.*"], &[]);
+    assert_eq!((quantized, skipped), (vec!["l.weight".to_string()], vec![]));
+    for glob in ["encoder.layer.0.*", "encoder.layer.[0].*", "encoder.layer.{0,7}.*"] {
+        let (quantized, skipped, reasons) = run(&[glob], &[]);
+        assert_eq!(
+            (&quantized[..], &skipped[..]),
+            (&[DENSE_0.to_string()][..], &MISFITS.map(String::from)[..])
+        );
+        assert!(reasons.contains("K = 40") && reasons.contains("F64"), "{reasons}");
+    }
+    // Everything: embeddings too, since they were asked for.
+    let all = [DENSE_0, DENSE_1, "l.weight"].map(String::from);
+    let (quantized, skipped, _) = run(&["*"], &[]);
+    assert_eq!(quantized, [&["embed_tokens.weight".to_string()][..], &all].concat());
+    assert_eq!(skipped, MISFITS);
+    let (quantized, skipped, reasons) = run(&["*"], &["--exclude", "embed*"]);
+    assert_eq!(quantized, all);
+    assert_eq!(skipped, [&["embed_tokens.weight"][..], &MISFITS].concat());
+    assert!(reasons.contains("matches --exclude"), "{reasons}");
+    // A full name and a pattern add up.
+    assert_eq!(run(&["encoder.layer.?.dense.*", "l.weight"], &[]).0, [DENSE_1, "l.weight"]);
+}
+
+#[test]
+fn candidates_that_cannot_be_quantized_are_copied_and_listed() {
+    let folder = Folder::new();
+    let odd = [
+        random("good.weight", Dtype::F32, &[4, 64], 1),
+        random("k.weight", Dtype::F32, &[4, 40], 2),
+        ("double.weight".into(), Dtype::F64, vec![1, 32], vec![0; 256]),
+        ("int.weight".into(), Dtype::I8, vec![2, 32], vec![1; 64]),
+    ];
+    write(&folder.at("in"), &odd);
+    let args = ["quantize", &folder.arg("in"), "-o", &folder.arg("out"), "--format", "mxfp4"];
+    let json = json(&args);
+    let reasons: BTreeMap<_, _> = json["skipped"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|s| (s["name"].as_str().unwrap(), s["reason"].as_str().unwrap()))
+        .collect();
+    assert_eq!(
+        reasons.keys().copied().collect::<Vec<_>>(),
+        ["double.weight", "int.weight", "k.weight"]
+    );
+    assert!(reasons["k.weight"].contains("40") && reasons["k.weight"].contains("32"));
+    assert!(reasons["double.weight"].contains("F64"));
+    assert!(reasons["int.weight"].contains("I8"));
+    let (written, dense) = (read(&folder.at("out")), by_name(&odd));
+    for name in reasons.keys() {
+        assert_eq!(written[*name], dense[*name], "{name}");
+    }
+    // The same, for people.
+    let text = ok(&[&args[..], &["--force"]].concat());
+    assert!(text.contains("not quantized: k.weight: K = 40"), "{text}");
+    // K = 64 is no multiple of 128.
+    fails(
+        &[&args[..], &["--force", "--transform", "hadamard", "--transform-block", "128"]].concat(),
+        &["nothing to quantize", "128"],
+    );
+}
