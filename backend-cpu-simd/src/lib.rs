@@ -98,8 +98,7 @@ use std::sync::Arc;
 use fp4_core::{
     Buffer, Epilogue, Error, FloatSlice, FloatSliceMut, Matmul, MatmulQuery, Named, Packed,
     PackedMut, PackedShape, PackedView, PartialsMut, Paths, PreparedWeight, QuantCounts,
-    QuantizeInput, QuantizeQuery, Quantizer, ScaleRule, TieMode, Transform, Unsupported,
-    check_environment,
+    QuantizeInput, QuantizeQuery, Quantizer, TieMode, Transform, Unsupported, check_environment,
 };
 
 pub use crate::isa::{Isa, ParseIsaError};
@@ -209,9 +208,10 @@ impl CpuSimd {
         out: &mut PackedMut<'_>,
     ) -> Result<QuantCounts, Error> {
         let (threads, spec) = (&self.threads, input.spec());
-        let common = (spec.tie(), spec.rule()) == (TieMode::Even, ScaleRule::Nearest);
         by_engine!(self.engine,
-            kernels, () => if common {
+            kernels, () => if (spec.tie(), spec.rule())
+                == (TieMode::Even, fp4_core::ScaleRule::Nearest)
+            {
                 return quantize::quantize(&kernels, threads, input, transform, out);
             },
             portable, () => {}
