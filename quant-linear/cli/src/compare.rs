@@ -78,9 +78,9 @@ struct Findings<'a> {
 /// Bad input, tensors that cannot be compared, or an I/O error.
 pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     let checkpoints = [Checkpoint::open(&args.a)?, Checkpoint::open(&args.b)?];
-    let layers = checkpoints
-        .each_ref()
-        .map(|checkpoint| Layers::find(checkpoint, &args::load_options(args.scale_type)));
+    let options = args::load_options(args.scale_type);
+    let layers =
+        [Layers::find(&checkpoints[0], &options)?, Layers::find(&checkpoints[1], &options)?];
     let mut findings = Findings::default();
     let items = [0, 1].map(|i| {
         let label = if i == 0 { &args.a } else { &args.b };
@@ -147,7 +147,7 @@ fn items<'a>(
     let mut items: BTreeMap<_, _> =
         dense.map(|(name, tensor)| (name.as_str().into(), Item::Dense(tensor))).collect();
     for (prefix, layer) in &layers.good {
-        let name = Cow::from(state::join(prefix, "weight"));
+        let name = Cow::from(layer.tensor.as_str());
         if items.insert(name.clone(), Item::Layer(layer)).is_some() {
             problems.push(format!(
                 "{label} holds `{name}` both dense and quantized, only the quantized one was \

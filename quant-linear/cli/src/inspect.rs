@@ -63,7 +63,7 @@ struct Histogram {
 /// Bad input, layers that are not whole, or an I/O error.
 pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     let checkpoint = Checkpoint::open(&args.path)?;
-    let layers = Layers::find(&checkpoint, &args::load_options(args.scale_type));
+    let layers = Layers::find(&checkpoint, &args::load_options(args.scale_type))?;
     let work = layers.good.values().map(Layer::byte_len).sum();
     let bar = progress::bar(work, args.json);
     let mut counted = Vec::with_capacity(layers.good.len());

@@ -23,6 +23,7 @@
 //! # Ok::<(), quant_linear::Error>(())
 //! ```
 
+mod config;
 mod folder;
 mod index;
 mod plain;
@@ -41,6 +42,7 @@ use std::sync::{Mutex, PoisonError};
 pub use safetensors::tensor::TensorInfo;
 use safetensors::{Dtype, SafeTensors};
 
+pub use config::Config;
 use folder::Inside;
 pub use folder::{Listing, list};
 pub use index::{INDEX, Index};
@@ -61,6 +63,16 @@ pub trait TensorSource {
     /// # Errors
     /// [`Error::MissingTensor`], or an I/O error.
     fn bytes(&self, name: &str) -> Result<Cow<'_, [u8]>, Error>;
+
+    /// What the headers say under a key of `__metadata__`.
+    fn metadata(&self, _key: &str) -> Option<&str> {
+        None
+    }
+
+    /// What lies beside the tensors and says what they mean.
+    fn config(&self) -> &Config {
+        Config::none()
+    }
 
     /// Some bytes of a tensor.
     ///
@@ -106,6 +118,14 @@ impl TensorSource for Checkpoint {
     fn range(&self, name: &str, range: Range<usize>) -> Result<Cow<'_, [u8]>, Error> {
         self.read(self.tensor(name)?, range).map(Cow::Owned)
     }
+
+    fn metadata(&self, key: &str) -> Option<&str> {
+        self.files.iter().find_map(|(_, file)| file.metadata().get(key)).map(String::as_str)
+    }
+
+    fn config(&self) -> &Config {
+        &self.config
+    }
 }
 
 /// The file name that a folder without an index should hold.
@@ -124,6 +144,7 @@ pub struct Checkpoint {
     open: Mutex<VecDeque<usize>>,
     index: Option<Index>,
     tensors: BTreeMap<String, Tensor>,
+    config: Config,
 }
 
 /// A tensor of a checkpoint: its file, and where it is there.
@@ -171,8 +192,24 @@ impl Checkpoint {
         }
         let tensors = tensors(&mut files, index.as_ref());
         let tensors = tensors.map_err(|refusal| Error::checkpoint(path, refusal))?;
+        let config = match &inside {
+            Some(inside) => Config::of_folder(path, inside),
+            None => Config::beside(path),
+        };
         let (path, open) = (path.to_path_buf(), Mutex::default());
-        Ok(Checkpoint { path, folder, files, open, index, tensors })
+        Ok(Checkpoint { path, folder, files, open, index, tensors, config })
+    }
+
+    /// Opens a file or a folder whose `config.json` is elsewhere.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open); a config that cannot be read or is no JSON object.
+    pub fn open_with(path: &Path, config: Option<&Path>) -> Result<Self, Error> {
+        let mut checkpoint = Self::open(path)?;
+        if let Some(config) = config {
+            checkpoint.config.replace(config)?;
+        }
+        Ok(checkpoint)
     }
 
     /// Where it is.

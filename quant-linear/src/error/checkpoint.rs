@@ -43,6 +43,9 @@ pub enum Refusal {
         /// What to do.
         what_to_do: &'static str,
     },
+    /// A config that cannot be parsed.
+    #[error("it is no config: {}; download it again", printable(.0))]
+    Config(String),
     /// A file too short for the length of a header.
     #[error(
         "it has {len} bytes, and a safetensors file has at least 8; it is cut short or another \

@@ -97,6 +97,51 @@ pub enum Error {
         /// Full name of the tensor.
         name: String,
     },
+    /// A layer of other software's that lacks a tensor.
+    #[error(
+        "tensor `{}` is missing, which a {layout} layer has; download or export the checkpoint again",
+        printable(.name)
+    )]
+    Incomplete {
+        /// The layout.
+        layout: &'static str,
+        /// Full name of the tensor.
+        name: String,
+    },
+    /// Tensors that several layouts could explain.
+    #[error(
+        "`{}` could be {}, and its bytes mean something else in each: {}; name the layout, or give \
+         the config.json that belongs to the file",
+        printable(.module),
+        .layouts.join(" or "),
+        printable(.config.as_deref().unwrap_or("neither the header nor a config says which"))
+    )]
+    Ambiguous {
+        /// A module in question.
+        module: String,
+        /// The layouts that it could have.
+        layouts: Vec<&'static str>,
+        /// Why the config could not be read, if there is one.
+        config: Option<String>,
+    },
+    /// An expert that a 3-D weight does not have, or none named.
+    #[error(
+        "`{}` {}; an expert of a 3-D weight is named `NAME.0`, `NAME.1` and so on",
+        printable(.module),
+        match (.experts, .expert) {
+            (None, _) => "has no experts".into(),
+            (Some(experts), &usize::MAX) => format!("holds {experts} experts, and none is named"),
+            (Some(experts), expert) => format!("holds {experts} experts, and none is {expert}"),
+        }
+    )]
+    Expert {
+        /// The module of the weight.
+        module: String,
+        /// Experts that it has.
+        experts: Option<usize>,
+        /// The expert asked for; [`usize::MAX`] for none.
+        expert: usize,
+    },
     /// A tensor has the wrong type.
     #[error(
         "tensor `{}` is {got}, expected {expected}; export it with that type",

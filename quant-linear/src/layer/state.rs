@@ -19,15 +19,14 @@ use std::borrow::Cow;
 use std::fmt;
 use std::path::Path;
 
-use fp4_core::{
-    FloatType, GroupSize, PackedMatrix, PackedShape, QuantSpec, ScaleType, TransformShape,
-};
+use fp4_core::{FloatType, GroupSize, PackedShape, QuantSpec, ScaleType, TransformShape};
 use safetensors::{Dtype, View};
 
 use crate::atomic;
 use crate::checkpoint::TensorSource;
 use crate::error::Error;
-use crate::layer::{Contents, Parts, QuantLinear, StoredTransform};
+use crate::layer::{Contents, QuantLinear};
+use crate::layout::Layout;
 use fp4_core::FloatVec;
 
 /// Name of the packed codes.
@@ -110,6 +109,8 @@ pub enum Bias {
 /// What a state does not say for itself.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct LoadOptions {
+    /// The layout, where the tensors allow several or should be taken at the caller's word.
+    pub layout: Option<&'static dyn Layout>,
     /// The type of scale bytes stored as U8.
     pub scale_type: Option<ScaleType>,
     /// What to do with a bias.
@@ -210,33 +211,6 @@ impl QuantLinear {
     }
 }
 
-/// Reads the parts of a layer from the tensors under `prefix`.
-///
-/// # Errors
-/// Missing tensors, wrong types or shapes, a bias that is not zero and not to be ignored.
-pub fn read_parts(
-    state: &dyn TensorSource,
-    prefix: &str,
-    options: &LoadOptions,
-) -> Result<Parts, Error> {
-    let codes = required(state, join(prefix, E2M1))?;
-    let scales = required(state, join(prefix, SCALE_QUANT))?;
-    let shape = packed_shape(prefix, codes.header(), scales.header(), options.scale_type)?;
-    let weight = PackedMatrix::new(shape, codes.owned()?, scales.owned()?)?;
-    let usual_ss = options.foreign.then(|| match shape.scale_type() {
-        ScaleType::E8M0 => fp4_core::MXFP4_SCALE_SCALE,
-        ScaleType::E4M3 => fp4_core::NVFP4_SCALE_SCALE,
-    });
-    let scalars = Scalars::read(state, prefix)?;
-    Ok(Parts {
-        weight,
-        transform: transform(state, join(prefix, TRANSFORM))?,
-        weight_global_scale: scalars.weight_global_scale,
-        activation_global_scale: scalars.activation_global_scale,
-        activation_scale_scale: scalars.activation_scale_scale.or(usual_ss),
-    })
-}
-
 /// A tensor of a source, its bytes not yet read.
 struct Found<'a> {
     source: &'a dyn TensorSource,
@@ -246,16 +220,8 @@ struct Found<'a> {
 }
 
 impl<'a> Found<'a> {
-    fn header(&self) -> (Dtype, Vec<usize>) {
-        (self.dtype, self.shape.clone())
-    }
-
     fn bytes(&self) -> Result<Cow<'a, [u8]>, Error> {
         self.source.bytes(&self.name)
-    }
-
-    fn owned(&self) -> Result<Vec<u8>, Error> {
-        self.bytes().map(Cow::into_owned)
     }
 
     fn wrong_dtype(&self, expected: &'static str) -> Error {
@@ -266,11 +232,6 @@ impl<'a> Found<'a> {
 fn optional(source: &dyn TensorSource, name: String) -> Option<Found<'_>> {
     let (dtype, shape) = source.header(&name)?;
     Some(Found { source, name, dtype, shape })
-}
-
-fn required(source: &dyn TensorSource, name: String) -> Result<Found<'_>, Error> {
-    let missing = Error::MissingTensor { name: name.clone() };
-    optional(source, name).ok_or(missing)
 }
 
 /// Shape, group size and scale type of the layer under `prefix`, from the types and shapes of its
@@ -337,14 +298,6 @@ pub fn packed_shape(
     Ok(PackedShape::new(rows, k, scale_type, group)?)
 }
 
-fn transform(state: &dyn TensorSource, name: String) -> Result<Option<StoredTransform>, Error> {
-    let Some(tensor) = optional(state, name) else { return Ok(None) };
-    let ty = transform_shape(&tensor.name, tensor.dtype, &tensor.shape)?.float_type;
-    let values = FloatVec::from_le_bytes(ty, &tensor.bytes()?)
-        .ok_or_else(|| tensor.wrong_dtype(TRANSFORM_TYPES))?;
-    Ok(Some(StoredTransform::new(values, tensor.shape.clone())?))
-}
-
 /// Types that a transform may have.
 const TRANSFORM_TYPES: &str = "F32, F16 or BF16";
 
@@ -370,7 +323,7 @@ pub fn transform_shape(name: &str, dtype: Dtype, shape: &[usize]) -> Result<Tran
 }
 
 /// Reads a scalar of shape () or (1): f16 and bf16 widen exactly, f64 rounds once.
-fn scalar(state: &dyn TensorSource, name: &str) -> Result<Option<f32>, Error> {
+pub(crate) fn scalar(state: &dyn TensorSource, name: &str) -> Result<Option<f32>, Error> {
     let Some(tensor) = optional(state, name.to_string()) else { return Ok(None) };
     if !matches!(tensor.shape[..], [] | [1]) {
         let expected = "() or (1)".into();
@@ -465,7 +418,8 @@ pub fn read_bias(
     out_features: usize,
     options: &LoadOptions,
 ) -> Result<Option<Vec<f32>>, Error> {
-    let Some(tensor) = optional(state, join(prefix, BIAS)) else { return Ok(None) };
+    let Some(bias) = StoredBias::find(state, prefix) else { return Ok(None) };
+    let StoredBias { tensor, experts, expert } = &bias;
     let float_type = float_type(tensor.dtype);
     match options.bias {
         Bias::Ignore => Ok(None),
@@ -476,17 +430,48 @@ pub fn read_bias(
                 // -0.0 in other types is not worth a decoder: all bits zero is zero in every type.
                 None => bytes.iter().all(|&b| b == 0),
             };
-            if zero { Ok(None) } else { Err(Error::Bias { name: tensor.name }) }
+            if zero { Ok(None) } else { Err(Error::Bias { name: tensor.name.clone() }) }
         }
         Bias::Apply => {
             let wrong = || tensor.wrong_dtype("F32, F16 or BF16");
             let ty = float_type.ok_or_else(wrong)?;
-            if tensor.shape != [out_features] {
+            let stored = match experts {
+                None => vec![out_features],
+                Some(experts) => vec![*experts, out_features],
+            };
+            if tensor.shape != stored {
                 let (name, got) = (tensor.name.clone(), tensor.shape.clone());
-                let expected = format!("({out_features}), one value for each output feature");
+                let expected = format!("{stored:?}: one value for each output feature");
                 return Err(Error::Shape { name, expected, got });
             }
-            widened(ty, &tensor.bytes()?).map(Some).ok_or_else(wrong)
+            let len = out_features * ty.bytes();
+            let bytes = tensor.source.range(&tensor.name, expert * len..(expert + 1) * len)?;
+            widened(ty, &bytes).map(Some).ok_or_else(wrong)
+        }
+    }
+}
+
+/// A bias, perhaps that of one expert among those of all.
+struct StoredBias<'a> {
+    tensor: Found<'a>,
+    experts: Option<usize>,
+    expert: usize,
+}
+
+impl<'a> StoredBias<'a> {
+    /// `PREFIX.bias`, or, of an expert `NAME.3`, a row of `NAME_bias`.
+    fn find(source: &'a dyn TensorSource, prefix: &str) -> Option<Self> {
+        if let Some(tensor) = optional(source, join(prefix, BIAS)) {
+            return Some(StoredBias { tensor, experts: None, expert: 0 });
+        }
+        let (name, expert) = prefix.rsplit_once('.')?;
+        let expert = expert.parse().ok()?;
+        let tensor = optional(source, format!("{name}_{BIAS}"))?;
+        match tensor.shape[..] {
+            [experts, _] if expert < experts => {
+                Some(StoredBias { tensor, experts: Some(experts), expert })
+            }
+            _ => None,
         }
     }
 }

@@ -2,24 +2,120 @@
 
 use std::path::Path;
 
-use super::of;
+use fp4_core::{Format, PackedMatrix};
+
+use super::find;
+use super::{Layer, Native};
+use crate::checkpoint::tiles::Tile;
 use crate::checkpoint::{Checkpoint, TensorSource};
 use crate::error::Error;
-use crate::layer::state::{Bias, LoadOptions, read_bias};
-use crate::layer::{Contents, QuantLinear};
+use crate::layer::state::{Bias, LoadOptions, Scalars, join, read_bias};
+use crate::layer::{Contents, Parts, QuantLinear, StoredTransform};
+use crate::run::runtime::Runtime;
 
-impl QuantLinear {
-    /// A layer from the tensors under `prefix`.
+/// Block of the diagonal transform that stands for a scale of each feature.
+const DIAGONAL: usize = 16;
+
+impl Layer {
+    /// True if other software wrote it.
+    pub fn is_foreign(&self) -> bool {
+        self.layout.name() != super::Layout::name(&Native)
+    }
+
+    /// What the layer of an expert (0 of a plain matrix) is made of.
     ///
     /// # Errors
-    /// Missing tensors, wrong types or shapes, illegal scalars, a bias that is not zero.
+    /// As [`TensorSource::range`].
+    pub fn parts(
+        &self,
+        source: &dyn TensorSource,
+        expert: usize,
+        options: &LoadOptions,
+    ) -> Result<Parts, Error> {
+        let (rows, k) = (self.out_features(), self.shape.k());
+        let shape = self.shape.resized(rows, k)?;
+        let row = expert * rows;
+        let weight = match rows * k {
+            0 => PackedMatrix::zeros(shape),
+            _ => self.packed(source, &Tile { row, rows, col: 0, cols: k, start: row * k })?,
+        };
+        let at = |scales: &[super::Global]| scales.get(expert).or(scales.first()).copied();
+        let foreign = options.foreign || self.is_foreign();
+        let usual = self.format().map(fp4_core::QuantSpec::usual).filter(|_| foreign);
+        let Scalars { activation_global_scale, activation_scale_scale, .. } = self.scalars;
+        let input = self.inputs.as_deref().and_then(at).map(|input| input.multiplier());
+        // Other software that stores none quantizes no activations: the format's own constants.
+        let unstored = usual.filter(|_| self.is_foreign()).map(|_| usual_input(self.format()));
+        Ok(Parts {
+            weight,
+            transform: self.whole_transform(source)?,
+            weight_global_scale: at(&self.globals).map_or(1.0, |global| global.multiplier()),
+            activation_global_scale: input.or(activation_global_scale).or(unstored),
+            activation_scale_scale: activation_scale_scale
+                .or(usual.map(|usual| usual.scale_scale())),
+        })
+    }
+
+    /// The transform, and a scale of each feature as a diagonal one.
+    fn whole_transform(&self, source: &dyn TensorSource) -> Result<Option<StoredTransform>, Error> {
+        let Some((name, dtype)) = &self.pre_scale else { return self.stored_transform(source) };
+        let wrong =
+            || Error::Dtype { name: name.clone(), expected: "F32, F16 or BF16", got: *dtype };
+        let ty = crate::layer::state::float_type(*dtype).ok_or_else(wrong)?;
+        let bytes = source.bytes(name)?;
+        let scales = fp4_core::FloatVec::from_le_bytes(ty, &bytes).ok_or_else(wrong)?;
+        let k = self.shape.k();
+        let mut values = vec![0f32; k * DIAGONAL];
+        for i in 0..k {
+            let scale = scales.as_slice().get_f32(i).unwrap_or(f32::NAN);
+            values[i * DIAGONAL + i % DIAGONAL] = scale;
+        }
+        let shape = vec![k / DIAGONAL, DIAGONAL, DIAGONAL];
+        Ok(Some(StoredTransform::new(fp4_core::FloatVec::F32(values), shape)?))
+    }
+}
+
+/// The global scale of activations where a file stores none.
+fn usual_input(format: Option<Format>) -> f32 {
+    match format {
+        Some(Format::MxFp4) | None => fp4_core::QuantSpec::usual(Format::MxFp4).global_scale(),
+        Some(Format::NvFp4) => fp4_core::QuantSpec::usual(Format::NvFp4).global_scale(),
+    }
+}
+
+/// A layer with what it is made of, and its bias.
+fn read(
+    source: &dyn TensorSource,
+    module: &str,
+    options: &LoadOptions,
+) -> Result<(Parts, Option<Vec<f32>>), Error> {
+    let (layer, expert) = find::layer(source, module, options)?;
+    // Other software's layers are with their bias; a state asks.
+    let bias = match options.bias {
+        Bias::Refuse if layer.is_foreign() => Bias::Apply,
+        other => other,
+    };
+    let options = &LoadOptions { bias, ..*options };
+    let parts = layer.parts(source, expert, options)?;
+    let bias = read_bias(source, module, layer.out_features(), options)?;
+    Ok((parts, bias))
+}
+
+impl QuantLinear {
+    /// The layer of a module, from any [layout](crate::layout): weight, transform, scales and bias.
+    /// An expert of a 3-D weight `NAME` is `NAME.0`, `NAME.1`, ...
+    ///
+    /// # Errors
+    /// Missing tensors, wrong types or shapes, illegal scalars, a bias of a native state that is
+    /// not zero, a layout that cannot be told.
     pub fn from_state(
         state: &dyn TensorSource,
         prefix: &str,
         options: &LoadOptions,
     ) -> Result<Self, Error> {
-        let mut layer = Self::from_parts(of(state, prefix).parts(state, prefix, options)?)?;
-        if let Some(bias) = read_bias(state, prefix, layer.out_features(), options)? {
+        let (parts, bias) = read(state, prefix, options)?;
+        let mut layer = Self::from_parts(parts)?;
+        if let Some(bias) = bias {
             layer.set_bias(Some(&bias))?;
         }
         if !prefix.is_empty() {
@@ -47,8 +143,7 @@ impl QuantLinear {
             other => other,
         };
         let options = &LoadOptions { bias, ..*options };
-        let parts = of(state, prefix).parts(state, prefix, options)?;
-        let bias = read_bias(state, prefix, parts.weight.shape().rows(), options)?;
+        let (parts, bias) = read(state, prefix, options)?;
         self.replace(parts, bias)?;
         if self.name.is_none() && !prefix.is_empty() {
             self.set_name(prefix);
@@ -56,12 +151,41 @@ impl QuantLinear {
         Ok(())
     }
 
-    /// A layer from a safetensors file, or from a folder of them: its header and the layer's bytes
-    /// are read. For many layers of one file open a [`Checkpoint`] once.
+    /// A layer from a checkpoint: its header and the layer's bytes are read. For many layers of one
+    /// file open a [`Checkpoint`] once.
     ///
     /// # Errors
-    /// An I/O error, a file that is not safetensors, or as [`from_state`](Self::from_state).
+    /// An I/O error, a file that is no checkpoint, or as [`from_state`](Self::from_state).
     pub fn load(path: &Path, prefix: &str, options: &LoadOptions) -> Result<Self, Error> {
         Self::from_state(&Checkpoint::open(path)?, prefix, options)
+    }
+
+    /// All quantized layers of a checkpoint on one runtime, by module, the experts of 3-D weights
+    /// one by one (`NAME.0`, ...).
+    ///
+    /// # Errors
+    /// As [`from_state`](Self::from_state), for the first layer that is not whole.
+    pub fn load_all(
+        checkpoint: &Checkpoint,
+        runtime: &Runtime,
+        options: &LoadOptions,
+    ) -> Result<std::collections::BTreeMap<String, Self>, Error> {
+        let mut layers = super::Layers::find(checkpoint, options)?;
+        if let Some((name, error)) = layers.bad.pop_first() {
+            return Err(Error::Layer { name, error: Box::new(error) });
+        }
+        let mut all = std::collections::BTreeMap::new();
+        for (module, layer) in &layers.good {
+            let names: Vec<_> = match layer.experts {
+                None => vec![module.clone()],
+                Some(experts) => (0..experts).map(|e| join(module, &e.to_string())).collect(),
+            };
+            for name in names {
+                let mut layer = Self::from_state(checkpoint, &name, options)?;
+                layer.set_runtime(runtime);
+                all.insert(name, layer);
+            }
+        }
+        Ok(all)
     }
 }

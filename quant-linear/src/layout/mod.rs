@@ -1,93 +1,213 @@
 //! How checkpoints name and store quantized layers: one [`Layout`] for each way, in a list.
 //!
-//! A layout says which tensors mark a layer ([`Layout::detect`]), what the layer is like, from
-//! headers and scalars alone ([`Layout::layer`]), and what it is made of ([`Layout::parts`]). A new
-//! one is a file beside `native` and a line in [`ALL`]; the command and loading by program take it
-//! from there.
+//! A layout says which tensors mark a layer ([`Layout::module`]), whether their types and shapes
+//! allow it ([`Layout::could`]), what the header or the config says ([`Layout::says`]), what the layer is like
+//! ([`Layout::layer`]), and what another layer becomes in it ([`Layout::write`]). A new one is a
+//! file beside the others and a line in [`ALL`]; loading, inspecting, comparing, converting and
+//! verifying take it from there.
+//!
+//! ```text
+//! names alone     never decide: `weight` + `weight_scale` is ModelOpt's, ComfyUI's or Quark's
+//! types, shapes   rule layouts out
+//! header, config  settle what is left
+//! two are left    an error that names both, and the way to choose               Error::Ambiguous
+//! ```
+//!
+//! A [`Layer`] is the same for all: where codes and scale bytes are ([`Place`]), how its software
+//! computes a value ([`Arithmetic`]), global scales as stored ([`Global`]), 3-D experts as one
+//! matrix of stacked rows. Reading a tile gives the contract's order of codes and scale bytes,
+//! whose bytes never change.
 //!
 //! ```
 //! use quant_linear::layout;
 //!
-//! let native = layout::ALL[0];
-//! assert_eq!(native.detect("encoder.0.dense.e2m1"), Some("encoder.0.dense"));
-//! assert_eq!(native.detect("encoder.0.dense.weight"), None);
+//! let names: Vec<_> = layout::ALL.iter().map(|layout| layout.name()).collect();
+//! assert!(names.contains(&"compressed-tensors"));
+//! assert_eq!(layout::named("ct").unwrap().name(), "compressed-tensors");
 //! ```
 
+mod at;
+mod auto_round;
+mod comfy;
+mod compressed_tensors;
+mod deepseek;
+mod find;
+mod fp_quant;
+mod gpt_oss;
 mod load;
+mod mlx;
+mod modelopt;
 mod native;
+pub mod place;
+mod quark;
+mod torchao;
+pub mod value;
+pub mod write;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 
-use fp4_core::{PackedMatrix, PackedShape, TransformShape};
+use fp4_core::{Format, PackedMatrix, PackedShape, TransformShape};
+use safetensors::Dtype;
 
+use crate::checkpoint::TensorSource;
 use crate::checkpoint::tiles::Tile;
-use crate::checkpoint::{Checkpoint, TensorSource};
 use crate::error::Error;
+use crate::layer::StoredTransform;
 use crate::layer::state::{LoadOptions, Scalars};
-use crate::layer::{Parts, StoredTransform};
-pub use native::{Native, STATE_NAMES};
 
-/// All layouts, asked in this order.
-pub static ALL: [&dyn Layout; 1] = [&Native];
+pub use at::At;
+pub use find::{Layers, of};
+pub use native::{Native, STATE_NAMES};
+pub use place::{Nibbles, Place, ScaleOrder};
+pub use value::{Arithmetic, Order, ScaleBytes, Table, Usage};
+
+/// All layouts.
+pub static ALL: [&dyn Layout; 11] = [
+    &Native,
+    &compressed_tensors::CompressedTensors,
+    &auto_round::AutoRound,
+    &modelopt::ModelOpt,
+    &comfy::Comfy,
+    &quark::Quark,
+    &gpt_oss::GptOss,
+    &deepseek::DeepSeek,
+    &fp_quant::FpQuant,
+    &torchao::TorchAo,
+    &mlx::Mlx,
+];
+
+/// The layout of this name, or of this other name for it.
+pub fn named(name: &str) -> Option<&'static dyn Layout> {
+    let name = name.to_ascii_lowercase();
+    ALL.into_iter().find(|layout| layout.name() == name || layout.aliases().contains(&&*name))
+}
 
 /// A way to name and store quantized layers.
-pub trait Layout: Sync {
-    /// What reports call it.
+pub trait Layout: Sync + fmt::Debug {
+    /// What commands and reports call it.
     fn name(&self) -> &'static str;
 
-    /// The prefix of the layer that a tensor of this name belongs to, if the name alone tells.
-    fn detect<'n>(&self, name: &'n str) -> Option<&'n str>;
+    /// Other names for it.
+    fn aliases(&self) -> &'static [&'static str] {
+        &[]
+    }
 
-    /// Full names of the tensors that the layer under a prefix may have for itself.
-    fn tensors(&self, prefix: &str) -> Vec<String>;
+    /// The module that a tensor of this name would mark as a layer of this layout.
+    fn module<'n>(&self, tensor: &'n str) -> Option<&'n str>;
 
-    /// The layer under a prefix, judged by headers and scalars; codes, scales and the transform,
-    /// which may be large, are not read.
+    /// Names of the tensors that a layer of a module may have for itself.
+    fn tensors(&self, module: &str) -> Vec<String>;
+
+    /// Do types and shapes allow that a module is a layer of this layout?
+    fn could(&self, at: &At<'_>) -> bool;
+
+    /// What the header or the config says of a module that could be one; `None` if they are silent.
+    fn says(&self, _at: &At<'_>) -> Option<bool> {
+        None
+    }
+
+    /// The layer of a module, judged by headers and scalars; codes, scales and a transform, which
+    /// may be large, are not read.
     ///
     /// # Errors
     /// Missing tensors, wrong types or shapes, illegal scalars.
-    fn layer(
-        &self,
-        source: &dyn TensorSource,
-        prefix: &str,
-        options: &LoadOptions,
-    ) -> Result<Layer, Error>;
+    fn layer(&self, at: &At<'_>, options: &LoadOptions) -> Result<Layer, Error>;
 
-    /// What the layer under a prefix is made of.
+    /// True if one tensor holds all experts of a 3-D weight.
+    fn stacks(&self) -> bool {
+        false
+    }
+
+    /// What a weight becomes in this layout.
     ///
     /// # Errors
-    /// As [`layer`](Self::layer), and a bias that is not zero and not to be ignored.
-    fn parts(
+    /// Why it cannot be held.
+    fn write(&self, held: &write::Held<'_>) -> Result<write::Written, write::Refused>;
+
+    /// Says in `config.json` what the tensors are, as the layout's own loader needs it, and gives
+    /// other files of that kind by name.
+    fn config(
         &self,
-        source: &dyn TensorSource,
-        prefix: &str,
-        options: &LoadOptions,
-    ) -> Result<Parts, Error>;
+        _config: &mut serde_json::Map<String, serde_json::Value>,
+        _done: &write::Done<'_>,
+    ) -> Vec<(&'static str, serde_json::Value)> {
+        vec![]
+    }
+
+    /// What the header says of the tensors.
+    fn metadata(&self, _done: &write::Done<'_>) -> Vec<(String, String)> {
+        vec![]
+    }
 }
 
-/// The layout of the layer under a prefix: the first that finds a mark of its own there, or else
-/// the native one, which then says what is missing.
-pub fn of(source: &dyn TensorSource, prefix: &str) -> &'static dyn Layout {
-    let marks = |layout: &&dyn Layout| {
-        let names = layout.tensors(prefix);
-        let mut marks = names.iter().filter(|name| layout.detect(name) == Some(prefix));
-        marks.any(|name| source.header(name).is_some())
-    };
-    ALL.into_iter().find(marks).unwrap_or(&Native)
+/// A global scale as a file stores it.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Global {
+    /// The stored value.
+    pub value: f32,
+    /// True if it divides.
+    pub divides: bool,
 }
 
-/// One quantized layer of a checkpoint.
+impl Global {
+    /// None at all.
+    pub const ONE: Self = Global { value: 1.0, divides: false };
+
+    /// One that multiplies, as the contract's does.
+    pub const fn times(value: f32) -> Self {
+        Global { value, divides: false }
+    }
+
+    /// One that divides.
+    pub const fn over(value: f32) -> Self {
+        Global { value, divides: true }
+    }
+
+    /// As the contract has it: one f32 division where it divides (C4).
+    pub fn multiplier(self) -> f32 {
+        if self.divides { 1.0 / self.value } else { self.value }
+    }
+
+    /// As a layout stores it that divides.
+    pub fn divisor(self) -> f32 {
+        if self.divides { self.value } else { 1.0 / self.value }
+    }
+
+    /// As an order of factors takes it.
+    pub fn stored_for(self, order: Order) -> f32 {
+        if order.divides() { self.divisor() } else { self.multiplier() }
+    }
+}
+
+/// One quantized layer of a checkpoint; all experts of a 3-D weight are one.
 #[derive(Debug, Clone)]
 pub struct Layer {
-    /// Shape and format of the weight.
+    /// Its layout.
+    pub layout: &'static dyn Layout,
+    /// The module's name.
+    pub module: String,
+    /// The name that its dense weight has.
+    pub tensor: String,
+    /// The number of experts of a 3-D weight.
+    pub experts: Option<usize>,
+    /// Shape and format of the weight, the rows of all experts below each other.
     pub shape: PackedShape,
-    /// Its scalars.
+    /// Where codes and scale bytes are.
+    pub place: Place,
+    /// How its software computes a value.
+    pub arithmetic: Arithmetic,
+    /// Global scale of the weight, one for all or one for each expert.
+    pub globals: Vec<Global>,
+    /// Global scale of the activations, where one is stored: one for all, or one for each expert.
+    pub inputs: Option<Vec<Global>>,
+    /// The scalars in the contract's sense, those of the first expert.
     pub scalars: Scalars,
     /// The transform of activations, by its header.
     pub transform: Option<TransformHeader>,
-    /// Names of the codes and of the scale bytes, row-major both.
-    codes: String,
-    scales: String,
+    /// Name of a vector that multiplies the activations' features first.
+    pub pre_scale: Option<(String, Dtype)>,
+    /// Names of the tensors that it is made of.
+    pub own: Vec<String>,
 }
 
 /// What the header says of a transform.
@@ -112,16 +232,89 @@ impl TransformHeader {
 const PIECE: usize = 1 << 23;
 
 impl Layer {
-    /// The codes and scales of a tile.
+    /// The layer of a module with one matrix and no extras, under one global scale.
+    pub(crate) fn plain(
+        layout: &'static dyn Layout,
+        at: &At<'_>,
+        shape: PackedShape,
+        place: Place,
+        arithmetic: Arithmetic,
+    ) -> Self {
+        Layer {
+            layout,
+            module: at.module.to_string(),
+            tensor: at.name("weight"),
+            experts: None,
+            shape,
+            place,
+            arithmetic,
+            globals: vec![Global::ONE],
+            inputs: None,
+            scalars: Scalars {
+                weight_global_scale: 1.0,
+                activation_global_scale: None,
+                activation_scale_scale: None,
+            },
+            transform: None,
+            pre_scale: None,
+            own: vec![],
+        }
+    }
+
+    /// The layer with these global scales, checked.
+    ///
+    /// # Errors
+    /// Scales that are not finite and above zero, in the contract's sense.
+    pub(crate) fn with_scales(
+        mut self,
+        globals: Vec<Global>,
+        inputs: Option<Vec<Global>>,
+    ) -> Result<Self, Error> {
+        let first = |scales: &[Global]| scales.first().copied().unwrap_or(Global::ONE);
+        for (i, global) in globals.iter().enumerate() {
+            let input = inputs.as_ref().and_then(|inputs| inputs.get(i).or(inputs.first()));
+            let scalars = Scalars {
+                weight_global_scale: global.multiplier(),
+                activation_global_scale: input.map(|input| input.multiplier()),
+                ..self.scalars
+            };
+            crate::layer::state::check(self.shape, None, &scalars)?;
+        }
+        self.scalars.weight_global_scale = first(&globals).multiplier();
+        self.scalars.activation_global_scale = inputs.as_deref().map(|i| first(i).multiplier());
+        (self.globals, self.inputs) = (globals, inputs);
+        Ok(self)
+    }
+
+    /// MXFP4 or NVFP4.
+    pub fn format(&self) -> Option<Format> {
+        self.shape.format()
+    }
+
+    /// Output features, of one expert.
+    pub fn out_features(&self) -> usize {
+        self.shape.rows() / self.experts.unwrap_or(1).max(1)
+    }
+
+    /// The shape of the dense weight: (out, in), or (experts, out, in).
+    pub fn dense_shape(&self) -> Vec<usize> {
+        let matrix = [self.out_features(), self.shape.k()];
+        self.experts.into_iter().chain(matrix).collect()
+    }
+
+    /// The codes and scales of a tile, in the contract's order.
     ///
     /// # Errors
     /// As [`TensorSource::range`].
     pub fn packed(&self, source: &dyn TensorSource, tile: &Tile) -> Result<PackedMatrix, Error> {
-        let shape = self.shape.resized(tile.rows, tile.cols)?;
-        let (codes, scales) = (tile.start / 2, tile.start / shape.group().get());
-        let codes = source.range(&self.codes, codes..codes + shape.codes_len())?;
-        let scales = source.range(&self.scales, scales..scales + shape.scales_len())?;
-        Ok(PackedMatrix::new(shape, codes.into_owned(), scales.into_owned())?)
+        self.place.read(source, self.shape, tile)
+    }
+
+    /// What its values are, by the arithmetic of its own software.
+    pub fn decoder(&self) -> Decoder {
+        let order = self.arithmetic.order;
+        let tables = self.globals.iter().map(|g| self.arithmetic.table(g.stored_for(order)));
+        Decoder { tables: tables.collect(), rows: self.out_features() }
     }
 
     /// The transform's values.
@@ -151,33 +344,39 @@ impl Layer {
     }
 }
 
-/// All quantized layers of a checkpoint, and what is wrong with those that are not whole.
-#[derive(Debug, Default)]
-pub struct Layers {
-    /// Layers by prefix.
-    pub good: BTreeMap<String, Layer>,
-    /// Layers that cannot be read, by prefix.
-    pub bad: BTreeMap<String, Error>,
-    /// Names of the tensors that belong to any of them.
-    pub tensors: BTreeSet<String>,
+/// The values of a layer's codes under its scale bytes and global scales.
+#[derive(Debug, Clone)]
+pub struct Decoder {
+    /// One for all rows, or one for each expert.
+    tables: Vec<Table>,
+    /// Rows of an expert.
+    rows: usize,
 }
 
-impl Layers {
-    /// Finds the layers of a checkpoint.
-    pub fn find(checkpoint: &Checkpoint, options: &LoadOptions) -> Self {
-        let mut layers = Layers::default();
-        for layout in ALL {
-            let names = checkpoint.tensors().keys();
-            let prefixes: BTreeSet<_> = names.filter_map(|name| layout.detect(name)).collect();
-            for prefix in prefixes {
-                let own = layout.tensors(prefix).into_iter();
-                layers.tensors.extend(own.filter(|name| checkpoint.tensors().contains_key(name)));
-                match layout.layer(checkpoint, prefix, options) {
-                    Ok(layer) => drop(layers.good.insert(prefix.into(), layer)),
-                    Err(error) => drop(layers.bad.insert(prefix.into(), error)),
-                }
+impl Decoder {
+    /// The table of a row.
+    pub fn table(&self, row: usize) -> &[f32] {
+        let expert = if self.tables.len() > 1 { row / self.rows.max(1) } else { 0 };
+        self.tables.get(expert).map_or(&[], |table| table)
+    }
+
+    /// The values of a tile.
+    pub fn values(&self, packed: &PackedMatrix, tile: &Tile) -> Vec<f32> {
+        let shape = packed.shape();
+        let (bytes, groups) = (shape.row_bytes(), shape.row_groups());
+        let mut values = Vec::with_capacity(shape.rows() * shape.k());
+        for row in 0..shape.rows() {
+            let table = self.table(tile.row + row);
+            let codes = &packed.codes()[row * bytes..][..bytes];
+            let scales = &packed.scales()[row * groups..][..groups];
+            let per_group = codes.chunks_exact(shape.group().get() / 2);
+            for (codes, &byte) in per_group.zip(scales) {
+                let values_of = &table[16 * usize::from(byte)..][..16];
+                values.extend(codes.iter().flat_map(|&pair| {
+                    [values_of[usize::from(pair & 15)], values_of[usize::from(pair >> 4)]]
+                }));
             }
         }
-        layers
+        values
     }
 }

@@ -1,10 +1,14 @@
 //! The layout of [`state`](crate::state): a prefix with `e2m1` and `scale_quant` under it.
+//!
+//! The experts of a 3-D weight `NAME` are layers `NAME.0`, `NAME.1`, ...
 
 use crate::checkpoint::TensorSource;
 use crate::error::Error;
-use crate::layer::Parts;
 use crate::layer::state::{self, LoadOptions, Scalars, join};
-use crate::layout::{Layer, Layout, TransformHeader};
+use crate::layout::write::{self, Held, NewTensor, Refused, Written};
+use crate::layout::{
+    Arithmetic, At, Global, Layer, Layout, Nibbles, Place, ScaleOrder, TransformHeader,
+};
 
 /// The names of a state that belong to the quantized layer alone.
 pub const STATE_NAMES: [&str; 6] = [
@@ -29,43 +33,88 @@ impl Layout for Native {
         "native"
     }
 
-    fn detect<'n>(&self, name: &'n str) -> Option<&'n str> {
+    fn aliases(&self) -> &'static [&'static str] {
+        &["exact-fp4", "ours"]
+    }
+
+    fn module<'n>(&self, name: &'n str) -> Option<&'n str> {
         let (prefix, last) = name.rsplit_once('.').unwrap_or(("", name));
         [state::E2M1, state::SCALE_QUANT].contains(&last).then_some(prefix)
     }
 
-    fn tensors(&self, prefix: &str) -> Vec<String> {
-        STATE_NAMES.iter().map(|name| join(prefix, name)).collect()
+    fn tensors(&self, module: &str) -> Vec<String> {
+        STATE_NAMES.iter().map(|name| join(module, name)).collect()
     }
 
-    fn layer(
-        &self,
-        source: &dyn TensorSource,
-        prefix: &str,
-        options: &LoadOptions,
-    ) -> Result<Layer, Error> {
-        let header = |name: String| source.header(&name).ok_or(Error::MissingTensor { name });
-        let (codes, scales) = (join(prefix, state::E2M1), join(prefix, state::SCALE_QUANT));
-        let (codes_header, scales_header) = (header(codes.clone())?, header(scales.clone())?);
-        let shape = state::packed_shape(prefix, codes_header, scales_header, options.scale_type)?;
-        let transform = transform(source, join(prefix, state::TRANSFORM))?;
-        let scalars = Scalars::read(source, prefix)?;
+    fn could(&self, at: &At<'_>) -> bool {
+        at.has(state::E2M1) || at.has(state::SCALE_QUANT)
+    }
+
+    fn says(&self, _at: &At<'_>) -> Option<bool> {
+        Some(true) // nobody else has these names
+    }
+
+    fn layer(&self, at: &At<'_>, options: &LoadOptions) -> Result<Layer, Error> {
+        let header =
+            |name: &str| at.head(name).ok_or_else(|| Error::MissingTensor { name: at.name(name) });
+        let (codes, scales) = (header(state::E2M1)?, header(state::SCALE_QUANT)?);
+        let shape = state::packed_shape(at.module, codes, scales, options.scale_type)?;
+        let transform = transform(at.source, at.name(state::TRANSFORM))?;
+        let scalars = Scalars::read(at.source, at.module)?;
         state::check(shape, transform.as_ref().map(|t| t.shape), &scalars)?;
-        Ok(Layer { shape, scalars, transform, codes, scales })
+        let place = Place::Apart {
+            codes: at.name(state::E2M1),
+            nibbles: Nibbles::LowEven,
+            scales: at.name(state::SCALE_QUANT),
+            order: ScaleOrder::Rows,
+        };
+        let arithmetic = Arithmetic::contract(shape.scale_type());
+        let inputs = scalars.activation_global_scale.map(|input| vec![Global::times(input)]);
+        Ok(Layer {
+            globals: vec![Global::times(scalars.weight_global_scale)],
+            inputs,
+            scalars,
+            transform,
+            own: at.present(&STATE_NAMES),
+            ..Layer::plain(&Native, at, shape, place, arithmetic)
+        })
     }
 
-    fn parts(
-        &self,
-        source: &dyn TensorSource,
-        prefix: &str,
-        options: &LoadOptions,
-    ) -> Result<Parts, Error> {
-        state::read_parts(source, prefix, options)
+    fn write(&self, held: &Held<'_>) -> Result<Written, Refused> {
+        let global = held.one()?.multiplier();
+        let scale_type = held.shape.scale_type();
+        let mut tensors = vec![
+            held.codes(held.name(state::E2M1), Nibbles::LowEven, safetensors::Dtype::U8),
+            held.scales(held.name(state::SCALE_QUANT), write::scale_dtype(scale_type)),
+            write::scalar(held.name(state::WEIGHT_GLOBAL_SCALE), vec![], global),
+        ];
+        if let Some(input) = held.input()? {
+            let name = held.name(state::ACTIVATION_GLOBAL_SCALE);
+            tensors.push(write::scalar(name, vec![], input.multiplier()));
+        }
+        if let Some(ss) = held.activation_scale_scale {
+            tensors.push(write::scalar(held.name(state::ACTIVATION_SCALE_SCALE), vec![], ss));
+        }
+        if let Some((name, _)) = held.pre_scale {
+            return Err(Refused::Transform(name.into()));
+        }
+        if let Some(t) = held.transform {
+            tensors.push(NewTensor {
+                name: held.name(state::TRANSFORM),
+                dtype: state::float_dtype(t.shape.float_type),
+                shape: t.stored.clone(),
+                fill: write::Fill::Tensor(t.name.clone()),
+            });
+        }
+        Ok(Written { tensors, arithmetic: Arithmetic::contract(scale_type), globals: vec![global] })
     }
 }
 
 /// Judges a transform by its header, if it is there.
-fn transform(source: &dyn TensorSource, name: String) -> Result<Option<TransformHeader>, Error> {
+pub(super) fn transform(
+    source: &dyn TensorSource,
+    name: String,
+) -> Result<Option<TransformHeader>, Error> {
     let Some((dtype, stored)) = source.header(&name) else { return Ok(None) };
     let shape = state::transform_shape(&name, dtype, &stored)?;
     let elements = stored.iter().try_fold(1usize, |n, &dim| n.checked_mul(dim));

@@ -25,13 +25,13 @@ pub enum Incomparable {
     Types(Dtype, Dtype),
     /// A dense tensor and a layer of different shapes.
     #[error("the dense shape {0:?} and the quantized {1:?} differ")]
-    DenseShape(Vec<usize>, [usize; 2]),
+    DenseShape(Vec<usize>, Vec<usize>),
     /// A dense tensor of a type without values.
     #[error("the dense tensor is {0}, expected F32, F16 or BF16")]
     DenseType(Dtype),
     /// Two layers of different shapes.
     #[error("the shapes {0:?} and {1:?} differ")]
-    LayerShapes([usize; 2], [usize; 2]),
+    LayerShapes(Vec<usize>, Vec<usize>),
     /// Two layers with different transforms.
     #[error(
         "the two layers have different transforms, so their weights mean different things; compare \
@@ -223,10 +223,12 @@ fn dense_layer(
     layer_from: &Checkpoint,
     layer: &Layer,
 ) -> Result<Result<Pair, Incomparable>, Error> {
-    let shape = [layer.shape.rows(), layer.shape.k()];
+    let shape = layer.dense_shape();
     if dense.info.shape != shape {
         return Ok(Err(Incomparable::DenseShape(dense.info.shape.clone(), shape)));
     }
+    let [rows, k] = [layer.shape.rows(), layer.shape.k()];
+    let decoder = layer.decoder();
     let Some(float_type) = state::float_type(dense.info.dtype) else {
         return Ok(Err(Incomparable::DenseType(dense.info.dtype)));
     };
@@ -235,12 +237,12 @@ fn dense_layer(
     let mut pair = Pair::new(Kind::DenseQuantized, &shape);
     pair.transformed = transform.is_some();
     let mut difference = Difference::default();
-    for tile in tiles(shape[0], shape[1], FloatType::F32.bytes(), DEFAULT_BLOCK_BYTES) {
+    for tile in tiles(rows, k, FloatType::F32.bytes(), DEFAULT_BLOCK_BYTES) {
         let x = dense::read(dense_from, dense, float_type, &tile)?;
         let x = transformed(x, &tile, transform.as_ref())?;
         let packed = layer.packed(layer_from, &tile)?;
         pair.nan_scales += nan_scales(&packed);
-        let y = dense::dequantized(packed.view(), layer.scalars.weight_global_scale)?;
+        let y = decoder.values(&packed, &tile);
         add(&mut difference, &x, &FloatVec::F32(y));
     }
     pair.identical = difference.differ() == 0;
@@ -254,10 +256,13 @@ fn layer_layer(
     b_from: &Checkpoint,
     b: &Layer,
 ) -> Result<Result<Pair, Incomparable>, Error> {
-    let shapes = [a, b].map(|layer| [layer.shape.rows(), layer.shape.k()]);
+    let shapes = [a, b].map(Layer::dense_shape);
     if shapes[0] != shapes[1] {
-        return Ok(Err(Incomparable::LayerShapes(shapes[0], shapes[1])));
+        let [a, b] = shapes;
+        return Ok(Err(Incomparable::LayerShapes(a, b)));
     }
+    let decoders = [a, b].map(Layer::decoder);
+    let [rows, k] = [a.shape.rows(), a.shape.k()];
     if !same_transform(a_from, a, b_from, b)? {
         return Ok(Err(Incomparable::Transforms));
     }
@@ -265,16 +270,14 @@ fn layer_layer(
     let mut pair = Pair::new(Kind::Quantized, &shapes[0]);
     pair.transformed = a.transform.is_some();
     let (mut difference, mut codes, mut scales) = (Difference::default(), 0, 0);
-    for tile in tiles(shapes[0][0], shapes[0][1], FloatType::F32.bytes(), DEFAULT_BLOCK_BYTES) {
+    for tile in tiles(rows, k, FloatType::F32.bytes(), DEFAULT_BLOCK_BYTES) {
         let (x, y) = (a.packed(a_from, &tile)?, b.packed(b_from, &tile)?);
         pair.nan_scales += nan_scales(&x) + nan_scales(&y);
         if same_format {
             codes += codes_differ(x.codes(), y.codes());
             scales += bytes_differ(x.scales(), y.scales());
         }
-        let x = dense::dequantized(x.view(), a.scalars.weight_global_scale)?;
-        let y = dense::dequantized(y.view(), b.scalars.weight_global_scale)?;
-        difference.add(&x, &y);
+        difference.add(&decoders[0].values(&x, &tile), &decoders[1].values(&y, &tile));
     }
     if same_format {
         (pair.codes_differ, pair.scales_differ) = (Some(codes), Some(scales));

@@ -1,0 +1,187 @@
+//! What lies beside a checkpoint and says what its tensors mean: `config.json` and its kin.
+//!
+//! | file | who writes it | what it says |
+//! |---|---|---|
+//! | `config.json` | transformers, mlx-lm and all who follow them | `model_type`; `quantization_config` or `quantization` |
+//! | `hf_quant_config.json` | ModelOpt | `producer`, `quantization` |
+//! | `quantization_config.json` | AutoRound | the block of `config.json` once more |
+//!
+//! In a folder they have these names. Beside a single `STEM.safetensors` a `STEM.config.json` (and
+//! so on) comes first, then the plain name: the folder's config, if it holds a model.
+//!
+//! A file that is no JSON object is remembered as a [problem](Config::problem), and not an error at
+//! once: a dense checkpoint needs none of them.
+
+use std::path::{Path, PathBuf};
+
+use serde_json::Value;
+
+use super::folder::Inside;
+use super::plain;
+use crate::error::{Error, Refusal};
+
+/// Names of the files, most telling first.
+const NAMES: [&str; 3] = ["config.json", "hf_quant_config.json", "quantization_config.json"];
+
+/// The most bytes of such a file: those of real ones with lists of thousands of layers take one.
+const MOST: u64 = 64 << 20;
+
+/// The parsed files; [`Value::Null`] for those that are not there.
+#[derive(Debug, Clone, Default)]
+pub struct Config {
+    values: [Value; 3],
+    paths: [Option<PathBuf>; 3],
+    problem: Option<String>,
+}
+
+/// No file at all.
+static NONE: Config = Config {
+    values: [Value::Null, Value::Null, Value::Null],
+    paths: [None, None, None],
+    problem: None,
+};
+
+impl Config {
+    /// No files.
+    pub fn none() -> &'static Self {
+        &NONE
+    }
+
+    /// A config given by value, as `config.json` would hold it.
+    pub fn of(config: Value) -> Self {
+        Config { values: [config, Value::Null, Value::Null], ..Config::default() }
+    }
+
+    /// Reads what lies in a folder.
+    pub(super) fn of_folder(folder: &Path, inside: &Inside) -> Self {
+        let mut config = Config::default();
+        for (place, name) in NAMES.iter().enumerate() {
+            config.read(place, &folder.join(name), Some(inside));
+        }
+        config
+    }
+
+    /// Reads what lies beside a file.
+    pub(super) fn beside(file: &Path) -> Self {
+        let mut config = Config::default();
+        let stem = file.file_stem().map(|stem| stem.to_string_lossy().into_owned());
+        for (place, name) in NAMES.iter().enumerate() {
+            let own = stem.as_ref().map(|stem| file.with_file_name(format!("{stem}.{name}")));
+            let plain = Some(file.with_file_name(name));
+            let exists = |path: &PathBuf| std::fs::symlink_metadata(path).is_ok();
+            if let Some(path) = own.into_iter().chain(plain).find(exists) {
+                config.read(place, &path, None);
+            }
+        }
+        config
+    }
+
+    /// Takes `config.json` from another place.
+    ///
+    /// # Errors
+    /// A file that cannot be read or is no JSON object.
+    pub(super) fn replace(&mut self, path: &Path) -> Result<(), Error> {
+        let value = parse(path).map_err(|refusal| Error::checkpoint(path, refusal))?;
+        (self.values[0], self.paths[0]) = (value, Some(path.to_path_buf()));
+        self.problem = None;
+        Ok(())
+    }
+
+    fn read(&mut self, place: usize, path: &Path, inside: Option<&Inside>) {
+        if std::fs::symlink_metadata(path).is_err() {
+            return;
+        }
+        let checked = inside.map_or(Ok(()), |inside| inside.check(path));
+        let value =
+            checked.and_then(|()| parse(path).map_err(|refusal| Error::checkpoint(path, refusal)));
+        match value {
+            Ok(value) => (self.values[place], self.paths[place]) = (value, Some(path.into())),
+            Err(error) => drop(self.problem.get_or_insert(error.to_string())),
+        }
+    }
+
+    /// `config.json`.
+    pub fn model(&self) -> &Value {
+        &self.values[0]
+    }
+
+    /// `hf_quant_config.json`.
+    pub fn hf_quant(&self) -> &Value {
+        &self.values[1]
+    }
+
+    /// The files that were read.
+    pub fn paths(&self) -> impl Iterator<Item = &Path> {
+        self.paths.iter().flatten().map(PathBuf::as_path)
+    }
+
+    /// Why one of the files could not be read.
+    pub fn problem(&self) -> Option<&str> {
+        self.problem.as_deref()
+    }
+
+    /// `model_type`, that of a text model inside a larger one if the outer has none.
+    pub fn model_type(&self) -> Option<&str> {
+        let own = self.model()["model_type"].as_str();
+        own.or_else(|| self.model()["text_config"]["model_type"].as_str())
+    }
+
+    /// The block about quantization: `quantization_config`, at the top or in `text_config`, else
+    /// the file of that name.
+    pub fn quantization(&self) -> &Value {
+        let model = self.model();
+        let blocks = [
+            &model["quantization_config"],
+            &model["text_config"]["quantization_config"],
+            &self.values[2],
+        ];
+        blocks.into_iter().find(|block| block.is_object()).unwrap_or(&Value::Null)
+    }
+
+    /// `quant_method` of that block, lower case.
+    pub fn quant_method(&self) -> Option<String> {
+        self.quantization()["quant_method"].as_str().map(str::to_ascii_lowercase)
+    }
+}
+
+fn parse(path: &Path) -> Result<Value, Refusal> {
+    let text = plain::read_text(path, MOST)?;
+    let value: Value = serde_json::from_str(&text).map_err(|e| Refusal::Config(e.to_string()))?;
+    match value {
+        Value::Object(_) => Ok(value),
+        _ => Err(Refusal::Config("it is no JSON object".into())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_files_own_config_comes_before_the_folders() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("a.safetensors");
+        let write =
+            |name: &str, text: &str| std::fs::write(folder.path().join(name), text).unwrap();
+        write("config.json", r#"{"model_type": "folder"}"#);
+        assert_eq!(Config::beside(&file).model_type(), Some("folder"));
+        write("a.config.json", r#"{"text_config": {"model_type": "own"}}"#);
+        let config = Config::beside(&file);
+        assert_eq!(config.model_type(), Some("own"));
+        assert_eq!((config.paths().count(), config.problem()), (1, None));
+        write("a.quantization_config.json", r#"{"quant_method": "Auto-Round"}"#);
+        assert_eq!(Config::beside(&file).quant_method().as_deref(), Some("auto-round"));
+    }
+
+    #[test]
+    fn a_file_that_is_no_object_is_a_problem_and_no_error() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("a.safetensors");
+        for text in ["[1]", "{", "\u{7f}"] {
+            std::fs::write(folder.path().join("config.json"), text).unwrap();
+            let config = Config::beside(&file);
+            assert!(config.problem().unwrap().contains("config.json"), "{text}");
+            assert_eq!(config.model(), &Value::Null);
+        }
+    }
+}

@@ -1,0 +1,147 @@
+//! The tensors of one module, as a layout looks at them.
+
+use fp4_core::{Format, PackedShape, ScaleType, Swizzle};
+use safetensors::Dtype;
+
+use crate::checkpoint::TensorSource;
+use crate::error::Error;
+use crate::layer::state::{self, join};
+use crate::layout::ScaleOrder;
+
+/// A module of a source.
+#[derive(Clone, Copy)]
+pub struct At<'a> {
+    /// Where the tensors are.
+    pub source: &'a dyn TensorSource,
+    /// The module's name, the prefix of its tensors.
+    pub module: &'a str,
+}
+
+/// Names and types of the codes and scale bytes of a matrix.
+pub(super) struct Matrix<'a> {
+    /// The layout, for errors.
+    pub(super) layout: &'static str,
+    /// Name of the codes.
+    pub(super) codes: String,
+    /// Codes in each of their elements: 2 in a byte, 8 in a word.
+    pub(super) per_element: usize,
+    /// The type of the codes.
+    pub(super) code_type: Dtype,
+    /// Name of the scale bytes.
+    pub(super) scales: String,
+    /// Types that they may have.
+    pub(super) scale_types: &'a [Dtype],
+    /// What they are.
+    pub(super) scale_type: ScaleType,
+    /// Their order.
+    pub(super) order: ScaleOrder,
+}
+
+impl<'a> At<'a> {
+    /// The full name of one of the module's tensors.
+    pub fn name(&self, suffix: &str) -> String {
+        join(self.module, suffix)
+    }
+
+    /// Type and shape of one of the module's tensors. A tensor in blocks of ggml's has none here.
+    pub fn head(&self, suffix: &str) -> Option<(Dtype, Vec<usize>)> {
+        self.source.header(&self.name(suffix))
+    }
+
+    /// The type of one of the module's tensors.
+    pub fn dtype(&self, suffix: &str) -> Option<Dtype> {
+        self.head(suffix).map(|(dtype, _)| dtype)
+    }
+
+    /// Is there a tensor of this name?
+    pub fn has(&self, suffix: &str) -> bool {
+        self.head(suffix).is_some()
+    }
+
+    /// The tool that the config names, lower case.
+    pub fn method(&self) -> Option<String> {
+        self.source.config().quant_method()
+    }
+
+    /// A scalar of shape () or (1).
+    pub(super) fn scalar(&self, suffix: &str) -> Result<Option<f32>, Error> {
+        state::scalar(self.source, &self.name(suffix))
+    }
+
+    /// A scalar that must be there.
+    pub(super) fn needed(&self, layout: &'static str, suffix: &str) -> Result<f32, Error> {
+        self.scalar(suffix)?.ok_or_else(|| incomplete(layout, self.name(suffix)))
+    }
+
+    /// Names of those of these tensors that are there.
+    pub(super) fn present(&self, suffixes: &[&str]) -> Vec<String> {
+        let names = suffixes.iter().map(|suffix| self.name(suffix));
+        names.filter(|name| self.source.header(name).is_some()).collect()
+    }
+
+    /// The shape of a packed matrix, from the types and shapes of its two tensors.
+    pub(super) fn shape(&self, matrix: &Matrix<'_>) -> Result<PackedShape, Error> {
+        let Matrix { layout, codes, scales, scale_type, .. } = matrix;
+        let head = |name: &String| {
+            self.source.header(name).ok_or_else(|| incomplete(layout, name.clone()))
+        };
+        let (code_dtype, code_shape) = head(codes)?;
+        let (scale_dtype, scale_shape) = head(scales)?;
+        if code_dtype != matrix.code_type {
+            let expected = expected(&[matrix.code_type]);
+            return Err(Error::Dtype { name: codes.clone(), expected, got: code_dtype });
+        }
+        if !matrix.scale_types.contains(&scale_dtype) {
+            let expected = expected(matrix.scale_types);
+            return Err(Error::Dtype { name: scales.clone(), expected, got: scale_dtype });
+        }
+        let &[rows, elements] = &code_shape[..] else {
+            let expected = format!("(out, in / {})", matrix.per_element);
+            return Err(Error::Shape { name: codes.clone(), expected, got: code_shape });
+        };
+        let overflow = fp4_core::Error::ShapeOverflow { rows, cols: elements };
+        let k = elements.checked_mul(matrix.per_element).ok_or(overflow)?;
+        let format = format_of(*scale_type);
+        let shape = PackedShape::of(format, rows, k)?;
+        let [want_rows, want_cols] = match matrix.order {
+            ScaleOrder::Rows => [rows, shape.row_groups()],
+            ScaleOrder::Swizzled => {
+                let swizzle = Swizzle::new(rows, shape.row_groups())?;
+                [swizzle.padded_rows(), swizzle.padded_cols()]
+            }
+        };
+        if scale_shape != [want_rows, want_cols] {
+            let group = format.group();
+            let expected = format!(
+                "({want_rows}, {want_cols}): one scale for each group of {group} of `{codes}`, \
+                 which has {code_shape:?}"
+            );
+            return Err(Error::Shape { name: scales.clone(), expected, got: scale_shape });
+        }
+        Ok(shape)
+    }
+}
+
+/// A tensor that a layer of this layout needs and lacks.
+pub(super) fn incomplete(layout: &'static str, name: String) -> Error {
+    Error::Incomplete { layout, name }
+}
+
+fn expected(types: &[Dtype]) -> &'static str {
+    match types {
+        [Dtype::U8] => "U8",
+        [Dtype::I8] => "I8",
+        [Dtype::U32] => "U32",
+        [Dtype::F8_E8M0] => "F8_E8M0",
+        [Dtype::F8_E4M3] => "F8_E4M3",
+        _ => "U8 or F8_E8M0",
+    }
+}
+
+/// The format with these scale bytes.
+pub(super) fn format_of(scale_type: ScaleType) -> Format {
+    match scale_type {
+        ScaleType::E8M0 => Format::MxFp4,
+        ScaleType::E4M3 => Format::NvFp4,
+    }
+}

@@ -1,0 +1,96 @@
+//! AutoRound: MXFP4 and NVFP4 under the names of compressed-tensors, with an arithmetic of its own.
+//!
+//! value = (e2m1 * (1 / global)) * scale for NVFP4, a third order: about a third of the values of
+//! real weights differ from those of the other two, by up to 2 units in the last place. e8m0 0xFF is
+//! infinite. `config.json` has `quant_method: auto-round` and `packing_format`; dense layers are not
+//! listed: what has no `weight_packed` is dense.
+
+use fp4_core::Format;
+use safetensors::Dtype;
+use serde_json::{Map, Value, json};
+
+use crate::error::Error;
+use crate::layer::state::{LoadOptions, join};
+use crate::layout::compressed_tensors::{self, NAMES};
+use crate::layout::write::{Done, Held, Refused, Written};
+use crate::layout::{At, Layer, Layout, Order};
+
+/// AutoRound.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct AutoRound;
+
+impl Layout for AutoRound {
+    fn name(&self) -> &'static str {
+        "auto-round"
+    }
+
+    fn aliases(&self) -> &'static [&'static str] {
+        &["autoround", "auto_round"]
+    }
+
+    fn module<'n>(&self, tensor: &'n str) -> Option<&'n str> {
+        tensor.strip_suffix(".weight_packed")
+    }
+
+    fn tensors(&self, module: &str) -> Vec<String> {
+        NAMES.iter().map(|name| join(module, name)).collect()
+    }
+
+    fn could(&self, at: &At<'_>) -> bool {
+        at.dtype(NAMES[0]) == Some(Dtype::U8)
+    }
+
+    fn says(&self, at: &At<'_>) -> Option<bool> {
+        at.method().map(|method| method == self.name() || method == "auto_round")
+    }
+
+    fn layer(&self, at: &At<'_>, _options: &LoadOptions) -> Result<Layer, Error> {
+        compressed_tensors::layer(&AutoRound, at, Order::ReciprocalFirst)
+    }
+
+    fn write(&self, held: &Held<'_>) -> Result<Written, Refused> {
+        compressed_tensors::write(held, Order::ReciprocalFirst)
+    }
+
+    fn config(
+        &self,
+        config: &mut Map<String, Value>,
+        done: &Done<'_>,
+    ) -> Vec<(&'static str, Value)> {
+        let settings = |format: Format| {
+            let (size, data, act) = match format {
+                Format::MxFp4 => (32, "mx_fp", "mx_fp"),
+                Format::NvFp4 => (16, "nv_fp", "nv_fp4_with_static_gs"),
+            };
+            let quantized = done.activations || done.inputs();
+            json!({
+                "bits": 4,
+                "act_bits": if quantized { 4 } else { 16 },
+                "data_type": data,
+                "act_data_type": act,
+                "group_size": size,
+                "act_group_size": size,
+                "sym": true,
+                "act_sym": true,
+                "act_dynamic": true,
+            })
+        };
+        let formats = done.formats();
+        // The format of most layers is that of the whole; the others are exceptions by name.
+        let count = |format: &Format| done.layers.iter().filter(|l| l.format == *format).count();
+        let main = formats.iter().copied().max_by_key(count).unwrap_or(Format::NvFp4);
+        let mut block = settings(main);
+        let others = done.layers.iter().filter(|layer| layer.format != main);
+        let extra: Map<_, _> =
+            others.map(|layer| (layer.module.clone(), settings(layer.format))).collect();
+        if !extra.is_empty() {
+            block["extra_config"] = Value::Object(extra);
+        }
+        block["quant_method"] = json!("auto-round");
+        block["packing_format"] = json!("auto_round:llm_compressor");
+        block["enable_quanted_input"] = json!(false);
+        block["autoround_version"] = json!("0.16.1");
+        config.insert("quantization_config".into(), block.clone());
+        vec![("quantization_config.json", block)]
+    }
+}

@@ -1,0 +1,162 @@
+//! torchao: MXFP4 (`MXTensor`) and NVFP4 (`NVFP4Tensor`) state dicts, flattened.
+//!
+//! | tensor | type | |
+//! |---|---|---|
+//! | `_weight_qdata` | U8 (out, in / 2) | low nibble = even |
+//! | `_weight_scale` | F8_E8M0 or F8_E4M3 (out, in / G) | or swizzled: (32 ceil(out / 128), 16 ceil(groups / 4)) |
+//! | `_weight_per_tensor_scale` | F32 (), NVFP4, may be absent | multiplies |
+//!
+//! value = e2m1 * (scale * global). The header describes each tensor in JSON under `X.weight`; the
+//! two shapes of scales never agree, so they tell the order too.
+
+use fp4_core::{Format, PackedShape, ScaleType, Swizzle};
+use safetensors::Dtype;
+use serde_json::{Value, json};
+
+use crate::error::Error;
+use crate::layer::state::{LoadOptions, join};
+use crate::layout::at::{format_of, incomplete};
+use crate::layout::write::{self, Done, Held, Refused, Written};
+use crate::layout::{
+    Arithmetic, At, Global, Layer, Layout, Nibbles, Order, Place, ScaleBytes, ScaleOrder,
+};
+
+/// torchao.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct TorchAo;
+
+const NAMES: [&str; 3] = ["_weight_qdata", "_weight_scale", "_weight_per_tensor_scale"];
+
+impl Layout for TorchAo {
+    fn name(&self) -> &'static str {
+        "torchao"
+    }
+
+    fn aliases(&self) -> &'static [&'static str] {
+        &["ao"]
+    }
+
+    fn module<'n>(&self, tensor: &'n str) -> Option<&'n str> {
+        match tensor {
+            "_weight_qdata" => Some(""),
+            _ => tensor.strip_suffix("._weight_qdata"),
+        }
+    }
+
+    fn tensors(&self, module: &str) -> Vec<String> {
+        NAMES.iter().map(|name| join(module, name)).collect()
+    }
+
+    fn could(&self, at: &At<'_>) -> bool {
+        at.dtype(NAMES[0]) == Some(Dtype::U8)
+            && matches!(at.dtype(NAMES[1]), Some(Dtype::F8_E8M0 | Dtype::F8_E4M3) | None)
+    }
+
+    fn layer(&self, at: &At<'_>, _options: &LoadOptions) -> Result<Layer, Error> {
+        let (codes, scales) = (at.name(NAMES[0]), at.name(NAMES[1]));
+        let header = |name: &String| {
+            at.source.header(name).ok_or_else(|| incomplete(self.name(), name.clone()))
+        };
+        let ((code_type, code_shape), (got, scale_shape)) = (header(&codes)?, header(&scales)?);
+        if code_type != Dtype::U8 {
+            return Err(Error::Dtype { name: codes, expected: "U8", got: code_type });
+        }
+        let (scale_type, scale) = match got {
+            Dtype::F8_E8M0 => (ScaleType::E8M0, ScaleBytes::E8m0),
+            Dtype::F8_E4M3 => (ScaleType::E4M3, ScaleBytes::E4m3),
+            got => {
+                let expected = "F8_E8M0 or F8_E4M3";
+                return Err(Error::Dtype { name: scales, expected, got });
+            }
+        };
+        let &[rows, bytes] = &code_shape[..] else {
+            let expected = "(out, in / 2)".into();
+            return Err(Error::Shape { name: codes, expected, got: code_shape });
+        };
+        let overflow = fp4_core::Error::ShapeOverflow { rows, cols: bytes };
+        let k = bytes.checked_mul(2).ok_or(overflow)?;
+        let shape = PackedShape::of(format_of(scale_type), rows, k)?;
+        let [row_major, swizzled] = scale_shapes(rows, shape.row_groups())?;
+        let order = match &scale_shape[..] {
+            got if got == row_major => ScaleOrder::Rows,
+            got if got == swizzled => ScaleOrder::Swizzled,
+            _ => {
+                let expected = format!("{row_major:?}, or {swizzled:?} if they are swizzled");
+                return Err(Error::Shape { name: scales, expected, got: scale_shape });
+            }
+        };
+        let place = Place::Apart { codes, nibbles: Nibbles::LowEven, scales, order };
+        let arithmetic = Arithmetic::new(Order::ScaleTimes, scale);
+        let mut layer = Layer::plain(&TorchAo, at, shape, place, arithmetic);
+        layer.own = at.present(&NAMES);
+        let global = at.scalar(NAMES[2])?.map_or(Global::ONE, Global::times);
+        layer.with_scales(vec![global], None)
+    }
+
+    fn write(&self, held: &Held<'_>) -> Result<Written, Refused> {
+        let format = held.expect_format(&[Format::MxFp4, Format::NvFp4])?;
+        held.expect_no_transform()?;
+        let scale_type = held.shape.scale_type();
+        let mut tensors = vec![
+            held.codes(held.name(NAMES[0]), Nibbles::LowEven, Dtype::U8),
+            held.scales(held.name(NAMES[1]), write::scale_dtype(scale_type)),
+        ];
+        if format == Format::MxFp4 {
+            held.expect_no_global()?;
+            return Ok(held.written(tensors, write::no_global(ScaleBytes::E8m0)));
+        }
+        let global = held.one()?.multiplier();
+        tensors.push(write::scalar(held.name(NAMES[2]), vec![], global));
+        let arithmetic = Arithmetic::new(Order::ScaleTimes, ScaleBytes::E4m3);
+        Ok(Written { tensors, arithmetic, globals: vec![global] })
+    }
+
+    fn metadata(&self, done: &Done<'_>) -> Vec<(String, String)> {
+        let mut metadata = vec![];
+        let mut names = vec![];
+        let bf16 = json!({ "_type": "torch.dtype", "_data": "bfloat16" });
+        for layer in done.layers {
+            let (kind, data, parts): (_, Value, &[&str]) = match layer.format {
+                Format::MxFp4 => (
+                    "MXTensor",
+                    json!({
+                        "elem_dtype": { "_type": "torch.dtype", "_data": "float4_e2m1fn_x2" },
+                        "block_size": 32,
+                        "orig_dtype": bf16,
+                        "kernel_preference": { "_type": "KernelPreference", "_data": "EMULATED" },
+                        "act_quant_kwargs": null,
+                        "is_swizzled_scales": false,
+                    }),
+                    &["qdata", "scale"],
+                ),
+                Format::NvFp4 => (
+                    "NVFP4Tensor",
+                    json!({
+                        "is_swizzled_scales": false,
+                        "use_triton_kernel": false,
+                        "act_quant_kwargs": null,
+                        "block_size": 16,
+                        "orig_dtype": bf16,
+                    }),
+                    &["per_tensor_scale", "qdata", "scale"],
+                ),
+            };
+            let name = join(&layer.module, "weight");
+            let described = json!({ "_type": kind, "_data": data, "_tensor_data_names": parts });
+            metadata.push((name.clone(), described.to_string()));
+            names.push(name);
+        }
+        for name in done.others {
+            metadata.push((name.clone(), json!({ "_type": "Tensor" }).to_string()));
+            names.push(name.clone());
+        }
+        metadata.push(("tensor_names".into(), json!(names).to_string()));
+        metadata
+    }
+}
+
+/// The two shapes of scales: row-major, swizzled.
+fn scale_shapes(rows: usize, groups: usize) -> Result<[[usize; 2]; 2], Error> {
+    let swizzle = Swizzle::new(rows, groups)?;
+    Ok([[rows, groups], [swizzle.padded_rows() / 4, swizzle.padded_cols() * 4]])
+}
