@@ -415,7 +415,7 @@ const MAX_ROWS_OF_NOTHING: usize = 1 << 16;
 pub fn read_bias(
     state: &dyn TensorSource,
     prefix: &str,
-    out_features: usize,
+    rows: Rows,
     options: &LoadOptions,
 ) -> Result<Option<Vec<f32>>, Error> {
     let Some(bias) = StoredBias::find(state, prefix) else { return Ok(None) };
@@ -435,6 +435,10 @@ pub fn read_bias(
         Bias::Apply => {
             let wrong = || tensor.wrong_dtype("F32, F16 or BF16");
             let ty = float_type.ok_or_else(wrong)?;
+            let out_features = match (rows, &tensor.shape[..]) {
+                (Rows::AtMost(most), &[rows]) if rows <= most => rows,
+                (Rows::Exactly(rows) | Rows::AtMost(rows), _) => rows,
+            };
             let stored = match experts {
                 None => vec![out_features],
                 Some(experts) => vec![*experts, out_features],
@@ -446,7 +450,26 @@ pub fn read_bias(
             }
             let len = out_features * ty.bytes();
             let bytes = tensor.source.range(&tensor.name, expert * len..(expert + 1) * len)?;
-            widened(ty, &bytes).map(Some).ok_or_else(wrong)
+            let mut bias = widened(ty, &bytes).ok_or_else(wrong)?;
+            bias.resize(rows.stored(), 0.0);
+            Ok(Some(bias))
+        }
+    }
+}
+
+/// How many values a bias must have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Rows {
+    /// One for each output feature.
+    Exactly(usize),
+    /// At most so many: the weight's rows are padded, and those of the padding have none.
+    AtMost(usize),
+}
+
+impl Rows {
+    fn stored(self) -> usize {
+        match self {
+            Rows::Exactly(rows) | Rows::AtMost(rows) => rows,
         }
     }
 }

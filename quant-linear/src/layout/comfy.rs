@@ -114,6 +114,10 @@ impl Layout for Comfy {
         layer.with_scales(vec![Global::times(global)], input)
     }
 
+    fn pads(&self) -> bool {
+        true
+    }
+
     fn write(&self, held: &Held<'_>) -> Result<Written, Refused> {
         held.expect_format(&[Format::NvFp4])?;
         held.expect_no_transform()?;

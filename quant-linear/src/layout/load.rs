@@ -9,7 +9,7 @@ use super::{Layer, Native};
 use crate::checkpoint::tiles::Tile;
 use crate::checkpoint::{Checkpoint, TensorSource};
 use crate::error::Error;
-use crate::layer::state::{Bias, LoadOptions, Scalars, join, read_bias};
+use crate::layer::state::{Bias, LoadOptions, Rows, Scalars, join, read_bias};
 use crate::layer::{Contents, Parts, QuantLinear, StoredTransform};
 use crate::run::runtime::Runtime;
 
@@ -97,7 +97,11 @@ fn read(
     };
     let options = &LoadOptions { bias, ..*options };
     let parts = layer.parts(source, expert, options)?;
-    let bias = read_bias(source, module, layer.out_features(), options)?;
+    let rows = match layer.layout.pads() {
+        true => Rows::AtMost(layer.out_features()),
+        false => Rows::Exactly(layer.out_features()),
+    };
+    let bias = read_bias(source, module, rows, options)?;
     Ok((parts, bias))
 }
 

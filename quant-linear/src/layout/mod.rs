@@ -59,7 +59,7 @@ pub use at::At;
 pub use find::{Layers, of};
 pub use native::{Native, STATE_NAMES};
 pub use place::{Nibbles, Place, ScaleOrder};
-pub use value::{Arithmetic, Order, ScaleBytes, Table, Usage};
+pub use value::{Arithmetic, Order, ScaleBytes, Table, Usage, Zero};
 
 /// All layouts.
 pub static ALL: [&dyn Layout; 11] = [
@@ -115,6 +115,11 @@ pub trait Layout: Sync + fmt::Debug {
 
     /// True if one tensor holds all experts of a 3-D weight.
     fn stacks(&self) -> bool {
+        false
+    }
+
+    /// True if the stored rows may be more than the weight has.
+    fn pads(&self) -> bool {
         false
     }
 

@@ -7,7 +7,7 @@
 //! | `weight_scale_2`, `input_scale` | F32 (), NVFP4 only | multiply |
 //! | `pre_quant_scale` | (in), AWQ only | multiplies the activations first |
 //!
-//! value = e2m1 * (scale * global). `config.json` has `quantization_config` with `quant_method:
+//! value = e2m1 * (scale * global), and its own dequantizer drops the sign of zeros. `config.json` has `quantization_config` with `quant_method:
 //! modelopt`, and `hf_quant_config.json` lies beside it; of mixed precision, `quantized_layers` says
 //! what each layer is (FP8 ones are no layers here, and stay as they are).
 //!
@@ -24,7 +24,7 @@ use crate::layout::at::{Matrix, incomplete};
 use crate::layout::comfy::Comfy;
 use crate::layout::write::{self, Done, Fill, Held, NewTensor, Refused, Written};
 use crate::layout::{
-    Arithmetic, At, Global, Layer, Layout, Nibbles, Order, Place, ScaleBytes, ScaleOrder,
+    Arithmetic, At, Global, Layer, Layout, Nibbles, Order, Place, ScaleBytes, ScaleOrder, Zero,
 };
 
 /// ModelOpt.
@@ -91,7 +91,7 @@ impl Layout for ModelOpt {
         })?;
         let place =
             Place::Apart { codes, nibbles: Nibbles::LowEven, scales, order: ScaleOrder::Rows };
-        let arithmetic = Arithmetic::new(Order::ScaleTimes, scale);
+        let arithmetic = arithmetic(scale);
         let mut layer = Layer::plain(&ModelOpt, at, shape, place, arithmetic);
         layer.own = at.present(&NAMES);
         if let Some((dtype, stored)) = at.head(PRE_QUANT_SCALE) {
@@ -136,8 +136,7 @@ impl Layout for ModelOpt {
                 fill: Fill::Tensor(name.into()),
             });
         }
-        let arithmetic = Arithmetic::new(Order::ScaleTimes, ScaleBytes::E4m3);
-        Ok(Written { tensors, arithmetic, globals: vec![global] })
+        Ok(Written { tensors, arithmetic: arithmetic(ScaleBytes::E4m3), globals: vec![global] })
     }
 
     fn config(
@@ -171,6 +170,10 @@ impl Layout for ModelOpt {
         });
         vec![("hf_quant_config.json", hf)]
     }
+}
+
+fn arithmetic(scale: ScaleBytes) -> Arithmetic {
+    Arithmetic { zero: Zero::Dropped, ..Arithmetic::new(Order::ScaleTimes, scale) }
 }
 
 /// Are the scales of a module as many as row-major ones?

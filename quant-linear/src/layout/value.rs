@@ -75,6 +75,17 @@ impl ScaleBytes {
     }
 }
 
+/// What code 8 is worth.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Zero {
+    /// -0.
+    Signed,
+    /// +0, for the library drops the sign as it dequantizes (ModelOpt's own dequantizer).
+    Dropped,
+    /// +0 by the format, whose quantizers never write it (ggml).
+    Unsigned,
+}
+
 /// How a layout's software computes a value.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Arithmetic {
@@ -82,8 +93,8 @@ pub struct Arithmetic {
     pub order: Order,
     /// The scale bytes.
     pub scale: ScaleBytes,
-    /// Code 8 is +0, not -0 (ggml).
-    pub unsigned_zero: bool,
+    /// Code 8.
+    pub zero: Zero,
 }
 
 /// Values by scale byte and code: entry `16 * byte + code`.
@@ -92,7 +103,7 @@ pub type Table = Box<[f32]>;
 impl Arithmetic {
     /// The usual one of an order.
     pub const fn new(order: Order, scale: ScaleBytes) -> Self {
-        Arithmetic { order, scale, unsigned_zero: false }
+        Arithmetic { order, scale, zero: Zero::Signed }
     }
 
     /// The contract's (C4.4).
@@ -111,7 +122,7 @@ impl Arithmetic {
 
     fn value(&self, code: u8, byte: u8, global: f32) -> f32 {
         let e2m1 = match code {
-            8 if self.unsigned_zero => 0.0,
+            8 if self.zero != Zero::Signed => 0.0,
             code => E2m1::from_bits(code).to_f32(),
         };
         if self.scale == ScaleBytes::E8m0Ldexp && byte == 0xFF {
@@ -126,6 +137,15 @@ impl Arithmetic {
         };
         if value.is_nan() { f32::NAN } else { value }
     }
+}
+
+/// A table, and what it says of code 8.
+#[derive(Debug, Clone, Copy)]
+pub struct View<'a> {
+    /// The values.
+    pub table: &'a [f32],
+    /// Code 8.
+    pub zero: Zero,
 }
 
 /// How often a weight has each code under each scale byte, and where first.
@@ -146,8 +166,10 @@ impl Default for Usage {
 /// How the values of one weight differ between two tables.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize)]
 pub struct Deviation {
-    /// Values that differ in a bit.
+    /// Values that differ, signs of zero apart.
     pub values_differ: u64,
+    /// Zeros that differ in their sign.
+    pub zero_signs: u64,
     /// The largest distance between two that differ, in units in the last place.
     pub ulps: u32,
     /// Values in all.
@@ -202,14 +224,19 @@ impl Usage {
     }
 
     /// Compares two tables where there are elements: the deviation, and what is further apart than
-    /// rounding can put it, the first element first.
-    pub fn compare(&self, source: &[f32], target: &[f32]) -> (Deviation, Vec<Changed>) {
+    /// rounding can put it, the first element first. Signs of zeros count where a format has none.
+    pub fn compare(&self, source: View<'_>, target: View<'_>) -> (Deviation, Vec<Changed>) {
         let (mut deviation, mut changed) = (Deviation::default(), vec![]);
+        let signs = (source.zero == Zero::Unsigned) != (target.zero == Zero::Unsigned);
         for (entry, (&count, &element)) in self.counts.iter().zip(&self.first).enumerate() {
             deviation.values += count;
-            let values = [source[entry], target[entry]];
+            let values = [source.table[entry], target.table[entry]];
             let [a, b] = values;
             if count == 0 || a.to_bits() == b.to_bits() || a.is_nan() && b.is_nan() {
+                continue;
+            }
+            if a == 0.0 && b == 0.0 && !signs {
+                deviation.zero_signs += count;
                 continue;
             }
             deviation.values_differ += count;
@@ -265,22 +292,24 @@ mod tests {
 
     #[test]
     fn tables_are_compared_where_there_are_elements() {
-        let contract = Arithmetic::contract(ScaleType::E4M3).table(1.0);
+        let contract = Arithmetic::contract(ScaleType::E4M3);
         let gguf = Arithmetic {
-            unsigned_zero: true,
+            zero: Zero::Unsigned,
             ..Arithmetic::new(Order::ProductTimes, ScaleBytes::Ue4m3)
         };
-        let gguf = gguf.table(1.0);
+        let tables = [contract, gguf].map(|arithmetic| arithmetic.table(1.0));
+        let [contract, gguf] = [(0, Zero::Signed), (1, Zero::Unsigned)]
+            .map(|(i, zero)| View { table: &tables[i], zero });
         let mut usage = Usage::default();
         usage.add(&[0x21; 8], &[0x38], 16, 32);
         assert_eq!(
-            usage.compare(&contract, &gguf).0,
+            usage.compare(contract, gguf).0,
             Deviation { values: 16, ..Deviation::default() }
         );
         // Code 8 at element 51, and a negative scale.
         usage.add(&[0x11, 0x81, 0x11, 0x11, 0x11, 0x11, 0x11, 0x11], &[0x38], 16, 48);
         usage.add(&[0x11; 8], &[0xB8], 16, 64);
-        let (_, changed) = usage.compare(&contract, &gguf);
+        let (_, changed) = usage.compare(contract, gguf);
         let found: Vec<_> = changed.iter().map(|c| (c.element, c.code, c.byte, c.count)).collect();
         assert_eq!(found, [(51, 8, 0x38, 1), (64, 1, 0xB8, 16)]);
         assert_eq!(changed[1].values, [-0.5, 0.5]);
