@@ -146,7 +146,7 @@ fn items<'a>(
     let dense = dense.filter(|(name, _)| !layers.tensors.contains(*name));
     let mut items: BTreeMap<_, _> =
         dense.map(|(name, tensor)| (name.as_str().into(), Item::Dense(tensor))).collect();
-    for (prefix, layer) in &layers.good {
+    for layer in layers.good.values() {
         let name = Cow::from(layer.tensor.as_str());
         if items.insert(name.clone(), Item::Layer(layer)).is_some() {
             problems.push(format!(
