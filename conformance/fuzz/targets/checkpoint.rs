@@ -25,10 +25,13 @@ fn check(path: &Path, data: &[u8]) {
         }
     };
     assert_eq!(read.file_len(), data.len() as u64);
+    if read.gguf().is_some() {
+        return; // the target `gguf` has its own seeds
+    }
     let expected = SafeTensors::deserialize(data).expect("the reader is the stricter one");
     let tensors = read.take_tensors();
     assert_eq!((tensors.len(), read.count()), (expected.len(), expected.len()));
-    for (name, info) in &tensors {
+    for (name, (info, _)) in &tensors {
         let view = expected.tensor(name).expect("both name the same tensors");
         assert_eq!((info.dtype, info.shape.as_slice()), (view.dtype(), view.shape()));
         let len = byte_len(info);

@@ -40,7 +40,7 @@ use crate::{progress, report};
 /// Arguments of `fp4 compare`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// The reference: a .safetensors file or a folder, dense or quantized.
+    /// The reference: a .safetensors or .gguf file, or a folder, dense or quantized.
     a: PathBuf,
     /// The other one.
     b: PathBuf,

@@ -16,7 +16,7 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use quant_linear::checkpoint::tiles::{DEFAULT_BLOCK_BYTES, tiles};
-use quant_linear::checkpoint::{Checkpoint, byte_len};
+use quant_linear::checkpoint::{Checkpoint, TensorFile, byte_len, gguf};
 use quant_linear::layout::{Layer, Layers};
 use quant_linear::model::quantize::zero_groups;
 
@@ -27,7 +27,8 @@ use crate::{progress, report};
 /// Arguments of `fp4 inspect`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// A .safetensors file, or a folder with model.safetensors or with shards and their index.
+    /// A .safetensors or .gguf file, or a folder with model.safetensors or with shards and their
+    /// index.
     path: PathBuf,
     /// What scale bytes stored as U8 are.
     #[arg(long, value_parser = args::scale_types())]
@@ -197,6 +198,13 @@ fn format_name(layer: &Layer) -> String {
     layer.shape.format().map_or("none".into(), |f| f.to_string())
 }
 
+/// What a file says of itself beside its tensors.
+fn metadata(file: &TensorFile) -> impl Iterator<Item = (&str, Cow<'_, str>)> {
+    let safetensors = file.metadata().iter().map(|(key, value)| (&**key, Cow::from(value)));
+    let pairs = file.gguf().into_iter().flat_map(gguf::Header::pairs);
+    safetensors.chain(pairs.map(|(key, value)| (&**key, Cow::from(value.to_string()))))
+}
+
 /// The report as `--json` prints it.
 #[derive(Serialize)]
 struct Report<'a, F: Serialize, L: Serialize, P: Serialize, T: Serialize> {
@@ -217,8 +225,8 @@ fn json(
         checkpoint.tensors().iter().map(|(name, tensor)| {
             json!({
                 "name": name,
-                "dtype": tensor.info.dtype.to_string(),
-                "shape": tensor.info.shape,
+                "dtype": tensor.type_name(),
+                "shape": tensor.shape(),
                 "bytes": byte_len(&tensor.info),
                 "file": checkpoint.files()[tensor.file].0,
             })
@@ -248,13 +256,13 @@ fn json(
     #[derive(Serialize)]
     struct File<'a> {
         bytes: u64,
-        metadata: &'a BTreeMap<String, String>,
+        metadata: BTreeMap<&'a str, Cow<'a, str>>,
         name: &'a str,
     }
     let files = Stream(|| {
         checkpoint.files().iter().map(|(name, file)| File {
             bytes: file.file_len(),
-            metadata: file.metadata(),
+            metadata: metadata(file).collect(),
             name,
         })
     });
@@ -275,8 +283,8 @@ fn text(
     for (name, file) in checkpoint.files() {
         let tensors = report::count(file.count(), "tensor");
         page.line(format_args!("{name}: {}, {tensors}", report::bytes(file.file_len())))?;
-        for (key, value) in file.metadata() {
-            let [key, value] = [key, value].map(|text| report::beginning(text));
+        for (key, value) in metadata(file) {
+            let [key, value] = [key, &value].map(report::beginning);
             page.line(format_args!("  {key} = {value}"))?;
         }
     }
@@ -285,7 +293,7 @@ fn text(
         checkpoint.tensors().iter().map(|(name, tensor)| {
             let info = &tensor.info;
             let bytes = report::bytes(byte_len(info) as u64);
-            [name.clone(), info.dtype.to_string(), report::shape(&info.shape), bytes]
+            [name.clone(), tensor.type_name(), report::shape(&tensor.shape()), bytes]
         })
     })?;
     if !counted.is_empty() {

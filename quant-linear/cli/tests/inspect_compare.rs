@@ -3,8 +3,10 @@
 mod common;
 
 use std::fs;
+use std::path::Path;
 
 use common::*;
+use quant_linear::checkpoint::gguf::{self, GgmlType, GgufArrangement};
 use safetensors::Dtype;
 use serde_json::{Value, json};
 
@@ -349,4 +351,54 @@ fn no_command_is_the_demo() {
     for pattern in ["*embed*", "*lm_head*", "*wte*", "output.weight", "cls.*"] {
         assert!(help.contains(pattern), "{help}");
     }
+}
+
+/// Writes a GGUF file of one tensor of zeros.
+fn write_gguf(path: &Path, ty: GgmlType, shape: &[usize]) {
+    let pairs = [
+        ("general.name", gguf::Value::String(b"a\x1b[2Jb".into())),
+        ("llama.block_count", gguf::Value::U32(2)),
+        ("tokens", gguf::Value::Array(gguf::Array::of_strings(["a", "b", "c"]))),
+    ];
+    let pairs = pairs.map(|(key, value)| (key.to_string(), value));
+    let tensors = [("blk.0.ffn_up_exps.weight".to_string(), ty, shape.to_vec())];
+    let arrangement = GgufArrangement::new(&pairs, &tensors).unwrap();
+    let mut file = arrangement.header().to_vec();
+    file.resize(arrangement.file_len() as usize, 0);
+    fs::write(path, file).unwrap();
+}
+
+#[test]
+fn inspect_shows_the_types_and_logical_shapes_of_gguf() {
+    let folder = Folder::new();
+    write_gguf(&folder.at("model"), GgmlType::MXFP4, &[2, 3, 64]);
+    let json = json(&["inspect", &folder.arg("model")]);
+    let tensor = json!({
+        "name": "blk.0.ffn_up_exps.weight", "dtype": "MXFP4", "shape": [2, 3, 64], "bytes": 204,
+        "file": "model",
+    });
+    assert_eq!(json["tensors"], json!([tensor]));
+    let metadata = json!({
+        "general.name": "a\x1b[2Jb", "llama.block_count": "2", "tokens": "string[3]",
+    });
+    assert_eq!(json["files"][0]["metadata"], metadata);
+    let text = ok(&["inspect", &folder.arg("model")]);
+    for needle in [r"general.name = a\u{1b}[2Jb", "tokens = string[3]", "MXFP4", "[2, 3, 64]"] {
+        assert!(text.contains(needle), "no `{needle}` in {text}");
+    }
+}
+
+#[test]
+fn gguf_is_compared_by_type_and_not_quantized() {
+    let folder = Folder::new();
+    // Blocks of as many bytes.
+    write_gguf(&folder.at("a"), GgmlType::Q4_0, &[4, 64]);
+    write_gguf(&folder.at("b"), GgmlType::IQ4_NL, &[4, 64]);
+    let args = ["compare", &folder.arg("a"), &folder.arg("b")];
+    let (stdout, _) = code(&args, 2);
+    assert!(stdout.contains("types Q4_0 and IQ4_NL cannot be compared"), "{stdout}");
+    ok(&["compare", &folder.arg("a"), &folder.arg("a")]);
+    let args = ["quantize", &folder.arg("a"), "-o", &folder.arg("q"), "-f", "nvfp4"];
+    fails(&args, &["is a GGUF file", "give the model's safetensors"]);
+    assert!(!folder.at("q").exists());
 }

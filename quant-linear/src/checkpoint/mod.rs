@@ -1,7 +1,9 @@
-//! Checkpoints: one safetensors file, or a folder of them as Hugging Face lays it out.
+//! Checkpoints: one safetensors file, a folder of them as Hugging Face lays it out, or GGUF.
 //!
 //! ```text
 //! FILE.safetensors                       one file
+//! FILE.gguf                              one file
+//! FILE-00001-of-00003.gguf               that file and its siblings
 //! FOLDER/model.safetensors.index.json    the shards that the index names
 //! FOLDER/model.safetensors               that file
 //! FOLDER/ANYTHING.safetensors            that file, if it is the only one
@@ -25,6 +27,7 @@
 
 mod config;
 mod folder;
+pub mod gguf;
 mod index;
 mod plain;
 mod reader;
@@ -34,6 +37,7 @@ mod unique;
 mod writer;
 
 use std::borrow::Cow;
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -45,18 +49,24 @@ use safetensors::{Dtype, SafeTensors};
 pub use config::Config;
 use folder::Inside;
 pub use folder::{Listing, list};
+use gguf::GgmlType;
 pub use index::{INDEX, Index};
 pub use reader::{TensorFile, byte_len};
 pub use writer::{Arrangement, Planned};
 
 pub use crate::error::Refusal;
 
-use crate::error::Error;
+use crate::error::{Error, GgufError};
 
 /// Tensors by name: a file, a map of one, or bytes in memory.
 pub trait TensorSource {
     /// Type and shape of a tensor; `None` if there is none of that name.
     fn header(&self, name: &str) -> Option<(Dtype, Vec<usize>)>;
+
+    /// The type of a tensor of a GGUF file; `None` for other tensors.
+    fn ggml_type(&self, _name: &str) -> Option<GgmlType> {
+        None
+    }
 
     /// The bytes of a tensor, little-endian and row-major.
     ///
@@ -110,6 +120,10 @@ impl TensorSource for Checkpoint {
         Some((info.dtype, info.shape.clone()))
     }
 
+    fn ggml_type(&self, name: &str) -> Option<GgmlType> {
+        self.tensors.get(name)?.ggml
+    }
+
     fn bytes(&self, name: &str) -> Result<Cow<'_, [u8]>, Error> {
         let tensor = self.tensor(name)?;
         self.read(tensor, 0..byte_len(&tensor.info)).map(Cow::Owned)
@@ -130,6 +144,12 @@ impl TensorSource for Checkpoint {
 
 /// The file name that a folder without an index should hold.
 const SINGLE: &str = "model.safetensors";
+
+/// A GGUF file in a safetensors file's place.
+const GGUF_IN_FOLDER: Refusal = Refusal::OtherKind {
+    what: "a GGUF file (llama.cpp)",
+    what_to_do: "give that file itself, not its folder",
+};
 
 /// Files that are kept open between reads.
 const KEPT_OPEN: usize = 8;
@@ -152,20 +172,48 @@ pub struct Checkpoint {
 pub struct Tensor {
     /// Position in [`Checkpoint::files`].
     pub file: usize,
-    /// Type, shape and place.
+    /// Type, shape and place; a type of blocks is U8 of the shape `[.., rows, bytes of a row]`.
     pub info: TensorInfo,
+    /// The type in a GGUF file.
+    pub ggml: Option<GgmlType>,
+}
+
+impl Tensor {
+    /// The shape in elements, `[.., rows, K]`.
+    pub fn shape(&self) -> Vec<usize> {
+        let mut shape = self.info.shape.clone();
+        if let (Some(last), Some(ty)) = (shape.last_mut(), self.ggml) {
+            // Bytes of a row for types of blocks, which are whole; the other types have blocks of
+            // one element, counted as such.
+            *last = if ty.dtype().is_some() {
+                *last
+            } else {
+                *last / ty.block_bytes() * ty.block_len()
+            };
+        }
+        shape
+    }
+
+    /// The name of its type.
+    pub fn type_name(&self) -> String {
+        match self.ggml {
+            Some(ty) => ty.to_string(),
+            None => self.info.dtype.to_string(),
+        }
+    }
 }
 
 impl Checkpoint {
     /// Opens a file or a folder.
     ///
     /// # Errors
-    /// A path that is missing or holds no checkpoint, and files that are not safetensors or
-    /// disagree with the index.
+    /// A path that is missing or holds no checkpoint, and files that are neither safetensors nor
+    /// GGUF, or disagree with the index.
     pub fn open(path: &Path) -> Result<Self, Error> {
         let meta = std::fs::metadata(path);
         let meta = meta.map_err(|e| {
-            let what = format!("it cannot be read ({e}); give a .safetensors file or a folder");
+            let what =
+                format!("it cannot be read ({e}); give a .safetensors or .gguf file, or a folder");
             Error::checkpoint(path, std::io::Error::new(e.kind(), what).into())
         })?;
         let folder = meta.is_dir();
@@ -184,11 +232,18 @@ impl Checkpoint {
             let at = if folder { path.join(&name) } else { path.to_path_buf() };
             let inside = inside.as_ref().map_or(Ok(()), |inside| inside.check(&at));
             let file = inside.and_then(|()| TensorFile::open(&at));
+            let file = file.and_then(|file| match file.gguf() {
+                Some(_) if folder => Err(Error::checkpoint(&at, GGUF_IN_FOLDER)),
+                _ => Ok(file),
+            });
             let file = file.map_err(|error| match &index {
                 Some(_) => Error::Shard { shard: name.clone(), error: Box::new(error) },
                 None => error,
             });
             files.push((name, file?));
+        }
+        if !folder && let Some(parts) = gguf::split::files(path, &files[0].1)? {
+            files = parts;
         }
         let tensors = tensors(&mut files, index.as_ref());
         let tensors = tensors.map_err(|refusal| Error::checkpoint(path, refusal))?;
@@ -222,9 +277,14 @@ impl Checkpoint {
         self.folder
     }
 
-    /// The safetensors files by name.
+    /// The files by name.
     pub fn files(&self) -> &[(String, TensorFile)] {
         &self.files
+    }
+
+    /// The header of a GGUF file, of the first where the model is split: it has the model's pairs.
+    pub fn gguf(&self) -> Option<&gguf::Header> {
+        self.files.first().and_then(|(_, file)| file.gguf())
     }
 
     /// The index of a sharded checkpoint.
@@ -307,13 +367,18 @@ fn tensors(
 ) -> Result<BTreeMap<String, Tensor>, Refusal> {
     let mut all: BTreeMap<String, Tensor> = BTreeMap::new();
     for (position, (shard, file)) in files.iter_mut().enumerate() {
-        for (name, info) in file.take_tensors() {
+        for (name, (info, ggml)) in file.take_tensors() {
             let listed = index.map(|index| index.weight_map().get(&name));
             if let Some(listed) = listed.filter(|listed| *listed != Some(&*shard)) {
                 let (shard, listed) = (shard.clone(), listed.cloned());
                 return Err(Refusal::Unlisted { name, shard, listed });
             }
-            all.insert(name, Tensor { file: position, info });
+            match all.entry(name) {
+                Entry::Vacant(place) => drop(place.insert(Tensor { file: position, info, ggml })),
+                Entry::Occupied(taken) => {
+                    return Err(GgufError::DuplicateTensor(taken.key().clone()).into());
+                }
+            }
         }
     }
     for (name, shard) in index.iter().flat_map(|index| index.weight_map()) {

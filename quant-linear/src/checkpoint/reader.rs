@@ -1,4 +1,7 @@
-//! Reading one safetensors file: the header once, then bytes by position.
+//! Reading one file, safetensors or GGUF: the header once, then bytes by position.
+//!
+//! A GGUF file is told by its first four bytes, which as the length of a safetensors header would
+//! be above the limit; the module [`gguf`](super::gguf) reads its header. A safetensors file is
 //!
 //! ```text
 //! 8 bytes  header length n, little-endian, at most 100 MB and at most the rest of the file
@@ -24,6 +27,7 @@ use safetensors::Dtype;
 use safetensors::tensor::TensorInfo;
 use serde::de::{Deserialize, Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
 
+use super::gguf::{self, Tensors};
 use super::plain;
 use super::sniff;
 use super::unique::{self, Unique};
@@ -35,7 +39,7 @@ pub(super) const MAX_HEADER: u64 = 100_000_000;
 /// The most dimensions of a tensor that are taken.
 const MAX_RANK: usize = 64;
 
-/// A safetensors file whose header has been checked.
+/// A file whose header has been checked.
 #[derive(Debug)]
 pub struct TensorFile {
     path: PathBuf,
@@ -44,17 +48,18 @@ pub struct TensorFile {
     len: u64,
     modified: Option<SystemTime>,
     data_start: u64,
-    tensors: BTreeMap<String, TensorInfo>,
+    tensors: Tensors,
     count: usize,
     metadata: BTreeMap<String, String>,
+    gguf: Option<Box<gguf::Header>>,
 }
 
 impl TensorFile {
     /// Opens a file and checks its header: no tensor reaches outside the file, none overlap, and
-    /// together they fill it. The file is closed again until something is read.
+    /// in safetensors they fill it. The file is closed again until something is read.
     ///
     /// # Errors
-    /// A file that is missing, not a plain file, cut short, or not safetensors.
+    /// A file that is missing, not a plain file, cut short, or neither safetensors nor GGUF.
     pub fn open(path: &Path) -> Result<Self, Error> {
         Self::open_inner(path).map_err(|refusal| Error::checkpoint(path, refusal))
     }
@@ -66,6 +71,23 @@ impl TensorFile {
         let known = sniff::ENOUGH.min(usize::try_from(len).unwrap_or(usize::MAX));
         let first = &mut first[..known];
         file.read_exact(first)?;
+        let (path, open) = (path.to_path_buf(), Mutex::default());
+        if first.starts_with(gguf::MAGIC) {
+            file.rewind()?;
+            let (header, tensors, data_start) = gguf::read(file, len)?;
+            let (count, metadata, gguf) = (tensors.len(), BTreeMap::new(), Some(header.into()));
+            return Ok(TensorFile {
+                path,
+                open,
+                len,
+                modified,
+                data_start,
+                tensors,
+                count,
+                metadata,
+                gguf,
+            });
+        }
         let header = header(&mut file, first, len);
         let (Header { tensors, metadata }, header_len) =
             header.map_err(|refusal| match sniff::known(first) {
@@ -77,8 +99,10 @@ impl TensorFile {
         if end != Some(len) {
             return Err(Refusal::Length { len, described: end.unwrap_or(u64::MAX) });
         }
-        let (path, open, count) = (path.to_path_buf(), Mutex::default(), tensors.len());
-        Ok(TensorFile { path, open, len, modified, data_start, tensors, count, metadata })
+        let count = tensors.len();
+        let tensors = tensors.into_iter().map(|(name, info)| (name, (info, None))).collect();
+        let gguf = None;
+        Ok(TensorFile { path, open, len, modified, data_start, tensors, count, metadata, gguf })
     }
 
     /// Length of the file in bytes.
@@ -86,8 +110,8 @@ impl TensorFile {
         self.len
     }
 
-    /// Hands over the tensors by name; they are not kept.
-    pub fn take_tensors(&mut self) -> BTreeMap<String, TensorInfo> {
+    /// Hands over the tensors by name, those of GGUF with their type there; they are not kept.
+    pub fn take_tensors(&mut self) -> Tensors {
         std::mem::take(&mut self.tensors)
     }
 
@@ -96,9 +120,14 @@ impl TensorFile {
         self.count
     }
 
-    /// The `__metadata__` of the header.
+    /// The `__metadata__` of a safetensors header; GGUF has [pairs](Self::gguf).
     pub fn metadata(&self) -> &BTreeMap<String, String> {
         &self.metadata
+    }
+
+    /// The header of a GGUF file.
+    pub fn gguf(&self) -> Option<&gguf::Header> {
+        self.gguf.as_deref()
     }
 
     /// Lets go of the open file until the next read.

@@ -1,4 +1,4 @@
-//! What a file is that is no safetensors file, from its first bytes.
+//! What a file is that is neither safetensors nor GGUF, from its first bytes.
 //!
 //! Asked only once a file has turned out not to be one: the first eight bytes of a safetensors file
 //! are a length, and could be anything.
@@ -6,14 +6,13 @@
 /// Bytes that are enough to tell.
 pub(super) const ENOUGH: usize = 64;
 
-const CONVERT: &str = "fp4 reads safetensors: get the model's safetensors files, or convert it with \
-                       the software that made it";
+const CONVERT: &str = "fp4 reads safetensors and GGUF: get the model's safetensors files, or \
+                       convert it with the software that made it";
 const TORCH: &str = "load it in PyTorch and write its tensors with safetensors.torch.save_file";
 const AGAIN: &str = "download the file itself";
 
 /// First bytes, what begins with them, what to do.
-const KNOWN: [(&[u8], &str, &str); 16] = [
-    (b"GGUF", "a GGUF file (llama.cpp)", CONVERT),
+const KNOWN: [(&[u8], &str, &str); 15] = [
     (b"lmgg", "a GGML file (llama.cpp)", CONVERT),
     (b"tjgg", "a GGJT file (llama.cpp)", CONVERT),
     (b"PK\x03\x04", "a zip archive, perhaps a PyTorch checkpoint (.pt, .pth, .bin)", TORCH),

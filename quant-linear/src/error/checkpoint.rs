@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use safetensors::Dtype;
 
+use super::GgufError;
 use crate::text::{self, printable};
 
 /// What to do about a file that breaks the format.
@@ -21,8 +22,11 @@ pub enum Refusal {
     /// The system's reason; with a path it is [`Error::Io`](crate::Error::Io).
     #[error(transparent)]
     System(#[from] io::Error),
+    /// A GGUF file that breaks its format, or one that cannot be written.
+    #[error(transparent)]
+    Gguf(#[from] GgufError),
     /// A name with no file at its end.
-    #[error("it names no file; give a .safetensors file or a folder")]
+    #[error("it names no file; give a .safetensors or .gguf file, or a folder")]
     NoName,
     /// A folder, a pipe or a device in a file's place.
     #[error("it is not a plain file but {0}; give a plain file")]

@@ -1,6 +1,7 @@
 //! What can go wrong with a layer or a state, and what to do about it.
 
 mod checkpoint;
+mod gguf;
 mod model;
 
 use std::path::{Path, PathBuf};
@@ -9,6 +10,7 @@ use fp4_core::{FloatType, Unsupported};
 use safetensors::Dtype;
 
 pub use checkpoint::Refusal;
+pub use gguf::GgufError;
 pub use model::{ModelError, Reason, listed};
 
 use crate::text::{self, printable};

@@ -137,6 +137,12 @@ pub enum ModelError {
         /// The activations'.
         activation: f32,
     },
+    /// A GGUF file to be quantized.
+    #[error(
+        "{} is a GGUF file, and what is quantized is safetensors; give the model's safetensors",
+        text::path(.0)
+    )]
+    FromGguf(PathBuf),
     /// No backend that can quantize a weight.
     #[error("no backend can quantize this ({0}); give one that can")]
     NoQuantizer(String),

@@ -54,6 +54,9 @@ impl Plan {
         include: &[String],
         exclude: &[String],
     ) -> Result<Self, Error> {
+        if input.gguf().is_some() {
+            return Err(ModelError::FromGguf(input.path().to_path_buf()).into());
+        }
         let transform = options.transform.as_ref().map(StoredTransform::view).transpose()?;
         let block = transform.map(|t| t.block());
         let rule = Rule::new(include, exclude, options.format, block)?;
