@@ -1,8 +1,9 @@
 //! Files and folders that are either whole or not there: built beside their place, renamed into it.
 //!
 //! ```text
-//! create   what lies at the place may be replaced?           else an error
+//! begin    what lies at the place may be replaced?           else an error
 //!          leftovers of dead processes are removed           (sweep)
+//!          another process is writing to this place?         else an error
 //!          .fp4-RANDOM.tmp/new is begun beside the place     (building)
 //! commit   every file and folder is flushed to the disk
 //!          what replaces a file or folder takes its permissions
@@ -13,6 +14,9 @@
 //! On an error, and where the value is dropped, what was built is removed and the place is as it
 //! was. A program that ends at a signal calls [`abandon_all`]; what a killed one left is removed by
 //! whatever next writes beside it, for it holds a lock while it lives.
+//!
+//! What is to be [continued](New::resume) after a kill is built in `.NAME.fp4-partial` instead. Only
+//! its commit, or a person, removes that.
 //!
 //! Only a plain file is replaced by a file, and only a folder by a folder. A symbolic link is never
 //! replaced: writing to where it leads would change a file that others share (a model cache is made
@@ -29,7 +33,7 @@ mod building;
 mod rename;
 
 use building::Building;
-pub use building::{abandon_all, sweep};
+pub use building::{abandon_all, partial, sweep};
 
 /// What may be written: only its own kind gives way to it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -106,65 +110,62 @@ fn described(there: &Metadata) -> &'static str {
     "a device"
 }
 
-/// A file built beside its place.
+/// A file or a folder built beside its place.
 #[derive(Debug)]
-pub struct NewFile {
-    file: File, // closed before it is removed: over a network an open file stays
+pub struct New {
     building: Building,
+    kind: Kind,
     path: PathBuf,
 }
 
-impl NewFile {
-    /// Begins a file that is to be at `path`.
+impl New {
+    /// Begins a file or a folder that is to be at `path`, and that no one else is writing there. A
+    /// folder is there and empty, a file is not there yet.
     ///
     /// # Errors
-    /// The system's; something at `path` that is no file.
-    pub fn create(path: &Path) -> Result<Self, Error> {
-        let building = begin(Kind::File, path)?;
-        let file = File::options().read(true).write(true).create_new(true).open(building.place());
-        Ok(NewFile { file: file.map_err(writing(path))?, building, path: path.to_path_buf() })
+    /// The system's; something of another kind at `path`; [`Error::Busy`].
+    pub fn begin(kind: Kind, path: &Path) -> Result<Self, Error> {
+        let parent = writable(kind, path)?;
+        let building = Building::begin(parent).map_err(writing(path))?;
+        building.claim(path)?;
+        Self::with(building, kind, path)
     }
 
-    /// The open file.
-    pub fn file(&self) -> &File {
-        &self.file
-    }
-
-    /// Puts the file in its place, over the file that is there if `replace`.
+    /// Goes on with a file or a folder that is to be at `path`, or begins it. Once there is a
+    /// [journal](Self::journal), what is built stays, whatever happens, until it is put in its place.
     ///
     /// # Errors
-    /// The system's; [`Error::Occupied`] without `replace`; something that is no file.
-    pub fn commit(self, replace: bool) -> Result<(), Error> {
-        let NewFile { building, file, path } = self;
-        let error = writing(&path);
-        if let (Some(old), true) = (Kind::File.replaceable(&path)?, replace) {
-            keep_permissions(building.place(), &old).map_err(&error)?;
+    /// As [`begin`](Self::begin).
+    pub fn resume(kind: Kind, path: &Path) -> Result<Self, Error> {
+        writable(kind, path)?;
+        let building = Building::resume(path)?;
+        building.claim(path)?;
+        Self::with(building, kind, path)
+    }
+
+    fn with(building: Building, kind: Kind, path: &Path) -> Result<Self, Error> {
+        let new = New { building, kind, path: path.to_path_buf() };
+        new.make_folder()?;
+        Ok(new)
+    }
+
+    fn make_folder(&self) -> Result<(), Error> {
+        if self.kind == Kind::File {
+            return Ok(());
         }
-        file.sync_all().map_err(&error)?;
-        drop(file);
-        building.put(&path, |new, place| match replace {
-            true => fs::rename(new, place),
-            false => rename::into_nothing(new, place),
-        })
+        match fs::create_dir(self.building()) {
+            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+            made => made.map_err(writing(&self.path)),
+        }
     }
-}
 
-/// A folder built beside its place.
-#[derive(Debug)]
-pub struct NewFolder {
-    building: Building,
-    path: PathBuf,
-}
-
-impl NewFolder {
-    /// Begins a folder that is to be at `path`.
+    /// Removes what is built so far.
     ///
     /// # Errors
-    /// The system's; something at `path` that is no folder.
-    pub fn create(path: &Path) -> Result<Self, Error> {
-        let building = begin(Kind::Folder, path)?;
-        fs::create_dir(building.place()).map_err(writing(path))?;
-        Ok(NewFolder { building, path: path.to_path_buf() })
+    /// The system's.
+    pub fn clear(&self) -> Result<(), Error> {
+        self.building.clear().map_err(writing(&self.path))?;
+        self.make_folder()
     }
 
     /// Where it is being built.
@@ -172,20 +173,29 @@ impl NewFolder {
         self.building.place()
     }
 
-    /// Puts the folder in its place, over an empty folder, or over any if `replace`. A replaced
-    /// folder gives its name away in the same moment where the system can exchange two names.
+    /// Where whoever resumes notes what is done. While it is put in its place the notes do not
+    /// count, for then nobody could tell whether that has happened.
+    pub fn journal(&self) -> PathBuf {
+        self.building.journal()
+    }
+
+    /// Puts it in its place: a file over a file if `replace`; a folder over an empty folder, or over
+    /// any if `replace`. A replaced folder gives its name away in the same moment where the system
+    /// can exchange two names. What was built in it is closed.
     ///
     /// # Errors
-    /// The system's; [`Error::Occupied`] without `replace`; something that is no folder.
+    /// The system's; [`Error::Occupied`] without `replace`; something of another kind.
     pub fn commit(self, replace: bool) -> Result<(), Error> {
-        let NewFolder { building, path } = self;
-        let error = writing(&path);
-        let old = Kind::Folder.replaceable(&path)?.is_some();
-        settle(building.place(), old.then_some(&*path)).map_err(&error)?;
+        let New { building, kind, path } = self;
+        let old = kind.replaceable(&path)?.is_some();
+        let replaced = (old && (replace || kind == Kind::Folder)).then_some(&*path);
+        settle(building.place(), replaced).map_err(writing(&path))?;
         let aside = building.aside();
-        building.put(&path, |new, place| match replace && old {
-            true => rename::exchange(new, place, &aside),
-            false => rename::into_empty(new, place),
+        building.put(&path, |new, place| match (kind, replace) {
+            (Kind::File, true) => fs::rename(new, place),
+            (Kind::File, false) => rename::into_nothing(new, place),
+            (Kind::Folder, true) if old => rename::exchange(new, place, &aside),
+            (Kind::Folder, _) => rename::into_empty(new, place),
         })
     }
 }
@@ -198,10 +208,14 @@ pub fn write(
     path: &Path,
     fill: impl FnOnce(&mut BufWriter<&File>) -> io::Result<()>,
 ) -> Result<(), Error> {
-    let new = NewFile::create(path)?;
-    let mut writer = BufWriter::with_capacity(1 << 20, new.file());
+    let building = Building::begin(writable(Kind::File, path)?).map_err(writing(path))?;
+    // Closed before anything is removed: over a network an open file stays.
+    let new = New::with(building, Kind::File, path)?;
+    let file = File::create_new(new.building()).map_err(writing(path))?;
+    let mut writer = BufWriter::with_capacity(1 << 20, &file);
     fill(&mut writer).and_then(|()| writer.flush()).map_err(writing(path))?;
     drop(writer);
+    drop(file);
     new.commit(true)
 }
 
@@ -225,26 +239,26 @@ fn writing(path: &Path) -> impl Fn(io::Error) -> Error {
     move |source| Error::Io { action: "writing", path: path.to_path_buf(), source }
 }
 
-/// Begins beside `path`, after removing what dead processes left there.
-fn begin(kind: Kind, path: &Path) -> Result<Building, Error> {
-    let error = writing(path);
+/// The folder that `path` is in, after removing what dead processes left there.
+fn writable(kind: Kind, path: &Path) -> Result<&Path, Error> {
     if path.file_name().is_none_or(OsStr::is_empty) {
-        return Err(error(io::Error::new(
+        return Err(writing(path)(io::Error::new(
             io::ErrorKind::InvalidInput,
             "it names no file or folder; give a path with a name at its end",
         )));
     }
     kind.replaceable(path)?;
     sweep(parent(path));
-    Building::begin(parent(path)).map_err(error)
+    Ok(parent(path))
 }
 
-/// Flushes a new folder to the disk, down to its last file. What takes the place of a file or
+/// Flushes a new file or folder to the disk, down to its last file. What takes the place of a file or
 /// folder of the same name under `old` takes its permissions too.
 fn settle(new: &Path, old: Option<&Path>) -> io::Result<()> {
     let kind = fs::symlink_metadata(new)?.file_type();
     let replaced = old.and_then(|old| fs::symlink_metadata(old).ok());
     if let Some(replaced) = replaced.filter(|replaced| replaced.file_type() == kind) {
+        rename::sync(new)?; // while we may still open it
         keep_permissions(new, &replaced)?;
     }
     if kind.is_dir() {

@@ -45,6 +45,7 @@ mod error;
 mod layer;
 pub mod layout;
 pub mod model;
+mod positioned;
 mod run;
 pub mod text;
 mod transform;

@@ -5,6 +5,51 @@ use std::str::FromStr;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use fp4_core::{Format, ParseError, ScaleType};
 use quant_linear::LoadOptions;
+use quant_linear::model::stream::Memory;
+
+/// How a model is written.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Stream {
+    /// Bytes of tensors in memory at a time, all threads together: `512MiB`, `1GB`. It changes no
+    /// byte of the output. Not counted are the program itself, some 20 MB, and a few times the length
+    /// of the headers [default: 1GiB].
+    #[arg(long, value_name = "BYTES", value_parser = parse_bytes)]
+    memory: Option<u64>,
+    /// Go on where a run with this option was killed or interrupted, or begin so that one can go on.
+    /// Until it is finished the output is kept beside its place, in `.NAME.fp4-partial`. An input or
+    /// settings that differ from those it was begun with are refused.
+    #[arg(long)]
+    pub(crate) resume: bool,
+}
+
+impl Stream {
+    /// The limit on memory.
+    pub(crate) fn memory(&self) -> Memory {
+        self.memory.map_or_else(Memory::default, |bytes| Memory { bytes })
+    }
+}
+
+/// `1GB`, `512 MiB`, `4096`.
+fn parse_bytes(text: &str) -> Result<u64, String> {
+    let split = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let (number, unit) = text.split_at(split);
+    let factor = match unit.trim().to_ascii_lowercase().as_str() {
+        "" | "b" => Some(1),
+        "kb" => Some(1000),
+        "mb" => Some(1_000_000),
+        "gb" => Some(1_000_000_000),
+        "kib" | "k" => Some(1 << 10),
+        "mib" | "m" => Some(1 << 20),
+        "gib" | "g" => Some(1 << 30),
+        _ => None,
+    };
+    let bytes =
+        number.parse::<u64>().ok().zip(factor).and_then(|(n, factor)| n.checked_mul(factor));
+    let bytes = bytes.filter(|&bytes| bytes > 0);
+    bytes.ok_or_else(|| {
+        format!("`{text}` is no number of bytes above 0; give one as 1GB, 512MiB or 4096")
+    })
+}
 
 /// `--scale-type`: what U8 scale bytes are.
 pub(crate) fn scale_types() -> impl TypedValueParser<Value = ScaleType> {
@@ -27,4 +72,27 @@ where
 /// How layers are read under this `--scale-type`.
 pub(crate) fn load_options(scale_type: Option<ScaleType>) -> LoadOptions {
     LoadOptions { scale_type, ..LoadOptions::default() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bytes_are_counted_in_thousands_or_in_1024s() {
+        for (text, bytes) in [
+            ("1GB", 1_000_000_000),
+            ("512MiB", 512 << 20),
+            ("64 kb", 64_000),
+            ("2g", 2 << 30),
+            ("7B", 7),
+            ("4096", 4096),
+        ] {
+            assert_eq!(parse_bytes(text), Ok(bytes), "{text}");
+        }
+        for text in ["", "GB", "-1", "1.5GB", "0", "1TBx", "99999999999GiB", "1 2"] {
+            let said = parse_bytes(text).unwrap_err();
+            assert!(said.contains(&format!("`{text}` is no number of bytes")), "{said}");
+        }
+    }
 }

@@ -83,31 +83,36 @@ fn same_file(_: &Path, _: &Path) -> bool {
     false // canonical paths have been compared
 }
 
-fn writing(path: &Path) -> String {
-    format!(
-        "writing {}; nothing is left behind: free some space, or choose another place",
-        path.display()
-    )
+/// What is left of an output that could not be written.
+fn left(resume: bool) -> &'static str {
+    match resume {
+        true => "what is done is kept, and the same command goes on with it",
+        false => "nothing is left behind",
+    }
 }
 
 /// Why the output, which takes `needs` bytes, could not be written, with what to do on this command
-/// line.
+/// line; `resume` if it is kept to be continued.
 ///
 /// # Errors
 /// An error of another kind.
 pub(crate) fn told(
     error: quant_linear::Error,
     needs: u64,
+    resume: bool,
 ) -> Result<anyhow::Error, quant_linear::Error> {
     match error {
         quant_linear::Error::Io { action: "writing", path, source } => {
-            let needs = report::bytes(needs);
-            let writing = format!("{} (the output needs {needs})", writing(&path));
+            let (shown, left, needs) = (path.display(), left(resume), report::bytes(needs));
+            let writing = format!(
+                "writing {shown}; {left}: free some space, or choose another place (the output needs \
+                 {needs})"
+            );
             Ok(anyhow::Error::new(source).context(writing))
         }
         quant_linear::Error::Io { action: "copying", path, source } => {
-            let shown = path.display();
-            let copying = format!("copying {shown}; nothing is left behind: is the disk full?");
+            let (shown, left) = (path.display(), left(resume));
+            let copying = format!("copying {shown}; {left}: is the disk full?");
             Ok(anyhow::Error::new(source).context(copying))
         }
         quant_linear::Error::Occupied { .. } => {

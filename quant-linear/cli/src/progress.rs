@@ -13,12 +13,19 @@ pub(crate) fn bar(total: u64, quiet: bool) -> ProgressBar {
         return ProgressBar::hidden();
     }
     let bar = ProgressBar::new(total);
-    let template = "{bar:30} {binary_bytes}/{binary_total_bytes} {binary_bytes_per_sec} {wide_msg}";
+    let template = "{bar:30} {binary_bytes}/{binary_total_bytes} {binary_bytes_per_sec} {eta} left \
+                    {wide_msg}";
     // A template that does not parse would cost the looks of the bar, nothing else.
     if let Ok(style) = ProgressStyle::with_template(template) {
         bar.set_style(style);
     }
     bar
+}
+
+/// So many bytes were done by an earlier run: they count for neither the rate nor the time left.
+pub(crate) fn skip(bar: &ProgressBar, bytes: u64) {
+    bar.inc(bytes);
+    bar.reset_eta();
 }
 
 /// Says beside the bar what is being worked on: a name from a file.

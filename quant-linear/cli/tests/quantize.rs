@@ -172,7 +172,7 @@ fn a_folder_of_links_becomes_a_folder_of_files() {
 }
 
 #[test]
-fn the_size_of_the_blocks_changes_nothing() {
+fn the_memory_changes_nothing() {
     let folder = Folder::new();
     write(&folder.at("in"), &model());
     for format in ["mxfp4", "nvfp4"] {
@@ -187,15 +187,15 @@ fn the_size_of_the_blocks_changes_nothing() {
                     format,
                     "--transform",
                     transform,
-                    "--block-bytes",
+                    "--memory",
                     block,
                     "--force",
                 ]);
                 json.as_object_mut().unwrap().remove("output");
                 (fs::read(folder.at(out)).unwrap(), json)
             };
-            let whole = run("whole", "100000000");
-            for block in ["1", "600", "1024", "2049"] {
+            let whole = run("whole", "1GB");
+            for block in ["1", "4800", "8kib", "16392"] {
                 assert_eq!(run("parts", block), whole, "{format} {transform} {block}");
             }
         }

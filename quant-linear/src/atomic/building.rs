@@ -2,33 +2,43 @@
 //! process ends.
 //!
 //! ```text
-//! .fp4-RANDOM.tmp/   for its owner alone
-//!   lock             locked while its process lives
-//!   new              the file or folder being built; after an exchange, what it replaced
-//!   old/NAME         what is being replaced, where two names cannot be exchanged   (rename)
-//!   discarded/NAME   the same, once replaced
+//! .fp4-RANDOM.tmp/    for its owner alone; or .NAME.fp4-partial/, to be continued after a kill
+//!   lock              locked while its process lives
+//!   for               the name of the place
+//!   new               the file or folder being built; after an exchange, what it replaced
+//!   old/NAME          what is being replaced, where two names cannot be exchanged   (rename)
+//!   discarded/NAME    the same, once replaced
+//!   journal           what is done already, of one to be continued
+//!   sealed            the journal while `new` is put in its place
 //! ```
 //!
 //! The lock is the system's, on an open file: it goes when its process does, however that ends. So
 //! whoever gets the lock of such a folder knows that it is nobody's. A lock that cannot be had for
 //! another reason (a file system without locks) leaves the folder alone.
+//!
+//! A sweep leaves what may be continued. Whoever continues begins anew if the journal is sealed: the
+//! process was killed while it exchanged names, and `new` may be what was replaced.
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use super::{rename, writing};
+use super::{parent, rename, writing};
 use crate::error::Error;
 
 const PREFIX: &str = ".fp4-";
 const SUFFIX: &str = ".tmp";
+const PARTIAL: &str = ".fp4-partial";
 const LOCK: &str = "lock";
+const FOR: &str = "for";
 const NEW: &str = "new";
 const OLD: &str = "old";
 pub(super) const DISCARDED: &str = "discarded";
+const JOURNAL: &str = "journal";
+const SEALED: &str = "sealed";
 
 /// What this process is building. Process-wide, because a signal is: whoever ends the process must
 /// find everything. Nothing is begun, put in its place or given up but under this lock.
@@ -70,23 +80,44 @@ fn is_ours(name: &OsStr) -> bool {
     })
 }
 
+/// The folder in which a run that can be continued builds what is to be at `path`.
+pub fn partial(path: &Path) -> PathBuf {
+    let mut name = OsString::from(".");
+    name.push(path.file_name().unwrap_or_default());
+    name.push(PARTIAL);
+    parent(path).join(name)
+}
+
 fn sweep_one(parent: &Path, folder: &Path) -> io::Result<()> {
-    for entry in fs::read_dir(folder)? {
-        let entry = entry?;
-        let known = match entry.file_name().to_str() {
-            Some(LOCK) => entry.file_type()?.is_file(),
-            Some(NEW | OLD | DISCARDED) => true,
-            _ => false,
-        };
-        if !known {
-            return Err(io::ErrorKind::InvalidData.into());
-        }
-    }
+    check_contents(folder)?;
     let lock = open_lock(folder)?;
     lock.try_lock()?;
     if !is_at(&lock, &folder.join(LOCK)) {
         return Err(io::ErrorKind::NotFound.into());
     }
+    give_back(parent, folder)?;
+    remove(folder)
+}
+
+/// Checks that a folder holds nothing but what this module puts there.
+fn check_contents(folder: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(folder)? {
+        let entry = entry?;
+        let known = match entry.file_name().to_str() {
+            Some(LOCK | FOR | JOURNAL | SEALED) => entry.file_type()?.is_file(),
+            Some(NEW | OLD | DISCARDED) => true,
+            _ => false,
+        };
+        if !known {
+            let found = "it holds what fp4 did not put there; rename or remove it";
+            return Err(io::Error::new(io::ErrorKind::InvalidData, found));
+        }
+    }
+    Ok(())
+}
+
+/// Gives what a dead process had moved aside its name back.
+fn give_back(parent: &Path, folder: &Path) -> io::Result<()> {
     for entry in fs::read_dir(folder.join(OLD)).into_iter().flatten() {
         let entry = entry?;
         let place = parent.join(entry.file_name());
@@ -96,7 +127,7 @@ fn sweep_one(parent: &Path, folder: &Path) -> io::Result<()> {
             rename::sync(parent)?;
         }
     }
-    remove(folder)
+    Ok(())
 }
 
 fn open_lock(folder: &Path) -> io::Result<File> {
@@ -118,11 +149,15 @@ fn is_at(_: &File, path: &Path) -> bool {
     path.exists()
 }
 
-/// Removes a folder that other threads may still be putting files into.
-fn remove(folder: &Path) -> io::Result<()> {
+/// Removes a file, or a folder that other threads may still be putting files into.
+fn remove(place: &Path) -> io::Result<()> {
     let mut tries = 0;
     loop {
-        match fs::remove_dir_all(folder) {
+        let outcome = match fs::symlink_metadata(place).is_ok_and(|there| !there.is_dir()) {
+            true => fs::remove_file(place),
+            false => fs::remove_dir_all(place),
+        };
+        match outcome {
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
             Err(e) if e.kind() == io::ErrorKind::DirectoryNotEmpty && tries < 1000 => tries += 1,
             outcome => return outcome,
@@ -131,13 +166,14 @@ fn remove(folder: &Path) -> io::Result<()> {
     }
 }
 
-/// A folder of the kind that this module describes; removed when dropped.
+/// A folder of the kind that this module describes; removed when dropped, unless it has a journal.
 #[derive(Debug)]
 pub(super) struct Building {
     folder: PathBuf,
     new: PathBuf,
     /// Held, and let go before the folder is removed: over a network an open file stays.
     lock: Option<File>,
+    /// Not to be removed any more.
     removed: bool,
 }
 
@@ -167,13 +203,104 @@ impl Building {
             }
             let folder = folder.keep();
             unfinished.push(folder.clone());
-            return Ok(Building {
-                new: folder.join(NEW),
-                folder,
-                lock: Some(lock),
-                removed: false,
-            });
+            return Ok(Building::of(folder, lock));
         }
+    }
+
+    fn of(folder: PathBuf, lock: File) -> Self {
+        let new = folder.join(NEW);
+        Building { new, folder, lock: Some(lock), removed: false }
+    }
+
+    /// Continues what is to be at `path`, or begins it.
+    pub(super) fn resume(path: &Path) -> Result<Self, Error> {
+        let folder = partial(path);
+        let error = writing(&folder);
+        let mut builder = fs::DirBuilder::new();
+        #[cfg(unix)]
+        {
+            use std::os::unix::fs::DirBuilderExt;
+            builder.mode(0o700);
+        }
+        loop {
+            match builder.create(&folder) {
+                Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
+                made => made.map_err(&error)?,
+            }
+            // Not through a link, which someone else may have put there.
+            if !fs::symlink_metadata(&folder).is_ok_and(|there| there.is_dir()) {
+                let found = "it is no folder; rename or remove it";
+                return Err(error(io::Error::new(io::ErrorKind::NotADirectory, found)));
+            }
+            check_contents(&folder).map_err(&error)?;
+            let lock = match open_lock(&folder) {
+                Ok(lock) => lock,
+                // Another run has finished in between, and removed it.
+                Err(e) if e.kind() == io::ErrorKind::NotFound => continue,
+                Err(e) => return Err(error(e)),
+            };
+            if matches!(lock.try_lock(), Err(fs::TryLockError::WouldBlock)) {
+                return Err(Error::Busy { path: path.to_path_buf() });
+            }
+            if !is_at(&lock, &folder.join(LOCK)) {
+                continue;
+            }
+            let mut building = Building::of(folder.clone(), lock);
+            building.removed = true; // not before what it may hold is safe
+            building.tidy(parent(path)).map_err(&error)?;
+            building.removed = false;
+            return Ok(building);
+        }
+    }
+
+    /// Removes what is built so far.
+    pub(super) fn clear(&self) -> io::Result<()> {
+        remove(&self.new)
+    }
+
+    /// Removes what does not count of what an earlier process built here.
+    fn tidy(&self, parent: &Path) -> io::Result<()> {
+        give_back(parent, &self.folder)?;
+        remove(&self.aside())?;
+        remove(&self.folder.join(DISCARDED))?;
+        if !self.journal().exists() {
+            self.clear()?;
+        }
+        remove(&self.sealed())
+    }
+
+    /// Notes that what is to be at `path` is built here, and sees that nobody else builds it.
+    ///
+    /// # Errors
+    /// [`Error::Busy`] if another process does, or another thread.
+    pub(super) fn claim(&self, path: &Path) -> Result<(), Error> {
+        let error = writing(path);
+        let name = path.file_name().unwrap_or_default();
+        fs::write(self.folder.join(FOR), name.as_encoded_bytes()).map_err(&error)?;
+        let siblings = fs::read_dir(parent(path)).map_err(&error)?.flatten();
+        let siblings = siblings.filter(|entry| is_ours(&entry.file_name()));
+        let others = siblings.map(|entry| entry.path()).chain([partial(path)]);
+        let rival = |other: &PathBuf| {
+            other.file_name() != self.folder.file_name()
+                && fs::read(other.join(FOR)).is_ok_and(|other| other == name.as_encoded_bytes())
+                && File::options()
+                    .write(true)
+                    .open(other.join(LOCK))
+                    .is_ok_and(|lock| matches!(lock.try_lock(), Err(fs::TryLockError::WouldBlock)))
+        };
+        match others.into_iter().any(|other| rival(&other)) {
+            true => Err(Error::Busy { path: path.to_path_buf() }),
+            false => Ok(()),
+        }
+    }
+
+    /// Where to note what is done.
+    pub(super) fn journal(&self) -> PathBuf {
+        self.folder.join(JOURNAL)
+    }
+
+    fn sealed(&self) -> PathBuf {
+        self.folder.join(SEALED)
     }
 
     /// Where to build.
@@ -198,7 +325,14 @@ impl Building {
         let parent = self.folder.parent().unwrap_or(Path::new(".")).to_path_buf();
         let place = parent.join(path.file_name().unwrap_or_default());
         let unfinished = unfinished();
+        let notes = self.journal().exists();
+        if notes {
+            fs::rename(self.journal(), self.sealed()).map_err(&error)?;
+        }
         let outcome = rename(&self.new, &place);
+        if notes && outcome.is_err() {
+            fs::rename(self.sealed(), self.journal()).map_err(&error)?; // to be continued
+        }
         drop(unfinished);
         // What could not be moved back is the only copy: a sweep does, once its name is free.
         if fs::read_dir(self.aside()).is_ok_and(|mut old| old.next().is_some()) {
@@ -239,7 +373,7 @@ impl Building {
 
 impl Drop for Building {
     fn drop(&mut self) {
-        if !self.removed {
+        if !self.removed && !self.journal().exists() {
             // What cannot be removed now is left to the next sweep.
             let _ = self.finish();
         }

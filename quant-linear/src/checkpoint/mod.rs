@@ -330,6 +330,14 @@ impl Checkpoint {
         }
     }
 
+    /// Checks that every file is still the one whose header was read.
+    ///
+    /// # Errors
+    /// As [`TensorFile::unchanged`].
+    pub fn unchanged(&self) -> Result<(), Error> {
+        self.files.iter().try_for_each(|(_, file)| file.unchanged())
+    }
+
     /// Names of the files in the folder that this checkpoint is made of.
     pub fn own_names(&self) -> BTreeSet<&str> {
         let files = self.files.iter().map(|(name, _)| name.as_str());

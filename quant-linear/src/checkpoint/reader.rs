@@ -20,7 +20,7 @@ use std::fmt;
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
 
 use safetensors::Dtype;
@@ -32,6 +32,7 @@ use super::plain;
 use super::sniff;
 use super::unique::{self, Unique};
 use crate::error::{Error, Refusal};
+use crate::positioned;
 
 /// The longest header that the format allows.
 pub(super) const MAX_HEADER: u64 = 100_000_000;
@@ -43,8 +44,9 @@ const MAX_RANK: usize = 64;
 #[derive(Debug)]
 pub struct TensorFile {
     path: PathBuf,
-    /// Opened at the first read; [`close`](Self::close) lets it go.
-    open: Mutex<Option<File>>,
+    /// Opened at the first read; [`close`](Self::close) lets it go. Read by position, outside the
+    /// lock: threads read at the same time.
+    open: Mutex<Option<Arc<File>>>,
     len: u64,
     modified: Option<SystemTime>,
     data_start: u64,
@@ -153,19 +155,51 @@ impl TensorFile {
     }
 
     fn read_at(&self, position: u64, buffer: &mut [u8]) -> Result<(), Refusal> {
-        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
-        let file = match &mut *open {
-            Some(file) => file,
-            none => {
-                let (file, len) = plain::open(&self.path)?;
-                if len != self.len || modified(&file) != self.modified {
-                    return Err(Refusal::Changed);
-                }
-                none.insert(file)
-            }
-        };
-        let read = file.seek(SeekFrom::Start(position)).and_then(|_| file.read_exact(buffer));
+        let read = positioned::read_exact_at(&*self.opened()?, buffer, position);
         read.map_err(|error| Refusal::Bytes { len: buffer.len(), position, error })
+    }
+
+    /// The open file, which is still the one whose header was read.
+    fn opened(&self) -> Result<Arc<File>, Refusal> {
+        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(file) = &*open {
+            return Ok(Arc::clone(file));
+        }
+        let (file, len) = plain::open(&self.path)?;
+        if len != self.len || modified(&file) != self.modified {
+            return Err(Refusal::Changed);
+        }
+        Ok(Arc::clone(open.insert(Arc::new(file))))
+    }
+
+    /// Checks that the file at its path is still the one whose header was read, by its length and
+    /// the time of its last change.
+    ///
+    /// # Errors
+    /// One that is gone, or another.
+    pub fn unchanged(&self) -> Result<(), Error> {
+        let refused = |refusal| Error::checkpoint(&self.path, refusal);
+        let meta = std::fs::metadata(&self.path).map_err(|error| refused(error.into()))?;
+        match meta.len() == self.len && meta.modified().ok() == self.modified {
+            true => Ok(()),
+            false => Err(refused(Refusal::Changed)),
+        }
+    }
+
+    /// When the file was changed last, as far as the system tells.
+    pub fn modified(&self) -> Option<SystemTime> {
+        self.modified
+    }
+
+    /// The header as it is in the file, its length included.
+    ///
+    /// # Errors
+    /// As [`read`](Self::read).
+    pub fn header(&self) -> Result<Vec<u8>, Error> {
+        let mut header = vec![0; self.data_start as usize]; // at most 100 MB, and it was read before
+        let read = self.read_at(0, &mut header);
+        read.map_err(|refusal| Error::checkpoint(&self.path, refusal))?;
+        Ok(header)
     }
 
     /// `len` bytes of a tensor of this file from byte `offset` of it on.

@@ -135,6 +135,9 @@ pub enum Refusal {
     /// A file that is another than when its header was read.
     #[error("it is not the file whose header was read; run again when nothing writes to it")]
     Changed,
+    /// A file that was changed while it was used.
+    #[error("it has changed since this run began; run again when nothing writes to it")]
+    Altered,
     /// Bytes that could not be read, though the header was.
     #[error(
         "reading {len} bytes at {position}: {error}; the file may have changed since it was \

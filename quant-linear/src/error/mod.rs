@@ -88,6 +88,27 @@ pub enum Error {
         /// Where the output was to be.
         path: PathBuf,
     },
+    /// Two runs with one output.
+    #[error(
+        "another run is writing {}; wait until it has ended, or give another path",
+        text::path(.path)
+    )]
+    Busy {
+        /// Where the output was to be.
+        path: PathBuf,
+    },
+    /// What was begun cannot be continued by this run.
+    #[error(
+        "{} was begun with other input or settings: {}; run again with those, or remove that folder          to begin anew",
+        text::path(.path),
+        printable(.what)
+    )]
+    OtherRun {
+        /// The folder of what was begun.
+        path: PathBuf,
+        /// What differs, in words.
+        what: String,
+    },
     /// A tensor of the state is missing.
     #[error(
         "tensor `{}` is missing; the state of a quantized layer has at least `e2m1`, \

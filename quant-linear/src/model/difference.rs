@@ -50,7 +50,7 @@ impl Kind {
 }
 
 /// Running sums over the pairs of two tensors.
-#[derive(Debug, Clone, Copy, Default, PartialEq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct Difference {
     /// Sum of squares of the reference.
     reference_sq: f64,

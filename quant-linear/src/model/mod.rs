@@ -6,21 +6,26 @@
 //! | [`select`] | which tensors are quantized |
 //! | [`plan`] | what becomes of every tensor |
 //! | [`quantize`] | the streaming quantizer |
+//! | [`stream`] | writing a model of any size |
 //! | [`compare`] | one tensor against another |
 //! | [`difference`] | how far apart two are |
 //!
 //! ```no_run
 //! use fp4_core::Format;
-//! use quant_linear::checkpoint::{Checkpoint, tiles::DEFAULT_BLOCK_BYTES};
+//! use quant_linear::atomic::Kind;
+//! use quant_linear::checkpoint::{Checkpoint, Listing};
+//! use quant_linear::model::stream::{Memory, Output};
 //! use quant_linear::model::{plan::Plan, quantize::Engine};
 //! use quant_linear::{Backends, DenseOptions};
 //!
 //! let input = Checkpoint::open("model.safetensors".as_ref())?;
 //! let options = DenseOptions::new(Format::NvFp4);
 //! let plan = Plan::new(&input, &options, &[], &[])?;
-//! let (backends, block_bytes) = (Backends::available(), DEFAULT_BLOCK_BYTES);
-//! let engine = Engine { input: &input, options, backends, block_bytes };
-//! engine.to_file(&plan, "model-fp4.safetensors".as_ref(), false, &mut |_| {})?;
+//! let (backends, memory) = (Backends::available(), Memory::default());
+//! let engine = Engine { input: &input, options, backends, memory };
+//! let path = "model-fp4.safetensors".as_ref();
+//! let output = Output { path, kind: Kind::File, replace: false, resume: None };
+//! engine.write(&plan, &Listing::default(), &output, &mut |_| {})?;
 //! # Ok::<(), quant_linear::Error>(())
 //! ```
 
@@ -30,5 +35,6 @@ pub mod difference;
 pub mod plan;
 pub mod quantize;
 pub mod select;
+pub mod stream;
 
 pub use crate::error::{ModelError, listed};

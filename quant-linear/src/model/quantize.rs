@@ -12,16 +12,15 @@
 //! The transform is applied once per tile and pass, and the quantizer gets its result: by
 //! C5 that is what a fused transform and quantize gives, and the error needs the values anyway.
 //!
-//! Memory: a few tiles of `block_bytes` and one transform block, whatever the size of the tensors.
+//! Memory: a few tiles a thread, within [`Engine::memory`], and one transform, whatever the size of
+//! the tensors. What drives this is [`stream`].
 
 use std::fmt;
-use std::fs::{self, File};
-use std::io::{self, Seek, SeekFrom, Write};
-use std::path::Path;
+
+use serde::{Deserialize, Serialize};
 
 use fp4_core::{FloatVec, PackedMatrix, QuantSpec, QuantizeInput, Transform, with_floats};
 
-use crate::atomic::{NewFile, NewFolder};
 use crate::checkpoint::tiles::{Tile, tiles};
 use crate::checkpoint::{Arrangement, Checkpoint, INDEX, Listing, byte_len};
 use crate::error::{Error, ModelError};
@@ -29,6 +28,7 @@ use crate::layer::{DenseOptions, StoredTransform, state};
 use crate::model::dense;
 use crate::model::difference::Difference;
 use crate::model::plan::{Plan, Weight};
+use crate::model::stream::{self, Contents, Inputs, Job, Layout, Memory, Output, Progress, Sink};
 use crate::run::routing::Backends;
 use crate::transform::{amax, larger_amax, transformed};
 
@@ -40,8 +40,8 @@ pub struct Engine<'a> {
     pub options: DenseOptions,
     /// Who may quantize, the first that can.
     pub backends: Backends,
-    /// Bytes of dense values in memory at a time.
-    pub block_bytes: usize,
+    /// How much may be in memory at a time.
+    pub memory: Memory,
 }
 
 /// What a run has come to.
@@ -50,6 +50,8 @@ pub enum Event<'e> {
     Working(&'e str),
     /// So many bytes more are read.
     Bytes(u64),
+    /// So many bytes were read already by the run that this one continues.
+    Kept(u64),
     /// A weight is quantized, to the tensors of its file's arrangement.
     Done(&'e Weight, &'e Arrangement, Outcome),
 }
@@ -58,13 +60,13 @@ pub enum Event<'e> {
 pub type Observer<'o> = dyn FnMut(Event<'_>) + 'o;
 
 /// What the user should know of a weight.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub enum Warning {
     /// All its values are zero, so its global scale is 1 (C4).
     Zero,
     /// Its largest magnitude, this one, gives no global scale, so it is 1.
-    NotFinite(f32),
+    NotFinite(#[serde(with = "stream::bits")] f32),
 }
 
 impl fmt::Display for Warning {
@@ -79,32 +81,8 @@ impl fmt::Display for Warning {
     }
 }
 
-/// A file to be written by position.
-struct OutputFile<'a> {
-    file: &'a File,
-    path: &'a Path,
-}
-
-impl<'a> OutputFile<'a> {
-    /// Writes to `file`, which errors call `path`, after setting its length.
-    fn new(file: &'a File, path: &'a Path, len: u64) -> Result<Self, Error> {
-        file.set_len(len).map_err(|source| writing(path, source))?;
-        Ok(OutputFile { file, path })
-    }
-
-    fn write(&self, position: u64, bytes: &[u8]) -> Result<(), Error> {
-        let mut file = self.file;
-        let written = file.seek(SeekFrom::Start(position)).and_then(|_| file.write_all(bytes));
-        written.map_err(|source| writing(self.path, source))
-    }
-}
-
-fn writing(path: &Path, source: io::Error) -> Error {
-    Error::Io { action: "writing", path: path.to_path_buf(), source }
-}
-
 /// What became of one weight.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct Outcome {
     /// The weight's global scale.
     pub global_scale: f32,
@@ -125,111 +103,53 @@ pub struct Outcome {
 }
 
 impl Engine<'_> {
-    /// One file to one file.
+    /// A file to a file; or a folder to a folder: shards under their names, all else, as `listing`
+    /// has it, copied, the index rewritten.
     ///
     /// # Errors
-    /// I/O errors, a weight that cannot be quantized; the output is then as it was before.
-    pub fn to_file(
-        &self,
-        plan: &Plan,
-        output: &Path,
-        force: bool,
-        on: &mut Observer<'_>,
-    ) -> Result<(), Error> {
-        let new = NewFile::create(output)?;
-        let sink = OutputFile::new(new.file(), output, plan.layouts[0].file_len())?;
-        self.write(0, plan, &sink, on)?;
-        new.commit(force)
-    }
-
-    /// A folder to a folder: shards under their names, the index rewritten, all else, as `listing`
-    /// has it, copied.
-    ///
-    /// # Errors
-    /// As [`to_file`](Self::to_file).
-    pub fn to_folder(
+    /// As [`stream::write`]; a weight that cannot be quantized.
+    pub fn write(
         &self,
         plan: &Plan,
         listing: &Listing,
-        output: &Path,
-        force: bool,
+        output: &Output<'_>,
         on: &mut Observer<'_>,
     ) -> Result<(), Error> {
-        let new = NewFolder::create(output)?;
-        let building = new.building();
-        let failed = |name: &Path| {
-            let path = output.join(name);
-            move |source| writing(&path, source)
+        let files = self.input.files().iter().zip(&plan.layouts);
+        let index = self.input.index().map(|index| {
+            (INDEX, index.rewritten(&plan.weight_map(self.input), plan.data_len()).into_bytes())
+        });
+        let contents = Contents {
+            files: files
+                .map(|((name, _), layout)| (name.as_str(), layout as &dyn Layout))
+                .collect(),
+            carried: self.input.is_folder().then(|| (self.input.path(), listing)),
+            generated: index.into_iter().collect(),
         };
-        for (position, (name, _)) in self.input.files().iter().enumerate() {
-            let shown = output.join(name);
-            let file = File::create_new(building.join(name)).map_err(failed(name.as_ref()))?;
-            let sink = OutputFile::new(&file, &shown, plan.layouts[position].file_len())?;
-            self.write(position, plan, &sink, on)?;
-        }
-        if let Some(index) = self.input.index() {
-            let text = index.rewritten(&plan.weight_map(self.input), plan.data_len());
-            fs::write(building.join(INDEX), text).map_err(failed(INDEX.as_ref()))?;
-        }
-        for folder in &listing.folders {
-            fs::create_dir(building.join(folder)).map_err(failed(folder))?;
-        }
-        for (file, len) in &listing.files {
-            on(Event::Working(&file.to_string_lossy()));
-            let from = self.input.path().join(file);
-            fs::copy(&from, building.join(file)).map_err(|source| Error::Io {
-                action: "copying",
-                path: from,
-                source,
-            })?;
-            on(Event::Bytes(*len));
-        }
-        new.commit(force)
-    }
-
-    /// Writes one file of the output.
-    fn write(
-        &self,
-        file: usize,
-        plan: &Plan,
-        sink: &OutputFile<'_>,
-        on: &mut Observer<'_>,
-    ) -> Result<(), Error> {
-        let layout = &plan.layouts[file];
-        sink.write(0, layout.header())?;
-        for weight in &plan.weights[plan.weights_of(file)] {
-            on(Event::Working(&weight.name));
-            let outcome = self.quantize(weight, layout, sink, on).map_err(|error| {
-                Error::Weight { name: weight.name.clone(), error: Box::new(error) }
-            })?;
-            on(Event::Done(weight, layout, outcome));
-        }
-        for name in layout.tensors().keys() {
-            if self.input.tensors().contains_key(name) {
-                on(Event::Working(name));
-                self.copy(name, layout, sink, on)?;
+        let (tasks, inputs) = (self.tasks(plan), Inputs::of(self.input, listing)?);
+        stream::write(&contents, &tasks, output, self.memory, &inputs, &mut |event| match event {
+            stream::Event::Working(name) => on(Event::Working(name)),
+            stream::Event::Bytes(more) => on(Event::Bytes(more)),
+            stream::Event::Kept(bytes) => on(Event::Kept(bytes)),
+            stream::Event::Done(task, outcome) => {
+                if let (What::Quantize(weight), Some(outcome)) = (&task.what, outcome) {
+                    on(Event::Done(weight, &plan.layouts[weight.tensor.file], outcome));
+                }
             }
-        }
-        Ok(())
+        })
     }
 
-    /// Copies a tensor byte for byte.
-    fn copy(
-        &self,
-        name: &str,
-        layout: &Arrangement,
-        sink: &OutputFile<'_>,
-        on: &mut Observer<'_>,
-    ) -> Result<(), Error> {
-        let tensor = self.input.tensor(name)?;
-        let (len, position) = (byte_len(&tensor.info), position(layout, name)?);
-        let step = self.block_bytes.max(1);
-        for offset in (0..len).step_by(step) {
-            let bytes = self.input.read(tensor, offset..len.min(offset + step))?;
-            sink.write(position + offset as u64, &bytes)?;
-            on(Event::Bytes(bytes.len() as u64));
-        }
-        Ok(())
+    /// What is to be done, file by file: the weights, then what is copied.
+    fn tasks<'t>(&'t self, plan: &'t Plan) -> Vec<Task<'t>> {
+        let files = plan.layouts.iter().enumerate();
+        let tasks = files.flat_map(|(file, layout)| {
+            let weights = plan.weights[plan.weights_of(file)].iter().map(What::Quantize);
+            let names = layout.tensors().keys().map(String::as_str);
+            let copied = names.filter(|name| self.input.tensors().contains_key(*name));
+            let copied = copied.map(move |name| What::Copy { name, file });
+            weights.chain(copied).map(move |what| Task { engine: self, plan, what })
+        });
+        tasks.collect()
     }
 
     /// Quantizes a weight and writes its layer's state.
@@ -237,7 +157,7 @@ impl Engine<'_> {
         &self,
         weight: &Weight,
         layout: &Arrangement,
-        sink: &OutputFile<'_>,
+        sink: &Sink<'_>,
         on: &mut Observer<'_>,
     ) -> Result<Outcome, Error> {
         let transform = self.options.transform.as_ref().map(StoredTransform::view).transpose()?;
@@ -308,7 +228,7 @@ impl Engine<'_> {
 
     fn tiles(&self, weight: &Weight) -> impl Iterator<Item = Tile> + use<> {
         let (shape, size) = (weight.shape, weight.float_type.bytes());
-        tiles(shape.rows(), shape.k(), size, self.block_bytes)
+        tiles(shape.rows(), shape.k(), size, self.memory.tile_bytes())
     }
 
     fn transformed(
@@ -348,6 +268,83 @@ impl Engine<'_> {
             outcome.quantizer = quantizer.name().to_string();
         }
         Ok(packed)
+    }
+}
+
+/// One tensor of the input.
+struct Task<'t> {
+    engine: &'t Engine<'t>,
+    plan: &'t Plan,
+    what: What<'t>,
+}
+
+enum What<'t> {
+    Quantize(&'t Weight),
+    Copy { name: &'t str, file: usize },
+}
+
+impl Task<'_> {
+    /// Bytes of the tensor.
+    fn bytes(&self) -> u64 {
+        let info = match self.what {
+            What::Quantize(weight) => Some(&weight.tensor.info),
+            What::Copy { name, .. } => self.engine.input.tensors().get(name).map(|t| &t.info),
+        };
+        info.map_or(0, |info| byte_len(info) as u64)
+    }
+}
+
+impl Job for Task<'_> {
+    type Outcome = Option<Outcome>;
+
+    fn name(&self) -> &str {
+        match self.what {
+            What::Quantize(weight) => &weight.name,
+            What::Copy { name, .. } => name,
+        }
+    }
+
+    fn file(&self) -> usize {
+        match self.what {
+            What::Quantize(weight) => weight.tensor.file,
+            What::Copy { file, .. } => file,
+        }
+    }
+
+    fn work(&self) -> u64 {
+        match self.what {
+            What::Quantize(_) => self.bytes() * self.plan.passes,
+            What::Copy { .. } => self.bytes(),
+        }
+    }
+
+    fn memory(&self) -> u64 {
+        match self.what {
+            What::Quantize(_) => self.engine.memory.of_tiles(self.bytes()),
+            What::Copy { .. } => self.bytes().min(self.engine.memory.tile_bytes() as u64),
+        }
+    }
+
+    fn run(&self, sink: &Sink<'_>, progress: &Progress<'_>) -> Result<Self::Outcome, Error> {
+        let Task { engine, plan, .. } = self;
+        match self.what {
+            What::Quantize(weight) => {
+                let layout = &plan.layouts[weight.tensor.file];
+                let mut on = |event: Event<'_>| {
+                    if let Event::Bytes(more) = event {
+                        progress.bytes(more);
+                    }
+                };
+                let outcome = engine.quantize(weight, layout, sink, &mut on);
+                outcome.map(Some).map_err(|error| Error::Weight {
+                    name: weight.name.clone(),
+                    error: Box::new(error),
+                })
+            }
+            What::Copy { name, .. } => {
+                stream::copy(engine.input, name, engine.memory, sink, progress).map(|()| None)
+            }
+        }
     }
 }
 

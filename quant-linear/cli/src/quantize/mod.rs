@@ -16,12 +16,12 @@ use std::str::FromStr;
 
 use anyhow::{Context, Result, bail, ensure};
 use fp4_core::Format;
-use quant_linear::{Backends, DenseOptions, StoredTransform};
-
-use quant_linear::checkpoint::tiles::DEFAULT_BLOCK_BYTES;
+use quant_linear::atomic::Kind;
 use quant_linear::checkpoint::{Checkpoint, Listing, list};
 use quant_linear::model::plan::Plan;
 use quant_linear::model::quantize::{Engine, Event, check_product};
+use quant_linear::model::stream;
+use quant_linear::{Backends, DenseOptions, StoredTransform};
 
 use crate::args;
 use crate::interrupt;
@@ -103,9 +103,8 @@ pub(crate) struct Args {
     /// Print one JSON object instead of tables, and no progress.
     #[arg(long)]
     json: bool,
-    /// Bytes of dense values in memory at a time.
-    #[arg(long, hide = true, default_value_t = DEFAULT_BLOCK_BYTES)]
-    block_bytes: usize,
+    #[command(flatten)]
+    stream: args::Stream,
 }
 
 /// `--transform`.
@@ -161,6 +160,24 @@ impl Args {
         );
         let block = self.transform_block.unwrap_or(DEFAULT_BLOCK);
         Ok((self.transform == TransformArg::Hadamard).then_some(block))
+    }
+
+    /// What decides the bytes of the output beside the input and its plan.
+    fn settings(&self, block: Option<usize>) -> stream::Settings {
+        let bits = |scale: f32| format!("{scale:e}");
+        let settings = [
+            ("--format", self.format.name().to_string()),
+            ("--transform", block.map_or("none".into(), |block| format!("hadamard {block}"))),
+            (
+                "--global-scale",
+                match self.global_scale {
+                    GlobalScale::Auto => "auto".into(),
+                    GlobalScale::Value(value) => bits(value),
+                },
+            ),
+            ("--activation-scale", self.activation_scale.map_or("default".into(), bits)),
+        ];
+        settings.map(|(name, value)| (name.to_string(), value)).to_vec()
     }
 
     fn dense_options(&self, block: Option<usize>) -> Result<DenseOptions> {
@@ -234,18 +251,22 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
             summary.warnings.push(format!("{path} is no part of the model and was only copied"));
         }
     }
-    let (output, needs) = (&args.output, plan.file_len());
-    let engine = Engine { input: &input, options, backends, block_bytes: args.block_bytes };
+    let (needs, resume) = (plan.file_len(), args.stream.resume);
+    let output = stream::Output {
+        path: &args.output,
+        kind: if input.is_folder() { Kind::Folder } else { Kind::File },
+        replace: args.force,
+        resume: resume.then(|| args.settings(block)),
+    };
+    let engine = Engine { input: &input, options, backends, memory: args.stream.memory() };
     let mut on = |event: Event<'_>| match event {
         Event::Working(name) => progress::show(&bar, name),
         Event::Bytes(more) => bar.inc(more),
+        Event::Kept(bytes) => progress::skip(&bar, bytes),
         Event::Done(weight, layout, outcome) => summary.add(weight, layout, outcome),
     };
-    let written = match input.is_folder() {
-        true => engine.to_folder(&plan, &listing, output, args.force, &mut on),
-        false => engine.to_file(&plan, output, args.force, &mut on),
-    };
-    written.map_err(|error| output::told(error, needs).unwrap_or_else(told::error))?;
+    let written = engine.write(&plan, &listing, &output, &mut on);
+    written.map_err(|error| output::told(error, needs, resume).unwrap_or_else(told::error))?;
     bar.finish_and_clear();
     summary.print(args.json)?;
     Ok(ExitCode::SUCCESS)
