@@ -1,0 +1,340 @@
+//! The driver that writes models: order, memory, errors, panics, and going on after an end.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use quant_linear::Error;
+use quant_linear::atomic::{Kind, partial};
+use quant_linear::checkpoint::Listing;
+use quant_linear::model::stream::{
+    self, Contents, Event, Inputs, Job, Layout, Memory, Output, Progress, Sink,
+};
+
+/// A file of `parts` bytes after its header.
+struct Bytes {
+    parts: u64,
+}
+
+impl Layout for Bytes {
+    fn header(&self) -> &[u8] {
+        b"head"
+    }
+
+    fn file_len(&self) -> u64 {
+        4 + self.parts
+    }
+
+    fn position(&self, name: &str) -> Option<u64> {
+        let part = name.parse::<u64>().ok()?;
+        (part < self.parts).then_some(4 + part)
+    }
+}
+
+/// Counts what jobs do.
+#[derive(Default)]
+struct Counts {
+    held: AtomicU64,
+    most: AtomicU64,
+    run: AtomicUsize,
+}
+
+/// Writes the byte of its name.
+struct Part<'c> {
+    name: String,
+    file: usize,
+    memory: u64,
+    counts: &'c Counts,
+    what: What,
+}
+
+#[derive(Clone, Copy, PartialEq)]
+enum What {
+    Write,
+    Fail,
+    Panic,
+}
+
+impl Job for Part<'_> {
+    type Outcome = f64;
+
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn file(&self) -> usize {
+        self.file
+    }
+
+    fn work(&self) -> u64 {
+        1
+    }
+
+    fn memory(&self) -> u64 {
+        self.memory
+    }
+
+    fn run(&self, sink: &Sink<'_>, progress: &Progress<'_>) -> Result<f64, Error> {
+        self.counts.run.fetch_add(1, Ordering::SeqCst);
+        let held = self.counts.held.fetch_add(self.memory, Ordering::SeqCst) + self.memory;
+        self.counts.most.fetch_max(held, Ordering::SeqCst);
+        // Later ones end earlier.
+        let part = self.name.parse::<u64>().unwrap();
+        std::thread::sleep(Duration::from_micros(2000 - 100 * part.min(20)));
+        self.counts.held.fetch_sub(self.memory, Ordering::SeqCst);
+        match self.what {
+            What::Write => sink.write(sink.position(&self.name)?, &[part as u8 + 1])?,
+            What::Fail => return Err(Error::MissingTensor { name: self.name.clone() }),
+            What::Panic => panic!("a job has panicked"),
+        }
+        progress.bytes(1);
+        Ok(part as f64 / 3.0)
+    }
+}
+
+const PARTS: u64 = 12;
+const FILES: [&str; 3] = ["a", "b", "c"];
+
+/// Jobs for two files; the third has none.
+fn jobs(counts: &Counts, memory: impl Fn(u64) -> u64) -> Vec<Part<'_>> {
+    let parts = (0..2).flat_map(|file| (0..PARTS).map(move |part| (file, part)));
+    parts
+        .map(|(file, part)| Part {
+            name: part.to_string(),
+            file,
+            memory: memory(part),
+            counts,
+            what: What::Write,
+        })
+        .collect()
+}
+
+struct Seen {
+    working: Vec<String>,
+    done: Vec<(usize, String, f64)>,
+    bytes: u64,
+    kept: u64,
+}
+
+/// Writes a folder on `threads` threads.
+fn write(
+    place: &Path,
+    jobs: &[Part<'_>],
+    memory: u64,
+    threads: usize,
+    resume: Option<&str>,
+) -> (Result<(), Error>, Seen) {
+    let (full, empty) = (Bytes { parts: PARTS }, Bytes { parts: 0 });
+    let layouts: [&dyn Layout; 3] = [&full, &full, &empty];
+    let root = place.parent().unwrap().join("in");
+    let listing = Listing { files: vec![(PathBuf::from("other"), 5)], ..Listing::default() };
+    let contents = Contents {
+        files: FILES.into_iter().zip(layouts).collect(),
+        carried: Some((&root, &listing)),
+        generated: vec![("config", b"{}".to_vec()), ("index", b"[]".to_vec())],
+    };
+    let resume = resume.map(|setting| vec![("setting".to_string(), setting.to_string())]);
+    let output = Output { path: place, kind: Kind::Folder, replace: false, resume };
+    let mut inputs = Inputs::default();
+    inputs.add(&root.join("other")).unwrap();
+    let mut seen = Seen { working: vec![], done: vec![], bytes: 0, kept: 0 };
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+    // The observer is no part of what moves to other threads.
+    let written = std::thread::scope(|scope| {
+        let seen = &mut seen;
+        let run = move || {
+            let on = &mut |event: Event<'_, Part<'_>>| match event {
+                Event::Working(name) => seen.working.push(name.into()),
+                Event::Bytes(more) => seen.bytes += more,
+                Event::Kept(bytes) => seen.kept += bytes,
+                Event::Done(job, outcome) => seen.done.push((job.file, job.name.clone(), outcome)),
+            };
+            stream::write(&contents, jobs, &output, Memory { bytes: memory }, &inputs, on)
+        };
+        // On one of the pool's threads if it has one: that must not wait for itself.
+        match threads {
+            1 => pool.install(run),
+            _ => scope.spawn(run).join().unwrap_or_else(|p| std::panic::resume_unwind(p)),
+        }
+    });
+    (written, seen)
+}
+
+fn root() -> (tempfile::TempDir, PathBuf) {
+    let root = tempfile::tempdir().unwrap();
+    fs::create_dir(root.path().join("in")).unwrap();
+    fs::write(root.path().join("in/other"), "other").unwrap();
+    let out = root.path().join("out");
+    (root, out)
+}
+
+fn names(folder: &Path) -> Vec<String> {
+    let names = fs::read_dir(folder).unwrap().map(|e| e.unwrap().file_name());
+    let mut names: Vec<_> = names.map(|name| name.into_string().unwrap()).collect();
+    names.sort();
+    names
+}
+
+fn assert_whole(out: &Path) {
+    assert_eq!(names(out), ["a", "b", "c", "config", "index", "other"]);
+    let full: Vec<u8> = b"head".iter().copied().chain(1..=PARTS as u8).collect();
+    for (name, bytes) in [("a", &full[..]), ("b", &full), ("c", b"head"), ("other", b"other")] {
+        assert_eq!(fs::read(out.join(name)).unwrap(), bytes, "{name}");
+    }
+}
+
+#[test]
+fn jobs_in_parallel_are_told_of_in_order_and_the_index_is_written_last() {
+    for threads in [1, 2, 4] {
+        let (root, out) = root();
+        let counts = Counts::default();
+        let (written, seen) = write(&out, &jobs(&counts, |_| 1), 100, threads, None);
+        written.unwrap();
+        assert_whole(&out);
+        let expected: Vec<_> = (0..2)
+            .flat_map(|file| (0..PARTS).map(move |p| (file, p.to_string(), p as f64 / 3.0)))
+            .collect();
+        assert_eq!(seen.done, expected, "{threads} threads");
+        assert_eq!((seen.bytes, seen.kept), (2 * PARTS + 5, 0));
+        assert_eq!(seen.working[seen.working.len() - 3..], ["other", "config", "index"]);
+        assert_eq!(names(root.path()), ["in", "out"]);
+    }
+}
+
+#[test]
+fn jobs_wait_until_their_memory_fits_and_one_alone_may_take_more() {
+    let most = |limit, memory: fn(u64) -> u64| {
+        let (_root, out) = root();
+        let counts = Counts::default();
+        write(&out, &jobs(&counts, memory), limit, 4, None).0.unwrap();
+        assert_whole(&out);
+        counts.most.into_inner()
+    };
+    let (two, alone, all) =
+        (most(7, |_| 3), most(7, |p| if p == 5 { 50 } else { 1 }), most(99, |_| 3));
+    assert!((3..=6).contains(&two), "{two}");
+    assert_eq!(alone, 50, "beside it there is nothing");
+    assert!((6..=12).contains(&all), "{all}");
+}
+
+#[test]
+fn an_error_or_a_panic_of_a_job_ends_the_run_and_leaves_nothing() {
+    for threads in [1, 4] {
+        let (root, out) = root();
+        let counts = Counts::default();
+        let mut jobs = jobs(&counts, |_| 1);
+        jobs[3].what = What::Fail;
+        let (written, seen) = write(&out, &jobs, 100, threads, None);
+        let error = written.unwrap_err().to_string();
+        assert!(error.contains("tensor `3` is missing"), "{error}");
+        assert!(seen.done.len() <= 3);
+        assert!(counts.run.load(Ordering::SeqCst) <= 3 + 4, "the rest is not begun");
+        assert_eq!(names(root.path()), ["in"]);
+
+        jobs[3].what = What::Panic;
+        let run = || write(&out, &jobs, 100, threads, None);
+        let panic = std::panic::catch_unwind(std::panic::AssertUnwindSafe(run)).err().unwrap();
+        assert_eq!(panic.downcast_ref(), Some(&"a job has panicked"));
+        assert_eq!(names(root.path()), ["in"]);
+    }
+}
+
+#[test]
+fn what_is_done_is_kept_and_not_done_again() {
+    let (root, out) = root();
+    let counts = Counts::default();
+    let mut all = jobs(&counts, |_| 1);
+    let last = all.len() - 1;
+    all[last].what = What::Fail;
+    let (written, first) = write(&out, &all, 100, 2, Some("x"));
+    written.unwrap_err();
+    assert_eq!(names(root.path()), [".out.fp4-partial", "in"]);
+    let ran = counts.run.load(Ordering::SeqCst);
+    assert!(ran as u64 > PARTS);
+
+    // Nothing but what is missing, and all is told of, in order, with the same outcomes.
+    all[last].what = What::Write;
+    let (written, second) = write(&out, &all, 100, 2, Some("x"));
+    written.unwrap();
+    assert_whole(&out);
+    assert_eq!(second.kept, 2 * PARTS - 1);
+    assert_eq!(counts.run.load(Ordering::SeqCst), ran + 1);
+    assert_eq!(second.done[..first.done.len()], first.done);
+    assert_eq!(second.done.len() as u64, 2 * PARTS);
+    assert_eq!(names(root.path()), ["in", "out"]);
+}
+
+#[test]
+fn a_run_with_other_settings_or_input_is_refused_and_changes_nothing() {
+    let (root, out) = root();
+    let counts = Counts::default();
+    let mut all = jobs(&counts, |_| 1);
+    let last = all.len() - 1;
+    all[last].what = What::Fail;
+    write(&out, &all, 100, 2, Some("x")).0.unwrap_err();
+    let journal = fs::read(partial(&out).join("journal")).unwrap();
+    all[last].what = What::Write;
+    let refused = |said: &str| {
+        let error = write(&out, &all, 100, 2, Some("y")).0.unwrap_err().to_string();
+        assert!(error.contains(said), "{error}");
+        assert!(
+            error.contains(".out.fp4-partial was begun with other input or settings"),
+            "{error}"
+        );
+        assert_eq!(fs::read(partial(&out).join("journal")).unwrap(), journal);
+        assert!(!out.exists());
+    };
+    refused("setting was `x` and is `y` now");
+    fs::write(root.path().join("in/other"), "OTHER").unwrap();
+    let error = write(&out, &all, 100, 2, Some("x")).0.unwrap_err().to_string();
+    assert!(error.contains("other was `5 bytes, changed at"), "{error}");
+    // Where nothing is done, there is nothing to be refused.
+    fs::remove_dir_all(partial(&out)).unwrap();
+    all[0].what = What::Fail;
+    write(&out, &all, 100, 1, Some("x")).0.unwrap_err();
+    assert_eq!(names(root.path()), ["in"]);
+}
+
+#[test]
+fn a_file_that_is_gone_from_what_is_kept_is_refused() {
+    let (_root, out) = root();
+    let counts = Counts::default();
+    let mut all = jobs(&counts, |_| 1);
+    let last = all.len() - 1;
+    all[last].what = What::Fail;
+    write(&out, &all, 100, 2, Some("x")).0.unwrap_err();
+    all[last].what = What::Write;
+    fs::remove_file(partial(&out).join("new/a")).unwrap();
+    let error = write(&out, &all, 100, 2, Some("x")).0.unwrap_err().to_string();
+    assert!(error.contains("new/a") && error.contains("is gone"), "{error}");
+    assert!(!out.exists());
+}
+
+#[test]
+fn an_input_that_changes_during_the_run_is_an_error() {
+    for resume in [None, Some("x")] {
+        let (root, out) = root();
+        let (full, other) = (Bytes { parts: PARTS }, root.path().join("in/other"));
+        let counts = Counts::default();
+        let mut jobs = jobs(&counts, |_| 1);
+        jobs.truncate(PARTS as usize);
+        let contents =
+            Contents { files: vec![("a", &full as &dyn Layout)], carried: None, generated: vec![] };
+        let mut inputs = Inputs::default();
+        inputs.add(&other).unwrap();
+        let resume = resume.map(|_| vec![]);
+        let output = Output { path: &out, kind: Kind::File, replace: false, resume };
+        let memory = Memory::default();
+        let error = stream::write(&contents, &jobs, &output, memory, &inputs, &mut |event| {
+            if let Event::Done(job, _) = event
+                && job.name == "7"
+            {
+                fs::write(&other, "longer than before").unwrap();
+            }
+        });
+        let error = error.unwrap_err().to_string();
+        assert!(error.contains("it has changed since this run began"), "{error}");
+        assert!(!out.exists());
+    }
+}
