@@ -203,18 +203,27 @@ fn the_memory_changes_nothing() {
 }
 
 #[test]
-fn the_same_input_gives_the_same_bytes() {
+fn the_same_input_gives_the_same_bytes_and_report_on_any_number_of_threads() {
     let folder = Folder::new();
     let metadata: Vec<_> = ["k1", "k2", "k3", "k4", "k5", "k6"].map(|k| (k, "v")).into();
-    fs::write(folder.at("in"), serialized(&model(), &metadata)).unwrap();
-    let run = |out: &str, threads| {
-        let (input, output) = (folder.arg("in"), folder.arg(out));
-        ok(&["quantize", &input, "-o", &output, "--format", "nvfp4", "--threads", threads]);
-        fs::read(folder.at(out)).unwrap()
-    };
-    let first = run("1", "1");
-    for (out, threads) in [("2", "2"), ("3", "3"), ("4", "1")] {
-        assert_eq!(run(out, threads), first);
+    fs::write(folder.at("file"), serialized(&model(), &metadata)).unwrap();
+    sharded(&folder.at("folder"));
+    for input in ["file", "folder"] {
+        let run = |out: &str, threads, memory| {
+            let (input, output) = (folder.arg(input), folder.arg(out));
+            let args = ["quantize", &input, "-o", &output, "--format", "nvfp4", "--force"];
+            let mut report =
+                json(&[&args[..], &["--threads", threads, "--memory", memory]].concat());
+            report.as_object_mut().unwrap().remove("output");
+            match folder.at(out).is_dir() {
+                true => (snapshot(&folder.at(out)), report),
+                false => ([("".into(), Some(fs::read(folder.at(out)).unwrap()))].into(), report),
+            }
+        };
+        let first = run(&format!("{input}1"), "1", "1GB");
+        for (threads, memory) in [("2", "1GB"), ("3", "5kB"), ("4", "64kB"), ("1", "1")] {
+            assert!(run(&format!("{input}2"), threads, memory) == first, "{threads} {memory}");
+        }
     }
 }
 

@@ -16,8 +16,8 @@
 //! whoever gets the lock of such a folder knows that it is nobody's. A lock that cannot be had for
 //! another reason (a file system without locks) leaves the folder alone.
 //!
-//! A sweep leaves what may be continued. Whoever continues begins anew if the journal is sealed: the
-//! process was killed while it exchanged names, and `new` may be what was replaced.
+//! A sweep leaves what may be continued: what has a journal. A sealed one does not count. Its process
+//! was killed while it exchanged names or just afterwards, so `new` may be what was replaced.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
@@ -66,7 +66,9 @@ pub fn abandon_all() {
 pub fn sweep(folder: &Path) {
     let Ok(entries) = fs::read_dir(folder) else { return };
     for entry in entries.flatten() {
-        let ours = is_ours(&entry.file_name()) && entry.file_type().is_ok_and(|t| t.is_dir());
+        let name = entry.file_name();
+        let ours = is_ours(&name) || is_partial(&name) && !entry.path().join(JOURNAL).exists();
+        let ours = ours && entry.file_type().is_ok_and(|t| t.is_dir());
         if ours && sweep_one(folder, &entry.path()).is_err() {
             log::debug!("{} is in use, or cannot be removed", entry.path().display());
         }
@@ -78,6 +80,11 @@ fn is_ours(name: &OsStr) -> bool {
     name.is_some_and(|middle| {
         middle.len() == 6 && middle.bytes().all(|b| b.is_ascii_alphanumeric())
     })
+}
+
+fn is_partial(name: &OsStr) -> bool {
+    let name = name.as_encoded_bytes();
+    name.starts_with(b".") && name.ends_with(PARTIAL.as_bytes())
 }
 
 /// The folder in which a run that can be continued builds what is to be at `path`.
@@ -92,7 +99,8 @@ fn sweep_one(parent: &Path, folder: &Path) -> io::Result<()> {
     check_contents(folder)?;
     let lock = open_lock(folder)?;
     lock.try_lock()?;
-    if !is_at(&lock, &folder.join(LOCK)) {
+    // Its process may have got further before it let go of the lock.
+    if !is_at(&lock, &folder.join(LOCK)) || folder.join(JOURNAL).exists() {
         return Err(io::ErrorKind::NotFound.into());
     }
     give_back(parent, folder)?;
@@ -222,25 +230,31 @@ impl Building {
             use std::os::unix::fs::DirBuilderExt;
             builder.mode(0o700);
         }
+        let mut tries = 0;
         loop {
             match builder.create(&folder) {
                 Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
                 made => made.map_err(&error)?,
             }
             // Not through a link, which someone else may have put there.
-            if !fs::symlink_metadata(&folder).is_ok_and(|there| there.is_dir()) {
+            if fs::symlink_metadata(&folder).is_ok_and(|there| !there.is_dir()) {
                 let found = "it is no folder; rename or remove it";
                 return Err(error(io::Error::new(io::ErrorKind::NotADirectory, found)));
             }
-            check_contents(&folder).map_err(&error)?;
-            let lock = match open_lock(&folder) {
+            let lock = match check_contents(&folder).and_then(|()| open_lock(&folder)) {
                 Ok(lock) => lock,
-                // Another run has finished in between, and removed it.
+                // Another run has finished in between, or a sweep has taken it for a dead one.
                 Err(e) if e.kind() == io::ErrorKind::NotFound => continue,
                 Err(e) => return Err(error(e)),
             };
             if matches!(lock.try_lock(), Err(fs::TryLockError::WouldBlock)) {
-                return Err(Error::Busy { path: path.to_path_buf() });
+                // Whoever looks whether anyone holds it does so himself for a moment.
+                tries += 1;
+                if tries > 20 {
+                    return Err(Error::Busy { path: path.to_path_buf() });
+                }
+                std::thread::sleep(Duration::from_millis(1));
+                continue;
             }
             if !is_at(&lock, &folder.join(LOCK)) {
                 continue;
