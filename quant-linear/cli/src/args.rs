@@ -1,10 +1,14 @@
 //! Arguments that several commands take.
 
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
-use clap::builder::{PossibleValuesParser, TypedValueParser};
+use anyhow::Result;
+use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use fp4_core::{Format, ParseError, ScaleType};
 use quant_linear::LoadOptions;
+use quant_linear::checkpoint::Checkpoint;
+use quant_linear::layout::{self, Layers, Layout};
 use quant_linear::model::stream::Memory;
 
 /// How a model is written.
@@ -51,6 +55,57 @@ fn parse_bytes(text: &str) -> Result<u64, String> {
     })
 }
 
+/// A checkpoint whose layers are read.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Source {
+    /// The layout of its layers, where it cannot be told or should be taken at your word.
+    #[arg(long, value_parser = layouts(), value_name = "NAME")]
+    pub(crate) layout: Option<&'static dyn Layout>,
+    /// The config.json that belongs to it [default: the one beside it].
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// What scale bytes stored as U8 are, in native states.
+    #[arg(long, value_parser = scale_types())]
+    scale_type: Option<ScaleType>,
+}
+
+impl Source {
+    /// Opens it.
+    pub(crate) fn open(&self, path: &Path) -> Result<Checkpoint> {
+        Ok(Checkpoint::open_with(path, self.config.as_deref())?)
+    }
+
+    /// How its layers are read.
+    pub(crate) fn options(&self) -> LoadOptions {
+        let (layout, scale_type) = (self.layout, self.scale_type);
+        LoadOptions { layout, scale_type, ..LoadOptions::default() }
+    }
+
+    /// Its layers.
+    pub(crate) fn layers(&self, checkpoint: &Checkpoint) -> Result<Layers> {
+        Layers::find(checkpoint, &self.options()).map_err(told)
+    }
+}
+
+/// What an error of layers says, with what to do on this command line.
+pub(crate) fn told(error: quant_linear::Error) -> anyhow::Error {
+    match error {
+        error @ quant_linear::Error::Ambiguous { .. } => {
+            anyhow::anyhow!("{error} (--layout NAME or --config FILE)")
+        }
+        error => error.into(),
+    }
+}
+
+/// A layout, by one of its names; the help lists the first of each.
+pub(crate) fn layouts() -> impl TypedValueParser<Value = &'static dyn Layout> {
+    let values = layout::ALL
+        .iter()
+        .map(|layout| PossibleValue::new(layout.name()).aliases(layout.aliases().iter().copied()));
+    PossibleValuesParser::new(values)
+        .try_map(|name| layout::named(&name).ok_or_else(|| format!("`{name}` is no layout")))
+}
+
 /// `--scale-type`: what U8 scale bytes are.
 pub(crate) fn scale_types() -> impl TypedValueParser<Value = ScaleType> {
     named(ScaleType::ALL.map(ScaleType::name))
@@ -67,11 +122,6 @@ where
     T: FromStr<Err = ParseError> + Clone + Send + Sync + 'static,
 {
     PossibleValuesParser::new(names).try_map(|name| name.parse::<T>())
-}
-
-/// How layers are read under this `--scale-type`.
-pub(crate) fn load_options(scale_type: Option<ScaleType>) -> LoadOptions {
-    LoadOptions { scale_type, ..LoadOptions::default() }
 }
 
 #[cfg(test)]

@@ -31,8 +31,6 @@ use quant_linear::layout::Layers;
 use quant_linear::model::compare::{self, Item, Pair, Side};
 use quant_linear::model::difference::Difference;
 
-use fp4_core::ScaleType;
-
 use crate::args;
 use crate::report::Stream;
 use crate::{progress, report};
@@ -51,9 +49,8 @@ pub(crate) struct Args {
     /// Exit with 1 if a relative error is larger than this, or a tensor is missing on one side.
     #[arg(long, value_name = "ERROR", value_parser = parse_tolerance, allow_hyphen_values = true)]
     tolerance: Option<f64>,
-    /// What scale bytes stored as U8 are.
-    #[arg(long, value_parser = args::scale_types())]
-    scale_type: Option<ScaleType>,
+    #[command(flatten)]
+    source: args::Source,
     /// Print one JSON object instead of tables, and no progress.
     #[arg(long)]
     json: bool,
@@ -77,10 +74,8 @@ struct Findings<'a> {
 /// # Errors
 /// Bad input, tensors that cannot be compared, or an I/O error.
 pub(crate) fn run(args: &Args) -> Result<ExitCode> {
-    let checkpoints = [Checkpoint::open(&args.a)?, Checkpoint::open(&args.b)?];
-    let options = args::load_options(args.scale_type);
-    let layers =
-        [Layers::find(&checkpoints[0], &options)?, Layers::find(&checkpoints[1], &options)?];
+    let checkpoints = [args.source.open(&args.a)?, args.source.open(&args.b)?];
+    let layers = [args.source.layers(&checkpoints[0])?, args.source.layers(&checkpoints[1])?];
     let mut findings = Findings::default();
     let items = [0, 1].map(|i| {
         let label = if i == 0 { &args.a } else { &args.b };

@@ -30,9 +30,8 @@ pub(crate) struct Args {
     /// A .safetensors or .gguf file, or a folder with model.safetensors or with shards and their
     /// index.
     path: PathBuf,
-    /// What scale bytes stored as U8 are.
-    #[arg(long, value_parser = args::scale_types())]
-    scale_type: Option<ScaleType>,
+    #[command(flatten)]
+    source: args::Source,
     /// Print one JSON object instead of tables, and no progress.
     #[arg(long)]
     json: bool,
@@ -63,8 +62,8 @@ struct Histogram {
 /// # Errors
 /// Bad input, layers that are not whole, or an I/O error.
 pub(crate) fn run(args: &Args) -> Result<ExitCode> {
-    let checkpoint = Checkpoint::open(&args.path)?;
-    let layers = Layers::find(&checkpoint, &args::load_options(args.scale_type))?;
+    let checkpoint = args.source.open(&args.path)?;
+    let layers = args.source.layers(&checkpoint)?;
     let work = layers.good.values().map(Layer::byte_len).sum();
     let bar = progress::bar(work, args.json);
     let mut counted = Vec::with_capacity(layers.good.len());
@@ -237,9 +236,16 @@ fn json(
             let (shape, scalars) = (layer.shape, &layer.scalars);
             let histogram = Histogram::new(shape.scale_type(), counts);
             json!({
+                "name": prefix,
                 "prefix": prefix,
+                "layout": layer.layout.name(),
+                "tensor": layer.tensor,
                 "format": format_name(layer),
-                "out_features": shape.rows(),
+                "shape": [layer.out_features(), shape.k()],
+                "experts": layer.experts,
+                "weight_global_scales": layer.globals.iter().map(|g| g.multiplier())
+                    .collect::<Vec<_>>(),
+                "out_features": layer.out_features(),
                 "in_features": shape.k(),
                 "group_size": shape.group().get(),
                 "scale_type": shape.scale_type().to_string(),
@@ -320,7 +326,9 @@ fn text(
 fn layer_table(page: &mut Page<'_>, counted: &[(&str, &Layer, Counts)]) -> io::Result<()> {
     let columns = [
         "layer",
+        "layout",
         "format",
+        ">experts",
         ">out",
         ">in",
         ">group",
@@ -338,8 +346,10 @@ fn layer_table(page: &mut Page<'_>, counted: &[(&str, &Layer, Counts)]) -> io::R
             let histogram = Histogram::new(shape.scale_type(), counts);
             [
                 (*prefix).to_string(),
+                layer.layout.name().to_string(),
                 format_name(layer),
-                shape.rows().to_string(),
+                layer.experts.map_or(String::new(), |experts| experts.to_string()),
+                layer.out_features().to_string(),
                 shape.k().to_string(),
                 shape.group().to_string(),
                 scalars.weight_global_scale.to_string(),

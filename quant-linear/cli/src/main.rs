@@ -5,6 +5,8 @@
 //! | `fp4 quantize IN -o OUT --format F` | dense weights to FP4 | [`quantize`] |
 //! | `fp4 inspect PATH` | what a checkpoint holds | [`inspect`] |
 //! | `fp4 compare A B` | how far two checkpoints are apart | [`compare`] |
+//! | `fp4 convert IN OUT --to LAYOUT` | the same weights in another layout | [`convert`] |
+//! | `fp4 dequantize IN -o OUT` | dense weights again | [`dequantize`] |
 //! | `fp4 demo`, or no command at all | every backend on a real sample | [`demo`] |
 //!
 //! Exit codes: 0 success; 1 the answer asked for is no (`compare --exact`, `compare --tolerance`,
@@ -16,7 +18,9 @@
 
 mod args;
 mod compare;
+mod convert;
 mod demo;
+mod dequantize;
 mod inspect;
 mod interrupt;
 mod output;
@@ -46,6 +50,10 @@ enum Command {
     Inspect(inspect::Args),
     /// Measure how far two checkpoints are apart, tensor by tensor.
     Compare(compare::Args),
+    /// Write the quantized layers of a checkpoint in another layout: no code or scale byte changes.
+    Convert(convert::Args),
+    /// Write the quantized layers of a checkpoint as dense weights.
+    Dequantize(dequantize::Args),
     /// Run a real sample through every backend and compare the bits (the default command).
     Demo(demo::Args),
 }
@@ -62,6 +70,8 @@ impl Command {
             Command::Quantize(args) => quantize::run(args),
             Command::Inspect(args) => inspect::run(args),
             Command::Compare(args) => compare::run(args),
+            Command::Convert(args) => convert::run(args),
+            Command::Dequantize(args) => dequantize::run(args),
             Command::Demo(args) => demo::run(args),
         }
     }

@@ -143,6 +143,125 @@ pub enum ModelError {
         text::path(.0)
     )]
     FromGguf(PathBuf),
+    /// A checkpoint without quantized layers.
+    #[error("{} holds no FP4 layer of any layout; `inspect` lists its tensors", text::path(.path))]
+    NoLayers {
+        /// The checkpoint.
+        path: PathBuf,
+    },
+    /// Layers that cannot be read.
+    #[error("layer `{}` is not whole: {why}{}", printable(.name), and_more(*.more))]
+    Broken {
+        /// The first of them.
+        name: String,
+        /// What is wrong with it.
+        why: String,
+        /// How many more there are.
+        more: usize,
+    },
+    /// A config that cannot be read, where it must be changed.
+    #[error("the config cannot be read: {}", printable(.0))]
+    Config(String),
+    /// Weights that a layout cannot hold.
+    #[error("{target} cannot hold {count} of the weights: {}{}",
+        .examples.iter().map(|(name, why)| format!("`{}`: {why}", printable(name)))
+            .collect::<Vec<_>>().join("; "),
+        if .examples.len() < *.count { "; ..." } else { "" }
+    )]
+    Cannot {
+        /// The layout.
+        target: &'static str,
+        /// How many weights.
+        count: usize,
+        /// Some of them, and why.
+        examples: Vec<(String, String)>,
+    },
+    /// A module that is no quantized layer.
+    #[error("`{}` is no quantized layer of this checkpoint; `inspect` lists them", printable(.module))]
+    NoModule {
+        /// The name given.
+        module: String,
+    },
+    /// A true shape that cannot be.
+    #[error(
+        "`{}` is stored as {stored:?}, and cannot be cropped to {wanted:?}; give at most as many rows \
+         and columns, of a matrix",
+        printable(.module)
+    )]
+    Crop {
+        /// The module.
+        module: String,
+        /// Its stored shape.
+        stored: Vec<usize>,
+        /// The shape given.
+        wanted: [usize; 2],
+    },
+    /// A tensor of a type that GGUF has not.
+    #[error("tensor `{}` is {dtype}, which GGUF has no type for", printable(.name))]
+    NoType {
+        /// The tensor.
+        name: String,
+        /// Its type.
+        dtype: Dtype,
+    },
+    /// Bytes that mean something else in another layout.
+    #[error(
+        "tensor `{}` has code {code:#x} under scale byte {byte:#04x} at [{row}, {col}], which is {:e} \
+         to its own software and {:e} to {target}'s; {elements} elements are like that",
+        printable(.tensor), .values[0], .values[1]
+    )]
+    Changed {
+        /// The tensor.
+        tensor: String,
+        /// Row of the first such element.
+        row: u64,
+        /// Its column.
+        col: u64,
+        /// Its code.
+        code: u8,
+        /// Its scale byte.
+        byte: u8,
+        /// What it is worth on both sides.
+        values: [f32; 2],
+        /// How many there are.
+        elements: u64,
+        /// The layout.
+        target: &'static str,
+    },
+    /// Values that another order of operations would round otherwise.
+    #[error(
+        "tensor `{}`: {differ} of {values} values would differ by up to {ulps} ulp, for {target}'s \
+         software multiplies in another order",
+        printable(.tensor)
+    )]
+    Inexact {
+        /// The tensor.
+        tensor: String,
+        /// Values that differ.
+        differ: u64,
+        /// Values in all.
+        values: u64,
+        /// By how much at most.
+        ulps: u32,
+        /// The layout.
+        target: &'static str,
+    },
+    /// A weight that has no exact form in another format.
+    #[error(
+        "tensor `{}` has no exact form in {format}: {why} ({groups} groups do not fit); quantize the \
+         dense weight instead",
+        printable(.tensor)
+    )]
+    Rescale {
+        /// The tensor.
+        tensor: String,
+        /// The format.
+        format: fp4_core::Format,
+        /// How many groups do not fit.
+        groups: u64,
+        /// Why not.
+        why: String,
+    },
     /// No backend that can quantize a weight.
     #[error("no backend can quantize this ({0}); give one that can")]
     NoQuantizer(String),
@@ -187,4 +306,8 @@ pub fn listed(examples: &[(String, Reason)], more: bool) -> String {
     let listed: Vec<_> =
         examples.iter().map(|(name, why)| format!("`{}`: {why}", printable(name))).collect();
     listed.join("; ") + if more { "; ..." } else { "" }
+}
+
+fn and_more(more: usize) -> String {
+    if more == 0 { String::new() } else { format!(" (and {more} more)") }
 }

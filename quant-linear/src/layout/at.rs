@@ -45,7 +45,10 @@ impl<'a> At<'a> {
 
     /// Type and shape of one of the module's tensors. A tensor in blocks of ggml's has none here.
     pub fn head(&self, suffix: &str) -> Option<(Dtype, Vec<usize>)> {
-        self.source.header(&self.name(suffix))
+        let name = self.name(suffix);
+        self.source
+            .header(&name)
+            .filter(|_| self.source.ggml_type(&name).is_none_or(|ty| ty.dtype().is_some()))
     }
 
     /// The type of one of the module's tensors.

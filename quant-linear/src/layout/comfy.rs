@@ -121,17 +121,15 @@ impl Layout for Comfy {
     fn write(&self, held: &Held<'_>) -> Result<Written, Refused> {
         held.expect_format(&[Format::NvFp4])?;
         held.expect_no_transform()?;
-        let (rows, groups) = (held.shape.rows(), held.shape.row_groups());
-        if !rows.is_multiple_of(PAD) {
-            let what = format!("rows in multiples of {PAD} only, and this has {rows}");
-            return Err(Refused::Shape(what));
-        }
+        // Rows of the padding are never written: zeros, as the file begins.
+        let (rows, groups) = (held.shape.rows().next_multiple_of(PAD), held.shape.row_groups());
         let swizzle = Swizzle::new(rows, groups);
         let swizzle = swizzle.map_err(|e| Refused::Shape(format!("smaller shapes: {e}")))?;
+        let codes = held.codes(held.name(NAMES[0]), Nibbles::HighEven, Dtype::U8);
         let global = held.one()?.multiplier();
         let marker = json!({ "format": "nvfp4" }).to_string().into_bytes();
         let mut tensors = vec![
-            held.codes(held.name(NAMES[0]), Nibbles::HighEven, Dtype::U8),
+            NewTensor { shape: vec![rows, held.shape.row_bytes()], ..codes },
             NewTensor {
                 name: held.name(NAMES[1]),
                 dtype: Dtype::F8_E4M3,

@@ -22,7 +22,7 @@
 //! use quant_linear::layout;
 //!
 //! let names: Vec<_> = layout::ALL.iter().map(|layout| layout.name()).collect();
-//! assert!(names.contains(&"compressed-tensors"));
+//! assert!(names.contains(&"compressed-tensors") && names.contains(&"gguf"));
 //! assert_eq!(layout::named("ct").unwrap().name(), "compressed-tensors");
 //! ```
 
@@ -33,6 +33,7 @@ mod compressed_tensors;
 mod deepseek;
 mod find;
 mod fp_quant;
+mod gguf;
 mod gpt_oss;
 mod load;
 mod mlx;
@@ -62,7 +63,7 @@ pub use place::{Nibbles, Place, ScaleOrder};
 pub use value::{Arithmetic, Order, ScaleBytes, Table, Usage, Zero};
 
 /// All layouts.
-pub static ALL: [&dyn Layout; 11] = [
+pub static ALL: [&dyn Layout; 12] = [
     &Native,
     &compressed_tensors::CompressedTensors,
     &auto_round::AutoRound,
@@ -74,6 +75,7 @@ pub static ALL: [&dyn Layout; 11] = [
     &fp_quant::FpQuant,
     &torchao::TorchAo,
     &mlx::Mlx,
+    &gguf::Gguf,
 ];
 
 /// The layout of this name, or of this other name for it.

@@ -36,8 +36,8 @@ pub enum Fill {
     Codes(Nibbles),
     /// The scale bytes.
     Scales(ScaleOrder),
-    /// Both, in ggml's blocks.
-    Blocks,
+    /// Both, in ggml's blocks of this scale type.
+    Blocks(ScaleType),
     /// These.
     Bytes(Vec<u8>),
     /// A tensor of the source, as it is.

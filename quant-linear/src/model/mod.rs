@@ -30,7 +30,9 @@
 //! ```
 
 pub mod compare;
+pub mod convert;
 mod dense;
+pub mod dequantize;
 pub mod difference;
 pub mod plan;
 pub mod quantize;

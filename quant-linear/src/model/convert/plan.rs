@@ -1,0 +1,411 @@
+//! What a conversion writes: which tensors, in which file, and what the config says of them.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use fp4_core::ScaleType;
+use safetensors::Dtype;
+use serde_json::{Value, json};
+
+use super::weight::Planned;
+use super::{Arranged, Options, gather, rescale};
+use crate::checkpoint::gguf::{self, GgmlType, GgufArrangement};
+use crate::checkpoint::{Arrangement, Checkpoint, INDEX, Tensor, TensorSource};
+use crate::error::{Error, ModelError};
+use crate::layer::state;
+use crate::layout::write::{Done, DoneLayer, Fill, Held, NewTensor};
+use crate::layout::{Layers, Layout};
+
+/// A tensor that is carried along.
+#[derive(Debug, Clone)]
+pub struct Copied {
+    /// Its name.
+    pub name: String,
+    /// The output file.
+    pub file: usize,
+    /// True if it is in blocks of ggml's and becomes f32.
+    pub decoded: bool,
+}
+
+/// The whole plan.
+#[derive(Debug)]
+pub struct Plan<'a> {
+    /// How.
+    pub options: Options,
+    /// The output files.
+    pub files: Vec<(String, Arranged)>,
+    /// The weights.
+    pub weights: Vec<Planned<'a>>,
+    /// What is carried along.
+    pub copied: Vec<Copied>,
+    /// Files about the tensors, by name: the config, the index.
+    pub companions: Vec<(String, Vec<u8>)>,
+    /// What the user should know.
+    pub notes: Vec<String>,
+}
+
+/// What an output is to be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Shape {
+    /// One file.
+    File,
+    /// A folder: the files of the source's folder, or `model.safetensors`.
+    Folder,
+}
+
+impl<'a> Plan<'a> {
+    /// Plans the conversion of `input`, whose layers are `layers`.
+    ///
+    /// # Errors
+    /// No layers, layers that are not whole, [`ModelError::Cannot`] with all that the target cannot
+    /// hold, names that collide.
+    pub fn new(
+        input: &'a Checkpoint,
+        layers: &'a Layers,
+        options: Options,
+        shape: Shape,
+    ) -> Result<Self, Error> {
+        if let Some((name, error)) = layers.bad.iter().next() {
+            let (name, why) = (name.clone(), error.to_string());
+            return Err(ModelError::Broken { name, why, more: layers.bad.len() - 1 }.into());
+        }
+        if layers.good.is_empty() {
+            return Err(ModelError::NoLayers { path: input.path().to_path_buf() }.into());
+        }
+        let one_file = shape == Shape::File || input.gguf().is_some() || is_gguf(options.target);
+        let file_of = |tensor: &str| match one_file {
+            true => 0,
+            false => input.tensors().get(tensor).map_or(0, |tensor| tensor.file),
+        };
+        let weights = planned(input, layers, &options, &file_of)?;
+        let taken: BTreeSet<&str> = used(layers);
+        let mut plan = Plan {
+            options,
+            files: vec![],
+            copied: copied(input, &taken, options.target, &file_of)?,
+            weights,
+            companions: vec![],
+            notes: vec![],
+        };
+        plan.note(input);
+        let names: Vec<String> = match (one_file, is_gguf(options.target)) {
+            (true, false) => vec!["model.safetensors".into()],
+            (true, true) => vec!["model.gguf".into()],
+            (false, _) => input.files().iter().map(|(name, _)| name.clone()).collect(),
+        };
+        plan.arrange(input, names)?;
+        plan.companions(input, layers)?;
+        Ok(plan)
+    }
+
+    /// Says what is not carried along.
+    fn note(&mut self, input: &Checkpoint) {
+        let decoded = self.copied.iter().filter(|copied| copied.decoded).count();
+        if decoded > 0 {
+            self.notes.push(format!(
+                "{decoded} tensors in blocks of ggml's that are no FP4 are written in F32"
+            ));
+        }
+        if input.gguf().is_some() && !is_gguf(self.options.target) {
+            self.notes.push(
+                "the pairs of the GGUF header (tokenizer, hyperparameters) have no place in the \
+                 output; tensors keep their GGUF names"
+                    .into(),
+            );
+        }
+        if input.gguf().is_none() && is_gguf(self.options.target) {
+            self.notes.push(
+                "tensors keep their names, and the header has the architecture only: llama.cpp's \
+                 own converter renames tensors, permutes some, and adds the tokenizer"
+                    .into(),
+            );
+        }
+        let scale = self.weights.iter().flat_map(|planned| &planned.weight.sources);
+        let lost = scale.filter(|source| source.layer.inputs.is_some()).count();
+        let kept = self.weights.iter().filter(|planned| has_input(planned)).count();
+        if lost > 0 && kept == 0 {
+            self.notes.push(format!(
+                "{} stores no global scale of activations: those of {lost} layers are left out",
+                self.options.target.name()
+            ));
+        }
+    }
+
+    /// Where everything goes.
+    fn arrange(&mut self, input: &Checkpoint, names: Vec<String>) -> Result<(), Error> {
+        let refused = |refusal| Error::checkpoint(input.path(), refusal);
+        for (file, name) in names.into_iter().enumerate() {
+            let new = self.weights.iter().filter(|weight| weight.file == file);
+            let new = new.flat_map(|weight| weight.written.tensors.iter());
+            let copied = self.copied.iter().filter(|copied| copied.file == file);
+            let arranged = match is_gguf(self.options.target) {
+                true => {
+                    let mut tensors = vec![];
+                    for copied in copied {
+                        let tensor = input.tensor(&copied.name)?;
+                        let ty = ggml_type(&copied.name, tensor)?;
+                        tensors.push((copied.name.clone(), ty, tensor.shape()));
+                    }
+                    tensors.extend(new.map(ggml));
+                    tensors.sort_by(|(a, ..), (b, ..)| a.cmp(b));
+                    let pairs = pairs(input);
+                    Arranged::Gguf(GgufArrangement::new(&pairs, &tensors).map_err(refused)?)
+                }
+                false => {
+                    let mut tensors = vec![];
+                    for copied in copied {
+                        let tensor = input.tensor(&copied.name)?;
+                        let dtype = if copied.decoded { Dtype::F32 } else { tensor.info.dtype };
+                        tensors.push((copied.name.clone(), dtype, tensor.shape()));
+                    }
+                    tensors.extend(new.map(|t| (t.name.clone(), t.dtype, t.shape.clone())));
+                    let metadata = self.metadata(input, file);
+                    let arrangement = Arrangement::new(tensors, &metadata).map_err(refused)?;
+                    Arranged::Safetensors(arrangement)
+                }
+            };
+            self.files.push((name, arranged));
+        }
+        Ok(())
+    }
+
+    /// What the header of a file says.
+    fn metadata(&self, input: &Checkpoint, file: usize) -> BTreeMap<String, String> {
+        let own = input.files().get(file).map(|(_, file)| file.metadata());
+        let format = own.and_then(|own| own.get("format")).filter(|format| *format != "mlx");
+        let format = format.cloned().unwrap_or_else(|| "pt".into());
+        let mut metadata: BTreeMap<_, _> = [("format".to_string(), format)].into();
+        let of_file = |planned: &&Planned<'_>| planned.file == file;
+        let layers: Vec<_> = self.weights.iter().filter(of_file).map(done).collect();
+        let others = self.copied.iter().filter(|copied| copied.file == file);
+        let others: Vec<_> = others.map(|copied| copied.name.clone()).collect();
+        let done = Done { layers: &layers, dense: &[], others: &others, activations: false };
+        metadata.extend(self.options.target.metadata(&done));
+        metadata
+    }
+
+    /// The config, and the index of shards.
+    fn companions(&mut self, input: &Checkpoint, layers: &Layers) -> Result<(), Error> {
+        let config = TensorSource::config(input);
+        if let Some(problem) = config.problem() {
+            return Err(ModelError::Config(problem.to_string()).into());
+        }
+        let mut model = config.model().as_object().cloned().unwrap_or_default();
+        let before = model.clone();
+        for key in ["quantization_config", "quantization", "compression_config"] {
+            model.remove(key);
+        }
+        if layers.good.values().any(|layer| layer.layout.name() == "deepseek") {
+            model.remove("expert_dtype");
+        }
+        if let Some(text) = model.get_mut("text_config").and_then(Value::as_object_mut) {
+            text.remove("quantization_config");
+        }
+        let done_layers: Vec<_> = self.weights.iter().map(done).collect();
+        let dense = self.copied.iter().filter_map(|copied| linear(input, &copied.name));
+        let dense: Vec<_> = dense.collect();
+        let activations = activations(input, layers);
+        let done = Done { layers: &done_layers, dense: &dense, others: &[], activations };
+        let others = match is_gguf(self.options.target) {
+            true => vec![],
+            false => self.options.target.config(&mut model, &done),
+        };
+        if model != before || !model.is_empty() {
+            self.companions.push(("config.json".into(), pretty(&Value::Object(model))));
+        }
+        self.companions.extend(others.iter().map(|(name, value)| ((*name).into(), pretty(value))));
+        if let (Some(index), false) = (input.index(), self.files.len() == 1) {
+            let mut map = BTreeMap::new();
+            let mut size = 0;
+            for (name, arranged) in &self.files {
+                let Arranged::Safetensors(arrangement) = arranged else { continue };
+                let names = arrangement.tensors().keys();
+                map.extend(names.map(|tensor| (tensor.clone(), name.clone())));
+                size += arrangement.data_len();
+            }
+            self.companions.push((INDEX.into(), index.rewritten(&map, size).into_bytes()));
+        }
+        Ok(())
+    }
+
+    /// The companions, the index last.
+    pub(super) fn generated(&self) -> Vec<(&str, Vec<u8>)> {
+        let companions = self.companions.iter();
+        companions.map(|(name, bytes)| (name.as_str(), bytes.clone())).collect()
+    }
+
+    /// Bytes to be read.
+    pub fn work(&self, input: &Checkpoint) -> u64 {
+        use crate::model::stream::{Job, Memory};
+        self.tasks(input, Memory::default()).iter().map(Job::work).sum()
+    }
+
+    /// Bytes of all files.
+    pub fn file_len(&self) -> u64 {
+        use crate::model::stream::Layout as _;
+        self.files.iter().map(|(_, arranged)| arranged.file_len()).sum()
+    }
+}
+
+fn is_gguf(target: &dyn Layout) -> bool {
+    target.name() == "gguf"
+}
+
+/// What every weight becomes.
+fn planned<'a>(
+    input: &'a Checkpoint,
+    layers: &'a Layers,
+    options: &Options,
+    file_of: &dyn Fn(&str) -> usize,
+) -> Result<Vec<Planned<'a>>, Error> {
+    let (mut all, mut cannot) = (vec![], vec![]);
+    for mut weight in gather::weights(layers, options.target.stacks()) {
+        let first = weight.sources[0].layer;
+        let mut shape = weight.shape;
+        let mut rescaled = None;
+        if let Some(format) = options.format
+            && let Some((rescale, globals)) = rescale::rescale(input, &weight, format)?
+        {
+            shape = fp4_core::PackedShape::of(format, shape.rows(), shape.k())?;
+            weight.globals = globals;
+            rescaled = Some(rescale);
+        }
+        let held = Held {
+            module: &weight.module,
+            tensor: &weight.tensor,
+            experts: weight.experts,
+            shape,
+            globals: &weight.globals,
+            inputs: weight.inputs.as_deref(),
+            activation_scale_scale: first.scalars.activation_scale_scale,
+            transform: first.transform.as_ref(),
+            pre_scale: first.pre_scale.as_ref().map(|(name, dtype)| (name.as_str(), *dtype)),
+        };
+        match options.target.write(&held) {
+            Ok(written) => {
+                let file = first.own.first().map_or(0, |name| file_of(name));
+                all.push(Planned { weight, file, rescale: rescaled, written });
+            }
+            Err(refused) => cannot.push((weight.tensor.clone(), refused.to_string())),
+        }
+    }
+    if !cannot.is_empty() {
+        let (target, count) = (options.target.name(), cannot.len());
+        cannot.truncate(5);
+        return Err(ModelError::Cannot { target, count, examples: cannot }.into());
+    }
+    all.sort_by(|a, b| (a.file, &a.weight.tensor).cmp(&(b.file, &b.weight.tensor)));
+    Ok(all)
+}
+
+/// Names of the source's tensors that weights are made of.
+fn used(layers: &Layers) -> BTreeSet<&str> {
+    layers.good.values().flat_map(|layer| &layer.own).map(String::as_str).collect()
+}
+
+/// The tensors that are carried along.
+fn copied(
+    input: &Checkpoint,
+    taken: &BTreeSet<&str>,
+    target: &'static dyn Layout,
+    file_of: &dyn Fn(&str) -> usize,
+) -> Result<Vec<Copied>, Error> {
+    let mut all = vec![];
+    for (name, tensor) in input.tensors() {
+        if taken.contains(name.as_str()) {
+            continue;
+        }
+        let blocks = tensor.ggml.is_some_and(|ty| ty.dtype().is_none());
+        let decoded = blocks && !is_gguf(target);
+        if is_gguf(target) {
+            ggml_type(name, tensor)?;
+        }
+        all.push(Copied { name: name.clone(), file: file_of(name), decoded });
+    }
+    Ok(all)
+}
+
+fn ggml(tensor: &NewTensor) -> (String, GgmlType, Vec<usize>) {
+    let mut shape = tensor.shape.clone();
+    let Fill::Blocks(scale_type) = tensor.fill else {
+        return (tensor.name.clone(), GgmlType::F32, shape);
+    };
+    let ty = match scale_type {
+        ScaleType::E8M0 => GgmlType::MXFP4,
+        ScaleType::E4M3 => GgmlType::NVFP4,
+    };
+    if let Some(last) = shape.last_mut() {
+        *last = *last / ty.block_bytes() * ty.block_len();
+    }
+    (tensor.name.clone(), ty, shape)
+}
+
+/// The GGUF type of a tensor that is carried along.
+fn ggml_type(name: &str, tensor: &Tensor) -> Result<GgmlType, ModelError> {
+    let ty = tensor
+        .ggml
+        .or_else(|| GgmlType::ALL.into_iter().find(|ty| ty.dtype() == Some(tensor.info.dtype)));
+    ty.ok_or_else(|| ModelError::NoType { name: name.into(), dtype: tensor.info.dtype })
+}
+
+/// The pairs of a GGUF output.
+fn pairs(input: &Checkpoint) -> Vec<(String, gguf::Value)> {
+    if let Some(header) = input.gguf() {
+        return header.pairs().to_vec();
+    }
+    let text = |text: &str| gguf::Value::String(text.as_bytes().to_vec());
+    let architecture = TensorSource::config(input).model_type().unwrap_or("unknown");
+    vec![
+        ("general.architecture".into(), text(architecture)),
+        ("general.quantization_version".into(), gguf::Value::U32(2)),
+    ]
+}
+
+fn has_input(planned: &Planned<'_>) -> bool {
+    let scalars = planned.written.tensors.iter().filter(|t| matches!(t.fill, Fill::Bytes(_)));
+    let mut names = scalars.filter_map(|tensor| tensor.name.rsplit('.').next());
+    names.any(|name| name.starts_with("input") || name.starts_with("act"))
+}
+
+fn done(planned: &Planned<'_>) -> DoneLayer {
+    let format = match planned.rescale.as_ref().map(|rescale| rescale.format) {
+        Some(format) => format,
+        // A layer is of one of the two, or would not have been read.
+        None => planned.weight.shape.format().unwrap_or(fp4_core::Format::NvFp4),
+    };
+    let first = planned.weight.sources[0].layer;
+    DoneLayer {
+        module: planned.weight.module.clone(),
+        format,
+        input: has_input(planned),
+        transform: first.transform.as_ref().map(|t| t.shape.block.get()),
+        tensors: planned.written.tensors.iter().map(|tensor| tensor.name.clone()).collect(),
+    }
+}
+
+/// The module of a dense matrix that a loader would take for a linear layer.
+fn linear(input: &Checkpoint, name: &str) -> Option<String> {
+    let tensor = input.tensors().get(name)?;
+    let float = state::float_type(tensor.info.dtype).is_some()
+        || matches!(tensor.info.dtype, Dtype::F8_E4M3 | Dtype::F8_E5M2);
+    let module = name.strip_suffix(".weight")?;
+    (float && tensor.info.shape.len() == 2).then(|| module.to_string())
+}
+
+/// Are activations quantized, by the config of the source?
+fn activations(input: &Checkpoint, layers: &Layers) -> bool {
+    let block = TensorSource::config(input).quantization();
+    let some = |value: &Value| !value.is_null();
+    let groups = block["config_groups"].as_object();
+    let stored = layers.good.values().any(|layer| layer.inputs.is_some());
+    stored
+        || groups.is_some_and(|groups| groups.values().any(|g| some(&g["input_activations"])))
+        || some(&block["global_quant_config"]["input_tensors"])
+        || block["act_bits"] == json!(4)
+}
+
+fn pretty(value: &Value) -> Vec<u8> {
+    // Any value is JSON.
+    let mut text = serde_json::to_vec_pretty(value).unwrap_or_default();
+    text.push(b'\n');
+    text
+}

@@ -1,0 +1,361 @@
+//! A quantized checkpoint with dense weights: `MODULE.weight` for every layer, all else as it was.
+//!
+//! A value is what the layer's own software makes of it (see [`value`](crate::layout::value)),
+//! rounded once to the type asked for. 3-D experts keep their name and their shape (experts, out,
+//! in), layers that were quantized expert by expert become 3-D again, a GGUF keeps its own names;
+//! its blocks of other types become dense too. A transform of activations, or a scale of their
+//! features, stays where it is: the weights are those of the layer that applies it.
+//!
+//! What is stored padded (ComfyUI) is written as stored; [`Options::crop`] gives it its true shape.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use fp4_core::{FloatType, FloatVec};
+use serde::{Deserialize, Serialize};
+
+use super::convert::{Source, Weight, weights};
+use crate::checkpoint::gguf;
+use crate::checkpoint::tiles::Tile;
+use crate::checkpoint::{Arrangement, Checkpoint, INDEX, byte_len};
+use crate::error::{Error, ModelError};
+use crate::layer::state::{self, BIAS, join};
+use crate::layout::Layers;
+use crate::model::stream::{self, Job, Memory, Progress, Sink};
+
+/// How a checkpoint is dequantized.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// The type of the dense weights.
+    pub float_type: FloatType,
+    /// True shapes (out, in) of modules that are stored padded.
+    pub crop: BTreeMap<String, [usize; 2]>,
+}
+
+/// A weight to be written.
+#[derive(Debug)]
+pub struct Dense<'a> {
+    weight: Weight<'a>,
+    file: usize,
+    /// Rows and columns that are written.
+    rows: usize,
+    cols: usize,
+}
+
+/// The whole plan.
+#[derive(Debug)]
+pub struct Plan<'a> {
+    options: Options,
+    /// The output files.
+    pub files: Vec<(String, Arrangement)>,
+    weights: Vec<Dense<'a>>,
+    /// Tensors that are carried along: name, file, and whether they are decoded.
+    copied: Vec<(String, usize, bool)>,
+    /// Files about the tensors, by name.
+    pub companions: Vec<(String, Vec<u8>)>,
+    /// What the user should know.
+    pub notes: Vec<String>,
+}
+
+/// What became of a tensor; nothing that is worth a number.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+pub struct Outcome;
+
+impl<'a> Plan<'a> {
+    /// Plans it; into one file if `one_file`.
+    ///
+    /// # Errors
+    /// No layers, layers that are not whole, crops of modules that there are not or that are larger.
+    pub fn new(
+        input: &'a Checkpoint,
+        layers: &'a Layers,
+        options: Options,
+        one_file: bool,
+    ) -> Result<Self, Error> {
+        if let Some((name, error)) = layers.bad.iter().next() {
+            let (name, why) = (name.clone(), error.to_string());
+            return Err(ModelError::Broken { name, why, more: layers.bad.len() - 1 }.into());
+        }
+        if layers.good.is_empty() {
+            return Err(ModelError::NoLayers { path: input.path().to_path_buf() }.into());
+        }
+        let one_file = one_file || input.gguf().is_some();
+        let file_of = |name: &str| match one_file {
+            true => 0,
+            false => input.tensors().get(name).map_or(0, |tensor| tensor.file),
+        };
+        let mut plan = Plan {
+            options,
+            files: vec![],
+            weights: vec![],
+            copied: vec![],
+            companions: vec![],
+            notes: vec![],
+        };
+        for weight in weights(layers, true) {
+            let file = weight.sources[0].layer.own.first().map_or(0, |name| file_of(name));
+            plan.add(input, weight, file)?;
+        }
+        if let Some(module) = plan.options.crop.keys().find(|m| !layers.good.contains_key(*m)) {
+            return Err(ModelError::NoModule { module: module.clone() }.into());
+        }
+        plan.weights.sort_by(|a, b| (a.file, &a.weight.tensor).cmp(&(b.file, &b.weight.tensor)));
+        let gone: BTreeSet<&str> = gone(layers);
+        for (name, tensor) in input.tensors() {
+            if gone.contains(name.as_str()) {
+                continue;
+            }
+            let decoded = tensor.ggml.is_some_and(|ty| ty.dtype().is_none());
+            plan.copied.push((name.clone(), file_of(name), decoded));
+        }
+        plan.arrange(input, one_file)?;
+        Ok(plan)
+    }
+
+    fn add(&mut self, input: &Checkpoint, weight: Weight<'a>, file: usize) -> Result<(), Error> {
+        let (rows, k) = (weight.shape.rows(), weight.shape.k());
+        let layer = weight.sources[0].layer;
+        let crop = self.options.crop.get(&weight.module).copied();
+        if let Some([out, cols]) = crop
+            && (out > rows || cols > k || weight.experts.is_some())
+        {
+            let (module, stored) = (weight.module.clone(), layer.dense_shape());
+            return Err(ModelError::Crop { module, stored, wanted: [out, cols] }.into());
+        }
+        if layer.layout.pads() && crop.is_none() {
+            let bias = input.tensors().get(&join(&weight.module, BIAS));
+            let shown = bias.and_then(|bias| bias.info.shape.first().copied());
+            let shown = match shown {
+                Some(real) if real < rows => format!("its bias shows {real} real rows"),
+                Some(_) => "its bias has as many rows".into(),
+                None => "no bias shows how many rows are real".into(),
+            };
+            self.notes.push(format!(
+                "`{}` is written as stored, {rows} x {k}, padding included: {shown}",
+                weight.module
+            ));
+        }
+        if layer.transform.is_some() || layer.pre_scale.is_some() {
+            self.notes.push(format!(
+                "`{}` is the weight of transformed activations; the transform stays in the output",
+                weight.module
+            ));
+        }
+        let [rows, cols] = crop.unwrap_or([rows, k]);
+        self.weights.push(Dense { weight, file, rows, cols });
+        Ok(())
+    }
+
+    fn arrange(&mut self, input: &Checkpoint, one_file: bool) -> Result<(), Error> {
+        let names: Vec<String> = match one_file {
+            true => vec!["model.safetensors".into()],
+            false => input.files().iter().map(|(name, _)| name.clone()).collect(),
+        };
+        let dtype = state::float_dtype(self.options.float_type);
+        for (file, name) in names.into_iter().enumerate() {
+            let mut tensors = vec![];
+            for dense in self.weights.iter().filter(|dense| dense.file == file) {
+                let experts = dense.weight.experts;
+                let rows = dense.rows / experts.unwrap_or(1).max(1);
+                let shape = experts.into_iter().chain([rows, dense.cols]).collect();
+                tensors.push((dense.weight.tensor.clone(), dtype, shape));
+            }
+            for (name, _, decoded) in self.copied.iter().filter(|(_, of, _)| *of == file) {
+                let tensor = input.tensor(name)?;
+                let dtype = if *decoded { dtype } else { tensor.info.dtype };
+                tensors.push((name.clone(), dtype, tensor.shape()));
+            }
+            let own = input.files().get(file).map(|(_, file)| file.metadata());
+            let format = own.and_then(|own| own.get("format")).cloned().unwrap_or("pt".into());
+            let metadata = [("format".to_string(), format)].into();
+            let arrangement = Arrangement::new(tensors, &metadata);
+            let refused = |refusal| Error::checkpoint(input.path(), refusal);
+            self.files.push((name, arrangement.map_err(refused)?));
+        }
+        let config = crate::checkpoint::TensorSource::config(input);
+        if let Some(mut model) = config.model().as_object().cloned() {
+            for key in ["quantization_config", "quantization", "compression_config"] {
+                model.remove(key);
+            }
+            let mut text = serde_json::to_vec_pretty(&model).unwrap_or_default();
+            text.push(b'\n');
+            self.companions.push(("config.json".into(), text));
+        }
+        if let (Some(index), false) = (input.index(), one_file) {
+            let (mut map, mut size) = (BTreeMap::new(), 0);
+            for (name, arrangement) in &self.files {
+                let names = arrangement.tensors().keys();
+                map.extend(names.map(|tensor| (tensor.clone(), name.clone())));
+                size += arrangement.data_len();
+            }
+            self.companions.push((INDEX.into(), index.rewritten(&map, size).into_bytes()));
+        }
+        Ok(())
+    }
+
+    /// Bytes of all files.
+    pub fn file_len(&self) -> u64 {
+        self.files.iter().map(|(_, arrangement)| arrangement.file_len()).sum()
+    }
+
+    /// The work, file by file.
+    pub fn tasks(&'a self, input: &'a Checkpoint, memory: Memory) -> Vec<Task<'a>> {
+        let mut tasks = vec![];
+        let task = |file, what| Task { input, plan: self, memory, file, what };
+        for file in 0..self.files.len() {
+            let weights = self.weights.iter().filter(|dense| dense.file == file);
+            tasks.extend(weights.map(|dense| task(file, What::Weight(dense))));
+            let copied = self.copied.iter().filter(|(_, of, _)| *of == file);
+            tasks.extend(copied.map(|(name, _, decoded)| match decoded {
+                true => task(file, What::Decode(name)),
+                false => task(file, What::Copy(name)),
+            }));
+        }
+        tasks
+    }
+}
+
+/// The tensors that dense weights stand for: all that layers are made of but their transforms.
+fn gone(layers: &Layers) -> BTreeSet<&str> {
+    let mut gone = BTreeSet::new();
+    for layer in layers.good.values() {
+        let transform = layer.transform.as_ref().map(|t| t.name.as_str());
+        let scale = layer.pre_scale.as_ref().map(|(name, _)| name.as_str());
+        let stays = |name: &&str| {
+            Some(*name) == transform || Some(*name) == scale || name.ends_with("hadamard_matrix")
+        };
+        gone.extend(layer.own.iter().map(String::as_str).filter(|name| !stays(name)));
+    }
+    gone
+}
+
+#[derive(Debug, Clone, Copy)]
+enum What<'p> {
+    Weight(&'p Dense<'p>),
+    Copy(&'p str),
+    Decode(&'p str),
+}
+
+/// A piece of the work.
+#[derive(Debug, Clone, Copy)]
+pub struct Task<'p> {
+    input: &'p Checkpoint,
+    plan: &'p Plan<'p>,
+    memory: Memory,
+    file: usize,
+    what: What<'p>,
+}
+
+impl Job for Task<'_> {
+    type Outcome = Outcome;
+
+    fn name(&self) -> &str {
+        match self.what {
+            What::Weight(dense) => &dense.weight.tensor,
+            What::Copy(name) | What::Decode(name) => name,
+        }
+    }
+
+    fn file(&self) -> usize {
+        self.file
+    }
+
+    fn work(&self) -> u64 {
+        match self.what {
+            What::Weight(dense) => {
+                let shape = dense.weight.shape;
+                (shape.codes_len() + shape.scales_len()) as u64
+            }
+            What::Copy(name) | What::Decode(name) => {
+                let tensor = self.input.tensors().get(name);
+                tensor.map_or(0, |tensor| byte_len(&tensor.info) as u64)
+            }
+        }
+    }
+
+    fn memory(&self) -> u64 {
+        match self.what {
+            What::Weight(dense) => {
+                let row = dense.weight.shape.k() as u64;
+                10 * row * self.rows(dense) as u64
+            }
+            What::Copy(_) => self.memory.of_tiles(self.work()),
+            What::Decode(_) => 8 * self.memory.of_tiles(self.work()),
+        }
+    }
+
+    fn run(&self, sink: &Sink<'_>, progress: &Progress<'_>) -> Result<Outcome, Error> {
+        match self.what {
+            What::Weight(dense) => {
+                let mut at = sink.position(&dense.weight.tensor)?;
+                for source in &dense.weight.sources {
+                    at = self.part(dense, source, at, sink, progress)?;
+                }
+            }
+            What::Copy(name) => stream::copy(self.input, name, self.memory, sink, progress)?,
+            What::Decode(name) => self.decode(name, sink, progress)?,
+        }
+        Ok(Outcome)
+    }
+}
+
+impl Task<'_> {
+    /// Rows that are dequantized at a time: whole bands of swizzled scales.
+    fn rows(&self, dense: &Dense<'_>) -> usize {
+        let rows = self.memory.tile_bytes() / (4 * dense.weight.shape.k()).max(1);
+        (rows / 128).max(1) * 128
+    }
+
+    /// Writes the rows of one source from `at` on; where the next begin.
+    fn part(
+        &self,
+        dense: &Dense<'_>,
+        source: &Source<'_>,
+        mut at: u64,
+        sink: &Sink<'_>,
+        progress: &Progress<'_>,
+    ) -> Result<u64, Error> {
+        let (k, decoder) = (dense.weight.shape.k(), source.layer.decoder());
+        for row in source.rows.clone().step_by(self.rows(dense)) {
+            let rows = self.rows(dense).min(source.rows.end - row);
+            if k == 0 {
+                break;
+            }
+            let tile = Tile { row, rows, col: 0, cols: k, start: row * k };
+            let packed = source.layer.packed(self.input, &tile)?;
+            let mut values = decoder.values(&packed, &tile);
+            // Cropped: only a weight of one source is.
+            if dense.weight.experts.is_none() {
+                values.truncate(dense.rows.saturating_sub(row - source.rows.start) * k);
+                if dense.cols < k {
+                    let cropped = values.chunks_exact(k).flat_map(|row| &row[..dense.cols]);
+                    values = cropped.copied().collect();
+                }
+            }
+            let bytes = FloatVec::F32(values).converted(self.plan.options.float_type).to_le_bytes();
+            sink.write(at, &bytes)?;
+            at += bytes.len() as u64;
+            progress.bytes((packed.codes().len() + packed.scales().len()) as u64);
+        }
+        Ok(at)
+    }
+
+    /// Writes a tensor in blocks of ggml's as dense values.
+    fn decode(&self, name: &str, sink: &Sink<'_>, progress: &Progress<'_>) -> Result<(), Error> {
+        let tensor = self.input.tensor(name)?;
+        let Some(ty) = tensor.ggml else { return Err(Error::MissingTensor { name: name.into() }) };
+        let (len, block) = (byte_len(&tensor.info), ty.block_bytes());
+        let step = (self.memory.tile_bytes() / block).max(1) * block;
+        let (mut at, float_type) = (sink.position(name)?, self.plan.options.float_type);
+        for offset in (0..len).step_by(step) {
+            let bytes = self.input.read(tensor, offset..len.min(offset + step))?;
+            let mut values = vec![0f32; bytes.len() / block * ty.block_len()];
+            gguf::dequantize(ty, &bytes, &mut values)
+                .map_err(|e| Error::checkpoint(self.input.path(), e.into()))?;
+            let out = FloatVec::F32(values).converted(float_type).to_le_bytes();
+            sink.write(at, &out)?;
+            at += out.len() as u64;
+            progress.bytes(bytes.len() as u64);
+        }
+        Ok(())
+    }
+}

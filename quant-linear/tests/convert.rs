@@ -1,0 +1,169 @@
+//! Every foreign checkpoint to every layout and back: no byte of a code or scale changes, and the
+//! table of what can hold what is the committed one.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
+
+use quant_linear::LoadOptions;
+use quant_linear::atomic::Kind;
+use quant_linear::checkpoint::tiles::Tile;
+use quant_linear::checkpoint::{Checkpoint, Listing};
+use quant_linear::layout::{ALL, Layers, Layout};
+use quant_linear::model::convert::{self, Options, Outcome, Plan, Shape};
+use quant_linear::model::stream::{Event, Memory, Output};
+
+fn folder() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/vectors")
+}
+
+const FILES: [&str; 19] = [
+    "f_ct_mxfp4.safetensors",
+    "f_ct_nvfp4.safetensors",
+    "f_gptoss.safetensors",
+    "f_modelopt_nvfp4.safetensors",
+    "f_torchao.safetensors",
+    "h_autoround_mxfp4.safetensors",
+    "h_autoround_nvfp4.safetensors",
+    "h_comfy_nvfp4.safetensors",
+    "h_comfy_nvfp4_marker.safetensors",
+    "h_deepseek_v4.safetensors",
+    "h_fpquant_mxfp4.safetensors",
+    "h_fpquant_nvfp4.safetensors",
+    "h_gguf_mxfp4.gguf",
+    "h_gguf_mxfp4_edge.gguf",
+    "h_gguf_nvfp4.gguf",
+    "h_gguf_nvfp4_edge.gguf",
+    "h_mlx_mxfp4.safetensors",
+    "h_mlx_nvfp4.safetensors",
+    "h_quark_mxfp4.safetensors",
+];
+
+/// Codes and scale bytes of each matrix, experts apart, with its number of rows.
+type Bytes = BTreeMap<String, (Vec<u8>, Vec<u8>)>;
+
+fn find(checkpoint: &Checkpoint) -> Layers {
+    let layers = Layers::find(checkpoint, &LoadOptions::default()).unwrap();
+    assert!(layers.bad.is_empty(), "{:?}", layers.bad);
+    layers
+}
+
+fn bytes(checkpoint: &Checkpoint) -> Bytes {
+    let mut all = Bytes::new();
+    for (module, layer) in find(checkpoint).good {
+        let (rows, k) = (layer.out_features(), layer.shape.k());
+        for expert in 0..layer.experts.unwrap_or(1) {
+            let row = expert * rows;
+            let tile = Tile { row, rows, col: 0, cols: k, start: row * k };
+            let packed = layer.packed(checkpoint, &tile).unwrap();
+            let name = layer.experts.map_or(module.clone(), |_| format!("{module}.{expert}"));
+            all.insert(name, packed.into_parts());
+        }
+    }
+    all
+}
+
+/// Converts into a folder of its own; the totals, or why not.
+fn convert(
+    input: &Checkpoint,
+    target: &'static dyn Layout,
+    changed: bool,
+    output: &Path,
+) -> Result<Outcome, quant_linear::Error> {
+    let layers = find(input);
+    let options = Options { target, format: None, exact: false, changed };
+    let plan = Plan::new(input, &layers, options, Shape::Folder)?;
+    let to = Output { path: output, kind: Kind::Folder, replace: false, resume: None };
+    let mut total = Outcome::default();
+    let on = &mut |event: convert::Event<'_, '_>| {
+        if let Event::Done(_, Some(outcome)) = event {
+            total.add(outcome);
+        }
+    };
+    convert::write(input, &plan, &Listing::default(), &to, Memory::default(), on)?;
+    Ok(total)
+}
+
+/// Opens what [`convert`] wrote.
+fn open(output: &Path) -> Checkpoint {
+    let gguf = output.join("model.gguf");
+    Checkpoint::open(if gguf.exists() { &gguf } else { output }).unwrap()
+}
+
+/// Compares all bytes; rows of padding may follow. Bytes compared.
+fn same(before: &Bytes, after: &Bytes, what: &str) -> usize {
+    assert!(before.keys().eq(after.keys()), "{what}: {:?} {:?}", before.keys(), after.keys());
+    let mut compared = 0;
+    for (name, (codes, scales)) in before {
+        let (new_codes, new_scales) = &after[name];
+        assert_eq!(*codes, new_codes[..codes.len()], "{what}: codes of {name}");
+        assert_eq!(*scales, new_scales[..scales.len()], "{what}: scales of {name}");
+        let padding = new_codes[codes.len()..].iter().chain(&new_scales[scales.len()..]);
+        assert!(padding.clone().all(|&byte| byte == 0), "{what}: padding of {name}");
+        compared += codes.len() + scales.len();
+    }
+    compared
+}
+
+#[test]
+fn every_file_to_every_layout_and_back_keeps_every_code_and_scale() {
+    let (mut table, mut held, mut compared) = (String::new(), 0, 0);
+    for file in FILES {
+        let input = Checkpoint::open(&folder().join(file)).unwrap();
+        let before = bytes(&input);
+        let from = find(&input).good.values().next().unwrap().layout;
+        writeln!(table, "{file}: {}, {} matrices", from.name(), before.len()).unwrap();
+        for target in ALL {
+            let root = tempfile::tempdir().unwrap();
+            let there = root.path().join("there");
+            let strict = convert(&input, target, false, &there);
+            let refused = strict.as_ref().err().map(ToString::to_string);
+            let outcome = match strict {
+                Ok(outcome) => outcome,
+                Err(_) => match convert(&input, target, true, &there) {
+                    Ok(outcome) => outcome,
+                    Err(error) => {
+                        assert!(!there.exists());
+                        writeln!(table, "  {:<20} no: {error}", target.name()).unwrap();
+                        continue;
+                    }
+                },
+            };
+            let converted = open(&there);
+            let what = format!("{file} as {}", target.name());
+            compared += same(&before, &bytes(&converted), &what);
+            for layer in find(&converted).good.values() {
+                assert_eq!(layer.layout.name(), target.name(), "{what}");
+            }
+            let back = root.path().join("back");
+            let back_error = convert(&converted, from, true, &back).err();
+            let returned = match back_error {
+                None => {
+                    compared += same(&before, &bytes(&open(&back)), &format!("{what} and back"));
+                    "and back".to_string()
+                }
+                Some(error) => format!("not back: {error}"),
+            };
+            let Outcome { values, values_differ, ulps, zero_signs, changed } = outcome;
+            let asked = refused.map_or(String::new(), |_| " (--allow-changed)".into());
+            writeln!(
+                table,
+                "  {:<20} yes{asked}: {values} values, {values_differ} within {ulps} ulp, \
+                 {zero_signs} zeros of another sign, {changed} changed; {returned}",
+                target.name(),
+            )
+            .unwrap();
+            held += 1;
+        }
+    }
+    writeln!(table, "{held} conversions, {compared} bytes of codes and scales compared, 0 differ")
+        .unwrap();
+    let committed = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/vectors/matrix.txt");
+    if std::env::var_os("UPDATE_MATRIX").is_some() {
+        std::fs::write(&committed, &table).unwrap();
+    }
+    let expected = std::fs::read_to_string(&committed).unwrap();
+    let differs = table.lines().zip(expected.lines()).find(|(a, b)| a != b);
+    assert_eq!(differs, None, "run with UPDATE_MATRIX=1 to write what is so now");
+    assert_eq!(table.lines().count(), expected.lines().count());
+}
