@@ -176,6 +176,12 @@ pub enum ModelError {
         /// Some of them, and why.
         examples: Vec<(String, String)>,
     },
+    /// Both formats in a layout that has one for all layers.
+    #[error("{target} has one format for all layers, and these have both; choose with --format")]
+    Mixed {
+        /// The layout.
+        target: &'static str,
+    },
     /// A module that is no quantized layer.
     #[error("`{}` is no quantized layer of this checkpoint; `inspect` lists them", printable(.module))]
     NoModule {

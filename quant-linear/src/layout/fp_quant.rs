@@ -97,6 +97,10 @@ impl Layout for FpQuant {
         Ok(layer)
     }
 
+    fn mixes(&self) -> bool {
+        false // one `forward_dtype`
+    }
+
     fn write(&self, held: &Held<'_>) -> Result<Written, Refused> {
         let format = held.expect_format(&[Format::MxFp4, Format::NvFp4])?;
         if let Some((name, _)) = held.pre_scale {

@@ -120,6 +120,11 @@ pub trait Layout: Sync + fmt::Debug {
         false
     }
 
+    /// True if layers of both formats may be in one model.
+    fn mixes(&self) -> bool {
+        true
+    }
+
     /// True if the stored rows may be more than the weight has.
     fn pads(&self) -> bool {
         false

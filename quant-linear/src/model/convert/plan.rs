@@ -293,6 +293,10 @@ fn planned<'a>(
         cannot.truncate(5);
         return Err(ModelError::Cannot { target, count, examples: cannot }.into());
     }
+    let formats: Vec<_> = all.iter().map(|planned| done(planned).format).collect();
+    if !options.target.mixes() && formats.iter().any(|format| *format != formats[0]) {
+        return Err(ModelError::Mixed { target: options.target.name() }.into());
+    }
     all.sort_by(|a, b| (a.file, &a.weight.tensor).cmp(&(b.file, &b.weight.tensor)));
     Ok(all)
 }
