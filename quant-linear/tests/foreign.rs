@@ -81,6 +81,37 @@ fn every_layer_is_worth_what_its_own_library_says() {
 }
 
 #[test]
+fn gguf_blocks_are_worth_what_ggml_says() {
+    let mut compared = 0;
+    for (file, count) in [("mxfp4", 8), ("mxfp4_edge", 1), ("nvfp4", 8), ("nvfp4_edge", 1)] {
+        let checkpoint = open(&format!("h_gguf_{file}.gguf"));
+        let reference = open(&format!("h_gguf_{file}_ref.safetensors"));
+        let layers = find(&checkpoint);
+        assert_eq!(layers.len(), count, "{file}: {:?}", layers.keys());
+        for (module, mut layer) in layers {
+            assert_eq!(layer.layout.name(), "gguf", "{file}: {module}");
+            let name = |what: &str| format!("{module}.weight.{what}");
+            // The references leave the scale of the tensor out, but for one that has it.
+            if reference.tensors().contains_key(&name("times_scale_f32")) {
+                let expected = f32s(&reference, &name("times_scale_f32"));
+                assert_eq!(differ(&values(&checkpoint, &layer), &expected), 0, "{file}: {module}");
+                compared += expected.len();
+            }
+            layer.globals = vec![quant_linear::layout::Global::ONE];
+            let expected = f32s(&reference, &name("dequant_f32"));
+            assert_eq!(differ(&values(&checkpoint, &layer), &expected), 0, "{file}: {module}");
+            compared += expected.len();
+            let (rows, k) = (layer.shape.rows(), layer.shape.k());
+            let tile = tiles(rows, k, 1, usize::MAX).next().unwrap();
+            let packed = layer.packed(&checkpoint, &tile).unwrap();
+            assert_eq!(*packed.codes(), *reference.bytes(&name("codes")).unwrap(), "{module}");
+            assert_eq!(*packed.scales(), *reference.bytes(&name("scales")).unwrap(), "{module}");
+        }
+    }
+    assert!(compared > 60_000, "{compared}");
+}
+
+#[test]
 fn gpt_oss_is_transposed_by_its_library_and_not_by_us() {
     let (checkpoint, reference) = (open("f_gptoss.safetensors"), open("f_gptoss_ref.safetensors"));
     let layers = find(&checkpoint);

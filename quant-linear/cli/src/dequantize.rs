@@ -8,6 +8,7 @@ use anyhow::{Result, bail};
 use fp4_core::FloatType;
 use quant_linear::atomic::{self, Kind};
 use quant_linear::checkpoint::list;
+use quant_linear::layout::Layers;
 use quant_linear::model::dequantize::{Options, Plan, Task};
 use quant_linear::model::stream::{self, Contents, Event, Inputs};
 use serde_json::json;
@@ -128,11 +129,16 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     if one_file && let Some((_, config)) = plan.companions.first() {
         atomic::write_bytes(&args.output.with_extension("config.json"), config)?;
     }
+    print(args, &layers, &plan, float_type)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn print(args: &Args, layers: &Layers, plan: &Plan<'_>, float_type: FloatType) -> Result<()> {
     let names = layers.good.values().map(|layer| {
         json!({ "name": layer.tensor, "layout": layer.layout.name(), "shape": layer.dense_shape() })
     });
     if args.json {
-        report::print_json(&json!({
+        return report::print_json(&json!({
             "command": "dequantize",
             "input": args.input.to_string_lossy(),
             "output": args.output.to_string_lossy(),
@@ -140,17 +146,15 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
             "tensors": names.collect::<Vec<_>>(),
             "notes": plan.notes,
             "file_bytes_after": plan.file_len(),
-        }))?;
-    } else {
-        report::print(|page| {
-            page.line(format_args!(
-                "{}: {} dense in {float_type}, {}",
-                args.output.display(),
-                report::count(layers.good.len(), "layer"),
-                report::bytes(plan.file_len())
-            ))?;
-            plan.notes.iter().try_for_each(|note| page.line(format_args!("note: {note}")))
-        })?;
+        }));
     }
-    Ok(ExitCode::SUCCESS)
+    report::print(|page| {
+        page.line(format_args!(
+            "{}: {} dense in {float_type}, {}",
+            args.output.display(),
+            report::count(layers.good.len(), "layer"),
+            report::bytes(plan.file_len())
+        ))?;
+        plan.notes.iter().try_for_each(|note| page.line(format_args!("note: {note}")))
+    })
 }

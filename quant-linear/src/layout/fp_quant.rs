@@ -187,7 +187,7 @@ fn scale_type(at: &At<'_>) -> ScaleType {
 
 /// The identity in f32.
 fn identity() -> Vec<u8> {
-    let one = |i: usize| if i % (IDENTITY + 1) == 0 { 1f32 } else { 0.0 };
+    let one = |i: usize| if i.is_multiple_of(IDENTITY + 1) { 1f32 } else { 0.0 };
     (0..IDENTITY * IDENTITY).flat_map(|i| one(i).to_le_bytes()).collect()
 }
 
@@ -195,7 +195,7 @@ fn identity() -> Vec<u8> {
 fn is_identity(layer: &Layer, block: usize, at: &At<'_>) -> Result<bool, Error> {
     let Some(t) = layer.stored_transform(at.source)? else { return Ok(false) };
     let values = t.values().as_slice();
-    let expected = |i: usize| if i % (block + 1) == 0 { 1.0 } else { 0.0 };
+    let expected = |i: usize| if i.is_multiple_of(block + 1) { 1.0 } else { 0.0 };
     let shared = t.shape().len() == 2;
     Ok(shared && (0..block * block).all(|i| values.get_f32(i) == Some(expected(i))))
 }

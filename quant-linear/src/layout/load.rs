@@ -5,7 +5,7 @@ use std::path::Path;
 use fp4_core::{Format, PackedMatrix};
 
 use super::find;
-use super::{Layer, Native};
+use super::{Global, Layer, Native};
 use crate::checkpoint::tiles::Tile;
 use crate::checkpoint::{Checkpoint, TensorSource};
 use crate::error::Error;
@@ -39,17 +39,17 @@ impl Layer {
             0 => PackedMatrix::zeros(shape),
             _ => self.packed(source, &Tile { row, rows, col: 0, cols: k, start: row * k })?,
         };
-        let at = |scales: &[super::Global]| scales.get(expert).or(scales.first()).copied();
+        let at = |scales: &[Global]| scales.get(expert).or(scales.first()).copied();
         let foreign = options.foreign || self.is_foreign();
         let usual = self.format().map(fp4_core::QuantSpec::usual).filter(|_| foreign);
         let Scalars { activation_global_scale, activation_scale_scale, .. } = self.scalars;
-        let input = self.inputs.as_deref().and_then(at).map(|input| input.multiplier());
+        let input = self.inputs.as_deref().and_then(at).map(Global::multiplier);
         // Other software that stores none quantizes no activations: the format's own constants.
         let unstored = usual.filter(|_| self.is_foreign()).map(|_| usual_input(self.format()));
         Ok(Parts {
             weight,
             transform: self.whole_transform(source)?,
-            weight_global_scale: at(&self.globals).map_or(1.0, |global| global.multiplier()),
+            weight_global_scale: at(&self.globals).map_or(1.0, Global::multiplier),
             activation_global_scale: input.or(activation_global_scale).or(unstored),
             activation_scale_scale: activation_scale_scale
                 .or(usual.map(|usual| usual.scale_scale())),

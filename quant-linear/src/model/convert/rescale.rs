@@ -29,6 +29,9 @@ pub struct Rescale {
 
 impl Rescale {
     /// The scales and the shape of groups in the new format.
+    ///
+    /// # Errors
+    /// Rows that are no whole groups of the new format.
     pub fn scales(&self, packed: &PackedMatrix) -> Result<(PackedShape, Vec<u8>), Error> {
         let shape = packed.shape();
         let shape = PackedShape::of(self.format, shape.rows(), shape.k())?;
