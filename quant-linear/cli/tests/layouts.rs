@@ -1,0 +1,227 @@
+//! `fp4 inspect`, `convert` and `dequantize` on files that other software has written.
+
+mod common;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use common::{Folder, code, fails, json, ok, read};
+use safetensors::Dtype;
+use serde_json::Value;
+
+/// A file of the library's test data.
+fn vector(name: &str) -> String {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/vectors");
+    folder.join(name).to_str().unwrap().to_string()
+}
+
+fn text(path: &PathBuf) -> &str {
+    path.to_str().unwrap()
+}
+
+/// A folder with one of the models as Hugging Face has them.
+fn model(folder: &Folder, name: &str) -> PathBuf {
+    let path = folder.path().join(name);
+    fs::create_dir(&path).unwrap();
+    fs::copy(vector(&format!("{name}.safetensors")), path.join("model.safetensors")).unwrap();
+    for config in ["config.json", "hf_quant_config.json", "quantization_config.json"] {
+        let from = vector(&format!("{name}.{config}"));
+        if Path::new(&from).exists() {
+            fs::copy(from, path.join(config)).unwrap();
+        }
+    }
+    fs::write(path.join("tokenizer.json"), "{}").unwrap();
+    path
+}
+
+fn config(folder: &Path) -> Value {
+    serde_json::from_str(&fs::read_to_string(folder.join("config.json")).unwrap()).unwrap()
+}
+
+#[test]
+fn inspect_shows_logical_shapes_and_the_layout() {
+    for (file, layout, name, shape, experts) in [
+        (
+            "f_ct_nvfp4.safetensors",
+            "compressed-tensors",
+            "model.layers.0.mlp.down_proj",
+            [64, 96],
+            None,
+        ),
+        ("h_mlx_mxfp4.safetensors", "mlx", "model.embed_tokens", [40, 64], None),
+        (
+            "f_gptoss.safetensors",
+            "gpt-oss",
+            "model.layers.0.mlp.experts.gate_up_proj",
+            [10, 96],
+            Some(2),
+        ),
+        ("h_gguf_nvfp4.gguf", "gguf", "blk.1.ffn_gate_exps", [16, 64], Some(2)),
+    ] {
+        let report = json(&["inspect", &vector(file)]);
+        let layers = report["layers"].as_array().unwrap();
+        let layer = layers.iter().find(|layer| layer["name"] == name).unwrap();
+        assert_eq!(layer["layout"], layout, "{file}");
+        assert_eq!(layer["shape"], serde_json::json!(shape), "{file}");
+        assert_eq!(layer["experts"], serde_json::json!(experts), "{file}");
+    }
+}
+
+#[test]
+fn dequantize_writes_what_the_library_says_and_keeps_the_rest() {
+    let folder = Folder::new();
+    for (file, suffix) in [
+        ("f_ct_nvfp4", "dequant_f32"),
+        ("f_modelopt_nvfp4", "dequant_f32"),
+        ("h_autoround_nvfp4", "dequant_f32"),
+        ("h_fpquant_mxfp4", "dequant_rotated_f32"),
+        ("h_quark_mxfp4", "dequant_f32"),
+    ] {
+        let out = folder.path().join(format!("{file}.safetensors"));
+        let input = vector(&format!("{file}.safetensors"));
+        ok(&["dequantize", &input, "-o", text(&out), "--dtype", "f32"]);
+        let (got, before) = (read(&out), read(Path::new(&input)));
+        let reference = read(Path::new(&vector(&format!("{file}_ref.safetensors"))));
+        let mut compared = 0;
+        for (name, (_, _, shape, bytes)) in &reference {
+            let Some(module) = name.strip_suffix(&format!(".{suffix}")) else { continue };
+            let (_, dtype, dense_shape, dense) = &got[&format!("{module}.weight")];
+            assert_eq!(
+                (*dtype, dense_shape, dense),
+                (Dtype::F32, shape, bytes),
+                "{file}: {module}"
+            );
+            compared += 1;
+        }
+        assert_eq!(compared, 7, "{file}");
+        let kept = got.iter().filter(|(name, tensor)| before.get(*name) == Some(tensor)).count();
+        assert!(kept >= 5, "{file}: {kept}");
+    }
+}
+
+#[test]
+fn dequantize_gives_three_dimensions_and_a_cropped_shape() {
+    let folder = Folder::new();
+    let out = folder.path().join("g.safetensors");
+    ok(&["dequantize", &vector("f_gptoss.safetensors"), "-o", text(&out), "--dtype", "bf16"]);
+    let (_, dtype, shape, _) = &read(&out)["model.layers.0.mlp.experts.gate_up_proj"];
+    assert_eq!((*dtype, &shape[..]), (Dtype::BF16, &[2, 10, 96][..]));
+
+    let module = "model.diffusion_model.blocks.0.mlp.fc1";
+    let out = folder.path().join("c.safetensors");
+    let comfy = vector("h_comfy_nvfp4.safetensors");
+    let told = ok(&["dequantize", &comfy, "-o", text(&out)]);
+    assert!(told.contains("48 x 80, padding included: its bias shows 40 real rows"), "{told}");
+    let padded = read(&out)[&format!("{module}.weight")].clone();
+    assert_eq!(padded.2, [48, 80]);
+    let out = folder.path().join("d.safetensors");
+    ok(&["dequantize", &comfy, "-o", text(&out), "--shape", &format!("{module}=40x72")]);
+    let cropped = read(&out)[&format!("{module}.weight")].clone();
+    assert_eq!(cropped.2, [40, 72]);
+    for row in 0..40 {
+        assert_eq!(cropped.3[row * 288..(row + 1) * 288], padded.3[row * 320..row * 320 + 288]);
+    }
+    let wrong = format!("{module}=49x72");
+    let out = folder.path().join("e.safetensors");
+    fails(&["dequantize", &comfy, "-o", text(&out), "--shape", &wrong], &["cannot be cropped"]);
+}
+
+#[test]
+fn convert_writes_the_config_of_the_target_and_carries_the_rest() {
+    let folder = Folder::new();
+    let input = model(&folder, "f_modelopt_nvfp4");
+    let out = folder.path().join("ct");
+    let report = json(&["convert", text(&input), text(&out), "--to", "ct"]);
+    assert_eq!(report["totals"]["changed"], 0);
+    assert_eq!(report["from"], serde_json::json!(["modelopt"]));
+    let block = &config(&out)["quantization_config"];
+    assert_eq!(block["quant_method"], "compressed-tensors");
+    assert_eq!(block["format"], "nvfp4-pack-quantized");
+    assert_eq!(block["ignore"], serde_json::json!(["lm_head", "model.embed_tokens"]));
+    assert_eq!(config(&out)["model_type"], "llama");
+    assert!(out.join("tokenizer.json").exists() && !out.join("hf_quant_config.json").exists());
+    // The reciprocal of the global scale is what compressed-tensors' own converter makes of it.
+    let reference = read(Path::new(&vector("f_modelopt_nvfp4_ref.safetensors")));
+    let written = read(&out.join("model.safetensors"));
+    let mut compared = 0;
+    for (name, (.., bytes)) in &reference {
+        if let Some((module, scalar)) = name.split_once(".ct.") {
+            assert_eq!(written[&format!("{module}.{scalar}")].3, *bytes, "{name}");
+            compared += 1;
+        }
+    }
+    assert_eq!(compared, 14);
+
+    let back = folder.path().join("back");
+    ok(&["convert", text(&out), text(&back), "--to", "modelopt"]);
+    assert!(back.join("hf_quant_config.json").exists());
+    let (a, b) = (read(&input.join("model.safetensors")), read(&back.join("model.safetensors")));
+    for (name, tensor) in a.iter().filter(|(name, _)| !name.ends_with("scale_2")) {
+        if !name.ends_with("input_scale") {
+            assert_eq!(tensor, &b[name], "{name}");
+        }
+    }
+}
+
+#[test]
+fn what_would_change_is_refused_with_its_coordinate_and_leaves_nothing() {
+    let folder = Folder::new();
+    let out = folder.path().join("o.gguf");
+    let input = vector("f_torchao.safetensors");
+    let convert = ["convert", &input, text(&out), "--to", "gguf"];
+    fails(&convert, &["`mx_ceil.weight` has code 0x8", "at [0, 4]", "--allow-changed"]);
+    assert!(!out.exists());
+    let (stdout, _) = code(&[&convert[..], &["--allow-changed"]].concat(), 0);
+    assert!(stdout.contains("CHANGED"), "{stdout}");
+
+    let out = folder.path().join("o.safetensors");
+    let input = vector("h_autoround_nvfp4.safetensors");
+    let exact = ["convert", &input, text(&out), "--to", "modelopt", "--exact"];
+    fails(&exact, &["values would differ by up to 2 ulp", "--exact"]);
+    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+    fails(
+        &["convert", &input, text(&out), "--to", "quark"],
+        &["quark cannot hold 7 of the weights", "it holds no nvfp4 weights"],
+    );
+}
+
+#[test]
+fn a_file_that_two_layouts_explain_asks_for_the_layout_or_the_config() {
+    let folder = Folder::new();
+    let (input, out) = (folder.path().join("m.safetensors"), folder.path().join("o.safetensors"));
+    fs::copy(vector("f_ct_nvfp4.safetensors"), &input).unwrap();
+    let needles = ["compressed-tensors or auto-round", "--layout NAME or --config FILE"];
+    fails(&["inspect", text(&input)], &needles);
+    fails(&["convert", text(&input), text(&out), "--to", "native"], &needles);
+    let config = vector("f_ct_nvfp4.config.json");
+    for extra in [["--layout", "ct"], ["--config", &config]] {
+        let report = json(&[&["inspect", text(&input)][..], &extra].concat());
+        assert_eq!(report["layers"][0]["layout"], "compressed-tensors");
+    }
+    let report = json(&["inspect", text(&input), "--layout", "autoround"]);
+    assert_eq!(report["layers"][0]["layout"], "auto-round");
+}
+
+#[test]
+fn mxfp4_is_written_as_nvfp4_where_every_value_stays_and_back() {
+    let folder = Folder::new();
+    let input = vector("h_quark_mxfp4.safetensors");
+    let [nv, mx] = ["nv.safetensors", "mx.safetensors"].map(|name| folder.path().join(name));
+    let report = json(&["convert", &input, text(&nv), "--to", "native", "--format", "nvfp4"]);
+    let totals = &report["totals"];
+    assert_eq!((&totals["values"], &totals["bit_exact"]), (&24576.into(), &true.into()));
+    let layers = json(&["inspect", text(&nv)])["layers"].clone();
+    assert!(layers.as_array().unwrap().iter().all(|layer| layer["format"] == "nvfp4"));
+    ok(&["convert", text(&nv), text(&mx), "--to", "quark", "--format", "mxfp4"]);
+    let (before, after) = (read(Path::new(&input)), read(&mx));
+    for (name, tensor) in before.iter().filter(|(name, _)| name.ends_with("proj.weight")) {
+        assert_eq!(tensor, &after[name], "{name}");
+    }
+    // Scales that no power of two can bring into the range of e4m3.
+    let wide = vector("h_gguf_mxfp4_edge.gguf");
+    let out = folder.path().join("wide.safetensors");
+    fails(
+        &["convert", &wide, text(&out), "--to", "native", "--format", "nvfp4"],
+        &["no exact form in nvfp4", "groups do not fit"],
+    );
+}
