@@ -182,14 +182,9 @@ impl Tensor {
     /// The shape in elements, `[.., rows, K]`.
     pub fn shape(&self) -> Vec<usize> {
         let mut shape = self.info.shape.clone();
-        if let (Some(last), Some(ty)) = (shape.last_mut(), self.ggml) {
-            // Bytes of a row for types of blocks, which are whole; the other types have blocks of
-            // one element, counted as such.
-            *last = if ty.dtype().is_some() {
-                *last
-            } else {
-                *last / ty.block_bytes() * ty.block_len()
-            };
+        let blocks = self.ggml.filter(|ty| ty.dtype().is_none());
+        if let (Some(row), Some(ty)) = (shape.last_mut(), blocks) {
+            *row = *row / ty.block_bytes() * ty.block_len();
         }
         shape
     }

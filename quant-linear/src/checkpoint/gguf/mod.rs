@@ -22,10 +22,10 @@
 //! | `split` | one model in several files |
 //! | `dequantize` | blocks to f32 |
 //!
-//! Why not a crate: candle's reader refuses types that it does not compute with, MXFP4 (39) and
-//! NVFP4 (40) among them, and those crates that only read the container take memory by lengths that
-//! the file claims, or drop what a writer needs to give the pairs back byte for byte. The format
-//! is small, so it is read here, and fuzzed (`conformance/fuzz/targets/gguf.rs`).
+//! Why not a crate: candle-core 0.11 refuses types that it does not compute with, MXFP4 (39) and
+//! NVFP4 (40) among them; gguf-rs 0.1.8 does not know 40, takes memory by lengths that the file
+//! claims, and keeps the pairs as JSON, without their types and order. The format is small, so it
+//! is read here, and fuzzed (`conformance/fuzz/targets/gguf.rs`).
 
 mod dequantize;
 mod reader;

@@ -228,6 +228,7 @@ fn check_bools(key: &str, bytes: &[u8]) -> Result<(), GgufError> {
 
 /// The tensors by name, each found to be whole, aligned, inside `data_len` bytes and alone there.
 fn placed(entries: Vec<Entry>, alignment: u64, data_len: u64) -> Result<Tensors, GgufError> {
+    let padded = data_len.checked_next_multiple_of(alignment).unwrap_or(data_len);
     let mut tensors = Tensors::new();
     for Entry { name, ty, shape, offset } in entries {
         let (stored, bytes) = stored(&name, ty, &shape)?;
@@ -235,8 +236,9 @@ fn placed(entries: Vec<Entry>, alignment: u64, data_len: u64) -> Result<Tensors,
             return Err(GgufError::Misaligned { name, offset, alignment });
         }
         let end = offset.checked_add(bytes as u64);
-        // A tensor without bytes may be behind the last byte: padding there may be missing.
-        let inside = end.filter(|end| bytes == 0 || *end <= data_len);
+        // A tensor without bytes may be behind the padding, which may be missing.
+        let last = if bytes == 0 { padded } else { data_len };
+        let inside = end.filter(|end| *end <= last);
         let place = inside.and_then(|end| Some((offset.try_into().ok()?, end.try_into().ok()?)));
         let Some(data_offsets) = place else {
             let end = end.unwrap_or(u64::MAX);

@@ -162,6 +162,7 @@ fn broken_tensors_are_refused_by_name() {
         ("past the end", t(&[8], F32, 64), "ends at byte 96 of the data, which has 64"),
         ("longer than the file", t(&[17], F32, 0), "ends at byte 68 of the data, which has 64"),
         ("far out", t(&[1], F32, u64::MAX - 31), "ends at byte 18446744073709551588 of the data"),
+        ("nothing far out", t(&[0], F32, 1 << 63), "ends at byte 9223372036854775808 of the data"),
         ("overflowing", t(&[8], F32, u64::MAX - 31), "ends at byte 18446744073709551615 of the"),
         (
             "a tensor twice",
@@ -183,8 +184,8 @@ fn what_ggml_takes_is_read() {
         tensor(b"none", &[0, 7], F32, 32),
         tensor(b"last", &[64, 1, 1, 1], 40, 32),
         tensor(b"", &[32, 2, 1], 39, 96),
-        // Without bytes it shares nothing and reaches nowhere.
-        tensor(b"far", &[64, 0], 40, 1 << 20),
+        // Without bytes it shares nothing, and its place is where the padding would end.
+        tensor(b"end", &[64, 0], 40, 160),
     ];
     for version in [2, 3] {
         // The padding behind the last tensor is missing, and there may be gaps.
@@ -195,7 +196,7 @@ fn what_ggml_takes_is_read() {
         let shapes = tensors.iter().map(|(name, (info, ty))| (&**name, *ty, &*info.shape));
         let expected: [(&str, _, &[usize]); 5] = [
             ("", Some(GgmlType::MXFP4), &[1, 2, 17]),
-            ("far", Some(GgmlType::NVFP4), &[0, 36]),
+            ("end", Some(GgmlType::NVFP4), &[0, 36]),
             ("last", Some(GgmlType::NVFP4), &[1, 1, 1, 36]),
             ("none", Some(GgmlType::F32), &[7, 0]),
             ("scalar", Some(GgmlType::F32), &[]),
