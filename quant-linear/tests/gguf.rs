@@ -179,7 +179,9 @@ fn other_types_and_broken_blocks_have_no_values() {
         }
     }
     assert!(refused(GgmlType::MXFP4, 17, 32).contains("values of ggml type MXFP4"));
-    for (bytes, values) in [(34, 31), (34, 33), (34, 64), (33, 32), (68, 32), (0, 32), (34, 0)] {
+    for (bytes, values) in
+        [(34, 31), (34, 33), (34, 64), (33, 32), (35, 32), (68, 32), (0, 32), (34, 0)]
+    {
         let error = refused(GgmlType::Q8_0, bytes, values);
         assert!(error.contains("expected 34 bytes for each 32 values"), "{error}");
     }
