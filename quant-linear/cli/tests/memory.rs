@@ -10,6 +10,7 @@ use std::io::{Seek, SeekFrom, Write};
 use std::process::Command;
 
 use common::*;
+use quant_linear::checkpoint::gguf::{GgmlType, GgufArrangement};
 
 /// Runs `fp4` within `kib` of address space, on two threads.
 fn limited(kib: u32, args: &[&str]) {
@@ -93,6 +94,18 @@ fn a_header_of_many_names_takes_a_few_times_its_length() {
     limited(kib, &["inspect", &input, "--json"]);
     limited(2 * kib, &["compare", &input, &input, "--json"]);
     limited(2 * kib, &["quantize", &input, "-o", &output, "--format", "mxfp4", "--json"]);
+}
+
+#[test]
+fn a_gguf_header_of_many_names_takes_a_few_times_its_length() {
+    let folder = Folder::new();
+    let tensors = (0..300_000).map(|i| (format!("name{i:06}"), GgmlType::I8, vec![0]));
+    let tensors: Vec<_> = tensors.collect();
+    let file = GgufArrangement::new(&[], &tensors).unwrap();
+    std::fs::write(folder.at("in"), file.header()).unwrap();
+    let kib = 100_000 + 12 * u32::try_from(file.file_len() >> 10).unwrap();
+    limited(kib, &["inspect", &folder.arg("in")]);
+    limited(kib, &["inspect", &folder.arg("in"), "--json"]);
 }
 
 #[test]

@@ -2,6 +2,7 @@
 //! of the file before memory is taken for it, so a header takes about as much memory as it has
 //! bytes, and each tensor must be whole blocks inside the file that no other tensor shares.
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{BufReader, Read};
 
@@ -41,19 +42,11 @@ pub(in crate::checkpoint) fn read(
     let (tensors, pairs) = (source.u64("number of tensors")?, source.u64("number of pairs")?);
     let pairs = source.pairs(pairs)?;
     let header = Header { version, alignment: alignment(&pairs)?, pairs };
-    let tensors = source.entries(tensors)?;
+    let tensors = source.tensors(tensors)?;
     let data_start = source.at.checked_next_multiple_of(header.alignment.into());
     let data_start = data_start.unwrap_or(u64::MAX);
-    let tensors = placed(tensors, header.alignment.into(), len.saturating_sub(data_start))?;
+    check_places(&tensors, header.alignment.into(), len.saturating_sub(data_start))?;
     Ok((header, tensors, data_start))
-}
-
-/// A tensor as the header has it, but for its shape, which is reversed.
-struct Entry {
-    name: String,
-    ty: GgmlType,
-    shape: Vec<u64>,
-    offset: u64,
 }
 
 /// A file, how far it is read, and how long it is.
@@ -193,29 +186,37 @@ impl<R: Read> Source<R> {
         Ok(Array { kind, len, bytes })
     }
 
-    fn entries(&mut self, count: u64) -> Result<Vec<Entry>, Refusal> {
+    fn tensors(&mut self, count: u64) -> Result<Tensors, Refusal> {
         // An empty name, rank 0, a type and an offset.
         self.room("list of tensors", count, 8 + 4 + 4 + 8)?;
-        let mut entries = vec![];
+        let mut tensors = Tensors::new();
         for _ in 0..count {
             let name = self.text("name of a tensor")?;
             let rank = self.u32("rank of a tensor")? as usize;
             if rank > MAX_RANK {
                 return Err(GgufError::Rank { name, got: rank }.into());
             }
-            let mut shape = Vec::with_capacity(rank);
-            for _ in 0..rank {
-                shape.push(self.u64("dimension of a tensor")?);
+            let mut shape = [0; MAX_RANK];
+            for dim in shape[..rank].iter_mut().rev() {
+                *dim = self.u64("dimension of a tensor")?;
             }
-            shape.reverse();
             let id = self.u32("type of a tensor")?;
             let Some(ty) = GgmlType::from_id(id) else {
                 return Err(GgufError::Type { name, id }.into());
             };
-            let offset = self.u64("offset of a tensor")?;
-            entries.push(Entry { name, ty, shape, offset });
+            let (shape, bytes) = stored(&name, ty, &shape[..rank])?;
+            // What does not fit is outside of any file.
+            let start = self.u64("offset of a tensor")?.try_into().unwrap_or(usize::MAX);
+            let data_offsets = (start, start.saturating_add(bytes));
+            let info = TensorInfo { dtype: ty.dtype().unwrap_or(Dtype::U8), shape, data_offsets };
+            match tensors.entry(name) {
+                Entry::Vacant(place) => drop(place.insert((info, Some(ty)))),
+                Entry::Occupied(taken) => {
+                    return Err(GgufError::DuplicateTensor(taken.key().clone()).into());
+                }
+            }
         }
-        Ok(entries)
+        Ok(tensors)
     }
 }
 
@@ -226,38 +227,30 @@ fn check_bools(key: &str, bytes: &[u8]) -> Result<(), GgufError> {
     }
 }
 
-/// The tensors by name, each found to be whole, aligned, inside `data_len` bytes and alone there.
-fn placed(entries: Vec<Entry>, alignment: u64, data_len: u64) -> Result<Tensors, GgufError> {
+/// Checks that each tensor is inside `data_len` bytes, aligned, and alone there.
+fn check_places(tensors: &Tensors, alignment: u64, data_len: u64) -> Result<(), GgufError> {
     let padded = data_len.checked_next_multiple_of(alignment).unwrap_or(data_len);
-    let mut tensors = Tensors::new();
-    for Entry { name, ty, shape, offset } in entries {
-        let (stored, bytes) = stored(&name, ty, &shape)?;
-        if !offset.is_multiple_of(alignment) {
-            return Err(GgufError::Misaligned { name, offset, alignment });
-        }
-        let end = offset.checked_add(bytes as u64);
+    let mut in_order = vec![];
+    for (name, (info, _)) in tensors {
+        let (start, end) = info.data_offsets;
         // A tensor without bytes may be behind the padding, which may be missing.
-        let last = if bytes == 0 { padded } else { data_len };
-        let inside = end.filter(|end| *end <= last);
-        let place = inside.and_then(|end| Some((offset.try_into().ok()?, end.try_into().ok()?)));
-        let Some(data_offsets) = place else {
-            let end = end.unwrap_or(u64::MAX);
+        let last = if start == end { padded } else { data_len };
+        if end as u64 > last {
+            let (name, end) = (name.clone(), end as u64);
             return Err(GgufError::Outside { name, end, len: data_len });
-        };
-        if tensors.contains_key(&name) {
-            return Err(GgufError::DuplicateTensor(name));
         }
-        let dtype = ty.dtype().unwrap_or(Dtype::U8);
-        tensors.insert(name, (TensorInfo { dtype, shape: stored, data_offsets }, Some(ty)));
+        let offset = start as u64;
+        if !offset.is_multiple_of(alignment) {
+            return Err(GgufError::Misaligned { name: name.clone(), offset, alignment });
+        }
+        if start < end {
+            in_order.push((info.data_offsets, name));
+        }
     }
-    let mut in_order: Vec<_> =
-        tensors.iter().map(|(name, (i, _))| (i.data_offsets, name)).collect();
-    in_order.retain(|((start, end), _)| start < end);
     in_order.sort_unstable();
-    let overlap = in_order.windows(2).find(|two| two[1].0.0 < two[0].0.1);
-    match overlap {
+    match in_order.windows(2).find(|two| two[1].0.0 < two[0].0.1) {
         Some(two) => Err(GgufError::Overlap(two[0].1.clone(), two[1].1.clone())),
-        None => Ok(tensors),
+        None => Ok(()),
     }
 }
 
