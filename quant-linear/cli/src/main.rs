@@ -7,6 +7,7 @@
 //! | `fp4 compare A B` | how far two checkpoints are apart | [`compare`] |
 //! | `fp4 convert IN OUT --to LAYOUT` | the same weights in another layout | [`convert`] |
 //! | `fp4 dequantize IN -o OUT` | dense weights again | [`dequantize`] |
+//! | `fp4 report A [B] -o PAGE` | the same and more as a page to look at | [`html`] |
 //! | `fp4 demo`, or no command at all | every backend on a real sample | [`demo`] |
 //!
 //! Exit codes: 0 success; 1 the answer asked for is no (`compare --exact`, `compare --tolerance`,
@@ -21,6 +22,7 @@ mod compare;
 mod convert;
 mod demo;
 mod dequantize;
+mod html;
 mod inspect;
 mod interrupt;
 mod output;
@@ -54,6 +56,8 @@ enum Command {
     Convert(convert::Args),
     /// Write the quantized layers of a checkpoint as dense weights.
     Dequantize(dequantize::Args),
+    /// Write a page to look at: one checkpoint, or two against each other, layer by layer.
+    Report(html::Args),
     /// Run a real sample through every backend and compare the bits (the default command).
     Demo(demo::Args),
 }
@@ -72,6 +76,7 @@ impl Command {
             Command::Compare(args) => compare::run(args),
             Command::Convert(args) => convert::run(args),
             Command::Dequantize(args) => dequantize::run(args),
+            Command::Report(args) => html::run(args),
             Command::Demo(args) => demo::run(args),
         }
     }

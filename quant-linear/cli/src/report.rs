@@ -17,7 +17,7 @@ use indicatif::BinaryBytes;
 use quant_linear::model::difference::{Difference, Kind};
 use quant_linear::text;
 use serde::{Serialize, Serializer};
-use serde_json::ser::{Formatter, PrettyFormatter};
+use serde_json::ser::{CompactFormatter, Formatter, PrettyFormatter};
 use serde_json::{Value, json};
 use unicode_width::UnicodeWidthStr;
 
@@ -29,11 +29,27 @@ pub(crate) fn print(write: impl FnOnce(&mut Page<'_>) -> io::Result<()>) -> Resu
 /// Prints one JSON object to stdout. Numbers that JSON lacks (NaN, infinities) are `null`.
 pub(crate) fn print_json(value: &impl Serialize) -> Result<()> {
     to_stdout(|out| {
-        let formatter = Escaping(PrettyFormatter::new());
-        let mut serializer = serde_json::Serializer::with_formatter(&mut *out, formatter);
-        value.serialize(&mut serializer).map_err(io::Error::from)?;
+        write_escaped(&mut *out, value, PrettyFormatter::new(), text::is_hidden)?;
         out.write_all(b"\n")
     })
+}
+
+/// Writes compact JSON that can stand inside an HTML element, whatever its strings hold.
+pub(crate) fn write_html_json(out: impl Write, value: &impl Serialize) -> io::Result<()> {
+    let escaped = |c| matches!(c, '<' | '>' | '&') || text::is_hidden(c);
+    write_escaped(out, value, CompactFormatter, escaped)
+}
+
+/// Writes JSON in which `escaped` characters of strings are escapes.
+fn write_escaped(
+    out: impl Write,
+    value: &impl Serialize,
+    formatter: impl Formatter,
+    escaped: fn(char) -> bool,
+) -> io::Result<()> {
+    let formatter = Escaping { formatter, escaped };
+    let mut serializer = serde_json::Serializer::with_formatter(out, formatter);
+    value.serialize(&mut serializer).map_err(io::Error::from)
 }
 
 fn to_stdout(write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> Result<()> {
@@ -143,20 +159,23 @@ impl<F: Fn() -> I, I: Iterator<Item: Serialize>> Serialize for Stream<F> {
     }
 }
 
-/// Pretty JSON with an escape for every hidden character, and not only for those below U+0020.
-struct Escaping(PrettyFormatter<'static>);
+/// JSON with an escape for every character that is to be one, and not only for those below U+0020.
+struct Escaping<F> {
+    formatter: F,
+    escaped: fn(char) -> bool,
+}
 
-impl Formatter for Escaping {
+impl<F: Formatter> Formatter for Escaping<F> {
     fn write_string_fragment<W: ?Sized + Write>(
         &mut self,
         writer: &mut W,
         fragment: &str,
     ) -> io::Result<()> {
         let mut rest = fragment;
-        while let Some(at) = rest.find(text::is_hidden) {
-            let (plain, hidden) = rest.split_at(at);
+        while let Some(at) = rest.find(self.escaped) {
+            let (plain, escaped) = rest.split_at(at);
             writer.write_all(plain.as_bytes())?;
-            let mut chars = hidden.chars();
+            let mut chars = escaped.chars();
             if let Some(c) = chars.next() {
                 for unit in c.encode_utf16(&mut [0; 2]) {
                     write!(writer, "\\u{unit:04x}")?;
@@ -168,39 +187,39 @@ impl Formatter for Escaping {
     }
 
     fn begin_array<W: ?Sized + Write>(&mut self, writer: &mut W) -> io::Result<()> {
-        self.0.begin_array(writer)
+        self.formatter.begin_array(writer)
     }
 
     fn end_array<W: ?Sized + Write>(&mut self, writer: &mut W) -> io::Result<()> {
-        self.0.end_array(writer)
+        self.formatter.end_array(writer)
     }
 
     fn begin_array_value<W: ?Sized + Write>(&mut self, w: &mut W, first: bool) -> io::Result<()> {
-        self.0.begin_array_value(w, first)
+        self.formatter.begin_array_value(w, first)
     }
 
     fn end_array_value<W: ?Sized + Write>(&mut self, writer: &mut W) -> io::Result<()> {
-        self.0.end_array_value(writer)
+        self.formatter.end_array_value(writer)
     }
 
     fn begin_object<W: ?Sized + Write>(&mut self, writer: &mut W) -> io::Result<()> {
-        self.0.begin_object(writer)
+        self.formatter.begin_object(writer)
     }
 
     fn end_object<W: ?Sized + Write>(&mut self, writer: &mut W) -> io::Result<()> {
-        self.0.end_object(writer)
+        self.formatter.end_object(writer)
     }
 
     fn begin_object_key<W: ?Sized + Write>(&mut self, w: &mut W, first: bool) -> io::Result<()> {
-        self.0.begin_object_key(w, first)
+        self.formatter.begin_object_key(w, first)
     }
 
     fn begin_object_value<W: ?Sized + Write>(&mut self, writer: &mut W) -> io::Result<()> {
-        self.0.begin_object_value(writer)
+        self.formatter.begin_object_value(writer)
     }
 
     fn end_object_value<W: ?Sized + Write>(&mut self, writer: &mut W) -> io::Result<()> {
-        self.0.end_object_value(writer)
+        self.formatter.end_object_value(writer)
     }
 }
 
@@ -298,13 +317,22 @@ mod tests {
     #[test]
     fn json_escapes_what_is_hidden_and_means_the_same() {
         let text = "a\u{1b}\u{7f}\u{9b}\u{202e}\u{e0041}\"\\漢";
+        let value = serde_json::json!({ text: [text] });
         let mut out = vec![];
-        let formatter = Escaping(PrettyFormatter::new());
-        let mut serializer = serde_json::Serializer::with_formatter(&mut out, formatter);
-        serde_json::json!({ text: [text] }).serialize(&mut serializer).unwrap();
+        write_escaped(&mut out, &value, PrettyFormatter::new(), text::is_hidden).unwrap();
         let json = String::from_utf8(out).unwrap();
         assert!(!json.replace('\n', "").contains(text::is_hidden), "{json}");
-        let back: serde_json::Value = serde_json::from_str(&json).unwrap();
-        assert_eq!(back, serde_json::json!({ text: [text] }));
+        assert_eq!(serde_json::from_str::<serde_json::Value>(&json).unwrap(), value);
+    }
+
+    #[test]
+    fn json_in_html_holds_no_markup_and_means_the_same() {
+        let text = "</script><!-- <script> --> ]]> &lt; \u{2028}\u{2029}\u{0}\u{feff}\"\\漢";
+        let value = serde_json::json!({ text: [text] });
+        let mut out = vec![];
+        write_html_json(&mut out, &value).unwrap();
+        let json = String::from_utf8(out).unwrap();
+        assert!(!json.contains(['<', '>', '&']) && !json.contains(text::is_hidden), "{json}");
+        assert_eq!(serde_json::from_str::<serde_json::Value>(&json).unwrap(), value);
     }
 }

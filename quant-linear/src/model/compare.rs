@@ -291,7 +291,7 @@ fn layer_layer(
 }
 
 /// Do two layers have transforms of the same type, shape and bytes, or none?
-fn same_transform(
+pub(super) fn same_transform(
     a_from: &Checkpoint,
     a: &Layer,
     b_from: &Checkpoint,
@@ -337,7 +337,8 @@ fn settings_differ(a: &Layer, b: &Layer) -> Vec<&'static str> {
     pairs.filter(|(a, b)| a != b).map(|(a, _)| a.0).collect()
 }
 
-fn transformed(
+/// The values of a dense tile, transformed as the layer's weight was.
+pub(super) fn transformed(
     x: FloatVec,
     tile: &Tile,
     transform: Option<&Transform<'_>>,

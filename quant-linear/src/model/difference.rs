@@ -133,6 +133,16 @@ impl Difference {
         }
     }
 
+    /// Frobenius norm of the difference, over the finite pairs.
+    pub fn error_norm(&self) -> f64 {
+        self.error_sq.sqrt()
+    }
+
+    /// Frobenius norm of the reference, over the finite pairs.
+    pub fn reference_norm(&self) -> f64 {
+        self.reference_sq.sqrt()
+    }
+
     /// Largest absolute difference.
     pub fn max_abs(&self) -> f64 {
         self.max_abs

@@ -9,6 +9,8 @@
 //! | [`stream`] | writing a model of any size |
 //! | [`compare`] | one tensor against another |
 //! | [`difference`] | how far apart two are |
+//! | [`scales`] | scales by their powers of two |
+//! | [`report`] | all numbers that a report on one or two checkpoints shows |
 //!
 //! ```no_run
 //! use fp4_core::Format;
@@ -36,6 +38,8 @@ pub mod dequantize;
 pub mod difference;
 pub mod plan;
 pub mod quantize;
+pub mod report;
+pub mod scales;
 pub mod select;
 pub mod stream;
 

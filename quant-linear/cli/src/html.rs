@@ -1,0 +1,162 @@
+//! `fp4 report`: one page about a checkpoint, or about two, to be looked at.
+//!
+//! ```text
+//! read    the numbers, tile by tile                                    (quant_linear::model::report)
+//! write   the page of web/dist, made by web/build.mjs, with the numbers in its place for them
+//! ```
+//!
+//! The page is one file that asks no network for anything; its policy admits the script and the
+//! styles that it was built with, by their hashes, and nothing else. The numbers are a JSON block
+//! in which `<`, `>`, `&` and every hidden character are escapes, so that no name in it can end the
+//! block; the script shows names as text.
+
+use std::io::{BufWriter, Write};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::{Context, Result, bail};
+use fp4_core::ScaleType;
+use indicatif::ProgressBar;
+use quant_linear::atomic::NewFile;
+use quant_linear::checkpoint::Checkpoint;
+use quant_linear::model::report::{Event, Report};
+use quant_linear::text;
+use serde::Serialize;
+
+use crate::{args, interrupt, output, progress, report};
+
+/// The page without numbers.
+const PAGE: &str = include_str!("../web/dist/report.html");
+
+/// Where they go.
+const PLACE: &str = "@fp4-report@";
+
+/// Arguments of `fp4 report`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// The checkpoint to report on; with B the reference, dense or quantized. A .safetensors file,
+    /// or a folder.
+    a: PathBuf,
+    /// The checkpoint to measure against A.
+    b: Option<PathBuf>,
+    /// The page to write, a single HTML file.
+    #[arg(short, long, required_unless_present = "json")]
+    output: Option<PathBuf>,
+    /// Replace the page if it exists.
+    #[arg(long)]
+    force: bool,
+    /// What scale bytes stored as U8 are.
+    #[arg(long, value_parser = args::scale_types())]
+    scale_type: Option<ScaleType>,
+    /// Print the numbers as one JSON object, and no progress; the page is optional then.
+    #[arg(long)]
+    json: bool,
+}
+
+/// The numbers as the page and `--json` have them.
+#[derive(Serialize)]
+struct Numbers<'a> {
+    command: &'static str,
+    fp4_version: &'static str,
+    #[serde(flatten)]
+    report: &'a Report,
+}
+
+/// Runs the command.
+///
+/// # Errors
+/// Bad input, something that could not be reported on, or an I/O error.
+pub(crate) fn run(args: &Args) -> Result<ExitCode> {
+    let a = Checkpoint::open(&args.a)?;
+    let b = args.b.as_deref().map(Checkpoint::open).transpose()?;
+    if let Some(output) = &args.output {
+        interrupt::clean_up()?;
+        for checkpoint in [Some(&a), b.as_ref()].into_iter().flatten() {
+            check(checkpoint, output, args.force)?;
+        }
+    }
+    let mut bar = ProgressBar::hidden();
+    let report = Report::new(&a, b.as_ref(), &args::load_options(args.scale_type), &mut |event| {
+        match event {
+            Event::Work(bytes) => bar = progress::bar(bytes, args.json),
+            Event::Working(name) => progress::show(&bar, name),
+            Event::Bytes(bytes) => bar.inc(bytes),
+        }
+    })?;
+    bar.finish_and_clear();
+    let numbers =
+        Numbers { command: "report", fp4_version: env!("CARGO_PKG_VERSION"), report: &report };
+    if let Some(output) = &args.output {
+        write(output, &numbers, args.force)?;
+    }
+    match &args.output {
+        _ if args.json => report::print_json(&numbers)?,
+        Some(output) => report::print(|page| page.line(format_args!("{}", said(output, &report))))?,
+        None => {}
+    }
+    match report.problems.first.first() {
+        None => Ok(ExitCode::SUCCESS),
+        Some(problem) => {
+            let count = report::count(report.problems.count(), "problem");
+            bail!("{count}, and the report is on the rest: {problem}")
+        }
+    }
+}
+
+/// Checks that the page takes the place of no file that it is about.
+fn check(checkpoint: &Checkpoint, output: &Path, force: bool) -> Result<()> {
+    if !checkpoint.is_folder() {
+        return output::check(checkpoint.path(), &[], output, force);
+    }
+    let mut files = checkpoint.files().iter().map(|(name, _)| checkpoint.path().join(name));
+    files.try_for_each(|file| output::check(&file, &[], output, force))
+}
+
+/// Writes the page, whole or not at all.
+fn write(output: &Path, numbers: &Numbers<'_>, force: bool) -> Result<()> {
+    let (before, after) = PAGE.split_once(PLACE).context("the page has no place for numbers")?;
+    let new = NewFile::create(output)?;
+    let mut file = BufWriter::new(new.file());
+    file.write_all(before.as_bytes())
+        .and_then(|()| report::write_html_json(&mut file, numbers))
+        .and_then(|()| file.write_all(after.as_bytes()))
+        .and_then(|()| file.flush())
+        .with_context(|| output::writing(output))?;
+    drop(file);
+    match new.commit(force) {
+        Ok(()) => Ok(()),
+        Err(error) => Err(output::told(error, PAGE.len() as u64)?),
+    }
+}
+
+/// What was written, in a line.
+fn said(output: &Path, report: &Report) -> String {
+    let layers = report::count(report.totals.layers as usize, "quantized layer");
+    let error = report.totals.error.map(|e| format!(", {} dB", report::decibels(e.sqnr_db)));
+    let left_out = match report.rows_left_out {
+        0 => String::new(),
+        n => format!("; {} not shown one by one", report::count(n, "row")),
+    };
+    let (path, error) = (text::path(output), error.unwrap_or_default());
+    format!("{path}: {layers}{error}{left_out}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_page_has_one_place_for_numbers_and_admits_nothing_from_outside() {
+        assert_eq!(PAGE.matches(PLACE).count(), 1);
+        let policy = PAGE.split_once("Content-Security-Policy").unwrap().1;
+        let policy = policy.split_once('>').unwrap().0;
+        assert!(policy.contains("default-src 'none'; script-src 'sha256-"), "{policy}");
+        assert!(!policy.contains("unsafe") && !policy.contains("http"), "{policy}");
+        for outside in [" src=", "<link", "@import", "url("] {
+            assert!(!PAGE.contains(outside), "{outside}");
+        }
+        assert_eq!(PAGE.matches("<script").count(), 2);
+        assert_eq!(PAGE.matches("</script").count(), 2);
+        assert!(PAGE.contains("Permission is hereby granted"), "the licence of the library");
+    }
+}

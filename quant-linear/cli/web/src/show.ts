@@ -1,0 +1,39 @@
+// The report as elements of a page: what a page of another kind would call.
+
+import { redrawAll } from "./chart";
+import { Choice } from "./choice";
+import { type Report, isLayer } from "./data";
+import { detail } from "./detail";
+import { element } from "./dom";
+import { byLayer } from "./layers";
+import { rows } from "./rows";
+import { cards, formats, heading, missing, problems, sizes } from "./summary";
+import { worst } from "./worst";
+
+/** Shows a report in `place`, over what is there. */
+export function show(report: Report, place: HTMLElement): void {
+  const choice = new Choice();
+  const layers = report.rows.filter(isLayer);
+  const compared = layers.some((layer) => layer.error !== null);
+  const parts: (HTMLElement | null)[] = [heading(report), problems(report), cards(report)];
+  // In the page first: charts ask for the width that they have.
+  place.replaceChildren(...parts.filter((part) => part !== null));
+  const add = (part: HTMLElement | null) => part && place.append(part);
+  if (layers.length > 0) {
+    add(element("section", { class: "wide" }, byLayer(layers, compared, choice)));
+    add(detail(report, choice));
+  }
+  if (report.rows.length > 0) add(rows(report, choice));
+  if (compared) add(worst(report, layers, choice));
+  add(formats(report));
+  add(sizes(report));
+  add(missing(report));
+  add(element("footer", { class: "dim" }, `Written by fp4 ${report.fp4_version}.`));
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", redrawAll);
+}
+
+/** Shows in `place` why there is no report. */
+export function complain(why: unknown, place: HTMLElement): void {
+  const text = why instanceof Error ? why.message : String(why);
+  place.replaceChildren(element("p", { role: "alert", class: "problems" }, `This report cannot be shown: ${text}`));
+}
