@@ -76,13 +76,17 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
         }
     }
     let mut bar = ProgressBar::hidden();
-    let report = Report::new(&a, b.as_ref(), &args::load_options(args.scale_type), &mut |event| {
-        match event {
-            Event::Work(bytes) => bar = progress::bar(bytes, args.json),
-            Event::Working(name) => progress::show(&bar, name),
-            Event::Bytes(bytes) => bar.inc(bytes),
-        }
-    })?;
+    let report =
+        Report::new(
+            &a,
+            b.as_ref(),
+            &args::load_options(args.scale_type),
+            &mut |event| match event {
+                Event::Work(bytes) => bar = progress::bar(bytes, args.json),
+                Event::Working(name) => progress::show(&bar, name),
+                Event::Bytes(bytes) => bar.inc(bytes),
+            },
+        )?;
     bar.finish_and_clear();
     let numbers =
         Numbers { command: "report", fp4_version: env!("CARGO_PKG_VERSION"), report: &report };

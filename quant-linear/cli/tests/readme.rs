@@ -16,10 +16,11 @@ fn every_command_of_the_readme_succeeds_in_its_order() {
     write(&folder.at("model.safetensors"), &model);
     let commands: Vec<_> =
         include_str!("../README.md").lines().filter_map(|line| line.strip_prefix("fp4 ")).collect();
-    assert_eq!(commands.len(), 4, "{commands:?}");
+    assert_eq!(commands.len(), 5, "{commands:?}");
     for command in commands {
         let args: Vec<_> = command.split(' ').collect();
         fp4(&args).current_dir(folder.path()).assert().success();
     }
+    assert!(folder.at("report.html").is_file());
     assert!(read(&folder.at("model-fp4.safetensors")).contains_key("a.e2m1"));
 }

@@ -15,6 +15,8 @@ interface Histogram {
   axis: string;
   position: (x: number) => string;
   everyPosition?: boolean;
+  /** Lay what is above all but one in a thousand into one bar? */
+  folds?: boolean;
   all: Pair[];
   of: (layer: Layer) => Pair[];
 }
@@ -36,7 +38,7 @@ function histograms(report: Report): Histogram[] {
     },
     {
       title: "Scale exponents",
-      about: "The power of two below each group's scale, as stored; zeros and NaN left out.",
+      about: "The power of two below each group's scale, as stored; zero groups, zero scales and NaN left out.",
       axis: "power of two",
       position: power,
       all: counts.exponents,
@@ -54,9 +56,10 @@ function histograms(report: Report): Histogram[] {
   if (groups !== null) {
     list.push({
       title: "SQNR of groups",
-      about: "Groups by their own signal to noise ratio; exact ones left out. A group at 0 dB or below is lost.",
+      about: "Groups by their own signal to noise ratio; exact ones left out, and the highest in one bar. A group at 0 dB or below is lost.",
       axis: "dB",
       position: String,
+      folds: true,
       all: groups.histogram,
       of: (layer) => layer.groups?.histogram ?? [],
     });
@@ -75,12 +78,13 @@ export function detail(report: Report, choice: Choice): HTMLElement {
 }
 
 function figure(histogram: Histogram, choice: Choice): HTMLElement {
+  const top = histogram.folds ? highest(histogram.all) : Infinity;
   const plan = (series: Series[]): Plan => ({
     title: histogram.title,
     about: histogram.about,
     series,
     axes: { x: histogram.axis, y: "share" },
-    position: histogram.position,
+    position: (x) => (x === top ? "≥ " : "") + histogram.position(x),
     value: percent,
     fromZero: true,
     ...(histogram.everyPosition ? { everyPosition: true } : {}),
@@ -90,11 +94,25 @@ function figure(histogram: Histogram, choice: Choice): HTMLElement {
   const chart = new Chart(plan([all]));
   choice.follow((layer) => {
     const lists = [histogram.all, ...(layer === null ? [] : [histogram.of(layer)])];
-    const shown = aligned(lists);
+    const shown = aligned(lists.map((list) => folded(list, top)));
     const series = layer === null ? [all] : [all, chosen];
     chart.show(shown, `${shown.x.length} positions`, plan(series));
   });
   return chart.figure;
+}
+
+/** The position that one value in a thousand is above. */
+function highest(list: Pair[]): number {
+  let left = total(list) / 1000;
+  const found = list.findLast(([, n]) => (left -= n) < 0);
+  return found?.[0] ?? Infinity;
+}
+
+/** All that is above `top` at `top`. */
+function folded(list: Pair[], top: number): Pair[] {
+  const above = list.filter(([at]) => at >= top);
+  if (above.length === 0) return list;
+  return [...list.filter(([at]) => at < top), [top, total(above)]];
 }
 
 /** Histograms on one axis without holes, as shares in per cent. */

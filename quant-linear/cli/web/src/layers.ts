@@ -59,7 +59,7 @@ const MEASURES: Measure[] = [
   },
   {
     name: "scale exponents",
-    about: "The smallest and the largest power of two among each layer's scales; zeros and NaN left out.",
+    about: "The smallest and the largest power of two among each layer's scales; zero groups, zero scales and NaN left out.",
     axis: "exponent",
     series: [
       [line("largest"), (l) => largest(l.counts.exponents)],

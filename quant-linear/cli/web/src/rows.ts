@@ -196,7 +196,7 @@ function sorting(all: Row[], head: HTMLElement, done: (rows: Row[]) => void) {
       const keys: Keys = new Map(all.map((row, i) => [row, key === null ? i : key(row)]));
       done([...all].sort(compare(keys, down)));
     });
-    const cell = element("th", { scope: "col", class: numeric ? "number" : "text" }, press);
+    const cell = element("th", { scope: "col", class: numeric ? "number" : key === null ? "text name" : "text" }, press);
     if (about !== null) cell.title = about;
     if (key === null) cell.setAttribute("aria-sort", "ascending");
     head.append(cell);

@@ -1,8 +1,10 @@
 //! What the bytes of quantized layers hold: codes, scales, zero groups, spreads.
 //!
-//! The spread of a row is how many powers of two lie between its largest and its smallest scale. As
-//! for the kernels, which choose their path by it, groups whose codes are all zero and scales that
-//! are zero or NaN do not count; a row without any other group has no spread.
+//! What the scale byte of a group of zero codes is says who wrote the file and nothing of the weight
+//! (0x00, 0x38, 0x7E ...), so such groups are left out of the exponents and of the spreads. The
+//! spread of a row is how many powers of two lie between its largest and its smallest scale. As for
+//! the kernels, which choose their path by it, scales that are zero or NaN do not count either; a
+//! row without any other group has no spread.
 
 use std::collections::BTreeMap;
 
@@ -26,9 +28,17 @@ pub struct Counts {
     pub saturated: u64,
     /// How often each code occurs.
     pub codes: [u64; 16],
-    /// The scales by the power of two below each.
-    #[serde(flatten, serialize_with = "scales")]
-    pub scales: Histogram,
+    /// Scales that are NaN.
+    pub nan_scales: u64,
+    /// Scales that are zero.
+    pub zero_scales: u64,
+    /// Scales that are subnormal.
+    pub subnormal_scales: u64,
+    /// Scales with the sign bit.
+    pub negative_scales: u64,
+    /// The scales that count, those of zero groups left out, by the power of two below each.
+    #[serde(serialize_with = "pairs")]
+    pub exponents: BTreeMap<i32, u64>,
     /// How many rows have this spread.
     #[serde(serialize_with = "pairs")]
     pub spreads: BTreeMap<u32, u64>,
@@ -42,10 +52,12 @@ impl Counts {
         self.zero_groups += other.zero_groups;
         self.saturated += other.saturated;
         self.codes.iter_mut().zip(other.codes).for_each(|(n, more)| *n += more);
-        self.scales.merge(&other.scales);
-        for (spread, rows) in &other.spreads {
-            *self.spreads.entry(*spread).or_default() += rows;
-        }
+        self.nan_scales += other.nan_scales;
+        self.zero_scales += other.zero_scales;
+        self.subnormal_scales += other.subnormal_scales;
+        self.negative_scales += other.negative_scales;
+        add(&mut self.exponents, &other.exponents);
+        add(&mut self.spreads, &other.spreads);
     }
 }
 
@@ -56,6 +68,7 @@ pub(super) struct Counter {
     codes: [u64; 256],
     scales: [u64; 256],
     zero_groups: u64,
+    exponents: BTreeMap<i32, u64>,
     spreads: BTreeMap<u32, u64>,
     /// The row that the last group was in, and its smallest and largest exponent.
     row: usize,
@@ -64,8 +77,16 @@ pub(super) struct Counter {
 
 impl Counter {
     pub(super) fn new(shape: PackedShape) -> Self {
-        let (codes, scales) = ([0; 256], [0; 256]);
-        Counter { shape, codes, scales, zero_groups: 0, spreads: [].into(), row: 0, range: None }
+        Counter {
+            shape,
+            codes: [0; 256],
+            scales: [0; 256],
+            zero_groups: 0,
+            exponents: BTreeMap::new(),
+            spreads: BTreeMap::new(),
+            row: 0,
+            range: None,
+        }
     }
 
     /// Counts a tile; tiles come in row-major order.
@@ -84,6 +105,7 @@ impl Counter {
                 if zero_groups(codes, group) == 1 {
                     self.zero_groups += 1;
                 } else if let Some(e) = exponent(ty, scale) {
+                    *self.exponents.entry(e).or_default() += 1;
                     let (low, high) = self.range.unwrap_or((e, e));
                     self.range = Some((low.min(e), high.max(e)));
                 }
@@ -104,13 +126,18 @@ impl Counter {
             codes[byte & 0xF] += n;
             codes[byte >> 4] += n;
         }
+        let scales = Histogram::new(self.shape.scale_type(), &self.scales);
         Counts {
             weights: codes.iter().sum(),
-            groups: self.scales.iter().sum(),
+            groups: scales.total,
             zero_groups: self.zero_groups,
             saturated: codes[0x7] + codes[0xF],
             codes,
-            scales: Histogram::new(self.shape.scale_type(), &self.scales),
+            nan_scales: scales.nan,
+            zero_scales: scales.zero,
+            subnormal_scales: scales.subnormal,
+            negative_scales: scales.negative,
+            exponents: self.exponents,
             spreads: self.spreads,
         }
     }
@@ -124,24 +151,9 @@ pub(super) fn pairs<K: Serialize, S: Serializer>(
     serializer.collect_seq(map)
 }
 
-/// The scales beside the other counts.
-fn scales<S: Serializer>(histogram: &Histogram, serializer: S) -> Result<S::Ok, S::Error> {
-    #[derive(Serialize)]
-    struct Scales<'a> {
-        nan_scales: u64,
-        zero_scales: u64,
-        subnormal_scales: u64,
-        negative_scales: u64,
-        #[serde(serialize_with = "pairs")]
-        exponents: &'a BTreeMap<i32, u64>,
+/// Adds the counts of another map.
+pub(super) fn add<K: Ord + Copy>(map: &mut BTreeMap<K, u64>, other: &BTreeMap<K, u64>) {
+    for (key, n) in other {
+        *map.entry(*key).or_default() += n;
     }
-    let Histogram { exponents, total: _, nan, zero, subnormal, negative } = histogram;
-    Scales {
-        nan_scales: *nan,
-        zero_scales: *zero,
-        subnormal_scales: *subnormal,
-        negative_scales: *negative,
-        exponents,
-    }
-    .serialize(serializer)
 }

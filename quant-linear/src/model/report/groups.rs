@@ -22,6 +22,7 @@ use serde::{Serialize, Serializer};
 
 use crate::checkpoint::tiles::Tile;
 use crate::model::difference::{Difference, Kind};
+use crate::model::report::counts::{add, pairs};
 
 /// Bins of one dB.
 const BINS: f64 = 4.0;
@@ -167,9 +168,7 @@ impl Groups {
         self.infinite += other.infinite;
         self.not_finite += other.not_finite;
         self.finite += other.finite;
-        for (bin, n) in &other.histogram {
-            *self.histogram.entry(*bin).or_default() += n;
-        }
+        add(&mut self.histogram, &other.histogram);
         if let Some(theirs) = other.quantiles {
             let mut ours = self.quantiles.unwrap_or(Quantiles::ABOVE_ALL);
             ours.min = ours.min.min(theirs.min);
@@ -262,5 +261,5 @@ fn whole_db<S: Serializer>(
         let db = bin.div_euclid(BINS as i32).clamp(SHOWN_DB.0, SHOWN_DB.1);
         *whole.entry(db).or_default() += n;
     }
-    serializer.collect_seq(whole)
+    pairs(&whole, serializer)
 }

@@ -38,8 +38,8 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 
-use crate::checkpoint::tiles::{DEFAULT_BLOCK_BYTES, tiles};
 use crate::checkpoint::Checkpoint;
+use crate::checkpoint::tiles::{DEFAULT_BLOCK_BYTES, tiles};
 use crate::error::Error;
 use crate::layer::state::{LoadOptions, join};
 use crate::layout::{Layer, Layers};

@@ -54,7 +54,7 @@ impl Source {
             } else if state::float_type(info.dtype).is_none() {
                 4
             } else {
-                if info.shape.len() >= 2 { 2 } else { 3 }
+                2 + usize::from(info.shape.len() < 2)
             };
             classes[class].tensors += 1;
             classes[class].bytes += byte_len(info) as u64;
