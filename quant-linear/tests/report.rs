@@ -6,7 +6,7 @@ use std::path::Path;
 use fp4_core::ScaleType;
 use quant_linear::LoadOptions;
 use quant_linear::checkpoint::Checkpoint;
-use quant_linear::model::report::{Group, MAX_NAMES, MAX_ROWS, NAME_CHARS, Report, Row};
+use quant_linear::model::report::{Group, MAX_NAMES, MAX_ROWS, NAME_CHARS, PROBLEM_CHARS, Report, Row};
 use safetensors::Dtype;
 use safetensors::tensor::TensorView;
 
@@ -337,13 +337,23 @@ fn a_report_is_bounded_and_its_totals_are_over_all() {
         let name = format!("l.{i}.{long}\u{1b}.end");
         // Seven layers are exact: those are left out.
         let exact = (100..107).contains(&i);
-        let off = |v: &f32| if exact { *v } else { v + 0.01 };
+        let off = |v: &f32| match exact {
+            true => *v,
+            false => {
+                if v.is_nan() {
+                    1.0
+                } else {
+                    v + 0.01
+                }
+            }
+        };
         let reference: Vec<f32> = packed.values().iter().map(off).collect();
         dense.push(f32s(&format!("{name}.weight"), &[1, 32], &reference));
         quantized.extend(packed.tensors(&name));
     }
     for i in 0..MAX_NAMES + 3 {
-        dense.push(f32s(&format!("only.{i}"), &[1], &[0.0]));
+        dense.push(f32s(&format!("only.{long}.{i}"), &[1], &[0.0]));
+        quantized.push(f32s(&format!("bad.{long}.{i}.scale_quant"), &[1], &[0.0]));
     }
     let a = write(&folder.path().join("a.safetensors"), &dense);
     let b = write(&folder.path().join("b.safetensors"), &quantized);
@@ -357,6 +367,9 @@ fn a_report_is_bounded_and_its_totals_are_over_all() {
     assert!(positions.is_sorted(), "in the order of the model");
     assert!(report.rows.iter().all(|row| row.name.chars().count() <= NAME_CHARS));
     assert!(report.rows[0].name.ends_with(r"xx\u{1b}.end"), "{}", report.rows[0].name);
+    let all = report.only_in_a.first.iter().chain(&report.problems.first);
+    assert!(all.clone().count() > MAX_NAMES);
+    assert!(all.clone().all(|text| text.chars().count() <= PROBLEM_CHARS));
     assert_eq!((report.only_in_a.first.len(), report.only_in_a.left_out), (MAX_NAMES, 3));
     assert_eq!(report.worst_groups.by_sqnr.len(), 50);
 }

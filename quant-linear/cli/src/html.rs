@@ -72,8 +72,9 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     if let Some(output) = &args.output {
         interrupt::clean_up()?;
         for checkpoint in [Some(&a), b.as_ref()].into_iter().flatten() {
-            check(checkpoint, output, args.force)?;
+            check(checkpoint, output)?;
         }
+        output::check(&args.a, &[], output, args.force)?;
     }
     let mut bar = ProgressBar::hidden();
     let report =
@@ -108,12 +109,12 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
 }
 
 /// Checks that the page takes the place of no file that it is about.
-fn check(checkpoint: &Checkpoint, output: &Path, force: bool) -> Result<()> {
+fn check(checkpoint: &Checkpoint, output: &Path) -> Result<()> {
     if !checkpoint.is_folder() {
-        return output::check(checkpoint.path(), &[], output, force);
+        return output::check(checkpoint.path(), &[], output, true);
     }
     let mut files = checkpoint.files().iter().map(|(name, _)| checkpoint.path().join(name));
-    files.try_for_each(|file| output::check(&file, &[], output, force))
+    files.try_for_each(|file| output::check(&file, &[], output, true))
 }
 
 /// Writes the page, whole or not at all.

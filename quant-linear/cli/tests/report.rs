@@ -117,6 +117,7 @@ fn a_page_of_thousands_of_layers_with_long_names_is_bounded() {
         let scales: Vec<u8> = (0..4u32).map(|g| ((i * 4 + g) * 37 % 255) as u8).collect();
         tensors.push((format!("{long}{i}.e2m1"), Dtype::U8, vec![1, 64], vec![0x2A; 64]));
         tensors.push((format!("{long}{i}.scale_quant"), Dtype::F8_E8M0, vec![1, 4], scales));
+        tensors.push(f32s(&format!("{long}{i}.weight_global_scale"), &[], &[1.0]));
     }
     write(&folder.at("a.safetensors"), &tensors);
     let [a, page] = ["a.safetensors", "page.html"].map(|name| folder.arg(name));

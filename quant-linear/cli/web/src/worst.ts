@@ -39,7 +39,7 @@ export function worst(report: Report, layers: Layer[], choice: Choice): HTMLElem
       const of = layer ?? named.get(group.layer ?? "");
       return [
         ...(layer === null ? [name(group, of, choice)] : []),
-        count(group.row),
+        rowOf(group, of),
         columnsOf(group, of),
         group.not_finite > 0 ? "not finite" : decibels(group.sqnr_db),
         number(group.error),
@@ -66,6 +66,13 @@ export function worst(report: Report, layers: Layer[], choice: Choice): HTMLElem
 function name(group: Group, layer: Layer | undefined, choice: Choice): Child {
   const text = group.layer ?? "";
   return layer === undefined ? text : button(text, null, () => choice.choose(layer));
+}
+
+/** The row of a group; of several experts, the expert and its row. */
+function rowOf(group: Group, layer: Layer | undefined): string {
+  const [experts, rows] = layer?.shape ?? [];
+  if (layer?.shape.length !== 3 || !experts || !rows) return count(group.row);
+  return `${Math.floor(group.row / rows)}: ${count(group.row % rows)}`;
 }
 
 /** The columns of a group, `32–47`; its number where its layer is not in the page. */

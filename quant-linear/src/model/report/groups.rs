@@ -36,7 +36,7 @@ pub struct Group {
     /// The layer's prefix, in a list over many layers.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub layer: Option<String>,
-    /// Its row.
+    /// Its row; those of all experts are one after the other.
     pub row: usize,
     /// Its position in the row.
     pub group: usize,

@@ -6,7 +6,7 @@ use crate::checkpoint::tiles::Tile;
 use crate::checkpoint::{Checkpoint, Tensor};
 use crate::error::Error;
 use crate::layer::{StoredTransform, state};
-use crate::layout::Layer;
+use crate::layout::{Decoder, Layer};
 use crate::model::compare::{Incomparable, Item, Side, same_transform, transformed};
 use crate::model::dense;
 
@@ -20,7 +20,7 @@ enum Values<'a> {
     /// Dense values, to be transformed as the layer's weight was.
     Dense(&'a Tensor, FloatType, Option<StoredTransform>),
     /// What another layer is worth.
-    Layer(&'a Layer),
+    Layer(&'a Layer, Decoder),
 }
 
 impl<'a> Reference<'a> {
@@ -30,7 +30,7 @@ impl<'a> Reference<'a> {
         layer_from: &Checkpoint,
         layer: &Layer,
     ) -> Result<Result<Self, Incomparable>, Error> {
-        let (from, shape) = (side.from, [layer.shape.rows(), layer.shape.k()]);
+        let (from, shape) = (side.from, layer.dense_shape());
         let values = match side.item {
             Item::Dense(tensor) => {
                 let info = &tensor.info;
@@ -43,14 +43,14 @@ impl<'a> Reference<'a> {
                 Values::Dense(tensor, float_type, layer.stored_transform(layer_from)?)
             }
             Item::Layer(other) => {
-                let other_shape = [other.shape.rows(), other.shape.k()];
+                let other_shape = other.dense_shape();
                 if other_shape != shape {
                     return Ok(Err(Incomparable::LayerShapes(other_shape, shape)));
                 }
                 if !same_transform(from, other, layer_from, layer)? {
                     return Ok(Err(Incomparable::Transforms));
                 }
-                Values::Layer(other)
+                Values::Layer(other, other.decoder())
             }
         };
         Ok(Ok(Reference { from, values }))
@@ -64,10 +64,9 @@ impl<'a> Reference<'a> {
                 let transform = transform.as_ref().map(StoredTransform::view).transpose()?;
                 transformed(values, tile, transform.as_ref())
             }
-            Values::Layer(layer) => {
+            Values::Layer(layer, decoder) => {
                 let packed = layer.packed(self.from, tile)?;
-                let scale = layer.scalars.weight_global_scale;
-                Ok(FloatVec::F32(dense::dequantized(packed.view(), scale)?))
+                Ok(FloatVec::F32(decoder.values(&packed, tile)))
             }
         }
     }
