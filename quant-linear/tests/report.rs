@@ -6,7 +6,9 @@ use std::path::Path;
 use fp4_core::ScaleType;
 use quant_linear::LoadOptions;
 use quant_linear::checkpoint::Checkpoint;
-use quant_linear::model::report::{Group, MAX_NAMES, MAX_ROWS, NAME_CHARS, PROBLEM_CHARS, Report, Row};
+use quant_linear::model::report::{
+    Group, MAX_NAMES, MAX_ROWS, NAME_CHARS, PROBLEM_CHARS, Report, Row,
+};
 use safetensors::Dtype;
 use safetensors::tensor::TensorView;
 

@@ -13,7 +13,8 @@ use crate::model::report::counts::Counter;
 use crate::model::report::groups::{Measure, Worst};
 use crate::model::report::reference::Reference;
 use crate::model::report::{
-    Event, Figures, MAX_ROWS, NAME_CHARS, Names, PROBLEM_CHARS, Report, Row, Source, Totals, VERSION, WORST, natural, shown,
+    Event, Figures, MAX_ROWS, NAME_CHARS, Names, PROBLEM_CHARS, Report, Row, Source, Totals,
+    VERSION, WORST, natural, shown,
 };
 
 /// What a checkpoint holds: layers under the name that their dense weight would have.
