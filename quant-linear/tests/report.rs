@@ -319,6 +319,7 @@ fn a_layer_against_another_is_measured_against_the_first() {
     let folder = tempfile::tempdir().unwrap();
     let x = Packed::random(4, 64, ScaleType::E8M0, 7);
     let mut y = x.clone();
+    y.global_scale = 0.3;
     y.codes.iter_mut().step_by(3).for_each(|byte| *byte ^= 1);
     let a = write(&folder.path().join("a.safetensors"), &x.tensors("x"));
     let b = write(&folder.path().join("b.safetensors"), &y.tensors("x"));
