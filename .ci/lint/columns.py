@@ -9,7 +9,7 @@ import sys
 
 LIMIT = 100
 COMMENT = {".rs": "//", ".py": "#", ".sh": "#", ".toml": "#", ".cu": "//", ".cuh": "//", ".cpp": "//",
-           ".hpp": "//", ".mjs": "//"}
+           ".hpp": "//", ".mjs": "//", ".ts": "//"}
 root = pathlib.Path(__file__).resolve().parents[2]
 listed = subprocess.run(["git", "-C", root, "ls-files"], capture_output=True, text=True, check=True)
 faults, lines = [], 0

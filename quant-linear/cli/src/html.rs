@@ -10,6 +10,7 @@
 //! in which `<`, `>`, `&` and every hidden character are escapes, so that no name in it can end the
 //! block; the script shows names as text.
 
+use std::fs::File;
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -17,7 +18,7 @@ use std::process::ExitCode;
 use anyhow::{Context, Result, bail};
 use fp4_core::ScaleType;
 use indicatif::ProgressBar;
-use quant_linear::atomic::NewFile;
+use quant_linear::atomic::{Kind, New};
 use quant_linear::checkpoint::Checkpoint;
 use quant_linear::model::report::{Event, Report};
 use quant_linear::text;
@@ -34,8 +35,8 @@ const PLACE: &str = "@fp4-report@";
 /// Arguments of `fp4 report`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// The checkpoint to report on; with B the reference, dense or quantized. A .safetensors file,
-    /// or a folder.
+    /// The checkpoint to report on; with B the reference, dense or quantized. A .safetensors or
+    /// .gguf file, or a folder.
     a: PathBuf,
     /// The checkpoint to measure against A.
     b: Option<PathBuf>,
@@ -120,17 +121,23 @@ fn check(checkpoint: &Checkpoint, output: &Path) -> Result<()> {
 /// Writes the page, whole or not at all.
 fn write(output: &Path, numbers: &Numbers<'_>, force: bool) -> Result<()> {
     let (before, after) = PAGE.split_once(PLACE).context("the page has no place for numbers")?;
-    let new = NewFile::create(output)?;
-    let mut file = BufWriter::new(new.file());
-    file.write_all(before.as_bytes())
-        .and_then(|()| report::write_html_json(&mut file, numbers))
-        .and_then(|()| file.write_all(after.as_bytes()))
-        .and_then(|()| file.flush())
-        .with_context(|| output::writing(output))?;
-    drop(file);
-    match new.commit(force) {
+    let fill = |place: &Path| {
+        let mut file = BufWriter::new(File::create_new(place)?);
+        file.write_all(before.as_bytes())?;
+        report::write_html_json(&mut file, numbers)?;
+        file.write_all(after.as_bytes())?;
+        file.flush()
+    };
+    let written = New::begin(Kind::File, output).and_then(|new| {
+        fill(new.building()).map_err(|source| {
+            let path = output.to_path_buf();
+            quant_linear::Error::Io { action: "writing", path, source }
+        })?;
+        new.commit(force)
+    });
+    match written {
         Ok(()) => Ok(()),
-        Err(error) => Err(output::told(error, PAGE.len() as u64)?),
+        Err(error) => Err(output::told(error, PAGE.len() as u64, false)?),
     }
 }
 

@@ -199,7 +199,7 @@ impl Report {
             return Ok(());
         }
         let types = [a, b].map(|side| match side.item {
-            Item::Dense(tensor) => tensor.info.dtype.to_string(),
+            Item::Dense(tensor) => tensor.type_name(),
             Item::Layer(_) => String::new(),
         });
         self.rows.push(Row {
