@@ -19,6 +19,7 @@ use quant_linear::checkpoint::tiles::{DEFAULT_BLOCK_BYTES, tiles};
 use quant_linear::checkpoint::{Checkpoint, TensorFile, byte_len, gguf};
 use quant_linear::layout::{Layer, Layers};
 use quant_linear::model::quantize::zero_groups;
+use quant_linear::model::scales::Histogram;
 
 use crate::args;
 use crate::report::{Page, Stream};
@@ -38,23 +39,12 @@ pub(crate) struct Args {
 }
 
 /// What the bytes of a layer hold.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 struct Counts {
-    /// How often each scale byte occurs.
-    bytes: BTreeMap<u8, u64>,
+    /// Its scales.
+    scales: Histogram,
     /// Groups whose codes are all zero.
     zero_groups: u64,
-}
-
-/// A histogram of scales by the power of two below each.
-#[derive(Debug, Clone, Default)]
-struct Histogram {
-    exponents: BTreeMap<i32, u64>,
-    total: u64,
-    nan: u64,
-    zero: u64,
-    subnormal: u64,
-    negative: u64,
 }
 
 /// Runs the command.
@@ -88,95 +78,54 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
 }
 
 fn count(checkpoint: &Checkpoint, layer: &Layer) -> Result<Counts> {
-    let (shape, mut counts, mut bytes) = (layer.shape, Counts::default(), [0u64; 256]);
+    let (shape, mut zeros, mut bytes) = (layer.shape, 0, [0u64; 256]);
     // Codes are half a byte; one byte an element keeps the tiles below the limit.
     for tile in tiles(shape.rows(), shape.k(), 1, DEFAULT_BLOCK_BYTES) {
         let packed = layer.packed(checkpoint, &tile)?;
         for &scale in packed.scales() {
             bytes[usize::from(scale)] += 1;
         }
-        counts.zero_groups += zero_groups(packed.codes(), shape.group().get());
+        zeros += zero_groups(packed.codes(), shape.group().get());
     }
-    counts.bytes = (0..=255u8).zip(bytes).filter(|(_, n)| *n > 0).collect();
-    Ok(counts)
+    Ok(Counts { scales: Histogram::new(shape.scale_type(), &bytes), zero_groups: zeros })
 }
 
-impl Histogram {
-    fn new(scale_type: ScaleType, counts: &Counts) -> Self {
-        let mut h = Histogram::default();
-        for (&byte, &n) in &counts.bytes {
-            h.total += n;
-            let Some(parts) = scale_type.parts(byte) else {
-                h.nan += n;
-                continue;
-            };
-            let significand = parts.significand.unsigned_abs();
-            match significand.checked_ilog2() {
-                None => h.zero += n,
-                Some(log) => *h.exponents.entry(parts.exponent + log as i32).or_default() += n,
-            }
-            h.subnormal += if scale_type == ScaleType::E4M3 && (1..8).contains(&(byte & 0x7F)) {
-                n
-            } else {
-                0
-            };
-            // The sign bit, so that -0 counts too; e8m0 has none.
-            h.negative += if scale_type == ScaleType::E4M3 && byte & 0x80 != 0 { n } else { 0 };
-        }
-        h
-    }
+fn histogram_json(h: &Histogram) -> Value {
+    let exponents = h.exponents.iter();
+    let exponents = exponents.map(|(e, n)| json!({ "exponent": e, "count": n }));
+    json!({
+        "total": h.total,
+        "exponents": exponents.collect::<Vec<_>>(),
+        "nan": h.nan,
+        "zero": h.zero,
+        "subnormal": h.subnormal,
+        "negative": h.negative,
+    })
+}
 
-    fn merge(&mut self, other: &Histogram) {
-        for (e, n) in &other.exponents {
-            *self.exponents.entry(*e).or_default() += n;
-        }
-        self.total += other.total;
-        self.nan += other.nan;
-        self.zero += other.zero;
-        self.subnormal += other.subnormal;
-        self.negative += other.negative;
+/// `2^-9 to 2^3`.
+fn range(h: &Histogram) -> String {
+    match (h.exponents.keys().next(), h.exponents.keys().next_back()) {
+        (Some(low), Some(high)) => format!("2^{low} to 2^{high}"),
+        _ => "-".into(),
     }
+}
 
-    fn json(&self) -> Value {
-        let exponents = self.exponents.iter();
-        let exponents = exponents.map(|(e, n)| json!({ "exponent": e, "count": n }));
-        json!({
-            "total": self.total,
-            "exponents": exponents.collect::<Vec<_>>(),
-            "nan": self.nan,
-            "zero": self.zero,
-            "subnormal": self.subnormal,
-            "negative": self.negative,
+fn histogram_text(page: &mut Page<'_>, h: &Histogram, scale_type: ScaleType) -> io::Result<()> {
+    let most = h.exponents.values().max().copied().unwrap_or(1);
+    let e4m3 = format!(", {} zero, {} subnormal, {} negative", h.zero, h.subnormal, h.negative);
+    page.line(format_args!(
+        "{scale_type} scales by power of two ({} groups, {} NaN{}):",
+        h.total,
+        h.nan,
+        if scale_type == ScaleType::E4M3 { &e4m3 } else { "" }
+    ))?;
+    page.table([">scale", ">groups", "share"], || {
+        h.exponents.iter().rev().map(|(e, &n)| {
+            let bar = "#".repeat((40 * n).div_ceil(most) as usize);
+            [format!("2^{e}"), n.to_string(), bar]
         })
-    }
-
-    /// `2^-9 to 2^3`.
-    fn range(&self) -> String {
-        match (self.exponents.keys().next(), self.exponents.keys().next_back()) {
-            (Some(low), Some(high)) => format!("2^{low} to 2^{high}"),
-            _ => "-".into(),
-        }
-    }
-
-    fn text(&self, page: &mut Page<'_>, scale_type: ScaleType) -> io::Result<()> {
-        let most = self.exponents.values().max().copied().unwrap_or(1);
-        let e4m3 = format!(
-            ", {} zero, {} subnormal, {} negative",
-            self.zero, self.subnormal, self.negative
-        );
-        page.line(format_args!(
-            "{scale_type} scales by power of two ({} groups, {} NaN{}):",
-            self.total,
-            self.nan,
-            if scale_type == ScaleType::E4M3 { &e4m3 } else { "" }
-        ))?;
-        page.table([">scale", ">groups", "share"], || {
-            self.exponents.iter().rev().map(|(e, &n)| {
-                let bar = "#".repeat((40 * n).div_ceil(most) as usize);
-                [format!("2^{e}"), n.to_string(), bar]
-            })
-        })
-    }
+    })
 }
 
 fn optional(value: Option<f32>) -> String {
@@ -234,7 +183,6 @@ fn json(
     let described = Stream(|| {
         counted.iter().map(|(prefix, layer, counts)| {
             let (shape, scalars) = (layer.shape, &layer.scalars);
-            let histogram = Histogram::new(shape.scale_type(), counts);
             json!({
                 "name": prefix,
                 "prefix": prefix,
@@ -254,8 +202,8 @@ fn json(
                 "activation_scale_scale": scalars.activation_scale_scale,
                 "transform": transform(layer).1,
                 "zero_groups": counts.zero_groups,
-                "nan_scales": histogram.nan,
-                "scales": histogram.json(),
+                "nan_scales": counts.scales.nan,
+                "scales": histogram_json(&counts.scales),
             })
         })
     });
@@ -309,11 +257,11 @@ fn text(
         for (_, layer, counts) in counted {
             let ty = layer.shape.scale_type();
             let of_type = histograms.iter_mut().filter(|(t, _)| *t == ty);
-            of_type.for_each(|(_, h)| h.merge(&Histogram::new(ty, counts)));
+            of_type.for_each(|(_, h)| h.merge(&counts.scales));
         }
         for (ty, histogram) in histograms.iter().filter(|(_, h)| h.total > 0) {
             page.line(format_args!(""))?;
-            histogram.text(page, *ty)?;
+            histogram_text(page, histogram, *ty)?;
         }
     }
     page.line(format_args!(""))?;
@@ -343,7 +291,6 @@ fn layer_table(page: &mut Page<'_>, counted: &[(&str, &Layer, Counts)]) -> io::R
     page.table(columns, || {
         counted.iter().map(|(prefix, layer, counts)| {
             let (shape, scalars) = (layer.shape, &layer.scalars);
-            let histogram = Histogram::new(shape.scale_type(), counts);
             [
                 (*prefix).to_string(),
                 layer.layout.name().to_string(),
@@ -356,28 +303,10 @@ fn layer_table(page: &mut Page<'_>, counted: &[(&str, &Layer, Counts)]) -> io::R
                 optional(scalars.activation_global_scale),
                 optional(scalars.activation_scale_scale),
                 transform(layer).0,
-                histogram.range(),
-                histogram.nan.to_string(),
+                range(&counts.scales),
+                counts.scales.nan.to_string(),
                 counts.zero_groups.to_string(),
             ]
         })
     })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn scales_are_sorted_by_their_power_of_two() {
-        // e4m3: 1, 1.875, -1, 7 * 2^-9, +0, -0, NaN.
-        let bytes = [0x38, 0x3F, 0xB8, 0x07, 0x00, 0x80, 0x7F].map(|b| (b, 1)).into();
-        let h = Histogram::new(ScaleType::E4M3, &Counts { bytes, zero_groups: 0 });
-        assert_eq!(h.exponents, [(0, 3), (-7, 1)].into());
-        assert_eq!((h.total, h.nan, h.zero, h.subnormal, h.negative), (7, 1, 2, 1, 2));
-        let bytes = [0, 127, 254, 255].map(|b| (b, 2)).into();
-        let h = Histogram::new(ScaleType::E8M0, &Counts { bytes, zero_groups: 0 });
-        assert_eq!(h.exponents, [(-127, 2), (0, 2), (127, 2)].into());
-        assert_eq!((h.total, h.nan, h.zero, h.subnormal, h.negative), (8, 2, 0, 0, 0));
-    }
 }

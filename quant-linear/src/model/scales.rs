@@ -5,7 +5,8 @@
 //! e4m3   (significand) * 2^e, the significand an integer of 1..15  exponent e + floor(log2 of it)
 //! ```
 //!
-//! Worked example, e4m3: 0x38 is 1 = 8 * 2^-3, exponent 0; 0x07 is 7 * 2^-9, subnormal, exponent -7.
+//! Worked example, e4m3: 0x38 is 1 = 8 * 2^-3, exponent 0; 0x07 is 7 * 2^-9, a subnormal, exponent
+//! -7.
 
 use std::collections::BTreeMap;
 

@@ -1,5 +1,5 @@
-// Charts: uPlot with this page's colours, in a figure that says what it shows, with the same numbers
-// as a table for who cannot see it.
+// Charts: uPlot with this page's colours, in a figure that says what it shows, with the same
+// numbers as a table for who cannot see it.
 
 import uPlot from "uplot";
 import { type Child, type Column, element, table } from "./dom";

@@ -1,6 +1,6 @@
 //! What the bytes of quantized layers hold: codes, scales, zero groups, spreads.
 //!
-//! What the scale byte of a group of zero codes is says who wrote the file and nothing of the weight
+//! The scale byte of a group of zero codes says who wrote the file and nothing of the weight
 //! (0x00, 0x38, 0x7E ...), so such groups are left out of the exponents and of the spreads. The
 //! spread of a row is how many powers of two lie between its largest and its smallest scale. As for
 //! the kernels, which choose their path by it, scales that are zero or NaN do not count either; a

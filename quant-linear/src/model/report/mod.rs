@@ -11,8 +11,8 @@
 //!
 //! A report is bounded, whatever the checkpoints hold. Rows beyond [`MAX_ROWS`] and names beyond
 //! [`MAX_NAMES`] are left out and counted, and what is longer than [`NAME_CHARS`] or
-//! [`PROBLEM_CHARS`] loses its middle; totals are over all. It takes memory for one layer's tile at a time and a few kilobytes a layer. Names and
-//! paths in it are [printable](crate::text::printable).
+//! [`PROBLEM_CHARS`] loses its middle; totals are over all. It takes memory for one tile at a time
+//! and a few kilobytes a layer. Names and paths in it are [printable](crate::text::printable).
 //!
 //! As JSON, what has no number (NaN, an infinity) is `null`, and `error_kind` says which.
 //!
