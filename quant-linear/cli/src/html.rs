@@ -16,7 +16,6 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
-use fp4_core::ScaleType;
 use indicatif::ProgressBar;
 use quant_linear::atomic::{Kind, New};
 use quant_linear::checkpoint::Checkpoint;
@@ -46,9 +45,8 @@ pub(crate) struct Args {
     /// Replace the page if it exists.
     #[arg(long)]
     force: bool,
-    /// What scale bytes stored as U8 are.
-    #[arg(long, value_parser = args::scale_types())]
-    scale_type: Option<ScaleType>,
+    #[command(flatten)]
+    source: args::Source,
     /// Print the numbers as one JSON object, and no progress; the page is optional then.
     #[arg(long)]
     json: bool,
@@ -68,8 +66,8 @@ struct Numbers<'a> {
 /// # Errors
 /// Bad input, something that could not be reported on, or an I/O error.
 pub(crate) fn run(args: &Args) -> Result<ExitCode> {
-    let a = Checkpoint::open(&args.a)?;
-    let b = args.b.as_deref().map(Checkpoint::open).transpose()?;
+    let a = args.source.open(&args.a)?;
+    let b = args.b.as_deref().map(|b| args.source.open(b)).transpose()?;
     if let Some(output) = &args.output {
         interrupt::clean_up()?;
         for checkpoint in [Some(&a), b.as_ref()].into_iter().flatten() {
@@ -78,17 +76,13 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
         output::check(&args.a, &[], output, args.force)?;
     }
     let mut bar = ProgressBar::hidden();
-    let report =
-        Report::new(
-            &a,
-            b.as_ref(),
-            &args::load_options(args.scale_type),
-            &mut |event| match event {
-                Event::Work(bytes) => bar = progress::bar(bytes, args.json),
-                Event::Working(name) => progress::show(&bar, name),
-                Event::Bytes(bytes) => bar.inc(bytes),
-            },
-        )?;
+    let mut on = |event: Event<'_>| match event {
+        Event::Work(bytes) => bar = progress::bar(bytes, args.json),
+        Event::Working(name) => progress::show(&bar, name),
+        Event::Bytes(bytes) => bar.inc(bytes),
+    };
+    let report = Report::new(&a, b.as_ref(), &args.source.options(), &mut on);
+    let report = report.map_err(args::told)?;
     bar.finish_and_clear();
     let numbers =
         Numbers { command: "report", fp4_version: env!("CARGO_PKG_VERSION"), report: &report };
