@@ -330,6 +330,30 @@ fn a_layer_against_another_is_measured_against_the_first() {
 }
 
 #[test]
+fn experts_of_a_3d_tensor_are_measured_one_by_one() {
+    let folder = tempfile::tempdir().unwrap();
+    let name = "mlp.experts.up_proj";
+    let experts: Vec<_> = (0..3).map(|e| Packed::random(6, 64, ScaleType::E4M3, 20 + e)).collect();
+    let stacked: Vec<f32> = experts.iter().flat_map(near).collect();
+    let quantized = experts.iter().enumerate();
+    let quantized: Vec<_> =
+        quantized.flat_map(|(e, p)| p.tensors(&format!("{name}.{e}"))).collect();
+    let a = write(&folder.path().join("a.safetensors"), &[f32s(name, &[3, 6, 64], &stacked)]);
+    let b = write(&folder.path().join("b.safetensors"), &quantized);
+    let report = report(&a, Some(&b));
+    assert_eq!((report.rows.len(), report.only_in_a.count(), report.only_in_b.count()), (3, 0, 0));
+    for (row, packed) in report.rows.iter().zip(&experts) {
+        check_errors(row, packed, &near(packed));
+        assert_eq!(row.reference_bytes, Some(6 * 64 * 4));
+    }
+    // Of another shape, which could be the same weight transposed: not measured, and named.
+    let a = write(&folder.path().join("t.safetensors"), &[f32s(name, &[3, 64, 6], &stacked)]);
+    let report = Report::new(&a, Some(&b), &LoadOptions::default(), &mut |_| {}).unwrap();
+    assert_eq!((report.only_in_a.count(), report.only_in_b.count()), (1, 3));
+    assert!(report.rows.iter().all(|row| row.error.is_none() && row.counts.is_some()));
+}
+
+#[test]
 fn a_report_is_bounded_and_its_totals_are_over_all() {
     let folder = tempfile::tempdir().unwrap();
     let layers = MAX_ROWS + 7;

@@ -3,8 +3,8 @@
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 
-use crate::checkpoint::Checkpoint;
 use crate::checkpoint::tiles::{DEFAULT_BLOCK_BYTES, tiles};
+use crate::checkpoint::{Checkpoint, Tensor, TensorInfo, TensorSource};
 use crate::error::Error;
 use crate::layer::state::{LoadOptions, join};
 use crate::layout::{Layer, Layers};
@@ -17,16 +17,54 @@ use crate::model::report::{
     VERSION, WORST, natural, shown,
 };
 
+/// One expert of a 3-D tensor as a tensor of its own.
+struct Expert<'a> {
+    /// The name of the 3-D tensor.
+    of: &'a str,
+    /// The name under which the other side has the expert.
+    name: &'a str,
+    tensor: Tensor,
+}
+
+/// The experts of 3-D tensors (experts, out, in), where the other side has them as layers of their
+/// own, `NAME.3`. Those that lie as (experts, in, out) are left as they are; with as many rows as
+/// columns only the model's config tells.
+fn experts<'a>(checkpoint: &'a Checkpoint, other: &'a Layers) -> Vec<Expert<'a>> {
+    let transposed = TensorSource::config(checkpoint).model_type();
+    let transposed = transposed.is_some_and(|ty| ty == "gpt_oss" || ty.starts_with("llama4"));
+    let expert = |layer: &'a Layer| {
+        let (of, number) = layer.module.rsplit_once('.')?;
+        let (of, tensor) = checkpoint.tensors().get_key_value(of)?;
+        let &[experts, rows, k] = &tensor.info.shape[..] else { return None };
+        let (number, shape) = (number.parse::<usize>().ok()?, [rows, k]);
+        let same = layer.dense_shape() == shape && !(transposed && rows == k);
+        if number >= experts || !same || tensor.ggml.is_some() {
+            return None;
+        }
+        let (start, end) = tensor.info.data_offsets;
+        let len = (end - start) / experts;
+        let data_offsets = (start + number * len, start + (number + 1) * len);
+        let info = TensorInfo { dtype: tensor.info.dtype, shape: shape.into(), data_offsets };
+        Some(Expert { of, name: &layer.tensor, tensor: Tensor { info, ..tensor.clone() } })
+    };
+    other.good.values().filter_map(expert).collect()
+}
+
 /// What a checkpoint holds: layers under the name that their dense weight would have.
 fn items<'a>(
     checkpoint: &'a Checkpoint,
     layers: &'a Layers,
+    experts: &'a [Expert<'a>],
     problems: &mut Names,
 ) -> BTreeMap<Cow<'a, str>, Item<'a>> {
     let dense = checkpoint.tensors().iter();
     let dense = dense.filter(|(name, _)| !layers.tensors.contains(*name));
     let mut items: BTreeMap<_, _> =
         dense.map(|(name, tensor)| (name.as_str().into(), Item::Dense(tensor))).collect();
+    for expert in experts {
+        items.remove(expert.of);
+        items.entry(expert.name.into()).or_insert(Item::Dense(&expert.tensor));
+    }
     for layer in layers.good.values() {
         items.insert(layer.tensor.as_str().into(), Item::Layer(layer));
     }
@@ -70,8 +108,10 @@ impl Report {
             only_in_b: Names::default(),
             problems: Names::default(),
         };
-        let ours = items(a, &layers[0], &mut report.problems);
-        let theirs = b.map(|b| (b, items(b, &layers[1], &mut report.problems)));
+        let slices = [experts(a, &layers[1]), b.map_or(vec![], |b| experts(b, &layers[0]))];
+        let problems = &mut report.problems;
+        let ours = items(a, &layers[0], &slices[0], problems);
+        let theirs = b.map(|b| (b, items(b, &layers[1], &slices[1], problems)));
         report.gather(a, &ours, theirs.as_ref().map(|(b, items)| (*b, items)), on)?;
         report.bound();
         Ok(report)
