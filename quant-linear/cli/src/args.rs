@@ -63,7 +63,7 @@ pub(crate) struct Source {
     pub(crate) layout: Option<&'static dyn Layout>,
     /// The config.json that belongs to it [default: the one beside it].
     #[arg(long, value_name = "FILE")]
-    config: Option<PathBuf>,
+    pub(crate) config: Option<PathBuf>,
     /// What scale bytes stored as U8 are, in native states.
     #[arg(long, value_parser = scale_types())]
     scale_type: Option<ScaleType>,

@@ -8,12 +8,13 @@
 //! | `fp4 convert IN OUT --to LAYOUT` | the same weights in another layout | [`convert`] |
 //! | `fp4 dequantize IN -o OUT` | dense weights again | [`dequantize`] |
 //! | `fp4 report A [B] -o PAGE` | the same and more as a page to look at | [`html`] |
+//! | `fp4 verify PATH` | what is wrong with a quantized checkpoint, or looks wrong | [`verify`] |
 //! | `fp4 demo`, or no command at all | every backend on a real sample | [`demo`] |
 //!
 //! Exit codes: 0 success; 1 the answer asked for is no (`compare --exact`, `compare --tolerance`,
-//! `demo`); 2 bad usage, bad input or an I/O error, with nothing half-written; 128 + n where signal
-//! n ended the command, with nothing half-written either ([`interrupt`]). With `--json` stdout
-//! carries one JSON object and nothing else; progress, logs and errors go to stderr.
+//! `verify`, `demo`); 2 bad usage, bad input or an I/O error, with nothing half-written; 128 + n
+//! where signal n ended the command, with nothing half-written either ([`interrupt`]). With `--json`
+//! stdout carries one JSON object and nothing else; progress, logs and errors go to stderr.
 
 #![forbid(unsafe_code)]
 
@@ -29,6 +30,7 @@ mod output;
 mod progress;
 mod quantize;
 mod report;
+mod verify;
 
 use std::io::Write;
 use std::process::ExitCode;
@@ -58,6 +60,8 @@ enum Command {
     Dequantize(dequantize::Args),
     /// Write a page to look at: one checkpoint, or two against each other, layer by layer.
     Report(html::Args),
+    /// Check a quantized checkpoint: what is broken, and what is legal and suspicious.
+    Verify(verify::Args),
     /// Run a real sample through every backend and compare the bits (the default command).
     Demo(demo::Args),
 }
@@ -77,6 +81,7 @@ impl Command {
             Command::Convert(args) => convert::run(args),
             Command::Dequantize(args) => dequantize::run(args),
             Command::Report(args) => html::run(args),
+            Command::Verify(args) => verify::run(args),
             Command::Demo(args) => demo::run(args),
         }
     }

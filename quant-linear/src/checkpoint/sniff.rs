@@ -32,6 +32,10 @@ const KNOWN: [(&[u8], &str, &str); 15] = [
 
 /// What the file is, and what to do about it.
 pub(super) fn known(first: &[u8]) -> Option<(&'static str, &'static str)> {
+    // The length of a header can begin as a pickle does; the header itself is an object.
+    if first.get(8) == Some(&b'{') {
+        return None;
+    }
     if let Some((_, what, what_to_do)) = KNOWN.iter().find(|(magic, ..)| first.starts_with(magic)) {
         return Some((what, what_to_do));
     }

@@ -11,6 +11,7 @@
 //! | [`difference`] | how far apart two are |
 //! | [`scales`] | scales by their powers of two |
 //! | [`report`] | all numbers that a report on one or two checkpoints shows |
+//! | [`verify`] | what is wrong with a quantized one, or looks wrong |
 //!
 //! ```no_run
 //! use fp4_core::Format;
@@ -42,5 +43,6 @@ pub mod report;
 pub mod scales;
 pub mod select;
 pub mod stream;
+pub mod verify;
 
 pub use crate::error::{ModelError, listed};
