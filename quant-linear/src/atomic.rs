@@ -33,7 +33,7 @@ mod building;
 mod rename;
 
 use building::Building;
-pub use building::{abandon_all, partial, sweep};
+pub use building::{abandon_all, kept, partial, sweep};
 
 /// What may be written: only its own kind gives way to it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

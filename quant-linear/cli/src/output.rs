@@ -64,6 +64,16 @@ pub(crate) fn check(
     Ok(())
 }
 
+/// What the user should know who does not go on with what an earlier run has kept.
+pub(crate) fn forgotten(output: &Path, resume: bool) -> Option<String> {
+    let kept = atomic::kept(output).filter(|_| !resume)?;
+    Some(format!(
+        "{} holds what a run with --resume has done of this output: remove it, or go on with it by \
+         --resume",
+        kept.display()
+    ))
+}
+
 fn is_empty(folder: &Path) -> bool {
     fs::read_dir(folder).is_ok_and(|mut entries| entries.next().is_none())
 }

@@ -257,6 +257,12 @@ fn an_interrupted_run_is_kept_and_another_output_beside_it_leaves_it_alone() {
     let kept = snapshot(&folder.at(".out.fp4-partial"));
     ok(&["quantize", &folder.arg("file"), "-o", &folder.arg("other"), "--format", "mxfp4"]);
     assert!(snapshot(&folder.at(".out.fp4-partial")) == kept);
+    // So does the same output without the option, and says so.
+    let (code, report, _) = end(start(&folder, "in", &[]));
+    let warning = report["warnings"][0].as_str().unwrap();
+    assert!(code == Some(0) && warning.contains("go on with it by --resume"), "{warning}");
+    assert!(snapshot(&folder.at(".out.fp4-partial")) == kept);
+    remove(&folder.at("out"));
     assert_eq!(end(start(&folder, "in", &["--resume"])).0, Some(0));
     assert_eq!(hidden(&folder), [""; 0]);
 }

@@ -95,6 +95,11 @@ pub fn partial(path: &Path) -> PathBuf {
     parent(path).join(name)
 }
 
+/// The same folder, if it holds something that can be continued.
+pub fn kept(path: &Path) -> Option<PathBuf> {
+    Some(partial(path)).filter(|folder| folder.join(JOURNAL).exists())
+}
+
 fn sweep_one(parent: &Path, folder: &Path) -> io::Result<()> {
     check_contents(folder)?;
     let lock = open_lock(folder)?;

@@ -252,6 +252,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
         }
     }
     let (needs, resume) = (plan.file_len(), args.stream.resume);
+    summary.warnings.extend(output::forgotten(&args.output, resume));
     let output = stream::Output {
         path: &args.output,
         kind: if input.is_folder() { Kind::Folder } else { Kind::File },

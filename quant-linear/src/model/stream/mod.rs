@@ -201,7 +201,7 @@ pub fn write<J: Job>(
         on(Event::Kept(kept));
     }
     let files = Files::new(output, contents, new.building());
-    Run::new(jobs, memory, files, done)?.finish(journal, on)?;
+    Run::new(jobs, memory, files, done)?.finish(output.path, journal, on)?;
     carry(contents, output, new.building(), on)?;
     for (name, bytes) in &contents.generated {
         on(Event::Working(name));

@@ -19,7 +19,7 @@ use std::any::Any;
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
@@ -150,22 +150,22 @@ impl<'r, J: Job> Run<'r, J> {
     /// Runs them all.
     ///
     /// # Errors
-    /// The first one of a job, or one of the system.
+    /// The first one of a job, or one of the system. The output is to be at `place`.
     pub(super) fn finish(
         mut self,
+        place: &Path,
         journal: Option<Journal>,
         on: &mut Observer<'_, J>,
     ) -> Result<(), Error> {
         self.lines = journal.as_ref().map(|_| String::new());
         let (sender, receiver) = channel();
         let shared = Shared { sender, stop: AtomicBool::new(false) };
-        let place = self.files.path(0).to_path_buf();
         let flushed = std::thread::scope(|threads| {
             let (batches, queue) = sync_channel(UNFLUSHED);
             let flusher = std::thread::Builder::new().name("flush".into());
             let stop = &shared.stop;
             let flusher = flusher.spawn_scoped(threads, move || flush_all(&queue, journal, stop));
-            let flusher = flusher.map_err(writing(&place))?;
+            let flusher = flusher.map_err(writing(place))?;
             rayon::in_place_scope(|scope| {
                 self.drive(scope, &shared, &receiver, &batches, on);
             });
