@@ -191,15 +191,22 @@ impl TensorFile {
         self.modified
     }
 
-    /// The header as it is in the file, its length included.
+    /// Hands all that is before the tensors to `take`, piece by piece.
     ///
     /// # Errors
     /// As [`read`](Self::read).
-    pub fn header(&self) -> Result<Vec<u8>, Error> {
-        let mut header = vec![0; self.data_start as usize]; // at most 100 MB, and it was read before
-        let read = self.read_at(0, &mut header);
-        read.map_err(|refusal| Error::checkpoint(&self.path, refusal))?;
-        Ok(header)
+    pub fn for_header(&self, mut take: impl FnMut(&[u8])) -> Result<(), Error> {
+        let mut piece = vec![0; self.data_start.min(1 << 20) as usize];
+        let mut position = 0;
+        while position < self.data_start {
+            let len = (self.data_start - position).min(piece.len() as u64);
+            let piece = &mut piece[..len as usize];
+            let read = self.read_at(position, piece);
+            read.map_err(|refusal| Error::checkpoint(&self.path, refusal))?;
+            take(piece);
+            position += len;
+        }
+        Ok(())
     }
 
     /// `len` bytes of a tensor of this file from byte `offset` of it on.

@@ -7,7 +7,7 @@
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use super::journal::sha256;
+use super::journal::Hash;
 use crate::checkpoint::{Checkpoint, INDEX, Listing};
 use crate::error::{Error, Refusal};
 
@@ -82,7 +82,9 @@ impl<'a> Inputs<'a> {
         let mut all = vec![];
         for checkpoint in &self.checkpoints {
             for (name, file) in checkpoint.files() {
-                let header = sha256(&[&file.header()?]);
+                let mut header = Hash::default();
+                file.for_header(|piece| header.add(piece))?;
+                let header = header.hexadecimal();
                 let text = described(file.file_len(), file.modified());
                 all.push((format!("input {name}"), format!("{text}, header {header}")));
             }

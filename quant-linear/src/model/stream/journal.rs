@@ -43,20 +43,33 @@ pub(super) fn fingerprint(
     all.extend(settings.iter().cloned());
     all.extend(inputs.described()?);
     for (name, layout) in &contents.files {
-        let text = format!("{} bytes, header {}", layout.file_len(), sha256(&[layout.header()]));
+        let text = format!("{} bytes, header {}", layout.file_len(), sha256(layout.header()));
         all.push((format!("output {name}"), text));
     }
     for (name, bytes) in &contents.generated {
-        all.push((format!("output {name}"), sha256(&[bytes])));
+        all.push((format!("output {name}"), sha256(bytes)));
     }
     Ok(all)
 }
 
-/// The SHA-256 of some bytes after each other, in hexadecimal.
-pub(super) fn sha256(parts: &[&[u8]]) -> String {
-    let mut hash = Sha256::new();
-    parts.iter().for_each(|part| hash.update(part));
-    hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+/// The SHA-256 of what is added.
+#[derive(Default)]
+pub(super) struct Hash(Sha256);
+
+impl Hash {
+    pub(super) fn add(&mut self, bytes: &[u8]) {
+        self.0.update(bytes);
+    }
+
+    pub(super) fn hexadecimal(self) -> String {
+        self.0.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+    }
+}
+
+fn sha256(bytes: &[u8]) -> String {
+    let mut hash = Hash::default();
+    hash.add(bytes);
+    hash.hexadecimal()
 }
 
 /// A line for a job that has ended.
