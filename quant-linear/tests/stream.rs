@@ -338,3 +338,17 @@ fn an_input_that_changes_during_the_run_is_an_error() {
         assert!(!out.exists());
     }
 }
+
+#[test]
+fn what_was_begun_and_has_nothing_done_is_begun_anew() {
+    let (root, out) = root();
+    let new = partial(&out).join("new");
+    fs::create_dir_all(&new).unwrap();
+    fs::write(new.join("a file of other settings"), "old").unwrap();
+    // Killed within its first line.
+    fs::write(partial(&out).join("journal"), r#"[["version","#).unwrap();
+    let counts = Counts::default();
+    write(&out, &jobs(&counts, |_| 1), 100, 2, Some("x")).0.unwrap();
+    assert_whole(&out);
+    assert_eq!(names(root.path()), ["in", "out"]);
+}

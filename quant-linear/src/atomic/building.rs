@@ -282,9 +282,6 @@ impl Building {
         give_back(parent, &self.folder)?;
         remove(&self.aside())?;
         remove(&self.folder.join(DISCARDED))?;
-        if !self.journal().exists() {
-            self.clear()?;
-        }
         remove(&self.sealed())
     }
 
