@@ -50,7 +50,7 @@ mod run;
 pub mod text;
 mod transform;
 
-pub use error::{Error, Reason};
+pub use error::{Error, Kept, Reason};
 pub use fp4_core::FloatVec;
 pub use layer::state::{self, Bias, LoadOptions};
 pub use layer::{DenseOptions, Parts, QuantLinear, StoredTransform};

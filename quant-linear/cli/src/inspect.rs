@@ -18,7 +18,7 @@ use serde_json::{Value, json};
 use quant_linear::checkpoint::tiles::{DEFAULT_BLOCK_BYTES, tiles};
 use quant_linear::checkpoint::{Checkpoint, TensorFile, byte_len, gguf};
 use quant_linear::layout::{Layer, Layers};
-use quant_linear::model::quantize::zero_groups;
+use quant_linear::model::groups::zero_groups;
 use quant_linear::model::scales::Histogram;
 
 use crate::args;

@@ -256,6 +256,15 @@ pub(crate) fn bytes(count: u64) -> String {
     BinaryBytes(count).to_string()
 }
 
+/// A share of a whole; what is more than nothing is never `0%`.
+pub(crate) fn percent(part: u64, whole: u64) -> String {
+    match 100.0 * part as f64 / whole.max(1) as f64 {
+        _ if part == 0 => "0%".into(),
+        small if small < 0.1 => "<0.1%".into(),
+        share => format!("{share:.1}%"),
+    }
+}
+
 /// A shape as `[384, 1536]`.
 pub(crate) fn shape(shape: &[usize]) -> String {
     format!("{shape:?}")

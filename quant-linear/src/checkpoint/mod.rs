@@ -51,6 +51,7 @@ use folder::Inside;
 pub use folder::{Listing, list};
 use gguf::GgmlType;
 pub use index::{INDEX, Index};
+pub(crate) use plain::read_text;
 pub use reader::{TensorFile, byte_len};
 pub use writer::{Arrangement, Planned};
 

@@ -39,7 +39,7 @@ pub(super) fn open(path: &Path) -> Result<(File, u64), Refusal> {
 ///
 /// # Errors
 /// As [`open`]; a longer file, or one that is not UTF-8.
-pub(super) fn read_text(path: &Path, most: u64) -> Result<String, Refusal> {
+pub(crate) fn read_text(path: &Path, most: u64) -> Result<String, Refusal> {
     let (file, len) = open(path)?;
     if len > most {
         return Err(Refusal::TooLong { len, most });

@@ -11,7 +11,7 @@ use safetensors::Dtype;
 
 pub use checkpoint::Refusal;
 pub use gguf::GgufError;
-pub use model::{ModelError, Reason, listed};
+pub use model::{Kept, ModelError, Reason, listed};
 
 use crate::text::{self, printable};
 

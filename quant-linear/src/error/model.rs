@@ -1,5 +1,6 @@
 //! What can be wrong with what is asked of a model.
 
+use std::fmt;
 use std::path::PathBuf;
 
 use safetensors::Dtype;
@@ -103,8 +104,8 @@ pub enum ModelError {
     },
     /// A checkpoint without anything like a linear weight.
     #[error(
-        "{} holds no linear weight: no tensor is named `*.weight` and has two dimensions; name what \
-         to include",
+        "{} holds no linear weight: no tensor is named `*.weight` and has two dimensions, and \
+         none holds experts; name what to include",
         text::path(.path)
     )]
     NoWeight {
@@ -268,6 +269,51 @@ pub enum ModelError {
         /// Why not.
         why: String,
     },
+    /// Expert matrices of which nothing tells which dimension is K.
+    #[error(
+        "the experts of `{}`, {shape:?}, may be stored as (out, in) or as (in, out): neither the \
+         model_type nor the sizes in config.json tell; say which",
+        printable(.name)
+    )]
+    Experts {
+        /// The tensor.
+        name: String,
+        /// Its shape.
+        shape: Vec<usize>,
+    },
+    /// Weights that were to be quantized and cannot be.
+    #[error(
+        "{count} of the weights that would be quantized cannot be ({}); leave them out, or do not be \
+         strict",
+        listed(.examples, *.count > .examples.len())
+    )]
+    Strict {
+        /// How many.
+        count: usize,
+        /// Some of them, and why not.
+        examples: Vec<(String, Reason)>,
+    },
+    /// Two weights whose states would have the same names.
+    #[error(
+        "`{}` and `{}` would both be written under `{}`; leave one of them out",
+        printable(.first),
+        printable(.second),
+        printable(.prefix)
+    )]
+    SamePrefix {
+        /// The prefix.
+        prefix: String,
+        /// A weight.
+        first: String,
+        /// Another.
+        second: String,
+    },
+    /// A recipe that cannot be read.
+    #[error("the recipe is not valid: {}", printable(.0))]
+    Recipe(String),
+    /// The rules that the crate carries are damaged.
+    #[error("the rules of what is quantized are damaged: {0}; this is a mistake in this crate")]
+    Roles(String),
     /// No backend that can quantize a weight.
     #[error("no backend can quantize this ({0}); give one that can")]
     NoQuantizer(String),
@@ -280,17 +326,67 @@ pub enum Reason {
     /// A pattern to exclude matches it.
     #[error("it is excluded")]
     Excluded,
-    /// It is kept by its name, as nothing is included.
-    #[error("an embedding or output head by its name; including it quantizes it")]
-    Kept,
+    /// It is kept for what it does, as nothing is included.
+    #[error("{0}; including it quantizes it")]
+    Kept(Kept),
+    /// Something else is included.
+    #[error("it is not included")]
+    NotIncluded,
+    /// The recipe keeps it.
+    #[error("the recipe keeps it dense")]
+    Recipe,
     /// It is named otherwise than a linear weight.
     #[error("its name does not end in `.weight`")]
     Name,
     /// A type that is not quantized.
-    #[error("it is {0}, expected F32, F16 or BF16")]
+    #[error("it is {0}, expected F32, F16, BF16 or F8_E4M3 with scales")]
     Type(Dtype),
+    /// FP8 without the scales that give it its values.
+    #[error("it is F8_E4M3, and no scales are beside it, named as `weight_scale_inv` or `scale`")]
+    NoScales,
+    /// FP8 with scales of a type that is none.
+    #[error("its scales `{}` are {got}, expected F32, F16, BF16 or F8_E8M0", printable(.name))]
+    ScalesType {
+        /// The scales.
+        name: String,
+        /// Their type.
+        got: Dtype,
+    },
+    /// FP8 with scales that do not fit it.
+    #[error(
+        "its scales `{}` have shape {got:?}, expected one for all, one for each of {rows} rows, or \
+         {blocks:?}, one for each block of {block:?}",
+        printable(.name)
+    )]
+    ScalesShape {
+        /// The scales.
+        name: String,
+        /// Their shape.
+        got: Vec<usize>,
+        /// Rows of the weight.
+        rows: usize,
+        /// The shape of a scale for each block.
+        blocks: Vec<usize>,
+        /// The block.
+        block: Vec<usize>,
+    },
+    /// The scales of a weight that is quantized.
+    #[error("the FP8 scales of `{}`, which are not needed without it", printable(.0))]
+    ScalesOf(String),
+    /// Expert matrices of which nothing tells which dimension is K.
+    #[error("nothing tells whether its matrices are (out, in) or (in, out)")]
+    Experts(Vec<usize>),
+    /// A matrix named as GPT-2's, of which nothing tells whether it is transposed.
+    #[error(
+        "it is named as a layer of GPT-2, stored (in, out) there and (out, in) elsewhere, and neither \
+         config.json nor shapes tell; put the config.json beside it"
+    )]
+    Transposed,
+    /// A tensor of matrices of no size.
+    #[error("it has shape {0:?}: nothing is in it")]
+    Empty(Vec<usize>),
     /// A shape that is no matrix.
-    #[error("it has shape {0:?}, expected two dimensions")]
+    #[error("it has shape {0:?}, expected two dimensions, or the three of experts")]
     Rank(Vec<usize>),
     /// A last dimension that does not divide.
     #[error("K = {k} is not a multiple of the {what} of {size}")]
@@ -305,6 +401,35 @@ pub enum Reason {
     /// A layer that could not be loaded.
     #[error("{0}")]
     Unloadable(String),
+}
+
+impl Reason {
+    /// Was the tensor to be quantized, had it been possible?
+    pub fn is_misfit(&self) -> bool {
+        use Reason::*;
+        match self {
+            Excluded | Kept(_) | NotIncluded | Recipe | Name | Rank(_) | ScalesOf(_) => false,
+            Type(_) | NoScales | ScalesType { .. } | ScalesShape { .. } | Experts(_) => true,
+            Transposed | Empty(_) | NotMultiple { .. } | Unloadable(_) => true,
+        }
+    }
+}
+
+/// What a tensor is kept for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Kept {
+    /// The role in a word or two.
+    pub role: String,
+    /// What it is, in words.
+    pub why: String,
+    /// Who says that such tensors are kept.
+    pub source: String,
+}
+
+impl fmt::Display for Kept {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} ({})", self.why, self.source)
+    }
 }
 
 /// `` `name`: reason; ...``

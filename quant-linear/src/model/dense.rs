@@ -1,13 +1,309 @@
 //! Dense values, tile by tile: reading, and what packed values are worth.
 //!
+//! A [`DenseSource`] is a matrix of a checkpoint as a product sees it, (out, in), however it is
+//! stored:
+//!
+//! ```text
+//! F32, F16, BF16           as they are
+//! F8_E4M3 with scales      e4m3 * scale, one f32 product; a scale for each block of config.json's
+//!                          `weight_block_size` (or 128 x 128), for each row, or for the tensor
+//! [E, out, in]             one of E matrices
+//! [in, out], [E, in, out]  transposed: read in strips of the tile's rows, never as a whole
+//! ```
+//!
+//! Worked example: the tile of rows 2 and 3 of a (4, 3) matrix stored as [3, 4] is three strips of
+//! two values, 2 and 3 of each stored row.
+//!
 //! The SIMD backend dequantizes where it is compiled in, the reference elsewhere; the bits are the
 //! same.
 
-use fp4_core::{Buffer, FloatType, FloatVec, PackedView, Transform, with_floats};
+use std::collections::BTreeMap;
+use std::ops::Range;
+
+use fp4_core::{Buffer, E4m3, E8m0, FloatType, FloatVec, PackedView, Transform, with_floats};
+use safetensors::Dtype;
 
 use crate::checkpoint::tiles::Tile;
-use crate::checkpoint::{Checkpoint, Tensor};
-use crate::error::Error;
+use crate::checkpoint::{Checkpoint, Tensor, byte_len};
+use crate::error::{Error, Reason};
+use crate::layer::state;
+
+/// Ends of the names of FP8 scales, put in place of `.weight` or after a name without it.
+const SCALES: [&str; 4] = ["weight_scale_inv", "weight_scale", "scale", "scale_weight"];
+
+/// A matrix of dense values in a checkpoint.
+#[derive(Debug, Clone)]
+pub(crate) struct DenseSource {
+    tensor: Tensor,
+    stored: Stored,
+    /// Matrices in the tensor, and which of them this is.
+    matrices: usize,
+    matrix: usize,
+    /// As the product sees it.
+    rows: usize,
+    k: usize,
+    /// Stored as (k, rows).
+    transposed: bool,
+}
+
+/// What the bytes of a tensor are.
+#[derive(Debug, Clone)]
+enum Stored {
+    Float(FloatType),
+    Fp8(Box<Scales>),
+}
+
+/// The scales of an FP8 tensor.
+#[derive(Debug, Clone)]
+struct Scales {
+    name: String,
+    tensor: Tensor,
+    /// Scales of one matrix.
+    rows: usize,
+    cols: usize,
+    /// Rows and columns of values that share a scale.
+    block: [usize; 2],
+    /// One scale for all matrices.
+    shared: bool,
+}
+
+impl DenseSource {
+    /// The first matrix of a tensor, as it is stored: the last two dimensions, or one row of a
+    /// vector. `fp8_block` is the block of block FP8.
+    ///
+    /// # Errors
+    /// A type that has no values, FP8 without scales, or with scales of another shape.
+    pub(crate) fn find(
+        tensors: &BTreeMap<String, Tensor>,
+        name: &str,
+        fp8_block: [usize; 2],
+    ) -> Result<Self, Reason> {
+        let missing = || Reason::Unloadable(format!("there is no tensor `{name}`"));
+        let tensor = tensors.get(name).ok_or_else(missing)?;
+        let (rows, k, lead) = match &tensor.info.shape[..] {
+            [] => (1, 1, &[][..]),
+            [k] => (1, *k, &[][..]),
+            [lead @ .., rows, k] => (*rows, *k, lead),
+        };
+        let stored = match state::float_type(tensor.info.dtype) {
+            Some(float_type) => Stored::Float(float_type),
+            None if tensor.info.dtype == Dtype::F8_E4M3 => {
+                Stored::Fp8(Box::new(Scales::find(tensors, name, lead, [rows, k], fp8_block)?))
+            }
+            None => return Err(Reason::Type(tensor.info.dtype)),
+        };
+        // The file holds the tensor, so its dimensions multiply; where one is 0, others may not.
+        let matrices = lead.iter().try_fold(1usize, |n, dim| n.checked_mul(*dim)).unwrap_or(0);
+        let tensor = tensor.clone();
+        Ok(DenseSource { tensor, stored, matrices, matrix: 0, rows, k, transposed: false })
+    }
+
+    /// Another of the tensor's matrices.
+    pub(crate) fn matrix(mut self, index: usize) -> Self {
+        self.matrix = index;
+        self
+    }
+
+    /// The transposed matrix.
+    pub(crate) fn transposed(mut self) -> Self {
+        (self.rows, self.k) = (self.k, self.rows);
+        self.transposed = !self.transposed;
+        self
+    }
+
+    /// Number of matrices in the tensor.
+    pub(crate) fn matrices(&self) -> usize {
+        self.matrices
+    }
+
+    /// Number of rows, out features.
+    pub(crate) fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// Number of columns, in features.
+    pub(crate) fn k(&self) -> usize {
+        self.k
+    }
+
+    /// True if the tensor holds (in, out).
+    pub(crate) fn is_transposed(&self) -> bool {
+        self.transposed
+    }
+
+    /// The type of the values that are read.
+    pub(crate) fn float_type(&self) -> FloatType {
+        match &self.stored {
+            Stored::Float(float_type) => *float_type,
+            Stored::Fp8(_) => FloatType::F32,
+        }
+    }
+
+    /// Bytes of this matrix in the file.
+    pub(crate) fn byte_len(&self) -> usize {
+        byte_len(&self.tensor.info) / self.matrices.max(1)
+    }
+
+    /// Bytes of its values.
+    pub(crate) fn value_len(&self) -> usize {
+        self.rows * self.k * self.float_type().bytes()
+    }
+
+    /// Bytes of a tile in the file.
+    pub(crate) fn stored_len(&self, tile: &Tile) -> u64 {
+        (tile.len() * self.tensor.info.dtype.bitsize() / 8) as u64
+    }
+
+    /// The tensor of scales that has its meaning with this one alone.
+    pub(crate) fn scales(&self) -> Option<&str> {
+        match &self.stored {
+            Stored::Float(_) => None,
+            Stored::Fp8(scales) => Some(&scales.name),
+        }
+    }
+
+    /// Reads a tile.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::read`].
+    pub(crate) fn read(&self, from: &Checkpoint, tile: &Tile) -> Result<FloatVec, Error> {
+        let mut values = FloatVec::zeros(self.float_type(), 0);
+        if !self.transposed {
+            let decoder = Decoder::new(self, from, tile.row..tile.row + tile.rows)?;
+            values.append_le_bytes(&self.stored(from, &decoder, *tile)?);
+            return Ok(values);
+        }
+        let decoder = Decoder::new(self, from, tile.col..tile.col + tile.cols)?;
+        let size = self.float_type().bytes();
+        let mut bytes = vec![0; tile.len() * size];
+        // Whole stored rows are read together, parts of them one after the other.
+        let together = if tile.rows == self.rows { tile.cols } else { 1 };
+        for first in (0..tile.cols).step_by(together) {
+            let (row, start) = (tile.col + first, (tile.col + first) * self.rows + tile.row);
+            let rows = together.min(tile.cols - first);
+            let strip = Tile { row, rows, col: tile.row, cols: tile.rows, start };
+            let strip = self.stored(from, &decoder, strip)?;
+            for (k, stored_row) in strip.chunks_exact(tile.rows * size).enumerate() {
+                for (row, value) in stored_row.chunks_exact(size).enumerate() {
+                    let at = (row * tile.cols + first + k) * size;
+                    bytes[at..at + size].copy_from_slice(value);
+                }
+            }
+        }
+        values.append_le_bytes(&bytes);
+        Ok(values)
+    }
+
+    /// The values of a tile of the matrix as it is stored, as bytes.
+    fn stored(
+        &self,
+        from: &Checkpoint,
+        decoder: &Decoder<'_>,
+        tile: Tile,
+    ) -> Result<Vec<u8>, Error> {
+        let start = self.matrix * self.rows * self.k + tile.start;
+        let size = self.tensor.info.dtype.bitsize() / 8;
+        let bytes = from.read(&self.tensor, start * size..(start + tile.len()) * size)?;
+        Ok(decoder.values(bytes, &tile))
+    }
+}
+
+impl Scales {
+    /// The scales beside a tensor of matrices.
+    fn find(
+        tensors: &BTreeMap<String, Tensor>,
+        name: &str,
+        lead: &[usize],
+        [rows, k]: [usize; 2],
+        block: [usize; 2],
+    ) -> Result<Self, Reason> {
+        let found = SCALES.iter().find_map(|end| {
+            let name = match name.strip_suffix("weight") {
+                Some(prefix) => format!("{prefix}{end}"),
+                None => format!("{name}_{}", end.strip_prefix("weight_").unwrap_or(end)),
+            };
+            Some((name.clone(), tensors.get(&name)?.clone()))
+        });
+        let (name, tensor) = found.ok_or(Reason::NoScales)?;
+        let known = state::float_type(tensor.info.dtype).is_some();
+        if !known && tensor.info.dtype != Dtype::F8_E8M0 {
+            return Err(Reason::ScalesType { name, got: tensor.info.dtype });
+        }
+        let shape = &tensor.info.shape[..];
+        let one = shape.strip_prefix(lead).filter(|_| shape.len() >= lead.len());
+        let blocks = [rows.div_ceil(block[0]), k.div_ceil(block[1])];
+        let whole = |shape: &[usize]| shape.iter().all(|dim| *dim == 1);
+        let (shared, [rows, cols], block) = match one {
+            _ if whole(shape) => (true, [1, 1], [usize::MAX; 2]),
+            Some(one) if whole(one) => (false, [1, 1], [usize::MAX; 2]),
+            Some([n]) | Some([n, 1]) if *n == rows => (false, [rows, 1], [1, usize::MAX]),
+            Some(one) if *one == blocks => (false, blocks, block),
+            _ => {
+                let (got, block) = (shape.to_vec(), block.to_vec());
+                return Err(Reason::ScalesShape {
+                    name,
+                    got,
+                    rows,
+                    blocks: blocks.to_vec(),
+                    block,
+                });
+            }
+        };
+        Ok(Scales { name, tensor, rows, cols, block, shared })
+    }
+}
+
+/// Makes values of stored bytes.
+enum Decoder<'a> {
+    Float,
+    Fp8 {
+        scales: &'a Scales,
+        /// The first row of scales that is here.
+        first: usize,
+        values: Vec<f32>,
+        /// What each byte is worth before scaling.
+        table: Box<[f32; 256]>,
+    },
+}
+
+impl<'a> Decoder<'a> {
+    /// What it takes to decode these stored rows.
+    fn new(source: &'a DenseSource, from: &Checkpoint, rows: Range<usize>) -> Result<Self, Error> {
+        let Stored::Fp8(scales) = &source.stored else { return Ok(Decoder::Float) };
+        let first = rows.start / scales.block[0];
+        let last = rows.end.saturating_sub(1).max(rows.start) / scales.block[0];
+        let matrix = if scales.shared { 0 } else { source.matrix * scales.rows };
+        let size = scales.tensor.info.dtype.bitsize() / 8;
+        let [start, end] = [first, last + 1].map(|row| (matrix + row) * scales.cols * size);
+        let bytes = from.read(&scales.tensor, start..end)?;
+        let values = match state::float_type(scales.tensor.info.dtype) {
+            None => bytes.iter().map(|b| E8m0::from_bits(*b).to_f32()).collect(),
+            Some(float_type) => {
+                let mut values = FloatVec::zeros(float_type, 0);
+                values.append_le_bytes(&bytes);
+                with_floats!(FloatSlice, values.as_slice(), v => {
+                    v.iter().map(|x| fp4_core::Float::to_f32(*x)).collect()
+                })
+            }
+        };
+        let table = Box::new(std::array::from_fn(|byte| E4m3::from_bits(byte as u8).to_f32()));
+        Ok(Decoder::Fp8 { scales, first, values, table })
+    }
+
+    fn values(&self, bytes: Vec<u8>, tile: &Tile) -> Vec<u8> {
+        let Decoder::Fp8 { scales, first, values, table } = self else { return bytes };
+        let [block_rows, block_cols] = scales.block;
+        let mut out = Vec::with_capacity(4 * bytes.len());
+        for (row, codes) in (tile.row..).zip(bytes.chunks_exact(tile.cols.max(1))) {
+            let of_row = (row / block_rows - first) * scales.cols;
+            for (col, code) in (tile.col..).zip(codes) {
+                let value = table[usize::from(*code)] * values[of_row + col / block_cols];
+                out.extend(value.to_le_bytes());
+            }
+        }
+        out
+    }
+}
 
 /// Reads a tile of a dense tensor.
 ///

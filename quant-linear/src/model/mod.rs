@@ -3,9 +3,13 @@
 //!
 //! | module | contents |
 //! |---|---|
+//! | [`roles`] | what weights are for, and which of them are kept dense |
 //! | [`select`] | which tensors are quantized |
+//! | [`recipe`] | formats and settings by name |
+//! | [`ties`] | weights that share a global scale |
 //! | [`plan`] | what becomes of every tensor |
 //! | [`quantize`] | the streaming quantizer |
+//! | [`groups`] | what quantizing did to each group |
 //! | [`stream`] | writing a model of any size |
 //! | [`compare`] | one tensor against another |
 //! | [`difference`] | how far apart two are |
@@ -18,14 +22,13 @@
 //! use quant_linear::atomic::Kind;
 //! use quant_linear::checkpoint::{Checkpoint, Listing};
 //! use quant_linear::model::stream::{Memory, Output};
-//! use quant_linear::model::{plan::Plan, quantize::Engine};
+//! use quant_linear::model::{plan::Plan, quantize::Engine, select::Request};
 //! use quant_linear::{Backends, DenseOptions};
 //!
 //! let input = Checkpoint::open("model.safetensors".as_ref())?;
-//! let options = DenseOptions::new(Format::NvFp4);
-//! let plan = Plan::new(&input, &options, &[], &[])?;
+//! let plan = Plan::new(&input, &Request::new(DenseOptions::new(Format::NvFp4)))?;
 //! let (backends, memory) = (Backends::available(), Memory::default());
-//! let engine = Engine { input: &input, options, backends, memory };
+//! let engine = Engine { input: &input, backends, memory };
 //! let path = "model-fp4.safetensors".as_ref();
 //! let output = Output { path, kind: Kind::File, replace: false, resume: None };
 //! engine.write(&plan, &Listing::default(), &output, &mut |_| {})?;
@@ -37,12 +40,16 @@ pub mod convert;
 mod dense;
 pub mod dequantize;
 pub mod difference;
+pub mod groups;
 pub mod plan;
 pub mod quantize;
+pub mod recipe;
 pub mod report;
+pub mod roles;
 pub mod scales;
 pub mod select;
 pub mod stream;
+pub mod ties;
 pub mod verify;
 
 pub use crate::error::{ModelError, listed};

@@ -2,29 +2,71 @@
 
 use std::collections::BTreeMap;
 use std::ops::Range;
+use std::sync::Arc;
 
-use fp4_core::{FloatType, PackedShape};
+use fp4_core::PackedShape;
 use safetensors::Dtype;
 
-use crate::checkpoint::{Arrangement, Checkpoint, Tensor, byte_len};
+use crate::checkpoint::{Arrangement, Checkpoint, Planned, Tensor, TensorSource, byte_len};
 use crate::error::{Error, ModelError, Reason};
 use crate::layer::{DenseOptions, StoredTransform, state};
 use crate::layout::STATE_NAMES;
-use crate::model::select::{EXAMPLES, Fate, Rule};
+use crate::model::dense::DenseSource;
+use crate::model::select::{Chosen, EXAMPLES, Fate, Request, Rule};
+use crate::model::ties::{Key, Tied, can_tie};
 
-/// A weight to be quantized.
+/// A weight to be quantized: a tensor, or one of the matrices of an expert tensor.
 #[derive(Debug, Clone)]
 pub struct Weight {
-    /// Its name in the input.
+    /// The tensor's name in the input.
     pub name: String,
+    /// The matrix of an expert tensor.
+    pub expert: Option<usize>,
     /// Its layer's prefix in the output.
     pub prefix: String,
-    /// Where it is in the input.
+    /// Where the tensor is in the input.
     pub tensor: Tensor,
-    /// The type of its values.
-    pub float_type: FloatType,
+    /// Where its values are.
+    pub(crate) source: DenseSource,
     /// Its shape when packed.
     pub shape: PackedShape,
+    /// How it is quantized.
+    pub options: Arc<DenseOptions>,
+    /// The weights that it shares its global scale with, itself included.
+    pub(crate) tied: Option<Arc<Tied>>,
+}
+
+impl Weight {
+    /// Bytes of its values in the input.
+    pub fn byte_len(&self) -> u64 {
+        self.source.byte_len() as u64
+    }
+
+    /// Bytes of its values when read.
+    pub fn value_len(&self) -> u64 {
+        self.source.value_len() as u64
+    }
+
+    /// True if the input holds it as (in, out).
+    pub fn is_transposed(&self) -> bool {
+        self.source.is_transposed()
+    }
+
+    /// Passes over it: two if its global scale needs the largest magnitude first.
+    pub fn passes(&self) -> u64 {
+        if self.options.needs_amax() { 2 } else { 1 }
+    }
+}
+
+/// A tensor of two or more dimensions that is copied as it is.
+#[derive(Debug, Clone)]
+pub struct Skipped {
+    /// Its name.
+    pub name: String,
+    /// Why it is not quantized.
+    pub reason: Reason,
+    /// Its bytes.
+    pub bytes: u64,
 }
 
 /// The whole plan.
@@ -32,14 +74,12 @@ pub struct Weight {
 pub struct Plan {
     /// Weights to be quantized, by file and name.
     pub weights: Vec<Weight>,
-    /// What looks like a linear weight and is copied, with the reason.
-    pub skipped: Vec<(String, Reason)>,
+    /// Every tensor of two or more dimensions that is not quantized.
+    pub skipped: Vec<Skipped>,
     /// Number of tensors that are copied, the skipped ones included.
     pub copied: usize,
     /// One layout for each file of the input.
     pub layouts: Vec<Arrangement>,
-    /// Passes over each weight: two if the global scale needs its largest magnitude first.
-    pub passes: u64,
 }
 
 impl Plan {
@@ -47,63 +87,24 @@ impl Plan {
     ///
     /// # Errors
     /// Globs that do not parse or find nothing to quantize, tensors that are included by their full
-    /// names and that cannot be quantized, nothing to quantize, or names that are taken.
-    pub fn new(
-        input: &Checkpoint,
-        options: &DenseOptions,
-        include: &[String],
-        exclude: &[String],
-    ) -> Result<Self, Error> {
+    /// names and that cannot be quantized, experts of which nothing tells how they are stored,
+    /// nothing to quantize, or names that are taken.
+    pub fn new(input: &Checkpoint, request: &Request) -> Result<Self, Error> {
         if input.gguf().is_some() {
             return Err(ModelError::FromGguf(input.path().to_path_buf()).into());
         }
-        let transform = options.transform.as_ref().map(StoredTransform::view).transpose()?;
-        let block = transform.map(|t| t.block());
-        let rule = Rule::new(include, exclude, options.format, block)?;
-        let tensors = input.tensors().iter();
-        rule.check_includes(tensors.map(|(name, tensor)| (name.as_str(), &tensor.info)))?;
-        let mut plan = Plan {
-            weights: vec![],
-            skipped: vec![],
-            copied: 0,
-            layouts: vec![],
-            passes: if options.needs_amax() { 2 } else { 1 },
-        };
-        let mut planned: Vec<Vec<_>> = input.files().iter().map(|_| vec![]).collect();
-        let mut header_lens = vec![0; planned.len()];
+        let rule = Rule::new(request, input.tensors(), Some(input.config().model()))?;
+        rule.check_includes()?;
+        let mut draft = Draft::new(input);
         for (name, tensor) in input.tensors() {
             match rule.decide(name, &tensor.info)? {
-                Fate::Quantize { prefix, rows, k, float_type } => {
-                    let shape = PackedShape::of(options.format, rows, k)?;
-                    refuse_taken(input, &prefix)?;
-                    let new = new_tensors(&prefix, shape, options);
-                    // Six names for one: refused before they fill the memory.
-                    header_lens[tensor.file] += Arrangement::header_len(&new);
-                    Arrangement::check_header(header_lens[tensor.file])
-                        .map_err(|refusal| Error::checkpoint(input.path(), refusal))?;
-                    planned[tensor.file].extend(new);
-                    let (name, tensor) = (name.clone(), tensor.clone());
-                    plan.weights.push(Weight { name, prefix, tensor, float_type, shape });
-                    continue;
-                }
-                Fate::Skip(reason) => plan.skipped.push((name.clone(), reason)),
-                Fate::Copy => {}
+                Fate::Quantize(chosen) => draft.quantize(name, tensor, &chosen)?,
+                Fate::Skip(reason) => draft.skip(name, tensor, reason),
+                Fate::Copy => draft.copy(name, tensor),
             }
-            plan.copied += 1;
-            let info = &tensor.info;
-            planned[tensor.file].push((name.clone(), info.dtype, info.shape.clone()));
         }
-        if plan.weights.is_empty() {
-            return Err(nothing(input, plan.skipped).into());
-        }
-        plan.weights.sort_by_key(|w| w.tensor.file); // stable: by name within a file
-        for ((_, file), tensors) in input.files().iter().zip(planned) {
-            let mut metadata = file.metadata().clone();
-            metadata.extend(metadata_of(options, block));
-            let layout = Arrangement::new(tensors, &metadata);
-            plan.layouts.push(layout.map_err(|refusal| Error::checkpoint(input.path(), refusal))?);
-        }
-        Ok(plan)
+        draft.drop_scales();
+        draft.finish(request)
     }
 
     /// The weights of a file, among all.
@@ -115,8 +116,8 @@ impl Plan {
     /// Bytes to be read, over all passes.
     pub fn work(&self, input: &Checkpoint) -> u64 {
         let all: u64 = input.tensors().values().map(|t| byte_len(&t.info) as u64).sum();
-        let weights: u64 = self.weights.iter().map(|w| byte_len(&w.tensor.info) as u64).sum();
-        all + (self.passes - 1) * weights
+        let again = self.weights.iter().map(|w| (w.passes() - 1) * w.byte_len());
+        all + again.sum::<u64>()
     }
 
     /// Bytes of all tensors of the output.
@@ -137,6 +138,153 @@ impl Plan {
                 layout.tensors().keys().map(|name| (name.clone(), file.clone()))
             })
             .collect()
+    }
+}
+
+/// A plan in the making.
+struct Draft<'a> {
+    input: &'a Checkpoint,
+    weights: Vec<Weight>,
+    skipped: Vec<Skipped>,
+    copied: usize,
+    /// The tensors of every file of the output.
+    files: Vec<BTreeMap<String, (Dtype, Vec<usize>)>>,
+    /// Bytes that the new names take in their headers at least.
+    header_lens: Vec<u64>,
+    /// The weights by their prefixes.
+    prefixes: BTreeMap<String, String>,
+    /// The weights that FP8 scales belong to.
+    scales: BTreeMap<String, String>,
+}
+
+impl<'a> Draft<'a> {
+    fn new(input: &'a Checkpoint) -> Self {
+        let files = input.files().len();
+        Draft {
+            input,
+            weights: vec![],
+            skipped: vec![],
+            copied: 0,
+            files: vec![BTreeMap::new(); files],
+            header_lens: vec![0; files],
+            prefixes: BTreeMap::new(),
+            scales: BTreeMap::new(),
+        }
+    }
+
+    fn copy(&mut self, name: &str, tensor: &Tensor) {
+        self.copied += 1;
+        let entry = (tensor.info.dtype, tensor.info.shape.clone());
+        self.files[tensor.file].insert(name.into(), entry);
+    }
+
+    fn skip(&mut self, name: &str, tensor: &Tensor, reason: Reason) {
+        let bytes = byte_len(&tensor.info) as u64;
+        self.skipped.push(Skipped { name: name.into(), reason, bytes });
+        self.copy(name, tensor);
+    }
+
+    /// Plans the weights of a tensor: one, or one for each expert.
+    fn quantize(&mut self, name: &str, tensor: &Tensor, chosen: &Chosen) -> Result<(), Error> {
+        let [matrices, rows, k] = chosen.shape();
+        let shape = PackedShape::of(chosen.options.format, rows, k)?;
+        if let Some(scales) = chosen.source.scales() {
+            self.scales.insert(scales.into(), name.into());
+        }
+        for matrix in 0..matrices {
+            let expert = chosen.experts.then_some(matrix);
+            let prefix = match expert {
+                Some(expert) => state::join(&chosen.prefix, &expert.to_string()),
+                None => chosen.prefix.clone(),
+            };
+            refuse_taken(self.input, &prefix)?;
+            if let Some(first) = self.prefixes.insert(prefix.clone(), name.into()) {
+                let second = name.into();
+                return Err(ModelError::SamePrefix { prefix, first, second }.into());
+            }
+            let new = new_tensors(&prefix, shape, &chosen.options);
+            // Six names for one: refused before they fill the memory.
+            self.header_lens[tensor.file] += Arrangement::header_len(&new);
+            Arrangement::check_header(self.header_lens[tensor.file])
+                .map_err(|refusal| Error::checkpoint(self.input.path(), refusal))?;
+            let new = new.into_iter().map(|(name, dtype, shape)| (name, (dtype, shape)));
+            self.files[tensor.file].extend(new);
+            self.weights.push(Weight {
+                name: name.into(),
+                expert,
+                prefix,
+                tensor: tensor.clone(),
+                source: chosen.source.clone().matrix(matrix),
+                shape,
+                options: chosen.options.clone(),
+                tied: None,
+            });
+        }
+        Ok(())
+    }
+
+    /// Takes the FP8 scales of quantized weights out of what is written.
+    fn drop_scales(&mut self) {
+        for (name, weight) in std::mem::take(&mut self.scales) {
+            let Some(tensor) = self.input.tensors().get(&name) else { continue };
+            self.files[tensor.file].remove(&name);
+            self.copied -= 1;
+            let (bytes, reason) = (byte_len(&tensor.info) as u64, Reason::ScalesOf(weight));
+            self.skipped.retain(|skipped| skipped.name != name);
+            if tensor.info.shape.len() > 1 {
+                self.skipped.push(Skipped { name, reason, bytes });
+            }
+        }
+        self.skipped.sort_by(|a, b| a.name.cmp(&b.name));
+    }
+
+    /// Ties weights that share a global scale.
+    fn tie(&mut self, request: &Request) {
+        let recipe = request.recipe.as_ref().map_or(&[][..], |recipe| &recipe.tie);
+        let ties = [&request.ties[..], recipe].concat();
+        let mut groups: BTreeMap<_, Vec<usize>> = BTreeMap::new();
+        for (index, weight) in self.weights.iter().enumerate() {
+            let stem = weight.name.strip_suffix(".weight").unwrap_or(&weight.name);
+            if let Some(key) = Key::of(stem, &ties).filter(|_| can_tie(&weight.options)) {
+                groups.entry((key, weight.expert, weight.shape.k())).or_default().push(index);
+            }
+        }
+        let groups: Vec<_> = groups.into_values().collect();
+        for mut group in groups {
+            let transform = self.weights[group[0]].options.transform.clone();
+            group.retain(|index| self.weights[*index].options.transform == transform);
+            if group.len() > 1 {
+                let sources = group.iter().map(|index| self.weights[*index].source.clone());
+                let tied = Tied::new(sources.collect());
+                group.iter().for_each(|index| self.weights[*index].tied = Some(tied.clone()));
+            }
+        }
+    }
+
+    fn finish(mut self, request: &Request) -> Result<Plan, Error> {
+        if self.weights.is_empty() {
+            return Err(nothing(self.input, self.skipped).into());
+        }
+        let misfits = || self.skipped.iter().filter(|skipped| skipped.reason.is_misfit());
+        if request.strict && misfits().next().is_some() {
+            let (count, examples) = (misfits().count(), misfits().take(EXAMPLES));
+            let examples = examples.map(|s| (s.name.clone(), s.reason.clone())).collect();
+            return Err(ModelError::Strict { count, examples }.into());
+        }
+        self.tie(request);
+        self.weights.sort_by_key(|w| w.tensor.file); // stable: by name within a file
+        let metadata = metadata_of(&self.weights)?;
+        let mut layouts = vec![];
+        for ((_, file), tensors) in self.input.files().iter().zip(self.files) {
+            let mut all = file.metadata().clone();
+            all.extend(metadata.clone());
+            let tensors: Vec<Planned> =
+                tensors.into_iter().map(|(name, (dtype, shape))| (name, dtype, shape)).collect();
+            let layout = Arrangement::new(tensors, &all);
+            layouts.push(layout.map_err(|refusal| Error::checkpoint(self.input.path(), refusal))?);
+        }
+        let Draft { weights, skipped, copied, .. } = self;
+        Ok(Plan { weights, skipped, copied, layouts })
     }
 }
 
@@ -170,27 +318,49 @@ fn new_tensors(
     tensors
 }
 
-fn metadata_of(options: &DenseOptions, block: Option<usize>) -> [(String, String); 3] {
-    let transform = block.map_or("none".into(), |block| format!("hadamard{block}"));
-    [
-        ("exact_fp4.format", options.format.to_string()),
-        ("exact_fp4.transform", transform),
+/// What the header says of the whole file: the format and the transform, or that there are several.
+fn metadata_of(weights: &[Weight]) -> Result<Vec<(String, String)>, Error> {
+    let (mut format, mut transform) = (None, None);
+    let one = |known: &mut Option<String>, text: String| match known {
+        Some(other) if *other != text => *known = Some("mixed".into()),
+        _ => *known = Some(text),
+    };
+    let mut last: Option<&Arc<DenseOptions>> = None;
+    for weight in weights {
+        if last.is_some_and(|last| Arc::ptr_eq(last, &weight.options)) {
+            continue;
+        }
+        last = Some(&weight.options);
+        let view = weight.options.transform.as_ref().map(StoredTransform::view).transpose()?;
+        one(&mut format, weight.options.format.to_string());
+        one(&mut transform, view.map_or("none".into(), |t| format!("hadamard{}", t.block())));
+    }
+    Ok([
+        ("exact_fp4.format", format.unwrap_or_default()),
+        ("exact_fp4.transform", transform.unwrap_or_default()),
         ("exact_fp4.version", env!("CARGO_PKG_VERSION").to_string()),
     ]
     .map(|(key, value)| (key.to_string(), value))
+    .to_vec())
 }
 
 /// Why there is nothing to quantize.
-fn nothing(input: &Checkpoint, mut skipped: Vec<(String, Reason)>) -> ModelError {
+fn nothing(input: &Checkpoint, skipped: Vec<Skipped>) -> ModelError {
     let path = input.path().to_path_buf();
     let codes = |name: &&String| name.rsplit('.').next() == Some(state::E2M1);
     if let Some(name) = input.tensors().keys().find(codes) {
         return ModelError::QuantizedAlready { path, name: name.clone() };
     }
-    let more = skipped.len() > EXAMPLES;
-    skipped.truncate(EXAMPLES);
-    match skipped.is_empty() {
-        true => ModelError::NoWeight { path },
-        false => ModelError::Nothing { path, examples: skipped, more },
+    // What might have been quantized, before what no linear weight is like.
+    let like = |skipped: &&Skipped| !matches!(skipped.reason, Reason::Name | Reason::Rank(_));
+    let close = || skipped.iter().filter(like);
+    let examples = close().take(EXAMPLES).map(|s| (s.name.clone(), s.reason.clone()));
+    match close().next() {
+        None => ModelError::NoWeight { path },
+        Some(_) => ModelError::Nothing {
+            path,
+            examples: examples.collect(),
+            more: close().count() > EXAMPLES,
+        },
     }
 }

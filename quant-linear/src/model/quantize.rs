@@ -25,8 +25,9 @@ use crate::checkpoint::tiles::{Tile, tiles};
 use crate::checkpoint::{Arrangement, Checkpoint, INDEX, Listing, byte_len};
 use crate::error::{Error, ModelError};
 use crate::layer::{DenseOptions, StoredTransform, state};
-use crate::model::dense;
+use crate::model::dense::{self, DenseSource};
 use crate::model::difference::Difference;
+use crate::model::groups::Groups;
 use crate::model::plan::{Plan, Weight};
 use crate::model::stream::{self, Contents, Inputs, Job, Layout, Memory, Output, Progress, Sink};
 use crate::run::routing::Backends;
@@ -36,8 +37,6 @@ use crate::transform::{amax, larger_amax, transformed};
 pub struct Engine<'a> {
     /// The dense checkpoint.
     pub input: &'a Checkpoint,
-    /// How its weights are quantized.
-    pub options: DenseOptions,
     /// Who may quantize, the first that can.
     pub backends: Backends,
     /// How much may be in memory at a time.
@@ -90,12 +89,8 @@ pub struct Outcome {
     pub difference: Difference,
     /// Weights that are NaN or infinite.
     pub not_finite_weights: u64,
-    /// Groups with a NaN scale.
-    pub nan_groups: u64,
-    /// Groups whose codes are all zero.
-    pub zero_groups: u64,
-    /// Groups in all.
-    pub groups: u64,
+    /// What became of its groups.
+    pub groups: Groups,
     /// What the user should know.
     pub warning: Option<Warning>,
     /// The backend that quantized it; empty if there was nothing to do.
@@ -160,15 +155,16 @@ impl Engine<'_> {
         sink: &Sink<'_>,
         on: &mut Observer<'_>,
     ) -> Result<Outcome, Error> {
-        let transform = self.options.transform.as_ref().map(StoredTransform::view).transpose()?;
+        let options = &weight.options;
+        let transform = options.transform.as_ref().map(StoredTransform::view).transpose()?;
         let mut outcome = Outcome::default();
         let spec = self.weight_spec(weight, transform.as_ref(), &mut outcome, on)?;
         outcome.global_scale = spec.global_scale();
         let position = |name| position(layout, &state::join(&weight.prefix, name));
         let (codes_at, scales_at) = (position(state::E2M1)?, position(state::SCALE_QUANT)?);
         let group = spec.group().get();
-        for tile in self.tiles(weight) {
-            let dense = dense::read(self.input, &weight.tensor, weight.float_type, &tile)?;
+        for tile in self.tiles(&weight.source) {
+            let dense = weight.source.read(self.input, &tile)?;
             outcome.not_finite_weights += not_finite(&dense);
             let y = self.transformed(dense, &tile, transform.as_ref())?;
             let packed = self.quantize_tile(&y, &tile, &spec, &mut outcome)?;
@@ -176,10 +172,10 @@ impl Engine<'_> {
             sink.write(scales_at + (tile.start / group) as u64, packed.scales())?;
             let back = dense::dequantized(packed.view(), spec.global_scale())?;
             with_floats!(FloatSlice, y.as_slice(), y => outcome.difference.add(y, &back));
-            outcome.count_groups(&packed);
-            on(Event::Bytes((tile.len() * weight.float_type.bytes()) as u64));
+            outcome.groups.add(&y, &packed, &back, &spec);
+            on(Event::Bytes(weight.source.stored_len(&tile)));
         }
-        let activation = self.options.activation_spec()?;
+        let activation = options.activation_spec()?;
         for (name, value) in [
             (state::WEIGHT_GLOBAL_SCALE, spec.global_scale()),
             (state::ACTIVATION_GLOBAL_SCALE, activation.global_scale()),
@@ -187,7 +183,7 @@ impl Engine<'_> {
         ] {
             sink.write(position(name)?, &value.to_le_bytes())?;
         }
-        if let Some(t) = &self.options.transform {
+        if let Some(t) = &options.transform {
             sink.write(position(state::TRANSFORM)?, &t.values().to_le_bytes())?;
         }
         Ok(outcome)
@@ -201,22 +197,27 @@ impl Engine<'_> {
         outcome: &mut Outcome,
         on: &mut Observer<'_>,
     ) -> Result<QuantSpec, Error> {
-        if !self.options.needs_amax() {
-            return self.options.weight_spec(0.0);
+        let options = &*weight.options;
+        if !options.needs_amax() {
+            return options.weight_spec(0.0);
         }
-        let mut largest = 0f32;
-        for tile in self.tiles(weight) {
-            let dense = dense::read(self.input, &weight.tensor, weight.float_type, &tile)?;
-            let y = self.transformed(dense, &tile, transform)?;
-            largest = larger_amax(largest, amax(y.as_slice()));
-            on(Event::Bytes((tile.len() * weight.float_type.bytes()) as u64));
-        }
-        let options = match largest.is_finite() {
-            true => self.options.clone(),
-            false => DenseOptions { weight_global_scale: Some(1.0), ..self.options.clone() },
+        let largest = match &weight.tied {
+            None => self.amax(&weight.source, transform, on)?,
+            Some(tied) => match tied.amax.get() {
+                Some(known) => *known,
+                None => {
+                    let amax = |largest, source| {
+                        Ok::<_, Error>(larger_amax(largest, self.amax(source, transform, on)?))
+                    };
+                    let largest = tied.sources.iter().try_fold(0f32, amax)?;
+                    *tied.amax.get_or_init(|| largest)
+                }
+            },
         };
+        let given = DenseOptions { weight_global_scale: Some(1.0), ..options.clone() };
+        let options = if largest.is_finite() { options } else { &given };
         let spec = options.weight_spec(largest)?;
-        check_product(spec.global_scale(), self.options.activation_spec()?.global_scale())?;
+        check_product(spec.global_scale(), options.activation_spec()?.global_scale())?;
         let empty = weight.shape.rows() * weight.shape.k() == 0;
         outcome.warning = match largest {
             0.0 if !empty => Some(Warning::Zero),
@@ -226,9 +227,24 @@ impl Engine<'_> {
         Ok(spec)
     }
 
-    fn tiles(&self, weight: &Weight) -> impl Iterator<Item = Tile> + use<> {
-        let (shape, size) = (weight.shape, weight.float_type.bytes());
-        tiles(shape.rows(), shape.k(), size, self.memory.tile_bytes())
+    /// The largest magnitude of a matrix after the transform.
+    fn amax(
+        &self,
+        source: &DenseSource,
+        transform: Option<&Transform<'_>>,
+        on: &mut Observer<'_>,
+    ) -> Result<f32, Error> {
+        let mut largest = 0f32;
+        for tile in self.tiles(source) {
+            let y = self.transformed(source.read(self.input, &tile)?, &tile, transform)?;
+            largest = larger_amax(largest, amax(y.as_slice()));
+            on(Event::Bytes(source.stored_len(&tile)));
+        }
+        Ok(largest)
+    }
+
+    fn tiles(&self, source: &DenseSource) -> impl Iterator<Item = Tile> + use<> {
+        tiles(source.rows(), source.k(), source.float_type().bytes(), self.memory.tile_bytes())
     }
 
     fn transformed(
@@ -284,13 +300,13 @@ enum What<'t> {
 }
 
 impl Task<'_> {
-    /// Bytes of the tensor.
+    /// Bytes of what is read.
     fn bytes(&self) -> u64 {
-        let info = match self.what {
-            What::Quantize(weight) => Some(&weight.tensor.info),
-            What::Copy { name, .. } => self.engine.input.tensors().get(name).map(|t| &t.info),
-        };
-        info.map_or(0, |info| byte_len(info) as u64)
+        let tensors = self.engine.input.tensors();
+        match self.what {
+            What::Quantize(weight) => weight.byte_len(),
+            What::Copy { name, .. } => tensors.get(name).map_or(0, |t| byte_len(&t.info) as u64),
+        }
     }
 }
 
@@ -313,14 +329,14 @@ impl Job for Task<'_> {
 
     fn work(&self) -> u64 {
         match self.what {
-            What::Quantize(_) => self.bytes() * self.plan.passes,
+            What::Quantize(weight) => self.bytes() * weight.passes(),
             What::Copy { .. } => self.bytes(),
         }
     }
 
     fn memory(&self) -> u64 {
         match self.what {
-            What::Quantize(_) => self.engine.memory.of_tiles(self.bytes()),
+            What::Quantize(weight) => self.engine.memory.of_tiles(weight.value_len()),
             What::Copy { .. } => self.bytes().min(self.engine.memory.tile_bytes() as u64),
         }
     }
@@ -363,22 +379,6 @@ pub fn check_product(weight: f32, activation: f32) -> Result<(), ModelError> {
         true => Ok(()),
         false => Err(ModelError::ScaleProduct { weight, activation }),
     }
-}
-
-impl Outcome {
-    fn count_groups(&mut self, packed: &PackedMatrix) {
-        let shape = packed.shape();
-        let nan = packed.scales().iter().filter(|&&s| shape.scale_type().is_nan(s)).count();
-        self.nan_groups += nan as u64;
-        self.zero_groups += zero_groups(packed.codes(), shape.group().get());
-        self.groups += packed.scales().len() as u64;
-    }
-}
-
-/// Number of groups whose codes are all zero, of either sign.
-pub fn zero_groups(codes: &[u8], group: usize) -> u64 {
-    let zero = |codes: &&[u8]| codes.iter().all(|byte| byte & 0x77 == 0);
-    codes.chunks_exact(group / 2).filter(zero).count() as u64
 }
 
 fn not_finite(values: &FloatVec) -> u64 {

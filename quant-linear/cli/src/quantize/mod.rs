@@ -7,6 +7,8 @@
 //! report   per tensor, worst first; totals                              (summary)
 //! ```
 
+mod help;
+mod row;
 mod summary;
 mod told;
 
@@ -16,11 +18,14 @@ use std::str::FromStr;
 
 use anyhow::{Context, Result, bail, ensure};
 use fp4_core::Format;
-use quant_linear::atomic::Kind;
+use quant_linear::atomic::{self, Kind};
 use quant_linear::checkpoint::{Checkpoint, Listing, list};
 use quant_linear::model::plan::Plan;
 use quant_linear::model::quantize::{Engine, Event, check_product};
+use quant_linear::model::recipe::{Recipe, RecipeRule};
+use quant_linear::model::select::{Orientation, Request};
 use quant_linear::model::stream;
+use quant_linear::model::ties::Tie;
 use quant_linear::{Backends, DenseOptions, StoredTransform};
 
 use crate::args;
@@ -29,48 +34,20 @@ use crate::output;
 use crate::progress;
 use summary::Summary;
 
-/// `--help` of the selection.
-const SELECTION: &str = "\
-Which tensors are quantized:
-  By default every tensor named `*.weight` of rank 2, type F32, F16 or BF16, whose K (the last
-  dimension) is a multiple of the group (MXFP4 32, NVFP4 16) and of the transform block, except
-  embeddings and output heads, by name:
-    *embed*  *embd*  *wte*  *wpe*  *lm_head*  *output_projection*  *classifier*  cls.*
-    output.weight  score.weight
-  --include GLOB replaces the choice by name, embeddings and heads included (several add up);
-  --exclude GLOB removes from either.
-  Globs match full tensor names: `*` any characters, `?` one, `[ab]`, `{this,that}`.
-  An --include with wildcards filters: of what it matches, tensors named `*.weight` of rank 2 are
-  quantized, and the rest (biases, norms, other ranks) is copied. So `--include '*'` is every linear
-  weight, and `--include 'encoder.layer.0.*'` those of one layer. It is an error if it matches
-  nothing that can be quantized.
-  A candidate that cannot be quantized (its type, its K) is copied and listed with the reason; one
-  that --include gives by its full name, without wildcards, is an error.
-
-What is written: `X.weight` becomes `X.e2m1` (U8), `X.scale_quant` (F8_E8M0 or F8_E4M3),
-  `X.weight_global_scale`, `X.activation_global_scale`, `X.activation_scale_scale` (F32) and with a
-  transform `X.transform` (F32). Everything else is copied byte for byte.
-  A bias stays a separate tensor `X.bias`, as it was. A quantized layer applies it only if asked:
-  load it with Bias::Apply (the layer adds the bias) or with Bias::Ignore (you do).
-
-Scales: the automatic NVFP4 global scale of a weight is its largest magnitude / 2688; the smallest
-  positive f32 if that underflows; 1, with a warning, if all its values are zero or one is not finite.
-  A layer multiplies by weight global scale times activation global scale in f32, so that product must
-  be finite and above 0: a weight for which it is not is an error that names it.";
-
 /// Arguments of `fp4 quantize`.
 #[derive(Debug, clap::Args)]
-#[command(after_long_help = SELECTION)]
+#[command(after_long_help = help::SELECTION)]
 pub(crate) struct Args {
     /// A .safetensors file, or a folder with model.safetensors or with shards and their index.
     input: PathBuf,
     /// Where to write: a file for a file, a folder for a folder.
-    #[arg(short, long)]
-    output: PathBuf,
+    #[arg(short, long, required_unless_present = "dry_run")]
+    output: Option<PathBuf>,
     /// The format of the quantized weights: MXFP4 has groups of 32 with power-of-two scales, NVFP4
-    /// groups of 16 with 8-bit float scales.
-    #[arg(short, long, value_parser = args::formats())]
-    format: Format,
+    /// groups of 16 with 8-bit float scales. With --recipe it may be left out: what no rule matches
+    /// stays dense then.
+    #[arg(short, long, value_parser = args::formats(), required_unless_present = "recipe")]
+    format: Option<Format>,
     /// A block transform of weights and activations.
     #[arg(long, value_enum, default_value_t)]
     transform: TransformArg,
@@ -83,6 +60,24 @@ pub(crate) struct Args {
     /// Do not quantize the tensors whose names match this glob.
     #[arg(long, value_name = "GLOB")]
     exclude: Vec<String>,
+    /// Formats and settings by name, from a TOML or JSON file.
+    #[arg(long, value_name = "FILE")]
+    recipe: Option<PathBuf>,
+    /// Write the plan as a recipe (JSON), which repeats it tensor by tensor.
+    #[arg(long, value_name = "FILE")]
+    write_recipe: Option<PathBuf>,
+    /// One global scale for weights that one product reads together: `qkv`, `gate-up` or both.
+    #[arg(long, value_name = "WHAT", value_delimiter = ',', value_parser = parse_tie)]
+    tie: Vec<Tie>,
+    /// How tensors with one matrix for each expert are stored [default: as config.json tells].
+    #[arg(long, value_enum)]
+    experts: Option<ExpertsArg>,
+    /// Fail if a weight that would be quantized cannot be, instead of copying it.
+    #[arg(long)]
+    strict: bool,
+    /// Report what would be quantized and how large it would be; write nothing.
+    #[arg(long)]
+    dry_run: bool,
     /// Global scale of the weights: `auto` (MXFP4 1/3; NVFP4 largest magnitude / 2688) or a number.
     #[arg(long, value_name = "auto|VALUE", default_value = "auto", allow_hyphen_values = true)]
     global_scale: GlobalScale,
@@ -115,6 +110,20 @@ enum TransformArg {
     None,
     /// The orthonormal Hadamard matrix, one for all blocks.
     Hadamard,
+}
+
+/// `--experts`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum ExpertsArg {
+    /// (experts, out, in), as linear layers are.
+    OutIn,
+    /// (experts, in, out), as gpt-oss and Llama 4 have them.
+    InOut,
+}
+
+fn parse_tie(text: &str) -> Result<Tie, String> {
+    let tie = Tie::ALL.into_iter().find(|tie| tie.name() == text);
+    tie.ok_or_else(|| format!("`{text}` cannot be tied; give `qkv`, `gate-up` or both"))
 }
 
 /// `--global-scale`.
@@ -162,11 +171,12 @@ impl Args {
         Ok((self.transform == TransformArg::Hadamard).then_some(block))
     }
 
-    /// What decides the bytes of the output beside the input and its plan.
-    fn settings(&self, block: Option<usize>) -> stream::Settings {
+    /// What decides the bytes of the output beside the input and the headers of its files.
+    fn settings(&self, plan: &Plan, request: &Request) -> stream::Settings {
         let bits = |scale: f32| format!("{scale:e}");
-        let settings = [
-            ("--format", self.format.name().to_string()),
+        let block = self.block().ok().flatten();
+        let mut settings = vec![
+            ("--format", self.format.map_or("none", Format::name).to_string()),
             ("--transform", block.map_or("none".into(), |block| format!("hadamard {block}"))),
             (
                 "--global-scale",
@@ -177,7 +187,17 @@ impl Args {
             ),
             ("--activation-scale", self.activation_scale.map_or("default".into(), bits)),
         ];
-        settings.map(|(name, value)| (name.to_string(), value)).to_vec()
+        // Of square matrices no header tells.
+        let transposed = plan.weights.iter().filter(|weight| weight.is_transposed()).count();
+        settings.push(("weights stored (in, out)", transposed.to_string()));
+        if !request.ties.is_empty() {
+            let ties: Vec<_> = request.ties.iter().map(|tie| tie.name()).collect();
+            settings.push(("--tie", ties.join(",")));
+        }
+        if let Some(recipe) = &request.recipe {
+            settings.push(("--recipe", recipe.to_json()));
+        }
+        settings.into_iter().map(|(name, value)| (name.to_string(), value)).collect()
     }
 
     fn dense_options(&self, block: Option<usize>) -> Result<DenseOptions> {
@@ -188,7 +208,7 @@ impl Args {
                 GlobalScale::Value(value) => Some(value),
             },
             activation_global_scale: self.activation_scale,
-            ..DenseOptions::new(self.format)
+            ..DenseOptions::new(self.format.unwrap_or(Format::NvFp4))
         };
         // Judged before anything is read; the amax does not matter to a given scale.
         let weight = options.weight_spec(1.0).context("--global-scale does not suit the format")?;
@@ -199,6 +219,54 @@ impl Args {
                 .map_err(|error| told::error(error.into()))?;
         }
         Ok(options)
+    }
+
+    /// What is asked of the library.
+    fn request(&self) -> Result<Request> {
+        let options = self.dense_options(self.block()?)?;
+        Ok(Request {
+            include: self.include.clone(),
+            exclude: self.exclude.clone(),
+            recipe: self.recipe.as_ref().map(|path| self.read_recipe(path)).transpose()?,
+            ties: self.tie.clone(),
+            experts: self.experts.map(|experts| match experts {
+                ExpertsArg::OutIn => Orientation::OutIn,
+                ExpertsArg::InOut => Orientation::InOut,
+            }),
+            strict: self.strict,
+            ..Request::new(options)
+        })
+    }
+
+    fn read_recipe(&self, path: &Path) -> Result<Recipe> {
+        let mut recipe = Recipe::read(path)?;
+        if self.format.is_none() {
+            let open = recipe.rules.iter().position(|rule| rule.format.is_none());
+            if let Some(index) = open {
+                let (rule, path) = (index + 1, path.display());
+                bail!("rule {rule} of {path} has no format; give it one, or give --format");
+            }
+            ensure!(
+                self.include.is_empty(),
+                "--include is given without --format; add that, or put it into {}",
+                path.display()
+            );
+            recipe.rules.push(RecipeRule::all_dense());
+        }
+        Ok(recipe)
+    }
+
+    /// Checks that a record may be written, before anything else is.
+    fn check_record(&self) -> Result<()> {
+        let Some(path) = &self.write_recipe else { return Ok(()) };
+        let (shown, known) = (path.display(), std::fs::symlink_metadata(path));
+        let taken = [Some(&self.input), self.output.as_ref()].contains(&Some(path));
+        ensure!(!taken, "--write-recipe {shown} is the input or the output; give another path");
+        ensure!(
+            known.is_err() || self.force,
+            "{shown} exists; give --write-recipe another path, or add --force"
+        );
+        Ok(())
     }
 }
 
@@ -223,8 +291,8 @@ fn only(backends: &Backends, name: &str) -> Result<Backends> {
 /// # Errors
 /// Bad arguments, bad input, or an I/O error; the output is then as it was before.
 pub(crate) fn run(args: &Args) -> Result<ExitCode> {
-    let block = args.block()?;
-    let options = args.dense_options(block)?;
+    let request = args.request()?;
+    args.check_record()?;
     let input = Checkpoint::open(&args.input)?;
     let mut backends = Backends::available();
     if let Some(name) = &args.backend {
@@ -239,36 +307,52 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
         false => Listing::default(),
     };
     interrupt::clean_up()?;
-    output::check(&args.input, &listing.real, &args.output, args.force)?;
-    let plan = Plan::new(&input, &options, &args.include, &args.exclude).map_err(told::error)?;
-    let others: u64 = listing.files.iter().map(|(_, len)| len).sum();
-    let bar = progress::bar(plan.work(&input) + others, args.json);
-    let mut summary = Summary::new(args, &input, &plan);
-    for (path, _) in &listing.files {
-        let stray = path.extension().is_some_and(|e| e == "safetensors");
-        if stray && path.parent() == Some(Path::new("")) {
-            let path = path.display();
-            summary.warnings.push(format!("{path} is no part of the model and was only copied"));
-        }
+    let output = args.output.as_deref().filter(|_| !args.dry_run);
+    if let Some(output) = output {
+        output::check(&args.input, &listing.real, output, args.force)?;
     }
-    let (needs, resume) = (plan.file_len(), args.stream.resume);
-    summary.warnings.extend(output::forgotten(&args.output, resume));
-    let output = stream::Output {
-        path: &args.output,
-        kind: if input.is_folder() { Kind::Folder } else { Kind::File },
-        replace: args.force,
-        resume: resume.then(|| args.settings(block)),
-    };
-    let engine = Engine { input: &input, options, backends, memory: args.stream.memory() };
+    let plan = Plan::new(&input, &request).map_err(told::error)?;
+    let mut summary = Summary::new(args, &input, &plan);
+    summary.warn_of_strays(&listing);
+    if let Some(output) = output {
+        summary.warnings.extend(output::forgotten(output, args.stream.resume));
+        let engine = Engine { input: &input, backends, memory: args.stream.memory() };
+        let output = stream::Output {
+            path: output,
+            kind: if input.is_folder() { Kind::Folder } else { Kind::File },
+            replace: args.force,
+            resume: args.stream.resume.then(|| args.settings(&plan, &request)),
+        };
+        write(args, &engine, &plan, &listing, &output, &mut summary)?;
+    }
+    if let Some(path) = &args.write_recipe {
+        let record = Recipe::record(&plan, &request);
+        atomic::write_bytes(path, record.to_json().as_bytes())?;
+    }
+    summary.print(args.json)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Writes the output, telling the summary of each weight.
+fn write(
+    args: &Args,
+    engine: &Engine<'_>,
+    plan: &Plan,
+    listing: &Listing,
+    output: &stream::Output<'_>,
+    summary: &mut Summary,
+) -> Result<()> {
+    let others: u64 = listing.files.iter().map(|(_, len)| len).sum();
+    let bar = progress::bar(plan.work(engine.input) + others, args.json);
     let mut on = |event: Event<'_>| match event {
         Event::Working(name) => progress::show(&bar, name),
         Event::Bytes(more) => bar.inc(more),
         Event::Kept(bytes) => progress::skip(&bar, bytes),
-        Event::Done(weight, layout, outcome) => summary.add(weight, layout, outcome),
+        Event::Done(weight, _, outcome) => summary.add(weight, outcome),
     };
-    let written = engine.write(&plan, &listing, &output, &mut on);
+    let (needs, resume) = (plan.file_len(), args.stream.resume);
+    let written = engine.write(plan, listing, output, &mut on);
     written.map_err(|error| output::told(error, needs, resume).unwrap_or_else(told::error))?;
     bar.finish_and_clear();
-    summary.print(args.json)?;
-    Ok(ExitCode::SUCCESS)
+    Ok(())
 }

@@ -1,0 +1,367 @@
+//! What each weight is for, and so whether it is quantized unless asked otherwise.
+//!
+//! Today's tools agree on most of what breaks a model when it goes to four bits: routers, heads,
+//! embeddings, the layers at either end of a diffusion model. `roles.toml` holds those rules as
+//! data, with the tools that each comes from and what single architectures add. It works on names;
+//! three rules here work on shapes, for models that name things otherwise:
+//!
+//! ```text
+//! outside numbered layers, as many rows as the vocabulary     an embedding or head
+//! outside numbered layers, 16384 rows or more, and 8 times K  the same, with no config to ask
+//! in an MLP, as many rows as the model has experts            a router
+//! ```
+//!
+//! Worked example: `model.layers.3.mlp.gate.weight` is matched as `.model.layers.3.mlp.gate`, which
+//! `*.gate` finds: a router. `model.layers.3.mlp.gate_proj.weight` no rule finds: it is quantized.
+
+mod facts;
+
+use globset::GlobSet;
+use serde::Deserialize;
+
+pub use facts::Facts;
+
+use crate::error::{Kept, ModelError};
+use crate::model::select::{Orientation, globs};
+
+/// The rules as data.
+const DATA: &str = include_str!("roles.toml");
+
+/// Rows from which a matrix that is also eight times as high as wide looks like a vocabulary.
+const VOCABULARY: usize = 1 << 14;
+
+/// What `roles.toml` holds.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Data {
+    keep: Vec<KeepData>,
+    architecture: Vec<Architecture>,
+}
+
+/// A rule of `roles.toml`.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct KeepData {
+    role: String,
+    why: String,
+    source: String,
+    names: Vec<String>,
+    #[serde(default)]
+    except: Vec<String>,
+    #[serde(default)]
+    top: bool,
+}
+
+/// What an architecture adds.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Architecture {
+    types: Vec<String>,
+    experts: Option<Orientation>,
+    conv1d: Option<Orientation>,
+    #[serde(default)]
+    keep: Vec<KeepData>,
+    /// Roles that are quantized here.
+    #[serde(default)]
+    quantize: Vec<String>,
+}
+
+/// A rule, compiled.
+#[derive(Debug)]
+struct Keep {
+    kept: Kept,
+    names: GlobSet,
+    except: GlobSet,
+    top: bool,
+}
+
+/// The rules for one checkpoint.
+#[derive(Debug)]
+pub struct Roles {
+    rules: Vec<Keep>,
+    experts: Option<Orientation>,
+    conv1d: Option<Orientation>,
+    facts: Facts,
+}
+
+impl Roles {
+    /// The rules for a checkpoint of which these facts are known.
+    ///
+    /// # Errors
+    /// Rules that are damaged: the tests keep them whole.
+    pub fn new(facts: Facts) -> Result<Self, ModelError> {
+        let damaged = |e: toml::de::Error| ModelError::Roles(e.to_string());
+        let Data { mut keep, architecture } = toml::from_str(DATA).map_err(damaged)?;
+        let (mut experts, mut conv1d, mut quantized) = (None, facts.conv1d, vec![]);
+        for one in architecture {
+            let plain = |ty: &str| one.types.iter().any(|t| t == ty);
+            if facts.types.iter().any(|ty| plain(ty) || ty.strip_suffix("_text").is_some_and(plain))
+            {
+                experts = one.experts.or(experts);
+                conv1d = one.conv1d.or(conv1d);
+                keep.extend(one.keep);
+                quantized.extend(one.quantize);
+            }
+        }
+        keep.retain(|rule| !quantized.contains(&rule.role));
+        let compiled =
+            keep.into_iter().map(|KeepData { role, why, source, names, except, top }| {
+                let (names, except) = (globs(&names)?, globs(&except)?);
+                Ok(Keep { kept: Kept { role, why, source }, names, except, top })
+            });
+        let rules = compiled.collect::<Result<_, ModelError>>()?;
+        Ok(Roles { rules, experts, conv1d, facts })
+    }
+
+    /// What is known of the checkpoint.
+    pub fn facts(&self) -> &Facts {
+        &self.facts
+    }
+
+    /// Why a weight is kept dense, if it is.
+    pub fn kept(&self, name: &str, shape: &[usize]) -> Option<Kept> {
+        if self.facts.is_mtp(name) {
+            return self.rules.iter().find(|rule| rule.kept.role == "mtp").map(|r| r.kept.clone());
+        }
+        let dotted = format!(".{}", name.strip_suffix(".weight").unwrap_or(name));
+        let top = !dotted.split('.').any(is_number);
+        let matches = |rule: &&Keep| {
+            (top || !rule.top) && rule.names.is_match(&dotted) && !rule.except.is_match(&dotted)
+        };
+        let by_name = self.rules.iter().find(matches).map(|rule| rule.kept.clone());
+        by_name.or_else(|| self.by_shape(&dotted, top, shape))
+    }
+
+    fn by_shape(&self, dotted: &str, top: bool, shape: &[usize]) -> Option<Kept> {
+        let &[rows, k] = shape else { return None };
+        let kept = |role: &str, why: &str, source: &str| {
+            Some(Kept { role: role.into(), why: why.into(), source: source.into() })
+        };
+        if top && self.facts.vocabulary == Some(rows) {
+            let why = "an embedding or output head by its rows";
+            return kept("head", why, "as many as the vocabulary in config.json");
+        }
+        if top && rows >= VOCABULARY && rows / 8 >= k {
+            let why = "an embedding or output head by its shape";
+            return kept("head", why, "outside the layers, and very much higher than wide");
+        }
+        let mlp =
+            |part: &str| ["mlp", "moe", "ffn", "feed_forward", "block_sparse_moe"].contains(&part);
+        let (within, expert) = (dotted.split('.').any(mlp), dotted.contains("expert"));
+        if within && !expert && self.facts.experts == Some(rows) && self.facts.hidden == Some(k) {
+            return kept("router", "a router by its rows", "as many as the model has experts");
+        }
+        None
+    }
+
+    /// Is the name that of a tensor with one matrix for each expert?
+    pub fn is_experts(&self, name: &str) -> bool {
+        let name = name.strip_suffix(".weight").unwrap_or(name);
+        let (path, last) = name.rsplit_once('.').unwrap_or(("", name));
+        let other = ["bias", "scale", "scale_inv", "scales", "blocks", "norm"];
+        if other.iter().any(|end| last.ends_with(end)) {
+            return false;
+        }
+        let moe = |part: &str| {
+            ["experts", "routed_experts", "local_experts", "switch_mlp", "moe", "block_sparse_moe"]
+                .contains(&part)
+        };
+        path.split('.').any(moe) || last.ends_with("_exps") || last == "experts"
+    }
+
+    /// How the matrices of an expert tensor are stored: by the only way that fits the sizes in the
+    /// config, unless they are square, or else by the architecture.
+    pub fn experts(&self, name: &str, rows: usize, cols: usize) -> Option<Orientation> {
+        if name.strip_suffix(".weight").unwrap_or(name).ends_with("_exps") {
+            return Some(Orientation::OutIn); // llama.cpp's own order
+        }
+        let fits = |out: usize, k: usize| {
+            let Some(hidden) = self.facts.hidden else { return false };
+            let inner = |n: usize| self.facts.inner.contains(&n);
+            let fused = out.is_multiple_of(2) && inner(out / 2);
+            (k == hidden && (inner(out) || fused)) || (out == hidden && inner(k))
+        };
+        match (fits(rows, cols), fits(cols, rows)) {
+            (true, false) if rows != cols => Some(Orientation::OutIn),
+            (false, true) if rows != cols => Some(Orientation::InOut),
+            _ => self.experts,
+        }
+    }
+
+    /// How a matrix is stored: GPT-2's layers are `[in, out]`, all others `[out, in]`; `None` if it
+    /// is named as GPT-2's and nothing tells.
+    pub fn matrix(&self, name: &str) -> Option<Orientation> {
+        let stem = name.strip_suffix(".weight").unwrap_or(name);
+        match facts::CONV1D.contains(&stem.rsplit('.').next().unwrap_or(stem)) {
+            true => self.conv1d,
+            false => Some(Orientation::OutIn),
+        }
+    }
+}
+
+fn is_number(part: &str) -> bool {
+    !part.is_empty() && part.bytes().all(|b| b.is_ascii_digit())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use safetensors::Dtype;
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::checkpoint::{Tensor, TensorInfo};
+
+    fn tensors(list: &[(&str, &[usize])]) -> BTreeMap<String, Tensor> {
+        let tensor = |(name, shape): &(&str, &[usize])| {
+            let data_offsets = (0, 4 * shape.iter().product::<usize>());
+            let info = TensorInfo { dtype: Dtype::F32, shape: shape.to_vec(), data_offsets };
+            (name.to_string(), Tensor { file: 0, info })
+        };
+        list.iter().map(tensor).collect()
+    }
+
+    fn roles(config: Value, list: &[(&str, &[usize])]) -> Roles {
+        Roles::new(Facts::new(Some(&config), &tensors(list))).unwrap()
+    }
+
+    /// The role of a weight in a model of which nothing is known.
+    fn role(name: &str) -> Option<String> {
+        roles(Value::Null, &[]).kept(name, &[512, 512]).map(|kept| kept.role)
+    }
+
+    #[test]
+    fn names_as_files_have_them_get_their_roles() {
+        for (name, expected) in [
+            ("model.layers.0.block_sparse_moe.gate.weight", "router"),
+            ("model.layers.3.mlp.gate.weight", "router"),
+            ("layers.3.ffn.gate.weight", "router"),
+            ("model.layers.0.feed_forward.router.weight", "router"),
+            ("transformer.blocks.0.ffn.router.layer.weight", "router"),
+            ("encoder.block.1.layer.1.mlp.router.classifier.weight", "router"),
+            ("model.layers.0.mlp.gate.wg.weight", "router"),
+            ("blk.0.ffn_gate_inp.weight", "router"),
+            ("blk.0.ffn_gate_inp_shexp.weight", "shared-expert gate"),
+            ("model.layers.0.mlp.shared_expert_gate.weight", "shared-expert gate"),
+            ("mtp.layers.0.mlp.experts.0.gate_proj.weight", "mtp"),
+            ("model.mtp_layers.0.self_attn.q_proj.weight", "mtp"),
+            ("head.weight", "head"),
+            ("lm_head.weight", "head"),
+            ("gpt_neox.embed_out.weight", "head"),
+            ("output.weight", "head"),
+            ("transformer.output_layer.weight", "head"),
+            ("qa_outputs.weight", "head"),
+            ("cls.predictions.transform.dense.weight", "head"),
+            ("vocab_projector.weight", "head"),
+            ("bert.pooler.dense.weight", "pooler"),
+            ("emb.weight", "embedding"),
+            ("shared.weight", "embedding"),
+            ("model.shared.weight", "embedding"),
+            ("tok_embeddings.weight", "embedding"),
+            ("rwkv.emb.weight", "embedding"),
+            ("time_embed.0.weight", "embedding"),
+            ("label_emb.0.0.weight", "embedding"),
+            ("input_blocks.1.0.emb_layers.1.weight", "embedding"),
+            ("encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight", "position"),
+            ("model.layers.0.linear_attn.in_proj_ba.weight", "decay"),
+            ("model.layers.0.linear_attn.in_proj_qkvz.weight", "linear attention"),
+            ("backbone.layers.0.mixer.in_proj.weight", "linear attention"),
+            ("backbone.layers.0.mixer.x_proj.weight", "decay"),
+            ("proj_out.weight", "diffusion input or output"),
+            ("model.diffusion_model.final_layer.linear.weight", "diffusion input or output"),
+            ("img_in.weight", "diffusion input or output"),
+            ("double_blocks.0.img_mod.lin.weight", "modulation"),
+            ("single_blocks.0.modulation.lin.weight", "modulation"),
+            ("joint_blocks.0.x_block.adaLN_modulation.1.weight", "modulation"),
+            ("transformer_blocks.0.norm1.linear.weight", "modulation"),
+            ("model.visual.blocks.0.attn.qkv.weight", "tower"),
+            ("vision_tower.vision_model.encoder.layers.0.mlp.fc1.weight", "tower"),
+            ("multi_modal_projector.linear_1.weight", "tower"),
+            ("model.mm_projector.0.weight", "tower"),
+        ] {
+            assert_eq!(role(name).as_deref(), Some(expected), "{name}");
+        }
+        for name in [
+            "model.layers.0.mlp.gate_proj.weight",
+            "model.layers.0.mlp.gate_up_proj.weight",
+            "model.layers.0.block_sparse_moe.experts.0.w1.weight",
+            "model.layers.0.mlp.experts.0.gate.weight",
+            "model.layers.0.mlp.shared_expert.gate_proj.weight",
+            "model.layers.0.mlp.shared_experts.down_proj.weight",
+            "model.layers.0.self_attn.kv_a_proj_with_mqa.weight",
+            "layers.0.attn.wkv.weight",
+            "blk.0.ffn_gate.weight",
+            "blk.0.attn_output.weight",
+            "backbone.layers.7.mixer.q_proj.weight",
+            "bert.encoder.layer.0.output.dense.weight",
+            "decoder.block.0.layer.1.EncDecAttention.o.weight",
+            "encoder.block.0.layer.1.DenseReluDense.wi_0.weight",
+            "single_transformer_blocks.0.proj_out.weight",
+            "down_blocks.1.attentions.0.proj_in.weight",
+            "transformer_blocks.0.attn.to_add_out.weight",
+            "transformer_blocks.0.ff.net.0.proj.weight",
+            "double_blocks.0.img_attn.qkv.weight",
+            "single_blocks.0.linear1.weight",
+            "embedding_model.layers.0.fc1.weight",
+            "model.decoder.layers.0.encoder_attn.out_proj.weight",
+        ] {
+            assert_eq!(role(name), None, "{name}");
+        }
+    }
+
+    #[test]
+    fn layers_past_the_last_predict_further_tokens_where_the_config_says_so() {
+        let named = "model.layers.61.self_attn.o_proj.weight";
+        let with = |config| roles(config, &[(named, &[64, 64])]).kept(named, &[64, 64]);
+        let extra = json!({ "num_hidden_layers": 61, "num_nextn_predict_layers": 1 });
+        assert_eq!(with(extra).map(|kept| kept.role).as_deref(), Some("mtp"));
+        assert_eq!(with(json!({ "num_hidden_layers": 62, "num_nextn_predict_layers": 1 })), None);
+        assert_eq!(with(json!({ "num_hidden_layers": 61 })), None);
+        // The projection of such a layer gives it away without a config.
+        let list: [(&str, &[usize]); 2] =
+            [(named, &[64, 64]), ("model.layers.61.eh_proj.weight", &[64, 128])];
+        let roles = roles(Value::Null, &list);
+        assert_eq!(roles.kept(named, &[64, 64]).map(|k| k.role).as_deref(), Some("mtp"));
+        assert_eq!(roles.kept("model.layers.6.self_attn.o_proj.weight", &[64, 64]), None);
+    }
+
+    #[test]
+    fn shapes_tell_what_unknown_names_do_not() {
+        let config = json!({ "vocab_size": 1000, "num_experts": 8, "hidden_size": 64 });
+        let roles = roles(config, &[]);
+        let role = |name, shape: &[usize]| roles.kept(name, shape).map(|kept| kept.role);
+        assert_eq!(role("words.weight", &[1000, 64]).as_deref(), Some("head"));
+        assert_eq!(role("words.weight", &[50_000, 64]).as_deref(), Some("head"));
+        assert_eq!(role("words.weight", &[999, 64]), None);
+        assert_eq!(role("layers.0.words.weight", &[1000, 64]), None);
+        assert_eq!(role("layers.0.moe.choose.weight", &[8, 64]).as_deref(), Some("router"));
+        assert_eq!(role("layers.0.moe.choose.weight", &[8, 32]), None);
+        assert_eq!(role("layers.0.attn.k.weight", &[8, 64]), None);
+    }
+
+    #[test]
+    fn what_an_architecture_adds_holds_for_it_alone() {
+        let attention = "model.layers.0.self_attn.q_proj.weight";
+        let kept = |ty: &str| roles(json!({ "model_type": ty }), &[]).kept(attention, &[64, 64]);
+        assert_eq!(kept("gpt_oss").map(|kept| kept.role).as_deref(), Some("attention"));
+        assert_eq!(kept("qwen3_moe"), None);
+        let tower = "vision_model.encoder.layers.0.mlp.fc1.weight";
+        let kept = |ty: &str| roles(json!({ "model_type": ty }), &[]).kept(tower, &[64, 64]);
+        assert_eq!(kept("clip_vision_model"), None);
+        assert!(kept("llama4").is_some());
+    }
+
+    #[test]
+    fn gpt2s_layers_are_told_by_the_type_or_by_their_shapes() {
+        let name = "h.0.attn.c_proj.weight";
+        let of = |config, c_attn: &[usize]| {
+            roles(config, &[("h.0.attn.c_attn.weight", c_attn), (name, &[64, 64])]).matrix(name)
+        };
+        assert_eq!(of(Value::Null, &[64, 192]), Some(Orientation::InOut));
+        assert_eq!(of(Value::Null, &[192, 64]), Some(Orientation::OutIn));
+        assert_eq!(of(Value::Null, &[64, 64]), None);
+        assert_eq!(of(json!({ "model_type": "gpt2" }), &[64, 64]), Some(Orientation::InOut));
+        assert_eq!(of(json!({ "model_type": "gpt_bigcode" }), &[64, 64]), Some(Orientation::OutIn));
+    }
+}
