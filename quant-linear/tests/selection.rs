@@ -81,6 +81,16 @@ fn sizes_in_the_config_tell_experts_that_are_not_square() {
     assert_eq!(decide(&[3, 192, 64], &config), Some(([3, 192, 64], false)));
     assert_eq!(decide(&[3, 64, 192], &config), Some(([3, 192, 64], true)));
     assert_eq!(decide(&[3, 64, 192], &Value::Null), None);
+    // A projection out of the inner dimension is no projection into it read the other way.
+    let down = BTreeMap::from([(
+        "a.experts.down_proj".to_string(),
+        tensors(&[3, 64, 96]).into_values().next().unwrap(),
+    )]);
+    let rule = Rule::new(&request(Format::NvFp4), &down, Some(&config)).unwrap();
+    match rule.decide("a.experts.down_proj", &down.values().next().unwrap().info).unwrap() {
+        Fate::Quantize(chosen) => assert_eq!(chosen.shape(), [3, 64, 96]),
+        other => panic!("{other:?}"),
+    }
     // Sizes that fit come before what is known of the type; without any, the type decides.
     let typed = serde_json::json!({ "model_type": "llama4_text", "text_config": config });
     assert_eq!(decide(&[3, 192, 64], &typed), Some(([3, 192, 64], false)));
@@ -93,7 +103,7 @@ fn tensors(list: &[(String, Vec<usize>)]) -> BTreeMap<String, Tensor> {
     let tensor = |(name, shape): &(String, Vec<usize>)| {
         let data_offsets = (0, 2 * shape.iter().product::<usize>());
         let info = TensorInfo { dtype: Dtype::BF16, shape: shape.clone(), data_offsets };
-        (name.clone(), Tensor { file: 0, info })
+        (name.clone(), Tensor { file: 0, info, ggml: None })
     };
     list.iter().map(tensor).collect()
 }

@@ -29,13 +29,14 @@ fn include_and_exclude_choose() {
     };
     let (names, skipped) = chosen(&[]);
     assert_eq!(names, "a.weight b.c.weight d.weight");
-    assert_eq!(skipped.as_array().unwrap().len(), 1);
-    assert_eq!(skipped[0]["name"], "embed_tokens.weight");
+    assert_eq!(skipped.as_array().unwrap().len(), 2);
+    assert_eq!(skipped[0]["name"], "conv.weight");
+    assert_eq!(skipped[1]["name"], "embed_tokens.weight");
     assert_eq!(chosen(&["--include", "embed*.weight"]).0, "embed_tokens.weight");
     assert_eq!(chosen(&["--include", "?.weight", "--exclude", "a*"]).0, "d.weight");
     let (names, skipped) = chosen(&["--exclude", "*.c.*", "--exclude", "d.*"]);
     assert_eq!(names, "a.weight");
-    assert_eq!(skipped.as_array().unwrap().len(), 3);
+    assert_eq!(skipped.as_array().unwrap().len(), 4);
 }
 
 /// Biases, norms of rank 1, an embedding, and weights that do not fit, beside two good layers.
@@ -60,7 +61,6 @@ fn encoder() -> Vec<Tensor> {
 fn include_with_wildcards_filters_the_candidates() {
     const DENSE_0: &str = "encoder.layer.0.attention.dense.weight";
     const DENSE_1: &str = "encoder.layer.1.dense.weight";
-    const MISFITS: [&str; 2] = ["encoder.layer.0.double.weight", "encoder.layer.0.odd.weight"];
     let folder = Folder::new();
     write(&folder.at("in"), &encoder());
     let dense = by_name(&encoder());
@@ -83,26 +83,27 @@ fn include_with_wildcards_filters_the_candidates() {
             assert_eq!(written.get(name), (!quantized.contains(name)).then_some(tensor), "{name}");
         }
         let reasons = json["skipped"].to_string();
-        (quantized, skipped, reasons)
+        // Every matrix is in one of the two lists.
+        let mut all = [&quantized[..], &skipped].concat();
+        all.sort();
+        let matrices = dense.values().filter(|tensor| tensor.2.len() > 1);
+        assert_eq!(all, matrices.map(|tensor| tensor.0.clone()).collect::<Vec<_>>());
+        (quantized, reasons)
     };
-    let (quantized, skipped, _) = run(&["l.*"], &[]);
-    assert_eq!((quantized, skipped), (vec!["l.weight".to_string()], vec![]));
+    let (quantized, reasons) = run(&["l.*"], &[]);
+    assert_eq!(quantized, ["l.weight"]);
+    assert!(reasons.contains("matches no --include"), "{reasons}");
     for glob in ["encoder.layer.0.*", "encoder.layer.[0].*", "encoder.layer.{0,7}.*"] {
-        let (quantized, skipped, reasons) = run(&[glob], &[]);
-        assert_eq!(
-            (&quantized[..], &skipped[..]),
-            (&[DENSE_0.to_string()][..], &MISFITS.map(String::from)[..])
-        );
+        let (quantized, reasons) = run(&[glob], &[]);
+        assert_eq!(quantized, [DENSE_0]);
         assert!(reasons.contains("K = 40") && reasons.contains("F64"), "{reasons}");
     }
     // Everything: embeddings too, since they were asked for.
     let all = [DENSE_0, DENSE_1, "l.weight"].map(String::from);
-    let (quantized, skipped, _) = run(&["*"], &[]);
+    let (quantized, _) = run(&["*"], &[]);
     assert_eq!(quantized, [&["embed_tokens.weight".to_string()][..], &all].concat());
-    assert_eq!(skipped, MISFITS);
-    let (quantized, skipped, reasons) = run(&["*"], &["--exclude", "embed*"]);
+    let (quantized, reasons) = run(&["*"], &["--exclude", "embed*"]);
     assert_eq!(quantized, all);
-    assert_eq!(skipped, [&["embed_tokens.weight"][..], &MISFITS].concat());
     assert!(reasons.contains("matches --exclude"), "{reasons}");
     // A full name and a pattern add up.
     assert_eq!(run(&["encoder.layer.?.dense.*", "l.weight"], &[]).0, [DENSE_1, "l.weight"]);
@@ -145,4 +146,28 @@ fn candidates_that_cannot_be_quantized_are_copied_and_listed() {
         &[&args[..], &["--force", "--transform", "hadamard", "--transform-block", "128"]].concat(),
         &["nothing to quantize", "128"],
     );
+}
+
+#[test]
+fn roles_are_kept_and_named_with_their_reasons() {
+    let folder = Folder::new();
+    let router = random("model.layers.0.mlp.gate.weight", Dtype::F32, &[8, 64], 1);
+    let gated = random("model.layers.0.mlp.gate_proj.weight", Dtype::F32, &[8, 64], 2);
+    let attention = random("model.layers.0.linear_attn.out_proj.weight", Dtype::F32, &[8, 64], 3);
+    write(&folder.at("in"), &[router, gated, attention]);
+    let args = ["quantize", &folder.arg("in"), "-o", &folder.arg("out"), "--format", "nvfp4"];
+    let json = json(&args);
+    assert_eq!(json["tensors"][0]["name"], "model.layers.0.mlp.gate_proj.weight");
+    assert_eq!(json["tensors"].as_array().unwrap().len(), 1);
+    for (at, what) in [(0, "linear attention"), (1, "a router")] {
+        let reason = json["skipped"][at]["reason"].as_str().unwrap();
+        assert!(reason.contains(what) && reason.contains("--include"), "{reason}");
+    }
+    let text = ok(&[&args[..], &["--force"]].concat());
+    for needle in ["mlp.gate.weight: a router", "kept by role", "modelopt `*router*`"] {
+        assert!(text.contains(needle), "no `{needle}` in {text}");
+    }
+    let args = [&args[..], &["--force", "--include", "*linear_attn*"]].concat();
+    let json = common::json(&args);
+    assert_eq!(json["tensors"][0]["name"], "model.layers.0.linear_attn.out_proj.weight");
 }

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use safetensors::Dtype;
 
+use crate::checkpoint::gguf::GgmlType;
 use crate::text::{self, printable};
 
 /// What can be wrong with what is asked of a model.
@@ -341,6 +342,9 @@ pub enum Reason {
     /// A type that is not quantized.
     #[error("it is {0}, expected F32, F16, BF16 or F8_E4M3 with scales")]
     Type(Dtype),
+    /// Blocks of a GGUF file that have no values here.
+    #[error("it is {0}, whose blocks are not decoded here; start from another file")]
+    Blocks(GgmlType),
     /// FP8 without the scales that give it its values.
     #[error("it is F8_E4M3, and no scales are beside it, named as `weight_scale_inv` or `scale`")]
     NoScales,
@@ -409,7 +413,12 @@ impl Reason {
         use Reason::*;
         match self {
             Excluded | Kept(_) | NotIncluded | Recipe | Name | Rank(_) | ScalesOf(_) => false,
-            Type(_) | NoScales | ScalesType { .. } | ScalesShape { .. } | Experts(_) => true,
+            Type(_)
+            | Blocks(_)
+            | NoScales
+            | ScalesType { .. }
+            | ScalesShape { .. }
+            | Experts(_) => true,
             Transposed | Empty(_) | NotMultiple { .. } | Unloadable(_) => true,
         }
     }

@@ -7,6 +7,7 @@
 //! F32, F16, BF16           as they are
 //! F8_E4M3 with scales      e4m3 * scale, one f32 product; a scale for each block of config.json's
 //!                          `weight_block_size` (or 128 x 128), for each row, or for the tensor
+//! blocks of a GGUF file    as ggml decodes them, to f32
 //! [E, out, in]             one of E matrices
 //! [in, out], [E, in, out]  transposed: read in strips of the tile's rows, never as a whole
 //! ```
@@ -23,6 +24,7 @@ use std::ops::Range;
 use fp4_core::{Buffer, E4m3, E8m0, FloatType, FloatVec, PackedView, Transform, with_floats};
 use safetensors::Dtype;
 
+use crate::checkpoint::gguf::{self, GgmlType};
 use crate::checkpoint::tiles::Tile;
 use crate::checkpoint::{Checkpoint, Tensor, byte_len};
 use crate::error::{Error, Reason};
@@ -51,6 +53,8 @@ pub(crate) struct DenseSource {
 enum Stored {
     Float(FloatType),
     Fp8(Box<Scales>),
+    /// Blocks of a GGUF file; rows are whole blocks.
+    Blocks(GgmlType),
 }
 
 /// The scales of an FP8 tensor.
@@ -80,17 +84,23 @@ impl DenseSource {
     ) -> Result<Self, Reason> {
         let missing = || Reason::Unloadable(format!("there is no tensor `{name}`"));
         let tensor = tensors.get(name).ok_or_else(missing)?;
-        let (rows, k, lead) = match &tensor.info.shape[..] {
+        let shape = tensor.shape();
+        let (rows, k, lead) = match &shape[..] {
             [] => (1, 1, &[][..]),
             [k] => (1, *k, &[][..]),
             [lead @ .., rows, k] => (*rows, *k, lead),
         };
-        let stored = match state::float_type(tensor.info.dtype) {
-            Some(float_type) => Stored::Float(float_type),
-            None if tensor.info.dtype == Dtype::F8_E4M3 => {
+        let blocks = tensor.ggml.filter(|ty| ty.dtype().is_none());
+        let stored = match (state::float_type(tensor.info.dtype), blocks) {
+            (_, Some(ty)) => {
+                gguf::dequantize(ty, &[], &mut []).map_err(|_| Reason::Blocks(ty))?;
+                Stored::Blocks(ty)
+            }
+            (Some(float_type), _) => Stored::Float(float_type),
+            (None, _) if tensor.info.dtype == Dtype::F8_E4M3 => {
                 Stored::Fp8(Box::new(Scales::find(tensors, name, lead, [rows, k], fp8_block)?))
             }
-            None => return Err(Reason::Type(tensor.info.dtype)),
+            (None, _) => return Err(Reason::Type(tensor.info.dtype)),
         };
         // The file holds the tensor, so its dimensions multiply; where one is 0, others may not.
         let matrices = lead.iter().try_fold(1usize, |n, dim| n.checked_mul(*dim)).unwrap_or(0);
@@ -135,7 +145,7 @@ impl DenseSource {
     pub(crate) fn float_type(&self) -> FloatType {
         match &self.stored {
             Stored::Float(float_type) => *float_type,
-            Stored::Fp8(_) => FloatType::F32,
+            Stored::Fp8(_) | Stored::Blocks(_) => FloatType::F32,
         }
     }
 
@@ -151,13 +161,17 @@ impl DenseSource {
 
     /// Bytes of a tile in the file.
     pub(crate) fn stored_len(&self, tile: &Tile) -> u64 {
-        (tile.len() * self.tensor.info.dtype.bitsize() / 8) as u64
+        let bytes = match self.stored {
+            Stored::Blocks(ty) => tile.len() / ty.block_len() * ty.block_bytes(),
+            _ => tile.len() * self.tensor.info.dtype.bitsize() / 8,
+        };
+        bytes as u64
     }
 
     /// The tensor of scales that has its meaning with this one alone.
     pub(crate) fn scales(&self) -> Option<&str> {
         match &self.stored {
-            Stored::Float(_) => None,
+            Stored::Float(_) | Stored::Blocks(_) => None,
             Stored::Fp8(scales) => Some(&scales.name),
         }
     }
@@ -202,9 +216,32 @@ impl DenseSource {
         tile: Tile,
     ) -> Result<Vec<u8>, Error> {
         let start = self.matrix * self.rows * self.k + tile.start;
+        if let Stored::Blocks(ty) = self.stored {
+            return self.blocks(from, ty, start..start + tile.len());
+        }
         let size = self.tensor.info.dtype.bitsize() / 8;
         let bytes = from.read(&self.tensor, start * size..(start + tile.len()) * size)?;
         Ok(decoder.values(bytes, &tile))
+    }
+}
+
+impl DenseSource {
+    /// The values of a range of elements, which may begin and end inside blocks.
+    fn blocks(
+        &self,
+        from: &Checkpoint,
+        ty: GgmlType,
+        elements: Range<usize>,
+    ) -> Result<Vec<u8>, Error> {
+        let (len, size) = (ty.block_len(), ty.block_bytes());
+        let blocks = elements.start / len..elements.end.div_ceil(len);
+        let bytes = from.read(&self.tensor, blocks.start * size..blocks.end * size)?;
+        let mut values = vec![0f32; blocks.len() * len];
+        gguf::dequantize(ty, &bytes, &mut values)
+            .map_err(|error| Error::checkpoint(from.path(), error.into()))?;
+        let first = elements.start - blocks.start * len;
+        let values = values.iter().skip(first).take(elements.len());
+        Ok(values.flat_map(|value| value.to_le_bytes()).collect())
     }
 }
 
@@ -356,7 +393,74 @@ pub(super) fn dequantized(packed: PackedView<'_>, global_scale: f32) -> Result<V
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::checkpoint::TensorSource;
+    use crate::checkpoint::tiles::tiles;
     use fp4_core::{TransformShape, reference};
+
+    fn vector(name: &str) -> Checkpoint {
+        let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/vectors");
+        Checkpoint::open(&folder.join(name)).unwrap()
+    }
+
+    /// All values of a matrix, read in tiles of so many bytes.
+    fn values(source: &DenseSource, from: &Checkpoint, bytes: usize) -> Vec<f32> {
+        let size = source.float_type().bytes();
+        let tiles = tiles(source.rows(), source.k(), size, bytes);
+        let tiles = tiles.flat_map(|tile| {
+            let values = source.read(from, &tile).unwrap();
+            with_floats!(FloatSlice, values.as_slice(), v => {
+                v.iter().map(|x| fp4_core::Float::to_f32(*x)).collect::<Vec<_>>()
+            })
+        });
+        tiles.collect()
+    }
+
+    fn f32s(from: &Checkpoint, name: &str) -> Vec<f32> {
+        let bytes = from.bytes(name).unwrap();
+        bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect()
+    }
+
+    #[test]
+    fn block_fp8_is_worth_what_its_library_says() {
+        let (from, reference) =
+            (vector("h_deepseek_v4.safetensors"), vector("h_deepseek_v4_ref.safetensors"));
+        let mut compared = 0;
+        for name in from.tensors().keys() {
+            let Some(module) = name.strip_suffix(".weight") else { continue };
+            let expected = format!("{module}.dequant_f32");
+            let fp8 = from.tensors()[name].info.dtype == Dtype::F8_E4M3;
+            if !fp8 || !reference.tensors().contains_key(&expected) {
+                continue;
+            }
+            let source = DenseSource::find(from.tensors(), name, [128, 128]).unwrap();
+            let expected = f32s(&reference, &expected);
+            let bits = |v: &[f32]| v.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
+            for bytes in [1, 4 * source.k() * 3, 1 << 20] {
+                assert_eq!(bits(&values(&source, &from, bytes)), bits(&expected), "{name}");
+            }
+            compared += 1;
+        }
+        assert!(compared > 0);
+    }
+
+    #[test]
+    fn a_transposed_matrix_is_read_in_tiles_of_any_size() {
+        let from = vector("h_moe3d_bf16_gptoss.safetensors");
+        let name = "model.layers.0.mlp.experts.down_proj";
+        let stored = DenseSource::find(from.tensors(), name, [128, 128]).unwrap();
+        assert_eq!((stored.matrices(), stored.rows(), stored.k()), (2, 32, 64));
+        for expert in 0..2 {
+            let stored = stored.clone().matrix(expert);
+            let plain = values(&stored, &from, 1 << 20);
+            let source = stored.transposed();
+            assert_eq!((source.rows(), source.k()), (64, 32));
+            let expected = (0..64 * 32).map(|i| plain[i % 32 * 64 + i / 32]);
+            let expected: Vec<_> = expected.collect();
+            for bytes in [1, 2 * 32 * 5, 1 << 20] {
+                assert_eq!(values(&source, &from, bytes), expected, "{expert} {bytes}");
+            }
+        }
+    }
 
     #[test]
     fn a_tile_takes_its_part_of_a_transform() {

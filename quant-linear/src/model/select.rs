@@ -378,7 +378,7 @@ mod tests {
     fn tensor(dtype: Dtype, shape: &[usize]) -> Tensor {
         let bytes = shape.iter().product::<usize>() * dtype.bitsize() / 8;
         let info = TensorInfo { dtype, shape: shape.to_vec(), data_offsets: (0, bytes) };
-        Tensor { file: 0, info }
+        Tensor { file: 0, info, ggml: None }
     }
 
     fn tensors(list: &[(&str, Dtype, &[usize])]) -> Tensors {

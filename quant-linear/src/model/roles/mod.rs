@@ -175,11 +175,12 @@ impl Roles {
         if name.strip_suffix(".weight").unwrap_or(name).ends_with("_exps") {
             return Some(Orientation::OutIn); // llama.cpp's own order
         }
+        let (down, up) = ends(name);
         let fits = |out: usize, k: usize| {
             let Some(hidden) = self.facts.hidden else { return false };
             let inner = |n: usize| self.facts.inner.contains(&n);
             let fused = out.is_multiple_of(2) && inner(out / 2);
-            (k == hidden && (inner(out) || fused)) || (out == hidden && inner(k))
+            (!down && k == hidden && (inner(out) || fused)) || (!up && out == hidden && inner(k))
         };
         match (fits(rows, cols), fits(cols, rows)) {
             (true, false) if rows != cols => Some(Orientation::OutIn),
@@ -197,6 +198,15 @@ impl Roles {
             false => Some(Orientation::OutIn),
         }
     }
+}
+
+/// Does an expert's name say that it leads out of the inner dimension, or into it?
+fn ends(name: &str) -> (bool, bool) {
+    let name = name.strip_suffix(".weight").unwrap_or(name);
+    let last = name.rsplit('.').next().unwrap_or(name);
+    let down = last.contains("down") || ["w2", "wo", "fc2", "output_linear"].contains(&last);
+    let up = last.contains("gate") || last.contains("up") && !down;
+    (down, up || ["w1", "w3", "wi", "wi_0", "wi_1", "fc1", "input_linear"].contains(&last))
 }
 
 fn is_number(part: &str) -> bool {
@@ -217,7 +227,7 @@ mod tests {
         let tensor = |(name, shape): &(&str, &[usize])| {
             let data_offsets = (0, 4 * shape.iter().product::<usize>());
             let info = TensorInfo { dtype: Dtype::F32, shape: shape.to_vec(), data_offsets };
-            (name.to_string(), Tensor { file: 0, info })
+            (name.to_string(), Tensor { file: 0, info, ggml: None })
         };
         list.iter().map(tensor).collect()
     }

@@ -1,0 +1,205 @@
+//! Recipes, their records, ties, dry runs and strict ones.
+
+mod common;
+
+use std::fs;
+
+use common::*;
+use safetensors::Dtype;
+
+fn names(list: &serde_json::Value) -> Vec<&str> {
+    let mut names: Vec<_> =
+        list.as_array().unwrap().iter().map(|t| t["name"].as_str().unwrap()).collect();
+    names.sort();
+    names
+}
+
+#[test]
+fn a_recipe_gives_formats_by_name_and_its_record_makes_the_same_bytes() {
+    let folder = Folder::new();
+    write(&folder.at("in"), &model());
+    let toml = "
+        [[rules]]
+        match = \"a.*\"
+        format = \"mxfp4\"
+        transform = \"hadamard\"
+        transform_block = 64
+        [[rules]]
+        names = [\"embed_tokens.weight\"]
+        format = \"nvfp4\"
+        global_scale = 0.25
+        activation_scale = 0.5
+        scale_rule = \"nearest\"
+        [[rules]]
+        match = [\"d.*\", \"nothing.here\"]
+        format = \"dense\"
+    ";
+    fs::write(folder.at("recipe.toml"), toml).unwrap();
+    let (input, recipe, record) =
+        (folder.arg("in"), folder.arg("recipe.toml"), folder.arg("record"));
+    let args = ["quantize", &input, "-o", &folder.arg("out"), "--format", "nvfp4"];
+    let first = json(&[&args[..], &["--recipe", &recipe, "--write-recipe", &record]].concat());
+    assert_eq!(names(&first["tensors"]), ["a.weight", "b.c.weight", "embed_tokens.weight"]);
+    let of = |name: &str| {
+        let rows = first["tensors"].as_array().unwrap();
+        rows.iter().find(|row| row["name"] == name).unwrap()["format"].clone()
+    };
+    assert_eq!([of("a.weight"), of("b.c.weight")], ["mxfp4", "nvfp4"]);
+    let kept = first["skipped"].as_array().unwrap().iter().find(|s| s["name"] == "d.weight");
+    assert_eq!(kept.unwrap()["reason"], "the recipe keeps it dense");
+    let out = folder.at("out");
+    let a = layer(&out, "a");
+    assert_eq!(a.weight().unwrap().shape().group().get(), 32);
+    assert_eq!(a.transform().unwrap().shape(), [64, 64]);
+    let embedding = layer(&out, "embed_tokens");
+    assert_eq!(embedding.weight_global_scale(), 0.25);
+    assert_eq!(embedding.activation_global_scale(), 0.5);
+    // The record, without any other option.
+    let again = folder.arg("again");
+    ok(&["quantize", &input, "-o", &again, "--recipe", &record]);
+    assert_eq!(fs::read(&again).unwrap(), fs::read(&out).unwrap());
+    // It is not replaced unasked.
+    let taken = [&args[..], &["--write-recipe", &record, "--dry-run"]].concat();
+    fails(&taken, &["--write-recipe", "--force"]);
+}
+
+#[test]
+fn recipes_that_cannot_be_followed_are_errors_that_say_why() {
+    let folder = Folder::new();
+    write(&folder.at("in"), &model());
+    let (input, recipe) = (folder.arg("in"), folder.arg("recipe"));
+    let before = |text: &str| {
+        fs::write(folder.at("recipe"), text).unwrap();
+        folder.snapshot()
+    };
+    for (text, needles) in [
+        ("[[rules]]\nformat = \"mxfp4\"", &["rule 1", "`match` nor `names`"][..]),
+        ("[[rules]]\nmatch = \"a*\"\nformat = \"fp8\"", &["fp8"]),
+        ("{ \"rules\": [ }", &["recipe", "line 1"]),
+        ("[[rules]]\nmatch = \"[\"\nformat = \"mxfp4\"", &["rule 1", "`[`"]),
+        ("[[rules]]\nmatch = \"zz*\"\nformat = \"mxfp4\"", &["zz*", "matches no tensor"]),
+        ("[[rules]]\nnames = [\"zz\"]\nformat = \"mxfp4\"", &["zz", "matches no tensor"]),
+        ("[[rules]]\nnames = [\"a.bias\"]\nformat = \"mxfp4\"", &["a.bias", "cannot be quantized"]),
+        ("[[rules]]\nmatch = \"a*\"\nunknown = 1", &["unknown"]),
+        ("[[rules]]\nmatch = \"a*\"\ntransform_block = 64", &["transform_block"]),
+        ("[[rules]]\nmatch = \"a*\"\nscale_rule = \"up\"", &["scale_rule", "nearest"]),
+        ("[[rules]]\nmatch = \"a*\"\nglobal_scale = -1.0", &["rule 1", "scale"]),
+        ("tie = [\"q\"]", &["tie"]),
+    ] {
+        let unchanged = before(text);
+        let args = ["quantize", &input, "-o", &folder.arg("out"), "--format", "nvfp4"];
+        fails(&[&args[..], &["--recipe", &recipe]].concat(), needles);
+        assert_eq!(folder.snapshot(), unchanged, "{text}");
+    }
+    before("[[rules]]\nmatch = \"a*\"");
+    let args = ["quantize", &input, "-o", &folder.arg("out"), "--recipe", &recipe];
+    fails(&args, &["rule 1", "no format", "--format"]);
+    before("\u{feff}\u{1b}[2J");
+    let (_, stderr) = code(&args, 2);
+    assert!(!stderr.contains('\u{1b}'), "{stderr:?}");
+}
+
+#[test]
+fn tied_weights_share_the_scale_of_the_largest() {
+    let folder = Folder::new();
+    let scaled = |name: &str, seed, factor: f32| {
+        let values: Vec<f32> = numbers(seed, 16 * 64).iter().map(|v| v * factor).collect();
+        f32s(name, &[16, 64], &values)
+    };
+    let parts = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj"];
+    let tensors = parts.iter().zip(1..).flat_map(|(part, i)| {
+        ["x", "y"].map(|module| scaled(&format!("{module}.{part}.weight"), i, i as f32))
+    });
+    write(&folder.at("in"), &tensors.collect::<Vec<_>>());
+    let (input, output) = (folder.arg("in"), folder.arg("out"));
+    let run = |more: &[&str]| {
+        let args = ["quantize", &input, "-o", &output, "--format", "nvfp4", "--force"];
+        ok(&[&args[..], more].concat());
+        parts.map(|part| layer(&folder.at("out"), &format!("x.{part}")).weight_global_scale())
+    };
+    let [q, k, v, o, gate, up] = run(&[]);
+    assert!(q < k && k < v && gate < up);
+    assert_eq!(run(&["--tie", "qkv"]), [v, v, v, o, gate, up]);
+    assert_eq!(run(&["--tie", "qkv,gate-up", "--threads", "2"]), [v, v, v, o, up, up]);
+    fails(
+        &["quantize", &input, "-o", &output, "--format", "nvfp4", "--tie", "kv"],
+        &["`kv`", "gate-up"],
+    );
+}
+
+#[test]
+fn a_dry_run_writes_nothing_and_plans_what_a_run_does() {
+    let folder = Folder::new();
+    write(&folder.at("in"), &model());
+    let input = folder.arg("in");
+    let before = folder.snapshot();
+    let dry = json(&["quantize", &input, "--format", "nvfp4", "--dry-run"]);
+    // A place that could not be written does not matter.
+    let elsewhere = folder.arg("no/such/folder/out");
+    ok(&["quantize", &input, "-o", &elsewhere, "--format", "nvfp4", "--dry-run"]);
+    assert_eq!(folder.snapshot(), before);
+    assert_eq!((&dry["dry_run"], &dry["output"]), (&true.into(), &serde_json::Value::Null));
+    let wet = json(&["quantize", &input, "-o", &folder.arg("out"), "--format", "nvfp4"]);
+    assert_eq!(names(&dry["tensors"]), names(&wet["tensors"]));
+    assert_eq!(dry["skipped"], wet["skipped"]);
+    for key in ["tensors", "copied", "bytes_before", "bytes_after", "file_bytes_after"] {
+        assert_eq!(dry["totals"][key], wet["totals"][key], "{key}");
+    }
+    // Every tensor of two or more dimensions is in one list, with its bytes.
+    let mut all = [names(&dry["tensors"]), names(&dry["skipped"])].concat();
+    all.sort();
+    let matrices: Vec<_> = by_name(&model()).into_values().filter(|t| t.2.len() > 1).collect();
+    assert_eq!(all, matrices.iter().map(|t| t.0.as_str()).collect::<Vec<_>>());
+    for skipped in dry["skipped"].as_array().unwrap() {
+        let tensor = matrices.iter().find(|t| t.0 == skipped["name"]).unwrap();
+        assert_eq!(skipped["bytes"], tensor.3.len());
+    }
+    let text = ok(&["quantize", &input, "--format", "nvfp4", "--dry-run"]);
+    assert!(text.contains("(dry run)") && text.contains("% of the input"), "{text}");
+}
+
+#[test]
+fn strict_makes_what_cannot_be_quantized_an_error() {
+    let folder = Folder::new();
+    write(
+        &folder.at("in"),
+        &[
+            random("good.weight", Dtype::F32, &[4, 64], 1),
+            random("odd.weight", Dtype::F32, &[4, 40], 2),
+            random("lm_head.weight", Dtype::F32, &[4, 40], 3),
+        ],
+    );
+    let (input, output) = (folder.arg("in"), folder.arg("out"));
+    let args = ["quantize", &input, "-o", &output, "--format", "nvfp4", "--strict"];
+    fails(&args, &["--strict: 1 of", "odd.weight", "K = 40", "--exclude"]);
+    // What nobody chose does not count.
+    ok(&[&args[..], &["--exclude", "odd*"]].concat());
+}
+
+#[test]
+fn one_huge_weight_is_warned_of_with_the_groups_that_it_cost() {
+    let folder = Folder::new();
+    let mut values = numbers(3, 16 * 64);
+    values[70] = 3e38;
+    write(&folder.at("in"), &[f32s("a.weight", &[16, 64], &values)]);
+    let args = ["quantize", &folder.arg("in"), "-o", &folder.arg("out"), "--format", "nvfp4"];
+    let json = json(&args);
+    let row = &json["tensors"][0];
+    assert_eq!(
+        (&row["groups"], &row["zero_groups"], &row["lost_groups"]),
+        (&64.into(), &63.into(), &63.into())
+    );
+    assert_eq!(row["group_sqnr_db"]["median"], 0.0);
+    assert!(row["sqnr_db"].as_f64().unwrap() > 100.0);
+    assert!(row["flushed_share"].as_f64().unwrap() > 0.98);
+    let warnings = json["warnings"].to_string();
+    assert!(warnings.contains("a.weight: 63 of 64 groups"), "{warnings}");
+    let text = ok(&[&args[..], &["--force"]].concat());
+    assert!(text.contains("warning: a.weight: 63 of 64 groups"), "{text}");
+    // A global scale that is far too large loses all of them.
+    let small: Vec<f32> = numbers(3, 16 * 64).iter().map(|v| v * 1e-6).collect();
+    write(&folder.at("in"), &[f32s("a.weight", &[16, 64], &small)]);
+    let json = common::json(&[&args[..], &["--force", "--global-scale", "1"]].concat());
+    assert_eq!(json["tensors"][0]["lost_groups"], 64);
+    assert!(json["warnings"].to_string().contains("64 of 64 groups"));
+}
