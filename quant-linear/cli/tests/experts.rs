@@ -92,7 +92,8 @@ fn square_experts_need_a_config_or_the_flag_that_the_error_names() {
     let input = folder.arg(&format!("{name}.safetensors"));
     fs::remove_file(folder.at(&format!("{name}.config.json"))).unwrap();
     let before = folder.snapshot();
-    let args = [&["quantize", &input, "-o", &folder.arg("none")][..], &alone].concat();
+    let none = folder.arg("none");
+    let args = [&["quantize", &input, "-o", &none][..], &alone].concat();
     fails(&args, &["experts.down_proj", "--experts out-in", "--experts in-out"]);
     fails(&[&args[..], &["--dry-run"]].concat(), &["--experts in-out"]);
     assert_eq!(folder.snapshot(), before);

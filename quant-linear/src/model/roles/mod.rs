@@ -124,7 +124,7 @@ impl Roles {
             return self.rules.iter().find(|rule| rule.kept.role == "mtp").map(|r| r.kept.clone());
         }
         let dotted = format!(".{}", name.strip_suffix(".weight").unwrap_or(name));
-        let top = !dotted.split('.').any(is_number);
+        let top = !dotted.split('.').rev().skip(1).any(is_number);
         let matches = |rule: &&Keep| {
             (top || !rule.top) && rule.names.is_match(&dotted) && !rule.except.is_match(&dotted)
         };
@@ -141,7 +141,7 @@ impl Roles {
             let why = "an embedding or output head by its rows";
             return kept("head", why, "as many as the vocabulary in config.json");
         }
-        if top && rows >= VOCABULARY && rows / 8 >= k {
+        if top && k > 0 && rows >= VOCABULARY && rows / 8 >= k {
             let why = "an embedding or output head by its shape";
             return kept("head", why, "outside the layers, and very much higher than wide");
         }
@@ -281,6 +281,9 @@ mod tests {
             ("proj_out.weight", "diffusion input or output"),
             ("model.diffusion_model.final_layer.linear.weight", "diffusion input or output"),
             ("img_in.weight", "diffusion input or output"),
+            ("time_projection.1.weight", "diffusion input or output"),
+            ("patchify_proj.weight", "diffusion input or output"),
+            ("model.layers.0.self_attn.indexer.weights_proj.weight", "indexer"),
             ("double_blocks.0.img_mod.lin.weight", "modulation"),
             ("single_blocks.0.modulation.lin.weight", "modulation"),
             ("joint_blocks.0.x_block.adaLN_modulation.1.weight", "modulation"),
