@@ -357,22 +357,14 @@ pub enum Reason {
         got: Dtype,
     },
     /// FP8 with scales that do not fit it.
-    #[error(
-        "its scales `{}` have shape {got:?}, expected one for all, one for each of {rows} rows, or \
-         {blocks:?}, one for each block of {block:?}",
-        printable(.name)
-    )]
+    #[error("its scales `{}` have shape {got:?}, expected {expected}", printable(.name))]
     ScalesShape {
         /// The scales.
         name: String,
         /// Their shape.
         got: Vec<usize>,
-        /// Rows of the weight.
-        rows: usize,
-        /// The shape of a scale for each block.
-        blocks: Vec<usize>,
-        /// The block.
-        block: Vec<usize>,
+        /// Shapes that would do.
+        expected: String,
     },
     /// The scales of a weight that is quantized.
     #[error("the FP8 scales of `{}`, which are not needed without it", printable(.0))]

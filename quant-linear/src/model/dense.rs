@@ -273,17 +273,15 @@ impl Scales {
         let (shared, [rows, cols], block) = match one {
             _ if whole(shape) => (true, [1, 1], [usize::MAX; 2]),
             Some(one) if whole(one) => (false, [1, 1], [usize::MAX; 2]),
-            Some([n]) | Some([n, 1]) if *n == rows => (false, [rows, 1], [1, usize::MAX]),
+            Some([n] | [n, 1]) if *n == rows => (false, [rows, 1], [1, usize::MAX]),
             Some(one) if *one == blocks => (false, blocks, block),
             _ => {
-                let (got, block) = (shape.to_vec(), block.to_vec());
-                return Err(Reason::ScalesShape {
-                    name,
-                    got,
-                    rows,
-                    blocks: blocks.to_vec(),
-                    block,
-                });
+                let got = shape.to_vec();
+                let expected = format!(
+                    "one for all, one for each of {rows} rows, or {blocks:?}, one for each block of \
+                     {block:?}"
+                );
+                return Err(Reason::ScalesShape { name, got, expected });
             }
         };
         Ok(Scales { name, tensor, rows, cols, block, shared })
