@@ -12,7 +12,7 @@ use fp4_core::{PackedMatrix, PackedShape};
 use serde::{Serialize, Serializer};
 
 use crate::checkpoint::tiles::Tile;
-use crate::model::quantize::zero_groups;
+use crate::model::groups::zero_groups;
 use crate::model::scales::{Histogram, exponent};
 
 /// Counts over one layer, or over many.
