@@ -52,8 +52,9 @@ mod transform;
 
 pub use error::{Error, Kept, Reason};
 pub use fp4_core::FloatVec;
-pub use layer::state::{self, Bias, LoadOptions};
+pub use layer::state::{self, Bias};
 pub use layer::{DenseOptions, Parts, QuantLinear, StoredTransform};
+pub use layout::LoadOptions;
 pub use run::activation::Activation;
 pub use run::counters::Counters;
 pub use run::device::DeviceTensor;

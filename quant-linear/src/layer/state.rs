@@ -26,7 +26,6 @@ use crate::atomic;
 use crate::checkpoint::TensorSource;
 use crate::error::Error;
 use crate::layer::{Contents, QuantLinear};
-use crate::layout::Layout;
 use fp4_core::FloatVec;
 
 /// Name of the packed codes.
@@ -104,20 +103,6 @@ pub enum Bias {
     Ignore,
     /// The layer adds it to every output, before the last rounding (C6).
     Apply,
-}
-
-/// What a state does not say for itself.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct LoadOptions {
-    /// The layout, where the tensors allow several or should be taken at the caller's word.
-    pub layout: Option<&'static dyn Layout>,
-    /// The type of scale bytes stored as U8.
-    pub scale_type: Option<ScaleType>,
-    /// What to do with a bias.
-    pub bias: Bias,
-    /// The state was written by other software: an absent scale-scale is then the usual one of its
-    /// format (4 for e8m0, 6 for e4m3) instead of 1.
-    pub foreign: bool,
 }
 
 /// The safetensors type of scale bytes.
@@ -416,12 +401,12 @@ pub fn read_bias(
     state: &dyn TensorSource,
     prefix: &str,
     rows: Rows,
-    options: &LoadOptions,
+    asked: Bias,
 ) -> Result<Option<Vec<f32>>, Error> {
     let Some(bias) = StoredBias::find(state, prefix) else { return Ok(None) };
     let StoredBias { tensor, experts, expert } = &bias;
     let float_type = float_type(tensor.dtype);
-    match options.bias {
+    match asked {
         Bias::Ignore => Ok(None),
         Bias::Refuse => {
             let bytes = tensor.bytes()?;

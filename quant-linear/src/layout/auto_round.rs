@@ -10,7 +10,8 @@ use safetensors::Dtype;
 use serde_json::{Map, Value, json};
 
 use crate::error::Error;
-use crate::layer::state::{LoadOptions, join};
+use crate::layer::state::join;
+use crate::layout::LoadOptions;
 use crate::layout::compressed_tensors::{self, NAMES};
 use crate::layout::write::{Done, Held, Refused, Written};
 use crate::layout::{At, Layer, Layout, Order};

@@ -16,7 +16,8 @@ use safetensors::Dtype;
 use serde_json::{Value, json};
 
 use crate::error::Error;
-use crate::layer::state::{LoadOptions, join};
+use crate::layer::state::join;
+use crate::layout::LoadOptions;
 use crate::layout::at::Matrix;
 use crate::layout::write::{self, Done, Fill, Held, NewTensor, Refused, Written};
 use crate::layout::{

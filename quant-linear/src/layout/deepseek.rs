@@ -14,7 +14,8 @@ use safetensors::Dtype;
 use serde_json::{Map, Value, json};
 
 use crate::error::Error;
-use crate::layer::state::{LoadOptions, join};
+use crate::layer::state::join;
+use crate::layout::LoadOptions;
 use crate::layout::at::Matrix;
 use crate::layout::write::{self, Done, Held, Refused, Written};
 use crate::layout::{At, Global, Layer, Layout, Nibbles, Place, ScaleBytes, ScaleOrder};

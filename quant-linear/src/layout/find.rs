@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::checkpoint::{Checkpoint, TensorSource};
 use crate::error::Error;
-use crate::layer::state::LoadOptions;
+use crate::layout::LoadOptions;
 use crate::layout::{ALL, At, Layer, Layout, Native};
 
 /// The layouts that a module may be of: those that something says it is, or else all that types and

@@ -16,7 +16,8 @@ use safetensors::Dtype;
 use serde_json::{Map, Value, json};
 
 use crate::error::Error;
-use crate::layer::state::{self, LoadOptions, join};
+use crate::layer::state::{self, join};
+use crate::layout::LoadOptions;
 use crate::layout::at::{Matrix, format_of};
 use crate::layout::native;
 use crate::layout::write::{self, Done, Fill, Held, NewTensor, Refused, Written};

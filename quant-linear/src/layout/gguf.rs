@@ -14,7 +14,8 @@ use safetensors::Dtype;
 
 use crate::checkpoint::gguf::GgmlType;
 use crate::error::Error;
-use crate::layer::state::{LoadOptions, join};
+use crate::layer::state::join;
+use crate::layout::LoadOptions;
 use crate::layout::at::format_of;
 use crate::layout::write::{Fill, Held, NewTensor, Refused, Written};
 use crate::layout::{Arithmetic, At, Global, Layer, Layout, Order, Place, ScaleBytes, Zero, place};

@@ -14,7 +14,7 @@ use safetensors::Dtype;
 use serde_json::{Map, Value, json};
 
 use crate::error::Error;
-use crate::layer::state::LoadOptions;
+use crate::layout::LoadOptions;
 use crate::layout::at::incomplete;
 use crate::layout::write::{self, Done, Fill, Held, NewTensor, Refused, Written};
 use crate::layout::{At, Global, Layer, Layout, Nibbles, Place, ScaleBytes, ScaleOrder};

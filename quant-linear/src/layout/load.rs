@@ -9,8 +9,9 @@ use super::{Global, Layer, Native};
 use crate::checkpoint::tiles::Tile;
 use crate::checkpoint::{Checkpoint, TensorSource};
 use crate::error::Error;
-use crate::layer::state::{Bias, LoadOptions, Rows, Scalars, join, read_bias};
+use crate::layer::state::{Bias, Rows, Scalars, join, read_bias};
 use crate::layer::{Contents, Parts, QuantLinear, StoredTransform};
+use crate::layout::LoadOptions;
 use crate::run::runtime::Runtime;
 
 /// Block of the diagonal transform that stands for a scale of each feature.
@@ -95,13 +96,12 @@ fn read(
         Bias::Refuse if layer.is_foreign() => Bias::Apply,
         other => other,
     };
-    let options = &LoadOptions { bias, ..*options };
     let parts = layer.parts(source, expert, options)?;
     let rows = match layer.layout.pads() {
         true => Rows::AtMost(layer.out_features()),
         false => Rows::Exactly(layer.out_features()),
     };
-    let bias = read_bias(source, module, rows, options)?;
+    let bias = read_bias(source, module, rows, bias)?;
     Ok((parts, bias))
 }
 

@@ -14,7 +14,8 @@ use safetensors::Dtype;
 use serde_json::{Map, Value, json};
 
 use crate::error::Error;
-use crate::layer::state::{LoadOptions, join};
+use crate::layer::state::join;
+use crate::layout::LoadOptions;
 use crate::layout::at::{Matrix, format_of};
 use crate::layout::write::{Done, Fill, Held, NewTensor, Refused, Written};
 use crate::layout::{

@@ -39,6 +39,7 @@ mod load;
 mod mlx;
 mod modelopt;
 mod native;
+mod options;
 pub mod place;
 mod quark;
 mod torchao;
@@ -54,11 +55,12 @@ use crate::checkpoint::TensorSource;
 use crate::checkpoint::tiles::Tile;
 use crate::error::Error;
 use crate::layer::StoredTransform;
-use crate::layer::state::{LoadOptions, Scalars};
+use crate::layer::state::Scalars;
 
 pub use at::At;
 pub use find::{Layers, of};
 pub use native::{Native, STATE_NAMES};
+pub use options::LoadOptions;
 pub use place::{Nibbles, Place, ScaleOrder};
 pub use value::{Arithmetic, Order, ScaleBytes, Table, Usage, Zero};
 

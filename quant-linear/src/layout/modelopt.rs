@@ -19,7 +19,8 @@ use safetensors::Dtype;
 use serde_json::{Map, Value, json};
 
 use crate::error::Error;
-use crate::layer::state::{self, LoadOptions, join};
+use crate::layer::state::{self, join};
+use crate::layout::LoadOptions;
 use crate::layout::at::{Matrix, incomplete};
 use crate::layout::comfy::Comfy;
 use crate::layout::write::{self, Done, Fill, Held, NewTensor, Refused, Written};

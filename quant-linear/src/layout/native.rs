@@ -4,7 +4,8 @@
 
 use crate::checkpoint::TensorSource;
 use crate::error::Error;
-use crate::layer::state::{self, LoadOptions, Scalars, join};
+use crate::layer::state::{self, Scalars, join};
+use crate::layout::LoadOptions;
 use crate::layout::write::{self, Held, NewTensor, Refused, Written};
 use crate::layout::{
     Arithmetic, At, Global, Layer, Layout, Nibbles, Place, ScaleOrder, TransformHeader,

@@ -51,7 +51,7 @@ use serde::Serialize;
 use crate::checkpoint::Checkpoint;
 use crate::checkpoint::tiles::{DEFAULT_BLOCK_BYTES, tiles};
 use crate::error::{Error, GgufError, Refusal};
-use crate::layer::state::LoadOptions;
+use crate::layout::LoadOptions;
 use crate::layout::{Layer, Layers};
 
 /// How bad a finding is.
