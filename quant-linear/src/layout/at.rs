@@ -125,6 +125,19 @@ impl<'a> At<'a> {
     }
 }
 
+/// The most experts of no rows that are taken: they cost no byte of a file, and each is a layer.
+const MAX_EMPTY_EXPERTS: usize = 1 << 16;
+
+/// The rows of all experts of a 3-D tensor.
+pub(super) fn stacked_rows(name: &str, experts: usize, out: usize) -> Result<usize, Error> {
+    let rows = experts.checked_mul(out).filter(|&rows| rows > 0 || experts <= MAX_EMPTY_EXPERTS);
+    rows.ok_or_else(|| Error::Shape {
+        name: name.into(),
+        expected: format!("fewer experts: at most {MAX_EMPTY_EXPERTS} without rows"),
+        got: vec![experts, out],
+    })
+}
+
 /// A tensor that a layer of this layout needs and lacks.
 pub(super) fn incomplete(layout: &'static str, name: String) -> Error {
     Error::Incomplete { layout, name }

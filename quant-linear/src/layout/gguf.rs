@@ -16,7 +16,7 @@ use crate::checkpoint::gguf::GgmlType;
 use crate::error::Error;
 use crate::layer::state::join;
 use crate::layout::LoadOptions;
-use crate::layout::at::format_of;
+use crate::layout::at::{format_of, stacked_rows};
 use crate::layout::write::{Fill, Held, NewTensor, Refused, Written};
 use crate::layout::{Arithmetic, At, Global, Layer, Layout, Order, Place, ScaleBytes, Zero, place};
 
@@ -96,7 +96,7 @@ impl Layout for Gguf {
             [experts, out, row_bytes] => (Some(experts), out, row_bytes),
             _ => return Err(wrong()),
         };
-        let rows = experts.unwrap_or(1).checked_mul(out).ok_or_else(wrong)?;
+        let rows = stacked_rows(&name, experts.unwrap_or(1), out)?;
         let k = (row_bytes / bytes).checked_mul(elements).ok_or_else(wrong)?;
         let packed = PackedShape::of(format_of(ty), rows, k)?;
         let place = Place::Blocks { tensor: name };

@@ -15,7 +15,7 @@ use serde_json::{Map, Value, json};
 
 use crate::error::Error;
 use crate::layout::LoadOptions;
-use crate::layout::at::incomplete;
+use crate::layout::at::{incomplete, stacked_rows};
 use crate::layout::write::{self, Done, Fill, Held, NewTensor, Refused, Written};
 use crate::layout::{At, Global, Layer, Layout, Nibbles, Place, ScaleBytes, ScaleOrder};
 
@@ -73,7 +73,7 @@ impl Layout for GptOss {
             return Err(Error::Shape { name: scales, expected, got: scale_shape });
         }
         let overflow = fp4_core::Error::ShapeOverflow { rows: out, cols: groups };
-        let rows = experts.checked_mul(out).ok_or(overflow)?;
+        let rows = stacked_rows(&codes, experts, out)?;
         let k = groups.checked_mul(32).ok_or(overflow)?;
         let shape = PackedShape::of(Format::MxFp4, rows, k)?;
         let own = vec![codes.clone(), scales.clone()];

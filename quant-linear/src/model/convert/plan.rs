@@ -119,6 +119,17 @@ impl<'a> Plan<'a> {
                     .into(),
             );
         }
+        let fp8 = self.copied.iter().filter(|copied| {
+            let tensor = input.tensors().get(&copied.name);
+            tensor.is_some_and(|t| t.info.dtype == Dtype::F8_E4M3 && t.info.shape.len() == 2)
+        });
+        let fp8 = fp8.filter(|copied| copied.name.ends_with(".weight")).count();
+        if fp8 > 0 {
+            self.notes.push(format!(
+                "{fp8} FP8 matrices stay as they are, and the config that is written does not speak of \
+                 them"
+            ));
+        }
         let scale = self.weights.iter().flat_map(|planned| &planned.weight.sources);
         let lost = scale.filter(|source| source.layer.inputs.is_some()).count();
         let kept = self.weights.iter().filter(|planned| has_input(planned)).count();
