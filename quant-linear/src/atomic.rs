@@ -15,8 +15,8 @@
 //! was. A program that ends at a signal calls [`abandon_all`]; what a killed one left is removed by
 //! whatever next writes beside it, for it holds a lock while it lives.
 //!
-//! What is to be [continued](New::resume) after a kill is built in `.NAME.fp4-partial` instead. Only
-//! its commit, or a person, removes that.
+//! What is to be [continued](New::resume) after a kill is built in `.NAME.fp4-partial` instead.
+//! Only its commit, or a person, removes that.
 //!
 //! Only a plain file is replaced by a file, and only a folder by a folder. A symbolic link is never
 //! replaced: writing to where it leads would change a file that others share (a model cache is made
@@ -132,7 +132,8 @@ impl New {
     }
 
     /// Goes on with a file or a folder that is to be at `path`, or begins it. Once there is a
-    /// [journal](Self::journal), what is built stays, whatever happens, until it is put in its place.
+    /// [journal](Self::journal), what is built stays, whatever happens, until it is put in its
+    /// place.
     ///
     /// # Errors
     /// As [`begin`](Self::begin).
@@ -179,9 +180,9 @@ impl New {
         self.building.journal()
     }
 
-    /// Puts it in its place: a file over a file if `replace`; a folder over an empty folder, or over
-    /// any if `replace`. A replaced folder gives its name away in the same moment where the system
-    /// can exchange two names. What was built in it is closed.
+    /// Puts it in its place: a file over a file if `replace`; a folder over an empty folder, or
+    /// over any if `replace`. A replaced folder gives its name away in the same moment where the
+    /// system can exchange two names. What was built in it is closed.
     ///
     /// # Errors
     /// The system's; [`Error::Occupied`] without `replace`; something of another kind.
@@ -252,8 +253,8 @@ fn writable(kind: Kind, path: &Path) -> Result<&Path, Error> {
     Ok(parent(path))
 }
 
-/// Flushes a new file or folder to the disk, down to its last file. What takes the place of a file or
-/// folder of the same name under `old` takes its permissions too.
+/// Flushes a new file or folder to the disk, down to its last file. What takes the place of a file
+/// or folder of the same name under `old` takes its permissions too.
 fn settle(new: &Path, old: Option<&Path>) -> io::Result<()> {
     let kind = fs::symlink_metadata(new)?.file_type();
     let replaced = old.and_then(|old| fs::symlink_metadata(old).ok());

@@ -1,6 +1,6 @@
 //! Any bytes as a checkpoint with a config: layers of whatever layout are found or refused, read,
-//! converted, dequantized and verified, and nothing panics, hangs or takes more memory than the file
-//! is worth.
+//! converted, dequantized and verified, and nothing panics, hangs or takes more memory than the
+//! file is worth.
 //!
 //! ```text
 //! 1 byte   the layout that is forced, or none

@@ -15,13 +15,13 @@ use quant_linear::model::stream::Memory;
 #[derive(Debug, clap::Args)]
 pub(crate) struct Stream {
     /// Bytes of tensors in memory at a time, all threads together: `512MiB`, `1GB`. It changes no
-    /// byte of the output. Not counted are the program itself, some 20 MB, and a few times the length
-    /// of the headers [default: 1GiB].
+    /// byte of the output. Not counted are the program itself, some 20 MB, and a few times the
+    /// length of the headers [default: 1GiB].
     #[arg(long, value_name = "BYTES", value_parser = parse_bytes)]
     memory: Option<u64>,
-    /// Go on where a run with this option was killed or interrupted, or begin so that one can go on.
-    /// Until it is finished the output is kept beside its place, in `.NAME.fp4-partial`. An input or
-    /// settings that differ from those it was begun with are refused.
+    /// Go on where a run with this option was killed or interrupted, or begin so that one can go
+    /// on. Until it is finished the output is kept beside its place, in `.NAME.fp4-partial`. An
+    /// input or settings that differ from those it was begun with are refused.
     #[arg(long)]
     pub(crate) resume: bool,
 }

@@ -13,8 +13,9 @@
 //!
 //! Exit codes: 0 success; 1 the answer asked for is no (`compare --exact`, `compare --tolerance`,
 //! `verify`, `demo`); 2 bad usage, bad input or an I/O error, with nothing half-written; 128 + n
-//! where signal n ended the command, with nothing half-written either ([`interrupt`]). With `--json`
-//! stdout carries one JSON object and nothing else; progress, logs and errors go to stderr.
+//! where signal n ended the command, with nothing half-written either ([`interrupt`]). With
+//! `--json` stdout carries one JSON object and nothing else; progress, logs and errors go to
+//! stderr.
 
 #![forbid(unsafe_code)]
 

@@ -1,5 +1,5 @@
-//! `fp4 quantize --resume`: killed at any point, a run goes on and gives the bytes and the report of
-//! one that was not; what differs is refused, and so is a second run with the same output.
+//! `fp4 quantize --resume`: killed at any point, a run goes on and gives the bytes and the report
+//! of one that was not; what differs is refused, and so is a second run with the same output.
 
 #![cfg(target_os = "linux")]
 

@@ -223,7 +223,8 @@ fn sound_models_are_clean() {
             );
         }
     }
-    // In ModelOpt's layout, and in ComfyUI's, which is that with swapped nibbles and swizzled scales.
+    // In ModelOpt's layout, and in ComfyUI's, which is that with swapped nibbles and swizzled
+    // scales.
     let mut tensors = modelopt(&quantized(&block(), "nvfp4"));
     let sound = folder(&tensors, &config());
     let (found, report) = verify(&[&sound.arg("")], 0);

@@ -16,8 +16,9 @@
 //! whoever gets the lock of such a folder knows that it is nobody's. A lock that cannot be had for
 //! another reason (a file system without locks) leaves the folder alone.
 //!
-//! A sweep leaves what may be continued: what has a journal. A sealed one does not count. Its process
-//! was killed while it exchanged names or just afterwards, so `new` may be what was replaced.
+//! A sweep leaves what may be continued: what has a journal. A sealed one does not count. Its
+//! process was killed while it exchanged names or just afterwards, so `new` may be what was
+//! replaced.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};

@@ -1,9 +1,9 @@
 //! AutoRound: MXFP4 and NVFP4 under the names of compressed-tensors, with an arithmetic of its own.
 //!
 //! value = (e2m1 * (1 / global)) * scale for NVFP4, a third order: about a third of the values of
-//! real weights differ from those of the other two, by up to 2 units in the last place. e8m0 0xFF is
-//! infinite. `config.json` has `quant_method: auto-round` and `packing_format`; dense layers are not
-//! listed: what has no `weight_packed` is dense.
+//! real weights differ from those of the other two, by up to 2 units in the last place. e8m0 0xFF
+//! is infinite. `config.json` has `quant_method: auto-round` and `packing_format`; dense layers are
+//! not listed: what has no `weight_packed` is dense.
 
 use fp4_core::Format;
 use safetensors::Dtype;

@@ -6,8 +6,8 @@
 //! | `X.scale`, `X.input_scale` | F32 (1) or (experts) | multiply; absent when 1 |
 //!
 //! value = (e2m1 * scale) * global: llama.cpp multiplies the product's output. Code 8 is +0. e8m0
-//! 0xFF is 2^128; e4m3 bytes have no sign, 0x7F is 0 and 0xFF 480. Rows of NVFP4 are multiples of 64
-//! elements.
+//! 0xFF is 2^128; e4m3 bytes have no sign, 0x7F is 0 and 0xFF 480. Rows of NVFP4 are multiples of
+//! 64 elements.
 
 use fp4_core::{Format, PackedShape, ScaleType};
 use safetensors::Dtype;

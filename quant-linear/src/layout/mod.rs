@@ -1,10 +1,10 @@
 //! How checkpoints name and store quantized layers: one [`Layout`] for each way, in a list.
 //!
 //! A layout says which tensors mark a layer ([`Layout::module`]), whether their types and shapes
-//! allow it ([`Layout::could`]), what the header or the config says ([`Layout::says`]), what the layer is like
-//! ([`Layout::layer`]), and what another layer becomes in it ([`Layout::write`]). A new one is a
-//! file beside the others and a line in [`ALL`]; loading, inspecting, comparing, converting and
-//! verifying take it from there.
+//! allow it ([`Layout::could`]), what the header or the config says ([`Layout::says`]), what the
+//! layer is like ([`Layout::layer`]), and what another layer becomes in it ([`Layout::write`]). A
+//! new one is a file beside the others and a line in [`ALL`]; loading, inspecting, comparing,
+//! converting and verifying take it from there.
 //!
 //! ```text
 //! names alone     never decide: `weight` + `weight_scale` is ModelOpt's, ComfyUI's or Quark's

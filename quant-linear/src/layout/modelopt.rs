@@ -7,9 +7,10 @@
 //! | `weight_scale_2`, `input_scale` | F32 (), NVFP4 only | multiply |
 //! | `pre_quant_scale` | (in), AWQ only | multiplies the activations first |
 //!
-//! value = e2m1 * (scale * global), and its own dequantizer drops the sign of zeros. `config.json` has `quantization_config` with `quant_method:
-//! modelopt`, and `hf_quant_config.json` lies beside it; of mixed precision, `quantized_layers` says
-//! what each layer is (FP8 ones are no layers here, and stay as they are).
+//! value = e2m1 * (scale * global), and its own dequantizer drops the sign of zeros. `config.json`
+//! has `quantization_config` with `quant_method: modelopt`, and `hf_quant_config.json` lies beside
+//! it; of mixed precision, `quantized_layers` says what each layer is (FP8 ones are no layers here,
+//! and stay as they are).
 //!
 //! ComfyUI files can have the very names, types and shapes of these, with swapped nibbles and
 //! swizzled scales: only config, header or marker tells.

@@ -64,7 +64,8 @@ impl<'a> Plan<'a> {
     /// Plans it; into one file if `one_file`.
     ///
     /// # Errors
-    /// No layers, layers that are not whole, crops of modules that there are not or that are larger.
+    /// No layers, layers that are not whole, crops of modules that there are not or that are
+    /// larger.
     pub fn new(
         input: &'a Checkpoint,
         layers: &'a Layers,

@@ -1,10 +1,10 @@
-//! Which tensors are quantized: a default by role, globs to replace or narrow it, a recipe, and what
-//! a tensor must be like.
+//! Which tensors are quantized: a default by role, globs to replace or narrow it, a recipe, and
+//! what a tensor must be like.
 //!
 //! ```text
 //! candidate    named `*.weight`, rank 2; or one matrix for each expert, rank 3
-//! quantizable  a candidate in F32 / F16 / BF16, or in F8_E4M3 with scales, K whole groups and whole
-//!              transform blocks
+//! quantizable  a candidate in F32 / F16 / BF16, or in F8_E4M3 with scales, K whole groups and
+//!              whole transform blocks
 //!
 //! exclude                              never
 //! a rule of the recipe                 its format and settings, or dense; the first that matches

@@ -1,5 +1,5 @@
-//! The report of `fp4 quantize`: per tensor, worst first; what stays dense; totals. A dry run has the
-//! same rows without what only a run can know.
+//! The report of `fp4 quantize`: per tensor, worst first; what stays dense; totals. A dry run has
+//! the same rows without what only a run can know.
 
 use std::collections::BTreeSet;
 use std::io;

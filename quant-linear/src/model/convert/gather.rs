@@ -56,8 +56,8 @@ pub fn weights(layers: &Layers, stacks: bool) -> Vec<Weight<'_>> {
     all
 }
 
-/// Layers that were experts of one 3-D tensor: `NAME.0`, `NAME.1` and so on, all alike, and `experts`
-/// among the components of NAME.
+/// Layers that were experts of one 3-D tensor: `NAME.0`, `NAME.1` and so on, all alike, and
+/// `experts` among the components of NAME.
 fn experts(layers: &Layers) -> BTreeMap<&str, Vec<&Layer>> {
     let mut groups: BTreeMap<&str, BTreeMap<usize, &Layer>> = BTreeMap::new();
     for (module, layer) in &layers.good {

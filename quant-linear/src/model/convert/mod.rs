@@ -9,11 +9,11 @@
 //! judge     the values of the source against those of the target      (layout::value)
 //! ```
 //!
-//! A weight is judged while it is written: of each scale byte and code that it has, what is it worth
-//! to the source's software, and to the target's? Equal, "values bit-exact"; apart by roundings,
-//! "within N ulp", which [`Options::exact`] refuses; anything else means that a byte says something
-//! else to the target (0xFF, a negative scale, code 8), which is refused with the tensor and the
-//! coordinate unless [`Options::changed`] allows it.
+//! A weight is judged while it is written: of each scale byte and code that it has, what is it
+//! worth to the source's software, and to the target's? Equal, "values bit-exact"; apart by
+//! roundings, "within N ulp", which [`Options::exact`] refuses; anything else means that a byte
+//! says something else to the target (0xFF, a negative scale, code 8), which is refused with the
+//! tensor and the coordinate unless [`Options::changed`] allows it.
 
 mod gather;
 mod plan;

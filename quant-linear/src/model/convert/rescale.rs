@@ -8,7 +8,8 @@
 //!
 //! Groups whose codes are all zero take whatever byte is nearest: they are zero under any.
 //!
-//! Worked example: bytes 118 to 127 (2^-9 to 1): E = -8, so 2^-1 to 2^8, and a global scale of 2^-8.
+//! Worked example: bytes 118 to 127 (2^-9 to 1): E = -8, so 2^-1 to 2^8, and a global scale of
+//! 2^-8.
 
 use fp4_core::{Format, PackedMatrix, PackedShape, ScaleType};
 

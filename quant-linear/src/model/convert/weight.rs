@@ -1,4 +1,5 @@
-//! The work on one output tensor or weight: reading it band by band, writing it, judging its values.
+//! The work on one output tensor or weight: reading it band by band, writing it, judging its
+//! values.
 
 use fp4_core::{FloatVec, PackedMatrix, PackedShape, Swizzle};
 

@@ -1,5 +1,5 @@
-//! The output files that jobs write: each opened for its first job, given its length and header, and
-//! let go after its last.
+//! The output files that jobs write: each opened for its first job, given its length and header,
+//! and let go after its last.
 
 use std::fs::File;
 use std::io;

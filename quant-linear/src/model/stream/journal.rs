@@ -6,11 +6,11 @@
 //! {"job":2,"outcome":{..}}
 //! ```
 //!
-//! The first line is the fingerprint: all that decides the bytes of the output. A run continues only
-//! what has its own. Each other line is a job that has ended, and whose bytes were flushed to the
-//! disk before the line was written; a line that is cut short, the last one of a killed process,
-//! counts for nothing. So a journal that is there says that something is done: before, whatever was
-//! begun is begun anew.
+//! The first line is the fingerprint: all that decides the bytes of the output. A run continues
+//! only what has its own. Each other line is a job that has ended, and whose bytes were flushed to
+//! the disk before the line was written; a line that is cut short, the last one of a killed
+//! process, counts for nothing. So a journal that is there says that something is done: before,
+//! whatever was begun is begun anew.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -92,8 +92,8 @@ pub(super) fn line<O: Serialize>(job: usize, outcome: &O, path: &Path) -> Result
 #[derive(Debug)]
 pub(super) struct Journal {
     path: PathBuf,
-    /// Opened, and begun with the fingerprint, for the first line: a journal that is there says that
-    /// something is done.
+    /// Opened, and begun with the fingerprint, for the first line: a journal that is there says
+    /// that something is done.
     file: Option<File>,
     fingerprint: String,
 }

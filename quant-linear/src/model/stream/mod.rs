@@ -19,8 +19,8 @@
 //! depend neither on the number of threads nor on the memory.
 //!
 //! [`Memory`] bounds what jobs say they hold, all threads together. It does not count the program
-//! itself and its threads' stacks (some MB), nor what grows with the number of tensors: their names,
-//! headers and reports, a few times the length of the headers.
+//! itself and its threads' stacks (some MB), nor what grows with the number of tensors: their
+//! names, headers and reports, a few times the length of the headers.
 
 pub mod bits;
 mod files;

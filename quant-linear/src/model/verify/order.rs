@@ -8,9 +8,9 @@
 //! explained = (variance of row means + variance of column means) / variance of all
 //! ```
 //!
-//! Bytes in a false order lose most of that. So both orders are tried on the stored bytes; the other
-//! one is reported if it explains clearly more. A matrix whose rows and columns are all alike (pure
-//! noise, or a rotated weight) shows nothing, and nothing is said of it.
+//! Bytes in a false order lose most of that. So both orders are tried on the stored bytes; the
+//! other one is reported if it explains clearly more. A matrix whose rows and columns are all alike
+//! (pure noise, or a rotated weight) shows nothing, and nothing is said of it.
 
 use fp4_core::Swizzle;
 

@@ -6,12 +6,14 @@
 //! ```text
 //! x -> q, k, v          columns j of q, k and v read the same feature       alike
 //! up -> down            row j of up writes what column j of down reads      alike: training with
-//! v -> o                                                                    weight decay balances them
+//! v -> o                                                                    weight decay balances
+//! them
 //! ```
 //!
-//! For each byte the logarithm of the ratio of its two columns' mean magnitudes is taken in one layer
-//! and in the other (there of two rows, whose order no nibble touches), and the two lists correlated:
-//! `fine`. And the ratio of two neighbouring bytes, whole, which no nibble touches either: `coarse`.
+//! For each byte the logarithm of the ratio of its two columns' mean magnitudes is taken in one
+//! layer and in the other (there of two rows, whose order no nibble touches), and the two lists
+//! correlated: `fine`. And the ratio of two neighbouring bytes, whole, which no nibble touches
+//! either: `coarse`.
 //!
 //! ```text
 //! fine and coarse of one sign     in order (both negative where smoothing, as AWQ's, moved factors

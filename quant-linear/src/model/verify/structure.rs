@@ -1,5 +1,5 @@
-//! What the headers show: layers that are not whole, parts of none, empty tensors, and global scales
-//! of projections that engines fuse.
+//! What the headers show: layers that are not whole, parts of none, empty tensors, and global
+//! scales of projections that engines fuse.
 
 use std::collections::BTreeMap;
 
