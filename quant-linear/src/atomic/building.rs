@@ -231,6 +231,7 @@ impl Building {
         let folder = partial(path);
         let error = writing(&folder);
         let mut builder = fs::DirBuilder::new();
+        builder.recursive(false);
         #[cfg(unix)]
         {
             use std::os::unix::fs::DirBuilderExt;
