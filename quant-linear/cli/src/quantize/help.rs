@@ -6,8 +6,9 @@ Which tensors are quantized:
   By default every linear weight: a tensor named `*.weight` of rank 2, or one of rank 3 with one matrix
   for each expert, of type F32, F16 or BF16, or F8_E4M3 with scales beside it, whose K is a multiple
   of the group (MXFP4 32, NVFP4 16) and of the transform block. But what careful tools keep stays as
-  it is, by its role: embeddings, output heads, routers and gates of experts, multi-token-prediction
-  blocks, position biases, vision and audio towers, poolers, input, output and modulation layers of
+  it is, by its role: embeddings (*embed*  *embd*  *wte*  *wpe*  shared), output heads (*lm_head*
+  *classifier*  cls.*  output.weight  score.weight  head.weight), routers and gates of experts
+  (*.gate  *.router  *.shared_expert_gate), multi-token-prediction blocks (mtp.*), position biases, vision and audio towers, poolers, input, output and modulation layers of
   diffusion models, linear attention (tools differ), attention of gpt-oss (dense in the released
   files). Every tensor of two or more dimensions that stays is listed with its reason and its bytes.
   --include GLOB replaces the choice by role, embeddings and heads included (several add up);

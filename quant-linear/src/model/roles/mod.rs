@@ -3,11 +3,10 @@
 //! Today's tools agree on most of what breaks a model when it goes to four bits: routers, heads,
 //! embeddings, the layers at either end of a diffusion model. `roles.toml` holds those rules as
 //! data, with the tools that each comes from and what single architectures add. It works on names;
-//! three rules here work on shapes, for models that name things otherwise:
+//! two rules here work on shapes, for models that name things otherwise:
 //!
 //! ```text
 //! outside numbered layers, as many rows as the vocabulary     an embedding or head
-//! outside numbered layers, 16384 rows or more, and 8 times K  the same, with no config to ask
 //! in an MLP, as many rows as the model has experts            a router
 //! ```
 //!
@@ -20,15 +19,13 @@ use globset::GlobSet;
 use serde::Deserialize;
 
 pub use facts::Facts;
+pub(crate) use facts::fp8_block;
 
 use crate::error::{Kept, ModelError};
 use crate::model::select::{Orientation, globs};
 
 /// The rules as data.
 const DATA: &str = include_str!("roles.toml");
-
-/// Rows from which a matrix that is also eight times as high as wide looks like a vocabulary.
-const VOCABULARY: usize = 1 << 14;
 
 /// What `roles.toml` holds.
 #[derive(Deserialize)]
@@ -140,10 +137,6 @@ impl Roles {
         if top && self.facts.vocabulary == Some(rows) {
             let why = "an embedding or output head by its rows";
             return kept("head", why, "as many as the vocabulary in config.json");
-        }
-        if top && k > 0 && rows >= VOCABULARY && rows / 8 >= k {
-            let why = "an embedding or output head by its shape";
-            return kept("head", why, "outside the layers, and very much higher than wide");
         }
         let mlp =
             |part: &str| ["mlp", "moe", "ffn", "feed_forward", "block_sparse_moe"].contains(&part);
@@ -345,7 +338,6 @@ mod tests {
         let roles = roles(config, &[]);
         let role = |name, shape: &[usize]| roles.kept(name, shape).map(|kept| kept.role);
         assert_eq!(role("words.weight", &[1000, 64]).as_deref(), Some("head"));
-        assert_eq!(role("words.weight", &[50_000, 64]).as_deref(), Some("head"));
         assert_eq!(role("words.weight", &[999, 64]), None);
         assert_eq!(role("layers.0.words.weight", &[1000, 64]), None);
         assert_eq!(role("layers.0.moe.choose.weight", &[8, 64]).as_deref(), Some("router"));
