@@ -141,6 +141,11 @@ impl DenseSource {
         self.transposed
     }
 
+    /// True if the bytes in the file are not the values.
+    pub(crate) fn is_encoded(&self) -> bool {
+        !matches!(self.stored, Stored::Float(_))
+    }
+
     /// The type of the values that are read.
     pub(crate) fn float_type(&self) -> FloatType {
         match &self.stored {

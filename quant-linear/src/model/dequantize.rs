@@ -3,7 +3,7 @@
 //! A value is what the layer's own software makes of it (see [`value`](crate::layout::value)),
 //! rounded once to the type asked for. 3-D experts keep their name and their shape (experts, out,
 //! in), layers that were quantized expert by expert become 3-D again, a GGUF keeps its own names;
-//! its blocks of other types become dense too. A transform of activations, or a scale of their
+//! its blocks of other types become dense too, and so does FP8 with scales beside it. A transform of activations, or a scale of their
 //! features, stays where it is: the weights are those of the layer that applies it.
 //!
 //! What is stored padded (ComfyUI) is written as stored; [`Options::crop`] gives it its true shape.
@@ -14,12 +14,13 @@ use fp4_core::{FloatType, FloatVec};
 use serde::{Deserialize, Serialize};
 
 use super::convert::{Source, Weight, weights};
-use crate::checkpoint::gguf;
-use crate::checkpoint::tiles::Tile;
-use crate::checkpoint::{Arrangement, Checkpoint, INDEX, byte_len};
+use crate::checkpoint::tiles::{Tile, tiles};
+use crate::checkpoint::{Arrangement, Checkpoint, INDEX, TensorSource, byte_len};
 use crate::error::{Error, ModelError};
 use crate::layer::state::{self, BIAS, join};
 use crate::layout::Layers;
+use crate::model::dense::DenseSource;
+use crate::model::roles::fp8_block;
 use crate::model::stream::{self, Job, Memory, Progress, Sink};
 
 /// How a checkpoint is dequantized.
@@ -48,8 +49,8 @@ pub struct Plan<'a> {
     /// The output files.
     pub files: Vec<(String, Arrangement)>,
     weights: Vec<Dense<'a>>,
-    /// Tensors that are carried along: name, file, and whether they are decoded.
-    copied: Vec<(String, usize, bool)>,
+    /// Tensors that are carried along: name, file, and where their values are if they are decoded.
+    copied: Vec<(String, usize, Option<DenseSource>)>,
     /// Files about the tensors, by name.
     pub companions: Vec<(String, Vec<u8>)>,
     /// What the user should know.
@@ -101,13 +102,16 @@ impl<'a> Plan<'a> {
         }
         plan.weights.sort_by(|a, b| (a.file, &a.weight.tensor).cmp(&(b.file, &b.weight.tensor)));
         let gone: BTreeSet<&str> = gone(layers);
-        for (name, tensor) in input.tensors() {
-            if gone.contains(name.as_str()) {
-                continue;
-            }
-            let decoded = tensor.ggml.is_some_and(|ty| ty.dtype().is_none());
-            plan.copied.push((name.clone(), file_of(name), decoded));
+        let block = fp8_block(TensorSource::config(input).model());
+        let mut scales = BTreeSet::new();
+        for name in input.tensors().keys().filter(|name| !gone.contains(name.as_str())) {
+            // Of what has no values the bytes are carried along.
+            let source = DenseSource::find(input.tensors(), name, block).ok();
+            let source = source.filter(DenseSource::is_encoded);
+            scales.extend(source.as_ref().and_then(DenseSource::scales).map(String::from));
+            plan.copied.push((name.clone(), file_of(name), source));
         }
+        plan.copied.retain(|(name, ..)| !scales.contains(name));
         plan.arrange(input, one_file)?;
         Ok(plan)
     }
@@ -162,7 +166,7 @@ impl<'a> Plan<'a> {
             }
             for (name, _, decoded) in self.copied.iter().filter(|(_, of, _)| *of == file) {
                 let tensor = input.tensor(name)?;
-                let dtype = if *decoded { dtype } else { tensor.info.dtype };
+                let dtype = if decoded.is_some() { dtype } else { tensor.info.dtype };
                 tensors.push((name.clone(), dtype, tensor.shape()));
             }
             let own = input.files().get(file).map(|(_, file)| file.metadata());
@@ -172,7 +176,7 @@ impl<'a> Plan<'a> {
             let refused = |refusal| Error::checkpoint(input.path(), refusal);
             self.files.push((name, arrangement.map_err(refused)?));
         }
-        let config = crate::checkpoint::TensorSource::config(input);
+        let config = TensorSource::config(input);
         if let Some(mut model) = config.model().as_object().cloned() {
             for key in ["quantization_config", "quantization", "compression_config"] {
                 model.remove(key);
@@ -207,8 +211,8 @@ impl<'a> Plan<'a> {
             tasks.extend(weights.map(|dense| task(file, What::Weight(dense))));
             let copied = self.copied.iter().filter(|(_, of, _)| *of == file);
             tasks.extend(copied.map(|(name, _, decoded)| match decoded {
-                true => task(file, What::Decode(name)),
-                false => task(file, What::Copy(name)),
+                Some(source) => task(file, What::Decode(name, source)),
+                None => task(file, What::Copy(name)),
             }));
         }
         tasks
@@ -233,7 +237,7 @@ fn gone(layers: &Layers) -> BTreeSet<&str> {
 enum What<'p> {
     Weight(&'p Dense<'p>),
     Copy(&'p str),
-    Decode(&'p str),
+    Decode(&'p str, &'p DenseSource),
 }
 
 /// A piece of the work.
@@ -252,7 +256,7 @@ impl Job for Task<'_> {
     fn name(&self) -> &str {
         match self.what {
             What::Weight(dense) => &dense.weight.tensor,
-            What::Copy(name) | What::Decode(name) => name,
+            What::Copy(name) | What::Decode(name, _) => name,
         }
     }
 
@@ -266,7 +270,7 @@ impl Job for Task<'_> {
                 let shape = dense.weight.shape;
                 (shape.codes_len() + shape.scales_len()) as u64
             }
-            What::Copy(name) | What::Decode(name) => {
+            What::Copy(name) | What::Decode(name, _) => {
                 let tensor = self.input.tensors().get(name);
                 tensor.map_or(0, |tensor| byte_len(&tensor.info) as u64)
             }
@@ -280,7 +284,7 @@ impl Job for Task<'_> {
                 10 * row * self.rows(dense) as u64
             }
             What::Copy(_) => self.memory.of_tiles(self.work()),
-            What::Decode(_) => 8 * self.memory.of_tiles(self.work()),
+            What::Decode(..) => 8 * self.memory.of_tiles(self.work()),
         }
     }
 
@@ -293,7 +297,7 @@ impl Job for Task<'_> {
                 }
             }
             What::Copy(name) => stream::copy(self.input, name, self.memory, sink, progress)?,
-            What::Decode(name) => self.decode(name, sink, progress)?,
+            What::Decode(name, source) => self.decode(name, source, sink, progress)?,
         }
         Ok(Outcome)
     }
@@ -340,22 +344,23 @@ impl Task<'_> {
         Ok(at)
     }
 
-    /// Writes a tensor in blocks of ggml's as dense values.
-    fn decode(&self, name: &str, sink: &Sink<'_>, progress: &Progress<'_>) -> Result<(), Error> {
-        let tensor = self.input.tensor(name)?;
-        let Some(ty) = tensor.ggml else { return Err(Error::MissingTensor { name: name.into() }) };
-        let (len, block) = (byte_len(&tensor.info), ty.block_bytes());
-        let step = (self.memory.tile_bytes() / block).max(1) * block;
+    /// Writes a tensor in blocks of ggml's, or in FP8 with scales, as dense values.
+    fn decode(
+        &self,
+        name: &str,
+        source: &DenseSource,
+        sink: &Sink<'_>,
+        progress: &Progress<'_>,
+    ) -> Result<(), Error> {
         let (mut at, float_type) = (sink.position(name)?, self.plan.options.float_type);
-        for offset in (0..len).step_by(step) {
-            let bytes = self.input.read(tensor, offset..len.min(offset + step))?;
-            let mut values = vec![0f32; bytes.len() / block * ty.block_len()];
-            gguf::dequantize(ty, &bytes, &mut values)
-                .map_err(|e| Error::checkpoint(self.input.path(), e.into()))?;
-            let out = FloatVec::F32(values).converted(float_type).to_le_bytes();
-            sink.write(at, &out)?;
-            at += out.len() as u64;
-            progress.bytes(bytes.len() as u64);
+        for matrix in 0..source.matrices() {
+            let source = source.clone().matrix(matrix);
+            for tile in tiles(source.rows(), source.k(), 4, self.memory.tile_bytes()) {
+                let out = source.read(self.input, &tile)?.converted(float_type).to_le_bytes();
+                sink.write(at, &out)?;
+                at += out.len() as u64;
+                progress.bytes(source.stored_len(&tile));
+            }
         }
         Ok(())
     }

@@ -98,7 +98,7 @@ impl Facts {
 }
 
 /// `weight_block_size` of the config, or 128 x 128.
-fn fp8_block(config: &Value) -> [usize; 2] {
+pub(crate) fn fp8_block(config: &Value) -> [usize; 2] {
     let given = config.pointer("/quantization_config/weight_block_size");
     let given = given.and_then(Value::as_array).map(Vec::as_slice);
     let side = |v: &Value| v.as_u64().and_then(|n| usize::try_from(n).ok()).filter(|n| *n > 0);
