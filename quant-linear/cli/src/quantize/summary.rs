@@ -6,6 +6,7 @@ use std::io;
 use std::path::Path;
 
 use anyhow::Result;
+use fp4_core::Format;
 use serde::Serialize;
 use serde_json::{Value, json};
 
@@ -51,7 +52,7 @@ impl Summary {
             TransformArg::None => ("none", "weight"),
             TransformArg::Hadamard => ("hadamard", "transformed weight"),
         };
-        let format = args.format.map(|format| format.name());
+        let format = args.format.map(Format::name);
         let output = args.output.as_ref().filter(|_| !args.dry_run);
         let head = json!({
             "command": "quantize",
