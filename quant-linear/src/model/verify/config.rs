@@ -25,6 +25,10 @@ pub(super) fn check(checkpoint: &Checkpoint, layers: &Layers, findings: &mut Vec
         let message = problem.to_string();
         findings.push(Finding::of_all(Severity::Error, "config-unreadable", message));
     }
+    // GGUF says what it is; a config beside it may be that of the model it was made of.
+    if checkpoint.gguf().is_some() {
+        return;
+    }
     // One finding for all layers of which the same can be said.
     let mut said: BTreeMap<(&'static str, String), Vec<&str>> = BTreeMap::new();
     for (module, layer) in &layers.good {

@@ -31,6 +31,7 @@
 //! | `zero-tensor`, `zero-rows`, `zero-groups` | warning | nothing but zeros |
 //! | `padding-rows` | note | rows of zeros at the end, of a layout that pads |
 //! | `absurd-values` | warning | a largest value above 1e4 or below 1e-6, typical ones as far off |
+//! | `absurd-scalar` | warning | a global scale of activations outside 1e-9 to 1e3 |
 //! | `unused-codes`, `saturated-codes` | warning | scales too large or too small for their codes |
 //! | `suspect-*` | warning | legal, and improbable: see `suspect` |
 //!

@@ -28,6 +28,9 @@ use crate::model::verify::{Finding, Severity};
 /// log2 of mean magnitudes of weights: real ones lie around 2^-6.
 const PLAUSIBLE: std::ops::RangeInclusive<f64> = -17.0..=3.0;
 
+/// Global scales of activations, as they multiply: 1 / 2688 of a largest value as a rule.
+const INPUTS: std::ops::RangeInclusive<f32> = 1e-9..=1e3;
+
 /// Fewest groups whose bytes are judged as a distribution.
 const ENOUGH: u64 = 64;
 
@@ -88,6 +91,24 @@ pub(super) fn of_layer(layer: &Layer, seen: &Seen, findings: &mut Vec<Finding>) 
         }
     }
     codes(layer, seen, findings);
+    inputs(layer, findings);
+}
+
+/// Global scales of activations by which no network's values are divided.
+fn inputs(layer: &Layer, findings: &mut Vec<Finding>) {
+    let scales = layer.inputs.iter().flatten();
+    let absurd = |input: &&crate::layout::Global| !INPUTS.contains(&input.multiplier());
+    if let Some(input) = scales.filter(|_| layer.is_foreign()).find(absurd) {
+        let message = format!(
+            "the global scale of its input is {:e}, in the contract's sense {:e}: activations up to \
+             {:e} would be quantized, and no network has such; is it stored the other way round, or \
+             was it never calibrated?",
+            input.value,
+            input.multiplier(),
+            2688.0 * f64::from(input.multiplier())
+        );
+        findings.push(Finding::warning("absurd-scalar", &layer.module, message));
+    }
 }
 
 /// Bytes that look like those of the other type.
