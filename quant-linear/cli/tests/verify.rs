@@ -198,8 +198,8 @@ fn files_of_other_software_have_no_error_and_raise_no_suspicion() {
         let suspected = found.iter().filter(|(_, kind, _)| is_suspicion(kind));
         let suspected = suspected.filter(|(_, kind, _)| !(edge && kind == "absurd-values"));
         let suspected: Vec<_> = suspected.map(|(_, kind, module)| (&**kind, &**module)).collect();
-        // Two weights of this file are 1000 times as large as the others, and have no scale: that is
-        // what a lost scale looks like, and a person must say that it is none.
+        // Two weights of this file are 1000 times as large as the others, and have no scale: a lost
+        // scale looks just like that, and only a person knows that it is none.
         let large = ["blk.0.attn_output", "blk.0.ffn_down"];
         let large = large.map(|module| ("suspect-missing-global-scale", module));
         let expected = if name == "h_gguf_nvfp4.gguf" { &large[..] } else { &[] };
@@ -575,10 +575,11 @@ fn broken_files_are_a_finding_and_what_is_no_checkpoint_is_unreadable() {
     let long = [whole.as_slice(), &[0]].concat();
     fs::write(folder.at("long.safetensors"), long).unwrap();
     broken(&folder.arg("long.safetensors"), "bytes follow the last tensor");
-    let two = raw(
-        r#"{"a":{"dtype":"U8","shape":[1],"data_offsets":[0,1]},"a":{"dtype":"U8","shape":[1],"data_offsets":[1,2]}}"#,
-        &[0, 0],
-    );
+    let entry = |at: usize| {
+        let end = at + 1;
+        format!(r#""a":{{"dtype":"U8","shape":[1],"data_offsets":[{at},{end}]}}"#)
+    };
+    let two = raw(&format!("{{{},{}}}", entry(0), entry(1)), &[0, 0]);
     fs::write(folder.at("two.safetensors"), two).unwrap();
     broken(&folder.arg("two.safetensors"), "`a`");
 

@@ -209,9 +209,9 @@ impl Seen {
             let place = self.place(byte, bytes[byte]);
             if nan + infinite > 0 {
                 let message = format!(
-                    "{place}: to a reader of {reader} {nan} values are NaN and {infinite} infinite, \
-                     and so is every product with them; quantize the layer again, or download it \
-                     again"
+                    "{place}: to a reader of {reader} {nan} values are NaN and {infinite} \
+                     infinite, and so is every product with them; quantize the layer again, or \
+                     download it again"
                 );
                 findings.push(Finding::error("not-finite", &layer.module, message));
             } else if layer.shape.scale_type().parts(byte as u8).is_none() {
@@ -238,8 +238,9 @@ impl Seen {
                     false => (Severity::Error, "changes the sign of all values of the group"),
                 };
                 let message = format!(
-                    "{negative} scales are negative, which no quantizer writes ({place}); a reader of \
-                     {} {read}: are the bytes e4m3, and in this order? else quantize the layer again",
+                    "{negative} scales are negative, which no quantizer writes ({place}); a reader \
+                     of {} {read}: are the bytes e4m3, and in this order? else quantize the layer \
+                     again",
                     layer.layout.name()
                 );
                 findings.push(Finding::new(severity, "negative-scale", &layer.module, message));
@@ -248,8 +249,9 @@ impl Seen {
         let minus = self.codes()[8];
         if layer.arithmetic.zero == Zero::Unsigned && minus > 0 {
             let message = format!(
-                "{minus} elements have code 8, which quantizers of {} never write and their readers \
-                 take for +0; others take it for -0, so the values are the same in all but the sign",
+                "{minus} elements have code 8, which quantizers of {} never write and their \
+                 readers take for +0; others take it for -0, so the values are the same in all \
+                 but the sign",
                 layer.layout.name()
             );
             findings.push(Finding::warning("minus-zero", &layer.module, message));

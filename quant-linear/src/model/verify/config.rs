@@ -3,7 +3,7 @@
 //! | layout | where the config says a format | where it lists dense modules |
 //! |---|---|---|
 //! | compressed-tensors | `config_groups`: `format`, `weights` | `ignore` |
-//! | ModelOpt | `quant_algo`, `quantized_layers`, `config_groups`; `hf_quant_config.json` | `ignore`, `exclude_modules` |
+//! | ModelOpt | `quant_algo`, `quantized_layers`, `config_groups` | `ignore`, `exclude_modules` |
 //! | AutoRound | `bits`, `group_size`, `data_type`; `extra_config` | |
 //! | Quark | `global_quant_config` | `exclude` |
 //! | FP-Quant | `forward_dtype` | `modules_to_not_convert` |
@@ -75,8 +75,8 @@ fn denied(checkpoint: &Checkpoint, layer: &Layer) -> Option<String> {
 fn message(layer: &Layer, other: &str) -> String {
     format!(
         "it is read as {}, and header or config say {other}: nibbles, the order of scales or the \
-         direction of the global scale may differ; leave the layout to the file, or give the config \
-         that belongs to it",
+         direction of the global scale may differ; leave the layout to the file, or give the \
+         config that belongs to it",
         layer.layout.name()
     )
 }

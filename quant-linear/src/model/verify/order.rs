@@ -110,9 +110,9 @@ pub(super) fn check(checkpoint: &Checkpoint, layer: &Layer) -> Result<Option<Fin
         return Ok(None);
     }
     let message = format!(
-        "the scales are read as {is}, where rows and columns explain {:.1}% of their variance (noise: \
-         {:.1}%); read as {should} they explain {:.1}%, {:.0} standard deviations more: strong \
-         evidence that they are {should}; reorder them, or name the layout that has them so",
+        "the scales are read as {is}, where rows and columns explain {:.1}% of their variance \
+         (noise: {:.1}%); read as {should} they explain {:.1}%, {:.0} standard deviations more: \
+         strong evidence that they are {should}; reorder them, or name the layout that has them so",
         100.0 * stored,
         100.0 * noise,
         100.0 * other,

@@ -125,8 +125,8 @@ impl Swapped {
     fn evidence(self) -> String {
         let Swapped { fine, coarse, sigmas } = self;
         format!(
-            "the sizes of whole bytes' columns correlate by {coarse:+.2} and those of the two columns \
-             of a byte by {fine:+.2} ({:.0} deviations of noise) with those of ",
+            "the sizes of whole bytes' columns correlate by {coarse:+.2} and those of the two \
+             columns of a byte by {fine:+.2} ({:.0} deviations of noise) with those of ",
             sigmas.abs()
         )
     }
@@ -159,8 +159,8 @@ fn compare(profiles: Vec<Profile>, findings: &mut Vec<Finding>) {
             };
             if let Some(found) = writer.rows.swapped(&reader.cols) {
                 let message = format!(
-                    "{}the rows of `{from}` that write them: evidence that the nibbles of this layer \
-                     are swapped; exchange them, or read the file by the layout that it has",
+                    "{}the rows of `{from}` that write them: evidence that the nibbles of this \
+                     layer are swapped; exchange them, or read the file by the layout that it has",
                     found.evidence()
                 );
                 findings.push(Finding::warning("suspect-swapped-nibbles", &reader.module, message));
@@ -188,8 +188,8 @@ fn odd_one(members: &[&Profile]) -> Option<Finding> {
         false => format!("this layer or of {}", names.join(" or ")),
     };
     let message = format!(
-        "{}{}, which read the same input: evidence that the nibbles of {which} are swapped; exchange \
-         them, or read the file by the layout that it has",
+        "{}{}, which read the same input: evidence that the nibbles of {which} are swapped; \
+         exchange them, or read the file by the layout that it has",
         first.evidence(),
         names.join(" and ")
     );

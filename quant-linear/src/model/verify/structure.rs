@@ -76,9 +76,9 @@ fn denied<'c>(
             format!("the config, whose quant_method is `{method}`,")
         });
         let message = format!(
-            "the tensors of {} modules are those of {}, and {says} says that they are not: no reader \
-             that follows it finds the layers; give the config that belongs to the tensors, or the \
-             layout by name",
+            "the tensors of {} modules are those of {}, and {says} says that they are not: no \
+             reader that follows it finds the layers; give the config that belongs to the tensors, \
+             or the layout by name",
             denied.len(),
             could.join(" or ")
         );
@@ -171,8 +171,8 @@ fn fused(layers: &Layers, findings: &mut Vec<Finding>) {
                     scales.iter().map(|(role, scale)| format!("{role} {scale:e}")).collect();
                 let message = format!(
                     "the {what} global scales of one product differ ({}): an engine that fuses \
-                     these layers takes one scale for all, and is wrong by the ratio in the others; \
-                     quantize them with one (`--tie`)",
+                     these layers takes one scale for all, and is wrong by the ratio in the \
+                     others; quantize them with one (`--tie`)",
                     each.join(", ")
                 );
                 findings.push(Finding::warning("fused-scales", parent, message));

@@ -2,8 +2,8 @@
 //!
 //! | kind | evidence |
 //! |---|---|
-//! | `suspect-reciprocal-global-scale` | typical values outside 2^-17 to 2^3, and inside with 1 / g |
-//! | `suspect-missing-global-scale` | values so large, g = 1, and scales that reach up to e4m3's top |
+//! | `suspect-reciprocal-global-scale` | typical values outside 2^-17 to 2^3, inside with 1 / g |
+//! | `suspect-missing-global-scale` | values so large, g = 1, scales up to e4m3's top |
 //! | `suspect-e4m3-as-e8m0` | e8m0 bytes low or spread as no weight's powers of two are |
 //! | `suspect-e8m0-as-e4m3` | e4m3 bytes as few and as near to the top as e8m0's around 2^-6 |
 //! | `suspect-factor-four` | a layer 4 times as large or small as all others of its name |
@@ -82,8 +82,8 @@ pub(super) fn of_layer(layer: &Layer, seen: &Seen, findings: &mut Vec<Finding>) 
         let largest = seen.largest();
         if !(1e-6..=1e4).contains(&largest) {
             let message = format!(
-                "the largest value is {largest:e}, and a middling row has a mean of {}: look at the \
-                 global scale {:e} and the largest scale byte",
+                "the largest value is {largest:e}, and a middling row has a mean of {}: look at \
+                 the global scale {:e} and the largest scale byte",
                 power(typical),
                 layer.scalars.weight_global_scale
             );
@@ -100,9 +100,9 @@ fn inputs(layer: &Layer, findings: &mut Vec<Finding>) {
     let absurd = |input: &&crate::layout::Global| !INPUTS.contains(&input.multiplier());
     if let Some(input) = scales.filter(|_| layer.is_foreign()).find(absurd) {
         let message = format!(
-            "the global scale of its input is {:e}, in the contract's sense {:e}: activations up to \
-             {:e} would be quantized, and no network has such; is it stored the other way round, or \
-             was it never calibrated?",
+            "the global scale of its input is {:e}, in the contract's sense {:e}: activations up \
+             to {:e} would be quantized, and no network has such; is it stored the other way \
+             round, or was it never calibrated?",
             input.value,
             input.multiplier(),
             2688.0 * f64::from(input.multiplier())
@@ -115,26 +115,27 @@ fn inputs(layer: &Layer, findings: &mut Vec<Finding>) {
 fn byte_type(ty: ScaleType, spread: &Spread, typical: f64) -> Option<(&'static str, String)> {
     let Spread { median, top, entropy, width } = *spread;
     let shown = format!(
-        "the median byte is {median}, 90% of them lie within {width} of each other, and their entropy \
-         is {entropy:.1} bits"
+        "the median byte is {median}, 90% of them lie within {width} of each other, and their \
+         entropy is {entropy:.1} bits"
     );
     let low = median < 110 && entropy > 2.5;
     let wide = entropy > 3.7 || width > 24;
     match ty {
         ScaleType::E8M0 if top <= 0x7E && (low || wide) => {
             let message = format!(
-                "the scale bytes are read as e8m0, which makes a middling row's mean {}; {shown}, where \
-                 real weights in e8m0 have a few powers of two around 120: strong evidence of e4m3 \
-                 bytes; read them as e4m3 (`--scale-type`), or write the type that they are",
+                "the scale bytes are read as e8m0, which makes a middling row's mean {}; {shown}, \
+                 where real weights in e8m0 have a few powers of two around 120: strong evidence \
+                 of e4m3 bytes; read them as e4m3 (`--scale-type`), or write the type that they \
+                 are",
                 power(typical)
             );
             Some(("suspect-e4m3-as-e8m0", message))
         }
         ScaleType::E4M3 if typical > 4.0 && entropy < 3.3 && (100..=0x7E).contains(&median) => {
             let message = format!(
-                "the scale bytes are read as e4m3, which makes a middling row's mean {}; {shown}, as \
-                 e8m0 bytes of real weights do: strong evidence; read them as e8m0 (`--scale-type`), \
-                 or write the type that they are",
+                "the scale bytes are read as e4m3, which makes a middling row's mean {}; {shown}, \
+                 as e8m0 bytes of real weights do: strong evidence; read them as e8m0 \
+                 (`--scale-type`), or write the type that they are",
                 power(typical)
             );
             Some(("suspect-e8m0-as-e4m3", message))
@@ -162,9 +163,9 @@ fn magnitude(
     let e4m3 = layer.shape.scale_type() == ScaleType::E4M3;
     if factor != 1.0 && PLAUSIBLE.contains(&otherwise) {
         let message = format!(
-            "a middling row's mean is {} under the global scale {:e}, which {is}; if it {should} the \
-             mean is {}: strong evidence that it is stored the other way round; store its reciprocal, \
-             or read the file by the layout that it has",
+            "a middling row's mean is {} under the global scale {:e}, which {is}; if it {should} \
+             the mean is {}: strong evidence that it is stored the other way round; store its \
+             reciprocal, or read the file by the layout that it has",
             power(typical),
             stored.value,
             power(otherwise)
@@ -173,17 +174,17 @@ fn magnitude(
     }
     if e4m3 && factor == 1.0 && typical > 0.0 && spread.is_some_and(|spread| spread.top >= 0x70) {
         let message = format!(
-            "a middling row's mean is {} under a global scale of 1 or none, and the scales reach up to \
-             byte 0x{:02X}, as they do where a global scale was divided out: evidence that it was \
-             lost; put it back, or quantize the layer again",
+            "a middling row's mean is {} under a global scale of 1 or none, and the scales reach \
+             up to byte 0x{:02X}, as they do where a global scale was divided out: evidence that \
+             it was lost; put it back, or quantize the layer again",
             power(typical),
             spread.map_or(0, |spread| spread.top)
         );
         return Some(("suspect-missing-global-scale", message));
     }
     let message = format!(
-        "a middling row's mean is {}, far from any weight's (2^-17 to 2^3); look at the global scale \
-         {:e} and at the type of the scale bytes",
+        "a middling row's mean is {}, far from any weight's (2^-17 to 2^3); look at the global \
+         scale {:e} and at the type of the scale bytes",
         power(typical),
         stored.value
     );
@@ -199,18 +200,18 @@ fn codes(layer: &Layer, seen: &Seen, findings: &mut Vec<Finding>) {
     let small: u64 = seen.largest_codes[1..4].iter().sum();
     if small as f64 > 0.9 * used as f64 {
         let message = format!(
-            "in {small} of {used} groups no code is above 1.5 of 6, so the scales are at least 4 times \
-             as large as the weights need: an exponent was applied twice, or the scales are of another \
-             tensor; quantize the layer again"
+            "in {small} of {used} groups no code is above 1.5 of 6, so the scales are at least 4 \
+             times as large as the weights need: an exponent was applied twice, or the scales are \
+             of another tensor; quantize the layer again"
         );
         findings.push(Finding::warning("unused-codes", &layer.module, message));
     }
     let saturated = seen.saturated();
     if saturated > 0.4 {
         let message = format!(
-            "{:.0}% of the codes that are not zero are the largest, so the scales are too small for \
-             the weights and cut them off, as where an exponent was applied twice; quantize the layer \
-             again",
+            "{:.0}% of the codes that are not zero are the largest, so the scales are too small \
+             for the weights and cut them off, as where an exponent was applied twice; quantize \
+             the layer again",
             100.0 * saturated
         );
         findings.push(Finding::warning("saturated-codes", &layer.module, message));
