@@ -389,7 +389,7 @@ fn inspect_shows_the_types_and_logical_shapes_of_gguf() {
 }
 
 #[test]
-fn gguf_is_compared_by_type_and_not_quantized() {
+fn gguf_is_compared_by_type_and_quantized_where_it_has_values() {
     let folder = Folder::new();
     // Blocks of as many bytes.
     write_gguf(&folder.at("a"), GgmlType::Q4_0, &[4, 64]);
@@ -398,7 +398,21 @@ fn gguf_is_compared_by_type_and_not_quantized() {
     let (stdout, _) = code(&args, 2);
     assert!(stdout.contains("types Q4_0 and IQ4_NL cannot be compared"), "{stdout}");
     ok(&["compare", &folder.arg("a"), &folder.arg("a")]);
-    let args = ["quantize", &folder.arg("a"), "-o", &folder.arg("q"), "-f", "nvfp4"];
-    fails(&args, &["is a GGUF file", "give the model's safetensors"]);
+    let args = ["quantize", &folder.arg("b"), "-o", &folder.arg("q"), "-f", "nvfp4"];
+    fails(&args, &["IQ4_NL"]);
     assert!(!folder.at("q").exists());
+}
+
+#[test]
+fn gguf_is_quantized_as_its_dense_values_are() {
+    let folder = Folder::new();
+    write_gguf(&folder.at("g"), GgmlType::Q8_0, &[32, 64]);
+    ok(&["dequantize", &folder.arg("g"), "-o", &folder.arg("d.safetensors")]);
+    for (input, output) in [("g", "a"), ("d.safetensors", "b")] {
+        let include = ["--include", "*"];
+        let args = ["quantize", &folder.arg(input), "-o", &folder.arg(output), "-f", "nvfp4"];
+        ok(&[&args[..], &include].concat());
+    }
+    let (a, b) = (read(&folder.at("a")), read(&folder.at("b")));
+    assert!(a.len() > 4 && a == b);
 }

@@ -139,12 +139,18 @@ pub enum ModelError {
         /// The activations'.
         activation: f32,
     },
-    /// A GGUF file to be quantized.
+    /// A tensor in blocks that have no values here, which no safetensors type holds either.
     #[error(
-        "{} is a GGUF file, and what is quantized is safetensors; give the model's safetensors",
-        text::path(.0)
+        "tensor `{}` cannot be carried along: {reason}; convert the model to safetensors with the \
+         software that made it",
+        printable(.name)
     )]
-    FromGguf(PathBuf),
+    NoValues {
+        /// The tensor.
+        name: String,
+        /// Why not.
+        reason: Reason,
+    },
     /// A checkpoint without quantized layers.
     #[error("{} holds no FP4 layer of any layout; `inspect` lists its tensors", text::path(.path))]
     NoLayers {

@@ -25,10 +25,11 @@ use fp4_core::{Buffer, E4m3, E8m0, FloatType, FloatVec, PackedView, Transform, w
 use safetensors::Dtype;
 
 use crate::checkpoint::gguf::{self, GgmlType};
-use crate::checkpoint::tiles::Tile;
+use crate::checkpoint::tiles::{Tile, tiles};
 use crate::checkpoint::{Checkpoint, Tensor, byte_len};
 use crate::error::{Error, Reason};
 use crate::layer::state;
+use crate::model::stream::{Memory, Progress, Sink};
 
 /// Ends of the names of FP8 scales, put in place of `.weight` or after a name without it.
 const SCALES: [&str; 4] = ["weight_scale_inv", "weight_scale", "scale", "scale_weight"];
@@ -247,6 +248,32 @@ impl DenseSource {
         let first = elements.start - blocks.start * len;
         let values = values.iter().skip(first).take(elements.len());
         Ok(values.flat_map(|value| value.to_le_bytes()).collect())
+    }
+}
+
+impl DenseSource {
+    /// Writes all matrices of the tensor in a type, from `at` of an output file on.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::read`] and [`Sink::write`].
+    pub(crate) fn write(
+        &self,
+        from: &Checkpoint,
+        float_type: FloatType,
+        memory: Memory,
+        (sink, mut at): (&Sink<'_>, u64),
+        progress: &Progress<'_>,
+    ) -> Result<(), Error> {
+        for matrix in 0..self.matrices() {
+            let source = self.clone().matrix(matrix);
+            for tile in tiles(source.rows(), source.k(), 4, memory.tile_bytes()) {
+                let out = source.read(from, &tile)?.converted(float_type).to_le_bytes();
+                sink.write(at, &out)?;
+                at += out.len() as u64;
+                progress.bytes(source.stored_len(&tile));
+            }
+        }
+        Ok(())
     }
 }
 

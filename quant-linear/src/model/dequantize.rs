@@ -14,7 +14,7 @@ use fp4_core::{FloatType, FloatVec};
 use serde::{Deserialize, Serialize};
 
 use super::convert::{Source, Weight, weights};
-use crate::checkpoint::tiles::{Tile, tiles};
+use crate::checkpoint::tiles::Tile;
 use crate::checkpoint::{Arrangement, Checkpoint, INDEX, TensorSource, byte_len};
 use crate::error::{Error, ModelError};
 use crate::layer::state::{self, BIAS, join};
@@ -65,7 +65,7 @@ impl<'a> Plan<'a> {
     /// Plans it; into one file if `one_file`.
     ///
     /// # Errors
-    /// No layers, layers that are not whole, crops of modules that there are not or that are
+    /// Nothing that is not dense already, layers that are not whole, crops of modules that there are not or that are
     /// larger.
     pub fn new(
         input: &'a Checkpoint,
@@ -76,9 +76,6 @@ impl<'a> Plan<'a> {
         if let Some((name, error)) = layers.bad.iter().next() {
             let (name, why) = (name.clone(), error.to_string());
             return Err(ModelError::Broken { name, why, more: layers.bad.len() - 1 }.into());
-        }
-        if layers.good.is_empty() {
-            return Err(ModelError::NoLayers { path: input.path().to_path_buf() }.into());
         }
         let one_file = one_file || input.gguf().is_some();
         let file_of = |name: &str| match one_file {
@@ -112,6 +109,10 @@ impl<'a> Plan<'a> {
             plan.copied.push((name.clone(), file_of(name), source));
         }
         plan.copied.retain(|(name, ..)| !scales.contains(name));
+        let encoded = plan.copied.iter().any(|(.., source)| source.is_some());
+        if plan.weights.is_empty() && !encoded && input.gguf().is_none() {
+            return Err(ModelError::NoLayers { path: input.path().to_path_buf() }.into());
+        }
         plan.arrange(input, one_file)?;
         Ok(plan)
     }
@@ -297,7 +298,11 @@ impl Job for Task<'_> {
                 }
             }
             What::Copy(name) => stream::copy(self.input, name, self.memory, sink, progress)?,
-            What::Decode(name, source) => self.decode(name, source, sink, progress)?,
+            What::Decode(name, source) => {
+                let to = (sink, sink.position(name)?);
+                let float_type = self.plan.options.float_type;
+                source.write(self.input, float_type, self.memory, to, progress)?;
+            }
         }
         Ok(Outcome)
     }
@@ -342,26 +347,5 @@ impl Task<'_> {
             progress.bytes((packed.codes().len() + packed.scales().len()) as u64);
         }
         Ok(at)
-    }
-
-    /// Writes a tensor in blocks of ggml's, or in FP8 with scales, as dense values.
-    fn decode(
-        &self,
-        name: &str,
-        source: &DenseSource,
-        sink: &Sink<'_>,
-        progress: &Progress<'_>,
-    ) -> Result<(), Error> {
-        let (mut at, float_type) = (sink.position(name)?, self.plan.options.float_type);
-        for matrix in 0..source.matrices() {
-            let source = source.clone().matrix(matrix);
-            for tile in tiles(source.rows(), source.k(), 4, self.memory.tile_bytes()) {
-                let out = source.read(self.input, &tile)?.converted(float_type).to_le_bytes();
-                sink.write(at, &out)?;
-                at += out.len() as u64;
-                progress.bytes(source.stored_len(&tile));
-            }
-        }
-        Ok(())
     }
 }

@@ -24,7 +24,7 @@ pub struct Weight {
     pub expert: Option<usize>,
     /// Its layer's prefix in the output.
     pub prefix: String,
-    /// Where the tensor is in the input.
+    /// The tensor, in its place in the output's files.
     pub tensor: Tensor,
     /// Where its values are.
     pub(crate) source: DenseSource,
@@ -90,17 +90,14 @@ impl Plan {
     /// names and that cannot be quantized, experts of which nothing tells how they are stored,
     /// nothing to quantize, or names that are taken.
     pub fn new(input: &Checkpoint, request: &Request) -> Result<Self, Error> {
-        if input.gguf().is_some() {
-            return Err(ModelError::FromGguf(input.path().to_path_buf()).into());
-        }
         let rule = Rule::new(request, input.tensors(), Some(input.config().model()))?;
         rule.check_includes()?;
         let mut draft = Draft::new(input);
         for (name, tensor) in input.tensors() {
             match rule.decide(name, &tensor.info)? {
                 Fate::Quantize(chosen) => draft.quantize(name, tensor, &chosen)?,
-                Fate::Skip(reason) => draft.skip(name, tensor, reason),
-                Fate::Copy => draft.copy(name, tensor),
+                Fate::Skip(reason) => draft.skip(name, tensor, reason)?,
+                Fate::Copy => draft.copy(name, tensor)?,
             }
         }
         draft.drop_scales();
@@ -159,7 +156,8 @@ struct Draft<'a> {
 
 impl<'a> Draft<'a> {
     fn new(input: &'a Checkpoint) -> Self {
-        let files = input.files().len();
+        // The parts of a GGUF model become one file.
+        let files = if input.gguf().is_some() { 1 } else { input.files().len() };
         Draft {
             input,
             weights: vec![],
@@ -172,16 +170,31 @@ impl<'a> Draft<'a> {
         }
     }
 
-    fn copy(&mut self, name: &str, tensor: &Tensor) {
-        self.copied += 1;
-        let entry = (tensor.info.dtype, tensor.info.shape.clone());
-        self.files[tensor.file].insert(name.into(), entry);
+    /// The output file of a tensor.
+    fn file(&self, tensor: &Tensor) -> usize {
+        if self.input.gguf().is_some() { 0 } else { tensor.file }
     }
 
-    fn skip(&mut self, name: &str, tensor: &Tensor, reason: Reason) {
+    /// Carries a tensor along: as it is, or in F32 where it is in blocks of ggml's, which safetensors
+    /// has no type for.
+    fn copy(&mut self, name: &str, tensor: &Tensor) -> Result<(), Error> {
+        self.copied += 1;
+        let dtype = match encoded(self.input, name) {
+            Some(Ok(_)) => Dtype::F32,
+            Some(Err(reason)) => {
+                return Err(ModelError::NoValues { name: name.into(), reason }.into());
+            }
+            None => tensor.info.dtype,
+        };
+        let file = self.file(tensor);
+        self.files[file].insert(name.into(), (dtype, tensor.shape()));
+        Ok(())
+    }
+
+    fn skip(&mut self, name: &str, tensor: &Tensor, reason: Reason) -> Result<(), Error> {
         let bytes = byte_len(&tensor.info) as u64;
         self.skipped.push(Skipped { name: name.into(), reason, bytes });
-        self.copy(name, tensor);
+        self.copy(name, tensor)
     }
 
     /// Plans the weights of a tensor: one, or one for each expert.
@@ -204,16 +217,17 @@ impl<'a> Draft<'a> {
             }
             let new = new_tensors(&prefix, shape, &chosen.options);
             // Six names for one: refused before they fill the memory.
-            self.header_lens[tensor.file] += Arrangement::header_len(&new);
-            Arrangement::check_header(self.header_lens[tensor.file])
+            let file = self.file(tensor);
+            self.header_lens[file] += Arrangement::header_len(&new);
+            Arrangement::check_header(self.header_lens[file])
                 .map_err(|refusal| Error::checkpoint(self.input.path(), refusal))?;
             let new = new.into_iter().map(|(name, dtype, shape)| (name, (dtype, shape)));
-            self.files[tensor.file].extend(new);
+            self.files[file].extend(new);
             self.weights.push(Weight {
                 name: name.into(),
                 expert,
                 prefix,
-                tensor: tensor.clone(),
+                tensor: Tensor { file, ..tensor.clone() },
                 source: chosen.source.clone().matrix(matrix),
                 shape,
                 options: chosen.options.clone(),
@@ -286,6 +300,14 @@ impl<'a> Draft<'a> {
         let Draft { weights, skipped, copied, .. } = self;
         Ok(Plan { weights, skipped, copied, layouts })
     }
+}
+
+/// Where the values of a tensor in blocks of ggml's are; `None` for others.
+pub(crate) fn encoded(input: &Checkpoint, name: &str) -> Option<Result<DenseSource, Reason>> {
+    let tensor = input.tensors().get(name)?;
+    tensor.ggml.filter(|ty| ty.dtype().is_none())?;
+    // Of FP8 the block, which there is none of in GGUF.
+    Some(DenseSource::find(input.tensors(), name, [1, 1]))
 }
 
 fn refuse_taken(input: &Checkpoint, prefix: &str) -> Result<(), ModelError> {

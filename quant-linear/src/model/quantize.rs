@@ -19,7 +19,9 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use fp4_core::{FloatVec, PackedMatrix, QuantSpec, QuantizeInput, Transform, with_floats};
+use fp4_core::{
+    FloatType, FloatVec, PackedMatrix, QuantSpec, QuantizeInput, Transform, with_floats,
+};
 
 use crate::checkpoint::tiles::{Tile, tiles};
 use crate::checkpoint::{Arrangement, Checkpoint, INDEX, Listing, byte_len};
@@ -28,7 +30,7 @@ use crate::layer::{DenseOptions, StoredTransform, state};
 use crate::model::dense::{self, DenseSource};
 use crate::model::difference::Difference;
 use crate::model::groups::Groups;
-use crate::model::plan::{Plan, Weight};
+use crate::model::plan::{Plan, Weight, encoded};
 use crate::model::stream::{self, Contents, Inputs, Job, Layout, Memory, Output, Progress, Sink};
 use crate::run::routing::Backends;
 use crate::transform::{amax, larger_amax, transformed};
@@ -141,7 +143,10 @@ impl Engine<'_> {
             let weights = plan.weights[plan.weights_of(file)].iter().map(What::Quantize);
             let names = layout.tensors().keys().map(String::as_str);
             let copied = names.filter(|name| self.input.tensors().contains_key(*name));
-            let copied = copied.map(move |name| What::Copy { name, file });
+            let copied = copied.map(move |name| match encoded(self.input, name) {
+                Some(Ok(source)) => What::Decode { name, file, source },
+                _ => What::Copy { name, file },
+            });
             weights.chain(copied).map(move |what| Task { engine: self, plan, what })
         });
         tasks.collect()
@@ -296,16 +301,27 @@ struct Task<'t> {
 
 enum What<'t> {
     Quantize(&'t Weight),
-    Copy { name: &'t str, file: usize },
+    Copy {
+        name: &'t str,
+        file: usize,
+    },
+    /// Blocks of ggml's, in F32.
+    Decode {
+        name: &'t str,
+        file: usize,
+        source: DenseSource,
+    },
 }
 
 impl Task<'_> {
     /// Bytes of what is read.
     fn bytes(&self) -> u64 {
         let tensors = self.engine.input.tensors();
-        match self.what {
+        match &self.what {
             What::Quantize(weight) => weight.byte_len(),
-            What::Copy { name, .. } => tensors.get(name).map_or(0, |t| byte_len(&t.info) as u64),
+            What::Copy { name, .. } | What::Decode { name, .. } => {
+                tensors.get(*name).map_or(0, |t| byte_len(&t.info) as u64)
+            }
         }
     }
 }
@@ -314,23 +330,23 @@ impl Job for Task<'_> {
     type Outcome = Option<Outcome>;
 
     fn name(&self) -> &str {
-        match self.what {
+        match &self.what {
             What::Quantize(weight) => &weight.name,
-            What::Copy { name, .. } => name,
+            What::Copy { name, .. } | What::Decode { name, .. } => name,
         }
     }
 
     fn file(&self) -> usize {
         match self.what {
             What::Quantize(weight) => weight.tensor.file,
-            What::Copy { file, .. } => file,
+            What::Copy { file, .. } | What::Decode { file, .. } => file,
         }
     }
 
     fn work(&self) -> u64 {
         match self.what {
             What::Quantize(weight) => self.bytes() * weight.passes(),
-            What::Copy { .. } => self.bytes(),
+            What::Copy { .. } | What::Decode { .. } => self.bytes(),
         }
     }
 
@@ -338,6 +354,9 @@ impl Job for Task<'_> {
         match self.what {
             What::Quantize(weight) => self.engine.memory.of_tiles(weight.value_len()),
             What::Copy { .. } => self.bytes().min(self.engine.memory.tile_bytes() as u64),
+            What::Decode { ref source, .. } => {
+                self.engine.memory.of_tiles(source.value_len() as u64 * source.matrices() as u64)
+            }
         }
     }
 
@@ -359,6 +378,11 @@ impl Job for Task<'_> {
             }
             What::Copy { name, .. } => {
                 stream::copy(engine.input, name, engine.memory, sink, progress).map(|()| None)
+            }
+            What::Decode { name, ref source, .. } => {
+                let to = (sink, sink.position(name)?);
+                let (input, memory) = (engine.input, engine.memory);
+                source.write(input, FloatType::F32, memory, to, progress).map(|()| None)
             }
         }
     }
