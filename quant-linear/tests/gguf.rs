@@ -1,6 +1,4 @@
 //! GGUF files that other software wrote: gguf-py's, byte for byte, and what it makes of blocks.
-//!
-//! The committed ones are checked always, and all of `../shared/vectors` where that folder is.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -9,20 +7,16 @@ use quant_linear::checkpoint::gguf::{GgmlType, GgufArrangement, Planned, Value, 
 use quant_linear::checkpoint::{Checkpoint, TensorSource};
 use serde_json::Value as Json;
 
-const DATA: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data");
+const DATA: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/vectors");
 
 /// The GGUF files with their manifests.
 fn files() -> Vec<(PathBuf, Json)> {
-    let shared = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared/vectors");
-    let folders = [Some(Path::new(DATA)), shared.is_dir().then_some(&*shared)];
     let mut files = vec![];
-    for folder in folders.into_iter().flatten() {
-        for entry in fs::read_dir(folder).unwrap() {
-            let path = entry.unwrap().path();
-            if path.extension().is_some_and(|extension| extension == "gguf") {
-                let manifest = fs::read(path.with_extension("json")).unwrap();
-                files.push((path, serde_json::from_slice(&manifest).unwrap()));
-            }
+    for entry in fs::read_dir(DATA).unwrap() {
+        let path = entry.unwrap().path();
+        if path.extension().is_some_and(|extension| extension == "gguf") {
+            let manifest = fs::read(path.with_extension("json")).unwrap();
+            files.push((path, serde_json::from_slice(&manifest).unwrap()));
         }
     }
     assert!(files.len() >= 4, "{files:?}");

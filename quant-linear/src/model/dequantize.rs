@@ -3,8 +3,9 @@
 //! A value is what the layer's own software makes of it (see [`value`](crate::layout::value)),
 //! rounded once to the type asked for. 3-D experts keep their name and their shape (experts, out,
 //! in), layers that were quantized expert by expert become 3-D again, a GGUF keeps its own names;
-//! its blocks of other types become dense too, and so does FP8 with scales beside it. A transform of activations, or a scale of their
-//! features, stays where it is: the weights are those of the layer that applies it.
+//! its blocks of other types become dense too, and so does FP8 with scales beside it. A transform
+//! of activations, or a scale of their features, stays where it is: the weights are those of the
+//! layer that applies it.
 //!
 //! What is stored padded (ComfyUI) is written as stored; [`Options::crop`] gives it its true shape.
 
@@ -65,8 +66,8 @@ impl<'a> Plan<'a> {
     /// Plans it; into one file if `one_file`.
     ///
     /// # Errors
-    /// Nothing that is not dense already, layers that are not whole, crops of modules that there are not or that are
-    /// larger.
+    /// Nothing that is not dense already, layers that are not whole, crops of modules that there
+    /// are not or that are larger.
     pub fn new(
         input: &'a Checkpoint,
         layers: &'a Layers,

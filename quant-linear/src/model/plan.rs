@@ -175,8 +175,8 @@ impl<'a> Draft<'a> {
         if self.input.gguf().is_some() { 0 } else { tensor.file }
     }
 
-    /// Carries a tensor along: as it is, or in F32 where it is in blocks of ggml's, which safetensors
-    /// has no type for.
+    /// Carries a tensor along: as it is, or in F32 where it is in blocks of ggml's, which
+    /// safetensors has no type for.
     fn copy(&mut self, name: &str, tensor: &Tensor) -> Result<(), Error> {
         self.copied += 1;
         let dtype = match encoded(self.input, name) {
