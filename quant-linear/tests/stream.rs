@@ -247,7 +247,8 @@ fn what_is_done_is_kept_and_not_done_again() {
     let mut all = jobs(&counts, |_| 1);
     let last = all.len() - 1;
     all[last].what = What::Fail;
-    let (written, first) = write(&out, &all, 100, 2, Some("x"));
+    // One thread: all others have ended when the last one fails.
+    let (written, first) = write(&out, &all, 100, 1, Some("x"));
     written.unwrap_err();
     assert_eq!(names(root.path()), [".out.fp4-partial", "in"]);
     let ran = counts.run.load(Ordering::SeqCst);

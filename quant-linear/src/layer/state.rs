@@ -430,7 +430,9 @@ pub fn read_bias(
             };
             if tensor.shape != stored {
                 let (name, got) = (tensor.name.clone(), tensor.shape.clone());
-                let expected = format!("{stored:?}: one value for each output feature");
+                let experts = experts.map_or(String::new(), |experts| format!("{experts}, "));
+                let expected =
+                    format!("({experts}{out_features}), one value for each output feature");
                 return Err(Error::Shape { name, expected, got });
             }
             let len = out_features * ty.bytes();
