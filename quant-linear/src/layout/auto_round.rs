@@ -59,11 +59,12 @@ impl Layout for AutoRound {
         done: &Done<'_>,
     ) -> Vec<(&'static str, Value)> {
         let settings = |format: Format| {
-            let (size, data, act) = match format {
-                Format::MxFp4 => (32, "mx_fp", "mx_fp"),
-                Format::NvFp4 => (16, "nv_fp", "nv_fp4_with_static_gs"),
+            // AutoRound's FP4 layers all quantize activations, so 16 bits would find none of them.
+            // NVFP4 activations need a stored global scale: without one the truth is 16.
+            let (size, data, act, quantized) = match format {
+                Format::MxFp4 => (32, "mx_fp", "mx_fp", true),
+                Format::NvFp4 => (16, "nv_fp", "nv_fp4_with_static_gs", done.inputs()),
             };
-            let quantized = done.activations || done.inputs();
             json!({
                 "bits": 4,
                 "act_bits": if quantized { 4 } else { 16 },

@@ -12,6 +12,8 @@
 //!
 //! AutoRound writes the same names and types: without a config the two cannot be told apart.
 
+use std::iter;
+
 use fp4_core::{Format, ScaleType};
 use safetensors::Dtype;
 use serde_json::{Map, Value, json};
@@ -73,9 +75,11 @@ impl Layout for CompressedTensors {
         let formats = done.formats();
         let groups = formats.iter().enumerate().map(|(i, &format)| {
             let of_format = done.layers.iter().filter(|layer| layer.format == format);
+            let modules = of_format.map(|layer| layer.module.clone());
+            // A class takes all of its modules; what is no linear layer goes by its name.
             let targets: Vec<_> = match formats.len() {
-                1 => vec!["Linear".to_string()],
-                _ => of_format.map(|layer| layer.module.clone()).collect(),
+                1 => iter::once("Linear".into()).chain(modules.filter(|m| embedding(m))).collect(),
+                _ => modules.collect(),
             };
             (format!("group_{i}"), group(format, &targets, done))
         });
@@ -99,6 +103,12 @@ impl Layout for CompressedTensors {
         config.insert("quantization_config".into(), block);
         vec![]
     }
+}
+
+/// Is this module an embedding by its name? MLX quantizes those.
+fn embedding(module: &str) -> bool {
+    let last = module.rsplit('.').next().unwrap_or(module);
+    last.contains("embed") || last == "wte"
 }
 
 fn packed_name(format: Format) -> &'static str {

@@ -8,6 +8,9 @@
 //! | `forward_hadamard_matrix` | (H, H) | the transform of activations |
 //! | `backward_hadamard_matrix` | (H, H) | for training |
 //!
+//! A weight that is not rotated has the identity there, of one group: for MXFP4 the loader refuses
+//! `hadamard_group_size` below 32.
+//!
 //! value = e2m1 * (scale / global). `config.json` has `quant_method: fp_quant` and `forward_dtype`;
 //! without it the number of groups tells the format.
 
@@ -34,8 +37,10 @@ const BACKWARD: &str = "backward_hadamard_matrix";
 const NAMES: [&str; 6] =
     ["qweight", "scales", "weight_global_scale", "act_global_scale", FORWARD, BACKWARD];
 
-/// The block of the identity that stands for no transform.
-const IDENTITY: usize = 16;
+/// The block of the identity that stands for no transform: the least that the loader takes.
+fn identity_block(format: Format) -> usize {
+    format.group().get()
+}
 
 impl Layout for FpQuant {
     fn name(&self) -> &'static str {
@@ -117,7 +122,10 @@ impl Layout for FpQuant {
                 let dtype = state::float_dtype(t.shape.float_type);
                 (dtype, t.stored.clone(), Fill::Tensor(t.name.clone()))
             }
-            None => (Dtype::F32, vec![IDENTITY; 2], Fill::Bytes(identity())),
+            None => {
+                let block = identity_block(format);
+                (Dtype::F32, vec![block; 2], Fill::Bytes(identity(block)))
+            }
         };
         let matrix = |name| NewTensor {
             name: held.name(name),
@@ -146,11 +154,12 @@ impl Layout for FpQuant {
         config: &mut Map<String, Value>,
         done: &Done<'_>,
     ) -> Vec<(&'static str, Value)> {
-        let name = match done.formats()[..] {
-            [Format::MxFp4] => "mxfp4",
-            _ => "nvfp4",
+        let (name, format) = match done.formats()[..] {
+            [Format::MxFp4] => ("mxfp4", Format::MxFp4),
+            _ => ("nvfp4", Format::NvFp4),
         };
-        let block = done.layers.iter().find_map(|layer| layer.transform).unwrap_or(IDENTITY);
+        let block = done.layers.iter().find_map(|layer| layer.transform);
+        let block = block.unwrap_or(identity_block(format));
         let block = json!({
             "backward_dtype": "bf16",
             "forward_dtype": name,
@@ -187,9 +196,9 @@ fn scale_type(at: &At<'_>) -> ScaleType {
 }
 
 /// The identity in f32.
-fn identity() -> Vec<u8> {
-    let one = |i: usize| if i.is_multiple_of(IDENTITY + 1) { 1f32 } else { 0.0 };
-    (0..IDENTITY * IDENTITY).flat_map(|i| one(i).to_le_bytes()).collect()
+fn identity(block: usize) -> Vec<u8> {
+    let one = |i: usize| if i.is_multiple_of(block + 1) { 1f32 } else { 0.0 };
+    (0..block * block).flat_map(|i| one(i).to_le_bytes()).collect()
 }
 
 /// Does the transform leave everything as it is?
