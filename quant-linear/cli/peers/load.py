@@ -1,4 +1,4 @@
-"""Loads FP4 checkpoints with the library that a layout belongs to, and writes what it says they hold.
+"""Loads FP4 checkpoints with the library that a layout belongs to, and writes the values it gives.
 
     load.py PEER JOBS
 
@@ -8,8 +8,8 @@ names them. It prints one JSON line for each job: {"how": TEXT} or {"error": TEX
 
 Nothing here computes a value: each is what the library's own code returns.
 
-A folder with the `config.json` of a whole model is loaded as a model. The file of a source that is no
-whole model goes through the library's own code for one layer, with the same config block.
+A folder with the `config.json` of a whole model is loaded as a model. The file of a source that is
+no whole model goes through the library's own code for one layer, with the same config block.
 """
 
 import importlib.metadata
@@ -37,7 +37,7 @@ def config_of(folder):
     return json.loads(path.read_text()) if path.exists() else {}
 
 
-def is_model(folder):
+def is_model(folder, foreign=r"\.experts\.\w+\.\d+\.|\.biases$"):
     """Is this a whole model, with the names that transformers gives its tensors?
 
     Not: DeepSeek's own names; slices of 3-D experts, which are one tensor in transformers; MLX's
@@ -50,7 +50,7 @@ def is_model(folder):
         return False
     for path in folder.glob("*.safetensors"):
         with safe_open(path, "np") as file:
-            if any(re.search(r"\.experts\.\w+\.\d+\.|\.biases$", name) for name in file.keys()):
+            if any(re.search(foreign, name) for name in file.keys()):
                 return False
     return True
 
@@ -69,7 +69,11 @@ def layers_of(tensors, suffix):
     for name in sorted(tensors):
         if name.endswith("." + suffix):
             module = name[: -len(suffix) - 1]
-            own = {key[len(module) + 1 :]: value for key, value in tensors.items() if key.rpartition(".")[0] == module}
+            own = {
+                key[len(module) + 1 :]: value
+                for key, value in tensors.items()
+                if key.rpartition(".")[0] == module
+            }
             yield module, own
 
 
@@ -83,7 +87,7 @@ def pretrained(folder, **settings):
     )
     wrong = {kind: sorted(map(str, names)) for kind, names in info.items() if names}
     if wrong:
-        raise Cannot(f"from_pretrained reports {wrong}")
+        raise ValueError(f"from_pretrained reports {wrong}")
     return model
 
 
@@ -110,13 +114,25 @@ def compressed_tensors(folder):
             dtype=torch.float32,
         )
 
+    packed = [module for module, _ in layers_of(tensors_of(folder), "weight_packed")]
     if is_model(folder):
         from transformers import CompressedTensorsConfig
 
+        if any("embed" in module for module in packed):
+            # transformers initializes embeddings before it loads them, and a compressed one has no
+            # `weight`. MXFP4 is exact in the bf16 in which it decompresses.
+            model = pretrained(folder, quantization_config=CompressedTensorsConfig(dequantize=True))
+            found = {f"{module}.weight": model.get_submodule(module).weight for module in packed}
+            return "transformers from_pretrained(dequantize=True)", found
         # Kept compressed, as it is served.
         model = pretrained(folder, quantization_config=CompressedTensorsConfig(dequantize=False))
-        modules = [(name, leaf) for name, leaf in model.named_modules() if hasattr(leaf, "weight_packed")]
-        found = {f"{name}.weight": values(leaf.state_dict(), leaf.quantization_scheme) for name, leaf in modules}
+        modules = [
+            (name, leaf) for name, leaf in model.named_modules() if hasattr(leaf, "weight_packed")
+        ]
+        found = {
+            f"{name}.weight": values(leaf.state_dict(), leaf.quantization_scheme)
+            for name, leaf in modules
+        }
         return "transformers from_pretrained, compressed_tensors dequantize", found
     config = QuantizationConfig.model_validate(config_of(folder)["quantization_config"])
     found = {}
@@ -186,8 +202,11 @@ def comfyui(folder):
             header = json.loads((file.metadata() or {})["_quantization_metadata"])
             for module, settings in header["layers"].items():
                 if settings != {"format": "nvfp4"}:
-                    raise Cannot(f"the header says {settings} of {module}")
-                own = [file.get_tensor(f"{module}.{name}") for name in ("weight", "weight_scale_2", "weight_scale")]
+                    raise ValueError(f"the header says {settings} of {module}")
+                own = [
+                    file.get_tensor(f"{module}.{name}")
+                    for name in ("weight", "weight_scale_2", "weight_scale")
+                ]
                 found[f"{module}.weight"] = comfy_kitchen.dequantize_nvfp4(*own, torch.float32)
     return "dequantize_nvfp4 of the layers in _quantization_metadata", found
 
@@ -225,7 +244,9 @@ def gpt_oss(folder):
         how = "transformers convert_moe_packed_tensors"
 
         def values(stem):
-            return convert_moe_packed_tensors(tensors[f"{stem}_blocks"], tensors[f"{stem}_scales"], dtype=torch.float32)
+            return convert_moe_packed_tensors(
+                tensors[f"{stem}_blocks"], tensors[f"{stem}_scales"], dtype=torch.float32
+            )
 
     # In transformers the inputs come before the outputs.
     return how, {stem: values(stem).transpose(-1, -2) for stem in stems}
@@ -240,7 +261,9 @@ def deepseek(folder):
         # Of the same names: F8_E4M3 is block FP8, I8 is FP4.
         if own["weight"].dtype == torch.int8:
             op = Fp8Dequantize(None)
-            found[f"{module}.weight"] = op._dequantize_one(own["weight"], own["scale"], torch.float32)
+            found[f"{module}.weight"] = op._dequantize_one(
+                own["weight"], own["scale"], torch.float32
+            )
     return "transformers Fp8Dequantize", found
 
 
@@ -267,7 +290,7 @@ def torchao(folder):
             metadata = file.metadata()
         tensors, left = unflatten_tensor_state_dict(load_file(path), metadata)
         if left:
-            raise Cannot(f"the library leaves {sorted(left)}")
+            raise ValueError(f"the library leaves {sorted(left)}")
         quantized = {name: t for name, t in tensors.items() if type(t) is not torch.Tensor}
         found.update({name: t.dequantize(torch.float32) for name, t in quantized.items()})
     return "unflatten_tensor_state_dict, dequantize", found
@@ -285,12 +308,15 @@ def mlx(folder):
         return mx.dequantize(*weight, **settings, dtype=mx.float32)
 
     found = {}
-    if is_model(folder) and config_of(folder)["model_type"] in MLX_MODELS:
+    whole = is_model(folder, foreign=r"\.experts\.\w+\.\d+\.")
+    if whole and config_of(folder)["model_type"] in MLX_MODELS:
         from mlx.utils import tree_flatten
         from mlx_lm.utils import load_model
 
         model, _ = load_model(folder)
-        leaves = tree_flatten(model.leaf_modules(), is_leaf=lambda leaf: isinstance(leaf, nn.Module))
+        leaves = tree_flatten(
+            model.leaf_modules(), is_leaf=lambda leaf: isinstance(leaf, nn.Module)
+        )
         for name, leaf in leaves:
             settings = {key: getattr(leaf, key, None) for key in ("mode", "group_size", "bits")}
             if settings["mode"] in ("mxfp4", "nvfp4"):
@@ -305,7 +331,9 @@ def mlx(folder):
         if name.endswith(".scales"):
             module = name.removesuffix(".scales")
             settings = block.get(module, plain)
-            found[f"{module}.weight"] = values((tensors[f"{module}.weight"], tensors[name]), settings)
+            found[f"{module}.weight"] = values(
+                (tensors[f"{module}.weight"], tensors[name]), settings
+            )
     return "mx.load, mx.dequantize by the written config", found
 
 
@@ -358,7 +386,7 @@ def save(found, path):
             value = value.detach().numpy()
         value = np.ascontiguousarray(np.array(value))
         if value.dtype != np.float32:
-            raise Cannot(f"`{name}` came as {value.dtype}, not as f32")
+            raise ValueError(f"`{name}` came as {value.dtype}, not as f32")
         arrays[name] = value
     save_file(arrays, path)
 

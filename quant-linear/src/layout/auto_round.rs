@@ -2,8 +2,8 @@
 //!
 //! value = (e2m1 * (1 / global)) * scale for NVFP4, a third order: about a third of the values of
 //! real weights differ from those of the other two, by up to 2 units in the last place. e8m0 0xFF
-//! is infinite. `config.json` has `quant_method: auto-round` and `packing_format`; dense layers are
-//! not listed: what has no `weight_packed` is dense.
+//! is infinite. `config.json` has `quant_method: auto-round` and `packing_format`. Its loader takes
+//! every linear layer of a block for quantized but those that `extra_config` gives 16 bits.
 
 use fp4_core::Format;
 use safetensors::Dtype;
@@ -82,9 +82,16 @@ impl Layout for AutoRound {
         let count = |format: &Format| done.layers.iter().filter(|l| l.format == *format).count();
         let main = formats.iter().copied().max_by_key(count).unwrap_or(Format::NvFp4);
         let mut block = settings(main);
-        let others = done.layers.iter().filter(|layer| layer.format != main);
-        let extra: Map<_, _> =
-            others.map(|layer| (layer.module.clone(), settings(layer.format))).collect();
+        // What is outside of the blocks, as `lm_head`, is dense to the loader unless it is named.
+        let others = done.layers.iter().filter(|layer| {
+            let block = layer.module.split('.').any(|part| part.parse::<usize>().is_ok());
+            layer.format != main || !(block || compressed_tensors::embedding(&layer.module))
+        });
+        let others = others.map(|layer| (layer.module.clone(), settings(layer.format)));
+        // A linear layer that is not named has codes to the loader.
+        let dense = done.dense.iter();
+        let dense = dense.map(|module| (module.clone(), json!({ "bits": 16, "act_bits": 16 })));
+        let extra: Map<_, _> = others.chain(dense).collect();
         if !extra.is_empty() {
             block["extra_config"] = Value::Object(extra);
         }

@@ -106,7 +106,7 @@ impl Layout for CompressedTensors {
 }
 
 /// Is this module an embedding by its name? MLX quantizes those.
-fn embedding(module: &str) -> bool {
+pub(super) fn embedding(module: &str) -> bool {
     let last = module.rsplit('.').next().unwrap_or(module);
     last.contains("embed") || last == "wte"
 }
