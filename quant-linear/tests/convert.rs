@@ -167,3 +167,46 @@ fn every_file_to_every_layout_and_back_keeps_every_code_and_scale() {
     assert_eq!(differs, None, "run with UPDATE_MATRIX=1 to write what is so now");
     assert_eq!(table.lines().count(), expected.lines().count());
 }
+
+/// The config block of a file in a layout, and what was written.
+fn config(file: &str, target: &str) -> (serde_json::Value, Checkpoint, tempfile::TempDir) {
+    let scratch = tempfile::tempdir().unwrap();
+    let output = scratch.path().join("out");
+    let input = Checkpoint::open(&folder().join(file)).unwrap();
+    let target = ALL.into_iter().find(|layout| layout.name() == target).unwrap();
+    convert(&input, target, false, &output).unwrap();
+    let text = std::fs::read_to_string(output.join("config.json")).unwrap();
+    let block = serde_json::from_str::<serde_json::Value>(&text).unwrap();
+    (block["quantization_config"].clone(), open(&output), scratch)
+}
+
+#[test]
+fn auto_round_is_told_of_dense_layers_and_of_quantized_ones_outside_of_the_blocks() {
+    let (block, ..) = config("h_mlx_mxfp4.safetensors", "auto-round");
+    assert_eq!(block["act_bits"], 4, "it has no FP4 layer without quantized activations");
+    let extra = &block["extra_config"];
+    assert_eq!(extra["model.layers.0.mlp.down_proj"]["bits"], 16, "dense");
+    assert_eq!(extra["lm_head"]["bits"], 4, "outside of the blocks");
+    assert_eq!(extra.as_object().unwrap().len(), 2, "{extra}");
+}
+
+#[test]
+fn compressed_tensors_targets_a_quantized_embedding_by_name() {
+    let (block, ..) = config("h_mlx_mxfp4.safetensors", "compressed-tensors");
+    let targets = &block["config_groups"]["group_0"]["targets"];
+    assert_eq!(*targets, serde_json::json!(["Linear", "model.embed_tokens"]));
+    let (block, ..) = config("f_ct_mxfp4.safetensors", "compressed-tensors");
+    assert_eq!(block["config_groups"]["group_0"]["targets"], serde_json::json!(["Linear"]));
+}
+
+#[test]
+fn the_identity_of_fp_quant_has_the_size_of_a_group_as_its_loader_wants() {
+    let files = [("f_ct_mxfp4.safetensors", 32), ("f_ct_nvfp4.safetensors", 16)];
+    for (file, size) in files {
+        let (block, written, _scratch) = config(file, "fp-quant");
+        assert_eq!(block["hadamard_group_size"], size, "{file}");
+        let name = "model.layers.0.mlp.up_proj.forward_hadamard_matrix";
+        assert_eq!(written.tensors()[name].info.shape, [size, size], "{file}");
+        assert!(find(&written).good.values().all(|layer| layer.transform.is_none()), "{file}");
+    }
+}

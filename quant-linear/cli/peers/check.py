@@ -186,7 +186,7 @@ def place(bits):
 
 
 def of_name(ours, name):
-    """The tensor of this name. `fp4 dequantize` makes experts NAME.0, NAME.1, .. one tensor again."""
+    """The tensor of this name. `fp4 dequantize` makes NAME.0, NAME.1, .. one tensor again."""
     expert = re.fullmatch(r"(.+)\.(\d+)\.weight", name)
     if name in ours or not expert or expert[1] not in ours:
         return ours.get(name)
