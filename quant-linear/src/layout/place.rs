@@ -184,7 +184,7 @@ mod tests {
     #[test]
     fn blocks_hold_the_halves_of_a_group_side_by_side() {
         // Element i of 32 has code i % 16: low nibbles 0..16, high ones too.
-        let codes: Vec<u8> = (0..16).map(|j| (2 * j) % 16 | ((2 * j + 1) % 16) << 4).collect();
+        let codes: Vec<u8> = (0..16).map(|j| ((2 * j) % 16) | (((2 * j + 1) % 16) << 4)).collect();
         let blocks = to_blocks(ScaleType::E8M0, &codes, &[0x7F]);
         let expected: Vec<u8> = std::iter::once(0x7F).chain((0..16).map(|j| j * 0x11)).collect();
         assert_eq!(blocks, expected);
@@ -206,7 +206,7 @@ mod tests {
     #[test]
     fn a_group_of_sixteen_is_split_at_eight() {
         // NVFP4: element i of 64 is i % 16; byte j of each 16 holds j and j + 8.
-        let codes: Vec<u8> = (0..32).map(|j| (2 * j) % 16 | ((2 * j + 1) % 16) << 4).collect();
+        let codes: Vec<u8> = (0..32).map(|j| ((2 * j) % 16) | (((2 * j + 1) % 16) << 4)).collect();
         let blocks = to_blocks(ScaleType::E4M3, &codes, &[1, 2, 3, 4]);
         assert_eq!(blocks[..5], [1, 2, 3, 4, 0x80]);
         assert_eq!(blocks[4..12], [0x80, 0x91, 0xA2, 0xB3, 0xC4, 0xD5, 0xE6, 0xF7]);
