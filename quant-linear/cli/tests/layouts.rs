@@ -15,7 +15,7 @@ fn vector(name: &str) -> String {
     folder.join(name).to_str().unwrap().to_string()
 }
 
-fn text(path: &PathBuf) -> &str {
+fn text(path: &Path) -> &str {
     path.to_str().unwrap()
 }
 
