@@ -78,7 +78,7 @@ impl<'a> Plan<'a> {
             let (name, why) = (name.clone(), error.to_string());
             return Err(ModelError::Broken { name, why, more: layers.bad.len() - 1 }.into());
         }
-        let one_file = one_file || input.gguf().is_some();
+        let one_file = one_file || !input.is_folder();
         let file_of = |name: &str| match one_file {
             true => 0,
             false => input.tensors().get(name).map_or(0, |tensor| tensor.file),

@@ -71,7 +71,7 @@ impl<'a> Plan<'a> {
         if layers.good.is_empty() {
             return Err(ModelError::NoLayers { path: input.path().to_path_buf() }.into());
         }
-        let one_file = shape == Shape::File || input.gguf().is_some() || is_gguf(options.target);
+        let one_file = shape == Shape::File || !input.is_folder() || is_gguf(options.target);
         let file_of = |tensor: &str| match one_file {
             true => 0,
             false => input.tensors().get(tensor).map_or(0, |tensor| tensor.file),
