@@ -27,7 +27,11 @@ fuzz_target!(|data: &[u8]| {
             for (bias, foreign) in
                 [(Bias::Refuse, true), (Bias::Ignore, false), (Bias::Apply, true)]
             {
-                check(&file, prefix, &LoadOptions { scale_type, bias, foreign });
+                check(
+                    &file,
+                    prefix,
+                    &LoadOptions { scale_type, bias, foreign, ..LoadOptions::default() },
+                );
             }
         }
     }
