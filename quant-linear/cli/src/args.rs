@@ -9,7 +9,7 @@ use fp4_core::{Format, ParseError, ScaleType};
 use quant_linear::LoadOptions;
 use quant_linear::checkpoint::Checkpoint;
 use quant_linear::layout::{self, Layers, Layout};
-use quant_linear::model::stream::Memory;
+use quant_linear::model::stream::{Memory, Settings};
 
 /// How a model is written.
 #[derive(Debug, clap::Args)]
@@ -79,6 +79,19 @@ impl Source {
     pub(crate) fn options(&self) -> LoadOptions {
         let (layout, scale_type) = (self.layout, self.scale_type);
         LoadOptions { layout, scale_type, ..LoadOptions::default() }
+    }
+
+    /// What decides how it is read.
+    pub(crate) fn settings(&self) -> Settings {
+        let layout = self.layout.map_or("detected", |layout| layout.name());
+        let config = self.config.as_ref().map(|path| path.to_string_lossy().into_owned());
+        let scale_type = self.scale_type.map(|scale_type| scale_type.to_string());
+        let all = [
+            ("--layout", layout.to_string()),
+            ("--config", config.unwrap_or_default()),
+            ("--scale-type", scale_type.unwrap_or_default()),
+        ];
+        all.map(|(name, value)| (name.to_string(), value)).to_vec()
     }
 
     /// Its layers.

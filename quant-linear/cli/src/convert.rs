@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use anyhow::{Result, anyhow, ensure};
 use fp4_core::Format;
 use quant_linear::atomic::{self, Kind};
-use quant_linear::checkpoint::{Listing, list};
+use quant_linear::checkpoint::{Listing, TensorSource, list};
 use quant_linear::layout::Layout;
 use quant_linear::model::ModelError;
 use quant_linear::model::convert::{self, Event, Options, Outcome, Plan, Shape};
@@ -20,7 +20,8 @@ const RESULTS: &str = "\
 No code and no scale byte changes (unless --format asks for another format, which is then exact).
 What a value is worth may: software multiplies e2m1, block scale and global scale in its own order.
 For each weight the report says
-  bit-exact        every value is the same bits to the target's software as to the source's
+  bit-exact        every value is the same bits to the target's software as to the source's (but for
+                   the sign of zeros, where one of the two drops it: then it says of how many)
   within N ulp     some are apart by roundings; --exact refuses that
 A byte that means something else to the target (a 0xFF scale, a negative one, code 8 in GGUF) is an
 error with tensor and coordinate; --allow-changed takes it.
@@ -110,7 +111,8 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
         true => list(&args.input, &input.own_names())?,
         false => Listing::default(),
     };
-    output::check(&args.input, &listing.real, &args.output, args.force)?;
+    let kind = if one_file { Kind::File } else { Kind::Folder };
+    output::check(&args.input, &listing.real, &args.output, kind, args.force)?;
     listing.files.retain(|(path, _)| !stale(path));
     let options = Options {
         target: args.to,
@@ -120,10 +122,17 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     };
     let shape = if one_file { Shape::File } else { Shape::Folder };
     let plan = Plan::new(&input, &layers, options, shape).map_err(told)?;
+    let beside = match one_file && !gguf {
+        true => beside(&args.output, &plan.companions),
+        false => vec![],
+    };
+    for (path, _) in &beside {
+        output::check_beside(path, input.config().paths(), args.force)?;
+    }
     let bar = progress::bar(plan.work(&input), args.json);
     let to = stream::Output {
         path: &args.output,
-        kind: if one_file { Kind::File } else { Kind::Folder },
+        kind,
         replace: args.force,
         resume: args.stream.resume.then(|| settings(args)),
     };
@@ -143,10 +152,8 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
         output::told(error, plan.file_len(), args.stream.resume).unwrap_or_else(told)
     })?;
     bar.finish_and_clear();
-    if one_file {
-        for (name, bytes) in plan.companions.iter().filter(|(name, _)| !name.contains("index")) {
-            atomic::write_bytes(&args.output.with_extension(name), bytes)?;
-        }
+    for (path, bytes) in beside {
+        atomic::write_bytes(&path, bytes)?;
     }
     let from: std::collections::BTreeSet<_> =
         layers.good.values().map(|layer| layer.layout.name()).collect();
@@ -156,9 +163,23 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
 
 fn settings(args: &Args) -> stream::Settings {
     let format = args.format.map_or("as it is".to_string(), |format| format.to_string());
-    [("--to", args.to.name().to_string()), ("--format", format)]
-        .map(|(name, value)| (name.to_string(), value))
-        .to_vec()
+    let all = [
+        ("--to", args.to.name().to_string()),
+        ("--format", format),
+        ("--exact", args.exact.to_string()),
+        ("--allow-changed", args.allow_changed.to_string()),
+    ];
+    let all = all.map(|(name, value)| (name.to_string(), value)).to_vec();
+    [all, args.source.settings()].concat()
+}
+
+/// Where files that go with a single output file are, and what is in them.
+pub(crate) fn beside<'b>(
+    output: &Path,
+    companions: &'b [(String, Vec<u8>)],
+) -> Vec<(PathBuf, &'b [u8])> {
+    let configs = companions.iter().filter(|(name, _)| !name.contains("index"));
+    configs.map(|(name, bytes)| (output.with_extension(name), &bytes[..])).collect()
 }
 
 /// `bit-exact`, or how far apart.
@@ -169,7 +190,7 @@ fn verdict(outcome: &Outcome) -> String {
         n => format!("codes exact, {n} values within {ulps} ulp"),
     };
     if zero_signs > 0 {
-        text += &format!(", {zero_signs} zeros of another sign");
+        text += &format!(", but for the sign of {zero_signs} zeros");
     }
     if changed > 0 {
         text += &format!(", {changed} values CHANGED");

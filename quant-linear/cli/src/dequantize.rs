@@ -7,13 +7,13 @@ use std::process::ExitCode;
 use anyhow::{Result, bail};
 use fp4_core::FloatType;
 use quant_linear::atomic::{self, Kind};
-use quant_linear::checkpoint::list;
+use quant_linear::checkpoint::{TensorSource, list};
 use quant_linear::layout::Layers;
 use quant_linear::model::dequantize::{Options, Plan, Task};
 use quant_linear::model::stream::{self, Contents, Event, Inputs};
 use serde_json::json;
 
-use crate::convert::{one_file, stale};
+use crate::convert::{beside, one_file, stale};
 use crate::{args, interrupt, output, progress, report};
 
 /// Arguments of `fp4 dequantize`.
@@ -84,14 +84,18 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
         true => list(&args.input, &input.own_names())?,
         false => quant_linear::checkpoint::Listing::default(),
     };
-    output::check(&args.input, &listing.real, &args.output, args.force)?;
+    let kind = if one_file { Kind::File } else { Kind::Folder };
+    output::check(&args.input, &listing.real, &args.output, kind, args.force)?;
     listing.files.retain(|(path, _)| !stale(path));
     let plan = Plan::new(&input, &layers, Options { float_type, crop }, one_file)?;
+    let beside = if one_file { beside(&args.output, &plan.companions) } else { vec![] };
+    for (path, _) in &beside {
+        output::check_beside(path, input.config().paths(), args.force)?;
+    }
     let memory = args.stream.memory();
     let tasks = plan.tasks(&input, memory);
     let work = tasks.iter().map(stream::Job::work).sum();
     let bar = progress::bar(work, args.json);
-    let kind = if one_file { Kind::File } else { Kind::Folder };
     let contents = Contents {
         files: plan
             .files
@@ -107,7 +111,12 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
             }
         },
     };
-    let settings = vec![("--dtype".to_string(), float_type.to_string())];
+    let crops = args.shape.iter().map(|(module, shape)| format!("{module}={shape:?}"));
+    let own = [
+        ("--dtype".to_string(), float_type.to_string()),
+        ("--shape".to_string(), crops.collect::<Vec<_>>().join(" ")),
+    ];
+    let settings = [own.to_vec(), args.source.settings()].concat();
     let to = stream::Output {
         path: &args.output,
         kind,
@@ -126,8 +135,8 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
         output::told(error, plan.file_len(), args.stream.resume).unwrap_or_else(args::told)
     })?;
     bar.finish_and_clear();
-    if one_file && let Some((_, config)) = plan.companions.first() {
-        atomic::write_bytes(&args.output.with_extension("config.json"), config)?;
+    for (path, bytes) in beside {
+        atomic::write_bytes(&path, bytes)?;
     }
     print(args, &layers, &plan, float_type)?;
     Ok(ExitCode::SUCCESS)

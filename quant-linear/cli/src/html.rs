@@ -73,7 +73,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
         for checkpoint in [Some(&a), b.as_ref()].into_iter().flatten() {
             check(checkpoint, output)?;
         }
-        output::check(&args.a, &[], output, args.force)?;
+        output::check(&args.a, &[], output, Kind::File, args.force)?;
     }
     let mut bar = ProgressBar::hidden();
     let mut on = |event: Event<'_>| match event {
@@ -106,10 +106,10 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
 /// Checks that the page takes the place of no file that it is about.
 fn check(checkpoint: &Checkpoint, output: &Path) -> Result<()> {
     if !checkpoint.is_folder() {
-        return output::check(checkpoint.path(), &[], output, true);
+        return output::check(checkpoint.path(), &[], output, Kind::File, true);
     }
     let mut files = checkpoint.files().iter().map(|(name, _)| checkpoint.path().join(name));
-    files.try_for_each(|file| output::check(&file, &[], output, true))
+    files.try_for_each(|file| output::check(&file, &[], output, Kind::File, true))
 }
 
 /// Writes the page, whole or not at all.

@@ -21,6 +21,7 @@ pub(crate) fn check(
     input: &Path,
     input_folders: &[PathBuf],
     output: &Path,
+    wanted: Kind,
     force: bool,
 ) -> Result<()> {
     let shown = output.display();
@@ -54,12 +55,37 @@ pub(crate) fn check(
             input.display()
         );
     }
-    let wanted = if folder { Kind::Folder } else { Kind::File };
     let existing = wanted.replaceable(output)?;
     ensure!(
-        force || existing.is_none() || folder && is_empty(output),
+        force || existing.is_none() || wanted == Kind::Folder && is_empty(output),
         "the output {shown} exists already; remove it, choose another place, or pass --force to \
          replace it"
+    );
+    Ok(())
+}
+
+/// Checks that a file beside the output may be written: it is none of these files of the input, and
+/// not there, or to be replaced.
+///
+/// # Errors
+/// Each naming the path and what to do.
+pub(crate) fn check_beside<'p>(
+    path: &Path,
+    mut inputs: impl Iterator<Item = &'p Path>,
+    force: bool,
+) -> Result<()> {
+    let shown = path.display();
+    let real = fs::canonicalize(path).ok();
+    let input = inputs.any(|input| real.is_some() && fs::canonicalize(input).ok() == real);
+    ensure!(
+        !input,
+        "{shown}, which goes with the output, is the config of the input; choose another name for the \
+         output, or a folder"
+    );
+    ensure!(
+        force || Kind::File.replaceable(path)?.is_none(),
+        "{shown}, which goes with the output, exists already; remove it, choose another place, or pass \
+         --force to replace it"
     );
     Ok(())
 }

@@ -17,10 +17,12 @@ pub(super) fn into_nothing(new: &Path, place: &Path) -> io::Result<()> {
         refused.error.kind(),
         io::ErrorKind::PermissionDenied | io::ErrorKind::Unsupported | io::ErrorKind::InvalidInput
     );
+    // What is to be continued is not removed with the name that it did not get.
+    let (new, error) = (refused.path.keep().map_err(|kept| kept.error)?, refused.error);
     if without && fs::symlink_metadata(place).is_err() {
-        return fs::rename(&refused.path, place);
+        return fs::rename(new, place);
     }
-    Err(refused.error)
+    Err(error)
 }
 
 /// Renames a folder to a name that nothing has but perhaps an empty folder.

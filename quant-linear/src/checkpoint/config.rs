@@ -14,7 +14,7 @@
 
 use std::path::{Path, PathBuf};
 
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use super::folder::Inside;
 use super::plain;
@@ -32,13 +32,19 @@ pub struct Config {
     values: [Value; 3],
     paths: [Option<PathBuf>; 3],
     problem: Option<String>,
+    /// The layers that a header of ComfyUI's lists.
+    header_layers: Option<Map<String, Value>>,
 }
+
+/// The key of a header under which ComfyUI lists the layers, as JSON.
+pub const HEADER_LAYERS: &str = "_quantization_metadata";
 
 /// No file at all.
 static NONE: Config = Config {
     values: [Value::Null, Value::Null, Value::Null],
     paths: [None, None, None],
     problem: None,
+    header_layers: None,
 };
 
 impl Config {
@@ -65,13 +71,18 @@ impl Config {
     pub(super) fn beside(file: &Path) -> Self {
         let mut config = Config::default();
         let stem = file.file_stem().map(|stem| stem.to_string_lossy().into_owned());
-        for (place, name) in NAMES.iter().enumerate() {
-            let own = stem.as_ref().map(|stem| file.with_file_name(format!("{stem}.{name}")));
-            let plain = Some(file.with_file_name(name));
-            let exists = |path: &PathBuf| std::fs::symlink_metadata(path).is_ok();
-            if let Some(path) = own.into_iter().chain(plain).find(exists) {
-                config.read(place, &path, None);
-            }
+        let own = NAMES.map(|name| {
+            let stem = stem.as_deref().unwrap_or_default();
+            file.with_file_name(format!("{stem}.{name}"))
+        });
+        // All of one set: those of the folder may speak of another file.
+        let exists = |path: &PathBuf| std::fs::symlink_metadata(path).is_ok();
+        let paths = match own.iter().any(exists) {
+            true => own,
+            false => NAMES.map(|name| file.with_file_name(name)),
+        };
+        for (place, path) in paths.iter().enumerate() {
+            config.read(place, path, None);
         }
         config
     }
@@ -110,9 +121,29 @@ impl Config {
         &self.values[1]
     }
 
+    /// Names and values of the files that were read.
+    pub fn files(&self) -> impl Iterator<Item = (&'static str, &Value)> {
+        NAMES.into_iter().zip(&self.values).filter(|(_, value)| !value.is_null())
+    }
+
     /// The files that were read.
     pub fn paths(&self) -> impl Iterator<Item = &Path> {
         self.paths.iter().flatten().map(PathBuf::as_path)
+    }
+
+    /// Takes what a header says under [`HEADER_LAYERS`].
+    pub(super) fn read_header(&mut self, text: &str) {
+        let value = serde_json::from_str::<Value>(text).ok();
+        let layers = value.and_then(|mut value| match value["layers"].take() {
+            Value::Object(layers) => Some(layers),
+            _ => None,
+        });
+        self.header_layers = layers;
+    }
+
+    /// The layers that a header of ComfyUI's lists, if there is one.
+    pub fn header_layers(&self) -> Option<&Map<String, Value>> {
+        self.header_layers.as_ref()
     }
 
     /// Why one of the files could not be read.

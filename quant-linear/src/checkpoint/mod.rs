@@ -46,7 +46,7 @@ use std::sync::{Mutex, PoisonError};
 pub use safetensors::tensor::TensorInfo;
 use safetensors::{Dtype, SafeTensors};
 
-pub use config::Config;
+pub use config::{Config, HEADER_LAYERS};
 use folder::Inside;
 pub use folder::{Listing, list};
 use gguf::GgmlType;
@@ -243,10 +243,12 @@ impl Checkpoint {
         }
         let tensors = tensors(&mut files, index.as_ref());
         let tensors = tensors.map_err(|refusal| Error::checkpoint(path, refusal))?;
-        let config = match &inside {
+        let mut config = match &inside {
             Some(inside) => Config::of_folder(path, inside),
             None => Config::beside(path),
         };
+        let headers = files.iter().find_map(|(_, file)| file.metadata().get(HEADER_LAYERS));
+        headers.into_iter().for_each(|text| config.read_header(text));
         let (path, open) = (path.to_path_buf(), Mutex::default());
         Ok(Checkpoint { path, folder, files, open, index, tensors, config })
     }

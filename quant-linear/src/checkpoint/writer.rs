@@ -27,15 +27,20 @@ pub struct Arrangement {
 }
 
 impl Arrangement {
-    /// Lays out `tensors`, whose names differ.
+    /// Lays out `tensors`.
     ///
     /// # Errors
-    /// Shapes whose bytes do not fit the machine's integers, or a header past 100 MB.
+    /// Two of one name, shapes whose bytes do not fit the machine's integers, or a header past 100 MB.
     pub fn new(
         mut tensors: Vec<Planned>,
         metadata: &BTreeMap<String, String>,
     ) -> Result<Self, Refusal> {
         tensors.sort_by(|(a_name, a, _), (b_name, b, _)| b.cmp(a).then_with(|| a_name.cmp(b_name)));
+        let mut names: Vec<_> = tensors.iter().map(|(name, ..)| name).collect();
+        names.sort();
+        if let Some(pair) = names.windows(2).find(|pair| pair[0] == pair[1]) {
+            return Err(Refusal::TwoOfOneName { name: pair[0].clone() });
+        }
         let (mut data_len, mut placed) = (0usize, Vec::with_capacity(tensors.len()));
         for (name, dtype, shape) in tensors {
             let bytes = tensor_bytes(dtype, &shape);

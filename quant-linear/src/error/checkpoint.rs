@@ -47,6 +47,16 @@ pub enum Refusal {
         /// What to do.
         what_to_do: &'static str,
     },
+    /// Two tensors to be written under one name.
+    #[error(
+        "two tensors would be named `{}` in the output: one of the input's has the name that a new \
+         one needs; rename or remove it",
+        printable(.name)
+    )]
+    TwoOfOneName {
+        /// The name.
+        name: String,
+    },
     /// A config that cannot be parsed.
     #[error("it is no config: {}; download it again", printable(.0))]
     Config(String),

@@ -147,6 +147,19 @@ pub enum Error {
         /// Why the config could not be read, if there is one.
         config: Option<String>,
     },
+    /// A layer whose config says what its weight alone does not, and what is not applied here.
+    #[error(
+        "layer `{}` goes with {}, which is not applied here: without it the outputs would be wrong; \
+         export the model without it",
+        printable(.module),
+        printable(.what)
+    )]
+    Untold {
+        /// The module.
+        module: String,
+        /// What it goes with.
+        what: String,
+    },
     /// An expert that a 3-D weight does not have, or none named.
     #[error(
         "`{}` {}; an expert of a 3-D weight is named `NAME.0`, `NAME.1` and so on",

@@ -84,6 +84,23 @@ impl<'a> At<'a> {
 
     /// The shape of a packed matrix, from the types and shapes of its two tensors.
     pub(super) fn shape(&self, matrix: &Matrix<'_>) -> Result<PackedShape, Error> {
+        match self.stacked(matrix)? {
+            (None, shape) => Ok(shape),
+            (Some(_), _) => {
+                let (name, got) = (&matrix.codes, self.source.header(&matrix.codes));
+                let expected = format!("(out, in / {})", matrix.per_element);
+                let got = got.map(|(_, shape)| shape).unwrap_or_default();
+                Err(Error::Shape { name: name.clone(), expected, got })
+            }
+        }
+    }
+
+    /// As [`shape`](Self::shape), of a matrix or of the matrices of experts below each other; the
+    /// number of experts.
+    pub(super) fn stacked(
+        &self,
+        matrix: &Matrix<'_>,
+    ) -> Result<(Option<usize>, PackedShape), Error> {
         let Matrix { layout, codes, scales, scale_type, .. } = matrix;
         let head = |name: &String| {
             self.source.header(name).ok_or_else(|| incomplete(layout, name.clone()))
@@ -98,10 +115,15 @@ impl<'a> At<'a> {
             let expected = expected(matrix.scale_types);
             return Err(Error::Dtype { name: scales.clone(), expected, got: scale_dtype });
         }
-        let &[rows, elements] = &code_shape[..] else {
-            let expected = format!("(out, in / {})", matrix.per_element);
-            return Err(Error::Shape { name: codes.clone(), expected, got: code_shape });
+        let (experts, out, elements) = match code_shape[..] {
+            [out, elements] => (None, out, elements),
+            [experts, out, elements] => (Some(experts), out, elements),
+            _ => {
+                let expected = format!("([experts,] out, in / {})", matrix.per_element);
+                return Err(Error::Shape { name: codes.clone(), expected, got: code_shape });
+            }
         };
+        let rows = stacked_rows(codes, experts.unwrap_or(1), out)?;
         let overflow = fp4_core::Error::ShapeOverflow { rows, cols: elements };
         let k = elements.checked_mul(matrix.per_element).ok_or(overflow)?;
         let format = format_of(*scale_type);
@@ -113,15 +135,19 @@ impl<'a> At<'a> {
                 [swizzle.padded_rows(), swizzle.padded_cols()]
             }
         };
-        if scale_shape != [want_rows, want_cols] {
+        let want: Vec<usize> = match experts {
+            Some(experts) => vec![experts, out, want_cols],
+            None => vec![want_rows, want_cols],
+        };
+        if scale_shape != want {
             let group = format.group();
             let expected = format!(
-                "({want_rows}, {want_cols}): one scale for each group of {group} of `{codes}`, \
+                "{want:?}: one scale for each group of {group} of `{codes}`, \
                  which has {code_shape:?}"
             );
             return Err(Error::Shape { name: scales.clone(), expected, got: scale_shape });
         }
-        Ok(shape)
+        Ok((experts, shape))
     }
 }
 
@@ -152,6 +178,12 @@ fn expected(types: &[Dtype]) -> &'static str {
         [Dtype::F8_E4M3] => "F8_E4M3",
         _ => "U8 or F8_E8M0",
     }
+}
+
+/// The module of a tensor of this name: `MODULE.suffix`, or the suffix alone at the root.
+pub(super) fn module_of<'n>(tensor: &'n str, suffix: &str) -> Option<&'n str> {
+    let module = tensor.strip_suffix(suffix)?;
+    if module.is_empty() { Some("") } else { module.strip_suffix('.') }
 }
 
 /// The format with these scale bytes.

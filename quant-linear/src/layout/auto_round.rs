@@ -12,6 +12,7 @@ use serde_json::{Map, Value, json};
 use crate::error::Error;
 use crate::layer::state::join;
 use crate::layout::LoadOptions;
+use crate::layout::at::module_of;
 use crate::layout::compressed_tensors::{self, NAMES};
 use crate::layout::write::{Done, Held, Refused, Written};
 use crate::layout::{At, Layer, Layout, Order};
@@ -30,7 +31,7 @@ impl Layout for AutoRound {
     }
 
     fn module<'n>(&self, tensor: &'n str) -> Option<&'n str> {
-        tensor.strip_suffix(".weight_packed")
+        module_of(tensor, "weight_packed")
     }
 
     fn tensors(&self, module: &str) -> Vec<String> {

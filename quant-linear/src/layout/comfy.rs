@@ -15,10 +15,12 @@ use fp4_core::{Format, ScaleType, Swizzle};
 use safetensors::Dtype;
 use serde_json::{Value, json};
 
+use crate::checkpoint::HEADER_LAYERS;
 use crate::error::Error;
 use crate::layer::state::join;
 use crate::layout::LoadOptions;
 use crate::layout::at::Matrix;
+use crate::layout::at::module_of;
 use crate::layout::write::{self, Done, Fill, Held, NewTensor, Refused, Written};
 use crate::layout::{
     Arithmetic, At, Global, Layer, Layout, Nibbles, Order, Place, ScaleBytes, ScaleOrder,
@@ -29,7 +31,6 @@ use crate::layout::{
 pub(super) struct Comfy;
 
 const MARKER: &str = "comfy_quant";
-const METADATA: &str = "_quantization_metadata";
 const NAMES: [&str; 5] = ["weight", "weight_scale", "weight_scale_2", "input_scale", MARKER];
 
 /// Rows and columns are padded to multiples of this.
@@ -71,7 +72,7 @@ impl Layout for Comfy {
     }
 
     fn module<'n>(&self, tensor: &'n str) -> Option<&'n str> {
-        tensor.strip_suffix(".weight")
+        module_of(tensor, "weight")
     }
 
     fn tensors(&self, module: &str) -> Vec<String> {
@@ -88,9 +89,13 @@ impl Layout for Comfy {
         if let Some(format) = Self::marker(at) {
             return Some(format == "nvfp4");
         }
-        let metadata = at.source.metadata(METADATA)?;
-        let metadata: Value = serde_json::from_str(metadata).ok()?;
-        Some(metadata["layers"][at.module]["format"].as_str() == Some("nvfp4"))
+        let layers = at.source.config().header_layers()?;
+        // The names may lack the prefix that the tensors have.
+        let listed = layers.get(at.module).or_else(|| {
+            let suffixes = at.module.match_indices('.').map(|(dot, _)| &at.module[dot + 1..]);
+            suffixes.filter(|suffix| !suffix.is_empty()).find_map(|suffix| layers.get(suffix))
+        });
+        Some(listed.is_some_and(|layer| layer["format"].as_str() == Some("nvfp4")))
     }
 
     fn layer(&self, at: &At<'_>, _options: &LoadOptions) -> Result<Layer, Error> {
@@ -156,6 +161,6 @@ impl Layout for Comfy {
         let layer = |module: &String| (module.clone(), json!({ "format": "nvfp4" }));
         let layers: serde_json::Map<_, _> = done.layers.iter().map(|l| layer(&l.module)).collect();
         let value = json!({ "format_version": "1.0", "layers": layers });
-        vec![(METADATA.into(), value.to_string())]
+        vec![(HEADER_LAYERS.into(), value.to_string())]
     }
 }

@@ -22,6 +22,7 @@ use crate::error::Error;
 use crate::layer::state::join;
 use crate::layout::LoadOptions;
 use crate::layout::at::Matrix;
+use crate::layout::at::module_of;
 use crate::layout::write::{self, Done, Held, Refused, Written};
 use crate::layout::{
     Arithmetic, At, Global, Layer, Layout, Nibbles, Order, Place, ScaleBytes, ScaleOrder,
@@ -44,7 +45,7 @@ impl Layout for CompressedTensors {
     }
 
     fn module<'n>(&self, tensor: &'n str) -> Option<&'n str> {
-        tensor.strip_suffix(".weight_packed")
+        module_of(tensor, "weight_packed")
     }
 
     fn tensors(&self, module: &str) -> Vec<String> {
@@ -178,7 +179,14 @@ pub(super) fn layer(
     };
     let place = Place::Apart { codes, nibbles: Nibbles::LowEven, scales, order: ScaleOrder::Rows };
     let mut layer = Layer::plain(layout, at, shape, place, Arithmetic::new(order_of, scale));
-    layer.own = at.present(&NAMES);
+    let transforms = &at.source.config().quantization()["transform_config"];
+    let some = transforms.as_object().is_some_and(|config| !config.is_empty());
+    layer.untold = match at.has("weight_g_idx") {
+        true => Some(at.name("weight_g_idx")),
+        false => some.then(|| "`transform_config` of the config".into()),
+    };
+    let own = if nv { &NAMES[..] } else { &NAMES[..2] };
+    layer.own = at.present(own);
     if !nv {
         return layer.with_scales(vec![Global::ONE], None);
     }

@@ -17,6 +17,7 @@ use crate::error::Error;
 use crate::layer::state::join;
 use crate::layout::LoadOptions;
 use crate::layout::at::Matrix;
+use crate::layout::at::module_of;
 use crate::layout::write::{self, Done, Held, Refused, Written};
 use crate::layout::{At, Global, Layer, Layout, Nibbles, Place, ScaleBytes, ScaleOrder};
 
@@ -37,7 +38,7 @@ impl Layout for DeepSeek {
     }
 
     fn module<'n>(&self, tensor: &'n str) -> Option<&'n str> {
-        tensor.strip_suffix(".weight")
+        module_of(tensor, "weight")
     }
 
     fn tensors(&self, module: &str) -> Vec<String> {
@@ -79,11 +80,16 @@ impl Layout for DeepSeek {
         Ok(held.written(tensors, ARITHMETIC))
     }
 
-    fn config(&self, config: &mut Map<String, Value>, _: &Done<'_>) -> Vec<(&'static str, Value)> {
+    fn config(
+        &self,
+        config: &mut Map<String, Value>,
+        done: &Done<'_>,
+    ) -> Vec<(&'static str, Value)> {
         config.insert("expert_dtype".into(), json!("fp4"));
         let block = json!({
             "activation_scheme": "dynamic",
             "fmt": "e4m3",
+            "modules_to_not_convert": done.dense,
             "quant_method": "fp8",
             "scale_fmt": "ue8m0",
             "weight_block_size": [128, 128],

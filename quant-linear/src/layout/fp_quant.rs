@@ -21,6 +21,7 @@ use serde_json::{Map, Value, json};
 use crate::error::Error;
 use crate::layer::state::{self, join};
 use crate::layout::LoadOptions;
+use crate::layout::at::module_of;
 use crate::layout::at::{Matrix, format_of};
 use crate::layout::native;
 use crate::layout::write::{self, Done, Fill, Held, NewTensor, Refused, Written};
@@ -52,7 +53,7 @@ impl Layout for FpQuant {
     }
 
     fn module<'n>(&self, tensor: &'n str) -> Option<&'n str> {
-        tensor.strip_suffix(".qweight")
+        module_of(tensor, "qweight")
     }
 
     fn tensors(&self, module: &str) -> Vec<String> {
@@ -113,7 +114,8 @@ impl Layout for FpQuant {
             return Err(Refused::Transform(name.into()));
         }
         let global = held.one()?.divisor();
-        let input = held.input()?.map_or(global, Global::divisor);
+        // It has no word for none: 1 changes nothing.
+        let input = held.input()?.map_or(1.0, Global::divisor);
         let (dtype, shape, fill) = match held.transform {
             Some(t) if t.shape.blocks.is_some() => {
                 return Err(Refused::Transform(format!("{}: one matrix for each block", t.name)));

@@ -16,6 +16,7 @@ use crate::checkpoint::gguf::GgmlType;
 use crate::error::Error;
 use crate::layer::state::join;
 use crate::layout::LoadOptions;
+use crate::layout::at::module_of;
 use crate::layout::at::{format_of, stacked_rows};
 use crate::layout::write::{Fill, Held, NewTensor, Refused, Written};
 use crate::layout::{Arithmetic, At, Global, Layer, Layout, Order, Place, ScaleBytes, Zero, place};
@@ -69,7 +70,7 @@ impl Layout for Gguf {
     }
 
     fn module<'n>(&self, tensor: &'n str) -> Option<&'n str> {
-        tensor.strip_suffix(".weight")
+        module_of(tensor, "weight")
     }
 
     fn tensors(&self, module: &str) -> Vec<String> {

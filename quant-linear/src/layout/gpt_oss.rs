@@ -5,7 +5,8 @@
 //! | `NAME_blocks` | U8 (experts, out, in / 32, 16) | low nibble = even |
 //! | `NAME_scales` | U8 e8m0 (experts, out, in / 32) | |
 //!
-//! NAME is `...experts.gate_up_proj` (gate and up rows interleaved) or `...experts.down_proj`; the
+//! The model was published first with `NAME.blocks` and `NAME.scales`, which are read too. NAME is
+//! `...experts.gate_up_proj` (gate and up rows interleaved) or `...experts.down_proj`; the
 //! dense tensor has that name and no `.weight`. value = ldexp(e2m1, scale - 127): 0xFF is 2^128, so
 //! half of it is finite. `config.json` has `quant_method: mxfp4`.
 
@@ -25,8 +26,14 @@ pub(super) struct GptOss;
 
 const ARITHMETIC: super::Arithmetic = write::no_global(ScaleBytes::E8m0Ldexp);
 
-fn names(module: &str) -> [String; 2] {
-    [format!("{module}_blocks"), format!("{module}_scales")]
+/// Names of the two tensors: as transformers has them, or as the model was published first.
+fn names(at: &At<'_>) -> [String; 2] {
+    let [published, usual] = both(at.module);
+    if at.source.header(&published[0]).is_some() { published } else { usual }
+}
+
+fn both(module: &str) -> [[String; 2]; 2] {
+    ['.', '_'].map(|dot| ["blocks", "scales"].map(|part| format!("{module}{dot}{part}")))
 }
 
 impl Layout for GptOss {
@@ -39,21 +46,21 @@ impl Layout for GptOss {
     }
 
     fn module<'n>(&self, tensor: &'n str) -> Option<&'n str> {
-        tensor.strip_suffix("_blocks")
+        tensor.strip_suffix("_blocks").or_else(|| tensor.strip_suffix(".blocks"))
     }
 
     fn tensors(&self, module: &str) -> Vec<String> {
-        names(module).into()
+        both(module).concat()
     }
 
     fn could(&self, at: &At<'_>) -> bool {
-        let [blocks, _] = names(at.module);
+        let [blocks, _] = names(at);
         let header = at.source.header(&blocks);
         header.is_some_and(|(ty, shape)| ty == Dtype::U8 && matches!(shape[..], [_, _, _, 16]))
     }
 
     fn layer(&self, at: &At<'_>, _options: &LoadOptions) -> Result<Layer, Error> {
-        let [codes, scales] = names(at.module);
+        let [codes, scales] = names(at);
         let header = |name: &String| {
             at.source.header(name).ok_or_else(|| incomplete(self.name(), name.clone()))
         };
@@ -97,7 +104,7 @@ impl Layout for GptOss {
         held.expect_no_transform()?;
         held.expect_no_global()?;
         let experts = held.experts.ok_or(Refused::Matrix)?;
-        let [blocks, scales] = names(held.module);
+        let [_, [blocks, scales]] = both(held.module);
         let (out, groups) = (held.shape.rows() / experts.max(1), held.shape.row_groups());
         let new = |name, shape, fill| NewTensor { name, dtype: Dtype::U8, shape, fill };
         let tensors = vec![

@@ -91,6 +91,9 @@ fn read(
     options: &LoadOptions,
 ) -> Result<(Parts, Option<Vec<f32>>), Error> {
     let (layer, expert) = find::layer(source, module, options)?;
+    if let Some(what) = layer.untold {
+        return Err(Error::Untold { module: module.to_string(), what });
+    }
     // Other software's layers are with their bias; a state asks.
     let bias = match options.bias {
         Bias::Refuse if layer.is_foreign() => Bias::Apply,

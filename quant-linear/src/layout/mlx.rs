@@ -2,8 +2,8 @@
 //!
 //! | tensor | type | |
 //! |---|---|---|
-//! | `weight` | U32 (out, in / 8) | nibble i of a word = element i: little-endian, the usual order |
-//! | `scales` | U8 (out, in / G) | e8m0 of mxfp4, e4m3 of nvfp4 |
+//! | `weight` | U32 ([experts,] out, in / 8) | nibble i of a word = element i: little-endian, the usual order |
+//! | `scales` | U8 ([experts,] out, in / G) | e8m0 of mxfp4, e4m3 of nvfp4 |
 //!
 //! value = e2m1 * scale; e8m0 0xFF is infinite. Nothing in the file but the number of groups tells
 //! the two apart: `config.json` has a `mode` in `quantization`, with other modes for modules by
@@ -16,6 +16,7 @@ use serde_json::{Map, Value, json};
 use crate::error::Error;
 use crate::layer::state::join;
 use crate::layout::LoadOptions;
+use crate::layout::at::module_of;
 use crate::layout::at::{Matrix, format_of};
 use crate::layout::write::{Done, Fill, Held, NewTensor, Refused, Written};
 use crate::layout::{
@@ -53,7 +54,7 @@ fn mode<'a>(at: &At<'a>) -> Option<&'a str> {
 /// The scale type by the number of groups, if it is that of one of the two.
 fn by_groups(at: &At<'_>) -> Option<ScaleType> {
     let ((_, codes), (_, scales)) = (at.head(NAMES[0])?, at.head(NAMES[1])?);
-    let (&[_, words], &[_, groups]) = (&codes[..], &scales[..]) else { return None };
+    let (&[.., words], &[.., groups]) = (&codes[..], &scales[..]) else { return None };
     let k = words.checked_mul(8)?;
     ScaleType::ALL
         .into_iter()
@@ -70,7 +71,7 @@ impl Layout for Mlx {
     }
 
     fn module<'n>(&self, tensor: &'n str) -> Option<&'n str> {
-        tensor.strip_suffix(".weight")
+        module_of(tensor, "weight")
     }
 
     fn tensors(&self, module: &str) -> Vec<String> {
@@ -95,7 +96,7 @@ impl Layout for Mlx {
             _ => by_groups(at).unwrap_or(ScaleType::E8M0),
         };
         let (codes, scales) = (at.name(NAMES[0]), at.name(NAMES[1]));
-        let shape = at.shape(&Matrix {
+        let (experts, shape) = at.stacked(&Matrix {
             layout: self.name(),
             codes: codes.clone(),
             per_element: 8,
@@ -108,8 +109,13 @@ impl Layout for Mlx {
         let place =
             Place::Apart { codes, nibbles: Nibbles::LowEven, scales, order: ScaleOrder::Rows };
         let mut layer = Layer::plain(&Mlx, at, shape, place, arithmetic(scale_type));
+        layer.experts = experts;
         layer.own = at.present(&NAMES);
         layer.with_scales(vec![Global::ONE], None)
+    }
+
+    fn stacks(&self) -> bool {
+        true
     }
 
     fn write(&self, held: &Held<'_>) -> Result<Written, Refused> {
@@ -117,14 +123,19 @@ impl Layout for Mlx {
         held.expect_no_transform()?;
         held.expect_no_global()?;
         let (rows, k) = (held.shape.rows(), held.shape.k());
+        let stacked = |last: usize| match held.experts {
+            Some(experts) => vec![experts, rows / experts.max(1), last],
+            None => vec![rows, last],
+        };
+        let scales = held.scales(held.name(NAMES[1]), Dtype::U8);
         let tensors = vec![
             NewTensor {
                 name: held.name(NAMES[0]),
                 dtype: Dtype::U32,
-                shape: vec![rows, k / 8],
+                shape: stacked(k / 8),
                 fill: Fill::Codes(Nibbles::LowEven),
             },
-            held.scales(held.name(NAMES[1]), Dtype::U8),
+            NewTensor { shape: stacked(held.shape.row_groups()), ..scales },
         ];
         Ok(held.written(tensors, arithmetic(held.shape.scale_type())))
     }

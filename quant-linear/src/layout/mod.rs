@@ -220,6 +220,9 @@ pub struct Layer {
     pub transform: Option<TransformHeader>,
     /// Name of a vector that multiplies the activations' features first.
     pub pre_scale: Option<(String, Dtype)>,
+    /// What the config says of the layer that its weight alone does not: a transform, another order
+    /// of features. Whoever runs the layer without it gets wrong outputs.
+    pub untold: Option<String>,
     /// Names of the tensors that it is made of.
     pub own: Vec<String>,
 }
@@ -271,6 +274,7 @@ impl Layer {
             },
             transform: None,
             pre_scale: None,
+            untold: None,
             own: vec![],
         }
     }
@@ -285,11 +289,11 @@ impl Layer {
         inputs: Option<Vec<Global>>,
     ) -> Result<Self, Error> {
         let first = |scales: &[Global]| scales.first().copied().unwrap_or(Global::ONE);
-        for (i, global) in globals.iter().enumerate() {
-            let input = inputs.as_ref().and_then(|inputs| inputs.get(i).or(inputs.first()));
+        // Those of the activations only a layer that runs needs to be legal.
+        for global in &globals {
             let scalars = Scalars {
                 weight_global_scale: global.multiplier(),
-                activation_global_scale: input.map(|input| input.multiplier()),
+                activation_global_scale: None,
                 ..self.scalars
             };
             crate::layer::state::check(self.shape, None, &scalars)?;

@@ -22,6 +22,7 @@ use serde_json::{Map, Value, json};
 use crate::error::Error;
 use crate::layer::state::{self, join};
 use crate::layout::LoadOptions;
+use crate::layout::at::module_of;
 use crate::layout::at::{Matrix, incomplete};
 use crate::layout::comfy::Comfy;
 use crate::layout::write::{self, Done, Fill, Held, NewTensor, Refused, Written};
@@ -47,7 +48,7 @@ impl Layout for ModelOpt {
     }
 
     fn module<'n>(&self, tensor: &'n str) -> Option<&'n str> {
-        tensor.strip_suffix(".weight")
+        module_of(tensor, "weight")
     }
 
     fn tensors(&self, module: &str) -> Vec<String> {
@@ -62,7 +63,9 @@ impl Layout for ModelOpt {
             // Padded scales that are not row-major ones as well are ComfyUI's.
             Some(Dtype::F8_E4M3) => row_major(at) || !Comfy::padded(at),
             Some(Dtype::U8) => self.says(at) == Some(true),
-            _ => at.has(NAMES[2]) || self.says(at) == Some(true),
+            // A scale missing; another type is that of another way to quantize.
+            None => at.has(NAMES[2]),
+            Some(_) => false,
         }
     }
 
@@ -71,7 +74,9 @@ impl Layout for ModelOpt {
         if producer == Some("modelopt") {
             return Some(true);
         }
-        at.method().map(|method| method.starts_with("modelopt"))
+        let method = at.method().map(|method| method.starts_with("modelopt"));
+        // A header that lists ComfyUI's layers speaks of all of its kind.
+        method.or_else(|| at.source.config().header_layers().map(|_| false))
     }
 
     fn layer(&self, at: &At<'_>, _options: &LoadOptions) -> Result<Layer, Error> {
@@ -95,7 +100,10 @@ impl Layout for ModelOpt {
             Place::Apart { codes, nibbles: Nibbles::LowEven, scales, order: ScaleOrder::Rows };
         let arithmetic = arithmetic(scale);
         let mut layer = Layer::plain(&ModelOpt, at, shape, place, arithmetic);
-        layer.own = at.present(&NAMES);
+        layer.own = match nv {
+            true => at.present(&NAMES),
+            false => at.present(&[NAMES[0], NAMES[1], PRE_QUANT_SCALE]),
+        };
         if let Some((dtype, stored)) = at.head(PRE_QUANT_SCALE) {
             let name = at.name(PRE_QUANT_SCALE);
             if state::float_type(dtype).is_none() {

@@ -89,11 +89,14 @@ impl Layout for Native {
             held.scales(held.name(state::SCALE_QUANT), write::scale_dtype(scale_type)),
             write::scalar(held.name(state::WEIGHT_GLOBAL_SCALE), vec![], global),
         ];
-        if let Some(input) = held.input()? {
+        // A state without them means something else than other software does.
+        let input = held.input()?.map(Global::multiplier);
+        if let Some(input) = input.or(held.unstored.map(|spec| spec.global_scale())) {
             let name = held.name(state::ACTIVATION_GLOBAL_SCALE);
-            tensors.push(write::scalar(name, vec![], input.multiplier()));
+            tensors.push(write::scalar(name, vec![], input));
         }
-        if let Some(ss) = held.activation_scale_scale {
+        let usual = held.unstored.map(|spec| spec.scale_scale());
+        if let Some(ss) = held.activation_scale_scale.or(usual) {
             tensors.push(write::scalar(held.name(state::ACTIVATION_SCALE_SCALE), vec![], ss));
         }
         if let Some((name, _)) = held.pre_scale {

@@ -16,6 +16,7 @@ use crate::error::Error;
 use crate::layer::state::join;
 use crate::layout::LoadOptions;
 use crate::layout::at::Matrix;
+use crate::layout::at::module_of;
 use crate::layout::write::{self, Done, Held, Refused, Written};
 use crate::layout::{At, Global, Layer, Layout, Nibbles, Place, ScaleBytes, ScaleOrder};
 
@@ -36,7 +37,7 @@ impl Layout for Quark {
     }
 
     fn module<'n>(&self, tensor: &'n str) -> Option<&'n str> {
-        tensor.strip_suffix(".weight")
+        module_of(tensor, "weight")
     }
 
     fn tensors(&self, module: &str) -> Vec<String> {

@@ -5,6 +5,7 @@
 //! | `_weight_qdata` | U8 (out, in / 2) | low nibble = even |
 //! | `_weight_scale` | F8_E8M0 or F8_E4M3 (out, in / G) | or swizzled: (32 ceil(out / 128), 16 ceil(groups / 4)) |
 //! | `_weight_per_tensor_scale` | F32 (), NVFP4, may be absent | multiplies |
+//! | `_weight_act_per_tensor_scale` | F32 (), NVFP4, may be absent | that of activations |
 //!
 //! value = e2m1 * (scale * global). The header describes each tensor in JSON under `X.weight`; the
 //! two shapes of scales never agree, so they tell the order too.
@@ -16,6 +17,7 @@ use serde_json::{Value, json};
 use crate::error::Error;
 use crate::layer::state::join;
 use crate::layout::LoadOptions;
+use crate::layout::at::module_of;
 use crate::layout::at::{format_of, incomplete};
 use crate::layout::write::{self, Done, Held, Refused, Written};
 use crate::layout::{
@@ -26,7 +28,8 @@ use crate::layout::{
 #[derive(Debug, Clone, Copy)]
 pub(super) struct TorchAo;
 
-const NAMES: [&str; 3] = ["_weight_qdata", "_weight_scale", "_weight_per_tensor_scale"];
+const NAMES: [&str; 4] =
+    ["_weight_qdata", "_weight_scale", "_weight_per_tensor_scale", "_weight_act_per_tensor_scale"];
 
 impl Layout for TorchAo {
     fn name(&self) -> &'static str {
@@ -38,10 +41,7 @@ impl Layout for TorchAo {
     }
 
     fn module<'n>(&self, tensor: &'n str) -> Option<&'n str> {
-        match tensor {
-            "_weight_qdata" => Some(""),
-            _ => tensor.strip_suffix("._weight_qdata"),
-        }
+        module_of(tensor, "_weight_qdata")
     }
 
     fn tensors(&self, module: &str) -> Vec<String> {
@@ -91,7 +91,8 @@ impl Layout for TorchAo {
         let mut layer = Layer::plain(&TorchAo, at, shape, place, arithmetic);
         layer.own = at.present(&NAMES);
         let global = at.scalar(NAMES[2])?.map_or(Global::ONE, Global::times);
-        layer.with_scales(vec![global], None)
+        let input = at.scalar(NAMES[3])?.map(|input| vec![Global::times(input)]);
+        layer.with_scales(vec![global], input)
     }
 
     fn write(&self, held: &Held<'_>) -> Result<Written, Refused> {
@@ -108,6 +109,9 @@ impl Layout for TorchAo {
         }
         let global = held.one()?.multiplier();
         tensors.push(write::scalar(held.name(NAMES[2]), vec![], global));
+        if let Some(input) = held.input()? {
+            tensors.push(write::scalar(held.name(NAMES[3]), vec![], input.multiplier()));
+        }
         let arithmetic = Arithmetic::new(Order::ScaleTimes, ScaleBytes::E4m3);
         Ok(Written { tensors, arithmetic, globals: vec![global] })
     }
@@ -139,7 +143,10 @@ impl Layout for TorchAo {
                         "block_size": 16,
                         "orig_dtype": bf16,
                     }),
-                    &["per_tensor_scale", "qdata", "scale"],
+                    match layer.input {
+                        true => &["act_per_tensor_scale", "per_tensor_scale", "qdata", "scale"],
+                        false => &["per_tensor_scale", "qdata", "scale"],
+                    },
                 ),
             };
             let name = join(&layer.module, "weight");

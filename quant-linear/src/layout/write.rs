@@ -23,10 +23,14 @@ pub struct Held<'a> {
     pub inputs: Option<&'a [Global]>,
     /// Scale-scale of the activations, where one is stored.
     pub activation_scale_scale: Option<f32>,
+    /// What its own software means where it stores no scale of activations and no scale-scale.
+    pub unstored: Option<fp4_core::QuantSpec>,
     /// The transform of activations.
     pub transform: Option<&'a TransformHeader>,
     /// Name of a vector that multiplies the activations' features first.
     pub pre_scale: Option<(&'a str, Dtype)>,
+    /// What the config says of the layer that its weight alone does not, unless that config is kept.
+    pub untold: Option<&'a str>,
 }
 
 /// Where the bytes of a new tensor come from.

@@ -49,6 +49,14 @@ pub(crate) struct DenseSource {
     transposed: bool,
 }
 
+/// Where the values of a tensor in blocks of ggml's are; `None` for others.
+pub(crate) fn encoded(input: &Checkpoint, name: &str) -> Option<Result<DenseSource, Reason>> {
+    let tensor = input.tensors().get(name)?;
+    tensor.ggml.filter(|ty| ty.dtype().is_none())?;
+    // Of FP8 the block, which there is none of in GGUF.
+    Some(DenseSource::find(input.tensors(), name, [1, 1]))
+}
+
 /// What the bytes of a tensor are.
 #[derive(Debug, Clone)]
 enum Stored {

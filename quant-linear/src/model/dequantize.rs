@@ -14,13 +14,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use fp4_core::{FloatType, FloatVec};
 use serde::{Deserialize, Serialize};
 
+use super::convert::plan::{carried, is_other, strip, unique};
 use super::convert::{Source, Weight, weights};
 use crate::checkpoint::tiles::Tile;
 use crate::checkpoint::{Arrangement, Checkpoint, INDEX, TensorSource, byte_len};
 use crate::error::{Error, ModelError};
 use crate::layer::state::{self, BIAS, join};
 use crate::layout::Layers;
-use crate::model::dense::DenseSource;
+use crate::model::dense::{DenseSource, encoded};
 use crate::model::roles::fp8_block;
 use crate::model::stream::{self, Job, Memory, Progress, Sink};
 
@@ -104,7 +105,13 @@ impl<'a> Plan<'a> {
         let mut scales = BTreeSet::new();
         for name in input.tensors().keys().filter(|name| !gone.contains(name.as_str())) {
             // Of what has no values the bytes are carried along.
-            let source = DenseSource::find(input.tensors(), name, block).ok();
+            let source = match encoded(input, name) {
+                Some(Err(reason)) => {
+                    return Err(ModelError::NoValues { name: name.clone(), reason }.into());
+                }
+                Some(Ok(source)) => Some(source),
+                None => DenseSource::find(input.tensors(), name, block).ok(),
+            };
             let source = source.filter(DenseSource::is_encoded);
             scales.extend(source.as_ref().and_then(DenseSource::scales).map(String::from));
             plan.copied.push((name.clone(), file_of(name), source));
@@ -147,6 +154,12 @@ impl<'a> Plan<'a> {
                 weight.module
             ));
         }
+        if let Some(untold) = &layer.untold {
+            self.notes.push(format!(
+                "`{}` goes with {untold}, which is not undone: the dense weight alone is another one",
+                weight.module
+            ));
+        }
         let [rows, cols] = crop.unwrap_or([rows, k]);
         self.weights.push(Dense { weight, file, rows, cols });
         Ok(())
@@ -172,17 +185,26 @@ impl<'a> Plan<'a> {
                 tensors.push((name.clone(), dtype, tensor.shape()));
             }
             let own = input.files().get(file).map(|(_, file)| file.metadata());
-            let format = own.and_then(|own| own.get("format")).cloned().unwrap_or("pt".into());
-            let metadata = [("format".to_string(), format)].into();
+            let metadata = carried(&own.cloned().unwrap_or_default());
             let arrangement = Arrangement::new(tensors, &metadata);
             let refused = |refusal| Error::checkpoint(input.path(), refusal);
             self.files.push((name, arrangement.map_err(refused)?));
         }
+        let all = self.weights.iter().map(|dense| &dense.weight.tensor);
+        let all = all.chain(self.copied.iter().map(|(name, ..)| name));
+        unique(all).map_err(|refusal| Error::checkpoint(input.path(), refusal))?;
+        let others = self.copied.iter().filter(|(_, _, source)| source.is_none());
+        let others: Vec<_> = others.filter(|(name, ..)| is_other(input, name)).collect();
+        if let Some((first, ..)) = others.first() {
+            self.notes.push(format!(
+                "{} tensors belong to layers that are quantized in another way, `{first}` the first: \
+                 they stay as they are, and the config that is written does not speak of them",
+                others.len()
+            ));
+        }
         let config = TensorSource::config(input);
         if let Some(mut model) = config.model().as_object().cloned() {
-            for key in ["quantization_config", "quantization", "compression_config"] {
-                model.remove(key);
-            }
+            strip(&mut model);
             let mut text = serde_json::to_vec_pretty(&model).unwrap_or_default();
             text.push(b'\n');
             self.companions.push(("config.json".into(), text));
@@ -283,7 +305,7 @@ impl Job for Task<'_> {
         match self.what {
             What::Weight(dense) => {
                 let row = dense.weight.shape.k() as u64;
-                10 * row * self.rows(dense) as u64
+                row.saturating_mul(10 * self.rows(dense) as u64)
             }
             What::Copy(_) => self.memory.of_tiles(self.work()),
             What::Decode(..) => 8 * self.memory.of_tiles(self.work()),

@@ -11,7 +11,7 @@ use crate::checkpoint::{Arrangement, Checkpoint, Planned, Tensor, TensorSource, 
 use crate::error::{Error, ModelError, Reason};
 use crate::layer::{DenseOptions, StoredTransform, state};
 use crate::layout::STATE_NAMES;
-use crate::model::dense::DenseSource;
+use crate::model::dense::{DenseSource, encoded};
 use crate::model::select::{Chosen, EXAMPLES, Fate, Request, Rule};
 use crate::model::ties::{Key, Tied, can_tie};
 
@@ -300,14 +300,6 @@ impl<'a> Draft<'a> {
         let Draft { weights, skipped, copied, .. } = self;
         Ok(Plan { weights, skipped, copied, layouts })
     }
-}
-
-/// Where the values of a tensor in blocks of ggml's are; `None` for others.
-pub(crate) fn encoded(input: &Checkpoint, name: &str) -> Option<Result<DenseSource, Reason>> {
-    let tensor = input.tensors().get(name)?;
-    tensor.ggml.filter(|ty| ty.dtype().is_none())?;
-    // Of FP8 the block, which there is none of in GGUF.
-    Some(DenseSource::find(input.tensors(), name, [1, 1]))
 }
 
 fn refuse_taken(input: &Checkpoint, prefix: &str) -> Result<(), ModelError> {

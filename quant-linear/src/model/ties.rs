@@ -41,7 +41,7 @@ impl Tie {
     }
 
     /// The last parts of names that go together.
-    fn sets(self) -> &'static [&'static [&'static str]] {
+    pub(super) fn sets(self) -> &'static [&'static [&'static str]] {
         match self {
             Tie::Qkv => &[
                 &["q_proj", "k_proj", "v_proj"],
@@ -65,7 +65,7 @@ impl Tie {
 }
 
 /// Parts of names of attention across two sequences.
-const CROSS: [&str; 6] =
+pub(super) const CROSS: [&str; 6] =
     ["EncDecAttention", "encoder_attn", "crossattention", "cross_attn", "cross_attention", "attn2"];
 
 /// What weights have in common that are tied: the module and the set of names.

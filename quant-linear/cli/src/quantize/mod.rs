@@ -19,7 +19,7 @@ use std::str::FromStr;
 use anyhow::{Context, Result, bail, ensure};
 use fp4_core::Format;
 use quant_linear::atomic::{self, Kind};
-use quant_linear::checkpoint::{Checkpoint, Listing, list};
+use quant_linear::checkpoint::{Checkpoint, Listing, TensorSource, list};
 use quant_linear::model::plan::Plan;
 use quant_linear::model::quantize::{Engine, Event, check_product};
 use quant_linear::model::recipe::{Recipe, RecipeRule};
@@ -257,15 +257,30 @@ impl Args {
     }
 
     /// Checks that a record may be written, before anything else is.
-    fn check_record(&self) -> Result<()> {
+    fn check_record(&self, folders: &[PathBuf]) -> Result<()> {
         let Some(path) = &self.write_recipe else { return Ok(()) };
-        let (shown, known) = (path.display(), std::fs::symlink_metadata(path));
-        let taken = [Some(&self.input), self.output.as_ref()].contains(&Some(path));
-        ensure!(!taken, "--write-recipe {shown} is the input or the output; give another path");
-        ensure!(
-            known.is_err() || self.force,
-            "{shown} exists; give --write-recipe another path, or add --force"
-        );
+        output::check(&self.input, folders, path, Kind::File, self.force)
+            .context("the record of --write-recipe")?;
+        if let Some(output) = &self.output {
+            let real = |path: &Path| {
+                Some(
+                    path.parent()
+                        .map(|parent| match parent.as_os_str() {
+                            empty if empty.is_empty() => Path::new("."),
+                            _ => parent,
+                        })?
+                        .canonicalize()
+                        .ok()?
+                        .join(path.file_name()?),
+                )
+            };
+            let inside = real(path).zip(real(output)).is_some_and(|(a, b)| a.starts_with(b));
+            ensure!(
+                !inside,
+                "--write-recipe {} is the output, or lies inside it; give another path",
+                path.display()
+            );
+        }
         Ok(())
     }
 }
@@ -292,7 +307,6 @@ fn only(backends: &Backends, name: &str) -> Result<Backends> {
 /// Bad arguments, bad input, or an I/O error; the output is then as it was before.
 pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     let request = args.request()?;
-    args.check_record()?;
     let input = Checkpoint::open(&args.input)?;
     let mut backends = Backends::available();
     if let Some(name) = &args.backend {
@@ -307,9 +321,11 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
         false => Listing::default(),
     };
     interrupt::clean_up()?;
+    args.check_record(&listing.real)?;
     let output = args.output.as_deref().filter(|_| !args.dry_run);
     if let Some(output) = output {
-        output::check(&args.input, &listing.real, output, args.force)?;
+        let kind = if input.is_folder() { Kind::Folder } else { Kind::File };
+        output::check(&args.input, &listing.real, output, kind, args.force)?;
     }
     let plan = Plan::new(&input, &request).map_err(told::error)?;
     let mut summary = Summary::new(args, &input, &plan);
@@ -325,11 +341,16 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
         };
         write(args, &engine, &plan, &listing, &output, &mut summary)?;
     }
-    if let Some(path) = &args.write_recipe {
+    summary.warnings.extend(input.config().problem().map(|problem| {
+        format!("what the config says of the model is not known, for it cannot be read: {problem}")
+    }));
+    // The report is of what is there already, whatever becomes of the record.
+    let recorded = args.write_recipe.as_ref().map_or(Ok(()), |path| {
         let record = Recipe::record(&plan, &request);
-        atomic::write_bytes(path, record.to_json().as_bytes())?;
-    }
+        atomic::write_bytes(path, record.to_json().as_bytes())
+    });
     summary.print(args.json)?;
+    recorded?;
     Ok(ExitCode::SUCCESS)
 }
 

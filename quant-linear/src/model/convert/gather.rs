@@ -1,7 +1,7 @@
 //! The weights of a source as a target takes them: experts of a 3-D tensor one by one, or experts
 //! that were stored one by one together.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
 use fp4_core::PackedShape;
@@ -43,7 +43,8 @@ pub fn weights(layers: &Layers, stacks: bool) -> Vec<Weight<'_>> {
     if stacks {
         joined = experts(layers);
     }
-    let members: Vec<_> = joined.values().flatten().map(|layer| layer.module.clone()).collect();
+    let members: BTreeSet<_> =
+        joined.values().flatten().map(|layer| layer.module.clone()).collect();
     for layer in layers.good.values().filter(|layer| !members.contains(&layer.module)) {
         match layer.experts {
             Some(experts) if !stacks => {
@@ -63,7 +64,10 @@ fn experts(layers: &Layers) -> BTreeMap<&str, Vec<&Layer>> {
     for (module, layer) in &layers.good {
         let Some((name, last)) = module.rsplit_once('.') else { continue };
         let number = last.parse::<usize>().ok().filter(|n| n.to_string() == last);
-        let of_experts = name.split('.').any(|part| part == "experts");
+        // `experts.3` itself is a module; `experts.down_proj.3` and `ffn_down_exps.3` are matrices.
+        let last_name = name.rsplit('.').next().unwrap_or_default();
+        let of_experts = last_name != "experts" && name.split('.').any(|part| part == "experts")
+            || last_name.ends_with("_exps");
         if let (Some(expert), true, None) = (number, of_experts, layer.experts) {
             groups.entry(name).or_default().insert(expert, layer);
         }

@@ -16,7 +16,7 @@
 //! tensor and the coordinate unless [`Options::changed`] allows it.
 
 mod gather;
-mod plan;
+pub(super) mod plan;
 mod rescale;
 mod weight;
 

@@ -2,18 +2,20 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use fp4_core::ScaleType;
+use fp4_core::{QuantSpec, ScaleType};
 use safetensors::Dtype;
 use serde_json::{Value, json};
 
 use super::weight::Planned;
 use super::{Arranged, Options, gather, rescale};
+use crate::checkpoint::HEADER_LAYERS;
 use crate::checkpoint::gguf::{self, GgmlType, GgufArrangement};
-use crate::checkpoint::{Arrangement, Checkpoint, INDEX, Tensor, TensorSource};
+use crate::checkpoint::{Arrangement, Checkpoint, INDEX, Refusal, Tensor, TensorSource};
 use crate::error::{Error, ModelError};
 use crate::layer::state;
-use crate::layout::write::{Done, DoneLayer, Fill, Held, NewTensor};
+use crate::layout::write::{Done, DoneLayer, Fill, Held, NewTensor, Refused};
 use crate::layout::{Layers, Layout};
+use crate::model::dense::encoded;
 
 /// A tensor that is carried along.
 #[derive(Debug, Clone)]
@@ -41,6 +43,8 @@ pub struct Plan<'a> {
     pub companions: Vec<(String, Vec<u8>)>,
     /// What the user should know.
     pub notes: Vec<String>,
+    /// True if all layers stay in their layout and format.
+    same: bool,
 }
 
 /// What an output is to be.
@@ -85,7 +89,11 @@ impl<'a> Plan<'a> {
             weights,
             companions: vec![],
             notes: vec![],
+            same: false,
         };
+        let target = plan.options.target.name();
+        plan.same = layers.good.values().all(|layer| layer.layout.name() == target)
+            && plan.weights.iter().all(|planned| planned.rescale.is_none());
         plan.note(input);
         let names: Vec<String> = match (one_file, is_gguf(options.target)) {
             (true, false) => vec!["model.safetensors".into()],
@@ -119,21 +127,30 @@ impl<'a> Plan<'a> {
                     .into(),
             );
         }
-        let fp8 = self.copied.iter().filter(|copied| {
-            let tensor = input.tensors().get(&copied.name);
-            tensor.is_some_and(|t| t.info.dtype == Dtype::F8_E4M3 && t.info.shape.len() == 2)
-        });
-        let fp8 = fp8.filter(|copied| copied.name.ends_with(".weight")).count();
-        if fp8 > 0 {
+        let others = self.copied.iter().filter(|copied| is_other(input, &copied.name));
+        let others: Vec<_> = others.collect();
+        if let (Some(first), false) = (others.first(), self.same) {
             self.notes.push(format!(
-                "{fp8} FP8 matrices stay as they are, and the config that is written does not speak of \
-                 them"
+                "{} tensors belong to layers that are quantized in another way, `{}` the first: they stay \
+                 as they are, and the config that is written does not speak of them",
+                others.len(),
+                first.name
+            ));
+        }
+        let padded = self.weights.iter().filter(|planned| {
+            planned.weight.sources.iter().any(|source| source.layer.layout.pads())
+        });
+        let padded = padded.count();
+        if padded > 0 && !self.options.target.pads() {
+            self.notes.push(format!(
+                "{padded} weights are stored padded, and are written with their padding: a bias shows how \
+                 many rows are real"
             ));
         }
         let scale = self.weights.iter().flat_map(|planned| &planned.weight.sources);
         let lost = scale.filter(|source| source.layer.inputs.is_some()).count();
         let kept = self.weights.iter().filter(|planned| has_input(planned)).count();
-        if lost > 0 && kept == 0 {
+        if lost > kept {
             self.notes.push(format!(
                 "{} stores no global scale of activations: those of {lost} layers are left out",
                 self.options.target.name()
@@ -176,21 +193,25 @@ impl<'a> Plan<'a> {
             };
             self.files.push((name, arranged));
         }
-        Ok(())
+        let all = self.weights.iter().flat_map(|planned| &planned.written.tensors);
+        let all = all.map(|tensor| &tensor.name).chain(self.copied.iter().map(|c| &c.name));
+        unique(all).map_err(refused)
     }
 
     /// What the header of a file says.
     fn metadata(&self, input: &Checkpoint, file: usize) -> BTreeMap<String, String> {
-        let own = input.files().get(file).map(|(_, file)| file.metadata());
-        let format = own.and_then(|own| own.get("format")).filter(|format| *format != "mlx");
-        let format = format.cloned().unwrap_or_else(|| "pt".into());
-        let mut metadata: BTreeMap<_, _> = [("format".to_string(), format)].into();
+        let own = input.files().get(file).map(|(_, file)| file.metadata().clone());
+        let own = own.unwrap_or_default();
+        let mut metadata = carried(&own);
         let of_file = |planned: &&Planned<'_>| planned.file == file;
         let layers: Vec<_> = self.weights.iter().filter(of_file).map(done).collect();
         let others = self.copied.iter().filter(|copied| copied.file == file);
         let others: Vec<_> = others.map(|copied| copied.name.clone()).collect();
         let done = Done { layers: &layers, dense: &[], others: &others, activations: false };
         metadata.extend(self.options.target.metadata(&done));
+        // Layers of other formats that the header lists stay listed.
+        let listed = own.iter().filter(|(key, _)| self.same && *key == HEADER_LAYERS);
+        metadata.extend(listed.map(|(key, value)| (key.clone(), value.clone())));
         metadata
     }
 
@@ -201,16 +222,14 @@ impl<'a> Plan<'a> {
             return Err(ModelError::Config(problem.to_string()).into());
         }
         let mut model = config.model().as_object().cloned().unwrap_or_default();
-        let before = model.clone();
-        for key in ["quantization_config", "quantization", "compression_config"] {
-            model.remove(key);
+        let speaks = [config.quantization(), &config.model()["quantization"], config.hf_quant()];
+        if self.same && speaks.iter().any(|block| block.is_object()) {
+            // The config speaks of the very tensors that are written, and of all others.
+            let files = config.files().map(|(name, value)| (name.to_string(), pretty(value)));
+            self.companions.extend(files);
+            return self.index(input);
         }
-        if layers.good.values().any(|layer| layer.layout.name() == "deepseek") {
-            model.remove("expert_dtype");
-        }
-        if let Some(text) = model.get_mut("text_config").and_then(Value::as_object_mut) {
-            text.remove("quantization_config");
-        }
+        strip(&mut model);
         let done_layers: Vec<_> = self.weights.iter().map(done).collect();
         let dense = self.copied.iter().filter_map(|copied| linear(input, &copied.name));
         let dense: Vec<_> = dense.collect();
@@ -220,10 +239,15 @@ impl<'a> Plan<'a> {
             true => vec![],
             false => self.options.target.config(&mut model, &done),
         };
-        if model != before || !model.is_empty() {
+        if !model.is_empty() {
             self.companions.push(("config.json".into(), pretty(&Value::Object(model))));
         }
         self.companions.extend(others.iter().map(|(name, value)| ((*name).into(), pretty(value))));
+        self.index(input)
+    }
+
+    /// The index of shards.
+    fn index(&mut self, input: &Checkpoint) -> Result<(), Error> {
         if let (Some(index), false) = (input.index(), self.files.len() == 1) {
             let mut map = BTreeMap::new();
             let mut size = 0;
@@ -257,6 +281,17 @@ impl<'a> Plan<'a> {
     }
 }
 
+/// Refuses a name that is there twice, in whichever files.
+pub(in crate::model) fn unique<'n>(names: impl Iterator<Item = &'n String>) -> Result<(), Refusal> {
+    let mut seen = BTreeSet::new();
+    for name in names {
+        if !seen.insert(name) {
+            return Err(Refusal::TwoOfOneName { name: name.clone() });
+        }
+    }
+    Ok(())
+}
+
 fn is_gguf(target: &dyn Layout) -> bool {
     target.name() == "gguf"
 }
@@ -288,10 +323,19 @@ fn planned<'a>(
             globals: &weight.globals,
             inputs: weight.inputs.as_deref(),
             activation_scale_scale: first.scalars.activation_scale_scale,
+            unstored: shape.format().map(QuantSpec::usual).filter(|_| first.is_foreign()),
             transform: first.transform.as_ref(),
             pre_scale: first.pre_scale.as_ref().map(|(name, dtype)| (name.as_str(), *dtype)),
+            untold: first
+                .untold
+                .as_deref()
+                .filter(|_| first.layout.name() != options.target.name() || rescaled.is_some()),
         };
-        match options.target.write(&held) {
+        let written = match (held.untold, options.target.write(&held)) {
+            (Some(untold), _) => Err(Refused::Transform(untold.into())),
+            (None, written) => written,
+        };
+        match written {
             Ok(written) => {
                 let file = first.own.first().map_or(0, |name| file_of(name));
                 all.push(Planned { weight, file, rescale: rescaled, written });
@@ -331,6 +375,9 @@ fn copied(
         }
         let blocks = tensor.ggml.is_some_and(|ty| ty.dtype().is_none());
         let decoded = blocks && !is_gguf(target);
+        if let (true, Some(Err(reason))) = (decoded, encoded(input, name)) {
+            return Err(ModelError::NoValues { name: name.clone(), reason }.into());
+        }
         if is_gguf(target) {
             ggml_type(name, tensor)?;
         }
@@ -378,7 +425,7 @@ fn pairs(input: &Checkpoint) -> Vec<(String, gguf::Value)> {
 fn has_input(planned: &Planned<'_>) -> bool {
     let scalars = planned.written.tensors.iter().filter(|t| matches!(t.fill, Fill::Bytes(_)));
     let mut names = scalars.filter_map(|tensor| tensor.name.rsplit('.').next());
-    names.any(|name| name.starts_with("input") || name.starts_with("act"))
+    names.any(|name| name.starts_with("input") || name.starts_with("act") || name.contains("_act_"))
 }
 
 fn done(planned: &Planned<'_>) -> DoneLayer {
@@ -406,6 +453,20 @@ fn linear(input: &Checkpoint, name: &str) -> Option<String> {
     (float && tensor.info.shape.len() == 2).then(|| module.to_string())
 }
 
+/// Is it a part of a layer that is quantized in another way than FP4?
+pub(in crate::model) fn is_other(input: &Checkpoint, name: &str) -> bool {
+    let Some(tensor) = input.tensors().get(name) else { return false };
+    let last = name.rsplit('.').next().unwrap_or(name);
+    match tensor.info.dtype {
+        Dtype::F8_E4M3 | Dtype::F8_E5M2 => last.starts_with("weight"),
+        Dtype::I32 | Dtype::U32 | Dtype::U8 | Dtype::I8 => {
+            matches!(last, "weight" | "weight_packed" | "qweight" | "qzeros" | "weight_zero_point")
+                && tensor.ggml.is_none()
+        }
+        _ => false,
+    }
+}
+
 /// Are activations quantized, by the config of the source?
 fn activations(input: &Checkpoint, layers: &Layers) -> bool {
     let block = TensorSource::config(input).quantization();
@@ -416,6 +477,34 @@ fn activations(input: &Checkpoint, layers: &Layers) -> bool {
         || groups.is_some_and(|groups| groups.values().any(|g| some(&g["input_activations"])))
         || some(&block["global_quant_config"]["input_tensors"])
         || block["act_bits"] == json!(4)
+}
+
+/// Takes out of a `config.json` what it says of quantized tensors.
+pub(in crate::model) fn strip(model: &mut serde_json::Map<String, Value>) {
+    for key in ["quantization_config", "quantization", "compression_config", "expert_dtype"] {
+        model.remove(key);
+    }
+    if let Some(text) = model.get_mut("text_config").and_then(Value::as_object_mut) {
+        text.remove("quantization_config");
+    }
+}
+
+/// The entries of a header that do not speak of quantized tensors: not those of ComfyUI and torchao,
+/// whose keys are names of tensors, nor our own.
+pub(in crate::model) fn carried(metadata: &BTreeMap<String, String>) -> BTreeMap<String, String> {
+    let torchao = metadata.contains_key("tensor_names");
+    let ours = |key: &str| {
+        let described = metadata.get(key).is_some_and(|value| value.starts_with("{\"_type\""));
+        key == HEADER_LAYERS
+            || key.starts_with("exact_fp4.")
+            || torchao && (key == "tensor_names" || described)
+    };
+    let rest = metadata.iter().filter(|(key, _)| !ours(key));
+    let mut rest: BTreeMap<_, _> = rest.map(|(key, value)| (key.clone(), value.clone())).collect();
+    if rest.get("format").is_none_or(|format| format == "mlx") {
+        rest.insert("format".into(), "pt".into());
+    }
+    rest
 }
 
 fn pretty(value: &Value) -> Vec<u8> {

@@ -139,8 +139,14 @@ pub fn rescale(
             return refuse(used[usize::from(byte)], format!("2^{exponent} is no e8m0 scale"));
         }
     }
-    let factor = 2f32.powi(shift);
-    let globals = weight.globals.iter().map(|g| Global::times(g.multiplier() * factor));
+    // In f64 no power of two that can occur is lost; a product that f32 has not is.
+    let product = |g: &Global| f64::from(g.multiplier()) * 2f64.powi(shift);
+    let exact = |g: &&Global| f64::from(product(g) as f32) == product(g) && product(g) > 0.0;
+    if let Some(global) = weight.globals.iter().find(|g| !exact(g)) {
+        let why = format!("its global scale would be {:e}, which no f32 is", product(global));
+        return refuse(used.iter().sum(), why);
+    }
+    let globals = weight.globals.iter().map(|g| Global::times(product(g) as f32));
     Ok(Some((Rescale { format, map }, globals.collect())))
 }
 

@@ -126,7 +126,7 @@ impl Job for Task<'_> {
             What::Weight(planned) => {
                 let shape = planned.weight.shape;
                 let row = (shape.row_bytes() + shape.row_groups()) as u64;
-                3 * row * band_rows(shape, self.memory) as u64
+                row.saturating_mul(3 * band_rows(shape, self.memory) as u64)
             }
             What::Copy(..) => self.memory.of_tiles(self.work()),
             What::Decode(..) => 4 * self.memory.of_tiles(self.work()),

@@ -113,6 +113,8 @@ fn mtp(tensors: &BTreeMap<String, Tensor>, layers: Option<usize>) -> BTreeSet<St
     let mut prefixes = BTreeSet::new();
     for name in tensors.keys() {
         if let Some(prefix) = name.strip_suffix("eh_proj.weight") {
+            // llama.cpp puts it one part deeper than the layer's other weights.
+            let prefix = prefix.strip_suffix("nextn.").unwrap_or(prefix);
             prefixes.insert(prefix.to_string());
         }
         let Some(last) = layers else { continue };
@@ -130,12 +132,18 @@ fn mtp(tensors: &BTreeMap<String, Tensor>, layers: Option<usize>) -> BTreeSet<St
 
 /// GPT-2's `c_attn` has three times as many outputs as inputs and `c_fc` more outputs than inputs.
 fn conv1d(tensors: &BTreeMap<String, Tensor>) -> Option<Orientation> {
-    let telling = tensors.iter().find_map(|(name, tensor)| {
+    let telling = tensors.iter().filter_map(|(name, tensor)| {
         let wide = name.ends_with(".c_attn.weight") || name.ends_with(".c_fc.weight");
         match tensor.info.shape[..] {
             [a, b] if wide && a != b => Some((a, b)),
             _ => None,
         }
     });
-    telling.map(|(a, b)| if a < b { Orientation::InOut } else { Orientation::OutIn })
+    let mut ways = telling.map(|(a, b)| match a < b {
+        true => Orientation::InOut,
+        false => Orientation::OutIn,
+    });
+    // Two models in one file may differ: then nothing tells.
+    let first = ways.next()?;
+    ways.all(|way| way == first).then_some(first)
 }

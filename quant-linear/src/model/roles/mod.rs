@@ -96,7 +96,8 @@ impl Roles {
             {
                 experts = one.experts.or(experts);
                 conv1d = one.conv1d.or(conv1d);
-                keep.extend(one.keep);
+                // What is said of one architecture comes before what is said of all.
+                keep.splice(0..0, one.keep);
                 quantized.extend(one.quantize);
             }
         }
@@ -123,10 +124,16 @@ impl Roles {
         let dotted = format!(".{}", name.strip_suffix(".weight").unwrap_or(name));
         let top = !dotted.split('.').rev().skip(1).any(is_number);
         let matches = |rule: &&Keep| {
-            (top || !rule.top) && rule.names.is_match(&dotted) && !rule.except.is_match(&dotted)
+            let named = rule.names.is_match(&dotted) && !rule.except.is_match(&dotted);
+            (top || !rule.top) && named && !(rule.kept.role == "router" && self.is_wide(shape))
         };
         let by_name = self.rules.iter().find(matches).map(|rule| rule.kept.clone());
         by_name.or_else(|| self.by_shape(&dotted, top, shape))
+    }
+
+    /// Has it too many rows for a router? An MLP may have a gate of its own by that name.
+    fn is_wide(&self, shape: &[usize]) -> bool {
+        matches!(shape, &[rows, k] if rows > k / 2 && rows > 64 && self.facts.experts != Some(rows))
     }
 
     fn by_shape(&self, dotted: &str, top: bool, shape: &[usize]) -> Option<Kept> {
@@ -231,7 +238,7 @@ mod tests {
 
     /// The role of a weight in a model of which nothing is known.
     fn role(name: &str) -> Option<String> {
-        roles(Value::Null, &[]).kept(name, &[512, 512]).map(|kept| kept.role)
+        roles(Value::Null, &[]).kept(name, &[8, 512]).map(|kept| kept.role)
     }
 
     #[test]
@@ -284,6 +291,21 @@ mod tests {
             ("model.visual.blocks.0.attn.qkv.weight", "tower"),
             ("vision_tower.vision_model.encoder.layers.0.mlp.fc1.weight", "tower"),
             ("multi_modal_projector.linear_1.weight", "tower"),
+            ("mlp1.1.weight", "tower"),
+            ("vpm.encoder.layers.0.mlp.fc1.weight", "tower"),
+            ("projector.layers.0.weight", "tower"),
+            ("v.blk.0.ffn_up.weight", "tower"),
+            ("all_final_layer.2-1.linear.weight", "diffusion input or output"),
+            ("proj_out_1.weight", "diffusion input or output"),
+            ("caption_projection.3.linear.weight", "diffusion input or output"),
+            ("enc.blk.0.attn_rel_b.weight", "position"),
+            ("blk.0.ssm_alpha.weight", "decay"),
+            ("token_types.weight", "embedding"),
+            ("cls.weight", "head"),
+            ("model.transformer.ff_out.weight", "head"),
+            ("pred_layer.proj.weight", "head"),
+            ("decoder.weight", "head"),
+            ("model.layers.0.self_attn.q_proj.lora_A.weight", "adapter"),
             ("model.mm_projector.0.weight", "tower"),
         ] {
             assert_eq!(role(name).as_deref(), Some(expected), "{name}");
@@ -291,6 +313,9 @@ mod tests {
         for name in [
             "model.layers.0.mlp.gate_proj.weight",
             "model.layers.0.mlp.gate_up_proj.weight",
+            "blocks.0.att.gate.weight",
+            "transformer.blocks.0.norm_attn_norm.attn.Wqkv.weight",
+            "transformer.blocks.0.ff_out.weight",
             "model.layers.0.block_sparse_moe.experts.0.w1.weight",
             "model.layers.0.mlp.experts.0.gate.weight",
             "model.layers.0.mlp.shared_expert.gate_proj.weight",
@@ -314,6 +339,14 @@ mod tests {
         ] {
             assert_eq!(role(name), None, "{name}");
         }
+    }
+
+    #[test]
+    fn a_gate_with_as_many_rows_as_columns_is_no_router() {
+        let name = "blocks.0.mlp.gate.weight";
+        let role = |shape| roles(Value::Null, &[]).kept(name, shape).map(|kept| kept.role);
+        assert_eq!(role(&[2048, 512]), None);
+        assert_eq!(role(&[64, 512]).as_deref(), Some("router"));
     }
 
     #[test]

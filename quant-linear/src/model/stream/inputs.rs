@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::journal::Hash;
-use crate::checkpoint::{Checkpoint, INDEX, Listing};
+use crate::checkpoint::{Checkpoint, INDEX, Listing, TensorSource};
 use crate::error::{Error, Refusal};
 
 /// The files that a run reads.
@@ -38,6 +38,11 @@ impl<'a> Inputs<'a> {
         }
         for (file, _) in &listing.files {
             inputs.add(&checkpoint.path().join(file))?;
+        }
+        let known: Vec<_> = inputs.others.iter().map(|stamp| stamp.path.clone()).collect();
+        let configs = TensorSource::config(checkpoint).paths();
+        for path in configs.filter(|path| !known.iter().any(|known| known == path)) {
+            inputs.add(path)?;
         }
         Ok(inputs)
     }

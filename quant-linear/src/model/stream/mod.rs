@@ -232,8 +232,12 @@ fn carry<J: Job>(
             continue;
         }
         on(Event::Working(&file.to_string_lossy()));
-        let from = root.join(file);
-        let copied = std::fs::copy(&from, building.join(file));
+        let (from, to) = (root.join(file), building.join(file));
+        if output.resume.is_some() {
+            // A copy of the run that this one continues, perhaps one that cannot be written to.
+            let _ = std::fs::remove_file(&to);
+        }
+        let copied = std::fs::copy(&from, &to);
         copied.map_err(|source| Error::Io { action: "copying", path: from, source })?;
         on(Event::Bytes(*len));
     }

@@ -25,7 +25,7 @@
 use crate::layout::{Layer, Place};
 use crate::model::verify::Finding;
 use crate::model::verify::bytes::Seen;
-use crate::model::verify::structure::{FUSED, split};
+use crate::model::verify::structure::{fused_sets, split};
 
 /// Writers, and the reader of what they write.
 const WRITES: [(&str, &str); 5] = [
@@ -75,7 +75,7 @@ impl Pairs {
         self.open = open;
         compare(done, findings);
         let role = split(&layer.module).1;
-        let fused = FUSED.iter().any(|roles| roles.contains(&role));
+        let fused = fused_sets().any(|roles| roles.contains(&role));
         let written = WRITES.iter().any(|(from, to)| *from == role || *to == role);
         // Rotated or rescaled columns are no features of the input; experts share rows.
         let plain = layer.transform.is_none() && layer.pre_scale.is_none();
@@ -166,7 +166,7 @@ fn compare(profiles: Vec<Profile>, findings: &mut Vec<Finding>) {
                 findings.push(Finding::warning("suspect-swapped-nibbles", &reader.module, message));
             }
         }
-        for roles in FUSED {
+        for roles in fused_sets() {
             let members: Vec<_> = roles.iter().filter_map(|role| find(parent, role)).collect();
             findings.extend(odd_one(&members));
         }

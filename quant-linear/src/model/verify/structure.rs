@@ -8,20 +8,14 @@ use safetensors::Dtype;
 
 use crate::checkpoint::{Checkpoint, TensorSource};
 use crate::layout::{ALL, At, Global, Layers};
+use crate::model::ties::{CROSS, Tie};
 use crate::model::verify::{Finding, Severity};
 
 /// Projections that read the same input, and that engines fuse into one product, by the last part
 /// of their names.
-pub(super) const FUSED: [&[&str]; 8] = [
-    &["q_proj", "k_proj", "v_proj"],
-    &["gate_proj", "up_proj"],
-    &["w1", "w3"],
-    &["q", "k", "v"],
-    &["query", "key", "value"],
-    &["to_q", "to_k", "to_v"],
-    &["attn_q", "attn_k", "attn_v"],
-    &["ffn_gate", "ffn_up"],
-];
+pub(super) fn fused_sets() -> impl Iterator<Item = &'static [&'static str]> {
+    Tie::ALL.into_iter().flat_map(|tie| tie.sets().iter().copied())
+}
 
 /// A module's name as its parent and its last part.
 pub(super) fn split(module: &str) -> (&str, &str) {
@@ -151,7 +145,10 @@ fn fused(layers: &Layers, findings: &mut Vec<Finding>) {
         parents.entry(parent).or_default().push((role, layer));
     }
     for (parent, of_parent) in parents {
-        for roles in FUSED {
+        for roles in fused_sets() {
+            // Queries of attention across two sequences read the other one.
+            let across = roles.len() == 3 && parent.split('.').any(|part| CROSS.contains(&part));
+            let roles = if across { &roles[1..] } else { roles };
             let of = |role: &&str| {
                 let found = of_parent.iter().find(|(other, _)| other == role);
                 found.filter(|(_, layer)| layer.format() == Some(Format::NvFp4)).copied()
