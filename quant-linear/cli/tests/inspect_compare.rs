@@ -426,3 +426,12 @@ fn gguf_is_quantized_as_its_dense_values_are() {
     let codes = &a["blk.0.ffn_up_exps.e2m1"].3;
     assert!(a == b && codes.iter().any(|&byte| byte != codes[0]));
 }
+
+#[test]
+fn blocks_without_values_are_refused_by_name() {
+    let folder = Folder::new();
+    write_gguf(&folder.at("k"), GgmlType::Q4_K, &[4, 256]);
+    let said = ["`blk.0.ffn_up_exps.weight` cannot be carried along", "Q4_K"];
+    fails(&["dequantize", &folder.arg("k"), "-o", &folder.arg("d.safetensors")], &said);
+    assert!(!folder.at("d.safetensors").exists());
+}

@@ -5,7 +5,7 @@ mod common;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use common::{Folder, code, fails, json, ok, read};
+use common::{Folder, Tensor, code, fails, json, ok, read, serialized, write};
 use safetensors::Dtype;
 use serde_json::Value;
 
@@ -235,4 +235,126 @@ fn mxfp4_is_written_as_nvfp4_where_every_value_stays_and_back() {
         &["convert", &wide, text(&out), "--to", "native", "--format", "nvfp4"],
         &["scales from 2^-32 to 2^-1 are more than 2^17 apart (2 groups do not fit)"],
     );
+}
+
+/// A tensor of bytes.
+fn bytes(name: &str, dtype: Dtype, shape: &[usize], value: u8) -> Tensor {
+    let bits = shape.iter().product::<usize>() * dtype.bitsize();
+    (name.into(), dtype, shape.to_vec(), vec![value; bits / 8])
+}
+
+#[test]
+fn names_that_collide_are_refused() {
+    let folder = Folder::new();
+    let (input, out) = (folder.path().join("m.safetensors"), folder.path().join("o.safetensors"));
+    let mut tensors = vec![
+        bytes("a.weight_packed", Dtype::U8, &[4, 32], 0x21),
+        bytes("a.weight_scale", Dtype::U8, &[4, 2], 120),
+        bytes("a.weight", Dtype::BF16, &[4, 64], 0),
+    ];
+    write(&input, &tensors);
+    let layout = ["--layout", "ct"];
+    let said = ["two tensors would be named `a.weight`"];
+    fails(&[&["dequantize", text(&input), "-o", text(&out)][..], &layout].concat(), &said);
+    fails(&[&["convert", text(&input), text(&out), "--to", "quark"][..], &layout].concat(), &said);
+    assert!(!out.exists());
+    tensors.pop();
+    write(&input, &tensors);
+    ok(&[&["convert", text(&input), text(&out), "--to", "quark"][..], &layout].concat());
+}
+
+#[test]
+fn the_config_beside_a_file_is_nobodys_to_overwrite() {
+    let folder = Folder::new();
+    let path = |name: &str| folder.path().join(name);
+    fs::copy(vector("h_quark_mxfp4.safetensors"), path("m.safetensors")).unwrap();
+    fs::copy(vector("h_quark_mxfp4.config.json"), path("m.config.json")).unwrap();
+    let before = fs::read(path("m.config.json")).unwrap();
+    // A GGUF file needs none.
+    ok(&["convert", text(&path("m.safetensors")), text(&path("m.gguf")), "--to", "gguf"]);
+    assert_eq!(fs::read(path("m.config.json")).unwrap(), before);
+    fs::write(path("o.config.json"), "{}").unwrap();
+    let [input, output] = ["m.safetensors", "o.safetensors"].map(path);
+    let convert = ["convert", text(&input), text(&output), "--to", "ct"];
+    fails(&convert, &["o.config.json", "exists already", "--force"]);
+    assert!(!output.exists());
+    ok(&[&convert[..], &["--force"]].concat());
+    assert!(fs::read_to_string(path("o.config.json")).unwrap().contains("compressed-tensors"));
+    ok(&["convert", text(&output), text(&path("b.safetensors")), "--to", "quark"]);
+}
+
+#[test]
+fn what_stays_in_its_layout_keeps_its_config() {
+    let folder = Folder::new();
+    let input = model(&folder, "h_mlx_nvfp4");
+    let out = folder.path().join("mlx");
+    ok(&["convert", text(&input), text(&out), "--to", "mlx"]);
+    assert_eq!(config(&out), config(&input));
+    // Another one says which layers it does not speak of.
+    let out = folder.path().join("native");
+    let told = ok(&["convert", text(&input), text(&out), "--to", "native"]);
+    assert!(told.contains("quantized in another way, `lm_head.weight` the first"), "{told}");
+    let told = ok(&["dequantize", text(&input), "-o", text(&folder.path().join("dense"))]);
+    assert!(told.contains("`lm_head.weight` the first"), "{told}");
+}
+
+#[test]
+fn experts_of_mlx_are_one_tensor() {
+    let folder = Folder::new();
+    let path = |name: &str| folder.path().join(name);
+    let tensors = [
+        bytes("m.experts.up.weight", Dtype::U32, &[2, 4, 8], 0x21),
+        bytes("m.experts.up.scales", Dtype::U8, &[2, 4, 2], 120),
+    ];
+    write(&path("m.safetensors"), &tensors);
+    let layers = json(&["inspect", text(&path("m.safetensors"))])["layers"].clone();
+    assert_eq!(layers[0]["experts"], 2);
+    assert_eq!(layers[0]["shape"], serde_json::json!([4, 64]));
+    ok(&["convert", text(&path("m.safetensors")), text(&path("n.safetensors")), "--to", "native"]);
+    ok(&["convert", text(&path("n.safetensors")), text(&path("b.safetensors")), "--to", "mlx"]);
+    let (before, after) = (read(&path("m.safetensors")), read(&path("b.safetensors")));
+    assert_eq!(before, after);
+    ok(&["dequantize", text(&path("m.safetensors")), "-o", text(&path("d.safetensors"))]);
+    assert_eq!(read(&path("d.safetensors"))["m.experts.up.weight"].2, [2, 4, 64]);
+}
+
+#[test]
+fn a_transform_that_only_the_config_tells_of_is_not_lost() {
+    let folder = Folder::new();
+    let input = model(&folder, "f_ct_nvfp4");
+    let mut value = config(&input);
+    value["quantization_config"]["transform_config"] = serde_json::json!({ "config_groups": {} });
+    fs::write(input.join("config.json"), value.to_string()).unwrap();
+    let out = folder.path().join("out");
+    fails(
+        &["convert", text(&input), text(&out), "--to", "modelopt"],
+        &["it stores no transform", "`transform_config` of the config"],
+    );
+    ok(&["convert", text(&input), text(&out), "--to", "ct"]);
+    assert_eq!(config(&out), value);
+    let told = ok(&["dequantize", text(&input), "-o", text(&folder.path().join("dense"))]);
+    assert!(told.contains("`transform_config` of the config, which is not undone"), "{told}");
+}
+
+#[test]
+fn layers_that_a_header_lists_without_their_prefix_are_comfys() {
+    let folder = Folder::new();
+    let path = folder.path().join("m.safetensors");
+    let tensors = [
+        bytes("model.diffusion_model.a.weight", Dtype::U8, &[128, 32], 0x21),
+        bytes("model.diffusion_model.a.weight_scale", Dtype::F8_E4M3, &[128, 4], 0x38),
+        (
+            "model.diffusion_model.a.weight_scale_2".into(),
+            Dtype::F32,
+            vec![],
+            1f32.to_le_bytes().into(),
+        ),
+    ];
+    let layout = |header: &str| {
+        fs::write(&path, serialized(&tensors, &[("_quantization_metadata", header)])).unwrap();
+        json(&["inspect", text(&path)])["layers"][0]["layout"].clone()
+    };
+    assert_eq!(layout(r#"{"layers": {"a": {"format": "nvfp4"}}}"#), "comfyui");
+    // A header that lists others denies this one, and ModelOpt writes no such header.
+    assert_eq!(layout(r#"{"layers": {"b": {"format": "nvfp4"}}}"#), Value::Null);
 }
