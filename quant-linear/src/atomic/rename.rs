@@ -114,6 +114,7 @@ mod tests {
         fs::write(&new, "new").unwrap();
         let error = into_nothing(&new, &place).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::AlreadyExists);
+        assert!(new.exists(), "what may be continued stays");
         assert_eq!(fs::read(&place).unwrap(), b"old");
     }
 }
