@@ -1,7 +1,7 @@
 //! `fp4 report`: one page about a checkpoint, or about two, to be looked at.
 //!
 //! ```text
-//! read    the numbers, tile by tile                                    (quant_linear::model::report)
+//! read    the numbers, tile by tile                                (quant_linear::model::report)
 //! write   the page of web/dist, made by web/build.mjs, with the numbers in its place for them
 //! ```
 //!

@@ -79,13 +79,13 @@ pub(crate) fn check_beside<'p>(
     let input = inputs.any(|input| real.is_some() && fs::canonicalize(input).ok() == real);
     ensure!(
         !input,
-        "{shown}, which goes with the output, is the config of the input; choose another name for the \
-         output, or a folder"
+        "{shown}, which goes with the output, is the config of the input; choose another name for \
+        the output, or a folder"
     );
     ensure!(
         force || Kind::File.replaceable(path)?.is_none(),
-        "{shown}, which goes with the output, exists already; remove it, choose another place, or pass \
-         --force to replace it"
+        "{shown}, which goes with the output, exists already; remove it, choose another place, or \
+        pass --force to replace it"
     );
     Ok(())
 }
@@ -141,8 +141,8 @@ pub(crate) fn told(
         quant_linear::Error::Io { action: "writing", path, source } => {
             let (shown, left, needs) = (path.display(), left(resume), report::bytes(needs));
             let writing = format!(
-                "writing {shown}; {left}: free some space, or choose another place (the output needs \
-                 {needs})"
+                "writing {shown}; {left}: free some space, or choose another place (the output \
+                needs {needs})"
             );
             Ok(anyhow::Error::new(source).context(writing))
         }

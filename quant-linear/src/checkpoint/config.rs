@@ -2,7 +2,7 @@
 //!
 //! | file | who writes it | what it says |
 //! |---|---|---|
-//! | `config.json` | transformers, mlx-lm and all who follow them | `model_type`; `quantization_config` or `quantization` |
+//! | `config.json` | transformers, mlx-lm, others | `model_type`, `quantization_config` |
 //! | `hf_quant_config.json` | ModelOpt | `producer`, `quantization` |
 //! | `quantization_config.json` | AutoRound | the block of `config.json` once more |
 //!

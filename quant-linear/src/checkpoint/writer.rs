@@ -30,7 +30,8 @@ impl Arrangement {
     /// Lays out `tensors`.
     ///
     /// # Errors
-    /// Two of one name, shapes whose bytes do not fit the machine's integers, or a header past 100 MB.
+    /// Two of one name, shapes whose bytes do not fit the machine's integers, or a header past 100
+    /// MB.
     pub fn new(
         mut tensors: Vec<Planned>,
         metadata: &BTreeMap<String, String>,

@@ -176,8 +176,8 @@ pub enum GgufError {
     },
     /// One file of a model in several that is not there.
     #[error(
-        "it is not there, and the model has {0} such files; put it beside the others, or merge them \
-         with llama-gguf-split --merge where all are"
+        "it is not there, and the model has {0} such files; put it beside the others, or merge \
+        them with llama-gguf-split --merge where all are"
     )]
     SplitMissing(u64),
     /// A file of a model that is not the one that its name says.
@@ -227,8 +227,8 @@ pub enum GgufError {
     NoValues(GgmlType),
     /// Bytes that are no whole blocks, or not as many as values.
     #[error(
-        "{bytes} bytes of ggml type {ty} for {values} values were given, expected {} bytes for each \
-         {} values", .ty.block_bytes(), .ty.block_len()
+        "{bytes} bytes of ggml type {ty} for {values} values were given, expected {} bytes for \
+        each {} values", .ty.block_bytes(), .ty.block_len()
     )]
     Bytes {
         /// The type.

@@ -99,7 +99,8 @@ pub enum Error {
     },
     /// What was begun cannot be continued by this run.
     #[error(
-        "{} was begun with other input or settings: {}; run again with those, or remove that folder          to begin anew",
+        "{} was begun with other input or settings: {}; run again with those, or remove that \
+        folder to begin anew",
         text::path(.path),
         printable(.what)
     )]
@@ -122,7 +123,8 @@ pub enum Error {
     },
     /// A layer of other software's that lacks a tensor.
     #[error(
-        "tensor `{}` is missing, which a {layout} layer has; download or export the checkpoint again",
+        "tensor `{}` is missing, which a {layout} layer has; download or export the checkpoint \
+        again",
         printable(.name)
     )]
     Incomplete {
@@ -149,8 +151,8 @@ pub enum Error {
     },
     /// A layer whose config says what its weight alone does not, and what is not applied here.
     #[error(
-        "layer `{}` goes with {}, which is not applied here: without it the outputs would be wrong; \
-         export the model without it",
+        "layer `{}` goes with {}, which is not applied here: without it the outputs would be \
+        wrong; export the model without it",
         printable(.module),
         printable(.what)
     )]

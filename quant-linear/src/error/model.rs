@@ -191,15 +191,18 @@ pub enum ModelError {
         target: &'static str,
     },
     /// A module that is no quantized layer.
-    #[error("`{}` is no quantized layer of this checkpoint; `inspect` lists them", printable(.module))]
+    #[error(
+        "`{}` is no quantized layer of this checkpoint; `inspect` lists them",
+        printable(.module)
+    )]
     NoModule {
         /// The name given.
         module: String,
     },
     /// A true shape that cannot be.
     #[error(
-        "`{}` is stored as {stored:?}, and cannot be cropped to {wanted:?}; give at most as many rows \
-         and columns, of a matrix",
+        "`{}` is stored as {stored:?}, and cannot be cropped to {wanted:?}; give at most as many \
+        rows and columns, of a matrix",
         printable(.module)
     )]
     Crop {
@@ -220,8 +223,8 @@ pub enum ModelError {
     },
     /// Bytes that mean something else in another layout.
     #[error(
-        "tensor `{}` has code {code:#x} under scale byte {byte:#04x} at [{row}, {col}], which is {:e} \
-         to its own software and {:e} to {target}'s; {elements} elements are like that",
+        "tensor `{}` has code {code:#x} under scale byte {byte:#04x} at [{row}, {col}], which is \
+        {:e} to its own software and {:e} to {target}'s; {elements} elements are like that",
         printable(.tensor), .values[0], .values[1]
     )]
     Changed {
@@ -262,8 +265,8 @@ pub enum ModelError {
     },
     /// A weight that has no exact form in another format.
     #[error(
-        "tensor `{}` has no exact form in {format}: {why} ({groups} groups do not fit); quantize the \
-         dense weight instead",
+        "tensor `{}` has no exact form in {format}: {why} ({groups} groups do not fit); quantize \
+        the dense weight instead",
         printable(.tensor)
     )]
     Rescale {
@@ -290,8 +293,8 @@ pub enum ModelError {
     },
     /// Weights that were to be quantized and cannot be.
     #[error(
-        "{count} of the weights that would be quantized cannot be ({}); leave them out, or do not be \
-         strict",
+        "{count} of the weights that would be quantized cannot be ({}); leave them out, or do not \
+        be strict",
         listed(.examples, *.count > .examples.len())
     )]
     Strict {
@@ -380,8 +383,8 @@ pub enum Reason {
     Experts(Vec<usize>),
     /// A matrix named as GPT-2's, of which nothing tells whether it is transposed.
     #[error(
-        "it is named as a layer of GPT-2, stored (in, out) there and (out, in) elsewhere, and neither \
-         config.json nor shapes tell; put the config.json beside it"
+        "it is named as a layer of GPT-2, stored (in, out) there and (out, in) elsewhere, and \
+        neither config.json nor shapes tell; put the config.json beside it"
     )]
     Transposed,
     /// A tensor of matrices of no size.

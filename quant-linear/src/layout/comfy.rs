@@ -5,7 +5,7 @@
 //! | `weight` | U8 (out', in' / 2) | HIGH nibble = even; padded to multiples of 16 |
 //! | `weight_scale` | F8_E4M3 (128 ceil(out' / 128), 4 ceil(in' / 64)) | swizzled (C7) |
 //! | `weight_scale_2`, `input_scale` | F32 () | multiply |
-//! | `comfy_quant` | U8 (n), the JSON `{"format": "nvfp4"}` | the marker, unless the header has it |
+//! | `comfy_quant` | U8 (n), the JSON `{"format": "nvfp4"}` | the marker, if the header has none |
 //!
 //! value = e2m1 * (scale * global). The header's `_quantization_metadata` names the layers, or each
 //! has a marker. The true shape is not in the file: rows and columns are those stored, padding

@@ -2,7 +2,7 @@
 //!
 //! | tensor | type | |
 //! |---|---|---|
-//! | `weight` | U32 ([experts,] out, in / 8) | nibble i of a word = element i: little-endian, the usual order |
+//! | `weight` | U32 ([experts,] out, in / 8) | nibble i of a word = element i |
 //! | `scales` | U8 ([experts,] out, in / G) | e8m0 of mxfp4, e4m3 of nvfp4 |
 //!
 //! value = e2m1 * scale; e8m0 0xFF is infinite. Nothing in the file but the number of groups tells

@@ -12,7 +12,7 @@
 //!
 //! ```text
 //! MXFP4, 17 bytes of 32 elements   scale, 16 bytes; byte j = element j (low), j + 16 (high)
-//! NVFP4, 36 bytes of 64 elements   4 scales, 4 x 8 bytes; of each 16: byte j = j (low), j + 8 (high)
+//! NVFP4, 36 bytes of 64 elements   4 scales, 4 x 8 bytes; of each 16: j (low), j + 8 (high)
 //! ```
 //!
 //! A tile is read as its rows need it: row-major bytes by range, a swizzled matrix by the bands of

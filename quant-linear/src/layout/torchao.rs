@@ -3,9 +3,11 @@
 //! | tensor | type | |
 //! |---|---|---|
 //! | `_weight_qdata` | U8 (out, in / 2) | low nibble = even |
-//! | `_weight_scale` | F8_E8M0 or F8_E4M3 (out, in / G) | or swizzled: (32 ceil(out / 128), 16 ceil(groups / 4)) |
+//! | `_weight_scale` | F8_E8M0 or F8_E4M3 (out, in / G) | row-major or swizzled |
 //! | `_weight_per_tensor_scale` | F32 (), NVFP4, may be absent | multiplies |
 //! | `_weight_act_per_tensor_scale` | F32 (), NVFP4, may be absent | that of activations |
+//!
+//! Swizzled scales are (32 ceil(out / 128), 16 ceil(groups / 4)).
 //!
 //! value = e2m1 * (scale * global). The header describes each tensor in JSON under `X.weight`; the
 //! two shapes of scales never agree, so they tell the order too.

@@ -29,7 +29,8 @@ pub struct Held<'a> {
     pub transform: Option<&'a TransformHeader>,
     /// Name of a vector that multiplies the activations' features first.
     pub pre_scale: Option<(&'a str, Dtype)>,
-    /// What the config says of the layer that its weight alone does not, unless that config is kept.
+    /// What the config says of the layer that its weight alone does not, unless that config is
+    /// kept.
     pub untold: Option<&'a str>,
 }
 

@@ -318,8 +318,8 @@ impl Scales {
             _ => {
                 let got = shape.to_vec();
                 let expected = format!(
-                    "one for all, one for each of {rows} rows, or {blocks:?}, one for each block of \
-                     {block:?}"
+                    "one for all, one for each of {rows} rows, or {blocks:?}, one for each block \
+                    of {block:?}"
                 );
                 return Err(Reason::ScalesShape { name, got, expected });
             }

@@ -156,7 +156,8 @@ impl<'a> Plan<'a> {
         }
         if let Some(untold) = &layer.untold {
             self.notes.push(format!(
-                "`{}` goes with {untold}, which is not undone: the dense weight alone is another one",
+                "`{}` goes with {untold}, which is not undone: the dense weight alone is another \
+                one",
                 weight.module
             ));
         }
@@ -197,8 +198,9 @@ impl<'a> Plan<'a> {
         let others: Vec<_> = others.filter(|(name, ..)| is_other(input, name)).collect();
         if let Some((first, ..)) = others.first() {
             self.notes.push(format!(
-                "{} tensors belong to layers that are quantized in another way, `{first}` the first: \
-                 they stay as they are, and the config that is written does not speak of them",
+                "{} tensors belong to layers that are quantized in another way, `{first}` the \
+                first: they stay as they are, and the config that is written does not speak of \
+                them",
                 others.len()
             ));
         }

@@ -3,32 +3,34 @@
 /// What is selected, what a recipe is, and what is written.
 pub(super) const SELECTION: &str = "\
 Which tensors are quantized:
-  By default every linear weight: a tensor named `*.weight` of rank 2, or one of rank 3 with one matrix
-  for each expert, of type F32, F16 or BF16, or F8_E4M3 with scales beside it, whose K is a multiple
-  of the group (MXFP4 32, NVFP4 16) and of the transform block. But what careful tools keep stays as
-  it is, by its role: embeddings (*embed*  *embd*  *wte*  *wpe*  shared), output heads (*lm_head*
-  *classifier*  cls.*  output.weight  score.weight  head.weight), routers and gates of experts
-  (*.gate  *.router  *.shared_expert_gate), multi-token-prediction blocks (mtp.*), position biases, vision and audio towers, poolers, input, output and modulation layers of
+  By default every linear weight: a tensor named `*.weight` of rank 2, or one of rank 3 with one
+  matrix for each expert, of type F32, F16 or BF16, or F8_E4M3 with scales beside it, whose K is a
+  multiple of the group (MXFP4 32, NVFP4 16) and of the transform block. But what careful tools keep
+  stays as it is, by its role: embeddings (*embed*  *embd*  *wte*  *wpe*  shared), output heads
+  (*lm_head* *classifier*  cls.*  output.weight  score.weight  head.weight), routers and gates of
+  experts (*.gate  *.router  *.shared_expert_gate), multi-token-prediction blocks (mtp.*), position
+  biases, vision and audio towers, adapters, poolers, input, output and modulation layers of
   diffusion models, linear attention (tools differ), attention of gpt-oss (dense in the released
   files). Every tensor of two or more dimensions that stays is listed with its reason and its bytes.
   --include GLOB replaces the choice by role, embeddings and heads included (several add up);
   --exclude GLOB removes from either.
   Globs match full tensor names: `*` any characters, `?` one, `[ab]`, `{this,that}`.
-  An --include with wildcards filters: of what it matches, linear weights are quantized, and the rest
-  (biases, norms, convolutions) is copied. So `--include '*'` is every linear weight, and
-  `--include 'encoder.layer.0.*'` those of one layer. It is an error if it matches nothing that can be
-  quantized.
+  An --include with wildcards filters: of what it matches, linear weights are quantized, and the
+  rest (biases, norms, convolutions) is copied. So `--include '*'` is every linear weight, and
+  `--include 'encoder.layer.0.*'` those of one layer. It is an error if it matches nothing that can
+  be quantized.
   A candidate that cannot be quantized (its type, its K) is copied and listed with the reason; with
   --strict, or if --include gives it by its full name, without wildcards, it is an error.
 
-Experts: a tensor NAME of rank 3 becomes one layer for each expert, `NAME.0`, `NAME.1` and so on, each
-  with its own global scale. Whether its matrices are (out, in) or (in, out), as gpt-oss and Llama 4
-  have them, is told by the sizes in config.json, unless a matrix is square, and else by its
+Experts: a tensor NAME of rank 3 becomes one layer for each expert, `NAME.0`, `NAME.1` and so on,
+  each with its own global scale. Whether its matrices are (out, in) or (in, out), as gpt-oss and
+  Llama 4 have them, is told by the sizes in config.json, unless a matrix is square, and else by its
   model_type; where neither tells, --experts must. GPT-2's layers, stored (in, out), are transposed.
-  config.json is read from a folder, and for NAME.safetensors from NAME.config.json beside it.
+  config.json is read from a folder; for a file from NAME.config.json beside it, or else from the
+  config.json of its folder.
 
-Recipes: --recipe FILE gives formats by name, in TOML or JSON. The first rule that matches decides; what
-  none matches is as the options say.
+Recipes: --recipe FILE gives formats by name, in TOML or JSON. The first rule that matches decides;
+  what none matches is as the options say.
     tie = [\"qkv\", \"gate-up\"]        # may be left out, as all below but one of match and names
     experts = \"out-in\"
     [[rules]]
@@ -51,14 +53,14 @@ What is written: `X.weight` becomes `X.e2m1` (U8), `X.scale_quant` (F8_E8M0 or F
   load it with Bias::Apply (the layer adds the bias) or with Bias::Ignore (you do).
 
 Scales: the automatic NVFP4 global scale of a weight is its largest magnitude / 2688; the smallest
-  positive f32 if that underflows; 1, with a warning, if all its values are zero or one is not finite.
-  With --tie the largest magnitude is that of all weights that one product reads: q, k and v of a
-  module, or gate and up.
-  A layer multiplies by weight global scale times activation global scale in f32, so that product must
-  be finite and above 0: a weight for which it is not is an error that names it.
+  positive f32 if that underflows; 1, with a warning, if all its values are zero or one is not
+  finite. With --tie the largest magnitude is that of all weights that one product reads: q, k and v
+  of a module, or gate and up.
+  A layer multiplies by weight global scale times activation global scale in f32, so that product
+  must be finite and above 0: a weight for which it is not is an error that names it.
 
-The report: one huge weight can take the global scale from all others, and the tensor's SQNR does not
-  show it. So it counts groups that became all zero, and of these the lost ones, which held other
-  weights; the shares of weights flushed to zero and saturated (beyond 7 steps of their group); and
-  the SQNR by group: the smallest, the 5th percentile and the median, in steps of a quarter of a dB.
-  A lost group has 0 dB.";
+The report: one huge weight can take the global scale from all others, and the tensor's SQNR does
+  not show it. So it counts groups that became all zero, and of these the lost ones, which held
+  other weights; the shares of weights flushed to zero and saturated (beyond 7 steps of their
+  group); and the SQNR by group: the smallest, the 5th percentile and the median, in steps of a
+  quarter of a dB. A lost group has 0 dB.";

@@ -99,8 +99,8 @@ impl Row {
         let median = self.figures.median_db.map_or("none".into(), report::decibels);
         if counts.lost > 0 {
             return Some(format!(
-                "{} of {} held weights other than zero and became all zero; SQNR of the median group \
-                 {median} dB, of the tensor {}",
+                "{} of {} held weights other than zero and became all zero; SQNR of the median \
+                group {median} dB, of the tensor {}",
                 counts.lost,
                 report::count(counts.groups as usize, "group"),
                 report::decibels(self.difference().sqnr_db())

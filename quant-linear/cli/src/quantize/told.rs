@@ -38,12 +38,13 @@ fn model(error: ModelError) -> anyhow::Error {
     match error {
         ModelError::NoMatch { glob } => {
             anyhow!(
-                "'{glob}' of --include or --recipe matches no tensor; `fp4 inspect` lists their names"
+                "'{glob}' of --include or --recipe matches no tensor; `fp4 inspect` lists their \
+                names"
             )
         }
         ModelError::NoneQuantizable { glob, examples, more } => anyhow!(
-            "'{glob}' of --include or --recipe matches no tensor that can be quantized ({}); `fp4 inspect` lists \
-             types and shapes",
+            "'{glob}' of --include or --recipe matches no tensor that can be quantized ({}); `fp4 \
+            inspect` lists types and shapes",
             listed(&examples, more)
         ),
         ModelError::Named { name, reason } => anyhow!(
@@ -55,8 +56,8 @@ fn model(error: ModelError) -> anyhow::Error {
              dense checkpoint, or leave the layer out with --exclude"
         ),
         ModelError::NoWeight { path } => anyhow!(
-            "{} holds no linear weight: no tensor is named `*.weight` and has two dimensions, and none \
-             holds experts; name what to quantize with --include",
+            "{} holds no linear weight: no tensor is named `*.weight` and has two dimensions, and \
+            none holds experts; name what to quantize with --include",
             text::path(&path)
         ),
         ModelError::Nothing { path, examples, more } => {
@@ -84,15 +85,15 @@ fn model(error: ModelError) -> anyhow::Error {
             let more = count > examples.len();
             let examples = examples.iter().map(|(name, why)| format!("`{name}`: {}", reason(why)));
             anyhow!(
-                "--strict: {count} of the weights that would be quantized cannot be ({}{}); leave them \
-                 out with --exclude, or leave --strict out",
+                "--strict: {count} of the weights that would be quantized cannot be ({}{}); leave \
+                them out with --exclude, or leave --strict out",
                 examples.collect::<Vec<_>>().join("; "),
                 if more { "; ..." } else { "" }
             )
         }
         ModelError::SamePrefix { prefix, first, second } => anyhow!(
-            "`{first}` and `{second}` would both be written under `{prefix}`; leave one of them out \
-             with --exclude"
+            "`{first}` and `{second}` would both be written under `{prefix}`; leave one of them \
+            out with --exclude"
         ),
         ModelError::NoQuantizer(refusals) => anyhow!(
             "no backend can quantize this ({refusals}); leave --backend out, if it is given"

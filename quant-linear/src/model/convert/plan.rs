@@ -131,8 +131,8 @@ impl<'a> Plan<'a> {
         let others: Vec<_> = others.collect();
         if let (Some(first), false) = (others.first(), self.same) {
             self.notes.push(format!(
-                "{} tensors belong to layers that are quantized in another way, `{}` the first: they stay \
-                 as they are, and the config that is written does not speak of them",
+                "{} tensors belong to layers that are quantized in another way, `{}` the first: \
+                they stay as they are, and the config that is written does not speak of them",
                 others.len(),
                 first.name
             ));
@@ -143,8 +143,8 @@ impl<'a> Plan<'a> {
         let padded = padded.count();
         if padded > 0 && !self.options.target.pads() {
             self.notes.push(format!(
-                "{padded} weights are stored padded, and are written with their padding: a bias shows how \
-                 many rows are real"
+                "{padded} weights are stored padded, and are written with their padding: a bias \
+                shows how many rows are real"
             ));
         }
         let scale = self.weights.iter().flat_map(|planned| &planned.weight.sources);
@@ -489,8 +489,8 @@ pub(in crate::model) fn strip(model: &mut serde_json::Map<String, Value>) {
     }
 }
 
-/// The entries of a header that do not speak of quantized tensors: not those of ComfyUI and torchao,
-/// whose keys are names of tensors, nor our own.
+/// The entries of a header that do not speak of quantized tensors: not those of ComfyUI and
+/// torchao, whose keys are names of tensors, nor our own.
 pub(in crate::model) fn carried(metadata: &BTreeMap<String, String>) -> BTreeMap<String, String> {
     let torchao = metadata.contains_key("tensor_names");
     let ours = |key: &str| {

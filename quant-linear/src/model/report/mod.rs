@@ -6,7 +6,7 @@
 //!              holds under its name, by layer and by group; the dense tensors that differ
 //! ```
 //!
-//! As for [`compare`](super::compare) a dense side is the reference, and between equals it is A; and
+//! As for [`compare`](super::compare) a dense side is the reference, and between equals it is A;
 //! where a layer has a transform, the dense weight is transformed in the same way first.
 //!
 //! A report is bounded, whatever the checkpoints hold. Rows beyond [`MAX_ROWS`] and names beyond
