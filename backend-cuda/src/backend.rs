@@ -281,7 +281,7 @@ pub(crate) fn expect_outputs<B>(
     b: &CudaWeight<B>,
     epilogue: &Epilogue<'_>,
 ) -> Result<usize, Error> {
-    a.shape.expect_product(&b.operand.shape)?;
+    a.shape.expect_product(&b.operand.shape)?.expect_one_format()?;
     let (rows, cols) = (a.shape.rows(), b.operand.shape.rows());
     epilogue.expect(rows, cols)?;
     rows.checked_mul(cols).ok_or(Error::ShapeOverflow { rows, cols })
@@ -390,7 +390,7 @@ impl Matmul for Cuda {
     ) -> Result<Paths, Error> {
         check_environment()?;
         self.own(&b.operand.gpu)?;
-        a.shape().expect_product(&b.shape())?;
+        a.shape().expect_product(&b.shape())?.expect_one_format()?;
         epilogue.expect(a.shape().rows(), b.shape().rows())?;
         expect_int(&[a.shape().rows()])?;
         let _operation = self.gpu.enter()?;
@@ -410,7 +410,7 @@ impl Matmul for Cuda {
     ) -> Result<(), Error> {
         check_environment()?;
         self.own(&b.operand.gpu)?;
-        a.shape().expect_product(&b.shape())?;
+        a.shape().expect_product(&b.shape())?.expect_one_format()?;
         expect_int(&[a.shape().rows()])?;
         let _operation = self.gpu.enter()?;
         self.with_staging(|staging| {

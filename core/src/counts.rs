@@ -1,9 +1,10 @@
 //! What a quantization did to the values: counts that every backend agrees on.
 //!
 //! ```text
-//! clipped      elements with |x / d| > 7, infinities included: more than half a step past 6
+//! clipped      elements with |x / d| > 7, infinities included: more than half a step past 6;
+//!              of MXINT8 those whose quotient is beyond 127.5
 //! scale_max    groups whose computed scale was clamped to the largest finite one
-//! flushed      groups with amax > 0 and all codes +-0
+//! flushed      groups with amax > 0 and all codes +-0, or all elements 0
 //! nan_groups   groups whose scale is NaN
 //! ```
 //!
@@ -21,12 +22,14 @@ pub struct QuantCounts {
     pub elements: u64,
     /// Groups quantized.
     pub groups: u64,
-    /// Elements whose quotient x / d was beyond +-7, infinities included: they became +-6.
+    /// Elements whose quotient x / d was beyond +-7, infinities included: they became +-6. Of
+    /// MXINT8, beyond +-127.5: they became +-127.
     pub clipped: u64,
     /// Groups whose computed scale was clamped to the largest finite scale. A given scale (C4.2)
     /// is not computed and does not count.
     pub scale_max: u64,
-    /// Groups with a nonzero element and none that is NaN, all of whose codes are +-0.
+    /// Groups with a nonzero element and none that is NaN, all of whose codes or elements are
+    /// +-0.
     pub flushed: u64,
     /// Groups whose scale is NaN.
     pub nan_groups: u64,

@@ -4,7 +4,7 @@
 
 use core::fmt;
 
-use crate::format::{Encoding, FloatType, GroupSize, ScaleType};
+use crate::format::{Element, Encoding, FloatType, GroupSize, ScaleType};
 use crate::spec::ScaleRule;
 
 /// What was wrong with a call. Every variant says what was given and what was expected;
@@ -23,6 +23,8 @@ pub enum Error {
         k: usize,
         /// The group size, in elements.
         group: usize,
+        /// The encoding asked for, if the settings make one.
+        encoding: Option<Encoding>,
     },
     /// A shape whose element count does not fit `usize`.
     ShapeOverflow {
@@ -64,6 +66,18 @@ pub enum Error {
         expected: (ScaleType, GroupSize),
         /// Scale type and group size given.
         got: (ScaleType, GroupSize),
+    },
+    /// Elements of another kind: a weight has e2m1 codes, MXINT8 is for activations (C10).
+    ElementMismatch {
+        /// Element expected.
+        expected: Element,
+        /// Element given.
+        got: Element,
+    },
+    /// A global scale for MXINT8, which has none (C10).
+    NoGlobalScale {
+        /// Its value.
+        got: f32,
     },
     /// A matrix in a scale type and group size that is neither MXFP4 nor NVFP4 (C6).
     NotAMatmulFormat {
@@ -111,6 +125,13 @@ pub enum Error {
         /// How many there are.
         len: usize,
     },
+    /// Serialized bytes of an exact sum in a form of another version.
+    SumVersion {
+        /// The version expected.
+        expected: u8,
+        /// The version given.
+        got: u8,
+    },
     /// A term that does not fit the exact accumulator.
     SumRange {
         /// Exponent of the term.
@@ -118,7 +139,7 @@ pub enum Error {
     },
     /// A 64-bit partial sum overflowed; use [`ExactSum`](crate::ExactSum) partials.
     PartialOverflow,
-    /// Partial sums of the wrong kind for the format: MXFP4 needs [`ExactSum`](crate::ExactSum).
+    /// Partial sums of the wrong kind: all but NVFP4 by NVFP4 needs [`ExactSum`](crate::ExactSum).
     PartialKind,
     /// The thread's floating-point environment breaks IEEE-754 (C9).
     Environment(FpEnvironment),
@@ -207,6 +228,8 @@ pub enum Unsupported {
         /// The group size asked for.
         group: GroupSize,
     },
+    /// Elements of this kind.
+    Element(Element),
     /// Activations of this type.
     InputType(FloatType),
     /// Outputs of this type.
@@ -311,10 +334,15 @@ impl fmt::Display for Error {
             Error::GroupSize { got } => {
                 write!(f, "group size {got}: expected 16, 32, 64 or 128; pass one of those")
             }
-            Error::KNotWholeGroups { k, group } => write!(
+            Error::KNotWholeGroups { k, group, encoding: None } => write!(
                 f,
                 "K = {k} is not a multiple of the group size {group}; pad K with zeros to a \
                  multiple of {group} or choose a smaller group"
+            ),
+            Error::KNotWholeGroups { k, group, encoding: Some(encoding) } => write!(
+                f,
+                "K = {k} is not a multiple of {group}, the group size of {encoding}; pad K with \
+                 zeros to a multiple of {group} or choose another encoding"
             ),
             Error::ShapeOverflow { rows, cols } => write!(
                 f,
@@ -340,6 +368,14 @@ impl fmt::Display for Error {
                  quantize both operands with the same settings",
                 expected.0, expected.1, got.0, got.1
             ),
+            Error::ElementMismatch { expected, got } => write!(
+                f,
+                "elements are {got}, expected {expected}; weights are MXFP4 or NVFP4 (e2m1), \
+                 MXINT8 (int8) is for activations"
+            ),
+            Error::NoGlobalScale { got } => {
+                write!(f, "a global scale of {got} for mxint8, which has none; pass 1")
+            }
             Error::NotAMatmulFormat { scale, group } => write!(
                 f,
                 "{scale} with groups of {group} is no matmul format; use MXFP4 (e8m0, 32) or \
@@ -371,6 +407,11 @@ impl fmt::Display for Error {
                 f,
                 "range {start}..{end} of {what} is outside 0..{len}; clamp it to the operand"
             ),
+            Error::SumVersion { expected, got } => write!(
+                f,
+                "an exact sum in the serialized form of version {got}, expected {expected}; \
+                 make the partial sums anew with one version of the software"
+            ),
             Error::SumRange { exponent } => write!(
                 f,
                 "a term with exponent {exponent} does not fit the exact sum (lowest bit 2^-256, \
@@ -380,7 +421,7 @@ impl fmt::Display for Error {
                 f.write_str("a 64-bit partial sum overflowed; ask for ExactSum partials instead")
             }
             Error::PartialKind => f.write_str(
-                "64-bit partial sums hold NVFP4 only; ask for ExactSum partials for MXFP4",
+                "64-bit partial sums hold NVFP4 by NVFP4 only; ask for ExactSum partials for others",
             ),
             Error::Environment(e) => write!(
                 f,
@@ -450,6 +491,7 @@ impl fmt::Display for Unsupported {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match *self {
             Unsupported::Format { scale, group } => write!(f, "{scale} with groups of {group}"),
+            Unsupported::Element(element) => write!(f, "{element} elements"),
             Unsupported::InputType(t) => write!(f, "{t} activations"),
             Unsupported::OutputType(t) => write!(f, "{t} outputs"),
             Unsupported::Transform => f.write_str("a block transform"),

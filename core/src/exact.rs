@@ -1,15 +1,15 @@
 //! Exact sums: the matmul's accumulators, which never round until the end ([C6]).
 //!
-//! A term of the product of two FP4 operands is an integer times a power of two: doubled codes
-//! multiply to a quarter, e8m0 scales add exponents of at least -127 each, so every term is a
-//! multiple of 2^-256 below 2^260. [`ExactSum`] is a 640-bit two's complement integer in units of
-//! 2^-256:
+//! A term of a product is an integer times a power of two: doubled codes multiply to a quarter, an
+//! MXINT8 element by a doubled code to 2^-7, and e8m0 scales add exponents of at least -127 each, so
+//! every term is a multiple of 2^-261 below 2^260. [`ExactSum`] is a 640-bit two's complement integer
+//! in units of 2^-264:
 //!
 //! ```text
-//! limbs[0] bit 0 = 2^-256  ...  limbs[9] bit 62 = 2^382, bit 63 = sign
+//! limbs[0] bit 0 = 2^-264  ...  limbs[9] bit 62 = 2^374, bit 63 = sign
 //! ```
 //!
-//! Sums of up to 2^120 terms cannot overflow, addition is exact, so any order and any split of K
+//! Sums of up to 2^114 terms cannot overflow, addition is exact, so any order and any split of K
 //! gives the same integer; one rounding at the end gives the same bits. Rounding the parts first
 //! and adding them would not: 2^24 + 1 + 2^-30 is a hair above a tie and must go up, but
 //! `round(2^24 + 1) + 2^-30` goes down.
@@ -27,15 +27,15 @@ use crate::environment::check_environment;
 use crate::epilogue::Epilogue;
 use crate::error::{Buffer, Error};
 use crate::float::{FloatSliceMut, NAN_F32};
-use crate::format::Format;
+use crate::format::Product;
 use crate::with_floats;
 
 /// Exponent of the lowest bit.
-const LOW: i32 = -256;
+const LOW: i32 = -264;
 /// 64-bit limbs.
 const LIMBS: usize = 10;
 
-/// An exact sum of products of FP4 values, of either format and any scale, with a NaN flag.
+/// An exact sum of products, of any encodings and any scale, with a NaN flag.
 ///
 /// Two sums are equal exactly when they hold the same real number and the same flag.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -55,12 +55,16 @@ impl ExactSum {
     pub const ZERO: ExactSum = ExactSum { limbs: [0; LIMBS], nan: false };
 
     /// Bytes of the serialized form.
-    pub const BYTES: usize = 8 * LIMBS + 1;
+    pub const BYTES: usize = 8 * LIMBS + 2;
+
+    /// Version of the serialized form: its first byte. Version 1 had no such byte, and units of
+    /// 2^-256.
+    pub const VERSION: u8 = 2;
 
     /// Adds `significand * 2^exponent`, exactly.
     ///
     /// # Errors
-    /// [`Error::SumRange`] unless `exponent` is in -256..=254; the sum is unchanged.
+    /// [`Error::SumRange`] unless `exponent` is in -264..=254; the sum is unchanged.
     #[inline]
     pub fn add_scaled(&mut self, significand: i64, exponent: i32) -> Result<(), Error> {
         if !(LOW..=254).contains(&exponent) {
@@ -178,11 +182,13 @@ impl ExactSum {
         (negative, kept + u64::from(up), last as i32 + LOW)
     }
 
-    /// The sum as little-endian bytes: the 640-bit two's complement integer in units of 2^-256,
-    /// then one byte that is 1 for NaN. For sending partial sums between machines.
+    /// The sum as bytes: [`VERSION`](Self::VERSION), the 640-bit two's complement integer in units
+    /// of 2^-264, little-endian, then one byte that is 1 for NaN. For sending partial sums between
+    /// machines.
     pub fn to_bytes(&self) -> [u8; Self::BYTES] {
         let mut bytes = [0; Self::BYTES];
-        for (chunk, limb) in bytes.chunks_exact_mut(8).zip(&self.limbs) {
+        bytes[0] = Self::VERSION;
+        for (chunk, limb) in bytes[1..].chunks_exact_mut(8).zip(&self.limbs) {
             chunk.copy_from_slice(&limb.to_le_bytes());
         }
         bytes[Self::BYTES - 1] = u8::from(self.nan);
@@ -192,14 +198,17 @@ impl ExactSum {
     /// Reads [`to_bytes`](Self::to_bytes) back. Any nonzero flag byte means NaN.
     ///
     /// # Errors
-    /// [`Error::Len`] unless there are [`BYTES`](Self::BYTES) bytes.
+    /// [`Error::Len`] unless there are [`BYTES`](Self::BYTES) bytes; [`Error::SumVersion`].
     pub fn from_bytes(bytes: &[u8]) -> Result<Self, Error> {
         let (expected, got) = (Self::BYTES, bytes.len());
         if got != expected {
             return Err(Error::Len { what: Buffer::SumBytes, expected, got });
         }
+        if bytes[0] != Self::VERSION {
+            return Err(Error::SumVersion { expected: Self::VERSION, got: bytes[0] });
+        }
         let mut sum = ExactSum { limbs: [0; LIMBS], nan: bytes[Self::BYTES - 1] != 0 };
-        for (limb, chunk) in sum.limbs.iter_mut().zip(bytes.chunks_exact(8)) {
+        for (limb, chunk) in sum.limbs.iter_mut().zip(bytes[1..].chunks_exact(8)) {
             let mut le = [0; 8];
             le.copy_from_slice(chunk);
             *limb = u64::from_le_bytes(le);
@@ -273,9 +282,9 @@ impl From<FixedSum> for ExactSum {
 
 /// Partial sums of an (M, N) product, row-major, to add into.
 pub enum PartialsMut<'a> {
-    /// 64-bit sums: NVFP4 only.
+    /// 64-bit sums: NVFP4 by NVFP4 only.
     Fixed(&'a mut [FixedSum]),
-    /// Exact sums: any format.
+    /// Exact sums: any product.
     Exact(&'a mut [ExactSum]),
 }
 
@@ -322,17 +331,17 @@ impl PartialsMut<'_> {
         self.len() == 0
     }
 
-    /// Checks that these sums can take a product of this format with `outputs` outputs.
+    /// Checks that these sums can take a product of these encodings with `outputs` outputs.
     ///
     /// # Errors
-    /// [`Error::Len`]; [`Error::PartialKind`] for 64-bit sums of MXFP4.
-    pub fn expect(&self, format: Format, outputs: usize) -> Result<(), Error> {
+    /// [`Error::Len`]; [`Error::PartialKind`] for 64-bit sums of another than NVFP4 by NVFP4.
+    pub fn expect(&self, product: Product, outputs: usize) -> Result<(), Error> {
         if self.len() != outputs {
             let (expected, got) = (outputs, self.len());
             return Err(Error::Len { what: Buffer::Partials, expected, got });
         }
-        match (self, format) {
-            (PartialsMut::Fixed(_), Format::MxFp4) => Err(Error::PartialKind),
+        match self {
+            PartialsMut::Fixed(_) if !product.is_fixed() => Err(Error::PartialKind),
             _ => Ok(()),
         }
     }
@@ -396,7 +405,7 @@ mod tests {
     fn single_terms_round_like_f64_to_f32() {
         // f64 holds these terms exactly, so its conversion is the one rounding wanted.
         for significand in [1i64, 3, 0x00FF_FFFF, 0x0100_0001, 0x0180_0000_0001, -5, -0x0100_0003] {
-            for exponent in -256..=200 {
+            for exponent in -264..=200 {
                 let got = sum(&[(significand, exponent)]);
                 let exact = significand as f64 * 2f64.powi(exponent);
                 assert_eq!(got.to_f64().to_bits(), exact.to_bits(), "{significand} 2^{exponent}");
@@ -412,7 +421,7 @@ mod tests {
     #[test]
     fn a_sticky_bit_far_below_a_tie_decides() {
         assert_eq!(sum(&[(1 << 24, 0), (1, 0)]).to_f32(), 16_777_216.0);
-        for far in [-30, -100, -256] {
+        for far in [-30, -100, -256, -264] {
             assert_eq!(sum(&[(1 << 24, 0), (1, 0), (1, far)]).to_f32(), 16_777_218.0, "{far}");
             assert_eq!(sum(&[(1 << 24, 0), (1, 0), (-1, far)]).to_f32(), 16_777_216.0, "{far}");
         }
@@ -428,12 +437,12 @@ mod tests {
 
     #[test]
     fn underflow_keeps_the_sign_and_overflow_is_infinite() {
-        assert_eq!(sum(&[(-1, -256)]).to_f32().to_bits(), 0x8000_0000);
+        assert_eq!(sum(&[(-1, -264)]).to_f32().to_bits(), 0x8000_0000);
         assert_eq!(sum(&[(-1, -150)]).to_f32().to_bits(), 0x8000_0000);
         assert_eq!(sum(&[(-3, -151)]).to_f32().to_bits(), 0x8000_0001);
         assert_eq!(sum(&[(1, 128)]).to_f32(), f32::INFINITY);
         // The largest finite f32 plus just under, and exactly, half of its last unit.
-        assert_eq!(sum(&[(0x00FF_FFFF, 104), (1, 103), (-1, -256)]).to_f32(), f32::MAX);
+        assert_eq!(sum(&[(0x00FF_FFFF, 104), (1, 103), (-1, -264)]).to_f32(), f32::MAX);
         assert_eq!(sum(&[(-0x00FF_FFFF, 104), (-1, 103)]).to_f32(), f32::NEG_INFINITY);
     }
 
@@ -448,7 +457,7 @@ mod tests {
     #[test]
     fn terms_outside_the_range_are_refused_and_change_nothing() {
         let mut s = sum(&[(5, 3)]);
-        for exponent in [-257, 255, i32::MIN, i32::MAX] {
+        for exponent in [-265, 255, i32::MIN, i32::MAX] {
             assert_eq!(s.add_scaled(1, exponent), Err(Error::SumRange { exponent }));
         }
         assert_eq!(s, sum(&[(5, 3)]));
@@ -461,7 +470,14 @@ mod tests {
         s.set_nan();
         assert_eq!(ExactSum::from_bytes(&s.to_bytes()), Ok(s));
         assert!(s.to_f32().is_nan());
-        assert!(ExactSum::from_bytes(&[0; 80]).is_err());
+        let what = Buffer::SumBytes;
+        let short = ExactSum::from_bytes(&[0; 81]);
+        assert_eq!(short, Err(Error::Len { what, expected: 82, got: 81 }));
+        let old = ExactSum::from_bytes(&[1; 82]);
+        assert_eq!(old, Err(Error::SumVersion { expected: 2, got: 1 }));
+        // One unit, where it has always to be.
+        let unit = sum(&[(1, -264)]).to_bytes();
+        assert_eq!((unit[0], unit[1], unit.iter().filter(|b| **b == 0).count()), (2, 1, 80));
     }
 
     #[test]
@@ -477,7 +493,7 @@ mod tests {
 
     quickcheck::quickcheck! {
         fn any_split_and_order_gives_the_same_sum(terms: Vec<(i64, i16)>, cut: usize) -> bool {
-            let terms: Vec<_> = terms.iter().map(|&(s, e)| (s, i32::from(e).rem_euclid(511) - 256)).collect();
+            let terms: Vec<_> = terms.iter().map(|&(s, e)| (s, i32::from(e).rem_euclid(519) - 264)).collect();
             let whole = sum(&terms);
             let cut = if terms.is_empty() { 0 } else { cut % terms.len() };
             let (a, b) = terms.split_at(cut);

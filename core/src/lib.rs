@@ -23,7 +23,8 @@
 //! | [`Epilogue`] | what follows the exact sum: row scales, alpha, bias | [C6] |
 //! | [`Swizzle`] | the 128x4 scale layout | [C7] |
 //! | [`check_environment`] | the floating-point environment | [C9] |
-//! | [`mod@reference`] | all of it, scalar and readable | [C1] to [C9] |
+//! | [`mxint8`] | the 8-bit elements of activations | [C10] |
+//! | [`mod@reference`] | all of it, scalar and readable | [C1] to [C10] |
 //! | [`backend`] | the traits that backends implement | |
 //! | [`contract`] | the clauses themselves: what every bit must be | all |
 //!
@@ -63,6 +64,7 @@
 //! [C7]: contract#c7
 //! [C8]: contract#c8
 //! [C9]: contract#c9
+//! [C10]: contract#c10
 
 #![cfg_attr(not(test), no_std)]
 #![forbid(unsafe_code)]
@@ -82,6 +84,7 @@ mod exact;
 mod float;
 mod fma;
 mod format;
+pub mod mxint8;
 mod names;
 #[cfg(feature = "num-traits")]
 mod numbers;
@@ -107,7 +110,7 @@ pub use error::{
 pub use exact::{ExactSum, FixedSum, Partials, PartialsMut, finish};
 pub use float::{Float, FloatSlice, FloatSliceMut, NAN_BF16, NAN_F16, NAN_F32};
 pub use fma::fma;
-pub use format::{Encoding, FloatType, Format, GroupSize, ScaleType};
+pub use format::{Element, Encoding, FloatType, Format, GroupSize, Product, ScaleType};
 pub use half::{bf16, f16};
 pub use names::ParseError;
 #[cfg(feature = "alloc")]

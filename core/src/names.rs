@@ -8,7 +8,7 @@ use core::str::FromStr;
 
 use crate::e2m1::TieMode;
 use crate::error::Error;
-use crate::format::{Encoding, FloatType, Format, GroupSize, ScaleType};
+use crate::format::{Element, Encoding, FloatType, Format, GroupSize, ScaleType};
 use crate::spec::ScaleRule;
 
 /// A name that is none of the names of a setting.
@@ -102,7 +102,8 @@ macro_rules! names {
 }
 
 names!(Format, "format": MxFp4 = "mxfp4", NvFp4 = "nvfp4");
-names!(Encoding, "encoding": MxFp4 = "mxfp4", NvFp4 = "nvfp4");
+names!(Encoding, "encoding": MxFp4 = "mxfp4", NvFp4 = "nvfp4", MxInt8 = "mxint8");
+names!(Element, "element": E2m1 = "e2m1", Int8 = "int8");
 names!(ScaleType, "scale type": E8M0 = "e8m0", E4M3 = "e4m3");
 names!(FloatType, "float type": F32 = "f32", F16 = "f16", Bf16 = "bf16");
 names!(TieMode, "tie mode": Even = "even", Zero = "zero", Down = "down", Up = "up");
@@ -174,7 +175,8 @@ mod tests {
     #[test]
     fn what_is_printed_is_what_is_read() {
         round_trips(&Format::ALL, &["mxfp4", "nvfp4"]);
-        round_trips(&Encoding::ALL, &["mxfp4", "nvfp4"]);
+        round_trips(&Encoding::ALL, &["mxfp4", "nvfp4", "mxint8"]);
+        round_trips(&Element::ALL, &["e2m1", "int8"]);
         round_trips(&ScaleType::ALL, &["e8m0", "e4m3"]);
         round_trips(&FloatType::ALL, &["f32", "f16", "bf16"]);
         round_trips(&TieMode::ALL, &["even", "zero", "down", "up"]);

@@ -1,9 +1,11 @@
-//! Packed matrices: e2m1 codes two a byte and row-major scale bytes ([C3]).
+//! Packed matrices: e2m1 codes two a byte, or int8 elements, and row-major scale bytes ([C3], [C10]).
 //!
 //! ```text
 //! codes   (rows, K / 2)   byte j of a row = code(2j) | code(2j + 1) << 4
 //! scales  (rows, K / G)   byte g of a row scales elements g*G .. (g+1)*G
 //! ```
+//!
+//! MXINT8 activations have one element a byte: codes (rows, K).
 //!
 //! A is (M, K), B is (N, K), both row-major with K contiguous: the product is A * B^T ("tn").
 //! [`PackedView`] borrows, [`PackedMut`] borrows to write, `PackedMatrix` owns (feature `alloc`).
@@ -12,12 +14,13 @@
 //! Worked example: the codes 1, 2, 3, 4 along K are the bytes 0x21, 0x43.
 //!
 //! [C3]: crate::contract#c3
+//! [C10]: crate::contract#c10
 
 use core::fmt;
 
 use crate::e2m1::E2m1;
 use crate::error::{Buffer, Dim, Error};
-use crate::format::{Encoding, Format, GroupSize, ScaleType};
+use crate::format::{Element, Encoding, Format, GroupSize, Product, ScaleType};
 
 /// The shape and format of a packed matrix: a value that every buffer is checked against.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -26,10 +29,11 @@ pub struct PackedShape {
     k: usize,
     scale_type: ScaleType,
     group: GroupSize,
+    element: Element,
 }
 
 impl PackedShape {
-    /// A matrix of `rows` rows and `k` elements a row. Zero rows and zero `k` are legal.
+    /// A matrix of e2m1 codes, `rows` rows of `k` elements. Zero rows and zero `k` are legal.
     ///
     /// # Errors
     /// [`Error::KNotWholeGroups`] if `k` is not a multiple of the group,
@@ -40,21 +44,41 @@ impl PackedShape {
         scale_type: ScaleType,
         group: GroupSize,
     ) -> Result<Self, Error> {
+        Self::with_element(rows, k, Element::E2m1, scale_type, group)
+    }
+
+    const fn with_element(
+        rows: usize,
+        k: usize,
+        element: Element,
+        scale_type: ScaleType,
+        group: GroupSize,
+    ) -> Result<Self, Error> {
         if !k.is_multiple_of(group.get()) {
-            return Err(Error::KNotWholeGroups { k, group: group.get() });
+            let encoding = Encoding::from_parts(element, scale_type, group);
+            return Err(Error::KNotWholeGroups { k, group: group.get(), encoding });
         }
         if rows.checked_mul(k).is_none() {
             return Err(Error::ShapeOverflow { rows, cols: k });
         }
-        Ok(PackedShape { rows, k, scale_type, group })
+        Ok(PackedShape { rows, k, scale_type, group, element })
     }
 
-    /// A matrix in one of the two matmul formats.
+    /// A matrix in one of the two formats.
     ///
     /// # Errors
     /// As [`PackedShape::new`].
     pub const fn of(format: Format, rows: usize, k: usize) -> Result<Self, Error> {
         Self::new(rows, k, format.scale_type(), format.group())
+    }
+
+    /// A matrix in an encoding that a matmul takes as an operand.
+    ///
+    /// # Errors
+    /// As [`PackedShape::new`].
+    pub const fn encoded(encoding: Encoding, rows: usize, k: usize) -> Result<Self, Error> {
+        let (element, scale) = (encoding.element(), encoding.scale_type());
+        Self::with_element(rows, k, element, scale, encoding.group())
     }
 
     /// Rows.
@@ -77,24 +101,38 @@ impl PackedShape {
         self.group
     }
 
-    /// The matmul format, if the scale type and group size make one.
+    /// How one element is stored.
+    pub const fn element(&self) -> Element {
+        self.element
+    }
+
+    /// The format, if a weight may have it.
     pub const fn format(&self) -> Option<Format> {
-        Format::from_parts(self.scale_type, self.group)
+        match self.element {
+            Element::E2m1 => Format::from_parts(self.scale_type, self.group),
+            Element::Int8 => None,
+        }
     }
 
     /// The encoding, if a matmul takes it as an operand.
-    pub fn encoding(&self) -> Option<Encoding> {
-        self.format().map(Encoding::from)
+    pub const fn encoding(&self) -> Option<Encoding> {
+        Encoding::from_parts(self.element, self.scale_type, self.group)
     }
 
-    /// The matmul format.
+    /// The format of a weight.
     ///
     /// # Errors
-    /// [`Error::NotAMatmulFormat`] if the scale type and group size make none.
+    /// [`Error::ElementMismatch`] for MXINT8; [`Error::NotAMatmulFormat`] if the scale type and
+    /// group size make none.
     pub const fn expect_format(&self) -> Result<Format, Error> {
-        match self.format() {
-            Some(format) => Ok(format),
-            None => Err(Error::NotAMatmulFormat { scale: self.scale_type, group: self.group }),
+        match (self.element, self.format()) {
+            (_, Some(format)) => Ok(format),
+            (Element::Int8, None) => {
+                Err(Error::ElementMismatch { expected: Element::E2m1, got: Element::Int8 })
+            }
+            (Element::E2m1, None) => {
+                Err(Error::NotAMatmulFormat { scale: self.scale_type, group: self.group })
+            }
         }
     }
 
@@ -103,9 +141,14 @@ impl PackedShape {
         self.k / self.group.get()
     }
 
-    /// Bytes of codes in a row, K / 2.
+    /// Bytes of codes in a row: K / 2, or K for MXINT8.
     pub const fn row_bytes(&self) -> usize {
-        self.k / 2
+        self.k / self.element.per_byte()
+    }
+
+    /// Bytes of codes in a group.
+    pub const fn group_bytes(&self) -> usize {
+        self.group.get() / self.element.per_byte()
     }
 
     /// Bytes of codes in the matrix.
@@ -118,12 +161,12 @@ impl PackedShape {
         self.rows * self.row_groups()
     }
 
-    /// The same format with other dimensions.
+    /// The same encoding with other dimensions.
     ///
     /// # Errors
     /// As [`PackedShape::new`].
     pub const fn resized(&self, rows: usize, k: usize) -> Result<Self, Error> {
-        Self::new(rows, k, self.scale_type, self.group)
+        Self::with_element(rows, k, self.element, self.scale_type, self.group)
     }
 
     fn expect_lens(&self, codes: usize, scales: usize) -> Result<(), Error> {
@@ -138,10 +181,10 @@ impl PackedShape {
         Ok(())
     }
 
-    /// Checks that `other` is of the same format and dimensions.
+    /// Checks that `other` is of the same elements, format and dimensions.
     ///
     /// # Errors
-    /// [`Error::FormatMismatch`] or [`Error::ShapeMismatch`].
+    /// [`Error::ElementMismatch`], [`Error::FormatMismatch`] or [`Error::ShapeMismatch`].
     pub fn expect_same(&self, other: &PackedShape) -> Result<(), Error> {
         self.expect_same_format(other)?;
         for (what, expected, got) in [(Dim::Rows, self.rows, other.rows), (Dim::K, self.k, other.k)]
@@ -153,21 +196,29 @@ impl PackedShape {
         Ok(())
     }
 
-    /// Checks that this (M, K) operand and the (N, K) operand `b` can be multiplied (C6): one
-    /// format of the two, the same K, and an M * N that fits `usize`. Returns the format.
+    /// Checks that this (M, K) operand and the (N, K) operand `b` can be multiplied (C6): `b` in
+    /// one of the two formats, this one in the same or in MXINT8, the same K, and an M * N that
+    /// fits `usize`. Returns the encodings.
     ///
     /// # Errors
-    /// [`Error::FormatMismatch`], [`Error::NotAMatmulFormat`], [`Error::ShapeMismatch`] or
-    /// [`Error::ShapeOverflow`].
-    pub fn expect_product(&self, b: &PackedShape) -> Result<Format, Error> {
-        self.expect_same_format(b)?;
+    /// [`Error::FormatMismatch`], [`Error::ElementMismatch`], [`Error::NotAMatmulFormat`],
+    /// [`Error::ShapeMismatch`] or [`Error::ShapeOverflow`].
+    pub fn expect_product(&self, b: &PackedShape) -> Result<Product, Error> {
+        let a = match self.encoding() {
+            Some(Encoding::MxInt8) => Some(Encoding::MxInt8),
+            encoding => {
+                self.expect_same_format(b)?;
+                encoding
+            }
+        };
         if self.k != b.k {
             return Err(Error::ShapeMismatch { what: Dim::K, expected: self.k, got: b.k });
         }
         if self.rows.checked_mul(b.rows).is_none() {
             return Err(Error::ShapeOverflow { rows: self.rows, cols: b.rows });
         }
-        self.expect_format()
+        let b = b.expect_format()?;
+        Ok(Product { a: a.unwrap_or(b.into()), b })
     }
 
     /// Checks that a range of groups lies inside a row.
@@ -182,11 +233,14 @@ impl PackedShape {
         Ok(())
     }
 
-    /// Checks that `other` has this format, whatever its dimensions.
+    /// Checks that `other` has these elements and this format, whatever its dimensions.
     ///
     /// # Errors
-    /// [`Error::FormatMismatch`].
+    /// [`Error::ElementMismatch`] or [`Error::FormatMismatch`].
     pub fn expect_same_format(&self, other: &PackedShape) -> Result<(), Error> {
+        if self.element != other.element {
+            return Err(Error::ElementMismatch { expected: self.element, got: other.element });
+        }
         let (expected, got) = ((self.scale_type, self.group), (other.scale_type, other.group));
         if expected == got { Ok(()) } else { Err(Error::FormatMismatch { expected, got }) }
     }
@@ -222,7 +276,7 @@ impl<'a> PackedView<'a> {
         self.shape
     }
 
-    /// All codes, two a byte.
+    /// All codes: two a byte, or the elements of MXINT8.
     pub const fn codes(&self) -> &'a [u8] {
         self.codes
     }
@@ -267,13 +321,22 @@ impl<'a> PackedView<'a> {
         &self.scales[i * groups..(i + 1) * groups]
     }
 
-    /// The code of element `k` in row `i`; `None` outside the matrix.
+    /// The code of element `k` in row `i`; `None` outside the matrix, and for MXINT8.
     pub fn code(&self, i: usize, k: usize) -> Option<E2m1> {
-        if i >= self.shape.rows || k >= self.shape.k {
+        if i >= self.shape.rows || k >= self.shape.k || self.shape.element != Element::E2m1 {
             return None;
         }
         let byte = self.codes[i * self.shape.row_bytes() + k / 2];
         Some(E2m1::from_bits(byte >> (4 * (k % 2))))
+    }
+
+    /// The MXINT8 element `k` of row `i`, in units of 2^-6 (C10); `None` outside the matrix, and
+    /// for e2m1 codes.
+    pub fn int8(&self, i: usize, k: usize) -> Option<i8> {
+        if i >= self.shape.rows || k >= self.shape.k || self.shape.element != Element::Int8 {
+            return None;
+        }
+        Some(self.codes[i * self.shape.row_bytes() + k] as i8)
     }
 
     /// True if any scale of row `i` is NaN: every output of that row is then NaN (C6).
@@ -453,11 +516,11 @@ pub fn padded_k(k: usize) -> Result<usize, Error> {
 }
 
 /// Copies `from` into `to`, whose K is larger: the extra codes become 0x0 and the extra scale
-/// bytes 0x00 (C8). The padding multiplies to zero in both formats and never changes a result.
+/// bytes 0x00 (C8). The padding multiplies to zero in every encoding and never changes a result.
 ///
 /// # Errors
-/// [`Error::FormatMismatch`] or [`Error::ShapeMismatch`] if `to` has another format, other rows,
-/// or a smaller K.
+/// [`Error::ElementMismatch`], [`Error::FormatMismatch`] or [`Error::ShapeMismatch`] if `to` has
+/// another encoding, other rows, or a smaller K.
 pub fn pad_k(from: PackedView<'_>, to: &mut PackedMut<'_>) -> Result<(), Error> {
     let (src, dst) = (from.shape, to.shape);
     src.expect_same_format(&dst)?;
@@ -527,7 +590,7 @@ mod owned {
             self.shape
         }
 
-        /// All codes, two a byte.
+        /// All codes: two a byte, or the elements of MXINT8.
         pub fn codes(&self) -> &[u8] {
             &self.codes
         }
@@ -623,7 +686,7 @@ mod tests {
         let e8m0 = ScaleType::E8M0;
         assert_eq!(
             PackedShape::new(3, 48, e8m0, GroupSize::G32),
-            Err(Error::KNotWholeGroups { k: 48, group: 32 })
+            Err(Error::KNotWholeGroups { k: 48, group: 32, encoding: Some(Encoding::MxFp4) })
         );
         let huge = usize::MAX - 31;
         assert_eq!(

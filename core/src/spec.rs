@@ -1,4 +1,5 @@
-//! Settings of a quantization: scale type, group size, global scale, scale-scale, tie mode ([C4]).
+//! Settings of a quantization: element, scale type, group size, global scale, scale-scale, tie mode
+//! ([C4], [C10]).
 //!
 //! ```text
 //! s = amax / (ss * gs)      the scale that maps the group's maximum to `ss`
@@ -11,12 +12,16 @@
 //! Worked example, NVFP4 with gs = 0.1 and ss = 6: a group with amax 3 gives
 //! s = 3 / 0.6 = 5 (byte 0x4A), d = 0.5, and 3 becomes code 7 (6 * 0.5).
 //!
+//! MXINT8 has neither `gs` nor `ss`: both are 1 ([`QuantSpec::mxint8`]).
+//!
 //! [C4]: crate::contract#c4
+//! [C10]: crate::contract#c10
 
 use crate::e2m1::TieMode;
 use crate::environment::check_environment;
 use crate::error::{Error, ScaleSetting};
-use crate::format::{Format, GroupSize, ScaleType};
+use crate::format::{Element, Encoding, Format, GroupSize, ScaleType};
+use crate::mxint8;
 use crate::packed::PackedShape;
 
 /// The usual MXFP4 global scale, the f32 nearest to 1/3 (C4).
@@ -46,7 +51,7 @@ impl ScaleRule {
 /// their products finite and above zero.
 ///
 /// As a serde value (feature `serde`) it is a map of its settings, and checked as it is read;
-/// `tie`, `rule` and `row_scales` may be left out.
+/// `tie`, `rule`, `row_scales` and `element` may be left out, and `element` is where it is e2m1.
 #[derive(Debug, Clone, Copy, PartialEq)]
 #[cfg_attr(
     feature = "serde",
@@ -61,6 +66,14 @@ pub struct QuantSpec {
     tie: TieMode,
     rule: ScaleRule,
     row_scales: bool,
+    #[cfg_attr(feature = "serde", serde(skip_serializing_if = "is_e2m1"))]
+    element: Element,
+}
+
+/// True for the element that a spec need not name.
+#[cfg(feature = "serde")]
+fn is_e2m1(element: &Element) -> bool {
+    *element == Element::E2m1
 }
 
 impl QuantSpec {
@@ -84,8 +97,42 @@ impl QuantSpec {
             expect_positive(what, got)?;
         }
         let (tie, rule) = (TieMode::Even, ScaleRule::Nearest);
-        let row_scales = false;
-        Ok(QuantSpec { scale_type, group, global_scale, scale_scale, tie, rule, row_scales })
+        let (row_scales, element) = (false, Element::E2m1);
+        Ok(QuantSpec {
+            scale_type,
+            group,
+            global_scale,
+            scale_scale,
+            tie,
+            rule,
+            row_scales,
+            element,
+        })
+    }
+
+    /// MXINT8 activations: groups of 32 with the least e8m0 scale that takes the largest element
+    /// to at most 127, ties to even, no global scale and no scale-scale (C10).
+    pub const fn mxint8() -> Self {
+        QuantSpec {
+            scale_type: ScaleType::E8M0,
+            group: GroupSize::G32,
+            global_scale: 1.0,
+            scale_scale: 1.0,
+            tie: TieMode::Even,
+            rule: ScaleRule::Nearest,
+            row_scales: false,
+            element: Element::Int8,
+        }
+    }
+
+    /// The usual settings of activations in this encoding: those of [`usual`](Self::usual), or
+    /// [`mxint8`](Self::mxint8), which has no others.
+    pub const fn of(encoding: Encoding) -> Self {
+        match encoding {
+            Encoding::MxFp4 => Self::usual(Format::MxFp4),
+            Encoding::NvFp4 => Self::usual(Format::NvFp4),
+            Encoding::MxInt8 => Self::mxint8(),
+        }
     }
 
     /// The format's usual settings for activations: MXFP4 gs = 1/3, ss = 4; NVFP4 gs = 0.1, ss = 6.
@@ -102,6 +149,7 @@ impl QuantSpec {
             tie: TieMode::Even,
             rule: ScaleRule::Nearest,
             row_scales: false,
+            element: Element::E2m1,
         }
     }
 
@@ -119,16 +167,22 @@ impl QuantSpec {
         Self::new(usual.scale_type, usual.group, global_scale, usual.scale_scale)
     }
 
-    /// The same settings with another tie mode.
+    /// The same settings with another tie mode. MXINT8 keeps ties to even: it has no other (C10).
     #[must_use]
     pub const fn with_tie(self, tie: TieMode) -> Self {
-        QuantSpec { tie, ..self }
+        match self.element {
+            Element::E2m1 => QuantSpec { tie, ..self },
+            Element::Int8 => self,
+        }
     }
 
-    /// The same settings with another rule for the scale bytes.
+    /// The same settings with another rule for the scale bytes. MXINT8 keeps its own (C10).
     #[must_use]
     pub const fn with_rule(self, rule: ScaleRule) -> Self {
-        QuantSpec { rule, ..self }
+        match self.element {
+            Element::E2m1 => QuantSpec { rule, ..self },
+            Element::Int8 => self,
+        }
     }
 
     /// The same settings with a global scale of its own for each row, [`nvfp4_row_scale`] of the
@@ -141,7 +195,7 @@ impl QuantSpec {
     /// scale can be 0 or infinite.
     pub fn with_row_scales(self) -> Result<Self, Error> {
         let (scale, group) = (self.scale_type, self.group);
-        if Format::from_parts(scale, group) != Some(Format::NvFp4) {
+        if self.encoding() != Some(Encoding::NvFp4) {
             return Err(Error::RowScales { scale, group });
         }
         for extreme in [f32::from_bits(1), f32::MAX / NVFP4_LARGEST] {
@@ -164,6 +218,16 @@ impl QuantSpec {
     /// True if each row has a global scale of its own.
     pub const fn row_scales(&self) -> bool {
         self.row_scales
+    }
+
+    /// How one element is stored.
+    pub const fn element(&self) -> Element {
+        self.element
+    }
+
+    /// The encoding that these settings quantize to, if a matmul takes it as an operand.
+    pub const fn encoding(&self) -> Option<Encoding> {
+        Encoding::from_parts(self.element, self.scale_type, self.group)
     }
 
     /// Type of the scale bytes.
@@ -196,19 +260,26 @@ impl QuantSpec {
     /// # Errors
     /// As [`PackedShape::new`].
     pub const fn shape(&self, rows: usize, k: usize) -> Result<PackedShape, Error> {
-        PackedShape::new(rows, k, self.scale_type, self.group)
+        match self.encoding() {
+            Some(encoding) => PackedShape::encoded(encoding, rows, k),
+            None => PackedShape::new(rows, k, self.scale_type, self.group),
+        }
     }
 
-    /// The scale of a group whose largest magnitude is `amax`, before it is encoded (C4.2).
+    /// The scale of a group whose largest magnitude is `amax`, before it is encoded (C4.2): of
+    /// e2m1 elements.
     #[inline]
     pub fn scale(&self, amax: f32) -> f32 {
         amax / (self.scale_scale * self.global_scale)
     }
 
-    /// The scale byte of a group whose largest magnitude is `amax` (C4.2).
+    /// The scale byte of a group whose largest magnitude is `amax` (C4.2, C10).
     #[inline]
     pub fn encode_scale(&self, amax: f32) -> u8 {
-        self.scale_type.encode(self.scale(amax))
+        match self.element {
+            Element::E2m1 => self.scale_type.encode(self.scale(amax)),
+            Element::Int8 => mxint8::scale(amax),
+        }
     }
 
     /// What one unit of a code is worth under the scale byte: `decode(scale) * gs` (C4.3).
@@ -233,6 +304,8 @@ struct Settings {
     rule: ScaleRule,
     #[serde(default)]
     row_scales: bool,
+    #[serde(default)]
+    element: Element,
 }
 
 #[cfg(feature = "serde")]
@@ -240,11 +313,34 @@ impl TryFrom<Settings> for QuantSpec {
     type Error = Error;
 
     fn try_from(read: Settings) -> Result<Self, Error> {
-        let Settings { scale_type, group, global_scale, scale_scale, tie, rule, row_scales } = read;
+        let Settings { scale_type, group, global_scale, scale_scale, .. } = read;
+        let Settings { tie, rule, row_scales, element, .. } = read;
+        if element == Element::Int8 {
+            return mxint8_of(&read);
+        }
         let spec = QuantSpec::new(scale_type, group, global_scale, scale_scale)?;
         let spec = spec.with_tie(tie).with_rule(rule);
         if row_scales { spec.with_row_scales() } else { Ok(spec) }
     }
+}
+
+/// MXINT8, if the other settings are its own: there is nothing to choose (C10).
+#[cfg(feature = "serde")]
+fn mxint8_of(read: &Settings) -> Result<QuantSpec, Error> {
+    let spec = QuantSpec::mxint8();
+    let (expected, got) = ((spec.scale_type, spec.group), (read.scale_type, read.group));
+    if expected != got {
+        return Err(Error::FormatMismatch { expected, got });
+    }
+    if read.row_scales {
+        return spec.with_row_scales();
+    }
+    for got in [read.global_scale, read.scale_scale] {
+        if got.to_bits() != 1f32.to_bits() {
+            return Err(Error::NoGlobalScale { got });
+        }
+    }
+    Ok(spec)
 }
 
 /// The NVFP4 global scale of a tensor whose largest magnitude is `amax`: amax / 2688 in one f32

@@ -8,11 +8,11 @@ use std::sync::Arc;
 use fp4_core::backend::erased::Backend;
 use fp4_core::reference::Reference;
 use fp4_core::{
-    Buffer, DeviceError, Dim, Epilogue, Error, ExactSum, FixedSum, Float, FloatSlice,
-    FloatSliceMut, FloatType, Format, FpEnvironment, GroupSize, Matmul, MatmulQuery, Named,
-    PackedMatrix, PackedMut, PackedShape, PackedView, PartialsMut, Paths, QuantCounts, QuantSpec,
-    QuantizeInput, ScaleSetting, ScaleType, Swizzle, TieMode, Transform, Unsupported, finish_one,
-    hadamard, reference,
+    Buffer, DeviceError, Dim, Element, Encoding, Epilogue, Error, ExactSum, FixedSum, Float,
+    FloatSlice, FloatSliceMut, FloatType, Format, FpEnvironment, GroupSize, Matmul, MatmulQuery,
+    Named, PackedMatrix, PackedMut, PackedShape, PackedView, PartialsMut, Paths, Product,
+    QuantCounts, QuantSpec, QuantizeInput, ScaleSetting, ScaleType, Swizzle, TieMode, Transform,
+    Unsupported, finish_one, hadamard, reference,
 };
 use half::{bf16, f16};
 
@@ -47,7 +47,7 @@ fn a_shape_tells_what_it_was_made_of() {
 fn operands_of_a_product_agree_in_format_and_k() {
     let shape = |format, rows, k| PackedShape::of(format, rows, k).unwrap();
     let a = shape(Format::MxFp4, 2, 64);
-    assert_eq!(a.expect_product(&shape(Format::MxFp4, 7, 64)), Ok(Format::MxFp4));
+    assert_eq!(a.expect_product(&shape(Format::MxFp4, 7, 64)), Ok(Product::of(Format::MxFp4)));
     let k = Error::ShapeMismatch { what: Dim::K, expected: 64, got: 32 };
     assert_eq!(a.expect_product(&shape(Format::MxFp4, 7, 32)), Err(k));
     let other = shape(Format::NvFp4, 7, 64);
@@ -57,6 +57,15 @@ fn operands_of_a_product_agree_in_format_and_k() {
     };
     assert_eq!(a.expect_product(&other), Err(format));
     assert_eq!(a.expect_same_format(&other), Err(format));
+    let int8 = PackedShape::encoded(Encoding::MxInt8, 2, 64).unwrap();
+    for b in Format::ALL {
+        let product = Product { a: Encoding::MxInt8, b };
+        assert_eq!(int8.expect_product(&shape(b, 7, 64)), Ok(product));
+        assert!(product.expect_one_format().is_err());
+    }
+    let weight = Error::ElementMismatch { expected: Element::E2m1, got: Element::Int8 };
+    assert_eq!(a.expect_product(&int8), Err(weight));
+    assert_eq!(int8.expect_product(&int8), Err(weight));
     let huge = shape(Format::MxFp4, 1 << 40, 0);
     let overflow = Error::ShapeOverflow { rows: 1 << 40, cols: 1 << 40 };
     assert_eq!(huge.expect_product(&huge), Err(overflow));
@@ -205,12 +214,12 @@ fn a_nan_stays_in_sums_of_both_kinds() {
 
 #[test]
 fn exact_sums_take_every_exponent_of_their_range_and_no_other() {
-    for exponent in [-257, 255, i32::MIN, i32::MAX] {
+    for exponent in [-265, 255, i32::MIN, i32::MAX] {
         let mut sum = ExactSum::ZERO;
         assert_eq!(sum.add_scaled(1, exponent), Err(Error::SumRange { exponent }));
         assert_eq!(sum, ExactSum::ZERO);
     }
-    for exponent in -256..=254 {
+    for exponent in -264..=254 {
         let mut sum = ExactSum::ZERO;
         sum.add_scaled(-5, exponent).unwrap();
         assert_eq!(sum.to_f64(), -5.0 * 2f64.powi(exponent), "{exponent}");
@@ -223,11 +232,11 @@ fn exact_sums_take_every_exponent_of_their_range_and_no_other() {
 #[test]
 fn carries_run_as_far_as_they_must() {
     let mut sum = ExactSum::ZERO;
-    sum.add_scaled(-1, -256).unwrap();
-    assert_eq!(sum.to_bytes()[..80], [0xFF; 80]);
-    sum.add_scaled(1, -256).unwrap();
+    sum.add_scaled(-1, -264).unwrap();
+    assert_eq!(sum.to_bytes()[1..81], [0xFF; 80]);
+    sum.add_scaled(1, -264).unwrap();
     assert_eq!(sum, ExactSum::ZERO);
-    for low in [-256, -200, -193, -100, 0, 100] {
+    for low in [-264, -200, -193, -100, 0, 100] {
         let mut sum = ExactSum::ZERO;
         // All ones from `low` to 250, then one more unit: a single bit.
         for e in low..250 {
@@ -248,7 +257,7 @@ fn carries_run_as_far_as_they_must() {
 /// A tie is broken by a single bit anywhere below it, the lowest of all included.
 #[test]
 fn a_sticky_bit_at_any_position_breaks_a_tie() {
-    for exponent in -256..0 {
+    for exponent in -264..0 {
         for (sign, towards, result) in
             [(1, 1, 16_777_218f32), (1, -1, 16_777_216.0), (-1, -1, -16_777_218.0)]
         {
@@ -264,15 +273,18 @@ fn a_sticky_bit_at_any_position_breaks_a_tie() {
 fn partial_sums_fit_their_product() {
     let (mut exact, mut fixed) = ([ExactSum::ZERO; 4], [FixedSum::ZERO; 4]);
     let len = |expected, got| Err(Error::Len { what: Buffer::Partials, expected, got });
-    for format in Format::ALL {
+    for product in Product::ALL {
         let sums = PartialsMut::Exact(&mut exact);
         assert_eq!((sums.len(), sums.is_empty()), (4, false));
-        assert_eq!((sums.expect(format, 4), sums.expect(format, 5)), (Ok(()), len(5, 4)));
+        assert_eq!((sums.expect(product, 4), sums.expect(product, 5)), (Ok(()), len(5, 4)));
     }
     let sums = PartialsMut::Fixed(&mut fixed);
     assert_eq!(sums.len(), 4);
-    assert_eq!(sums.expect(Format::NvFp4, 4), Ok(()));
-    assert_eq!(sums.expect(Format::MxFp4, 4), Err(Error::PartialKind));
+    for product in Product::ALL {
+        let fits = product == Product::of(Format::NvFp4);
+        let expected = if fits { Ok(()) } else { Err(Error::PartialKind) };
+        assert_eq!(sums.expect(product, 4), expected, "{product:?}");
+    }
     assert!(PartialsMut::Fixed(&mut []).is_empty());
 }
 

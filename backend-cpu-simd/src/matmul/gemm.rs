@@ -109,7 +109,7 @@ pub(crate) fn expect(
     epilogue: &Epilogue<'_>,
     out: &FloatSliceMut<'_>,
 ) -> Result<(), Error> {
-    a.expect_product(&b)?;
+    a.expect_product(&b)?.expect_one_format()?;
     epilogue.expect(a.rows(), b.rows())?;
     let outputs = a.rows() * b.rows();
     out.as_ref().expect_len(Buffer::Output, outputs)

@@ -99,26 +99,27 @@ pub(crate) trait ExactSums {
 
 /// Adds the exact sums over the groups `groups` to `out`.
 pub(crate) fn partial(
-    product: &impl ExactSums,
+    operands: &impl ExactSums,
     groups: Range<usize>,
     out: PartialsMut<'_>,
 ) -> Result<(), Error> {
-    let [a, b] = product.shapes();
-    let format = a.expect_product(&b)?;
-    out.expect(format, a.rows() * b.rows())?;
+    let [a, b] = operands.shapes();
+    let product = a.expect_product(&b)?;
+    product.expect_one_format()?;
+    out.expect(product, a.rows() * b.rows())?;
     a.expect_groups(&groups)?;
     match out {
         PartialsMut::Fixed(out) => {
             for start in groups.clone().step_by(FIXED_GROUPS) {
                 let stretch = start..groups.end.min(start + FIXED_GROUPS);
-                product.sums(stretch, out, |total: &mut FixedSum, nan, sum| {
+                operands.sums(stretch, out, |total: &mut FixedSum, nan, sum| {
                     total.nan |= nan;
                     total.add(sum.to_fixed()?)
                 })?;
             }
             Ok(())
         }
-        PartialsMut::Exact(out) => product
+        PartialsMut::Exact(out) => operands
             .sums(groups, out, |total: &mut ExactSum, nan, sum| {
                 if nan {
                     total.set_nan();

@@ -143,7 +143,7 @@ pub trait Matmul: Named {
         out: FloatSliceMut<'_>,
     ) -> Result<Paths, Error>;
 
-    /// Adds the exact sums over the K groups `groups` to `out`, (M, N) row-major.
+    /// Adds the exact sums over the weight's groups `groups` along K to `out`, (M, N) row-major.
     ///
     /// # Errors
     /// As [`matmul`](Self::matmul); [`Error::Range`], [`Error::PartialKind`],

@@ -6,7 +6,7 @@ use crate::e2m1::TieMode;
 use crate::epilogue::Epilogue;
 use crate::error::{Buffer, Error, Unsupported};
 use crate::float::FloatSlice;
-use crate::format::{Encoding, FloatType, GroupSize, ScaleType};
+use crate::format::{Element, Encoding, FloatType, GroupSize, ScaleType};
 use crate::packed::{PackedMut, PackedShape};
 use crate::spec::{QuantSpec, ScaleRule};
 use crate::transform::{Transform, TransformShape};
@@ -66,8 +66,12 @@ impl<'a> QuantizeInput<'a> {
     /// The same input with scale bytes given, (rows, k / G) row-major, instead of computed (C4.2).
     ///
     /// # Errors
-    /// [`Error::Len`] unless there is one byte for each group.
+    /// [`Error::Len`] unless there is one byte for each group; [`Unsupported::GivenScales`] for
+    /// MXINT8, whose scales are computed (C10).
     pub fn with_scales(self, scales: &'a [u8]) -> Result<Self, Error> {
+        if self.spec.element() == Element::Int8 {
+            return Err(Unsupported::GivenScales.into());
+        }
         let (expected, got) = (self.shape.scales_len(), scales.len());
         if got != expected {
             return Err(Error::Len { what: Buffer::Scales, expected, got });
@@ -136,6 +140,8 @@ pub struct QuantizeQuery {
     pub rows: usize,
     /// Elements of a row.
     pub k: usize,
+    /// How one element is stored.
+    pub element: Element,
     /// Type of the scale bytes.
     pub scale_type: ScaleType,
     /// Elements that share a scale.
@@ -161,6 +167,7 @@ impl QuantizeQuery {
         QuantizeQuery {
             rows: shape.rows(),
             k: shape.k(),
+            element: shape.element(),
             scale_type: shape.scale_type(),
             group: shape.group(),
             tie: spec.tie(),
@@ -172,12 +179,26 @@ impl QuantizeQuery {
         }
     }
 
-    /// Checks that the settings are those that every backend has had from the first: the rule
-    /// `Nearest` and no row scales. For backends that do no more.
+    /// Checks that the elements are e2m1, for backends that write no others.
     ///
     /// # Errors
-    /// [`Unsupported::ScaleRule`] or [`Unsupported::RowScales`].
+    /// [`Unsupported::Element`].
+    pub const fn expect_e2m1(&self) -> Result<(), Unsupported> {
+        match self.element {
+            Element::E2m1 => Ok(()),
+            Element::Int8 => Err(Unsupported::Element(Element::Int8)),
+        }
+    }
+
+    /// Checks that the settings are those that every backend has had from the first: e2m1 elements,
+    /// the rule `Nearest` and no row scales. For backends that do no more.
+    ///
+    /// # Errors
+    /// [`Unsupported::Element`], [`Unsupported::ScaleRule`] or [`Unsupported::RowScales`].
     pub const fn expect_plain(&self) -> Result<(), Unsupported> {
+        if let Err(no) = self.expect_e2m1() {
+            return Err(no);
+        }
         match (self.rule, self.row_scales) {
             (ScaleRule::Nearest, false) => Ok(()),
             (ScaleRule::Nearest, true) => Err(Unsupported::RowScales),

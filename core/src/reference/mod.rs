@@ -13,7 +13,7 @@ mod matmul;
 mod quantize;
 
 pub use dequantize::{dequantize, fake_quantize};
-pub use matmul::{group_dot, matmul, partial};
+pub use matmul::{group_dot, group_dot_int8, matmul, partial};
 pub use quantize::{apply_transform, count_group, group_scale, quantize};
 
 use core::ops::Range;

@@ -22,6 +22,8 @@ use crate::environment::check_environment;
 use crate::error::Error;
 use crate::float::{Float, FloatSlice, FloatSliceMut};
 use crate::fma::fma;
+use crate::format::Element;
+use crate::mxint8;
 use crate::packed::PackedMut;
 use crate::spec::{QuantSpec, ScaleRule, nvfp4_row_scale};
 use crate::transform::Transform;
@@ -29,6 +31,8 @@ use crate::with_floats;
 
 /// A quotient beyond this is clipped: where the code above 6 would be nearer.
 const CLIPPED: f32 = 7.0;
+/// The same of MXINT8: where 128 would be nearer.
+const CLIPPED_INT8: f64 = 127.5;
 /// Largest group and largest transform block.
 const MAX_CHUNK: usize = 128;
 
@@ -82,7 +86,8 @@ fn quantize_typed<T: Float>(
                 if given.is_none() {
                     scales[g] = group_scale(y, &spec);
                 }
-                let codes = &mut codes[g * group / 2..(g + 1) * group / 2];
+                let bytes = input.shape().group_bytes();
+                let codes = &mut codes[g * bytes..(g + 1) * bytes];
                 quantize_group(y, &spec, scales[g], codes);
                 counts += count_group(y, &spec, scales[g], given.is_some(), codes);
             }
@@ -128,8 +133,15 @@ fn amax(y: &[f32]) -> f32 {
     y.iter().fold(0f32, |amax, y| larger(amax, y.abs()))
 }
 
-/// Encodes one group under its scale byte (C4.3).
+/// Encodes one group under its scale byte (C4.3, C10).
 fn quantize_group(y: &[f32], spec: &QuantSpec, scale: u8, codes: &mut [u8]) {
+    if spec.element() == Element::Int8 {
+        let is_nan = spec.scale_type().is_nan(scale);
+        for (byte, &y) in codes.iter_mut().zip(y) {
+            *byte = if is_nan { 0 } else { mxint8::encode(y, scale) as u8 };
+        }
+        return;
+    }
     let d = spec.unit(scale);
     let encode = |y: f32| {
         // The sign of a NaN counts too: under d = 0 it becomes a zero of that sign, where
@@ -152,16 +164,24 @@ pub fn count_group(
     codes: &[u8],
 ) -> QuantCounts {
     let (amax, d) = (amax(y), spec.unit(scale));
-    // Under d = 0 every quotient is 0.
-    let clipped = |y: &f32| d != 0.0 && (y / d).abs() > CLIPPED;
-    let clamped = || spec.scale(amax) > spec.scale_type().max();
+    let (is_nan, int8) = (spec.scale_type().is_nan(scale), spec.element() == Element::Int8);
+    let clipped = |y: &f32| match int8 {
+        true => !is_nan && mxint8::quotient(*y, scale).abs() > CLIPPED_INT8,
+        // Under d = 0 every quotient is 0.
+        false => d != 0.0 && (y / d).abs() > CLIPPED,
+    };
+    let clamped = || match int8 {
+        true => mxint8::quotient(amax, u8::MAX - 1) > f64::from(mxint8::MAX),
+        false => spec.scale(amax) > spec.scale_type().max(),
+    };
+    let magnitude = if int8 { 0xFF } else { 0x77 };
     QuantCounts {
         elements: y.len() as u64,
         groups: 1,
         clipped: y.iter().filter(|y| clipped(y)).count() as u64,
         scale_max: u64::from(!given && clamped()),
-        flushed: u64::from(amax > 0.0 && codes.iter().all(|byte| byte & 0x77 == 0)),
-        nan_groups: u64::from(spec.scale_type().is_nan(scale)),
+        flushed: u64::from(amax > 0.0 && codes.iter().all(|byte| byte & magnitude == 0)),
+        nan_groups: u64::from(is_nan),
     }
 }
 

@@ -58,10 +58,11 @@ pub(crate) fn partial(
     buffers: &mut [Buffer; 2],
 ) -> Result<(), Error> {
     let gpu = &*a.gpu;
-    let format = a.shape.expect_product(&b.shape)?;
+    let product = a.shape.expect_product(&b.shape)?;
+    let format = product.expect_one_format()?;
     let (m, n) = (a.shape.rows(), b.shape.rows());
     let outputs = m * n;
-    out.expect(format, outputs)?;
+    out.expect(product, outputs)?;
     a.shape.expect_groups(&groups)?;
     let (limbs, chunk) = match format {
         Format::NvFp4 => (1, NVFP4_INT64_GROUPS),
@@ -116,17 +117,24 @@ fn add(sums: &[u64], nans: &[u8], limbs: usize, out: &mut PartialsMut<'_>) -> Re
                 if limbs == 1 {
                     out.merge(&fixed(sum[0], nan).into());
                 } else {
-                    let mut bytes = [0; ExactSum::BYTES];
-                    for (to, limb) in bytes.chunks_exact_mut(8).zip(sum) {
-                        to.copy_from_slice(&limb.to_le_bytes());
-                    }
-                    bytes[ExactSum::BYTES - 1] = nan;
-                    out.merge(&ExactSum::from_bytes(&bytes)?);
+                    out.merge(&exact(sum, nan)?);
                 }
             }
         }
     }
     Ok(())
+}
+
+/// A sum of the device's: limbs in units of 2^-256, where the host's are of 2^-264, one byte lower.
+/// The device's top byte is sign alone.
+fn exact(limbs: &[u64], nan: u8) -> Result<ExactSum, Error> {
+    let mut bytes = [0; ExactSum::BYTES];
+    (bytes[0], bytes[ExactSum::BYTES - 1]) = (ExactSum::VERSION, nan);
+    let of_limbs = limbs.iter().flat_map(|limb| limb.to_le_bytes());
+    for (to, from) in bytes[2..ExactSum::BYTES - 1].iter_mut().zip(of_limbs) {
+        *to = from;
+    }
+    ExactSum::from_bytes(&bytes)
 }
 
 #[cfg(test)]

@@ -22,7 +22,7 @@ pub(crate) struct Product<'a> {
 impl Product<'_> {
     /// The operands' format; they have been checked to be of one product.
     pub(super) fn format(&self) -> Result<Format, Error> {
-        self.a.shape.expect_product(&self.b.shape)
+        Ok(self.a.shape.expect_product(&self.b.shape)?.expect_one_format()?)
     }
 
     /// Rows of A, and of B.
