@@ -1,6 +1,6 @@
 //! The reference matmul against big integers, over random operands of any shape (C6, C8).
 //!
-//! The oracle decodes by formula, adds with arbitrary precision in units of 2^-256, finds the
+//! The oracle decodes by formula, adds with arbitrary precision in units of 2^-264, finds the
 //! nearest f32 by a search among all f32 (comparing exact distances), multiplies by alpha in f64
 //! (where the product of two f32 is exact) and rounds it once. It shares no code with the core.
 
@@ -12,7 +12,7 @@ use std::cmp::Ordering;
 use fp4_conformance::oracle::rules::{NAN, Rules, e2m1_doubled, scale_parts};
 use fp4_conformance::random::Random;
 use fp4_core::{
-    ExactSum, FixedSum, FloatType, Format, PackedMut, PackedShape, PackedView, Partials,
+    Encoding, ExactSum, FixedSum, FloatType, Format, PackedMut, PackedShape, PackedView, Partials,
     PartialsMut, finish, pad_k, padded_k, reference,
 };
 use half::{bf16, f16};
@@ -21,14 +21,18 @@ use quickcheck::{Arbitrary, Gen, QuickCheck};
 use tally::canonical;
 
 /// Exponent of the oracle's unit.
-const UNIT: i32 = -256;
+const UNIT: i32 = -264;
 
 /// Two random operands and an alpha.
 #[derive(Debug, Clone)]
 struct Product {
+    /// How A is encoded.
+    encoding: Encoding,
+    /// B's format.
     format: Format,
     m: usize,
     n: usize,
+    /// Groups of A.
     groups: usize,
     a: Operand,
     b: Operand,
@@ -47,16 +51,18 @@ impl Arbitrary for Product {
     fn arbitrary(g: &mut Gen) -> Self {
         let mut random = Random::seeded(u64::arbitrary(g));
         let format = random.pick(&Format::ALL);
+        let encoding = if random.one_in(2) { Encoding::MxInt8 } else { format.into() };
         let (m, n, groups) = (random.below(5), random.below(5), random.below(9));
         let scales = Scales::pick(&mut random);
-        let a = Operand::random(&mut random, format, m, groups, scales);
-        let b = Operand::random(&mut random, format, n, groups, scales);
+        let a = Operand::random(&mut random, encoding, m, groups, scales);
+        let of_b = groups * encoding.group().get() / format.group().get();
+        let b = Operand::random(&mut random, format.into(), n, of_b, scales);
         let alpha = match random.below(4) {
             0 => 1.0,
             1 => random.gauss(),
             _ => random.any_f32(),
         };
-        Product { format, m, n, groups, a, b, alpha, seed: random.next_u64() }
+        Product { encoding, format, m, n, groups, a, b, alpha, seed: random.next_u64() }
     }
 }
 
@@ -80,14 +86,14 @@ impl Scales {
         }
     }
 
-    fn byte(self, random: &mut Random, format: Format) -> u8 {
+    fn byte(self, random: &mut Random, encoding: Encoding) -> u8 {
         let byte = match self {
             Scales::FullRange => random.byte(),
             Scales::Near(center) => center.wrapping_add(random.below(5) as u8),
             Scales::Extreme => random.pick(&[0x00, 0x01, 0x02, 0x7D, 0x7E, 0x80, 0x81, 0xFD, 0xFE]),
         };
         // NaN now and then; always, every other output would be NaN.
-        let is_nan = scale_parts(format.scale_type(), byte).is_none();
+        let is_nan = scale_parts(encoding.scale_type(), byte).is_none();
         if is_nan && !random.one_in(8) { byte & 0x3F } else { byte }
     }
 }
@@ -95,17 +101,21 @@ impl Scales {
 impl Operand {
     fn random(
         random: &mut Random,
-        format: Format,
+        encoding: Encoding,
         rows: usize,
         groups: usize,
         scales: Scales,
     ) -> Self {
-        let bytes = format.group().get() / 2;
+        let bytes = bytes(encoding);
+        let zeros: &[u8] = match encoding {
+            Encoding::MxInt8 => &[0x00],
+            _ => &[0x00, 0x08, 0x80, 0x88],
+        };
         let mut codes = Vec::new();
         for _ in 0..rows * groups {
             // All zeros, a single element, or anything.
             match random.below(8) {
-                0 => codes.extend((0..bytes).map(|_| random.pick(&[0x00, 0x08, 0x80, 0x88]))),
+                0 => codes.extend((0..bytes).map(|_| random.pick(zeros))),
                 1 => {
                     let at = random.below(bytes);
                     codes.extend((0..bytes).map(|i| if i == at { random.byte() } else { 0 }));
@@ -113,18 +123,19 @@ impl Operand {
                 _ => codes.extend((0..bytes).map(|_| random.byte())),
             }
         }
-        let scales = (0..rows * groups).map(|_| scales.byte(random, format)).collect();
+        let scales = (0..rows * groups).map(|_| scales.byte(random, encoding)).collect();
         Operand { codes, scales }
     }
 
-    fn view(&self, format: Format, rows: usize, groups: usize) -> PackedView<'_> {
-        let shape = PackedShape::of(format, rows, groups * format.group().get()).unwrap();
+    fn view(&self, encoding: Encoding, rows: usize, groups: usize) -> PackedView<'_> {
+        let k = groups * encoding.group().get();
+        let shape = PackedShape::encoded(encoding, rows, k).unwrap();
         PackedView::new(shape, &self.codes, &self.scales).unwrap()
     }
 
     /// The same rows with their K groups in another order.
-    fn permuted(&self, format: Format, order: &[usize]) -> Operand {
-        let (bytes, groups) = (format.group().get() / 2, order.len());
+    fn permuted(&self, encoding: Encoding, order: &[usize]) -> Operand {
+        let (bytes, groups) = (bytes(encoding), order.len());
         let mut permuted = Operand { codes: Vec::new(), scales: Vec::new() };
         for row in 0..self.scales.len() / groups.max(1) {
             for g in order.iter().map(|g| row * groups + g) {
@@ -136,8 +147,8 @@ impl Operand {
     }
 
     /// The same rows, K padded to a multiple of 128.
-    fn padded(&self, format: Format, rows: usize, groups: usize) -> (Operand, usize) {
-        let from = self.view(format, rows, groups);
+    fn padded(&self, encoding: Encoding, rows: usize, groups: usize) -> (Operand, usize) {
+        let from = self.view(encoding, rows, groups);
         let shape = from.shape().resized(rows, padded_k(from.shape().k()).unwrap()).unwrap();
         let mut padded = Operand {
             codes: vec![0xA5; shape.codes_len()],
@@ -149,39 +160,57 @@ impl Operand {
     }
 }
 
+/// Bytes of a group.
+fn bytes(encoding: Encoding) -> usize {
+    encoding.group().get() / encoding.element().per_byte()
+}
+
 impl Product {
     fn a(&self) -> PackedView<'_> {
-        self.a.view(self.format, self.m, self.groups)
+        self.a.view(self.encoding, self.m, self.groups)
     }
 
     fn b(&self) -> PackedView<'_> {
-        self.b.view(self.format, self.n, self.groups)
+        self.b.view(self.format.into(), self.n, self.groups_of_b())
+    }
+
+    fn groups_of_b(&self) -> usize {
+        self.groups * self.encoding.group().get() / self.format.group().get()
     }
 
     fn outputs(&self) -> usize {
         self.m * self.n
     }
 
-    /// The exact sum of output (i, j) in units of 2^-256; `None` if it is NaN.
+    /// The exact sum of output (i, j) in units of 2^-264; `None` if it is NaN.
     fn exact(&self, i: usize, j: usize) -> Option<BigInt> {
-        let (ty, g) = (self.format.scale_type(), self.format.group().get());
-        let row = |scales: &[u8], row: usize| -> Option<Vec<(i64, i32)>> {
-            scales[row * self.groups..][..self.groups]
+        let g = self.encoding.group().get();
+        let width = self.groups * g;
+        let row = |scales: &[u8], encoding: Encoding, row: usize| -> Option<Vec<(i64, i32)>> {
+            let groups = width / encoding.group().get();
+            scales[row * groups..][..groups]
                 .iter()
-                .map(|&byte| scale_parts(ty, byte))
+                .map(|&byte| scale_parts(encoding.scale_type(), byte))
                 .collect()
         };
-        let (scales_a, scales_b) = (row(&self.a.scales, i)?, row(&self.b.scales, j)?);
-        let element = |codes: &[u8], row: usize, k: usize| {
-            let byte = codes[(row * self.groups * g + k) / 2];
+        let scales_a = row(&self.a.scales, self.encoding, i)?;
+        let scales_b = row(&self.b.scales, self.format.into(), j)?;
+        let code = |codes: &[u8], row: usize, k: usize| {
+            let byte = codes[(row * width + k) / 2];
             e2m1_doubled(if k.is_multiple_of(2) { byte & 15 } else { byte >> 4 })
         };
+        let int8 = self.encoding == Encoding::MxInt8;
         let mut sum = BigInt::ZERO;
-        for k in 0..self.groups * g {
-            let ((sa, ea), (sb, eb)) = (scales_a[k / g], scales_b[k / g]);
-            let product = element(&self.a.codes, i, k) * sa * element(&self.b.codes, j, k) * sb;
-            // Doubled elements: quarters.
-            sum += BigInt::from(product) << (ea + eb - 2 - UNIT) as usize;
+        for k in 0..width {
+            let (sa, ea) = scales_a[k / g];
+            let (sb, eb) = scales_b[k / self.format.group().get()];
+            // Doubled codes are halves, elements are 64ths.
+            let (a, unit) = match int8 {
+                true => (i64::from(self.a.codes[i * width + k] as i8), -7),
+                false => (code(&self.a.codes, i, k), -2),
+            };
+            let product = a * sa * code(&self.b.codes, j, k) * sb;
+            sum += BigInt::from(product) << (ea + eb + unit - UNIT) as usize;
         }
         Some(sum)
     }
@@ -192,7 +221,7 @@ impl Product {
     }
 }
 
-/// The magnitude of a finite f32 pattern without sign, in units of 2^-256. The pattern of infinity
+/// The magnitude of a finite f32 pattern without sign, in units of 2^-264. The pattern of infinity
 /// stands for 2^128.
 fn f32_units(pattern: u32) -> BigUint {
     let (e, m) = ((pattern >> 23) as i32, pattern & 0x7F_FFFF);
@@ -200,7 +229,7 @@ fn f32_units(pattern: u32) -> BigUint {
     BigUint::from(significand) << (exponent - UNIT) as usize
 }
 
-/// The f32 nearest to a sum in units of 2^-256, ties to the even pattern; zero is +0.
+/// The f32 nearest to a sum in units of 2^-264, ties to the even pattern; zero is +0.
 fn nearest_f32(sum: &BigInt) -> u32 {
     let magnitude = sum.magnitude();
     // The largest pattern that is not above: bit by bit.
@@ -281,8 +310,9 @@ fn partial_sums_hold_the_exact_sum_and_finish_rounds_it_once() {
         let (a, b) = (p.a(), p.b());
         let mut random = Random::seeded(p.seed);
         // Cut K at up to three places, take the parts in any order.
-        let mut cuts = vec![0, p.groups];
-        cuts.extend((0..random.below(4)).map(|_| random.below(p.groups + 1)));
+        let groups = p.groups_of_b();
+        let mut cuts = vec![0, groups];
+        cuts.extend((0..random.below(4)).map(|_| random.below(groups + 1)));
         cuts.sort_unstable();
         let mut ranges: Vec<_> = cuts.windows(2).map(|cut| cut[0]..cut[1]).collect();
         let turn = random.below(ranges.len());
@@ -294,7 +324,7 @@ fn partial_sums_hold_the_exact_sum_and_finish_rounds_it_once() {
             let mut part = vec![ExactSum::ZERO; p.outputs()];
             reference::partial(a, b, range.clone(), PartialsMut::Exact(&mut part)).unwrap();
             exact.iter_mut().zip(&part).for_each(|(sum, part)| sum.merge(part));
-            if p.format == Format::NvFp4 {
+            if p.encoding == Encoding::NvFp4 {
                 let mut part = vec![FixedSum::ZERO; p.outputs()];
                 reference::partial(a, b, range, PartialsMut::Fixed(&mut part)).unwrap();
                 fixed.iter_mut().zip(&part).for_each(|(sum, part)| sum.merge(part).unwrap());
@@ -308,15 +338,15 @@ fn partial_sums_hold_the_exact_sum_and_finish_rounds_it_once() {
             let oracle = p.exact(at / p.n, at % p.n);
             assert_eq!(sum.is_nan(), oracle.is_none(), "NaN at {at}");
             if let Some(oracle) = oracle {
-                // 640 bits of two's complement, little-endian, in units of 2^-256.
+                // 640 bits of two's complement, little-endian, in units of 2^-264.
                 let bytes = sum.to_bytes();
-                assert_eq!(BigInt::from_signed_bytes_le(&bytes[..80]), oracle, "sum {at}");
-                assert_eq!(bytes[80], 0);
+                assert_eq!(BigInt::from_signed_bytes_le(&bytes[1..81]), oracle, "sum {at}");
+                assert_eq!((bytes[0], bytes[81]), (ExactSum::VERSION, 0));
             }
             assert_eq!(ExactSum::from_bytes(&sum.to_bytes()), Ok(*sum));
             count(2);
         }
-        if p.format == Format::NvFp4 {
+        if p.encoding == Encoding::NvFp4 {
             finish(Partials::Fixed(&fixed), [p.m, p.n], p.alpha, out.as_mut_slice().into())
                 .unwrap();
             assert_eq!(f32_bits(&out), whole);
@@ -336,11 +366,11 @@ fn partial_sums_hold_the_exact_sum_and_finish_rounds_it_once() {
 #[test]
 fn padding_k_changes_no_bit() {
     fn property(p: Product) {
-        let (a, groups_a) = p.a.padded(p.format, p.m, p.groups);
-        let (b, groups_b) = p.b.padded(p.format, p.n, p.groups);
-        assert_eq!(groups_a, groups_b);
+        let format = p.format.into();
+        let (a, groups_a) = p.a.padded(p.encoding, p.m, p.groups);
+        let (b, groups_b) = p.b.padded(format, p.n, p.groups_of_b());
         let padded =
-            matmul(a.view(p.format, p.m, groups_a), b.view(p.format, p.n, groups_b), p.alpha);
+            matmul(a.view(p.encoding, p.m, groups_a), b.view(format, p.n, groups_b), p.alpha);
         assert_eq!(padded, matmul(p.a(), p.b(), p.alpha));
         count(p.outputs() as u64);
     }
@@ -355,8 +385,13 @@ fn permuting_k_groups_changes_no_bit() {
         for i in (1..order.len()).rev() {
             order.swap(i, random.below(i + 1));
         }
-        let (a, b) = (p.a.permuted(p.format, &order), p.b.permuted(p.format, &order));
-        let (a, b) = (a.view(p.format, p.m, p.groups), b.view(p.format, p.n, p.groups));
+        // B's groups follow those of A that they are in.
+        let of_a = p.encoding.group().get() / p.format.group().get();
+        let order_b: Vec<usize> =
+            order.iter().flat_map(|g| (0..of_a).map(move |i| g * of_a + i)).collect();
+        let format = p.format.into();
+        let (a, b) = (p.a.permuted(p.encoding, &order), p.b.permuted(format, &order_b));
+        let (a, b) = (a.view(p.encoding, p.m, p.groups), b.view(format, p.n, p.groups_of_b()));
         // With no groups there are no codes to permute, and rows of nothing.
         assert_eq!(matmul(a, b, p.alpha), matmul(p.a(), p.b(), p.alpha));
         count(p.outputs() as u64);
@@ -381,6 +416,9 @@ fn splitting_m_changes_no_bit() {
 #[test]
 fn exchanging_the_operands_transposes_the_product() {
     fn property(p: Product) {
+        if p.encoding == Encoding::MxInt8 {
+            return; // no weight is MXINT8
+        }
         let (ab, ba) = (matmul(p.a(), p.b(), p.alpha), matmul(p.b(), p.a(), p.alpha));
         for i in 0..p.m {
             for j in 0..p.n {
@@ -430,7 +468,7 @@ fn product_of_terms(terms: &[(i32, bool)]) -> Product {
         a.scales[g] = (low + 127) as u8;
         b.scales[g] = (sum - low + 127) as u8;
     }
-    Product { format, m: 1, n: 1, groups, a, b, alpha: 1.0, seed: 0 }
+    Product { encoding: format.into(), format, m: 1, n: 1, groups, a, b, alpha: 1.0, seed: 0 }
 }
 
 /// 64-bit sums of every length, random and on f32 ties that a bit below f64's last would break.
@@ -488,9 +526,9 @@ fn a_worked_example_of_the_oracle() {
     assert_eq!(f32::from_bits(nearest_f32(&-(unit(24) + unit(0) + unit(-30)))), -16_777_218.0);
     assert_eq!(nearest_f32(&unit(128)), 0x7F80_0000);
     assert_eq!(nearest_f32(&(unit(128) - unit(103))), 0x7F80_0000);
-    assert_eq!(nearest_f32(&(unit(128) - unit(103) - unit(-256))), 0x7F7F_FFFF);
+    assert_eq!(nearest_f32(&(unit(128) - unit(103) - unit(-264))), 0x7F7F_FFFF);
     assert_eq!(nearest_f32(&-unit(-150)), 0x8000_0000);
-    assert_eq!(nearest_f32(&(unit(-150) + unit(-256))), 1);
+    assert_eq!(nearest_f32(&(unit(-150) + unit(-264))), 1);
     assert_eq!(nearest_f32(&BigInt::ZERO), 0);
 }
 

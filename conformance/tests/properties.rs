@@ -43,7 +43,8 @@ impl Product {
         let format = Format::ALL[self.family % 2];
         let k = self.groups * format.group().get();
         let mut random = Random::of(&self.seed.to_string());
-        operands(DATA[self.family / 2], &mut random, format, [self.m, self.n, k]).unwrap()
+        operands(DATA[self.family / 2], &mut random, (format.into(), format), [self.m, self.n, k])
+            .unwrap()
     }
 }
 

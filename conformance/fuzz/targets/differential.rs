@@ -12,8 +12,8 @@ use fp4_conformance::tensor::{bits_of, from_bits, garbage};
 use fp4_core::backend::erased::Backend;
 use fp4_core::reference::Reference;
 use fp4_core::{
-    ExactSum, FloatType, Format, GroupSize, PackedMatrix, PackedShape, PartialsMut, QuantSpec,
-    QuantizeInput, ScaleType, TieMode, Transform,
+    Element, Encoding, ExactSum, FloatType, Format, GroupSize, MatmulQuery, PackedMatrix,
+    PackedShape, PartialsMut, QuantSpec, QuantizeInput, ScaleType, TieMode, Transform,
 };
 use libfuzzer_sys::fuzz_target;
 
@@ -57,10 +57,11 @@ fn float_type(choice: u8) -> FloatType {
 
 fn multiply(request: &Request, next: &mut dyn FnMut() -> u8) {
     let format = Format::ALL[usize::from(request.format & 1)];
+    let encoding = if request.format & 2 == 0 { format.into() } else { Encoding::MxInt8 };
     let (m, n) = (usize::from(request.rows[0] % 36), usize::from(request.rows[1] % 36));
-    let k = usize::from(request.groups % 20) * format.group().get();
-    let mut operand = |rows: usize| {
-        let shape = PackedShape::of(format, rows, k).expect("whole groups");
+    let k = usize::from(request.groups % 20) * encoding.group().get();
+    let mut operand = |encoding: Encoding, rows: usize| {
+        let shape = PackedShape::encoded(encoding, rows, k).expect("whole groups");
         let codes = (0..shape.codes_len()).map(|_| next()).collect();
         let scale = |byte: u8| match request.window % 4 {
             0 => byte,
@@ -69,20 +70,25 @@ fn multiply(request: &Request, next: &mut dyn FnMut() -> u8) {
         let scales = (0..shape.scales_len()).map(|_| scale(next())).collect();
         PackedMatrix::new(shape, codes, scales).expect("right lengths")
     };
-    let (a, b) = (operand(m), operand(n));
+    let (a, b) = (operand(encoding, m), operand(format.into(), n));
     let (alpha, output) = (f32::from_bits(request.alpha), float_type(request.output));
-    let sums = ORACLE.sums(a.view(), b.view(), 0..a.shape().row_groups());
+    let sums = ORACLE.sums(a.view(), b.view(), 0..b.shape().row_groups());
     let expected: Vec<u32> = sums.iter().map(|sum| ORACLE.output(sum, alpha, output)).collect();
     for (name, backend) in BACKENDS.iter() {
         let matmul = backend.matmul().expect("every one has a matmul");
+        let query = MatmulQuery::new(format, [m, n, k], output).with_a(encoding);
+        if matmul.supports_matmul(&query).is_err() {
+            continue;
+        }
         let weight = matmul.clone().prepare_dyn(b.clone().into()).expect("a matmul format");
         let mut y = garbage(output, m * n);
         weight.matmul(a.view(), alpha.into(), y.as_mut_slice()).expect("operands that fit");
-        assert_eq!(bits_of(y.as_slice()), expected, "{name}: {m} x {n} x {k} {format}");
+        assert_eq!(bits_of(y.as_slice()), expected, "{name}: {m} x {n} x {k} {encoding} by {format}");
 
-        let cut = usize::from(request.setting) % (a.shape().row_groups() + 1);
+        let all = b.shape().row_groups();
+        let cut = usize::from(request.setting) % (all + 1);
         let mut partials = vec![ExactSum::ZERO; m * n];
-        for groups in [cut..a.shape().row_groups(), 0..cut] {
+        for groups in [cut..all, 0..cut] {
             let out = PartialsMut::Exact(&mut partials);
             weight.partial(a.view(), groups, out).expect("a range inside");
         }
@@ -96,7 +102,7 @@ fn multiply(request: &Request, next: &mut dyn FnMut() -> u8) {
 fn words(sum: &ExactSum) -> Option<Vec<u32>> {
     let bytes = sum.to_bytes();
     let word = |b: &[u8]| b.iter().rev().fold(0, |word, &b| word << 8 | u32::from(b));
-    (bytes[80] == 0).then(|| bytes[..80].chunks_exact(4).map(word).collect())
+    (bytes[81] == 0).then(|| bytes[1..81].chunks_exact(4).map(word).collect())
 }
 
 fn wide(sum: &Wide) -> Option<Vec<u32>> {
@@ -111,6 +117,8 @@ fn quantize(request: &Request, next: &mut dyn FnMut() -> u8) {
     let (gs, ss) = settings[usize::from(request.setting) % settings.len()];
     let Ok(spec) = QuantSpec::new(ty, group, gs, ss) else { return };
     let spec = spec.with_tie(TieMode::ALL[usize::from(request.tie & 3)]);
+    let spec = if request.tie & 12 == 12 { QuantSpec::mxint8() } else { spec };
+    let group = spec.group();
     let block = [0, 16, 32, 64][usize::from(request.transform & 3)];
     let chunk = group.get().max(block);
     let (rows, k) = (usize::from(request.rows[0] % 10), usize::from(request.groups % 6) * chunk);
@@ -134,12 +142,15 @@ fn quantize(request: &Request, next: &mut dyn FnMut() -> u8) {
         let transform = Transform::shared(matrix.as_slice(), block).expect("a square");
         input = input.with_transform(Some(transform)).expect("it fits k");
     }
-    if request.transform & 4 != 0 {
+    if request.transform & 4 != 0 && spec.element() == Element::E2m1 {
         input = input.with_scales(&given).expect("one for each group");
     }
     let expected = ORACLE.quantize(&input);
     for (name, backend) in BACKENDS.iter() {
         let quantizer = backend.quantizer().expect("every one has a quantizer");
+        if quantizer.supports_quantize(&input.query()).is_err() {
+            continue;
+        }
         let shape = input.shape();
         let dirty = (vec![0xA5; shape.codes_len()], vec![0xA5; shape.scales_len()]);
         let mut out = PackedMatrix::new(shape, dirty.0, dirty.1).expect("right lengths");

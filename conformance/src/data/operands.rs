@@ -17,8 +17,11 @@
 //! | `cancel` | large terms that cancel exactly, or up to a small one | f32 or f64 accumulation, sign of zero |
 //! | `overflow` | sums around the largest f32 (MXFP4) | infinities |
 //! | `tiny` | sums around the smallest subnormals (MXFP4) | underflow, sign of zero |
+//!
+//! A may be MXINT8: its elements take the place of codes, its scales are e8m0 whatever B's are. What is
+//! said of MXFP4 then goes by B's format, and a term is an element of 1 by a code of 0.5.
 
-use fp4_core::{Format, PackedMatrix, PackedShape, ScaleType};
+use fp4_core::{Element, Encoding, Format, PackedMatrix, PackedShape, ScaleType};
 
 use crate::oracle::rules::scale_parts;
 use crate::random::Random;
@@ -29,18 +32,18 @@ pub const FAMILIES: [&str; 15] = [
     "tie-half", "tie-tiny", "cancel", "overflow", "tiny",
 ];
 
-/// Two operands of a family: A (m, k) and B (n, k).
+/// Two operands of a family: A (m, k), in an encoding of its own, and B (n, k).
 ///
 /// # Errors
 /// A shape that the core refuses.
 pub fn operands(
     family: &str,
     random: &mut Random,
-    format: Format,
+    (encoding, format): (Encoding, Format),
     [m, n, k]: [usize; 3],
 ) -> Result<[PackedMatrix; 2], fp4_core::Error> {
-    let mut a = Builder::new(format, m, k);
-    let mut b = Builder::new(format, n, k);
+    let mut a = Builder::new(encoding, m, k);
+    let mut b = Builder::new(format.into(), n, k);
     match family {
         "tie" | "tie-half" | "tie-tiny" | "cancel" => crafted(family, random, &mut a, &mut b),
         _ => {
@@ -55,7 +58,7 @@ pub fn operands(
 
 /// A packed matrix being filled.
 struct Builder {
-    format: Format,
+    encoding: Encoding,
     rows: usize,
     k: usize,
     groups: usize,
@@ -64,14 +67,37 @@ struct Builder {
 }
 
 impl Builder {
-    fn new(format: Format, rows: usize, k: usize) -> Self {
-        let groups = k / format.group().get();
-        let (codes, scales) = (vec![0; rows * k / 2], vec![0; rows * groups]);
-        Builder { format, rows, k, groups, codes, scales }
+    fn new(encoding: Encoding, rows: usize, k: usize) -> Self {
+        let groups = k / encoding.group().get();
+        let bytes = k / encoding.element().per_byte();
+        let (codes, scales) = (vec![0; rows * bytes], vec![0; rows * groups]);
+        Builder { encoding, rows, k, groups, codes, scales }
     }
 
     fn finish(self) -> Result<PackedMatrix, fp4_core::Error> {
-        PackedMatrix::new(PackedShape::of(self.format, self.rows, self.k)?, self.codes, self.scales)
+        let shape = PackedShape::encoded(self.encoding, self.rows, self.k)?;
+        PackedMatrix::new(shape, self.codes, self.scales)
+    }
+
+    fn scale_type(&self) -> ScaleType {
+        self.encoding.scale_type()
+    }
+
+    fn is_int8(&self) -> bool {
+        self.encoding.element() == Element::Int8
+    }
+
+    /// A byte of codes, or the MXINT8 element that stands in for it.
+    fn byte(&self, codes: u8, element: i8) -> u8 {
+        if self.is_int8() { element as u8 } else { codes }
+    }
+
+    /// A byte of the largest codes or elements, of one sign or both.
+    fn largest(&self, random: &mut Random) -> u8 {
+        match self.is_int8() {
+            true => random.pick(&[127u8, 0x80, 0x81]),
+            false => random.pick(&[0x77, 0xFF, 0x7F]),
+        }
     }
 
     fn random_codes(&mut self, random: &mut Random) {
@@ -79,7 +105,7 @@ impl Builder {
     }
 
     fn group(&mut self, row: usize, group: usize) -> &mut [u8] {
-        let bytes = self.format.group().get() / 2;
+        let bytes = self.encoding.group().get() / self.encoding.element().per_byte();
         let at = (row * self.groups + group) * bytes;
         &mut self.codes[at..at + bytes]
     }
@@ -107,21 +133,22 @@ fn near(random: &mut Random, ty: ScaleType) -> u8 {
 }
 
 fn scales(family: &str, random: &mut Random, a: &mut Builder, b: &mut Builder) {
-    let ty = a.format.scale_type();
+    let (ty_a, ty_b) = (a.scale_type(), b.scale_type());
     let (name, number) = family.split_once(':').unwrap_or((family, ""));
     let spread: i32 = number.parse().unwrap_or(0);
     match name {
         "bytes" => {
             let first = random.byte();
             a.fill_scales(|i| first.wrapping_add(i as u8));
-            b.fill_scales(|_| near(random, ty));
+            b.fill_scales(|_| near(random, ty_b));
         }
         "full" => {
-            a.fill_scales(|_| not_nan(random, ty));
-            b.fill_scales(|_| not_nan(random, ty));
+            a.fill_scales(|_| not_nan(random, ty_a));
+            b.fill_scales(|_| not_nan(random, ty_b));
         }
         "negative" => {
             for side in [a, b] {
+                let ty = side.scale_type();
                 side.fill_scales(|_| match ty {
                     ScaleType::E4M3 => random.pick(&[0x80, 0x00, 0xB8, 0xC1, 0x38, 0xFE, 0x81]),
                     ScaleType::E8M0 => random.pick(&[0x00, 0x01, 0x7F, 0xFE, 0x80]),
@@ -133,7 +160,7 @@ fn scales(family: &str, random: &mut Random, a: &mut Builder, b: &mut Builder) {
                 side.fill_scales(|_| random.pick(&[0x00, 0xFE, 0x7E, 0x01, 0x80]));
                 for group in 0..side.groups * side.rows {
                     if !random.one_in(3) {
-                        let zero = random.pick(&[0x00, 0x80, 0x08, 0x88]);
+                        let zero = side.byte(random.pick(&[0x00, 0x80, 0x08, 0x88]), 0);
                         side.group(0, group).fill(zero);
                     }
                 }
@@ -155,6 +182,7 @@ fn scales(family: &str, random: &mut Random, a: &mut Builder, b: &mut Builder) {
         "tiny" => exponents(random, a, b, -154),
         _ => {
             for side in [&mut *a, &mut *b] {
+                let ty = side.scale_type();
                 side.fill_scales(|_| near(random, ty));
             }
             if name.starts_with("nan") {
@@ -167,7 +195,7 @@ fn scales(family: &str, random: &mut Random, a: &mut Builder, b: &mut Builder) {
 
 /// A NaN scale in about one row of three, and in no row of few.
 fn nans(random: &mut Random, side: &mut Builder, zero_codes: bool) {
-    let ty = side.format.scale_type();
+    let ty = side.scale_type();
     for row in 0..side.rows {
         if side.groups == 0 || !random.one_in(3) {
             continue;
@@ -179,17 +207,15 @@ fn nans(random: &mut Random, side: &mut Builder, zero_codes: bool) {
         };
         side.scales[row * side.groups + group] = nan;
         if zero_codes {
-            side.group(row, group).fill(random.pick(&[0x00, 0x88]));
+            let zero = side.byte(random.pick(&[0x00, 0x88]), 0);
+            side.group(row, group).fill(zero);
         }
     }
 }
 
 /// Largest codes, with scale exponents in a window of exactly `spread`, both ends taken.
 fn spread_side(random: &mut Random, side: &mut Builder, spread: i32) {
-    let (lowest, highest) = match side.format {
-        Format::MxFp4 => (-127, 127),
-        Format::NvFp4 => (-9, 8),
-    };
+    let (lowest, highest) = exponent_range(side.scale_type());
     let spread = spread.min(highest - lowest);
     let base = random.range(lowest, highest - spread);
     let alike = random.one_in(2);
@@ -202,9 +228,9 @@ fn spread_side(random: &mut Random, side: &mut Builder, spread: i32) {
                     1 => spread,
                     _ => random.range(0, spread),
                 };
-            let scale = power_byte(side.format.scale_type(), e);
+            let scale = power_byte(side.scale_type(), e);
             side.scales[row * side.groups + group] = scale;
-            let byte = if alike { 0x77 } else { random.pick(&[0x77, 0xFF, 0x7F]) };
+            let byte = if alike { side.byte(0x77, 127) } else { side.largest(random) };
             side.group(row, group).fill(byte);
         }
     }
@@ -214,21 +240,23 @@ fn spread_side(random: &mut Random, side: &mut Builder, spread: i32) {
 /// scales the largest but one, which is `spread` exponents below (e4m3: at most 13; its significand
 /// is odd or a power of two, so that the unit of its row is its own last place or three above).
 fn reach_side(random: &mut Random, side: &mut Builder, spread: i32) {
-    let (low, top) = match side.format {
-        Format::MxFp4 => {
+    let ty = side.scale_type();
+    let (low, top) = match ty {
+        ScaleType::E8M0 => {
             let low = 127 - spread.min(127) / 2;
             (low as u8, (low + spread.min(127)) as u8)
         }
         // Significand 15, exponent field 14; significand 8 below.
-        Format::NvFp4 => (((14 - spread.min(13)) << 3) as u8, 0x77),
+        ScaleType::E4M3 => (((14 - spread.min(13)) << 3) as u8, 0x77),
     };
-    let low = match side.format {
-        Format::MxFp4 => low,
-        Format::NvFp4 => low | random.pick(&[0, 1]),
+    let low = match ty {
+        ScaleType::E8M0 => low,
+        ScaleType::E4M3 => low | random.pick(&[0, 1]),
     };
     for row in 0..side.rows {
         let lowest = random.below(side.groups.max(1));
-        let codes = random.pick(&[0x77, 0xFF]);
+        let (codes, element) = random.pick(&[(0x77, 127), (0xFF, -128)]);
+        let codes = side.byte(codes, element);
         for group in 0..side.groups {
             side.scales[row * side.groups + group] = if group == lowest { low } else { top };
             side.group(row, group).fill(codes);
@@ -246,22 +274,24 @@ fn power_byte(ty: ScaleType, e: i32) -> u8 {
     }
 }
 
-/// MXFP4: exponents of A and B around a joint one; NVFP4, which has no such exponents: the ends.
+/// e8m0: exponents of A and B around a joint one; e4m3, which has no such exponents: the ends.
 fn exponents(random: &mut Random, a: &mut Builder, b: &mut Builder, joint: i32) {
-    if a.format == Format::NvFp4 {
-        let ends: &[u8] = if joint > 0 { &[0x7E, 0xFE, 0x7D] } else { &[0x01, 0x81, 0x02, 0x80] };
-        a.fill_scales(|_| random.pick(ends));
-        b.fill_scales(|_| random.pick(ends));
-        return;
+    let low = if b.scale_type() == ScaleType::E8M0 { joint / 2 } else { joint };
+    for (side, e) in [(&mut *a, low), (&mut *b, joint - joint / 2)] {
+        if side.scale_type() == ScaleType::E4M3 {
+            let ends: &[u8] =
+                if joint > 0 { &[0x7E, 0xFE, 0x7D] } else { &[0x01, 0x81, 0x02, 0x80] };
+            side.fill_scales(|_| random.pick(ends));
+        } else {
+            side.fill_scales(|_| (e + random.range(-2, 2) + 127).clamp(0, 254) as u8);
+        }
     }
-    let low = joint / 2;
-    a.fill_scales(|_| (low + random.range(-2, 2) + 127).clamp(0, 254) as u8);
-    b.fill_scales(|_| (joint - low + random.range(-2, 2) + 127).clamp(0, 254) as u8);
-    if joint < 0 {
+    if joint < 0 && a.scale_type() == ScaleType::E8M0 {
         // One element a group, so that no sum of many hides the smallest.
         for side in [a, b] {
             for group in 0..side.rows * side.groups {
-                let code = random.pick(&[0x1, 0x9, 0x2, 0x3]);
+                let (code, element) = random.pick(&[(0x1, 1), (0x9, -1), (0x2, 2), (0x3, 3)]);
+                let code = side.byte(code, element);
                 let bytes = side.group(0, group);
                 bytes.fill(0);
                 bytes[0] = code;
@@ -270,14 +300,27 @@ fn exponents(random: &mut Random, a: &mut Builder, b: &mut Builder, joint: i32) 
     }
 }
 
+/// The exponents that a scale type has powers of two for.
+fn exponent_range(ty: ScaleType) -> (i32, i32) {
+    match ty {
+        ScaleType::E8M0 => (-127, 127),
+        ScaleType::E4M3 => (-9, 8),
+    }
+}
+
 /// Sums of a few powers of two, chosen per row of A; rows of B have both signs. Each term is one
-/// element of 0.5 times 0.5 in a group of its own, under scales whose exponents add up to two more.
+/// element of 0.5 times 0.5 in a group of its own, under scales whose exponents add up to two more;
+/// or of 2^-6 times 0.5, and seven more.
 fn crafted(family: &str, random: &mut Random, a: &mut Builder, b: &mut Builder) {
-    let format = a.format;
-    let (lowest, highest) = match format {
-        Format::MxFp4 => (-200, 127),
-        Format::NvFp4 => (-20, 14),
+    let (int8, narrow) = (a.is_int8(), b.scale_type() == ScaleType::E4M3);
+    let format = if narrow { Format::NvFp4 } else { Format::MxFp4 };
+    let (lowest, highest) = match (format, int8) {
+        (Format::MxFp4, _) => (-200, 127),
+        (Format::NvFp4, false) => (-20, 14),
+        (Format::NvFp4, true) => (-140, 120),
     };
+    // A's groups; B's first group of each, where it has two.
+    let of_b = b.groups.checked_div(a.groups).unwrap_or(1);
     let order = random.order(a.groups);
     // Exponents of the terms, the same for all rows: leading, its tie, one more bit, far below.
     let width = match family {
@@ -289,6 +332,7 @@ fn crafted(family: &str, random: &mut Random, a: &mut Builder, b: &mut Builder) 
         Format::MxFp4 if family == "tie-tiny" => random.range(-148, -127),
         Format::MxFp4 => random.range(-100, 120),
         Format::NvFp4 if family == "tie-half" => random.range(8, 14),
+        Format::NvFp4 if int8 => random.range(-100, 110),
         Format::NvFp4 => random.range(5, 14),
     };
     // Below 2^-126 the last place of f32 is 2^-149 wherever the sum begins.
@@ -298,16 +342,17 @@ fn crafted(family: &str, random: &mut Random, a: &mut Builder, b: &mut Builder) 
     let far = if subnormal { top - random.range(25, 40) } else { (tie - gap).max(lowest) };
     let terms = [top, tie, tie + 1, far, top.min(highest)];
     for (place, &group) in order.iter().enumerate().take(terms.len()) {
-        let t = terms[place] + 2;
-        let (low, high) = if format == Format::MxFp4 { (-127, 127) } else { (-9, 8) };
-        let eb = (t / 2).clamp(low, high);
-        let ea = (t - eb).clamp(low, high);
+        let t = terms[place] + if int8 { 7 } else { 2 };
+        let ((low_a, high_a), (low_b, high_b)) =
+            (exponent_range(a.scale_type()), exponent_range(b.scale_type()));
+        let eb = (t / 2).clamp(low_b, high_b);
+        let ea = (t - eb).clamp(low_a, high_a);
         for row in 0..b.rows {
-            b.scales[row * b.groups + group] = power_byte(format.scale_type(), eb);
-            b.group(row, group)[0] = if row % 2 == 1 { 0x9 } else { 0x1 };
+            b.scales[row * b.groups + group * of_b] = power_byte(b.scale_type(), eb);
+            b.group(row, group * of_b)[0] = if row % 2 == 1 { 0x9 } else { 0x1 };
         }
         for row in 0..a.rows {
-            a.scales[row * a.groups + group] = power_byte(format.scale_type(), ea);
+            a.scales[row * a.groups + group] = power_byte(a.scale_type(), ea);
             let present = match (family, place) {
                 ("cancel", 1 | 2) => false,
                 ("cancel", _) => place != 3 || row % 3 != 0,
@@ -322,7 +367,7 @@ fn crafted(family: &str, random: &mut Random, a: &mut Builder, b: &mut Builder) 
                 4 => true,
                 _ => false,
             };
-            let code = if negative { 0x9 } else { 0x1 };
+            let code = if negative { a.byte(0x9, -1) } else { 0x1 };
             a.group(row, group)[0] = if present { code } else { 0x0 };
         }
     }

@@ -11,11 +11,11 @@
 //! | `signed-zeros` | zeros of both signs, and values that round to zero | lost sign of zero |
 //! | `infnan` | infinities and NaNs of several payloads | C1, C4.1, C9 |
 //! | `any-bits` | any bit pattern | anything |
-//! | `tie-code` | a midpoint of e2m1 times the group's unit, and one ulp beside it | tie modes, reciprocals |
+//! | `tie-code` | a midpoint of the elements times the group's unit, and one ulp beside it | tie modes, reciprocals |
 //! | `tie-scale` | a largest magnitude on a midpoint of the scale, and one ulp beside it | scale rounding |
 //! | `chain` | with a transform: chains whose steps round near ties | emulated fma, other orders |
 
-use fp4_core::{FloatType, QuantSpec, ScaleType, Transform};
+use fp4_core::{Element, FloatType, QuantSpec, ScaleType, Transform};
 
 use super::chains;
 use crate::oracle::rules::{Rules, scale_parts, scale_value};
@@ -90,6 +90,9 @@ pub fn values(family: &str, random: &mut Random, s: &Setting<'_>) -> Values {
     let mut x: Vec<f32> =
         (0..s.shape[0] * k).map(|i| one(family, random, s.ty, i % k.max(1))).collect();
     match family {
+        "tie-code" | "tie-scale" if s.spec.element() == Element::Int8 => {
+            tie_int8(random, s, &mut x, family == "tie-scale");
+        }
         "tie-code" => tie_codes(random, s, &mut x),
         "tie-scale" => tie_scales(random, s, &mut x),
         "zeros" => {
@@ -178,6 +181,25 @@ fn usual_scale(random: &mut Random, ty: ScaleType) -> u8 {
     match ty {
         ScaleType::E8M0 => 117 + random.below(20) as u8,
         ScaleType::E4M3 => 0x08 + random.below(0x70) as u8,
+    }
+}
+
+/// As [`tie_codes`] and [`tie_scales`], for MXINT8: midpoints of elements under any scale byte, or a
+/// largest magnitude of 127 and what is beside it.
+fn tie_int8(random: &mut Random, s: &Setting<'_>, x: &mut [f32], of_scales: bool) {
+    for group in x.chunks_exact_mut(s.spec.group().get()) {
+        // f32 has no midpoints under the smallest scales, which are the more worth trying.
+        let byte = if random.one_in(4) { random.below(24) } else { random.below(255) } as i32;
+        let byte = if s.ty == FloatType::F16 { 110 + byte % 30 } else { byte };
+        let unit = 2f64.powi(byte - 133);
+        for x in group.iter_mut() {
+            let midpoint = random.below(126) as f64 + 0.5;
+            let magnitude = if of_scales { midpoint.floor() } else { midpoint };
+            *x = nudged(magnitude * unit, random.pick(&[0, 0, 0, 1, -1])).copysign(random.gauss());
+        }
+        let beside = if of_scales { random.pick(&[0, 0, 1, -1]) } else { 0 };
+        let at = random.below(group.len());
+        group[at] = nudged(127.0 * unit, beside).copysign(random.gauss());
     }
 }
 

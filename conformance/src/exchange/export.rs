@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use fp4_core::FloatType;
+use fp4_core::{Element, Encoding, FloatType};
 use safetensors::Dtype;
 
 use super::{
@@ -28,12 +28,20 @@ pub fn export(dir: &Path, cases: &[Case]) -> Result<usize, Error> {
     for case in cases {
         let (name, parts) = match &case.kind {
             Kind::Quantize(q) if q.threads == 0 => {
-                let name = format!("quantize_{}_{}", q.spec.scale_type(), q.data);
+                let of = match q.spec.element() {
+                    Element::E2m1 => q.spec.scale_type().name(),
+                    Element::Int8 => Encoding::MxInt8.name(),
+                };
+                let name = format!("quantize_{of}_{}", q.data);
                 (name, quantize(&oracle, case, q))
             }
             // The schema has no row scales and no bias.
             Kind::Matmul(m) if is_whole(m) && !m.row_scales && !m.bias => {
-                let name = format!("matmul_{}_{}_{}", m.format, m.output, m.data.replace(':', "-"));
+                let data = m.data.replace(':', "-");
+                let name = match m.a {
+                    Encoding::MxInt8 => format!("matmul_mxint8_{}_{}_{data}", m.format, m.output),
+                    _ => format!("matmul_{}_{}_{data}", m.format, m.output),
+                };
                 (name, matmul(&oracle, case, m))
             }
             _ => continue,
@@ -104,13 +112,14 @@ fn quantize(oracle: &Oracle, case: &Case, q: &QuantizeCase) -> Result<Parts, fp4
         global_scale_bits: q.spec.global_scale().to_bits(),
         scale_scale_bits: q.spec.scale_scale().to_bits(),
         tie: q.spec.tie().to_string(),
+        element: (q.spec.element() == Element::Int8).then(|| Element::Int8.to_string()),
     };
     Ok((request, inputs, outputs))
 }
 
 fn matmul(oracle: &Oracle, case: &Case, request: &MatmulCase) -> Result<Parts, fp4_core::Error> {
     let [a, b] = request.data(&case.id)?;
-    let sums = oracle.sums(a.view(), b.view(), 0..a.shape().row_groups());
+    let sums = oracle.sums(a.view(), b.view(), 0..b.shape().row_groups());
     let output: FloatType = request.output;
     let y: Vec<u32> = sums.iter().map(|s| oracle.output(s, request.alpha, output)).collect();
     let mut inputs = Tensors::new();
@@ -129,6 +138,7 @@ fn matmul(oracle: &Oracle, case: &Case, request: &MatmulCase) -> Result<Parts, f
     let outputs = Tensors::from([("y".into(), y)]);
     let request = Request::Matmul {
         format: request.format.to_string(),
+        activations: (request.a == Encoding::MxInt8).then(|| request.a.to_string()),
         shape: request.shape,
         alpha_bits: request.alpha.to_bits(),
         output: output.to_string(),

@@ -176,11 +176,17 @@ pub enum Request {
         scale_scale_bits: u32,
         /// `even`, `zero`, `down`, `up`.
         tie: String,
+        /// `int8` for MXINT8 (C10); absent for e2m1.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        element: Option<String>,
     },
     /// C6.
     Matmul {
-        /// `mxfp4` or `nvfp4`.
+        /// `mxfp4` or `nvfp4`: B's, and A's unless there are `activations`.
         format: String,
+        /// `mxint8`, if A is (C10).
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        activations: Option<String>,
         /// M, N and K.
         shape: [usize; 3],
         /// Bits of the f32 multiplier.

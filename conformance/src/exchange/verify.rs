@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 
 use fp4_core::backend::erased::Backend;
 use fp4_core::{
-    FloatType, Format, GroupSize, MatmulQuery, PackedMatrix, PackedShape, QuantSpec, QuantizeInput,
-    Transform, Unsupported,
+    Encoding, FloatType, Format, GroupSize, MatmulQuery, PackedMatrix, PackedShape, QuantSpec,
+    QuantizeInput, Transform, Unsupported,
 };
 use safetensors::Dtype;
 
@@ -223,6 +223,10 @@ fn words(width: usize, bytes: &[u8]) -> Vec<u32> {
 
 fn meaning(case: &CaseEntry, output: &str, ty: Dtype) -> (&'static str, Meaning) {
     match (&case.request, output) {
+        (Request::Quantize { element: Some(_), .. }, "codes") => ("C10", Meaning::Int8),
+        (Request::Quantize { element: Some(_), .. }, _) => {
+            ("C10", Meaning::Scale(fp4_core::ScaleType::E8M0))
+        }
         (Request::Quantize { .. }, "codes") => ("C4.3", Meaning::Codes),
         (Request::Quantize { scale_type, .. }, _) => {
             ("C4.2", scale_type.parse().map_or(Meaning::Integer, Meaning::Scale))
@@ -270,13 +274,25 @@ fn respond(
 ) -> Result<Tensors, Error> {
     let asked = Asked { path, number, case, tensors };
     match &case.request {
-        Request::Quantize { scale_type, group, global_scale_bits, scale_scale_bits, tie } => {
+        Request::Quantize { element: Some(element), .. } => match element.as_str() {
+            "int8" => asked.quantize(&QuantSpec::mxint8(), backend),
+            other => Err(asked.unknown("element", other)),
+        },
+        Request::Quantize {
+            scale_type, group, global_scale_bits, scale_scale_bits, tie, ..
+        } => {
             let settings = [*global_scale_bits, *scale_scale_bits].map(f32::from_bits);
             let spec = asked.spec(scale_type, *group, settings, tie)?;
             asked.quantize(&spec, backend)
         }
-        Request::Matmul { format, shape, alpha_bits, output } => {
-            let format = format.parse().map_err(|_| asked.unknown("format", format))?;
+        Request::Matmul { format, activations, shape, alpha_bits, output } => {
+            let format: Format = format.parse().map_err(|_| asked.unknown("format", format))?;
+            let a = match activations.as_deref() {
+                None => format.into(),
+                Some("mxint8") => Encoding::MxInt8,
+                Some(other) => return Err(asked.unknown("activations", other)),
+            };
+            let format = (a, format);
             let output = output.parse().map_err(|_| asked.unknown("output", output))?;
             asked.matmul(format, *shape, f32::from_bits(*alpha_bits), output, backend)
         }
@@ -365,18 +381,18 @@ impl Asked<'_> {
 
     fn matmul(
         &self,
-        format: Format,
+        (encoding, format): (Encoding, Format),
         [m, n, k]: [usize; 3],
         alpha: f32,
         output: FloatType,
         backend: &Backend,
     ) -> Result<Tensors, Error> {
-        let side = |name: &str, rows: usize| -> Result<PackedMatrix, Error> {
-            let shape = PackedShape::of(format, rows, k).map_err(|e| self.core(e))?;
+        let side = |name: &str, encoding: Encoding, rows: usize| -> Result<PackedMatrix, Error> {
+            let shape = PackedShape::encoded(encoding, rows, k).map_err(|e| self.core(e))?;
             let part = |part: &str| Ok::<_, Error>(self.get(&format!("{name}_{part}"))?.2.clone());
             PackedMatrix::new(shape, part("codes")?, part("scales")?).map_err(|e| self.core(e))
         };
-        let (a, b) = (side("a", m)?, side("b", n)?);
+        let (a, b) = (side("a", encoding, m)?, side("b", format.into(), n)?);
         a.shape().expect_product(&b.shape()).map_err(|e| self.core(e))?;
         // With K = 0 nothing in the inputs bounds M * N; the expected output in the file does.
         let expected = &self.get("y")?.1;
@@ -391,7 +407,7 @@ impl Asked<'_> {
         let Some(matmul) = backend.matmul() else {
             return Err(self.core(Unsupported::Other("no matmul").into()));
         };
-        let query = MatmulQuery::new(format, [m, n, k], output);
+        let query = MatmulQuery::new(format, [m, n, k], output).with_a(encoding);
         matmul.supports_matmul(&query).map_err(|why| self.core(why.into()))?;
         let weight = matmul.clone().prepare_dyn(b.into()).map_err(|e| self.core(e))?;
         let mut y = garbage(output, m * n);

@@ -9,17 +9,19 @@
 //! quantize: y = x, or an fma chain over T rounded to x's type, rounded to x's type      C5
 //!           scale = given, or encode(amax / (ss * gs));  d = decode(scale) * gs            C4
 //!           code = encode(y / d), a zero with the sign of y where d = 0
+//!           or MXINT8's scale and elements, by [`mxint8`]                                 C10
 //! matmul:   S by Wide, rounded once; times alpha in f64, rounded once; to the output type  C6
 //! ```
 
 mod fma;
+pub mod mxint8;
 pub mod rules;
 mod wide;
 
 use std::ops::Range;
 
 pub use fma::fma;
-use fp4_core::{FloatType, PackedView, QuantizeInput, Transform};
+use fp4_core::{Element, FloatType, PackedView, QuantizeInput, Transform};
 use rules::{NAN, Rules, e2m1_doubled, e2m1_value, scale_parts, scale_value, widen};
 pub use wide::Wide;
 
@@ -46,10 +48,19 @@ impl Oracle {
         &self.rules
     }
 
-    /// Codes and scales of an input (C4, C5).
+    /// Codes and scales of an input (C4, C5, C10).
     pub fn quantize(&self, input: &QuantizeInput<'_>) -> Quantized {
         let (spec, ty) = (input.spec(), input.shape().scale_type());
         let y = self.transformed(input);
+        if spec.element() == Element::Int8 {
+            let groups = y.chunks_exact(spec.group().get());
+            let scales: Vec<u8> = groups.clone().map(mxint8::scale).collect();
+            let elements = |(y, &scale): (&[f32], &u8)| {
+                y.iter().map(|&y| mxint8::element(y, scale)).collect::<Vec<u8>>()
+            };
+            let codes = groups.zip(&scales).flat_map(elements).collect();
+            return Quantized { codes, scales };
+        }
         let (mut codes, mut scales) = (Vec::new(), Vec::new());
         for (g, y) in y.chunks_exact(spec.group().get()).enumerate() {
             let scale = input.scales().map_or_else(
@@ -100,9 +111,14 @@ impl Oracle {
         y
     }
 
-    /// The bits of the values of a packed matrix, in an output type (C4.4).
+    /// The bits of the values of a packed matrix, in an output type (C4.4, C10).
     pub fn dequantize(&self, packed: PackedView<'_>, gs: f32, out: FloatType) -> Vec<u32> {
         let (ty, group) = (packed.shape().scale_type(), packed.shape().group().get());
+        if packed.shape().element() == Element::Int8 {
+            let value = |(i, &byte)| mxint8::value(byte, packed.scales()[i / group]);
+            let values = packed.codes().iter().enumerate().map(value);
+            return values.map(|value| self.rules.narrow(out, value)).collect();
+        }
         let code = |i: usize| packed.codes()[i / 2] >> (4 * (i % 2)) & 15;
         (0..2 * packed.codes().len())
             .map(|i| {
@@ -112,9 +128,11 @@ impl Oracle {
             .collect()
     }
 
-    /// The exact sums over a range of groups, (M, N) row-major; NaN where a scale in the range is.
+    /// The exact sums over a range of B's groups, (M, N) row-major; NaN where a scale in the range
+    /// is.
     pub fn sums(&self, a: PackedView<'_>, b: PackedView<'_>, range: Range<usize>) -> Vec<Wide> {
-        let (a, b) = (Rows::new(a, &range), Rows::new(b, &range));
+        let group = b.shape().group().get();
+        let (a, b) = (Rows::new(a, group, &range), Rows::new(b, group, &range));
         let mut sums = Vec::with_capacity(a.rows * b.rows);
         for i in 0..a.rows {
             for j in 0..b.rows {
@@ -126,8 +144,8 @@ impl Oracle {
 
     /// The sums of the magnitudes of the products, nearly: for error bounds, not for bits.
     pub fn magnitudes(&self, a: PackedView<'_>, b: PackedView<'_>) -> Vec<f64> {
-        let groups = 0..a.shape().row_groups();
-        let (mut a, mut b) = (Rows::new(a, &groups), Rows::new(b, &groups));
+        let (groups, group) = (0..b.shape().row_groups(), b.shape().group().get());
+        let (mut a, mut b) = (Rows::new(a, group, &groups), Rows::new(b, group, &groups));
         for rows in [&mut a, &mut b] {
             rows.values.iter_mut().for_each(|value| *value = value.abs());
             for scale in rows.scales.iter_mut().flatten().flatten() {
@@ -167,29 +185,39 @@ impl Oracle {
 struct Rows {
     rows: usize,
     group: usize,
-    /// Doubled codes, row by row.
+    /// What one is worth, as a power of two: -1 of doubled codes, -6 of MXINT8 elements.
+    unit: i32,
+    /// Doubled codes or elements, row by row.
     values: Vec<i32>,
     /// Significand and exponent of each group's scale; `None` for a row with a NaN.
     scales: Vec<Option<Vec<(i64, i32)>>>,
 }
 
 impl Rows {
-    fn new(view: PackedView<'_>, range: &Range<usize>) -> Self {
+    /// A range of groups of `group` elements, which may be fewer than share a scale.
+    fn new(view: PackedView<'_>, group: usize, range: &Range<usize>) -> Self {
         let shape = view.shape();
-        let (rows, group) = (shape.rows(), shape.group().get());
-        let (bytes, groups) = (shape.k() / 2, shape.k() / group);
+        let rows = shape.rows();
+        let int8 = shape.element() == Element::Int8;
+        let (per_byte, unit) = if int8 { (1, -6) } else { (2, -1) };
+        let (bytes, groups) = (shape.k() / per_byte, shape.k() / shape.group().get());
         let mut values = Vec::new();
         let mut scales = Vec::new();
         for i in 0..rows {
             let row = &view.codes()[i * bytes..(i + 1) * bytes];
-            for byte in &row[range.start * group / 2..range.end * group / 2] {
-                values.extend([byte & 15, byte >> 4].map(|code| e2m1_doubled(code) as i32));
+            for &byte in &row[range.start * group / per_byte..range.end * group / per_byte] {
+                match int8 {
+                    true => values.push(i32::from(byte as i8)),
+                    false => {
+                        values.extend([byte & 15, byte >> 4].map(|code| e2m1_doubled(code) as i32))
+                    }
+                }
             }
             let row = &view.scales()[i * groups..(i + 1) * groups];
-            let parts = row[range.clone()].iter().map(|&b| scale_parts(shape.scale_type(), b));
-            scales.push(parts.collect());
+            let byte = |g: usize| row[g * group / shape.group().get()];
+            scales.push(range.clone().map(|g| scale_parts(shape.scale_type(), byte(g))).collect());
         }
-        Rows { rows, group, values, scales }
+        Rows { rows, group, unit, values, scales }
     }
 
     fn dot(a: &Rows, i: usize, b: &Rows, j: usize) -> Wide {
@@ -200,8 +228,7 @@ impl Rows {
         let groups = va.chunks_exact(a.group).zip(vb.chunks_exact(a.group));
         for ((va, vb), (sa, sb)) in groups.zip(sa.iter().zip(sb)) {
             let dot: i32 = va.iter().zip(vb).map(|(a, b)| a * b).sum();
-            // Doubled twice: quarters.
-            sum.add(i64::from(dot) * sa.0 * sb.0, sa.1 + sb.1 - 2);
+            sum.add(i64::from(dot) * sa.0 * sb.0, sa.1 + sb.1 + a.unit + b.unit);
         }
         sum
     }

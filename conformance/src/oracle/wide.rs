@@ -1,7 +1,7 @@
-//! A wide integer for exact sums: 32-bit digits with deferred carries, in units of 2^-256.
+//! A wide integer for exact sums: 32-bit digits with deferred carries, in units of 2^-264.
 //!
 //! ```text
-//! value = 2^-256 * sum over d of digit[d] * 2^(32 d)     digits are i64 and may overlap
+//! value = 2^-264 * sum over d of digit[d] * 2^(32 d)     digits are i64 and may overlap
 //! add:     a term is cut at digit boundaries and added to up to three digits
 //! resolve: one pass of carries gives sign and magnitude
 //! round:   keep 24 bits, look at the next one and at everything below it
@@ -13,8 +13,8 @@
 //! end at 2^1, the bit 2^0 is set and 2^-30 is below it, so it rounds up to 2^24 + 2.
 
 /// Exponent of one unit.
-const UNIT: i32 = -256;
-/// Number of digits: 672 bits, 2^-256 to beyond 2^415.
+const UNIT: i32 = -264;
+/// Number of digits: 672 bits, 2^-264 to beyond 2^407.
 const DIGITS: usize = 21;
 
 /// An exact sum, or NaN.
@@ -34,7 +34,7 @@ impl Wide {
     /// Adds `significand * 2^exponent`.
     ///
     /// # Panics
-    /// If the exponent is below -256: no product of FP4 operands has a smaller one.
+    /// If the exponent is below -264: no product of operands has one below -261.
     pub fn add(&mut self, significand: i64, exponent: i32) {
         assert!(exponent >= UNIT, "exponent {exponent}");
         let place = (exponent - UNIT) as usize;
@@ -127,12 +127,12 @@ mod tests {
         let f = |terms: &[(i64, i32)]| sum(terms).to_f32_bits();
         assert_eq!(f(&[(1, 24), (1, 0), (1, -30)]), 16_777_218f32.to_bits());
         assert_eq!(f(&[(1, 24), (1, 0)]), 16_777_216f32.to_bits());
-        assert_eq!(f(&[(-1, 24), (-1, 0), (-1, -256)]), (-16_777_218f32).to_bits());
+        assert_eq!(f(&[(-1, 24), (-1, 0), (-1, -264)]), (-16_777_218f32).to_bits());
         assert_eq!(f(&[(1, 128)]), 0x7F80_0000);
         assert_eq!(f(&[(1, 128), (-1, 103)]), 0x7F80_0000);
-        assert_eq!(f(&[(1, 128), (-1, 103), (-1, -256)]), 0x7F7F_FFFF);
+        assert_eq!(f(&[(1, 128), (-1, 103), (-1, -264)]), 0x7F7F_FFFF);
         assert_eq!(f(&[(-1, -150)]), 0x8000_0000);
-        assert_eq!(f(&[(1, -150), (1, -256)]), 1);
+        assert_eq!(f(&[(1, -150), (1, -264)]), 1);
         assert_eq!(f(&[(1, 250), (-1, 250)]), 0);
         assert_eq!(f(&[(1, -126)]), 0x0080_0000);
     }
@@ -142,17 +142,17 @@ mod tests {
         let mut random = Random::of("wide");
         for _ in 0..20_000 {
             let terms: Vec<_> = (0..random.below(6))
-                .map(|_| (random.next_u64() as i64 >> random.below(63), random.range(-256, 250)))
+                .map(|_| (random.next_u64() as i64 >> random.below(63), random.range(-264, 250)))
                 .collect();
             let got = sum(&terms);
             let exact: BigInt =
-                terms.iter().map(|&(s, e)| BigInt::from(s) << (e + 256) as usize).sum();
+                terms.iter().map(|&(s, e)| BigInt::from(s) << (e + 264) as usize).sum();
             let (negative, magnitude) = got.sign_and_magnitude();
             assert_eq!(negative, exact.sign() == Sign::Minus);
             assert_eq!(exact.magnitude(), &num_bigint::BigUint::from_slice(&magnitude));
             // One term of at most 53 bits is an f64; its conversion is the one rounding wanted.
             let significand = random.next_u64() as i64 >> (11 + random.below(50));
-            let exponent = random.range(-256, 140);
+            let exponent = random.range(-264, 140);
             let value = significand as f64 * 2f64.powi(exponent);
             let expected = if significand == 0 { 0 } else { (value as f32).to_bits() };
             assert_eq!(sum(&[(significand, exponent)]).to_f32_bits(), expected);

@@ -4,6 +4,8 @@
 //! quantize/e4m3.g16/bf16/even/nvfp4/shared-32/computed/3x96/tie-code
 //! matmul/mxfp4/15x17x2080/spread:41/alpha-usual/f16/split-3
 //! pair/nvfp4/f32-bf16/blocks-16/3x17x160/outlier
+//! pair/mxint8-nvfp4/f32-bf16/none/3x17x160/outlier
+//! quantize/mxint8/f32/none/3x96/tie-code
 //! core/swizzle/129x5
 //! environment/daz/matmul/mxfp4
 //! ```
@@ -16,7 +18,7 @@
 use std::collections::BTreeSet;
 use std::fmt;
 
-use fp4_core::{FloatType, Format, GroupSize, PackedMatrix, QuantSpec, ScaleType};
+use fp4_core::{Encoding, FloatType, Format, GroupSize, PackedMatrix, QuantSpec, ScaleType};
 
 use super::profile::{CoreSet, EnvironmentSet, MatmulSet, PairSet, Profile, QuantizeSet, draw};
 use crate::data::operands::operands;
@@ -29,7 +31,7 @@ use crate::tensor::Values;
 pub type Clause = &'static str;
 
 /// The clauses of the contract that cases must check.
-pub const CLAUSES: [Clause; 9] = ["C1", "C2", "C3", "C4", "C5", "C6", "C7", "C8", "C9"];
+pub const CLAUSES: [Clause; 10] = ["C1", "C2", "C3", "C4", "C5", "C6", "C7", "C8", "C9", "C10"];
 
 /// One case.
 #[derive(Debug, Clone)]
@@ -114,7 +116,9 @@ pub enum Way {
 /// Multiply two packed matrices.
 #[derive(Debug, Clone)]
 pub struct MatmulCase {
-    /// Format.
+    /// How A is encoded.
+    pub a: Encoding,
+    /// B's format.
     pub format: Format,
     /// M, N and K.
     pub shape: [usize; 3],
@@ -137,7 +141,9 @@ pub struct MatmulCase {
 /// Quantize two matrices and multiply them.
 #[derive(Debug, Clone)]
 pub struct PairCase {
-    /// Format.
+    /// How A is encoded.
+    pub a: Encoding,
+    /// B's format.
     pub format: Format,
     /// Type of the values.
     pub input: FloatType,
@@ -203,6 +209,8 @@ pub enum CoreCheck {
     Fma,
     /// Packed matrices to values.
     Dequantize,
+    /// Scales and elements of MXINT8, at every exponent.
+    Int8,
 }
 
 /// What registered backends declare about themselves: shapes and spreads to test around.
@@ -248,7 +256,7 @@ impl MatmulCase {
     /// # Errors
     /// What the core says to a shape that makes no sense.
     pub fn data(&self, id: &str) -> Result<[PackedMatrix; 2], fp4_core::Error> {
-        operands(&self.data, &mut Random::of(id), self.format, self.shape)
+        operands(&self.data, &mut Random::of(id), (self.a, self.format), self.shape)
     }
 
     /// Row scales and bias, as far as there are, for a product whose sums are `sums`, row-major.
@@ -292,8 +300,8 @@ impl PairCase {
     /// The quantizations of A and B.
     pub fn sides(&self) -> [QuantizeCase; 2] {
         let [m, n, k] = self.shape;
-        [m, n].map(|rows| QuantizeCase {
-            spec: QuantSpec::usual(self.format),
+        [(self.a, m), (self.format.into(), n)].map(|(encoding, rows)| QuantizeCase {
+            spec: QuantSpec::of(encoding),
             input: self.input,
             transform: self.transform,
             given: false,
@@ -341,6 +349,9 @@ fn quantize_cases(set: &QuantizeSet, index: usize) -> Vec<Case> {
     ];
     let draws = draw(&format!("quantize{index}"), &lens, set.sample);
     let make = |i: &Vec<usize>| {
+        if set.scale_types[i[0]] == Encoding::MxInt8.name() {
+            return mxint8_case(set, i);
+        }
         let scale_type: ScaleType = set.scale_types[i[0]].parse().ok()?;
         let group = GroupSize::new(set.groups[i[1]]).ok()?;
         let (gs, ss) = setting(&set.settings[i[4]])?;
@@ -376,6 +387,37 @@ fn quantize_cases(set: &QuantizeSet, index: usize) -> Vec<Case> {
     draws.iter().filter_map(make).collect()
 }
 
+/// The quantization to MXINT8, which has no settings: of the axes only those of the input count.
+fn mxint8_case(set: &QuantizeSet, i: &[usize]) -> Option<Case> {
+    let spec = QuantSpec::mxint8();
+    let transform = transform_kind(&set.transforms[i[5]])?;
+    let chunk = transform.map_or(32, |t| t.block.max(32));
+    let case = QuantizeCase {
+        spec,
+        input: set.inputs[i[2]].parse().ok()?,
+        transform,
+        given: false,
+        shape: [set.rows[i[7]], set.ks[i[8]].next_multiple_of(chunk)],
+        data: set.data[i[9]].clone(),
+        threads: set.threads[i[10]],
+    };
+    let [rows, k] = case.shape;
+    let (input, data, threads) = (case.input, &case.data, Threads(case.threads));
+    let id = format!("quantize/mxint8/{input}/{}/{rows}x{k}/{data}{threads}", set.transforms[i[5]]);
+    let mut clauses = vec!["C2", "C3", "C10"];
+    clauses.extend(case.transform.map(|_| "C5"));
+    clauses.extend(case.data.contains("nan").then_some("C9"));
+    Some(Case { id, clauses, kind: Kind::Quantize(case) })
+}
+
+/// The encodings of a product: a format, or `mxint8-` and B's.
+fn product(name: &str) -> Option<(Encoding, Format)> {
+    match name.strip_prefix("mxint8-") {
+        Some(b) => Some((Encoding::MxInt8, b.parse().ok()?)),
+        None => name.parse().ok().map(|format: Format| (format.into(), format)),
+    }
+}
+
 fn matmul_cases(set: &MatmulSet, index: usize, declared: &Declared) -> Vec<Case> {
     let lens = [
         set.formats.len(),
@@ -407,8 +449,9 @@ fn matmul_cases(set: &MatmulSet, index: usize, declared: &Declared) -> Vec<Case>
 }
 
 fn matmul_case(set: &MatmulSet, i: &[usize], data: &str, [m, n]: [usize; 2]) -> Option<Case> {
-    let format: Format = set.formats[i[0]].parse().ok()?;
-    let k = set.ks[i[3]].next_multiple_of(format.group().get());
+    let name = &set.formats[i[0]];
+    let (a, format) = product(name)?;
+    let k = set.ks[i[3]].next_multiple_of(a.group().get());
     let epilogue = set.epilogues[i[9]].as_str();
     let (row_scales, bias) = match epilogue {
         "alpha" => (false, false),
@@ -418,6 +461,7 @@ fn matmul_case(set: &MatmulSet, i: &[usize], data: &str, [m, n]: [usize; 2]) -> 
         _ => return None,
     };
     let case = MatmulCase {
+        a,
         format,
         shape: [m, n, k],
         data: data.to_owned(),
@@ -429,7 +473,7 @@ fn matmul_case(set: &MatmulSet, i: &[usize], data: &str, [m, n]: [usize; 2]) -> 
         threads: set.threads[i[8]],
     };
     let id = format!(
-        "matmul/{format}/{m}x{n}x{k}/{data}/alpha-{}/{}/{}{}{}",
+        "matmul/{name}/{m}x{n}x{k}/{data}/alpha-{}/{}/{}{}{}",
         set.alphas[i[5]],
         case.output,
         set.ways[i[7]],
@@ -437,6 +481,7 @@ fn matmul_case(set: &MatmulSet, i: &[usize], data: &str, [m, n]: [usize; 2]) -> 
         Threads(case.threads),
     );
     let mut clauses = vec!["C2", "C3", "C6"];
+    clauses.extend((a == Encoding::MxInt8).then_some("C10"));
     clauses.extend((case.way == Way::Padded).then_some("C8"));
     clauses.extend((case.data.contains("nan") || case.alpha.is_nan()).then_some("C9"));
     Some(Case { id, clauses, kind: Kind::Matmul(case) })
@@ -463,11 +508,13 @@ fn pair_cases(set: &PairSet, index: usize) -> Vec<Case> {
     ];
     let draws = draw(&format!("pair{index}"), &lens, set.sample);
     let make = |i: &Vec<usize>| {
-        let format: Format = set.formats[i[0]].parse().ok()?;
+        let name = &set.formats[i[0]];
+        let (a, format) = product(name)?;
         let transform = transform_kind(&set.transforms[i[3]])?;
-        let group = format.group().get();
+        let group = a.group().get();
         let chunk = transform.map_or(group, |t| t.block.max(group));
         let case = PairCase {
+            a,
             format,
             input: set.inputs[i[1]].parse().ok()?,
             output: set.outputs[i[2]].parse().ok()?,
@@ -477,10 +524,11 @@ fn pair_cases(set: &PairSet, index: usize) -> Vec<Case> {
         };
         let [m, n, k] = case.shape;
         let id = format!(
-            "pair/{format}/{}-{}/{}/{m}x{n}x{k}/{}",
+            "pair/{name}/{}-{}/{}/{m}x{n}x{k}/{}",
             case.input, case.output, set.transforms[i[3]], case.data
         );
         let mut clauses = vec!["C1", "C2", "C3", "C4", "C6"];
+        clauses.extend((a == Encoding::MxInt8).then_some("C10"));
         clauses.extend(case.transform.map(|_| "C5"));
         clauses.extend(case.data.contains("nan").then_some("C9"));
         Some(Case { id, clauses, kind: Kind::Pair(case) })
@@ -499,7 +547,8 @@ fn core_cases(set: &CoreSet, index: usize) -> Vec<Case> {
             "encode" => (CoreCheck::Encode, &["C1", "C2", "C9"]),
             "decode" => (CoreCheck::Decode, &["C1", "C2", "C9"]),
             "fma" => (CoreCheck::Fma, &["C5"]),
-            "dequantize" => (CoreCheck::Dequantize, &["C4", "C9"]),
+            "dequantize" => (CoreCheck::Dequantize, &["C4", "C9", "C10"]),
+            "int8" => (CoreCheck::Int8, &["C10"]),
             _ => return None,
         };
         let shape = [set.rows[i[1]], set.cols[i[2]]];

@@ -7,8 +7,8 @@
 //! 512.
 
 use fp4_core::{
-    E2m1, FloatType, Format, PackedMatrix, PackedShape, ScaleType, Swizzle, TieMode, fma, pack,
-    pad_k, padded_k, reference, unpack,
+    E2m1, Encoding, FloatType, PackedMatrix, PackedShape, ScaleType, Swizzle, TieMode, fma, mxint8,
+    pack, pad_k, padded_k, reference, unpack,
 };
 
 use super::case::{CoreCase, CoreCheck};
@@ -33,6 +33,10 @@ pub(super) fn check(oracle: &Oracle, case: &CoreCase, id: &str) -> Outcome {
         }
         CoreCheck::Decode => {
             decode(&mut comparison);
+            Ok(())
+        }
+        CoreCheck::Int8 => {
+            int8(&mut comparison);
             Ok(())
         }
         CoreCheck::Fma => {
@@ -85,10 +89,10 @@ fn pad(
     rows: usize,
     groups: usize,
 ) -> Result<(), fp4_core::Error> {
-    for format in Format::ALL {
-        let group = format.group().get();
+    for encoding in Encoding::ALL {
+        let (group, per_byte) = (encoding.group().get(), encoding.element().per_byte());
         let k = groups * group;
-        let shape = PackedShape::of(format, rows, k)?;
+        let shape = PackedShape::encoded(encoding, rows, k)?;
         let from = PackedMatrix::new(
             shape,
             bytes(random, shape.codes_len()),
@@ -108,9 +112,11 @@ fn pad(
             };
             (0..rows * to).map(byte).collect::<Vec<u8>>()
         };
-        let codes = widen(from.codes(), k / 2, wide / 2);
+        let columns = wide / per_byte;
+        let codes = widen(from.codes(), k / per_byte, columns);
         let scales = widen(from.scales(), groups, wide / group);
-        comparison.bytes("C8", "padded codes", Meaning::Codes, wide / 2, out.codes(), &codes);
+        let meaning = if per_byte == 2 { Meaning::Codes } else { Meaning::Int8 };
+        comparison.bytes("C8", "padded codes", meaning, columns, out.codes(), &codes);
         let columns = wide / group;
         comparison.bytes("C8", "padded scales", Meaning::Integer, columns, out.scales(), &scales);
     }
@@ -140,22 +146,26 @@ fn dequantize(
     rows: usize,
     groups: usize,
 ) -> Result<(), fp4_core::Error> {
-    for format in Format::ALL {
-        let shape = PackedShape::of(format, rows, groups * format.group().get())?;
+    for encoding in Encoding::ALL {
+        let shape = PackedShape::encoded(encoding, rows, groups * encoding.group().get())?;
         let matrix = PackedMatrix::new(
             shape,
             bytes(random, shape.codes_len()),
             bytes(random, shape.scales_len()),
         )?;
-        for gs in [1.0 / 3.0, 0.1, 1.0] {
+        let (clause, settings): (_, &[f32]) = match encoding {
+            Encoding::MxInt8 => ("C10", &[1.0]),
+            _ => ("C4.4", &[1.0 / 3.0, 0.1, 1.0]),
+        };
+        for &gs in settings {
             for ty in FloatType::ALL {
                 let mut out = garbage(ty, rows * shape.k());
                 reference::dequantize(matrix.view(), gs, out.as_mut_slice())?;
                 let (got, expected) =
                     (bits_of(out.as_slice()), oracle.dequantize(matrix.view(), gs, ty));
-                let tensor = format!("{format} to {ty}, gs {gs}");
+                let tensor = format!("{encoding} to {ty}, gs {gs}");
                 let float = Meaning::Float(ty);
-                comparison.compare("C4.4", &tensor, float, shape.k(), &got, &expected);
+                comparison.compare(clause, &tensor, float, shape.k(), &got, &expected);
             }
         }
     }
@@ -201,6 +211,33 @@ fn decode(comparison: &mut Comparison) {
         let got: Vec<u32> = (0..=255).map(|b| ty.decode(b).to_bits()).collect();
         let expected: Vec<u32> = (0..=255).map(|b| canonical(scale_value(ty, b))).collect();
         comparison.compare("C2", &format!("{ty} values"), float, 0, &got, &expected);
+    }
+}
+
+/// MXINT8's scale of a largest magnitude, and elements around every midpoint, at every exponent.
+fn int8(comparison: &mut Comparison) {
+    let fractions = [0, 1, 0x40_0000, 0x7D_FFFF, 0x7E_0000, 0x7E_0001, 0x7F_0000, 0x7F_FFFF];
+    let amaxes: Vec<f32> = (0..=255u32)
+        .flat_map(|e| fractions.map(|fraction| f32::from_bits(e << 23 | fraction)))
+        .collect();
+    let got: Vec<u8> = amaxes.iter().map(|&amax| mxint8::scale(amax)).collect();
+    let expected: Vec<u8> = amaxes.iter().map(|&x| oracle::mxint8::scale(&[x])).collect();
+    let meaning = Meaning::Scale(ScaleType::E8M0);
+    comparison.bytes("C10", "mxint8 scales", meaning, fractions.len(), &got, &expected);
+    for scale in 0..=254u8 {
+        let x: Vec<f32> = (0..=256u32)
+            .flat_map(|half| {
+                let near = (f64::from(half) / 2.0 * 2f64.powi(i32::from(scale) - 133)) as f32;
+                let bits = near.to_bits();
+                [bits.saturating_sub(1), bits, bits + 1].map(f32::from_bits)
+            })
+            .flat_map(|x| [x, -x])
+            .filter(|x| !x.is_nan())
+            .collect();
+        let got: Vec<u8> = x.iter().map(|&x| mxint8::encode(x, scale) as u8).collect();
+        let expected: Vec<u8> = x.iter().map(|&x| oracle::mxint8::element(x, scale)).collect();
+        let tensor = format!("mxint8 elements under scale {scale}");
+        comparison.bytes("C10", &tensor, Meaning::Int8, 6, &got, &expected);
     }
 }
 

@@ -83,6 +83,8 @@ pub enum Meaning {
     Float(FloatType),
     /// Two e2m1 codes.
     Codes,
+    /// An MXINT8 element.
+    Int8,
     /// A scale byte.
     Scale(fp4_core::ScaleType),
     /// A byte, an index, a flag.
@@ -97,6 +99,7 @@ impl Meaning {
                 let [low, high] = [pattern & 15, pattern >> 4 & 15].map(|c| e2m1_value(c as u8));
                 (8, format!("{low:?}, {high:?}"))
             }
+            Meaning::Int8 => (8, (pattern as u8 as i8).to_string()),
             Meaning::Scale(ty) => {
                 (8, format!("{:e}", crate::oracle::rules::scale_value(ty, pattern as u8)))
             }

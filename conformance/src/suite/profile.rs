@@ -39,7 +39,7 @@ pub struct Profile {
 pub struct QuantizeSet {
     /// Number of cases to draw; absent: all.
     pub sample: Option<usize>,
-    /// `e8m0`, `e4m3`.
+    /// `e8m0`, `e4m3`; or `mxint8`, for which groups, ties, settings and scales do not count.
     pub scale_types: Vec<String>,
     /// 16, 32, 64, 128.
     pub groups: Vec<usize>,
@@ -69,7 +69,7 @@ pub struct QuantizeSet {
 pub struct MatmulSet {
     /// Number of cases to draw; absent: all.
     pub sample: Option<usize>,
-    /// `mxfp4`, `nvfp4`.
+    /// `mxfp4`, `nvfp4`, `mxint8-mxfp4`, `mxint8-nvfp4`.
     pub formats: Vec<String>,
     /// M; `tile-1`, `tile` and `tile+1` are one less than, exactly and one more than each declared
     /// tile.
@@ -99,7 +99,7 @@ pub struct MatmulSet {
 pub struct PairSet {
     /// Number of cases to draw; absent: all.
     pub sample: Option<usize>,
-    /// `mxfp4`, `nvfp4`.
+    /// `mxfp4`, `nvfp4`, `mxint8-mxfp4`, `mxint8-nvfp4`.
     pub formats: Vec<String>,
     /// `f32`, `f16`, `bf16`.
     pub inputs: Vec<String>,
@@ -121,7 +121,7 @@ pub struct PairSet {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct CoreSet {
-    /// `swizzle`, `pad`, `pack`, `encode`, `decode`, `fma`, `dequantize`.
+    /// `swizzle`, `pad`, `pack`, `encode`, `decode`, `fma`, `dequantize`, `int8`.
     pub checks: Vec<String>,
     /// Rows.
     pub rows: Vec<usize>,

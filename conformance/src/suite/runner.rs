@@ -5,8 +5,8 @@ use std::ops::Range;
 use fp4_core::backend::erased::{Backend, DynMatmul};
 use fp4_core::backend::{Sink, Source};
 use fp4_core::{
-    Epilogue, ExactSum, FixedSum, Format, MatmulQuery, PackedMatrix, PackedShape, PackedView,
-    Partials, PartialsMut, QuantizeInput, Quantizer, finish, pad_k, padded_k,
+    Element, Encoding, Epilogue, ExactSum, FixedSum, MatmulQuery, PackedMatrix, PackedShape,
+    PackedView, Partials, PartialsMut, QuantizeInput, Quantizer, finish, pad_k, padded_k,
 };
 use rayon::prelude::*;
 
@@ -86,7 +86,19 @@ fn threaded(registered: &Registered, threads: usize) -> Result<Backend, Outcome>
 
 /// The clause that fixes the codes of an input.
 fn codes_clause(case: &QuantizeCase) -> Clause {
-    if case.transform.is_some() { "C5" } else { "C4.3" }
+    match (case.transform, case.spec.element()) {
+        (Some(_), _) => "C5",
+        (None, Element::E2m1) => "C4.3",
+        (None, Element::Int8) => "C10",
+    }
+}
+
+/// The clause that fixes the scales of an encoding, and what its codes mean.
+fn of_element(element: Element) -> (Clause, Meaning) {
+    match element {
+        Element::E2m1 => ("C4.2", Meaning::Codes),
+        Element::Int8 => ("C10", Meaning::Int8),
+    }
 }
 
 fn quantize_case(
@@ -107,10 +119,11 @@ fn quantize_case(
             let mut comparison = Comparison::default();
             let (ty, shape) = (input.shape().scale_type(), input.shape());
             let (meaning, columns) = (Meaning::Scale(ty), shape.row_groups());
-            comparison.bytes("C4.2", "scales", meaning, columns, got.scales(), &expected.scales);
+            let (clause, codes) = of_element(shape.element());
+            comparison.bytes(clause, "scales", meaning, columns, got.scales(), &expected.scales);
             let clause = codes_clause(request);
             let (got, expected) = (got.codes(), &expected.codes);
-            comparison.bytes(clause, "codes", Meaning::Codes, shape.row_bytes(), got, expected);
+            comparison.bytes(clause, "codes", codes, shape.row_bytes(), got, expected);
             Ok::<_, Outcome>(Some(comparison.outcome()))
         };
         if let Some(outcome) = run().unwrap_or_else(Some) {
@@ -160,7 +173,7 @@ fn matmul_case(
     alive: &[bool],
 ) -> Result<Outcomes, fp4_core::Error> {
     let [a, b] = request.data(&case.id)?;
-    let sums = suite.oracle.sums(a.view(), b.view(), 0..a.shape().row_groups());
+    let sums = suite.oracle.sums(a.view(), b.view(), 0..b.shape().row_groups());
     let exact: Vec<f64> = match request.row_scales || request.bias {
         true => sums.iter().map(Wide::to_f64).collect(),
         false => Vec::new(),
@@ -207,8 +220,8 @@ impl Product<'_> {
         &self,
         backend: &std::sync::Arc<dyn DynMatmul>,
     ) -> Result<Computed, fp4_core::Error> {
-        let MatmulCase { format, shape: [m, n, k], output, .. } = *self.request;
-        let query = MatmulQuery::new(format, [m, n, k], output);
+        let MatmulCase { a, format, shape: [m, n, k], output, .. } = *self.request;
+        let query = MatmulQuery::new(format, [m, n, k], output).with_a(a);
         let multiply = |a: PackedView<'_>, b: &PackedMatrix, rows: Range<usize>| {
             let epilogue = self.epilogue();
             backend.supports_matmul(&query.with_epilogue(&epilogue))?;
@@ -261,12 +274,12 @@ impl Product<'_> {
         parts: usize,
     ) -> Result<Computed, fp4_core::Error> {
         let weight = backend.clone().prepare_dyn(self.b.clone().into())?;
-        let (groups, outputs) = (self.a.shape().row_groups(), self.sums.len());
+        let (groups, outputs) = (self.b.shape().row_groups(), self.sums.len());
         let cut = |part: usize| groups * part * part / (parts * parts);
         let into = matches!(self.request.way, Way::Into(_));
         let mut exact = vec![ExactSum::ZERO; outputs];
         let mut fixed = vec![FixedSum::ZERO; outputs];
-        let nvfp4 = self.request.format == Format::NvFp4;
+        let nvfp4 = self.request.a == Encoding::NvFp4;
         for part in (0..parts).rev() {
             let range = cut(part)..cut(part + 1);
             if into {
@@ -355,10 +368,11 @@ impl Product<'_> {
     }
 }
 
-/// 20 words of two's complement and the NaN flag; the sum below a NaN means nothing.
+/// 20 words of two's complement and the NaN flag, behind the version; the sum below a NaN means
+/// nothing.
 fn exact_words(bytes: &[u8]) -> Vec<u32> {
-    let nan = u32::from(bytes[80]);
-    let words = bytes[..80].as_chunks().0.iter().map(|&b| u32::from_le_bytes(b));
+    let nan = u32::from(bytes[81]);
+    let words = bytes[1..81].as_chunks().0.iter().map(|&b| u32::from_le_bytes(b));
     words.map(|word| if nan == 0 { word } else { 0 }).chain([nan]).collect()
 }
 
@@ -445,12 +459,11 @@ impl<'a> PairRun<'a> {
         let [a, b] = &sides;
         let (input_a, input_b) = (input(&a.0, &a.1)?, input(&b.0, &b.1)?);
         let operands = [oracle.quantize(&input_a), oracle.quantize(&input_b)];
-        let gs = a.0.spec.global_scale();
-        let alpha = gs * gs;
+        let alpha = a.0.spec.global_scale() * b.0.spec.global_scale();
         let [qa, qb] = &operands;
         let view_a = PackedView::new(input_a.shape(), &qa.codes, &qa.scales)?;
         let view_b = PackedView::new(input_b.shape(), &qb.codes, &qb.scales)?;
-        let sums = oracle.sums(view_a, view_b, 0..view_a.shape().row_groups());
+        let sums = oracle.sums(view_a, view_b, 0..view_b.shape().row_groups());
         let output = sums.iter().map(|sum| oracle.output(sum, alpha, request.output)).collect();
         Ok(PairRun { request, sides, operands, output, alpha })
     }
@@ -464,12 +477,13 @@ impl<'a> PairRun<'a> {
         for ((got, expected), name) in got.into_iter().zip(&self.operands).zip(["A", "B"]) {
             let shape = got.shape();
             let meaning = Meaning::Scale(shape.scale_type());
+            let (clause, codes) = of_element(shape.element());
             let (tensor, columns) = (format!("scales of {name}"), shape.row_groups());
-            comparison.bytes("C4.2", &tensor, meaning, columns, got.scales(), &expected.scales);
+            comparison.bytes(clause, &tensor, meaning, columns, got.scales(), &expected.scales);
             let (tensor, columns) = (format!("codes of {name}"), shape.row_bytes());
-            let clause = codes_clause(&self.sides[0].0);
+            let clause = codes_clause(&self.sides[usize::from(name == "B")].0);
             let (got, expected) = (got.codes(), &expected.codes);
-            comparison.bytes(clause, &tensor, Meaning::Codes, columns, got, expected);
+            comparison.bytes(clause, &tensor, codes, columns, got, expected);
         }
     }
 
@@ -484,8 +498,8 @@ impl<'a> PairRun<'a> {
         a: &PackedMatrix,
         b: &PackedMatrix,
     ) -> Result<Vec<u32>, fp4_core::Error> {
-        let PairCase { format, output, shape: [m, n, k], .. } = *self.request;
-        matmul.supports_matmul(&MatmulQuery::new(format, [m, n, k], output))?;
+        let PairCase { a: encoding, format, output, shape: [m, n, k], .. } = *self.request;
+        matmul.supports_matmul(&MatmulQuery::new(format, [m, n, k], output).with_a(encoding))?;
         let weight = matmul.clone().prepare_dyn(b.clone().into())?;
         let mut y = garbage(output, m * n);
         weight.matmul(a.view(), self.alpha.into(), y.as_mut_slice())?;
@@ -504,6 +518,7 @@ impl<'a> PairRun<'a> {
         let PairCase { output, shape: [m, n, k], .. } = *self.request;
         let (side, data) = &self.sides[0];
         let input = input(side, data)?;
+        backend.quantizer().map_or(Ok(()), |q| q.supports_quantize(&input.query()))?;
         let linear = resident.clone().prepare_linear(b.clone().into())?;
         let transform = input
             .transform()

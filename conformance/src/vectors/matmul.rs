@@ -1,5 +1,5 @@
-//! Families e and j: the exact matmul ([C6]), its partial sums, and K padding ([C8]); in j with
-//! scales for the rows of A and a bias.
+//! Families e, i and j: the exact matmul ([C6]), its partial sums, and K padding ([C8]); in i with
+//! MXINT8 activations ([C10]), in j with scales for the rows of A and a bias.
 //!
 //! For each input: packed operands with row-major scales, several values of alpha, the exact sums
 //! rounded once to f32 (`S32_bits`, by big integers), and the outputs in three types.
@@ -13,13 +13,14 @@
 //! | exact partials, P parts | sums and all outputs, from P uneven ranges of K, sent as bytes and merged last to first | [C6] |
 //! | 64-bit partials, P parts | the same for NVFP4 | [C6] |
 //!
-//! In family j every product has row scales, a bias, or both, and the manifest lists no cases: they
-//! are the tensors' names. The exact sums are the outputs by alpha = 1 and nothing else.
+//! In families i and j the manifest lists no cases: they are the tensors' names. In j every product
+//! has row scales, a bias, or both. The exact sums are the outputs by alpha = 1 and nothing else.
 //!
 //! Worked example of a split: 65 groups in 3 parts are 0..10, 10..31, 31..65.
 //!
 //! [C6]: fp4_core::contract#c6
 //! [C8]: fp4_core::contract#c8
+//! [C10]: fp4_core::contract#c10
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -27,8 +28,8 @@ use std::sync::Arc;
 
 use fp4_core::backend::erased::{Backend, DynMatmul, DynWeight};
 use fp4_core::{
-    Epilogue, ExactSum, FixedSum, Float, FloatType, Format, MatmulQuery, PackedMatrix, PackedShape,
-    PackedView, Partials, PartialsMut, finish,
+    Encoding, Epilogue, ExactSum, FixedSum, Float, FloatType, Format, MatmulQuery, PackedMatrix,
+    PackedShape, PackedView, Partials, PartialsMut, finish,
 };
 use half::{bf16, f16};
 use safetensors::Dtype;
@@ -42,10 +43,11 @@ use super::{
 
 #[derive(Deserialize)]
 struct Settings {
-    /// Absent in family j.
+    /// Absent in families i and j.
     #[serde(default)]
     cases: BTreeMap<String, CaseSettings>,
-    #[serde(rename = "G")]
+    /// B's group size, of A too but in family i.
+    #[serde(rename = "G", alias = "G_b")]
     group: usize,
 }
 
@@ -62,6 +64,9 @@ struct CaseSettings {
 /// One input with its expected columns.
 struct Input {
     name: String,
+    /// How A is encoded.
+    encoding: Encoding,
+    /// B's format.
     format: Format,
     a: PackedMatrix,
     b: Arc<PackedMatrix>,
@@ -84,8 +89,12 @@ pub(super) fn check(
         Format::ALL.into_iter().find(|f| f.group().get() == settings.group).ok_or_else(|| {
             setting(file.name(), "G", &settings.group.to_string(), "32 (mxfp4) or 16 (nvfp4)")
         })?;
+    let encoding = match report.family {
+        Family::MxInt8 => Encoding::MxInt8,
+        _ => format.into(),
+    };
     let cases = match report.family {
-        Family::Epilogue => cases_by_name(file)?,
+        Family::Epilogue | Family::MxInt8 => cases_by_name(file)?,
         _ => settings.cases,
     };
     for (name, case) in cases {
@@ -93,7 +102,7 @@ pub(super) fn check(
             report.skip(name, "the backend has no matmul");
             continue;
         };
-        let input = Input::read(file, name, format, &case)?;
+        let input = Input::read(file, name, (encoding, format), &case)?;
         if input.sums.values().is_empty() {
             continue;
         }
@@ -108,8 +117,8 @@ pub(super) fn check(
 fn cases_by_name(file: &VectorFile) -> Result<BTreeMap<String, CaseSettings>, Error> {
     let names = file.tensor_names().filter_map(|tensor| tensor.strip_suffix(".alpha"));
     let case = |name: &str| {
-        let [m, bytes] = file.matrix_shape(&format!("{name}.a"))?;
-        let [n, _] = file.matrix_shape(&format!("{name}.b"))?;
+        let [m, _] = file.matrix_shape(&format!("{name}.a_scales"))?;
+        let [n, bytes] = file.matrix_shape(&format!("{name}.b"))?;
         Ok((name.to_owned(), CaseSettings { m, n, k: 2 * bytes }))
     };
     names.map(case).collect()
@@ -119,22 +128,24 @@ impl Input {
     fn read(
         file: &VectorFile,
         name: String,
-        format: Format,
+        (encoding, format): (Encoding, Format),
         case: &CaseSettings,
     ) -> Result<Self, Error> {
         let &CaseSettings { m, n, k } = case;
         let tensor = |suffix: &str| format!("{name}.{suffix}");
-        let operand = |rows: usize, codes: &str, scales: &str| {
-            let shape = PackedShape::of(format, rows, k).map_err(in_case(file, &name))?;
+        let operand = |encoding: Encoding, rows: usize, codes: &str, scales: &str| {
+            let shape = PackedShape::encoded(encoding, rows, k).map_err(in_case(file, &name))?;
             let bytes = |suffix: &str, cols: usize| {
                 let column: Column<u8> = file.column(&tensor(suffix), Dtype::U8, &[rows, cols])?;
                 Ok::<_, Error>(column.values().to_vec())
             };
-            let (codes, scales) = (bytes(codes, k / 2)?, bytes(scales, shape.row_groups())?);
+            let (codes, scales) =
+                (bytes(codes, shape.row_bytes())?, bytes(scales, shape.row_groups())?);
             PackedMatrix::new(shape, codes, scales).map_err(in_case(file, &name))
         };
-        let a = operand(m, "a", "a_scales")?;
-        let b = Arc::new(operand(n, "b", "b_scales")?);
+        let codes = if encoding == Encoding::MxInt8 { "a_codes" } else { "a" };
+        let a = operand(encoding, m, codes, "a_scales")?;
+        let b = Arc::new(operand(format.into(), n, "b", "b_scales")?);
         let &[count] = file.raw(&tensor("alpha"))?.1 else {
             return Err(setting(file.name(), &tensor("alpha"), "not 1-D", "1-D"));
         };
@@ -152,6 +163,7 @@ impl Input {
             bf16: file.column(&tensor("y_bf16_bits"), Dtype::U16, &outputs)?.map(canonical_bf16),
             f16: file.column(&tensor("y_f16_bits"), Dtype::U16, &outputs)?.map(canonical_f16),
             name,
+            encoding,
             format,
             a,
             b,
@@ -168,6 +180,7 @@ impl Input {
     fn query(&self, output: FloatType) -> MatmulQuery {
         let (a, b) = (self.a.shape(), self.b.shape());
         MatmulQuery::new(self.format, [a.rows(), b.rows(), a.k()], output)
+            .with_a(self.encoding)
             .with_row_scales(self.row_scales.is_some())
             .with_bias(self.bias.is_some())
     }
@@ -247,7 +260,7 @@ impl Input {
         }
         let weight = matmul.clone().prepare_dyn(self.b.clone())?;
         for parts in 1..=3 {
-            let ranges = uneven_split(self.a.shape().row_groups(), parts);
+            let ranges = uneven_split(self.b.shape().row_groups(), parts);
             let case = self.case(&format!("exact partials, {parts} parts"));
             let mut sums = vec![ExactSum::ZERO; self.outputs()];
             for range in ranges.iter().rev().cloned() {
@@ -260,7 +273,7 @@ impl Input {
             let rounded: Vec<u32> = sums.iter().map(|sum| sum.to_f32().to_bits()).collect();
             self.check_finished(report, &case, &rounded, Partials::Exact(&sums))?;
 
-            if self.format != Format::NvFp4 {
+            if self.encoding != Encoding::NvFp4 {
                 continue;
             }
             let case = self.case(&format!("64-bit partials, {parts} parts"));

@@ -7,6 +7,7 @@
 //! | [`Family::Transform`] (c) | `c_transform*` | the transformed values; scales, codes and dequantization behind it | [C5] |
 //! | [`Family::Swizzle`] (d) | `d_swizzle*` | both directions, offset and coordinate | [C7] |
 //! | [`Family::Matmul`] (e) | `e_matmul_*` | exact sums, three output types, partial sums, padding, single rows | [C6], [C8] |
+//! | [`Family::MxInt8`] (i) | `i_mxint8_quantize*`, `i_mxint8_matmul_*` | elements, scales, dequantization; as e, by MXFP4 and NVFP4 | [C10], [C6], [C8] |
 //! | [`Family::Epilogue`] (j) | `j_epilogue_*` | as e, with row scales and bias | [C6], [C8] |
 //! | [`Family::Rows`] (k) | `k_rows_*` | row scales; scales and codes under them | [C4] |
 //!
@@ -22,12 +23,14 @@
 //! [C7]: fp4_core::contract#c7
 //! [C6]: fp4_core::contract#c6
 //! [C8]: fp4_core::contract#c8
+//! [C10]: fp4_core::contract#c10
 
 mod decode;
 mod encode;
 mod error;
 mod file;
 mod matmul;
+mod mxint8;
 mod quantize;
 mod report;
 mod rows;
@@ -59,6 +62,8 @@ pub enum Family {
     Swizzle,
     /// e: the exact matmul.
     Matmul,
+    /// i: MXINT8 activations.
+    MxInt8,
     /// j: the exact matmul with row scales and bias.
     Epilogue,
     /// k: quantization with row scales.
@@ -67,12 +72,13 @@ pub enum Family {
 
 impl Family {
     /// All families.
-    pub const ALL: [Family; 7] = [
+    pub const ALL: [Family; 8] = [
         Family::Scalar,
         Family::Quantize,
         Family::Transform,
         Family::Swizzle,
         Family::Matmul,
+        Family::MxInt8,
         Family::Epilogue,
         Family::Rows,
     ];
@@ -90,6 +96,8 @@ impl Family {
             Some(Family::Swizzle)
         } else if starts(&["e_matmul_"]) {
             Some(Family::Matmul)
+        } else if starts(&["i_mxint8_quantize", "i_mxint8_matmul_"]) {
+            Some(Family::MxInt8)
         } else if starts(&["j_epilogue_"]) {
             Some(Family::Epilogue)
         } else if starts(&["k_rows_"]) {
@@ -109,7 +117,7 @@ impl Family {
             Family::Transform => {
                 ["y_f64", "abs_sum_f64", "stable", "scale_stable"].contains(&column)
             }
-            Family::Swizzle | Family::Epilogue | Family::Rows => false,
+            Family::Swizzle | Family::MxInt8 | Family::Epilogue | Family::Rows => false,
             Family::Matmul => ["S_f64", "deq_f64"].contains(&column),
         }
     }
@@ -122,6 +130,7 @@ impl Family {
             Family::Transform => 'c',
             Family::Swizzle => 'd',
             Family::Matmul => 'e',
+            Family::MxInt8 => 'i',
             Family::Epilogue => 'j',
             Family::Rows => 'k',
         }
@@ -221,7 +230,12 @@ pub fn check_file(file: &VectorFile, backend: &Backend) -> Result<FileReport, Er
         Family::Quantize => quantize::check(file, backend, &mut report)?,
         Family::Transform => transform::check(file, backend, &mut report)?,
         Family::Swizzle => swizzle::check(file, &mut report)?,
-        Family::Matmul | Family::Epilogue => matmul::check(file, backend, &mut report)?,
+        Family::MxInt8 if file.name().starts_with("i_mxint8_quantize") => {
+            mxint8::check(file, backend, &mut report)?;
+        }
+        Family::Matmul | Family::MxInt8 | Family::Epilogue => {
+            matmul::check(file, backend, &mut report)?;
+        }
         Family::Rows => rows::check(file, backend, &mut report)?,
     }
     if report.skipped.is_empty() {

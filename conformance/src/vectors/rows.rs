@@ -66,7 +66,7 @@ pub(super) fn check(
 }
 
 /// The bits of values whose type is the start of their name.
-fn values(
+pub(super) fn values(
     file: &VectorFile,
     name: &str,
     shape: [usize; 2],

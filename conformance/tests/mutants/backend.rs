@@ -6,10 +6,10 @@
 use std::ops::Range;
 
 use fp4_core::{
-    E2m1, Epilogue, Error, ExactSum, Float, FloatSlice, FloatSliceMut, FloatType, Matmul,
+    E2m1, Element, Epilogue, Error, ExactSum, Float, FloatSlice, FloatSliceMut, FloatType, Matmul,
     MatmulQuery, Named, Packed, PackedMut, PackedShape, PackedView, PartialsMut, Paths,
     PreparedWeight, QuantCounts, QuantizeInput, QuantizeQuery, Quantizer, ScaleType, TieMode,
-    Unsupported, check_environment, finish_one, fma, reference, with_floats,
+    Unsupported, check_environment, finish_one, fma, mxint8, reference, with_floats,
 };
 
 use super::Fault;
@@ -162,28 +162,41 @@ impl Mutant {
         j: usize,
         groups: Range<usize>,
     ) -> Result<ExactSum, Error> {
-        let ty = a.shape().scale_type();
-        let bytes = a.shape().group().get() / 2;
+        let (ty_a, ty) = (a.shape().scale_type(), b.shape().scale_type());
+        let int8 = a.shape().element() == Element::Int8;
+        // Groups of B, which have two of A's bytes for each of theirs where A is MXINT8.
+        let bytes = b.shape().group_bytes();
+        let bytes_a = if int8 { 2 * bytes } else { bytes };
+        let of_a = a.shape().group().get() / b.shape().group().get();
         let mut sum = ExactSum::ZERO;
-        let all = a.shape().row_groups();
+        let all = b.shape().row_groups();
         let spread = self.joint_spread(a, i, b, j);
         for g in groups {
             if self.has(Fault::TailDropped) && all > 4 && g == all - 1 && all % 2 == 1 {
                 continue;
             }
             let codes = g * bytes..(g + 1) * bytes;
-            let (ca, cb) = (&a.row_codes(i)[codes.clone()], &b.row_codes(j)[codes]);
-            let (sa, sb) = (a.row_scales(i)[g], b.row_scales(j)[g]);
-            let mut dot = reference::group_dot(ca, cb);
+            let (ca, cb) = (&a.row_codes(i)[g * bytes_a..][..bytes_a], &b.row_codes(j)[codes]);
+            let of_row = match self.has(Fault::Int8ScaleOfHalf) {
+                true => g % a.shape().row_groups(),
+                false => g / of_a,
+            };
+            let (sa, sb) = (a.row_scales(i)[of_row], b.row_scales(j)[g]);
+            let odd_last = all > 1 && g == all - 1 && (all / of_a) % 2 == 1;
+            let mut dot = match int8 {
+                true => self.dot_int8(ca, cb, odd_last),
+                false => reference::group_dot(ca, cb),
+            };
+            let zero = if int8 { 0xFF } else { 0x77 };
             if self.has(Fault::ZeroGroupsSkipped)
-                && (ca.iter().all(|c| c & 0x77 == 0) || cb.iter().all(|c| c & 0x77 == 0))
+                && (ca.iter().all(|c| c & zero == 0) || cb.iter().all(|c| c & 0x77 == 0))
             {
                 continue;
             }
             if self.has(Fault::DotSaturates) {
                 dot = dot.clamp(-2047, 2047);
             }
-            match (ty.parts(sa), ty.parts(sb)) {
+            match (ty_a.parts(sa), ty.parts(sb)) {
                 (Some(pa), Some(pb)) => {
                     let mut significand = dot * i64::from(pa.significand * pb.significand);
                     if self.has(Fault::NegativeScaleIgnored) {
@@ -191,11 +204,11 @@ impl Mutant {
                     }
                     if self.has(Fault::ScaleSubnormalsFlushed)
                         && ty == ScaleType::E4M3
-                        && (sa & 0x78 == 0 || sb & 0x78 == 0)
+                        && (!int8 && sa & 0x78 == 0 || sb & 0x78 == 0)
                     {
                         significand = 0;
                     }
-                    let exponent = pa.exponent + pb.exponent - 2;
+                    let exponent = pa.exponent + pb.exponent - if int8 { 7 } else { 2 };
                     // A kernel that takes its narrow path one past its bound drops the lowest
                     // terms.
                     let dropped = self.has(Fault::WrongFallbackBound)
@@ -210,6 +223,49 @@ impl Mutant {
             }
         }
         Ok(sum)
+    }
+
+    /// The dot product of a group of MXINT8 elements and codes, or what stands in for it.
+    fn dot_int8(&self, a: &[u8], b: &[u8], odd_last: bool) -> i64 {
+        let element = |byte: u8| match (self.fault, byte) {
+            (Some(Fault::Int8MinusLost), 0x80) => -127,
+            (Some(Fault::Int8MinusIsPlus), 0x80) => 128,
+            // hi is right, as of a low nibble without a sign.
+            (Some(Fault::Int8NibbleSigned), _) if byte & 8 != 0 => i64::from(byte as i8) - 16,
+            _ => i64::from(byte as i8),
+        };
+        let code = |nibble: u8| i64::from(E2m1::from_bits(nibble).doubled());
+        let pairs = a.chunks_exact(2).zip(b);
+        let dot = pairs.map(|(a, &b)| element(a[0]) * code(b & 15) + element(a[1]) * code(b >> 4));
+        let dot: i64 = dot.sum();
+        match self.has(Fault::Int8CorrectionLost) && odd_last {
+            true => dot + 12 * a.iter().map(|&byte| element(byte)).sum::<i64>(),
+            false => dot,
+        }
+    }
+
+    /// The scale byte of an MXINT8 group, or what stands in for it.
+    fn scale_int8(&self, amax: f32) -> u8 {
+        match self.fault {
+            Some(Fault::Int8ScaleTooSmall) if amax.is_finite() => (amax.to_bits() >> 23) as u8,
+            _ => mxint8::scale(amax),
+        }
+    }
+
+    /// The element of a value, or what stands in for it.
+    fn element_int8(&self, y: f32, scale: u8) -> u8 {
+        let q = mxint8::quotient(y, scale);
+        let element = match self.fault {
+            Some(Fault::Int8NanElements) if scale == 0xFF => mxint8::encode(y, 254),
+            _ if scale == 0xFF => 0,
+            Some(Fault::Int8TiesAway) => q.round().clamp(-127.0, 127.0) as i8,
+            Some(Fault::Int8MultiplierOverflows) => {
+                let multiplier = 2f64.powi(133 - i32::from(scale)) as f32;
+                (y * multiplier).round_ties_even().clamp(-127.0, 127.0) as i8
+            }
+            _ => mxint8::encode(y, scale),
+        };
+        element as u8
     }
 
     fn exponents(a: PackedView<'_>, i: usize) -> impl Iterator<Item = i32> {
@@ -236,7 +292,7 @@ impl Mutant {
         b: PackedView<'_>,
         j: usize,
     ) -> Result<f32, Error> {
-        let groups = a.shape().row_groups();
+        let groups = b.shape().row_groups();
         let part = |range| Ok::<f32, Error>(self.sum(a, i, b, j, range)?.to_f32());
         Ok(match self.fault {
             Some(Fault::F32Accumulation) => {
@@ -322,7 +378,9 @@ fn widened(values: FloatSlice<'_>) -> Vec<f32> {
 
 impl Quantizer for Mutant {
     fn supports_quantize(&self, query: &QuantizeQuery) -> Result<(), Unsupported> {
-        query.expect_plain()?;
+        if query.row_scales {
+            return Err(Unsupported::RowScales);
+        }
         match self.limited && query.tie != TieMode::Even {
             true => Err(Unsupported::Other("ties to even only")),
             false => Ok(()),
@@ -341,7 +399,8 @@ impl Quantizer for Mutant {
         let mut counts = QuantCounts::default();
         let (codes, scales) = out.buffers();
         let y_groups = y.len() / group;
-        let groups = y.chunks_exact(group).zip(codes.chunks_exact_mut(group / 2)).zip(scales);
+        let (int8, bytes) = (spec.element() == Element::Int8, input.shape().group_bytes());
+        let groups = y.chunks_exact(group).zip(codes.chunks_exact_mut(bytes)).zip(scales);
         for (g, ((y, codes), scale)) in groups.enumerate() {
             let is_nan = |y: &f32| y.is_nan() && !self.has(Fault::AmaxSkipsNan);
             let amax = if y.iter().any(is_nan) {
@@ -356,6 +415,7 @@ impl Quantizer for Mutant {
             };
             *scale = match input.scales() {
                 Some(given) if !self.has(Fault::GivenScalesIgnored) => given[g],
+                _ if int8 => self.scale_int8(amax),
                 _ => self.scale(spec.scale_type(), s),
             };
             let d = match self.fault {
@@ -364,9 +424,16 @@ impl Quantizer for Mutant {
             };
             // Of the last group the last byte.
             let written = match self.has(Fault::LastByteUnwritten) && g + 1 == y_groups {
-                true => group / 2 - 1,
-                false => group / 2,
+                true => bytes - 1,
+                false => bytes,
             };
+            if int8 {
+                for (byte, &y) in codes[..written].iter_mut().zip(y) {
+                    *byte = self.element_int8(y, *scale);
+                }
+                counts += reference::count_group(y, spec, *scale, false, codes);
+                continue;
+            }
             for (byte, y) in codes[..written].iter_mut().zip(y.chunks_exact(2)) {
                 let (low, high) = (self.code(y[0], d, spec.tie()), self.code(y[1], d, spec.tie()));
                 *byte =
@@ -456,7 +523,7 @@ impl Matmul for Mutant {
         out: PartialsMut<'_>,
     ) -> Result<(), Error> {
         let groups = match self.fault {
-            Some(Fault::PartialRangeIgnored) => 0..a.shape().row_groups(),
+            Some(Fault::PartialRangeIgnored) => 0..b.0.view().shape().row_groups(),
             _ => groups,
         };
         match out {

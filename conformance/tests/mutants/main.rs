@@ -85,6 +85,15 @@ faults! {
     PartialOverwrites: "partial sums overwrite instead of adding",
     LastByteUnwritten: "the last byte of codes is not written",
     NanPayload: "a NaN output has a payload",
+    Int8TiesAway: "MXINT8 elements tie away from zero",
+    Int8ScaleTooSmall: "an MXINT8 scale is one too small where amax is past 127 / 64",
+    Int8MultiplierOverflows: "MXINT8 elements by an f32 multiplier, infinite under small scales",
+    Int8NanElements: "MXINT8 elements beside a NaN are not zeroed",
+    Int8MinusLost: "an MXINT8 element of -128 counts as -127",
+    Int8MinusIsPlus: "an MXINT8 element of -128 counts as 128",
+    Int8CorrectionLost: "the correction for biased weights is lost on the last odd group",
+    Int8NibbleSigned: "the low nibble plane of an MXINT8 element has a sign",
+    Int8ScaleOfHalf: "two NVFP4 groups take two scales of an MXINT8 row",
     EnvironmentIgnored: "computes under flush-to-zero and changed rounding",
 }
 
