@@ -1,5 +1,5 @@
 //! Finite domains, all of them: every f32 through every conversion, every code under every scale,
-//! every pair of scales.
+//! every pair of scales, every f16 and bf16 to MXINT8, every MXINT8 element by every code.
 //!
 //! The tests over all 2^32 f32 take minutes and are ignored by default; `.ci/steps/exhaustive` runs
 //! them in release. The default run takes every 4,099th pattern and the neighbours of every
@@ -13,12 +13,13 @@ mod tally;
 
 use std::thread;
 
+use fp4_conformance::oracle::mxint8;
 use fp4_conformance::oracle::rules::{
     Ladder, NAN, Rules, Tie, e2m1_doubled, e2m1_value, scale_parts, scale_value, widen,
 };
 use fp4_core::{
-    E2m1, E4m3, E8m0, Float, FloatType, Format, GroupSize, PackedShape, PackedView, ScaleType,
-    TieMode, reference,
+    E2m1, E4m3, E8m0, Encoding, Float, FloatSlice, FloatType, Format, GroupSize, PackedMut,
+    PackedShape, PackedView, QuantSpec, QuantizeInput, ScaleType, TieMode, reference,
 };
 use half::{bf16, f16};
 use tally::{Tally, power};
@@ -395,4 +396,135 @@ fn every_pair_of_scales_through_the_matmul() {
         }
     }
     tally.finish("exhaustive scale pairs");
+}
+
+/// Every f16 and every bf16 to MXINT8 (C10): alone in its group, which decides its scale, and beside
+/// larger elements that do, at every exponent that there is.
+#[test]
+fn every_half_becomes_the_mxint8_element_of_the_rule() {
+    let mut tally = Tally::default();
+    for ty in [FloatType::F16, FloatType::Bf16] {
+        // Largest magnitudes: fractions on both sides of 127 / 64, up to infinity.
+        let beside: Vec<u32> = match ty {
+            FloatType::F16 => {
+                (0..32).flat_map(|e| [0, 0x3F7, 0x3F9].map(|f| e << 10 | f)).collect()
+            }
+            _ => (0..=255).step_by(5).flat_map(|e| [0, 0x7E, 0x7F].map(|f| e << 7 | f)).collect(),
+        };
+        let beside: Vec<u32> = beside.into_iter().filter(|&x| !widen(ty, x).is_nan()).collect();
+        for first in (0..=u16::MAX).step_by(31 * 64) {
+            let some: Vec<u16> = (first..=first.saturating_add(31 * 64 - 1)).collect();
+            for &largest in &beside {
+                // 31 values and the one beside them; then each of the values on its own.
+                let mut bits: Vec<u16> = some
+                    .chunks(31)
+                    .flat_map(|x| {
+                        let zeros = std::iter::repeat_n(0, 31 - x.len());
+                        x.iter().copied().chain(zeros).chain([largest as u16])
+                    })
+                    .collect();
+                if largest == beside[0] {
+                    bits.extend(
+                        some.iter()
+                            .flat_map(|&x| std::iter::once(x).chain(std::iter::repeat_n(0, 31))),
+                    );
+                }
+                compare_mxint8(&mut tally, ty, &bits);
+            }
+        }
+    }
+    tally.finish("exhaustive f16 and bf16 to mxint8");
+}
+
+/// Quantizes groups of 32 and compares scales and elements with the rule.
+fn compare_mxint8(tally: &mut Tally, ty: FloatType, bits: &[u16]) {
+    let rows = bits.len() / 32;
+    let halves: Vec<f16> = bits.iter().map(|&b| f16::from_bits(b)).collect();
+    let bf16s: Vec<bf16> = bits.iter().map(|&b| bf16::from_bits(b)).collect();
+    let x = match ty {
+        FloatType::F16 => FloatSlice::F16(&halves),
+        _ => FloatSlice::Bf16(&bf16s),
+    };
+    let input = QuantizeInput::new(x, rows, 32, &QuantSpec::mxint8()).unwrap();
+    let (mut codes, mut scales) = (vec![0xA5; bits.len()], vec![0xA5; rows]);
+    let mut out = PackedMut::new(input.shape(), &mut codes, &mut scales).unwrap();
+    reference::quantize(&input, &mut out).unwrap();
+    for (row, bits) in bits.chunks_exact(32).enumerate() {
+        let x: Vec<f32> = bits.iter().map(|&bits| widen(ty, bits.into())).collect();
+        let scale = mxint8::scale(&x);
+        tally.check(scales[row], scale, || format!("scale of {ty} {bits:04X?}"));
+        for (k, &x) in x.iter().enumerate() {
+            let got = codes[row * 32 + k];
+            tally
+                .check(got, mxint8::element(x, scale), || format!("{ty} {:#06X} {scale}", bits[k]));
+        }
+    }
+}
+
+/// Every MXINT8 element by every code, at both ends of the scales and between.
+#[test]
+fn every_mxint8_element_by_every_code() {
+    let mut tally = Tally::default();
+    for format in Format::ALL {
+        let (ty, g) = (format.scale_type(), format.group().get());
+        let shape_a = PackedShape::encoded(Encoding::MxInt8, 256, 32).unwrap();
+        let shape_b = PackedShape::of(format, 16, 32).unwrap();
+        // Row = element or code, in place 17 alone.
+        let mut a = vec![0; 256 * 32];
+        let mut b = vec![0x80; 16 * 16];
+        (0..256).for_each(|i| a[i * 32 + 17] = i as u8);
+        (0..16).for_each(|j| b[j * 16 + 8] = (j as u8) << 4);
+        for (sa, sb) in (0..=254u8).step_by(2).zip((0..=0x7Eu8).chain(0x80..=0xFE)) {
+            let scales_b = vec![sb; 16 * (32 / g)];
+            let (pa, pb) = (ScaleType::E8M0, ty);
+            let (Some(pa), Some(pb)) = (scale_parts(pa, sa), scale_parts(pb, sb)) else { continue };
+            let scales_a = [sa; 256];
+            let view_a = PackedView::new(shape_a, &a, &scales_a).unwrap();
+            let view_b = PackedView::new(shape_b, &b, &scales_b).unwrap();
+            let mut out = vec![0f32; 256 * 16];
+            reference::matmul(view_a, view_b, 1.0, out.as_mut_slice().into()).unwrap();
+            for (at, y) in out.iter().enumerate() {
+                let (i, code) = ((at / 16) as u8 as i8, (at % 16) as u8);
+                // Few bits: exact in f64, but for a zero's sign.
+                let product = i64::from(i) * e2m1_doubled(code) * pa.0 * pb.0;
+                let expected = (product as f64 * power(pa.1 + pb.1 - 7)) as f32;
+                tally.check(y.to_bits(), expected.to_bits(), || {
+                    format!("{i} by {code} of {format}, scales {sa} {sb}")
+                });
+            }
+        }
+    }
+    tally.finish("exhaustive mxint8 elements by codes");
+}
+
+/// Every pair of scale bytes, of MXINT8 groups by those of either format.
+#[test]
+fn every_pair_of_scales_with_mxint8_activations() {
+    let mut tally = Tally::default();
+    for format in Format::ALL {
+        let (ty, g) = (format.scale_type(), format.group().get());
+        let scales_a: Vec<u8> = (0..=u8::MAX).collect();
+        let scales_b: Vec<u8> = (0..=u8::MAX).flat_map(|b| vec![b; 32 / g]).collect();
+        let shape_a = PackedShape::encoded(Encoding::MxInt8, 256, 32).unwrap();
+        let shape_b = PackedShape::of(format, 256, 32).unwrap();
+        for (element, code) in [(1i8, 0x1u8), (-128, 0x7), (127, 0xF), (77, 0x5)] {
+            let (a, b) = (vec![element as u8; 256 * 32], vec![code | code << 4; 256 * 16]);
+            let a = PackedView::new(shape_a, &a, &scales_a).unwrap();
+            let b = PackedView::new(shape_b, &b, &scales_b).unwrap();
+            let mut out = vec![0f32; 256 * 256];
+            reference::matmul(a, b, 1.0, out.as_mut_slice().into()).unwrap();
+            let dot = 32 * i64::from(element) * e2m1_doubled(code);
+            for (at, y) in out.iter().enumerate() {
+                let (sa, sb) = ((at / 256) as u8, (at % 256) as u8);
+                let expected = match (scale_parts(ScaleType::E8M0, sa), scale_parts(ty, sb)) {
+                    (Some(a), Some(b)) => ((dot * a.0 * b.0) as f64 * power(a.1 + b.1 - 7)) as f32,
+                    _ => f32::from_bits(NAN),
+                };
+                tally.check(y.to_bits(), expected.to_bits(), || {
+                    format!("{format} scales {sa:#04X} {sb:#04X} dot {dot}/128")
+                });
+            }
+        }
+    }
+    tally.finish("exhaustive mxint8 scale pairs");
 }

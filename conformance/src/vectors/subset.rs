@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use super::{Error, VectorFile};
 use crate::files;
 
-/// Where manifests list their cases.
+/// Where manifests list their cases, if they do; else the tensors' names tell them.
 const CASE_LISTS: [&str; 2] = ["cases", "families"];
 
 /// Writes the cases `cases` of the vector file `source`, without the columns `without`, as the
@@ -49,13 +49,21 @@ pub fn write_subset(
     let json = write_error(source, files::read(&dir.join(format!("{file}.json"))))?;
     let manifest_error = |source| Error::Manifest { file: file.clone(), source };
     let mut manifest: Value = serde_json::from_slice(&json).map_err(manifest_error)?;
-    let list = CASE_LISTS
-        .into_iter()
-        .find_map(|list| manifest.get(list)?.as_object().map(|_| list))
-        .ok_or_else(|| subset("list", "cases", "no cases that could be chosen".to_owned()))?;
-    let known: Vec<String> =
-        manifest[list].as_object().into_iter().flatten().map(|(name, _)| name.clone()).collect();
-    if let Some(unknown) = cases.iter().find(|case| !known.contains(case)) {
+    let list =
+        CASE_LISTS.into_iter().find_map(|list| manifest.get(list)?.as_object().map(|_| list));
+    let known: BTreeSet<String> = match list {
+        Some(list) => {
+            manifest[list].as_object().into_iter().flatten().map(|(n, _)| n.clone()).collect()
+        }
+        None => {
+            read.tensor_names().filter_map(|t| Some(t.rsplit_once('.')?.0.to_owned())).collect()
+        }
+    };
+    if known.is_empty() {
+        return Err(subset("list", "cases", "no cases that could be chosen".to_owned()));
+    }
+    if let Some(unknown) = cases.iter().find(|&case| !known.contains(case)) {
+        let known: Vec<_> = known.into_iter().collect();
         return Err(subset("case", unknown, known.join(", ")));
     }
 
@@ -95,7 +103,9 @@ pub fn write_subset(
         "columns_left_out": without,
     });
     retain(&mut manifest, &|key| key != "sha256");
-    retain(&mut manifest[list], &|case| cases.iter().any(|kept| kept == case));
+    if let Some(list) = list {
+        retain(&mut manifest[list], &|case| cases.iter().any(|kept| kept == case));
+    }
     retain(&mut manifest["tensors"], &keep);
     manifest["name"] = json!(target_name);
     manifest["file"] = json!(format!("{target_name}.safetensors"));
