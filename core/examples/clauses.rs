@@ -36,6 +36,7 @@ fn main() -> Result<(), Error> {
     c7()?;
     c8()?;
     c9();
+    c10()?;
     Ok(())
 }
 
@@ -184,4 +185,37 @@ fn c9() {
     let scales = [E8m0::from_f32(payload).to_bits(), E4m3::from_f32(payload).to_bits()];
     bits("C9", "and as a scale byte of e8m0 and of e4m3", scales, [0xFF, 0x7F]);
     show("C9", "this thread rounds to nearest, subnormals kept", check_environment(), Ok(()));
+}
+
+fn c10() -> Result<(), Error> {
+    let scales = [1.0, 127.0 / 64.0, 1.99, f32::MAX].map(mxint8::scale);
+    bits(
+        "C10",
+        "scales of amax 1, 127 / 64, 1.99 and the largest f32",
+        scales,
+        [127, 127, 128, 254],
+    );
+    let spec = QuantSpec::mxint8();
+    let mut x = [0f32; 32];
+    (x[0], x[1], x[2], x[3]) = (1.0, -1.0, 0.5 / 64.0, 1.5 / 64.0);
+    let (mut codes, mut scales) = ([0; 32], [0; 1]);
+    let mut a = PackedMut::new(spec.shape(1, 32)?, &mut codes, &mut scales)?;
+    reference::quantize(&QuantizeInput::new(&x[..], 1, 32, &spec)?, &mut a)?;
+    let elements = core::array::from_fn(|k| a.as_view().int8(0, k).unwrap_or(0));
+    show("C10", "elements of 1, -1 and the ties 0.5 / 64 and 1.5 / 64", elements, [64, -64, 0, 2]);
+    let mut y = [0f32; 32];
+    reference::dequantize(a.as_view(), 1.0, (&mut y[..]).into())?;
+    show("C10", "and what they are worth", [y[0], y[1], y[2], y[3]], [1.0, -1.0, 0.0, 0.03125]);
+
+    // By a weight of ones: code 2 under the scale 1, in either format.
+    for format in Format::ALL {
+        let shape = PackedShape::of(format, 1, 32)?;
+        let one = format.scale_type().encode(1.0);
+        let scales = [one; 2];
+        let b = PackedView::new(shape, &[0x22; 16], &scales[..shape.scales_len()])?;
+        let mut product = [0f32; 1];
+        reference::matmul(a.as_view(), b, 1.0, (&mut product[..]).into())?;
+        show("C10", &format!("their sum, as the product by ones in {format}"), product, [0.03125]);
+    }
+    Ok(())
 }
