@@ -398,8 +398,8 @@ fn every_pair_of_scales_through_the_matmul() {
     tally.finish("exhaustive scale pairs");
 }
 
-/// Every f16 and every bf16 to MXINT8 (C10): alone in its group, which decides its scale, and beside
-/// larger elements that do, at every exponent that there is.
+/// Every f16 and every bf16 to MXINT8 (C10): alone in its group, which decides its scale, and
+/// beside larger elements that do, at every exponent that there is.
 #[test]
 fn every_half_becomes_the_mxint8_element_of_the_rule() {
     let mut tally = Tally::default();

@@ -414,14 +414,15 @@ impl fmt::Display for Error {
             ),
             Error::SumRange { exponent } => write!(
                 f,
-                "a term with exponent {exponent} does not fit the exact sum (lowest bit 2^-256, \
-                 below 2^320); only products of FP4 operands do"
+                "a term with exponent {exponent} does not fit the exact sum (-264 to 254); \
+                 only products of this library's operands do"
             ),
             Error::PartialOverflow => {
                 f.write_str("a 64-bit partial sum overflowed; ask for ExactSum partials instead")
             }
             Error::PartialKind => f.write_str(
-                "64-bit partial sums hold NVFP4 by NVFP4 only; ask for ExactSum partials for others",
+                "64-bit partial sums hold NVFP4 by NVFP4 only; ask for ExactSum partials \
+                 otherwise",
             ),
             Error::Environment(e) => write!(
                 f,

@@ -1,9 +1,9 @@
 //! Exact sums: the matmul's accumulators, which never round until the end ([C6]).
 //!
 //! A term of a product is an integer times a power of two: doubled codes multiply to a quarter, an
-//! MXINT8 element by a doubled code to 2^-7, and e8m0 scales add exponents of at least -127 each, so
-//! every term is a multiple of 2^-261 below 2^260. [`ExactSum`] is a 640-bit two's complement integer
-//! in units of 2^-264:
+//! MXINT8 element by a doubled code to 2^-7, and e8m0 scales add exponents of at least -127 each,
+//! so every term is a multiple of 2^-261 below 2^260. [`ExactSum`] is a 640-bit two's complement
+//! integer in units of 2^-264:
 //!
 //! ```text
 //! limbs[0] bit 0 = 2^-264  ...  limbs[9] bit 62 = 2^374, bit 63 = sign

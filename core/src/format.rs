@@ -7,7 +7,8 @@
 //! | [`Format::NvFp4`] | e2m1 | 16 | e4m3 | any f32, usually amax / 2688 |
 //! | [`Encoding::MxInt8`], activations only | int8 times 2^-6 | 32 | e8m0 | none |
 //!
-//! Source: OCP Microscaling Formats (MX) v1.0 for MXFP4 and MXINT8; contract clauses [C4] and [C10].
+//! Source: OCP Microscaling Formats (MX) v1.0 for MXFP4 and MXINT8; contract clauses [C4] and
+//! [C10].
 //!
 //! [C4]: crate::contract#c4
 //! [C10]: crate::contract#c10

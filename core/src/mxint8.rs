@@ -7,8 +7,8 @@
 //! ```
 //!
 //! Both rules are on real numbers. Two things make that cheap: 127 / 64 is 1.984375, so `b` is the
-//! exponent of amax, and one more where the fraction is above 0.984375; and the quotient by a power of
-//! two is exact in f64 whatever the exponents, where f32 would lose bits below 2^-126.
+//! exponent of amax, and one more where the fraction is above 0.984375; and the quotient by a power
+//! of two is exact in f64 whatever the exponents, where f32 would lose bits below 2^-126.
 //!
 //! Worked example: amax = 1 has b = 127 and 1 becomes 64; amax = 1.99 is above 127 / 64, so b = 128
 //! and 1.99 becomes 63.68, so 64.

@@ -1,4 +1,5 @@
-//! Packed matrices: e2m1 codes two a byte, or int8 elements, and row-major scale bytes ([C3], [C10]).
+//! Packed matrices: e2m1 codes two a byte, or int8 elements, and row-major scale bytes ([C3],
+//! [C10]).
 //!
 //! ```text
 //! codes   (rows, K / 2)   byte j of a row = code(2j) | code(2j + 1) << 4

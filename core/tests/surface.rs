@@ -561,3 +561,80 @@ fn everything_that_is_shared_is_send_and_sync() {
     both::<dyn fp4_core::backend::erased::DynResident>();
     both::<dyn fp4_core::backend::erased::DynLinear>();
 }
+
+/// A group of 32 to MXINT8, its scale byte and what was counted.
+fn mxint8(x: [f32; 32]) -> ([u8; 32], u8, QuantCounts) {
+    let input = QuantizeInput::new(&x[..], 1, 32, &QuantSpec::mxint8()).unwrap();
+    let (mut codes, mut scales) = ([0xA5; 32], [0xA5]);
+    let mut out = PackedMut::new(input.shape(), &mut codes, &mut scales).unwrap();
+    let counts = reference::quantize(&input, &mut out).unwrap();
+    (codes, scales[0], counts)
+}
+
+#[test]
+fn mxint8_counts_what_it_clips_clamps_flushes_and_finds_nan() {
+    let at = |value: f32| std::array::from_fn(|i| if i == 7 { value } else { 0.0 });
+    let counted = |x: [f32; 32]| {
+        let (_, _, c) = mxint8(x);
+        assert_eq!((c.elements, c.groups), (32, 1));
+        [c.clipped, c.scale_max, c.flushed, c.nan_groups]
+    };
+    assert_eq!(counted(at(0.0)), [0; 4]);
+    assert_eq!(counted(at(-1.0)), [0; 4]);
+    // 127 * 2^121 is the largest that is not clamped; half a step more is clipped.
+    let largest = 127.0 * 2f32.powi(121);
+    assert_eq!(counted(at(largest)), [0; 4]);
+    assert_eq!(counted(at(f32::from_bits(largest.to_bits() + 1))), [0, 1, 0, 0]);
+    assert_eq!(counted(at(127.5 * 2f32.powi(121))), [0, 1, 0, 0]);
+    assert_eq!(counted(at(f32::MAX)), [1, 1, 0, 0]);
+    assert_eq!(counted(at(f32::NEG_INFINITY)), [1, 1, 0, 0]);
+    // 2^-134 is half an element under the smallest scale, a tie.
+    assert_eq!(counted(at(f32::from_bits(1 << 15))), [0, 0, 1, 0]);
+    assert_eq!(counted(at(f32::from_bits((1 << 15) + 1))), [0; 4]);
+    assert_eq!(counted(at(f32::NAN)), [0, 0, 0, 1]);
+    let mut both = at(f32::NAN);
+    both[8] = f32::INFINITY;
+    assert_eq!((mxint8(both).0, mxint8(both).1, counted(both)), ([0; 32], 0xFF, [0, 0, 0, 1]));
+}
+
+#[test]
+fn mxint8_has_no_settings_and_says_so() {
+    let spec = QuantSpec::mxint8();
+    assert_eq!(spec.with_tie(TieMode::Up), spec);
+    assert!(matches!(spec.with_row_scales(), Err(Error::RowScales { .. })));
+    let error = QuantizeInput::new(&[0f32; 16][..], 1, 16, &spec).unwrap_err();
+    assert!(error.to_string().contains("mxint8"), "{error}");
+    let input = QuantizeInput::new(&[0f32; 32][..], 1, 32, &spec).unwrap();
+    let given = input.with_scales(&[127]).unwrap_err();
+    assert_eq!(given, Error::Unsupported(Unsupported::GivenScales));
+    let shape = PackedShape::encoded(Encoding::MxInt8, 1, 32).unwrap();
+    assert_eq!((shape.codes_len(), shape.scales_len(), shape.format()), (32, 1, None));
+    let view = PackedView::new(shape, &[0x80; 32], &[254]).unwrap();
+    assert_eq!((view.int8(0, 31), view.int8(0, 32), view.code(0, 0)), (Some(-128), None, None));
+    let mut y = [0f32; 32];
+    reference::dequantize(view, 1.0, (&mut y[..]).into()).unwrap();
+    assert_eq!(y, [f32::NEG_INFINITY; 32]);
+    let error = reference::dequantize(view, 0.5, (&mut y[..]).into());
+    assert_eq!(error, Err(Error::NoGlobalScale { got: 0.5 }));
+    // -128 at the top multiplies as the number that it is: -2^128 * 0.5.
+    let b = PackedShape::of(Format::MxFp4, 1, 32).unwrap();
+    let mut codes = [0; 16];
+    codes[0] = 1;
+    let b = PackedView::new(b, &codes, &[127]).unwrap();
+    let mut product = [0f32; 1];
+    reference::matmul(view, b, 1.0, (&mut product[..]).into()).unwrap();
+    assert_eq!(product, [-(2f32.powi(127))]);
+}
+
+#[test]
+#[cfg(feature = "serde")]
+fn mxint8_settings_are_read_as_they_are_written_and_no_others() {
+    let spec = QuantSpec::mxint8();
+    let text = serde_json::to_string(&spec).unwrap();
+    assert!(text.ends_with(r#""row_scales":false,"element":"int8"}"#), "{text}");
+    assert_eq!(serde_json::from_str::<QuantSpec>(&text).unwrap(), spec);
+    for (from, to) in [("e8m0", "e4m3"), ("32", "16"), ("false", "true"), ("1.0", "2.0")] {
+        let other = text.replacen(from, to, 1);
+        assert!(serde_json::from_str::<QuantSpec>(&other).is_err(), "{other}");
+    }
+}

@@ -83,7 +83,8 @@ fn multiply(request: &Request, next: &mut dyn FnMut() -> u8) {
         let weight = matmul.clone().prepare_dyn(b.clone().into()).expect("a matmul format");
         let mut y = garbage(output, m * n);
         weight.matmul(a.view(), alpha.into(), y.as_mut_slice()).expect("operands that fit");
-        assert_eq!(bits_of(y.as_slice()), expected, "{name}: {m} x {n} x {k} {encoding} by {format}");
+        let what = format!("{name}: {m} x {n} x {k} {encoding} by {format}");
+        assert_eq!(bits_of(y.as_slice()), expected, "{what}");
 
         let all = b.shape().row_groups();
         let cut = usize::from(request.setting) % (all + 1);

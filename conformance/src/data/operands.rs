@@ -18,8 +18,8 @@
 //! | `overflow` | sums around the largest f32 (MXFP4) | infinities |
 //! | `tiny` | sums around the smallest subnormals (MXFP4) | underflow, sign of zero |
 //!
-//! A may be MXINT8: its elements take the place of codes, its scales are e8m0 whatever B's are. What is
-//! said of MXFP4 then goes by B's format, and a term is an element of 1 by a code of 0.5.
+//! A may be MXINT8: its elements take the place of codes, its scales are e8m0 whatever B's are.
+//! What is said of MXFP4 then goes by B's format, and a term is an element of 1 by a code of 0.5.
 
 use fp4_core::{Element, Encoding, Format, PackedMatrix, PackedShape, ScaleType};
 

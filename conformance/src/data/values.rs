@@ -184,8 +184,8 @@ fn usual_scale(random: &mut Random, ty: ScaleType) -> u8 {
     }
 }
 
-/// As [`tie_codes`] and [`tie_scales`], for MXINT8: midpoints of elements under any scale byte, or a
-/// largest magnitude of 127 and what is beside it.
+/// As [`tie_codes`] and [`tie_scales`], for MXINT8: midpoints of elements under any scale byte, or
+/// a largest magnitude of 127 and what is beside it.
 fn tie_int8(random: &mut Random, s: &Setting<'_>, x: &mut [f32], of_scales: bool) {
     for group in x.chunks_exact_mut(s.spec.group().get()) {
         // f32 has no midpoints under the smallest scales, which are the more worth trying.

@@ -209,7 +209,7 @@ impl Rows {
                 match int8 {
                     true => values.push(i32::from(byte as i8)),
                     false => {
-                        values.extend([byte & 15, byte >> 4].map(|code| e2m1_doubled(code) as i32))
+                        values.extend([byte & 15, byte >> 4].map(|code| e2m1_doubled(code) as i32));
                     }
                 }
             }

@@ -9,7 +9,8 @@
 //!
 //! The products of the family are checked as those of family e.
 //!
-//! Worked example: a group whose largest magnitude is 1 has the scale byte 127, and 1 is element 64.
+//! Worked example: a group whose largest magnitude is 1 has the scale byte 127, and 1 is element
+//! 64.
 //!
 //! [C10]: fp4_core::contract#c10
 

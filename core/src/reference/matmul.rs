@@ -9,9 +9,9 @@
 //! ```
 //!
 //! The dot product of a group is over doubled codes, integers up to 12 in magnitude, so it is at
-//! most 144 * G and the -2 in the exponent undoes the doubling. With MXINT8 activations ([C10]) it is
-//! over elements and doubled codes, at most 128 * 12 * G, and the exponent takes -7: the groups are
-//! those of B, two to one scale of A where B is NVFP4.
+//! most 144 * G and the -2 in the exponent undoes the doubling. With MXINT8 activations ([C10]) it
+//! is over elements and doubled codes, at most 128 * 12 * G, and the exponent takes -7: the groups
+//! are those of B, two to one scale of A where B is NVFP4.
 //!
 //! Worked example, NVFP4: one group of codes 7 and 7 (6 * 6) in one element, scales 0x4A (5) and
 //! 0x38 (1): dot = 144, significands 10 and 8 (times 2^-1 and 2^-3), so
@@ -58,8 +58,8 @@ pub fn group_dot_int8(a: &[u8], b: &[u8]) -> i64 {
 ///
 /// # Errors
 /// [`Error::FormatMismatch`], [`Error::ElementMismatch`], [`Error::NotAMatmulFormat`] or
-/// [`Error::ShapeMismatch`] if the operands do not agree; [`Error::Len`] unless `out` has M * N values and the epilogue fits;
-/// [`Error::Environment`].
+/// [`Error::ShapeMismatch`] if the operands do not agree; [`Error::Len`] unless `out` has M * N
+/// values and the epilogue fits; [`Error::Environment`].
 pub fn matmul<'e>(
     a: PackedView<'_>,
     b: PackedView<'_>,
@@ -90,8 +90,8 @@ pub fn matmul<'e>(
 ///
 /// # Errors
 /// As [`matmul`]; [`Error::Range`] if `groups` is outside the operands;
-/// [`Error::PartialKind`] for 64-bit sums of another than NVFP4 by NVFP4; [`Error::PartialOverflow`] if a 64-bit sum
-/// overflows (`out` then holds the terms added so far).
+/// [`Error::PartialKind`] for 64-bit sums of another than NVFP4 by NVFP4;
+/// [`Error::PartialOverflow`] if a 64-bit sum overflows (`out` then holds the terms added so far).
 pub fn partial(
     a: PackedView<'_>,
     b: PackedView<'_>,
