@@ -53,7 +53,7 @@ mod transform;
 pub use error::{Error, Kept, Reason};
 pub use fp4_core::FloatVec;
 pub use layer::state::{self, Bias};
-pub use layer::{DenseOptions, Parts, QuantLinear, StoredTransform};
+pub use layer::{Activations, DenseOptions, Parts, QuantLinear, StoredTransform};
 pub use layout::LoadOptions;
 pub use run::activation::Activation;
 pub use run::counters::Counters;

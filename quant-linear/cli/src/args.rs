@@ -5,11 +5,11 @@ use std::str::FromStr;
 
 use anyhow::Result;
 use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
-use fp4_core::{Format, ParseError, ScaleType};
-use quant_linear::LoadOptions;
+use fp4_core::{Format, ScaleType};
 use quant_linear::checkpoint::Checkpoint;
 use quant_linear::layout::{self, Layers, Layout};
 use quant_linear::model::stream::{Memory, Settings};
+use quant_linear::{Activations, LoadOptions};
 
 /// How a model is written.
 #[derive(Debug, clap::Args)]
@@ -129,10 +129,15 @@ pub(crate) fn formats() -> impl TypedValueParser<Value = Format> {
     named(Format::ALL.map(Format::name))
 }
 
+/// How activations are quantized, by name.
+pub(crate) fn activations() -> impl TypedValueParser<Value = Activations> {
+    named(Activations::ALL.map(Activations::name))
+}
+
 /// One of these names of values of a type; the help lists them.
 fn named<T, const N: usize>(names: [&'static str; N]) -> impl TypedValueParser<Value = T>
 where
-    T: FromStr<Err = ParseError> + Clone + Send + Sync + 'static,
+    T: FromStr<Err: std::error::Error + Send + Sync> + Clone + Send + Sync + 'static,
 {
     PossibleValuesParser::new(names).try_map(|name| name.parse::<T>())
 }

@@ -200,6 +200,7 @@ fn json(
                 "weight_global_scale": scalars.weight_global_scale,
                 "activation_global_scale": scalars.activation_global_scale,
                 "activation_scale_scale": scalars.activation_scale_scale,
+                "activations": scalars.activations.name(),
                 "transform": transform(layer).1,
                 "zero_groups": counts.zero_groups,
                 "nan_scales": counts.scales.nan,

@@ -297,6 +297,24 @@ pub enum Error {
         /// Names that would do.
         available: String,
     },
+    /// A name that is none of [`Activations`](crate::Activations).
+    #[error("activations `{}` are unknown; expected fp4, mxint8 or fp4-rows", printable(.got))]
+    ActivationsName {
+        /// The name.
+        got: String,
+    },
+    /// An `activation_encoding` that is none of those that there are.
+    #[error(
+        "tensor `{}` is {got}; expected 0 (the weight's own format), 1 (MXINT8) or 2 (NVFP4 with row \
+         scales): it is of a newer version, or broken",
+        printable(name)
+    )]
+    ActivationEncoding {
+        /// The tensor.
+        name: String,
+        /// Its value.
+        got: u8,
+    },
     /// Quantized activations of other settings than the layer's.
     #[error(
         "these activations were quantized with another scale setting or transform than this layer's; \

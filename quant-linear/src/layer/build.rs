@@ -20,6 +20,7 @@ use crate::transform::transformed_amax;
 impl Loaded {
     pub(super) fn new(parts: Parts) -> Result<Self, Error> {
         let spec = parts.check()?;
+        let activations = parts.activations;
         if parts.activation_scale_scale.is_none() {
             log::warn!(
                 "activation_scale_scale is absent and taken as 1; useful values are 4 for MXFP4 \
@@ -31,6 +32,8 @@ impl Loaded {
             transform: parts.transform.map(|t| Arc::new(SharedTransform::new(t))),
             weight_global_scale: parts.weight_global_scale,
             spec,
+            activations,
+            quantized_by: activations.spec(spec)?,
             bias: None,
         })
     }
@@ -114,6 +117,7 @@ impl QuantLinear {
             weight_global_scale: spec.global_scale(),
             activation_global_scale: Some(activation.global_scale()),
             activation_scale_scale: Some(activation.scale_scale()),
+            activations: options.activations,
         })?;
         layer.loaded()?.alpha()?; // a layer made here must be able to run
         Ok(layer)

@@ -7,11 +7,13 @@
 //! weight_global_scale      f32
 //! activation_global_scale  f32; absent: the weight's
 //! activation_scale_scale   f32; absent: 1, or 4 / 6 for states of other software
+//! activation_encoding      u8; absent: 0, the weight's format (`activations`)
 //! ```
 //!
 //! Shapes and group size are those of the buffers; a layer built empty answers with what it was
 //! built for until a state is loaded.
 
+mod activations;
 mod build;
 mod options;
 mod parts;
@@ -25,6 +27,7 @@ use std::sync::atomic::AtomicBool;
 use fp4_core::backend::erased::Backend;
 use fp4_core::{FloatType, Format, GroupSize, PackedMatrix, PackedShape, QuantSpec, ScaleType};
 
+pub use activations::Activations;
 pub use fp4_core::OwnedTransform as StoredTransform;
 pub use options::DenseOptions;
 pub use parts::Parts;
@@ -37,7 +40,7 @@ use crate::run::routing::{Backends, Choice};
 use crate::run::runtime::Runtime;
 
 /// A linear layer y = x * W^T whose weight is stored in FP4 and whose activations are quantized to
-/// FP4 on the way in; the product is exact and rounded once, so the bits are the same on every
+/// FP4, or MXINT8, on the way in; the product is exact and rounded once, so the bits are the same on every
 /// backend, batch size and device.
 ///
 /// It applies no bias unless it is given one. Layers share a [`Runtime`]; `Clone` shares the weight
@@ -73,8 +76,11 @@ pub(crate) struct Loaded {
     pub(crate) weight: Arc<SharedWeight>,
     pub(crate) transform: Option<Arc<SharedTransform>>,
     pub(crate) weight_global_scale: f32,
-    /// Settings of the activations' quantization: both activation scalars, resolved.
+    /// The weight's format with both activation scalars, resolved.
     pub(crate) spec: QuantSpec,
+    pub(crate) activations: Activations,
+    /// What activations are quantized by.
+    pub(crate) quantized_by: QuantSpec,
     /// Added to every output before its last rounding.
     pub(crate) bias: Option<Arc<[f32]>>,
 }
@@ -226,6 +232,8 @@ impl QuantLinear {
             transform: Some(transform),
             weight_global_scale: loaded.weight_global_scale,
             spec: loaded.spec,
+            activations: loaded.activations,
+            quantized_by: loaded.quantized_by,
             bias: loaded.bias.clone(),
         }));
     }
@@ -246,6 +254,8 @@ impl QuantLinear {
             transform: loaded.transform.clone(),
             weight_global_scale: loaded.weight_global_scale,
             spec: loaded.spec,
+            activations: loaded.activations,
+            quantized_by: loaded.quantized_by,
             bias: bias.map(Arc::from),
         }));
         Ok(())
@@ -257,6 +267,45 @@ impl QuantLinear {
     /// As [`set_bias`](Self::set_bias).
     pub fn with_bias(mut self, bias: &[f32]) -> Result<Self, Error> {
         self.set_bias(Some(bias))?;
+        Ok(self)
+    }
+
+    /// How activations are quantized.
+    pub fn activations(&self) -> Activations {
+        match &self.contents {
+            Contents::Loaded(l) => l.activations,
+            Contents::Empty { .. } => Activations::Own,
+        }
+    }
+
+    /// Chooses how activations are quantized; saved with the state. The weight and the scalars stay
+    /// as they are.
+    ///
+    /// # Errors
+    /// [`Error::Empty`]; [`fp4_core::Error::KNotWholeGroups`] for MXINT8 if the input features are
+    /// not whole groups of 32, [`fp4_core::Error::RowScales`] unless the format is NVFP4.
+    pub fn set_activations(&mut self, activations: Activations) -> Result<(), Error> {
+        let loaded = self.loaded()?;
+        activations.check(loaded.weight.shape(), loaded.spec)?;
+        self.contents = Contents::Loaded(Arc::new(Loaded {
+            weight: loaded.weight.clone(),
+            transform: loaded.transform.clone(),
+            weight_global_scale: loaded.weight_global_scale,
+            spec: loaded.spec,
+            activations,
+            quantized_by: activations.spec(loaded.spec)?,
+            bias: loaded.bias.clone(),
+        }));
+        self.warned = Warned::default();
+        Ok(())
+    }
+
+    /// The layer with its activations quantized so; see [`set_activations`](Self::set_activations).
+    ///
+    /// # Errors
+    /// As [`set_activations`](Self::set_activations).
+    pub fn with_activations(mut self, activations: Activations) -> Result<Self, Error> {
+        self.set_activations(activations)?;
         Ok(self)
     }
 
@@ -370,6 +419,7 @@ impl fmt::Debug for QuantLinear {
             .field("out_features", &self.out_features())
             .field("empty", &self.is_empty())
             .field("spec", self.spec())
+            .field("activations", &self.activations())
             .field("weight_global_scale", &self.weight_global_scale())
             .field("transform", &self.transform())
             .field("bias", &self.bias().is_some())

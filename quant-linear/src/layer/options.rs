@@ -3,7 +3,7 @@
 use fp4_core::{Format, QuantSpec, nvfp4_global_scale};
 
 use crate::error::Error;
-use crate::layer::StoredTransform;
+use crate::layer::{Activations, StoredTransform};
 
 /// How a dense weight is quantized.
 #[derive(Debug, Clone)]
@@ -18,6 +18,8 @@ pub struct DenseOptions {
     /// `None`: 1/3 for MXFP4, 0.1 for NVFP4. Never the weight's: a stored constant, so that a
     /// row's bits do not depend on its batch.
     pub activation_global_scale: Option<f32>,
+    /// How activations are quantized.
+    pub activations: Activations,
 }
 
 impl DenseOptions {
@@ -28,6 +30,7 @@ impl DenseOptions {
             transform: None,
             weight_global_scale: None,
             activation_global_scale: None,
+            activations: Activations::Own,
         }
     }
 

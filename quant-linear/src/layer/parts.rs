@@ -3,6 +3,7 @@
 use fp4_core::{OwnedTransform as StoredTransform, PackedMatrix, QuantSpec};
 
 use crate::error::Error;
+use crate::layer::Activations;
 use crate::layer::state::{self, Scalars};
 
 /// Everything a layer is made of: what a state holds.
@@ -18,6 +19,8 @@ pub struct Parts {
     pub activation_global_scale: Option<f32>,
     /// Scale-scale of activations; `None` takes 1, with a warning.
     pub activation_scale_scale: Option<f32>,
+    /// How activations are quantized.
+    pub activations: Activations,
 }
 
 impl Parts {
@@ -31,6 +34,7 @@ impl Parts {
             weight_global_scale: self.weight_global_scale,
             activation_global_scale: self.activation_global_scale,
             activation_scale_scale: self.activation_scale_scale,
+            activations: self.activations,
         };
         state::check(self.weight.shape(), transform, &scalars)
     }

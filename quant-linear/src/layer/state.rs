@@ -8,6 +8,7 @@
 //! | `weight_global_scale` | F32 (F16, BF16, F64 read too) | () or (1) |
 //! | `activation_global_scale` | as above; may be absent | () or (1) |
 //! | `activation_scale_scale` | as above; may be absent | () or (1) |
+//! | `activation_encoding` | U8, 0 to 2 ([`Activations`]); may be absent: 0 | () or (1) |
 //! | `bias` | F32, F16 or BF16; may be absent | (out) |
 //!
 //! Names are joined to a prefix with a dot, as in `encoder.layer.0.output.dense.e2m1`. Bytes are
@@ -25,7 +26,7 @@ use safetensors::{Dtype, View};
 use crate::atomic;
 use crate::checkpoint::TensorSource;
 use crate::error::Error;
-use crate::layer::{Contents, QuantLinear};
+use crate::layer::{Activations, Contents, QuantLinear};
 use fp4_core::FloatVec;
 
 /// Name of the packed codes.
@@ -40,6 +41,8 @@ pub const WEIGHT_GLOBAL_SCALE: &str = "weight_global_scale";
 pub const ACTIVATION_GLOBAL_SCALE: &str = "activation_global_scale";
 /// Name of the activations' scale-scale.
 pub const ACTIVATION_SCALE_SCALE: &str = "activation_scale_scale";
+/// Name of how activations are quantized.
+pub const ACTIVATION_ENCODING: &str = "activation_encoding";
 /// Name of a bias.
 pub const BIAS: &str = "bias";
 
@@ -138,7 +141,8 @@ pub fn join(prefix: &str, name: &str) -> String {
 }
 
 impl QuantLinear {
-    /// The layer's state: names under `prefix`, with real types. All three scalars are written.
+    /// The layer's state: names under `prefix`, with real types. All three scalars are written,
+    /// and `activation_encoding` where it is not 0.
     ///
     /// # Errors
     /// [`Error::Empty`] if the layer has no weight.
@@ -164,6 +168,12 @@ impl QuantLinear {
             (join(prefix, ACTIVATION_GLOBAL_SCALE), scalar(self.activation_global_scale())),
             (join(prefix, ACTIVATION_SCALE_SCALE), scalar(self.activation_scale_scale())),
         ];
+        // A state that asks for nothing else is as it was before there was anything else.
+        if self.activations() != Activations::Own {
+            let data = vec![self.activations().byte()].into();
+            let tensor = StateTensor { dtype: Dtype::U8, shape: vec![], data };
+            state.push((join(prefix, ACTIVATION_ENCODING), tensor));
+        }
         if let Some(t) = self.transform() {
             let tensor = StateTensor {
                 dtype: float_dtype(t.values().float_type()),
@@ -327,6 +337,21 @@ pub(crate) fn scalar(state: &dyn TensorSource, name: &str) -> Result<Option<f32>
     Ok(Some(value))
 }
 
+/// Reads how activations are quantized; the weight's own format if the state does not say.
+fn activations(state: &dyn TensorSource, name: &str) -> Result<Activations, Error> {
+    let Some(tensor) = optional(state, name.to_string()) else { return Ok(Activations::Own) };
+    if !matches!(tensor.shape[..], [] | [1]) {
+        let expected = "() or (1)".into();
+        return Err(Error::Shape { name: name.into(), expected, got: tensor.shape });
+    }
+    if tensor.dtype != Dtype::U8 {
+        return Err(tensor.wrong_dtype("U8"));
+    }
+    let got = tensor.bytes()?.first().copied().unwrap_or_default();
+    let known = Activations::ALL.into_iter().find(|activations| activations.byte() == got);
+    known.ok_or(Error::ActivationEncoding { name: name.into(), got })
+}
+
 /// Checks that a weight of this shape, a transform and the scalars make a layer, and resolves the
 /// settings of the activations.
 ///
@@ -354,10 +379,12 @@ pub fn check(
     let new = |gs, ss| QuantSpec::new(shape.scale_type(), shape.group(), gs, ss);
     // The weight's own scale must be legal too; 1 stands in for its unknown scale-scale.
     new(scalars.weight_global_scale, 1.0)?;
-    Ok(new(
+    let own = new(
         scalars.activation_global_scale.unwrap_or(scalars.weight_global_scale),
         scalars.activation_scale_scale.unwrap_or(1.0),
-    )?)
+    )?;
+    scalars.activations.check(shape, own)?;
+    Ok(own)
 }
 
 /// The scalars of a state.
@@ -369,6 +396,8 @@ pub struct Scalars {
     pub activation_global_scale: Option<f32>,
     /// Scale-scale of activations; `None` takes 1.
     pub activation_scale_scale: Option<f32>,
+    /// How activations are quantized.
+    pub activations: Activations,
 }
 
 impl Scalars {
@@ -382,6 +411,7 @@ impl Scalars {
             weight_global_scale: scalar(source, &name)?.ok_or(Error::MissingTensor { name })?,
             activation_global_scale: scalar(source, &join(prefix, ACTIVATION_GLOBAL_SCALE))?,
             activation_scale_scale: scalar(source, &join(prefix, ACTIVATION_SCALE_SCALE))?,
+            activations: activations(source, &join(prefix, ACTIVATION_ENCODING))?,
         })
     }
 }

@@ -54,6 +54,7 @@ impl Layer {
             activation_global_scale: input.or(activation_global_scale).or(unstored),
             activation_scale_scale: activation_scale_scale
                 .or(usual.map(|usual| usual.scale_scale())),
+            activations: self.scalars.activations,
         })
     }
 

@@ -54,8 +54,8 @@ use safetensors::Dtype;
 use crate::checkpoint::TensorSource;
 use crate::checkpoint::tiles::Tile;
 use crate::error::Error;
-use crate::layer::StoredTransform;
 use crate::layer::state::Scalars;
+use crate::layer::{Activations, StoredTransform};
 
 pub use at::At;
 pub use find::{Layers, of};
@@ -271,6 +271,7 @@ impl Layer {
                 weight_global_scale: 1.0,
                 activation_global_scale: None,
                 activation_scale_scale: None,
+                activations: Activations::Own,
             },
             transform: None,
             pre_scale: None,

@@ -12,12 +12,13 @@ use crate::layout::{
 };
 
 /// The names of a state that belong to the quantized layer alone.
-pub const STATE_NAMES: [&str; 6] = [
+pub const STATE_NAMES: [&str; 7] = [
     state::E2M1,
     state::SCALE_QUANT,
     state::WEIGHT_GLOBAL_SCALE,
     state::ACTIVATION_GLOBAL_SCALE,
     state::ACTIVATION_SCALE_SCALE,
+    state::ACTIVATION_ENCODING,
     state::TRANSFORM,
 ];
 

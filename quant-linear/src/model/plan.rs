@@ -9,7 +9,7 @@ use safetensors::Dtype;
 
 use crate::checkpoint::{Arrangement, Checkpoint, Planned, Tensor, TensorSource, byte_len};
 use crate::error::{Error, ModelError, Reason};
-use crate::layer::{DenseOptions, StoredTransform, state};
+use crate::layer::{Activations, DenseOptions, StoredTransform, state};
 use crate::layout::STATE_NAMES;
 use crate::model::dense::{DenseSource, encoded};
 use crate::model::select::{Chosen, EXAMPLES, Fate, Request, Rule};
@@ -325,6 +325,9 @@ fn new_tensors(
         (name(state::ACTIVATION_GLOBAL_SCALE), Dtype::F32, vec![]),
         (name(state::ACTIVATION_SCALE_SCALE), Dtype::F32, vec![]),
     ];
+    if options.activations != Activations::Own {
+        tensors.push((name(state::ACTIVATION_ENCODING), Dtype::U8, vec![]));
+    }
     if let Some(t) = &options.transform {
         let dtype = state::float_dtype(t.values().float_type());
         tensors.push((name(state::TRANSFORM), dtype, t.shape().to_vec()));

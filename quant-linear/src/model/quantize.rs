@@ -26,7 +26,7 @@ use fp4_core::{
 use crate::checkpoint::tiles::{Tile, tiles};
 use crate::checkpoint::{Arrangement, Checkpoint, INDEX, Listing, byte_len};
 use crate::error::{Error, ModelError};
-use crate::layer::{DenseOptions, StoredTransform, state};
+use crate::layer::{Activations, DenseOptions, StoredTransform, state};
 use crate::model::dense::{self, DenseSource, encoded};
 use crate::model::difference::Difference;
 use crate::model::groups::Groups;
@@ -187,6 +187,9 @@ impl Engine<'_> {
             (state::ACTIVATION_SCALE_SCALE, activation.scale_scale()),
         ] {
             sink.write(position(name)?, &value.to_le_bytes())?;
+        }
+        if options.activations != Activations::Own {
+            sink.write(position(state::ACTIVATION_ENCODING)?, &[options.activations.byte()])?;
         }
         if let Some(t) = &options.transform {
             sink.write(position(state::TRANSFORM)?, &t.values().to_le_bytes())?;

@@ -33,7 +33,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::checkpoint::{Tensor, read_text};
 use crate::error::{Error, ModelError};
-use crate::layer::{DenseOptions, StoredTransform};
+use crate::layer::{Activations, DenseOptions, StoredTransform};
 use crate::model::plan::Plan;
 use crate::model::quantize::check_product;
 use crate::model::select::{Orientation, Request, globs};
@@ -88,6 +88,9 @@ pub struct RecipeRule {
     /// Global scale of the activations.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub activation_scale: Option<f32>,
+    /// How activations are quantized: a name of [`Activations`].
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub activations: Option<String>,
 }
 
 /// One glob or several.
@@ -280,6 +283,7 @@ impl RecipeRule {
                 None => GlobalScale::Word(Auto::Auto),
             }),
             activation_scale: options.activation_global_scale,
+            activations: Some(options.activations.name().into()),
             ..RecipeRule::default()
         }
     }
@@ -308,6 +312,8 @@ impl RecipeRule {
         if let Some(Err(_)) = self.scale_rule.as_ref().map(|name| name.parse::<ScaleRule>()) {
             return Err(invalid("scale_rule is not `nearest`, the only one there is"));
         }
+        let activations = self.activations.as_ref().map(|name| name.parse::<Activations>());
+        let activations = activations.transpose().map_err(|e| invalid(&e.to_string()))?;
         let same = |scale: Option<f32>| scale.filter(|_| format == given.format);
         let transform = match (self.transform, self.transform_block) {
             (Some(Transformed::Hadamard), block) => {
@@ -332,7 +338,9 @@ impl RecipeRule {
                 None => same(given.weight_global_scale),
             },
             activation_global_scale: self.activation_scale.or(same(given.activation_global_scale)),
+            activations: activations.unwrap_or(given.activations),
         };
+        options.activations.spec(options.activation_spec()?)?;
         // Judged before anything is read; the amax does not matter to a given scale.
         let (weight, activation) = (options.weight_spec(1.0)?, options.activation_spec()?);
         if !options.needs_amax() {

@@ -34,7 +34,7 @@ use serde_json::Value;
 use crate::checkpoint::{Tensor, TensorInfo};
 use crate::error::{Error, ModelError, Reason};
 use crate::layer::state::{self, Scalars};
-use crate::layer::{DenseOptions, StoredTransform};
+use crate::layer::{Activations, DenseOptions, StoredTransform};
 use crate::model::dense::DenseSource;
 use crate::model::recipe::{Recipe, Wanted};
 use crate::model::roles::{Facts, Roles};
@@ -252,7 +252,10 @@ impl<'a> Rule<'a> {
         let block = options.transform.as_ref().map(StoredTransform::view).transpose();
         let block = block.map_err(|e| Reason::Unloadable(e.to_string()))?.map(|t| t.block());
         let group = options.format.group().get();
-        for (what, size) in [("group", Some(group)), ("transform block", block)] {
+        let activations = (options.activations == Activations::MxInt8).then_some(MXINT8_GROUP);
+        let sizes =
+            [("group", Some(group)), ("mxint8 group", activations), ("transform block", block)];
+        for (what, size) in sizes {
             if let Some(size) = size
                 && !k.is_multiple_of(size)
             {
@@ -315,6 +318,9 @@ impl<'a> Rule<'a> {
     }
 }
 
+/// Elements of an activation that share a scale in MXINT8.
+const MXINT8_GROUP: usize = fp4_core::Encoding::MxInt8.group().get();
+
 /// Would the library load a layer of so many rows and no columns? They cost no file bytes, so
 /// nothing else bounds them.
 fn loadable(options: &DenseOptions, rows: usize) -> Result<(), Reason> {
@@ -322,6 +328,7 @@ fn loadable(options: &DenseOptions, rows: usize) -> Result<(), Reason> {
         weight_global_scale: 1.0,
         activation_global_scale: None,
         activation_scale_scale: None,
+        activations: options.activations,
     };
     let shape = PackedShape::of(options.format, rows, 0).map_err(Error::from);
     let check = shape.and_then(|shape| state::check(shape, None, &scalars));

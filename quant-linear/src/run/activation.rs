@@ -18,6 +18,8 @@ use crate::run::scratch::Operand;
 pub struct Activation {
     /// `None` only while it is dropped.
     held: Option<Held>,
+    /// A scale for each row, where the settings ask for them.
+    row_scales: Vec<f32>,
     runtime: Runtime,
     settings: Settings,
     rows: usize,
@@ -42,7 +44,7 @@ pub(super) enum Held {
 
 impl Settings {
     pub(super) fn of(loaded: &Loaded) -> Self {
-        Settings { spec: loaded.spec, transform: loaded.transform.clone() }
+        Settings { spec: loaded.quantized_by, transform: loaded.transform.clone() }
     }
 
     fn same(&self, other: &Settings) -> bool {
@@ -63,7 +65,26 @@ impl Activation {
         [rows, k]: [usize; 2],
         float_type: FloatType,
     ) -> Self {
-        Activation { held: Some(held), runtime, settings, rows, k, float_type }
+        Activation {
+            held: Some(held),
+            row_scales: Vec::new(),
+            runtime,
+            settings,
+            rows,
+            k,
+            float_type,
+        }
+    }
+
+    pub(super) fn with_row_scales(self, row_scales: Vec<f32>) -> Self {
+        let mut activation = self;
+        activation.row_scales = row_scales;
+        activation
+    }
+
+    /// The scales of the rows, where the settings ask for them.
+    pub(super) fn row_scales(&self) -> &[f32] {
+        &self.row_scales
     }
 
     /// Number of rows.

@@ -3,6 +3,7 @@
 //! ```text
 //! x (.., in)  --quantize(spec, transform)-->  Activation  --matmul(alpha, bias)-->  y (.., out)
 //! alpha = f32(weight_global_scale * activation_global_scale)
+//!         weight_global_scale alone for MXINT8, and for row scales, which the epilogue takes
 //! ```
 //!
 //! There is one path, `run`; the public methods are its doors. Where both roles land on one backend
@@ -22,7 +23,7 @@ use fp4_core::{
 };
 
 use crate::error::Error;
-use crate::layer::{Loaded, Prepared, QuantLinear};
+use crate::layer::{Activations, Loaded, Prepared, QuantLinear};
 use crate::run::activation::{Activation, Held, Settings};
 use crate::run::device::DeviceTensor;
 use crate::run::routing::{Explanation, Multiplier, Quantizing, Route};
@@ -235,7 +236,7 @@ impl QuantLinear {
         m: &Multiplier<'_>,
     ) -> Result<Activation, Error> {
         let (runtime, float_type) = (self.runtime(), x.float_type());
-        let shape = loaded.spec.shape(rows, self.in_features())?;
+        let shape = loaded.quantized_by.shape(rows, self.in_features())?;
         let device = q.backend.as_resident();
         // A tensor of another backend passes through the host.
         let host = match (x, device) {
@@ -250,7 +251,7 @@ impl QuantLinear {
         let input = match input {
             Some(x) => {
                 let transform = loaded.transform.as_ref().map(|t| t.stored().view()).transpose()?;
-                let input = QuantizeInput::new(x, rows, shape.k(), &loaded.spec)?;
+                let input = QuantizeInput::new(x, rows, shape.k(), &loaded.quantized_by)?;
                 Some(input.with_transform(transform)?)
             }
             None => None,
@@ -263,7 +264,7 @@ impl QuantLinear {
             _ => stays.zip(input.as_ref().map(|input| Source::Host(input.x()))),
         };
         // A device may have to be waited for, for its counts: not where all else stays there.
-        let mut counts = QuantCounts::default();
+        let (mut counts, mut row_scales) = (QuantCounts::default(), Vec::new());
         let counted = self.counters.is_some() || matches!(x, Input::Host(_));
         let held = match (source, &input) {
             (Some((device, source)), _) => {
@@ -275,7 +276,7 @@ impl QuantLinear {
                 };
                 let transform = transform.as_deref().map(|t| &**t);
                 let mut operand = runtime.scratch().operand(q.backend, &**device)?;
-                let (spec, to) = (&loaded.spec, &mut *operand.value);
+                let (spec, to) = (&loaded.quantized_by, &mut *operand.value);
                 let counts = counted.then_some(&mut counts);
                 device.quantize_dyn(source, [rows, shape.k()], spec, transform, to, counts)?;
                 if stays.is_some() {
@@ -289,14 +290,21 @@ impl QuantLinear {
             }
             (None, Some(input)) => {
                 let mut packed = self.packed(shape);
-                counts = q.role.quantize(input, &mut packed.view_mut())?;
+                let mut out = packed.view_mut();
+                if loaded.quantized_by.row_scales() {
+                    row_scales.resize(rows, 0.0);
+                    out = out.with_row_scales(&mut row_scales)?;
+                }
+                counts = q.role.quantize(input, &mut out)?;
                 Held::Packed(packed)
             }
             (None, None) => return Err(Error::OnHost),
         };
         self.count_quantized(&counts, loaded);
         let settings = Settings::of(loaded);
-        Ok(Activation::new(held, runtime.clone(), settings, [rows, shape.k()], float_type))
+        let activation =
+            Activation::new(held, runtime.clone(), settings, [rows, shape.k()], float_type);
+        Ok(activation.with_row_scales(row_scales))
     }
 
     /// The second half: multiplies by `m`, and adds the bias here where `m` does not.
@@ -307,10 +315,14 @@ impl QuantLinear {
         m: &Multiplier<'_>,
         out: Output<'_>,
     ) -> Result<Paths, Error> {
-        let epilogue = Epilogue::new(loaded.alpha()?).with_bias(loaded.bias.as_deref());
+        let row_scales = loaded.quantized_by.row_scales().then(|| x.row_scales());
+        let epilogue = Epilogue::new(loaded.alpha()?)
+            .with_row_scales(row_scales)
+            .with_bias(loaded.bias.as_deref());
         let query = self.query(x.rows(), x.float_type())?;
-        let query = self.matmul_query(&query, out.float_type())?.with_bias(loaded.bias.is_some());
-        if loaded.bias.is_none() || m.role.supports_matmul(&query).is_ok() {
+        let query = self.matmul_query(&query, out.float_type())?.with_epilogue(&epilogue);
+        let alpha_alone = row_scales.is_none() && loaded.bias.is_none();
+        if alpha_alone || m.role.supports_matmul(&query).is_ok() {
             return self.multiply_by(loaded, x, m, epilogue, out);
         }
         // alpha = 1 in f32 is the exact sum rounded once, where C6's last steps begin.
@@ -363,7 +375,7 @@ impl QuantLinear {
             (Held::Packed(packed), _) => packed,
             (Held::Operand(operand), _) => {
                 let device = operand.backend.as_resident().ok_or(Error::OnHost)?;
-                let mut packed = self.packed(loaded.spec.shape(x.rows(), x.k())?);
+                let mut packed = self.packed(loaded.quantized_by.shape(x.rows(), x.k())?);
                 device.export_dyn(&*operand.value, &mut packed.view_mut())?;
                 exported = packed;
                 &exported
@@ -417,15 +429,17 @@ impl QuantLinear {
     /// What quantizing `rows` rows of activations of a type asks of a backend.
     fn query(&self, rows: usize, input: FloatType) -> Result<QuantizeQuery, Error> {
         let loaded = self.loaded()?;
-        let shape = loaded.spec.shape(rows, self.in_features())?;
+        let shape = loaded.quantized_by.shape(rows, self.in_features())?;
         let transform = loaded.transform.as_ref().map(|t| t.stored().view()).transpose()?;
-        let query = QuantizeQuery::new(shape, &loaded.spec, input);
+        let query = QuantizeQuery::new(shape, &loaded.quantized_by, input);
         Ok(query.with_transform(transform.map(|t| t.shape())))
     }
 
     fn matmul_query(&self, q: &QuantizeQuery, output: FloatType) -> Result<MatmulQuery, Error> {
-        let format = self.loaded()?.weight.shape().expect_format()?;
-        Ok(MatmulQuery::new(format, [q.rows, self.out_features(), q.k], output))
+        let loaded = self.loaded()?;
+        let format = loaded.weight.shape().expect_format()?;
+        let query = MatmulQuery::new(format, [q.rows, self.out_features(), q.k], output);
+        Ok(query.with_a(loaded.quantized_by.encoding().unwrap_or(format.into())))
     }
 
     /// The backends that quantize and multiply, with the logging that routing owes.
@@ -478,11 +492,18 @@ impl QuantLinear {
             counters.add_quantized(counts);
         }
         if counts.clipped > 0 && !self.warned.clipped.swap(true, Relaxed) {
-            let (who, gs) = (self.prefix(), loaded.spec.global_scale());
+            let who = self.prefix();
+            // What has no stored global scale is clipped at the end of f32's own range.
+            let why = match loaded.activations {
+                Activations::Own => format!(
+                    "the activation global scale {:e} does not reach them, a larger one does",
+                    loaded.spec.global_scale()
+                ),
+                other => format!("{other} reaches to the end of f32, where they were"),
+            };
             log::warn!(
                 "{who}{} of {} activations were clipped, infinities to finite values among them: \
-                 the activation global scale {gs:e} does not reach them, a larger one does; this is \
-                 said once, `set_counting` counts",
+                 {why}; this is said once, `set_counting` counts",
                 counts.clipped,
                 counts.elements
             );
@@ -519,9 +540,13 @@ fn same(a: &Arc<dyn DynResident>, b: &Arc<dyn DynResident>) -> bool {
 }
 
 impl Loaded {
-    /// The output multiplier, f32(weight gs * activation gs).
+    /// The output multiplier: f32(weight gs * activation gs), or the weight's alone where the
+    /// activations have no stored one.
     pub(crate) fn alpha(&self) -> Result<f32, Error> {
-        let got = self.weight_global_scale * self.spec.global_scale();
+        let got = match self.activations {
+            Activations::Own => self.weight_global_scale * self.spec.global_scale(),
+            _ => self.weight_global_scale,
+        };
         if got.is_finite() && got > 0.0 {
             Ok(got)
         } else {

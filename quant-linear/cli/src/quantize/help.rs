@@ -42,12 +42,14 @@ Recipes: --recipe FILE gives formats by name, in TOML or JSON. The first rule th
     scale_rule = \"nearest\"          # of block scales; the only one
     global_scale = \"auto\"           # or a number
     activation_scale = 0.1
+    activations = \"mxint8\"          # fp4, mxint8 or fp4-rows
   --write-recipe FILE writes such a recipe, naming every tensor: given back with the same input, it
   makes the same bytes.
 
 What is written: `X.weight` becomes `X.e2m1` (U8), `X.scale_quant` (F8_E8M0 or F8_E4M3),
   `X.weight_global_scale`, `X.activation_global_scale`, `X.activation_scale_scale` (F32) and with a
-  transform `X.transform` (F32). The scales of an FP8 weight that was quantized are left out.
+  transform `X.transform` (F32), with --activations other than fp4 `X.activation_encoding` (U8: 1 is
+  MXINT8, 2 is NVFP4 with row scales). The scales of an FP8 weight that was quantized are left out.
   Everything else is copied byte for byte.
   A bias stays a separate tensor `X.bias`, as it was. A quantized layer applies it only if asked:
   load it with Bias::Apply (the layer adds the bias) or with Bias::Ignore (you do).

@@ -26,7 +26,7 @@ use quant_linear::model::recipe::{Recipe, RecipeRule};
 use quant_linear::model::select::{Orientation, Request};
 use quant_linear::model::stream;
 use quant_linear::model::ties::Tie;
-use quant_linear::{Backends, DenseOptions, StoredTransform};
+use quant_linear::{Activations, Backends, DenseOptions, StoredTransform};
 
 use crate::args;
 use crate::interrupt;
@@ -84,6 +84,10 @@ pub(crate) struct Args {
     /// Global scale of the activations, a stored constant [default: MXFP4 1/3, NVFP4 0.1].
     #[arg(long, value_name = "VALUE", value_parser = parse_scale, allow_hyphen_values = true)]
     activation_scale: Option<f32>,
+    /// How a layer quantizes its activations: in the format of its weight, in MXINT8 (8 bits, next to
+    /// no loss), or in NVFP4 with a global scale for each row.
+    #[arg(long, value_parser = args::activations(), default_value = Activations::Own.name())]
+    activations: Activations,
     /// The backend that quantizes, by its name in `fp4 demo` [default: the fastest]. All give the
     /// same bytes.
     #[arg(long, value_name = "NAME")]
@@ -186,6 +190,7 @@ impl Args {
                 },
             ),
             ("--activation-scale", self.activation_scale.map_or("default".into(), bits)),
+            ("--activations", self.activations.to_string()),
         ];
         // Of square matrices no header tells.
         let transposed = plan.weights.iter().filter(|weight| weight.is_transposed()).count();
@@ -208,12 +213,15 @@ impl Args {
                 GlobalScale::Value(value) => Some(value),
             },
             activation_global_scale: self.activation_scale,
+            activations: self.activations,
             ..DenseOptions::new(self.format.unwrap_or(Format::NvFp4))
         };
         // Judged before anything is read; the amax does not matter to a given scale.
         let weight = options.weight_spec(1.0).context("--global-scale does not suit the format")?;
         let activation =
             options.activation_spec().context("--activation-scale does not suit the format")?;
+        let by = self.activations.spec(activation);
+        by.context("--activations fp4-rows is for --format nvfp4")?;
         if !options.needs_amax() {
             check_product(weight.global_scale(), activation.global_scale())
                 .map_err(|error| told::error(error.into()))?;

@@ -6,6 +6,7 @@ use fp4_core::Format;
 use safetensors::Dtype;
 use serde_json::{Value, json};
 
+use quant_linear::Activations;
 use quant_linear::model::difference::Difference;
 use quant_linear::model::groups::{Figures, Groups};
 use quant_linear::model::plan::Weight;
@@ -26,6 +27,7 @@ pub(super) struct Row {
     dtype: Dtype,
     shape: Vec<usize>,
     format: Format,
+    activations: Activations,
     transposed: bool,
     experts: bool,
     /// Weights that are still to come.
@@ -56,6 +58,7 @@ impl Row {
             dtype: weight.tensor.info.dtype,
             shape: weight.tensor.info.shape.clone(),
             format: weight.options.format,
+            activations: weight.options.activations,
             transposed: weight.is_transposed(),
             experts: weight.expert.is_some(),
             open: 1,
@@ -150,6 +153,7 @@ impl Row {
             "dtype": self.dtype.to_string(),
             "shape": self.shape,
             "format": self.format.name(),
+            "activations": self.activations.name(),
             "transposed": self.transposed,
             "experts": self.experts.then(|| self.shape.first()),
             "bytes_before": self.bytes[0],
