@@ -60,6 +60,13 @@ pub enum Refusal {
     /// A config that cannot be parsed.
     #[error("it is no config: {}; download it again", printable(.0))]
     Config(String),
+    /// A record of how weights are stored that is none.
+    #[error(
+        "`exact_fp4.orientation` in its header is no JSON object of \"in-out\" and \"out-in\" by \
+         the names of weights ({}); write the file again",
+        printable(.0)
+    )]
+    Orientation(String),
     /// A file too short for the length of a header.
     #[error(
         "it has {len} bytes, and a safetensors file has at least 8; it is cut short or another \

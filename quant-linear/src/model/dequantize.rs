@@ -22,7 +22,9 @@ use crate::error::{Error, ModelError};
 use crate::layer::state::{self, BIAS, join};
 use crate::layout::Layers;
 use crate::model::dense::{DenseSource, encoded};
-use crate::model::roles::fp8_block;
+use crate::model::orientation;
+use crate::model::roles::{fp8_block, is_conv1d};
+use crate::model::select::Orientation;
 use crate::model::stream::{self, Job, Memory, Progress, Sink};
 
 /// How a checkpoint is dequantized.
@@ -113,7 +115,7 @@ impl<'a> Plan<'a> {
                 None => DenseSource::find(input.tensors(), name, block).ok(),
             };
             let source = source.filter(DenseSource::is_encoded);
-            scales.extend(source.as_ref().and_then(DenseSource::scales).map(String::from));
+            scales.extend(source.iter().flat_map(DenseSource::companions).cloned());
             plan.copied.push((name.clone(), file_of(name), source));
         }
         plan.copied.retain(|(name, ..)| !scales.contains(name));
@@ -186,7 +188,10 @@ impl<'a> Plan<'a> {
                 tensors.push((name.clone(), dtype, tensor.shape()));
             }
             let own = input.files().get(file).map(|(_, file)| file.metadata());
-            let metadata = carried(&own.cloned().unwrap_or_default());
+            let mut metadata = carried(&own.cloned().unwrap_or_default());
+            let own = self.weights.iter().filter(|dense| dense.file == file);
+            let either = own.filter(|dense| dense.either()).map(|d| d.weight.tensor.as_str());
+            orientation::record(&mut metadata, either.map(|name| (name, Orientation::OutIn)));
             let arrangement = Arrangement::new(tensors, &metadata);
             let refused = |refusal| Error::checkpoint(input.path(), refusal);
             self.files.push((name, arrangement.map_err(refused)?));
@@ -242,6 +247,13 @@ impl<'a> Plan<'a> {
             }));
         }
         tasks
+    }
+}
+
+impl Dense<'_> {
+    /// May other files hold it either way? Here it is (out, in).
+    fn either(&self) -> bool {
+        self.weight.experts.is_some() || is_conv1d(&self.weight.tensor)
     }
 }
 

@@ -352,7 +352,10 @@ impl Job for Task<'_> {
 
     fn memory(&self) -> u64 {
         match self.what {
-            What::Quantize(weight) => self.engine.memory.of_tiles(weight.value_len()),
+            What::Quantize(weight) => {
+                let memory = self.engine.memory;
+                memory.of_tiles(weight.value_len()) + weight.source.scales_len(memory.tile_bytes())
+            }
             What::Copy { .. } => self.bytes().min(self.engine.memory.tile_bytes() as u64),
             What::Decode { ref source, .. } => {
                 self.engine.memory.of_tiles(source.value_len() as u64 * source.matrices() as u64)

@@ -24,6 +24,7 @@
 //! quantizes the first and copies the others without a word; including `l.bias` is an error.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::sync::Arc;
 
 use fp4_core::PackedShape;
@@ -48,6 +49,15 @@ pub enum Orientation {
     OutIn,
     /// (in, out), as `x @ W` reads it.
     InOut,
+}
+
+impl fmt::Display for Orientation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Orientation::OutIn => "(out, in)",
+            Orientation::InOut => "(in, out)",
+        })
+    }
 }
 
 /// What is asked for.
@@ -87,6 +97,7 @@ pub struct Rule<'a> {
     recipe: Vec<Wanted>,
     options: Arc<DenseOptions>,
     experts: Option<Orientation>,
+    recorded: BTreeMap<String, Orientation>,
 }
 
 /// One pattern to include.
@@ -166,7 +177,13 @@ impl<'a> Rule<'a> {
             recipe: recipe.unwrap_or_default(),
             options,
             experts: request.experts.or(request.recipe.as_ref().and_then(|r| r.experts)),
+            recorded: BTreeMap::new(),
         })
+    }
+
+    /// The rule where a header says how these weights are stored, whatever the config says.
+    pub(super) fn recorded(self, recorded: BTreeMap<String, Orientation>) -> Self {
+        Rule { recorded, ..self }
     }
 
     /// Decides about one tensor.
@@ -231,13 +248,15 @@ impl<'a> Rule<'a> {
             None if experts => name,
             None => return Err(Reason::Name),
         };
+        let recorded = self.recorded.get(name).copied();
         let orientation = match info.shape[..] {
-            [_, _] => self.roles.matrix(name).ok_or(Reason::Transposed),
+            [_, _] => recorded.or_else(|| self.roles.matrix(name)).ok_or(Reason::Transposed),
             [e, a, b] if experts && (e == 0 || a == 0 || b == 0) => {
                 Err(Reason::Empty(info.shape.clone()))
             }
             [_, a, b] if experts => {
-                let told = self.experts.or_else(|| self.roles.experts(name, a, b));
+                let told = self.experts.or(recorded);
+                let told = told.or_else(|| self.roles.experts(name, a, b));
                 told.ok_or_else(|| Reason::Experts(info.shape.clone()))
             }
             _ => Err(Reason::Rank(info.shape.clone())),

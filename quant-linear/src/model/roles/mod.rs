@@ -192,12 +192,14 @@ impl Roles {
     /// How a matrix is stored: GPT-2's layers are `[in, out]`, all others `[out, in]`; `None` if it
     /// is named as GPT-2's and nothing tells.
     pub fn matrix(&self, name: &str) -> Option<Orientation> {
-        let stem = name.strip_suffix(".weight").unwrap_or(name);
-        match facts::CONV1D.contains(&stem.rsplit('.').next().unwrap_or(stem)) {
-            true => self.conv1d,
-            false => Some(Orientation::OutIn),
-        }
+        if is_conv1d(name) { self.conv1d } else { Some(Orientation::OutIn) }
     }
+}
+
+/// Is the name that of one of GPT-2's layers, which may be stored `[in, out]`?
+pub(crate) fn is_conv1d(name: &str) -> bool {
+    let stem = name.strip_suffix(".weight").unwrap_or(name);
+    facts::CONV1D.contains(&stem.rsplit('.').next().unwrap_or(stem))
 }
 
 /// Does an expert's name say that it leads out of the inner dimension, or into it?
