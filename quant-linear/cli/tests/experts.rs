@@ -199,13 +199,6 @@ fn fp8_weights_are_quantized_from_their_values_and_their_scales_left_out() {
             f32s("b.weight_scale", &[8, 1], &by_row),
             c,
             f32s("c.weight_scale", &[], &[0.3]),
-            // What only FP8 software reads: scales of activations, and of the weight once more.
-            f32s("a.input_scale", &[], &[0.5]),
-            f32s("b.scale_input", &[1], &[0.5]),
-            f32s("d.scale_weight", &[1, 1], &[0.5]),
-            // What has a meaning of its own.
-            f32s("a.scale", &[200], &[1.0; 200]),
-            f32s("lm_head.input_scale", &[], &[0.5]),
             d,
             ("d.scale".into(), Dtype::F8_E8M0, vec![2, 1], vec![123, 124]),
             kept.clone(),
@@ -231,29 +224,7 @@ fn fp8_weights_are_quantized_from_their_values_and_their_scales_left_out() {
         let mut others: Vec<_> = written.keys().filter(|n| n.contains("weight_scale")).collect();
         others.retain(|name| !name.contains("global"));
         assert_eq!(others, ["lm_head.weight_scale_inv"]);
-        for (name, stays) in [
-            ("d.scale", false),
-            ("a.input_scale", false),
-            ("b.scale_input", false),
-            ("a.scale", true),
-            ("lm_head.input_scale", true),
-        ] {
-            assert_eq!(written.contains_key(name), stays, "{name}");
-        }
-        let used_up = json["used_up"].as_array().unwrap().iter();
-        let used_up: Vec<_> = used_up.map(|u| [&u["name"], &u["weight"]].map(text_of)).collect();
-        assert_eq!(
-            used_up,
-            [
-                ["a.input_scale", "a.weight"],
-                ["a.weight_scale_inv", "a.weight"],
-                ["b.scale_input", "b.weight"],
-                ["b.weight_scale", "b.weight"],
-                ["c.weight_scale", "c.weight"],
-                ["d.scale", "d.weight"],
-                ["d.scale_weight", "d.weight"],
-            ]
-        );
+        assert!(!written.contains_key("d.scale"));
         // Every tensor of two or more dimensions is in one of the lists.
         let skipped = json["skipped"].as_array().unwrap().iter();
         let names: Vec<_> = skipped.map(|s| s["name"].as_str().unwrap()).collect();
@@ -263,7 +234,6 @@ fn fp8_weights_are_quantized_from_their_values_and_their_scales_left_out() {
                 "a.weight_scale_inv",
                 "b.weight_scale",
                 "d.scale",
-                "d.scale_weight",
                 "lm_head.weight",
                 "lm_head.weight_scale_inv"
             ]
@@ -279,10 +249,60 @@ fn fp8_weights_are_quantized_from_their_values_and_their_scales_left_out() {
     )
     .unwrap();
     let text = ok(&args);
-    let used_up = "not written: b.scale_input: a scale of the FP8 bytes of b.weight";
-    assert!(text.contains(used_up), "{text}");
     assert!(text.contains("not quantized: a.weight: its scales `a.weight_scale_inv`"), "{text}");
     fails(&[&args[..], &["--strict"]].concat(), &["--strict", "a.weight", "[2, 1]"]);
+}
+
+#[test]
+fn what_only_fp8_software_reads_is_used_up_with_the_weight_and_named() {
+    let folder = Folder::new();
+    let (a, _) = fp8("a.weight", 32, 64, |_, _| 1.0);
+    let (_, _, shape, codes) = a.clone();
+    let kept = ("lm_head.weight".to_string(), Dtype::F8_E4M3, shape, codes);
+    let one = |name: &str, shape: &[usize]| f32s(name, shape, &[0.5]);
+    write(
+        &folder.at("in"),
+        &[
+            a,
+            one("a.weight_scale_inv", &[1, 1]),
+            one("a.weight_scale", &[]),
+            one("a.scale_weight", &[1, 1]),
+            one("a.input_scale", &[]),
+            one("a.scale_input", &[1]),
+            one("a.activation_scale", &[]),
+            // What may have a meaning of its own, and what belongs to a weight that stays.
+            one("a.scale", &[1]),
+            one("b.input_scale", &[]),
+            kept,
+            one("lm_head.weight_scale_inv", &[1, 1]),
+            one("lm_head.input_scale", &[]),
+        ],
+    );
+    let (input, output) = (folder.arg("in"), folder.arg("out"));
+    let args = ["quantize", &input, "-o", &output, "--format", "nvfp4"];
+    let planned = json(&[&args[..], &["--dry-run"]].concat());
+    let done = json(&args);
+    let gone = ["activation_scale", "input_scale", "scale_input", "scale_weight", "weight_scale"];
+    let gone = gone.iter().chain(&["weight_scale_inv"]).map(|end| format!("a.{end}"));
+    let gone: Vec<_> = gone.collect();
+    for said in [&planned, &done] {
+        let used_up = said["used_up"].as_array().unwrap();
+        let names: Vec<_> = used_up.iter().map(|used| text_of(&used["name"])).collect();
+        assert_eq!(names, gone);
+        assert!(used_up.iter().all(|used| used["weight"] == "a.weight" && used["bytes"] == 4));
+    }
+    let [before, after] = ["in", "out"].map(|name| read(&folder.at(name)));
+    for (name, tensor) in &before {
+        let stays = name != "a.weight" && !gone.contains(name);
+        assert_eq!(after.get(name), stays.then_some(tensor), "{name}");
+    }
+    let text = ok(&[&args[..], &["--force"]].concat());
+    for (name, count) in [("a.input_scale", 1), ("a.scale_weight", 1), ("lm_head.input", 0)] {
+        assert_eq!(text.matches(name).count(), count, "{text}");
+    }
+    assert!(text.contains("not written: a.input_scale: a scale of the FP8 bytes of a.weight"));
+    // `compare` takes them as part of the weight as well.
+    assert_eq!(found_again(&folder, &[]), 1);
 }
 
 /// The error that `quantize` reports, found again by `compare` and `report` in either order of the

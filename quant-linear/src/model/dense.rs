@@ -523,18 +523,24 @@ mod tests {
         assert_eq!(source.scales_len(4 << 20), 2 * (1 << 20) * 8);
         let plain = headers(&list, "a.weight_scale_inv", [1, 1]);
         assert_eq!(plain.scales_len(4 << 20), 0);
-        let from = vector("h_deepseek_v4.safetensors");
-        let fp8 = from.tensors().iter().find_map(|(name, tensor)| {
-            let found = DenseSource::find(from.tensors(), name, [128, 128]);
-            let found = found.ok().filter(|_| tensor.info.dtype == Dtype::F8_E4M3)?;
-            (found.k() > 128).then_some(found)
-        });
-        let source = fp8.unwrap();
+        // Of a file, one row from inside the second block on.
+        let scales: Vec<u8> = [1f32, 2.0, 3.0, 4.0].iter().flat_map(|s| s.to_le_bytes()).collect();
+        let view = |dtype, shape: [usize; 2], bytes| {
+            safetensors::tensor::TensorView::new(dtype, shape.to_vec(), bytes).unwrap()
+        };
+        let views = [
+            ("a.weight", view(Dtype::F8_E4M3, [1, 512], &[0x38; 512][..])),
+            ("a.weight_scale_inv", view(Dtype::F32, [1, 4], &scales[..])),
+        ];
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.safetensors");
+        std::fs::write(&path, safetensors::serialize(views, None).unwrap()).unwrap();
+        let from = Checkpoint::open(&path).unwrap();
+        let source = DenseSource::find(from.tensors(), "a.weight", [128, 128]).unwrap();
         let Stored::Fp8(scales) = &source.stored else { panic!("{source:?}") };
-        let all = scales.read(&from, 0, 0..source.rows(), 0..source.k()).unwrap();
-        let part = scales.read(&from, 0, 0..1, 128..source.k()).unwrap();
-        assert_eq!(part.scales().len(), source.k().div_ceil(128) - 1);
-        assert_eq!(part.scales(), &all.scales()[1..][..part.scales().len()]);
+        assert_eq!(scales.read(&from, 0, 0..1, 200..384).unwrap().scales(), [2.0, 3.0]);
+        let tile = Tile { row: 0, rows: 1, col: 256, cols: 128, start: 256 };
+        assert_eq!(source.read(&from, &tile).unwrap(), FloatVec::F32(vec![3.0; 128]));
     }
 
     #[test]
