@@ -80,6 +80,8 @@ pub struct Plan {
     pub copied: usize,
     /// One layout for each file of the input.
     pub layouts: Vec<Arrangement>,
+    /// Patterns that keep tensors dense and match none.
+    pub unmatched: Vec<String>,
 }
 
 impl Plan {
@@ -92,6 +94,10 @@ impl Plan {
     pub fn new(input: &Checkpoint, request: &Request) -> Result<Self, Error> {
         let rule = Rule::new(request, input.tensors(), Some(input.config().model()))?;
         rule.check_includes()?;
+        let unmatched: Vec<_> = rule.unmatched().into_iter().map(String::from).collect();
+        if let (Some(glob), true) = (unmatched.first(), request.strict) {
+            return Err(ModelError::NoMatch { glob: glob.clone() }.into());
+        }
         let mut draft = Draft::new(input);
         for (name, tensor) in input.tensors() {
             match rule.decide(name, &tensor.info)? {
@@ -101,7 +107,7 @@ impl Plan {
             }
         }
         draft.drop_scales();
-        draft.finish(request)
+        Ok(Plan { unmatched, ..draft.finish(request)? })
     }
 
     /// The weights of a file, among all.
@@ -298,7 +304,7 @@ impl<'a> Draft<'a> {
             layouts.push(layout.map_err(|refusal| Error::checkpoint(self.input.path(), refusal))?);
         }
         let Draft { weights, skipped, copied, .. } = self;
-        Ok(Plan { weights, skipped, copied, layouts })
+        Ok(Plan { weights, skipped, copied, layouts, unmatched: vec![] })
     }
 }
 
