@@ -7,10 +7,14 @@ use quant_linear::LoadOptions;
 use quant_linear::checkpoint::Checkpoint;
 use quant_linear::layout::{Layers, named};
 use quant_linear::model::convert::{Options, Plan, Shape};
+use quant_linear::model::dequantize;
 use serde_json::{Value, json};
 
+/// A change of a `quantization_config`.
+type Change<'c> = &'c dyn Fn(&mut Value);
+
 /// A model of the test data whose `quantization_config` is changed.
-fn changed(root: &Path, name: &str, change: &dyn Fn(&mut Value)) -> PathBuf {
+fn changed(root: &Path, name: &str, change: Change<'_>) -> PathBuf {
     let vectors = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/vectors");
     let folder = root.join(name);
     std::fs::create_dir_all(&folder).unwrap();
@@ -126,7 +130,7 @@ fn eight_bits_of_activations_never_become_four() {
     };
     let auto = |block: &mut Value| block["act_bits"] = json!(8);
     let modelopt = |block: &mut Value| block["quant_algo"] = json!("W4A8_NVFP4_FP8");
-    let sources: [(&str, &dyn Fn(&mut Value), &str); 5] = [
+    let sources: [(&str, Change<'_>, &str); 5] = [
         ("f_ct_nvfp4", &ct, "8-bit float"),
         ("f_ct_mxfp4", &ct, "8-bit float"),
         ("h_quark_mxfp4", &quark, "fp8_e4m3"),
@@ -187,6 +191,11 @@ fn a_quantized_cache_is_carried_or_named() {
         assert!(notes.contains("a quantized cache of keys and values"), "{to}: {notes}");
         assert!(notes.contains("`kv_cache_scheme`: 8-bit float"), "{to}: {notes}");
     }
+    let (input, crop) = (Checkpoint::open(&folder).unwrap(), std::collections::BTreeMap::new());
+    let layers = Layers::find(&input, &LoadOptions::default()).unwrap();
+    let options = dequantize::Options { float_type: fp4_core::FloatType::F32, crop };
+    let dense = dequantize::Plan::new(&input, &layers, options, true).unwrap();
+    assert!(dense.notes[0].contains("`kv_cache_scheme`: 8-bit float"), "{:?}", dense.notes);
     let modelopt = |block: &mut Value| block["kv_cache_quant_algo"] = json!("FP8");
     let (block, ..) = converted(&changed(root.path(), "f_modelopt_nvfp4", &modelopt), "ct");
     assert_eq!(block["kv_cache_scheme"]["num_bits"], 8, "{block:#}");
@@ -194,6 +203,12 @@ fn a_quantized_cache_is_carried_or_named() {
     let (block, _, notes) = converted(&changed(root.path(), "f_modelopt_nvfp4", &nv), "ct");
     assert_eq!(block["kv_cache_scheme"], Value::Null);
     assert!(notes.contains("`kv_cache_quant_algo`: NVFP4"), "{notes}");
+    // Older files have it as outputs of the layers that make keys and values.
+    let old = |block: &mut Value| {
+        block["config_groups"]["group_0"]["output_activations"] = json!({ "num_bits": 8 });
+    };
+    let (.., notes) = converted(&changed(root.path(), "f_ct_nvfp4", &old), "modelopt");
+    assert!(notes.contains("quantizes outputs of layers (`output_activations`)"), "{notes}");
     let quark = |block: &mut Value| block["export"]["kv_cache_group"] = json!(["*k_proj"]);
     let (.., notes) = converted(&changed(root.path(), "h_quark_mxfp4", &quark), "ct");
     assert!(notes.contains("a quantized cache of keys and values"), "{notes}");

@@ -136,6 +136,10 @@ impl Config {
 
     /// Takes what a header says under [`HEADER_LAYERS`].
     pub(super) fn read_header(&mut self, text: &str) {
+        if let Err(refusal) = few(text) {
+            self.problem.get_or_insert(format!("`{HEADER_LAYERS}` of the header: {refusal}"));
+            return;
+        }
         let value = serde_json::from_str::<Value>(text).ok();
         let layers = value.and_then(|mut value| match value["layers"].take() {
             Value::Object(layers) => Some(layers),
@@ -183,13 +187,19 @@ impl Config {
     }
 }
 
-fn parse(path: &Path) -> Result<Value, Refusal> {
-    let text = plain::read_text(path, MOST)?;
+/// Refuses JSON of more values than are taken.
+fn few(text: &str) -> Result<(), Refusal> {
     // A value follows a comma or begins a list or an object.
     let values = text.bytes().filter(|byte| matches!(byte, b',' | b'[' | b'{')).count();
-    if values > MOST_VALUES {
-        return Err(Refusal::Values { values, most: MOST_VALUES });
+    match values > MOST_VALUES {
+        true => Err(Refusal::Values { values, most: MOST_VALUES }),
+        false => Ok(()),
     }
+}
+
+fn parse(path: &Path) -> Result<Value, Refusal> {
+    let text = plain::read_text(path, MOST)?;
+    few(&text)?;
     let value: Value = serde_json::from_str(&text).map_err(|e| Refusal::Config(e.to_string()))?;
     match value {
         Value::Object(_) => Ok(value),
@@ -252,5 +262,9 @@ mod tests {
             assert!(problem.contains(says), "no {says} in {problem}");
             assert_eq!(config.model(), &Value::Null);
         }
+        let mut config = Config::default();
+        config.read_header(&format!(r#"{{"layers": {{"a": [{}]}}}}"#, "0,".repeat(MOST_VALUES)));
+        assert!(config.problem().unwrap().contains("of the header: it has about 1048579 values"));
+        assert_eq!(config.header_layers(), None);
     }
 }

@@ -220,6 +220,19 @@ pub fn kv_cache(config: &Config) -> Option<KvCache> {
     said("static_kv_dtype", block["static_kv_dtype"].as_str()?)
 }
 
+/// Where a config says that outputs of layers are quantized, which no layout here keeps: as older
+/// files have it, for their cache of keys and values.
+pub fn outputs(config: &Config) -> Option<String> {
+    let block = config.quantization();
+    let own = [&block["global_quant_config"]].into_iter();
+    let own =
+        own.chain(block["layer_quant_config"].as_object().into_iter().flat_map(|m| m.values()));
+    let groups = block["config_groups"].as_object().into_iter().flat_map(|m| m.values());
+    let some = |found: bool, key: &str| found.then(|| format!("`{key}`"));
+    some(groups.into_iter().any(|g| !g["output_activations"].is_null()), "output_activations")
+        .or_else(|| some(own.into_iter().any(|s| !s["output_tensors"].is_null()), "output_tensors"))
+}
+
 /// FP8 with stored scales, in the words of compressed-tensors.
 fn fp8_scheme() -> Value {
     serde_json::json!({

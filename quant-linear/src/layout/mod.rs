@@ -60,7 +60,7 @@ use crate::error::Error;
 use crate::layer::StoredTransform;
 use crate::layer::state::Scalars;
 
-pub use activations::{Activations, KvCache, Said, kv_cache};
+pub use activations::{Activations, KvCache, Said, kv_cache, outputs};
 pub use at::At;
 pub use find::{Layers, of};
 pub use native::{Native, STATE_NAMES};

@@ -23,7 +23,7 @@ use crate::checkpoint::tiles::Tile;
 use crate::checkpoint::{Arrangement, Checkpoint, TensorSource, byte_len};
 use crate::error::{Error, ModelError};
 use crate::layer::state::{self, BIAS, join};
-use crate::layout::{Layers, Place};
+use crate::layout::{Layers, Place, kv_cache};
 use crate::model::dense::{DenseSource, encoded};
 use crate::model::roles::{Facts, Roles, fp8_block};
 use crate::model::select::Orientation;
@@ -242,6 +242,13 @@ impl<'a> Plan<'a> {
             ));
         }
         let config = TensorSource::config(input);
+        if let Some(cache) = kv_cache(config) {
+            self.notes.push(format!(
+                "the source's config has a quantized cache of keys and values ({}), and the config \
+                that is written says nothing of it",
+                cache.what
+            ));
+        }
         if let Some(mut model) = config.model().as_object().cloned() {
             strip(&mut model);
             let mut text = serde_json::to_vec_pretty(&model).unwrap_or_default();

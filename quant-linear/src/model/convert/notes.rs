@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 
 use super::plan::{Plan, done, has_input, is_gguf, is_other};
-use crate::checkpoint::Checkpoint;
-use crate::layout::{Activations, KvCache};
+use crate::checkpoint::{Checkpoint, TensorSource};
+use crate::layout::{Activations, KvCache, outputs};
 
 impl Plan<'_> {
     /// Says what is not carried along.
@@ -62,6 +62,7 @@ impl Plan<'_> {
         if !self.same {
             self.note_activations();
             self.note_cache(cache);
+            self.note_outputs(input);
         }
     }
 
@@ -106,6 +107,17 @@ impl Plan<'_> {
             format!("the activations of {layers} layers, `{first}` the first, {note}")
         });
         self.notes.extend(notes);
+    }
+
+    /// Says that outputs of layers are no longer said to be quantized.
+    fn note_outputs(&mut self, input: &Checkpoint) {
+        if let Some(key) = outputs(TensorSource::config(input)) {
+            self.notes.push(format!(
+                "the source's config quantizes outputs of layers ({key}), and the config of {} says \
+                 nothing of it",
+                self.options.target.name()
+            ));
+        }
     }
 
     /// Says that the cache of keys and values is no longer said to be quantized.

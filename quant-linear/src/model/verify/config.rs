@@ -257,23 +257,21 @@ fn ignored(lists: &[(&'static str, Names<'_>)], module: &str) -> Option<String> 
 /// Layers that header or config list, and that are not there.
 fn absent(checkpoint: &Checkpoint, layers: &Layers, findings: &mut Vec<Finding>) {
     let config = checkpoint.config();
-    let marks = checkpoint.metadata("_quantization_metadata");
-    let marks: Value = marks.and_then(|m| serde_json::from_str(m).ok()).unwrap_or(Value::Null);
     let lists = [
         (
             "the config's `quantized_layers`",
-            &config.quantization()["quantized_layers"],
+            config.quantization()["quantized_layers"].as_object(),
             "quant_algo",
         ),
         (
             "`quantized_layers` of hf_quant_config.json",
-            &config.hf_quant()["quantization"]["quantized_layers"],
+            config.hf_quant()["quantization"]["quantized_layers"].as_object(),
             "quant_algo",
         ),
-        ("the header", &marks["layers"], "format"),
+        ("the header", config.header_layers(), "format"),
     ];
     for (list, entries, key) in lists {
-        for (module, entry) in entries.as_object().into_iter().flatten() {
+        for (module, entry) in entries.into_iter().flatten() {
             let format = entry[key].as_str().unwrap_or_default();
             let inside = format!("{module}.");
             let under = |name: &String| name.starts_with(&inside);
