@@ -11,10 +11,13 @@
 //! Worked example: a group with `"input_activations": {"num_bits": 8, "type": "float"}` is 4-bit
 //! weights and 8-bit activations. Another layout's config must not make 4 bits of them.
 
+use std::sync::Arc;
+
 use serde_json::Value;
 
 use crate::checkpoint::Config;
 use crate::layout::names::{Names, wild};
+use crate::text::short;
 
 /// How the activations of a layer are quantized.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -31,9 +34,12 @@ pub enum Activations {
         /// It in words.
         what: String,
         /// It in the words of compressed-tensors, if they are.
-        scheme: Option<Value>,
+        scheme: Option<Arc<Value>>,
     },
 }
+
+/// The longest scheme that is carried: it is written once for each layer at most.
+const MOST_SCHEME: usize = 2048;
 
 /// What a config says, by module.
 pub type Said<'c> = Box<dyn Fn(&str) -> Activations + 'c>;
@@ -55,19 +61,21 @@ impl Activations {
             _ if scheme.is_null() => Activations::Dense,
             bits if bits.as_u64() == Some(4) && float => Activations::Same,
             _ => {
-                Activations::Other { what: in_words(scheme), scheme: kept.then(|| scheme.clone()) }
+                let kept = kept && scheme.to_string().len() <= MOST_SCHEME;
+                let scheme_kept = kept.then(|| Arc::new(scheme.clone()));
+                Activations::Other { what: in_words(scheme), scheme: scheme_kept }
             }
         }
     }
 
     /// By an algorithm of ModelOpt's.
     fn of_algorithm(name: &str) -> Self {
-        let name = name.to_ascii_uppercase();
+        let name = short(name).to_ascii_uppercase();
         if name.contains("A16") {
             return Activations::Dense;
         }
         match name.contains("A8") {
-            true => Activations::Other { what: format!("8 bits ({})", short(&name)), scheme: None },
+            true => Activations::Other { what: format!("8 bits ({name})"), scheme: None },
             false => Activations::Same,
         }
     }
@@ -81,11 +89,6 @@ fn in_words(scheme: &Value) -> String {
     format!("{bits}-bit {ty}{dynamic}")
 }
 
-/// The beginning of a word that a config gives, which may be any text.
-fn short(word: &str) -> &str {
-    word.char_indices().nth(40).map_or(word, |(end, _)| &word[..end])
-}
-
 /// What `config_groups` say; their schemes as they are if `kept`.
 pub(super) fn by_groups(block: &Value, kept: bool) -> Said<'_> {
     let Some(groups) = block["config_groups"].as_object() else {
@@ -93,7 +96,8 @@ pub(super) fn by_groups(block: &Value, kept: bool) -> Said<'_> {
     };
     let groups: Vec<_> = groups.values().collect();
     let said = |group: &&Value| Activations::of_scheme(&group["input_activations"], kept);
-    let alike = groups.iter().all(|group| said(group) == said(&groups[0]));
+    let all: Vec<_> = groups.iter().map(said).collect();
+    let alike = all.windows(2).all(|two| two[0] == two[1]);
     // A class takes what no name and no pattern does.
     let (mut named, mut classes, mut of) = (vec![], None, vec![]);
     for (at, group) in groups.iter().enumerate() {
@@ -108,7 +112,7 @@ pub(super) fn by_groups(block: &Value, kept: bool) -> Said<'_> {
             }
         }
     }
-    let (names, all): (_, Vec<_>) = (Names::new(named), groups.iter().map(said).collect());
+    let names = Names::new(named);
     Box::new(move |module| {
         if alike {
             return all.first().cloned().unwrap_or_default();
@@ -169,12 +173,12 @@ pub(super) fn of_auto_round(config: &Config) -> Said<'_> {
     Box::new(move |module| {
         let extra = &block["extra_config"][module];
         let one = |key: &str| if extra[key].is_null() { &block[key] } else { &extra[key] };
-        let ty = one("act_data_type").as_str().unwrap_or_default();
+        let ty = short(one("act_data_type").as_str().unwrap_or_default());
         match one("act_bits").as_u64() {
             None | Some(16..) => Activations::Dense,
             Some(4) if ty.is_empty() || ty.contains("fp") => Activations::Same,
             Some(bits) => {
-                let what = format!("{bits} bits {}", short(ty)).trim_end().to_string();
+                let what = format!("{bits} bits {ty}").trim_end().to_string();
                 Activations::Other { what, scheme: None }
             }
         }
@@ -273,7 +277,7 @@ mod tests {
         assert_eq!(said("m.down_proj"), Activations::Dense);
         assert_eq!(said("m.k_proj"), Activations::Same);
         let Activations::Other { what, scheme: Some(kept) } = said("m.up_proj") else { panic!() };
-        assert_eq!((what.as_str(), kept), ("8-bit float", scheme(8)));
+        assert_eq!((what.as_str(), &*kept), ("8-bit float", &scheme(8)));
     }
 
     #[test]

@@ -170,7 +170,7 @@ fn scheme(format: Format, dynamic: Value) -> Value {
 /// What the config says of a layer's activations.
 fn inputs(layer: &DoneLayer) -> Value {
     match &layer.activations {
-        Activations::Other { scheme, .. } => scheme.clone().unwrap_or_default(),
+        Activations::Other { scheme, .. } => scheme.as_deref().cloned().unwrap_or_default(),
         _ if !layer.quantizes() => Value::Null,
         _ => match layer.format {
             Format::NvFp4 => scheme(Format::NvFp4, json!("local")),

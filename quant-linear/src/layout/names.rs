@@ -6,12 +6,15 @@
 //! re:.*(q|k)_proj$       whatever the regular expression matches from the beginning on
 //! ```
 //!
-//! A config may list as many modules as there are layers, so full names are kept as trees of their
-//! parts, one from the beginning and one from the end: a module is looked up in as many steps as it
-//! has parts. Patterns are tried one by one. Of regular expressions `.*`, `\.`, `^`, `$` and groups
+//! A config may list as many modules as there are layers, so names are not compared one by one: what
+//! a module begins and ends with, up to each of its dots, is looked up. Patterns are tried in turn. Of regular expressions `.*`, `\.`, `^`, `$` and groups
 //! of alternatives are understood; one with anything else names nothing here.
 
 use std::collections::HashMap;
+use std::iter;
+
+/// How many dots of a module, from either end, are looked at: a layer is a few parts deep.
+const DEPTH: usize = 32;
 
 /// The most patterns that a regular expression's alternatives may come to, and how long it may be.
 const MAX_ALTERNATIVES: usize = 64;
@@ -21,8 +24,8 @@ const MAX_REGEX: usize = 4096;
 #[derive(Debug, Default)]
 pub(crate) struct Names<'c> {
     entries: Vec<&'c str>,
-    beginnings: Tree<'c>,
-    ends: Tree<'c>,
+    /// The first place of each name.
+    places: HashMap<&'c str, usize>,
     /// The entry of each pattern, and what it comes to.
     patterns: Vec<(usize, Vec<String>)>,
 }
@@ -37,8 +40,7 @@ impl<'c> Names<'c> {
             match entry.strip_prefix("re:") {
                 Some(regex) => names.patterns.push((at, regular(regex).unwrap_or_default())),
                 None => {
-                    names.beginnings.add(entry.split('.'), at);
-                    names.ends.add(entry.rsplit('.'), at);
+                    names.places.entry(entry).or_insert(at);
                     if entry.contains('*') {
                         names.patterns.push((at, vec![entry.to_string()]));
                     }
@@ -50,8 +52,10 @@ impl<'c> Names<'c> {
 
     /// Position of the first entry that names a module.
     pub(crate) fn position(&self, module: &str) -> Option<usize> {
-        let beginning = self.beginnings.first(module.split('.'));
-        let exact = beginning.into_iter().chain(self.ends.first(module.rsplit('.'))).min();
+        let beginnings = module.match_indices('.').take(DEPTH).map(|(dot, _)| &module[..dot]);
+        let ends = module.rmatch_indices('.').take(DEPTH).map(|(dot, _)| &module[dot + 1..]);
+        let all = iter::once(module).chain(beginnings).chain(ends);
+        let exact = all.filter_map(|name| self.places.get(name)).copied().min();
         let mut patterns = self.patterns.iter().take_while(|(at, _)| exact.is_none_or(|e| *at < e));
         let matching = patterns.find(|(_, all)| all.iter().any(|pattern| wild(pattern, module)));
         matching.map(|(at, _)| *at).or(exact)
@@ -60,41 +64,6 @@ impl<'c> Names<'c> {
     /// The first entry that names a module.
     pub(crate) fn first(&self, module: &str) -> Option<&'c str> {
         self.position(module).map(|at| self.entries[at])
-    }
-}
-
-/// Names as a tree of their parts.
-#[derive(Debug, Default)]
-struct Tree<'c> {
-    /// The node below one, by a part.
-    below: HashMap<(usize, &'c str), usize>,
-    /// The first entry that ends at a node but the root.
-    entries: Vec<Option<usize>>,
-}
-
-impl<'c> Tree<'c> {
-    fn add(&mut self, parts: impl Iterator<Item = &'c str>, entry: usize) {
-        let mut node = 0;
-        for part in parts {
-            let new = self.entries.len() + 1;
-            node = *self.below.entry((node, part)).or_insert(new);
-            if node == new {
-                self.entries.push(None);
-            }
-        }
-        // A name has one part at least.
-        self.entries[node - 1].get_or_insert(entry);
-    }
-
-    /// The first of the entries that are the parts or begin them.
-    fn first<'m>(&self, parts: impl Iterator<Item = &'m str>) -> Option<usize> {
-        let (mut node, mut first) = (0, None);
-        for part in parts {
-            let Some(next) = self.below.get(&(node, part)) else { break };
-            node = *next;
-            first = self.entries[node - 1].into_iter().chain(first).min();
-        }
-        first
     }
 }
 

@@ -19,6 +19,7 @@ use crate::checkpoint::{Checkpoint, Config, TensorSource};
 use crate::layout::names::Names;
 use crate::layout::{ALL, At, Layer, Layers, Layout};
 use crate::model::verify::{Finding, Severity};
+use crate::text::short;
 
 pub(super) fn check(checkpoint: &Checkpoint, layers: &Layers, findings: &mut Vec<Finding>) {
     let config = checkpoint.config();
@@ -97,7 +98,7 @@ impl Claim {
         Claim {
             group: block[group].as_u64(),
             bits: block[bits].as_u64(),
-            format: format.as_str().map(str::to_ascii_lowercase),
+            format: format.as_str().map(|name| short(name).to_ascii_lowercase()),
         }
     }
 
@@ -163,7 +164,7 @@ fn wrong(config: &Config, groups: &[Groups<'_>; 2], layer: &Layer) -> Option<Str
             one(Claim {
                 group: key("group_size").as_u64(),
                 bits: key("bits").as_u64(),
-                format: key("data_type").as_str().map(str::to_ascii_lowercase),
+                format: key("data_type").as_str().map(|name| short(name).to_ascii_lowercase()),
             })
         }
         "quark"
