@@ -46,7 +46,7 @@ pub enum ModelError {
     /// Patterns that cannot be compiled.
     #[error("the globs are too large; give simpler ones: {}", printable(.0))]
     GlobSize(String),
-    /// A pattern to include that matches nothing.
+    /// A pattern that matches nothing.
     #[error("the glob `{}` matches no tensor; look at their names", printable(.glob))]
     NoMatch {
         /// The pattern.

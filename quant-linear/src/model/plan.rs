@@ -104,6 +104,8 @@ pub struct Plan {
     pub used_up: Vec<UsedUp>,
     /// One layout for each file of the input.
     pub layouts: Vec<Arrangement>,
+    /// Patterns that keep tensors dense and match none.
+    pub unmatched: Vec<String>,
 }
 
 impl Plan {
@@ -117,6 +119,10 @@ impl Plan {
         let rule = Rule::new(request, input.tensors(), Some(input.config().model()))?;
         let rule = rule.recorded(orientation::recorded(input)?);
         rule.check_includes()?;
+        let unmatched: Vec<_> = rule.unmatched().into_iter().map(String::from).collect();
+        if let (Some(glob), true) = (unmatched.first(), request.strict) {
+            return Err(ModelError::NoMatch { glob: glob.clone() }.into());
+        }
         let mut draft = Draft::new(input);
         for (name, tensor) in input.tensors() {
             match rule.decide(name, &tensor.info)? {
@@ -126,7 +132,7 @@ impl Plan {
             }
         }
         draft.use_up();
-        draft.finish(request)
+        Ok(Plan { unmatched, ..draft.finish(request)? })
     }
 
     /// The weights of a file, among all.
@@ -329,7 +335,7 @@ impl<'a> Draft<'a> {
             layouts.push(layout.map_err(|refusal| Error::checkpoint(self.input.path(), refusal))?);
         }
         let Draft { weights, skipped, copied, used_up, .. } = self;
-        Ok(Plan { weights, skipped, copied, used_up, layouts })
+        Ok(Plan { weights, skipped, copied, used_up, layouts, unmatched: vec![] })
     }
 }
 

@@ -24,7 +24,7 @@ use fp4_core::{
 };
 
 use crate::checkpoint::tiles::{Tile, tiles};
-use crate::checkpoint::{Arrangement, Checkpoint, INDEX, Listing, byte_len};
+use crate::checkpoint::{Arrangement, Checkpoint, Listing, byte_len};
 use crate::error::{Error, ModelError};
 use crate::layer::{DenseOptions, StoredTransform, state};
 use crate::model::dense::{self, DenseSource, encoded};
@@ -114,7 +114,10 @@ impl Engine<'_> {
     ) -> Result<(), Error> {
         let files = self.input.files().iter().zip(&plan.layouts);
         let index = self.input.index().map(|index| {
-            (INDEX, index.rewritten(&plan.weight_map(self.input), plan.data_len()).into_bytes())
+            (
+                index.name(),
+                index.rewritten(&plan.weight_map(self.input), plan.data_len()).into_bytes(),
+            )
         });
         let contents = Contents {
             files: files

@@ -17,7 +17,8 @@
 //! ```
 //!
 //! Every tensor of two or more dimensions is either quantized or skipped with a reason. A pattern
-//! that matches no tensor, or none that is quantizable, is an error. Expert matrices of which
+//! that matches no tensor, or none that is quantizable, is an error; one that only keeps tensors
+//! dense may match none, unless the request is strict, and is told of. Expert matrices of which
 //! nothing tells whether they are (out, in) or (in, out) are an error, whatever chose them.
 //!
 //! Worked example: including `l.*` on `l.weight` (8, 64), `l.bias` (8) and `l.norm.weight` (64)
@@ -75,7 +76,7 @@ pub struct Request {
     pub ties: Vec<Tie>,
     /// How expert matrices are stored, whatever config.json says.
     pub experts: Option<Orientation>,
-    /// Is a chosen weight that cannot be quantized an error?
+    /// Is a chosen weight that cannot be quantized an error, and a pattern that matches nothing?
     pub strict: bool,
 }
 
@@ -93,7 +94,7 @@ pub struct Rule<'a> {
     tensors: &'a BTreeMap<String, Tensor>,
     roles: Roles,
     include: Vec<Include>,
-    exclude: GlobSet,
+    exclude: Vec<(String, GlobSet)>,
     recipe: Vec<Wanted>,
     options: Arc<DenseOptions>,
     experts: Option<Orientation>,
@@ -167,13 +168,14 @@ impl<'a> Rule<'a> {
             })
         });
         let include = include.collect::<Result<_, ModelError>>()?;
+        let exclude = request.exclude.iter().map(|text| Ok((text.clone(), globs(&[text])?)));
         let options = Arc::new(request.options.clone());
         let recipe = request.recipe.as_ref().map(|recipe| recipe.compile(&options)).transpose()?;
         Ok(Rule {
             tensors,
             roles: Roles::new(Facts::new(config, tensors))?,
             include,
-            exclude: globs(&request.exclude)?,
+            exclude: exclude.collect::<Result<_, ModelError>>()?,
             recipe: recipe.unwrap_or_default(),
             options,
             experts: request.experts.or(request.recipe.as_ref().and_then(|r| r.experts)),
@@ -202,7 +204,7 @@ impl<'a> Rule<'a> {
         if !named && let Some(fate) = self.no_candidate(name, info) {
             return Ok(fate);
         }
-        if self.exclude.is_match(name) {
+        if self.exclude.iter().any(|(_, glob)| glob.is_match(name)) {
             return Ok(Fate::Skip(Reason::Excluded));
         }
         let options = match wanted {
@@ -304,6 +306,17 @@ impl<'a> Rule<'a> {
             }
         }
         Ok(())
+    }
+
+    /// Patterns that match no tensor and need not: those to exclude, and those of rules of the
+    /// recipe that keep tensors dense.
+    pub fn unmatched(&self) -> Vec<&str> {
+        let exclude = self.exclude.iter().map(|(text, glob)| (text.as_str(), glob));
+        let dense = self.recipe.iter().filter(|wanted| wanted.options.is_none());
+        let all = exclude.chain(dense.flat_map(Wanted::patterns));
+        let idle =
+            all.filter(|(_, glob)| !self.tensors.keys().any(|name| glob.is_match(name.as_str())));
+        idle.map(|(text, _)| text).collect()
     }
 
     fn check(

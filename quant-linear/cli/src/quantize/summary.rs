@@ -93,7 +93,7 @@ impl Summary {
             rows: rows(plan),
             groups: Groups::default(),
             quantizers: BTreeSet::new(),
-            warnings: vec![],
+            warnings: plan.unmatched.iter().map(unmatched).collect(),
         }
     }
 
@@ -331,6 +331,13 @@ fn rows(plan: &Plan) -> Vec<Row> {
     }
     rows.sort_by(|a, b| a.name.cmp(&b.name));
     rows
+}
+
+fn unmatched(glob: &String) -> String {
+    format!(
+        "'{glob}' of --exclude or --recipe matches no tensor, so it keeps none dense; `fp4 inspect` \
+         lists their names"
+    )
 }
 
 fn skipped(skipped: &Skipped) -> Value {
