@@ -6,9 +6,10 @@
 //! re:.*(q|k)_proj$       whatever the regular expression matches from the beginning on
 //! ```
 //!
-//! A config may list as many modules as there are layers, so names are not compared one by one: what
-//! a module begins and ends with, up to each of its dots, is looked up. Patterns are tried in turn. Of regular expressions `.*`, `\.`, `^`, `$` and groups
-//! of alternatives are understood; one with anything else names nothing here.
+//! A config may list as many modules as there are layers, so names are not compared one by one:
+//! what a module begins and ends with, up to each of its dots, is looked up. Patterns are tried in
+//! turn. Of regular expressions `.*`, `\.`, `^`, `$` and groups of alternatives are understood; one
+//! with anything else names nothing here.
 
 use std::collections::HashMap;
 use std::iter;
