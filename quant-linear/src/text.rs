@@ -51,6 +51,11 @@ pub fn printable(text: &str) -> Cow<'_, str> {
     Cow::Owned(escaped)
 }
 
+/// The beginning of a word from a file, which may be any text: it is kept once for each layer.
+pub(crate) fn short(word: &str) -> &str {
+    word.char_indices().nth(40).map_or(word, |(end, _)| &word[..end])
+}
+
 /// A path for people, escaped like all text.
 pub fn path(path: &Path) -> String {
     printable(&path.to_string_lossy()).into_owned()

@@ -346,11 +346,25 @@ fn experts_of_a_3d_tensor_are_measured_one_by_one() {
         check_errors(row, packed, &near(packed));
         assert_eq!(row.reference_bytes, Some(6 * 64 * 4));
     }
-    // Of another shape, which could be the same weight transposed: not measured, and named.
-    let a = write(&folder.path().join("t.safetensors"), &[f32s(name, &[3, 64, 6], &stacked)]);
-    let report = Report::new(&a, Some(&b), &LoadOptions::default(), &mut |_| {}).unwrap();
-    assert_eq!((report.only_in_a.count(), report.only_in_b.count()), (1, 3));
+    // Stored (experts, in, out): the same figures.
+    let turned = |packed: &Packed| {
+        let dense = near(packed);
+        (0..dense.len()).map(move |i| dense[i % 6 * 64 + i / 6]).collect::<Vec<_>>()
+    };
+    let turned: Vec<f32> = experts.iter().flat_map(turned).collect();
+    let a = write(&folder.path().join("t.safetensors"), &[f32s(name, &[3, 64, 6], &turned)]);
+    for report in [self::report(&a, Some(&b)), self::report(&b, Some(&a))] {
+        assert_eq!((report.rows.len(), report.problems.count()), (3, 0));
+        for (row, packed) in report.rows.iter().zip(&experts) {
+            check_errors(row, packed, &near(packed));
+        }
+    }
+    // Of a shape that is neither: not measured, and named.
+    let a = write(&folder.path().join("o.safetensors"), &[f32s(name, &[3, 32, 12], &stacked)]);
+    let report = self::report(&a, Some(&b));
     assert!(report.rows.iter().all(|row| row.error.is_none() && row.counts.is_some()));
+    assert_eq!(report.problems.count(), 3);
+    assert!(report.problems.first[0].contains("[32, 12]"), "{:?}", report.problems);
 }
 
 #[test]

@@ -8,6 +8,10 @@
 //! anything else              bytes
 //! ```
 //!
+//! A dense weight is taken as `fp4 quantize` takes it: GPT-2's layers and experts stored (in, out)
+//! are turned, experts of three dimensions meet the layers `NAME.0`, `NAME.1`, .., and FP8 and a
+//! GGUF's blocks have their values ([`items`](quant_linear::model::items)).
+//!
 //! The dense side is the reference that errors are relative to; between equals it is A. Pairs with
 //! a value that is not finite on one side are counted and left out of the error; "exact" is said
 //! only where no value differs at all ([`difference`](quant_linear::model::difference) lists the
@@ -22,14 +26,12 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::{Result, bail, ensure};
-use quant_linear::state;
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use quant_linear::checkpoint::Checkpoint;
-use quant_linear::layout::Layers;
-use quant_linear::model::compare::{self, Item, Pair, Side};
+use quant_linear::model::compare::{self, Pair, Side};
 use quant_linear::model::difference::Difference;
+use quant_linear::model::items::{Item, Items, Whole};
 
 use crate::args;
 use crate::report::Stream;
@@ -77,10 +79,12 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     let checkpoints = [args.source.open(&args.a)?, args.source.open(&args.b)?];
     let layers = [args.source.layers(&checkpoints[0])?, args.source.layers(&checkpoints[1])?];
     let mut findings = Findings::default();
-    let items = [0, 1].map(|i| {
-        let label = if i == 0 { &args.a } else { &args.b };
-        items(&checkpoints[i], &layers[i], &label.display().to_string(), &mut findings.problems)
-    });
+    let [a, b] = [0, 1].map(|i| (&checkpoints[i], &layers[i]));
+    let problems = &mut findings.problems;
+    let items = [
+        items(a, b, &args.a.display().to_string(), problems)?,
+        items(b, a, &args.b.display().to_string(), problems)?,
+    ];
     let work = items[0].iter().filter(|(name, _)| items[1].contains_key(*name));
     let bar = progress::bar(work.map(|(_, item)| item.byte_len()).sum(), args.json);
     for (name, a) in &items[0] {
@@ -90,7 +94,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
         };
         progress::show(&bar, name);
         let sides =
-            [Side { from: &checkpoints[0], item: *a }, Side { from: &checkpoints[1], item: *b }];
+            [Side { from: &checkpoints[0], item: a }, Side { from: &checkpoints[1], item: b }];
         match compare::compare(&sides)? {
             Ok(pair) => findings.pairs.push((name.clone(), pair)),
             Err(problem) => findings.problems.push(format!("`{name}`: {problem}")),
@@ -128,32 +132,23 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     Ok(if passed { ExitCode::SUCCESS } else { ExitCode::from(1) })
 }
 
-/// What there is to compare on one side: layers under the name that their dense weight would have.
+/// What there is to compare on one side, as the other sees it.
 fn items<'a>(
-    checkpoint: &'a Checkpoint,
-    layers: &'a Layers,
+    side: Whole<'a>,
+    other: Whole<'a>,
     label: &str,
     problems: &mut Vec<String>,
-) -> BTreeMap<Cow<'a, str>, Item<'a>> {
-    let bad = layers.bad.iter();
+) -> Result<BTreeMap<Cow<'a, str>, Item<'a>>> {
+    let bad = side.1.bad.iter();
     problems.extend(bad.map(|(p, e)| format!("{label}: {}", report::layer_problem(p, e))));
-    let dense = checkpoint.tensors().iter();
-    let dense = dense.filter(|(name, _)| !layers.tensors.contains(*name));
-    let mut items: BTreeMap<_, _> =
-        dense.map(|(name, tensor)| (name.as_str().into(), Item::Dense(tensor))).collect();
-    for layer in layers.good.values() {
-        let name = Cow::from(layer.tensor.as_str());
-        if items.insert(name.clone(), Item::Layer(layer)).is_some() {
-            problems.push(format!(
-                "{label} holds `{name}` both dense and quantized, only the quantized one was \
-                 compared; remove one of them"
-            ));
-        }
-    }
-    for prefix in layers.bad.keys() {
-        items.remove(state::join(prefix, "weight").as_str());
-    }
-    items
+    let items = Items::of(side, Some(other))?;
+    problems.extend(items.twice.iter().map(|name| {
+        format!(
+            "{label} holds `{name}` both dense and quantized, only the quantized one was \
+             compared; remove one of them"
+        )
+    }));
+    Ok(items.by_name)
 }
 
 impl Findings<'_> {
@@ -188,6 +183,7 @@ impl Findings<'_> {
                     "shape": pair.shape,
                     "identical": pair.identical,
                     "domain": pair.domain(),
+                    "in_out": pair.in_out,
                     "exact": pair.identical,
                     "codes_differ": pair.codes_differ,
                     "scales_differ": pair.scales_differ,

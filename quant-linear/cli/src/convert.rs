@@ -27,8 +27,10 @@ A byte that means something else to the target (a 0xFF scale, a negative one, co
 error with tensor and coordinate; --allow-changed takes it.
 
 3-D experts become one matrix each (NAME.0, NAME.1, ...) in layouts without 3-D tensors, and 3-D
-again in those that have them (gpt-oss, gguf). A folder keeps its other files, its config.json gets
-the block that the target's loader needs; beside a single OUT.safetensors it is OUT.config.json.";
+again in those that have them (gpt-oss, mlx, gguf). What the config says of activations and of the
+cache of keys and values goes along, or a note says that it does not. A folder keeps its other
+files, its config.json gets the block that the target's loader needs; beside a single
+OUT.safetensors it is OUT.config.json.";
 
 /// Arguments of `fp4 convert`.
 #[derive(Debug, clap::Args)]

@@ -154,6 +154,7 @@ fn print(args: &Args, layers: &Layers, plan: &Plan<'_>, float_type: FloatType) -
             "dtype": float_type.to_string(),
             "tensors": names.collect::<Vec<_>>(),
             "notes": plan.notes,
+            "warnings": plan.warnings,
             "file_bytes_after": plan.file_len(),
         }));
     }
@@ -164,6 +165,8 @@ fn print(args: &Args, layers: &Layers, plan: &Plan<'_>, float_type: FloatType) -
             report::count(layers.good.len(), "layer"),
             report::bytes(plan.file_len())
         ))?;
-        plan.notes.iter().try_for_each(|note| page.line(format_args!("note: {note}")))
+        plan.notes.iter().try_for_each(|note| page.line(format_args!("note: {note}")))?;
+        let mut warnings = plan.warnings.iter();
+        warnings.try_for_each(|warning| page.line(format_args!("warning: {warning}")))
     })
 }

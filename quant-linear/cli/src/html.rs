@@ -15,10 +15,10 @@ use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use indicatif::ProgressBar;
-use quant_linear::atomic::{Kind, New};
-use quant_linear::checkpoint::Checkpoint;
+use quant_linear::atomic::{self, Kind, New};
+use quant_linear::checkpoint::{Checkpoint, TensorSource};
 use quant_linear::model::report::{Event, Report};
 use quant_linear::text;
 use serde::Serialize;
@@ -73,6 +73,9 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
         for checkpoint in [Some(&a), b.as_ref()].into_iter().flatten() {
             check(checkpoint, output)?;
         }
+        if let Some(config) = &args.source.config {
+            output::check(config, &[], output, Kind::File, true)?;
+        }
         output::check(&args.a, &[], output, Kind::File, args.force)?;
     }
     let mut bar = ProgressBar::hidden();
@@ -103,13 +106,35 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     }
 }
 
-/// Checks that the page takes the place of no file that it is about.
+/// Checks that the page takes the place of no file that it is about: shards and parts, their
+/// index, and what lies beside them and says what they mean.
 fn check(checkpoint: &Checkpoint, output: &Path) -> Result<()> {
-    if !checkpoint.is_folder() {
-        return output::check(checkpoint.path(), &[], output, Kind::File, true);
-    }
-    let mut files = checkpoint.files().iter().map(|(name, _)| checkpoint.path().join(name));
-    files.try_for_each(|file| output::check(&file, &[], output, Kind::File, true))
+    let folder = match checkpoint.is_folder() {
+        true => checkpoint.path(),
+        false => atomic::parent(checkpoint.path()),
+    };
+    let own = checkpoint.own_names().into_iter().map(|name| folder.join(name));
+    let own = own.filter(|path| path.exists());
+    let files = own.chain([checkpoint.path().to_path_buf()].into_iter().filter(|p| p.is_file()));
+    let mut all = files.chain(checkpoint.config().paths().map(Path::to_path_buf));
+    all.try_for_each(|file| output::check(&file, &[], output, Kind::File, true))?;
+    // A config that could not be read is in no list, and no other file of a model's folder is.
+    let is = |extensions: &[&str]| {
+        output.extension().is_some_and(|e| extensions.iter().any(|other| e == *other))
+    };
+    let theirs = match checkpoint.is_folder() {
+        true => !is(&["html", "htm"]),
+        false => is(&["json", "safetensors", "gguf"]),
+    };
+    let real = |path: &Path| std::fs::canonicalize(path).ok();
+    let within = real(output).is_some_and(|output| output.parent() == real(folder).as_deref());
+    ensure!(
+        !(theirs && within),
+        "the output {} is a file of the input {}; choose another name, such as report.html",
+        output.display(),
+        checkpoint.path().display()
+    );
+    Ok(())
 }
 
 /// Writes the page, whole or not at all.

@@ -28,8 +28,8 @@ use crate::{progress, report};
 /// Arguments of `fp4 inspect`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// A .safetensors or .gguf file, or a folder with model.safetensors or with shards and their
-    /// index.
+    /// A .safetensors or .gguf file, or a folder with model.safetensors (or diffusers'
+    /// diffusion_pytorch_model.safetensors) or with shards and their index.
     path: PathBuf,
     #[command(flatten)]
     source: args::Source,
@@ -159,6 +159,7 @@ struct Report<'a, F: Serialize, L: Serialize, P: Serialize, T: Serialize> {
     command: &'static str,
     files: F,
     layers: L,
+    notes: Vec<String>,
     path: Cow<'a, str>,
     problems: P,
     tensors: T,
@@ -226,7 +227,8 @@ fn json(
         problems.map(|(p, e)| json!({ "prefix": p, "problem": report::layer_problem(p, e) }))
     });
     let path = checkpoint.path().to_string_lossy();
-    Report { command: "inspect", files, layers: described, path, problems, tensors }
+    let notes = note(checkpoint, layers).into_iter().collect();
+    Report { command: "inspect", files, layers: described, notes, path, problems, tensors }
 }
 
 fn text(
@@ -269,7 +271,14 @@ fn text(
     page.line(format_args!("{}", report::count(counted.len(), "quantized layer")))?;
     layers.bad.iter().try_for_each(|(prefix, error)| {
         page.line(format_args!("problem: {}", report::layer_problem(prefix, error)))
-    })
+    })?;
+    note(checkpoint, layers).map_or(Ok(()), |note| page.line(format_args!("note: {note}")))
+}
+
+/// What could be layers, and is said to be none.
+fn note(checkpoint: &Checkpoint, layers: &Layers) -> Option<String> {
+    let (first, message) = layers.denial(checkpoint)?;
+    Some(format!("`{first}` the first: {message}"))
 }
 
 fn layer_table(page: &mut Page<'_>, counted: &[(&str, &Layer, Counts)]) -> io::Result<()> {

@@ -20,8 +20,8 @@ use crate::{progress, report};
 /// Arguments of `fp4 verify`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// A .safetensors or .gguf file, or a folder with model.safetensors or with shards and their
-    /// index.
+    /// A .safetensors or .gguf file, or a folder with model.safetensors (or diffusers'
+    /// diffusion_pytorch_model.safetensors) or with shards and their index.
     path: PathBuf,
     #[command(flatten)]
     source: args::Source,

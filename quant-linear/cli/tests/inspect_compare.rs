@@ -423,6 +423,25 @@ fn gguf_is_quantized_as_its_dense_values_are() {
         let args = ["quantize", &folder.arg(input), "-o", &folder.arg(output), "-f", "nvfp4"];
         ok(&[&args[..], &include].concat());
     }
+    // Its error is found again, against the blocks as against what they are worth.
+    let figures = |a: &str, b: &str| {
+        let found = json(&["compare", &folder.arg(a), &folder.arg(b)]);
+        let report = json(&["report", &folder.arg(a), &folder.arg(b)]);
+        assert_eq!((&found["only_in_a"], &found["only_in_b"]), (&json!([]), &json!([])));
+        let found = found["totals"]["quantized_relative_error"].clone();
+        assert_eq!(report["totals"]["error"]["relative_error"], found);
+        found.as_f64().unwrap()
+    };
+    let error = figures("d.safetensors", "b");
+    assert!(error > 0.01 && error < 0.2, "{error}");
+    for [a, b] in [["g", "a"], ["a", "g"], ["g", "b"]] {
+        assert_eq!(figures(a, b), error, "{a} {b}");
+    }
+    let dense = json(&["compare", &folder.arg("g"), &folder.arg("d.safetensors")]);
+    assert_eq!(
+        (&dense["tensors"][0]["kind"], &dense["tensors"][0]["relative_error"]),
+        (&json!("dense-dense"), &json!(0.0))
+    );
     let (a, b) = (read(&folder.at("a")), read(&folder.at("b")));
     let codes = &a["blk.0.ffn_up_exps.e2m1"].3;
     assert!(a == b && codes.iter().any(|&byte| byte != codes[0]));

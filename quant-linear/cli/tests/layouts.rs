@@ -358,3 +358,56 @@ fn layers_that_a_header_lists_without_their_prefix_are_comfys() {
     // A header that lists others denies this one, and ModelOpt writes no such header.
     assert_eq!(layout(r#"{"layers": {"b": {"format": "nvfp4"}}}"#), Value::Null);
 }
+
+#[test]
+fn inspect_names_what_the_config_denies() {
+    let folder = Folder::new();
+    let input = model(&folder, "f_modelopt_nvfp4");
+    fs::remove_file(input.join("hf_quant_config.json")).unwrap();
+    let mut value = config(&input);
+    value["quantization_config"]["quant_method"] = "gptq".into();
+    fs::write(input.join("config.json"), value.to_string()).unwrap();
+    let report = json(&["inspect", text(&input)]);
+    assert_eq!(report["layers"].as_array().unwrap().len(), 0);
+    let note = report["notes"][0].as_str().unwrap();
+    for part in ["7 modules", "modelopt", "`gptq`", "model.layers.0.mlp.down_proj"] {
+        assert!(note.contains(part), "no {part} in {note}");
+    }
+    assert!(ok(&["inspect", text(&input)]).contains(&format!("note: {note}")));
+    let whole = vector("f_ct_nvfp4.safetensors");
+    assert_eq!(json(&["inspect", &whole])["notes"], serde_json::json!([]));
+}
+
+#[test]
+fn dequantize_warns_of_weights_that_their_loader_takes_the_other_way_around() {
+    let folder = Folder::new();
+    let out = folder.path().join("out");
+    let report = json(&["dequantize", &vector("f_gptoss.safetensors"), "-o", text(&out)]);
+    let warning = report["warnings"][0].as_str().unwrap();
+    for part in ["2 weights", "experts.down_proj", "(experts, out, in)", "(experts, in, out)"] {
+        assert!(warning.contains(part), "no {part} in {warning}");
+    }
+    // GPT-2's layers are (in, out) to their loader, and no other model's are.
+    let dense: Vec<_> = ["h.0.mlp.c_fc", "h.0.mlp.other"]
+        .iter()
+        .map(|name| common::random(&format!("{name}.weight"), Dtype::F32, &[64, 128], 1))
+        .collect();
+    for (model_type, expected) in [("gpt2", 1), ("gpt_bigcode", 0)] {
+        let input = folder.path().join(model_type);
+        fs::create_dir(&input).unwrap();
+        write(&input.join("model.safetensors"), &dense);
+        let value = serde_json::json!({ "model_type": model_type });
+        fs::write(input.join("config.json"), value.to_string()).unwrap();
+        let [quantized, back] =
+            ["fp4", "dense"].map(|end| folder.arg(&format!("{model_type}-{end}")));
+        ok(&["quantize", text(&input), "-o", &quantized, "--format", "nvfp4"]);
+        let report = json(&["dequantize", &quantized, "-o", &back]);
+        let warnings = report["warnings"].as_array().unwrap();
+        assert_eq!(warnings.len(), expected, "{model_type}: {warnings:?}");
+        for warning in warnings {
+            let warning = warning.as_str().unwrap();
+            assert!(warning.starts_with("1 weights, `h.0.mlp.c_fc.weight`"), "{warning}");
+            assert!(warning.contains("`gpt2`") && warning.contains("(in, out)"), "{warning}");
+        }
+    }
+}

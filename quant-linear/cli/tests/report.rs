@@ -87,10 +87,29 @@ fn the_page_takes_the_place_of_nothing_that_it_is_about() {
         fails(args, &["is the input"]);
     }
     fails(&["report", shard, &model, "-o", shard, "--force"], &["is the input"]);
+    let at = |name: &str| folder.arg(&format!("model/{name}"));
+    let index = at("model.safetensors.index.json");
+    for own in [&at("config.json"), &index] {
+        for input in [&model, shard] {
+            fails(&["report", input, "-o", own, "--force"], &["the input"]);
+        }
+        fails(&["report", shard, &model, "-o", own, "--force"], &["the input"]);
+    }
     fails(&["report", &model, "-o", &model, "--force"], &["a folder"]);
     fails(&["report", &model], &["--output"]);
     fails(&["report", &model, "-o", &folder.arg("no/page.html")], &["create it first"]);
     assert_eq!(folder.snapshot(), before);
+    // One that cannot be read is the model's all the same, and so is one given from elsewhere.
+    fs::write(folder.at("model/config.json"), "{").unwrap();
+    fs::write(folder.at("other.cfg"), "{}").unwrap();
+    let before = folder.snapshot();
+    fails(&["report", &model, "-o", &at("config.json"), "--force"], &["is a file of the input"]);
+    let other = folder.arg("other.cfg");
+    fails(&["report", shard, "--config", &other, "-o", &other, "--force"], &["is the input"]);
+    assert_eq!(folder.snapshot(), before);
+    let page = at("page.html");
+    ok(&["report", shard, "-o", &page]);
+    ok(&["report", shard, "-o", &page, "--force"]);
 }
 
 #[test]

@@ -171,3 +171,23 @@ fn roles_are_kept_and_named_with_their_reasons() {
     let json = common::json(&args);
     assert_eq!(json["tensors"][0]["name"], "model.layers.0.linear_attn.out_proj.weight");
 }
+
+#[test]
+fn a_pattern_that_keeps_nothing_dense_is_named_and_with_strict_an_error() {
+    let folder = Folder::new();
+    write(&folder.at("in"), &model());
+    let recipe = "[[rules]]\nmatch = [\"*.lm_haed\", \"b.*\"]\nformat = \"dense\"\n";
+    std::fs::write(folder.at("recipe.toml"), recipe).unwrap();
+    let (input, recipe) = (folder.arg("in"), folder.arg("recipe.toml"));
+    let args = ["quantize", &input, "--format", "nvfp4", "--dry-run", "--recipe", &recipe];
+    let args = [&args[..], &["--exclude", "a.*", "--exclude", "*.hed.*"]].concat();
+    let report = json(&args);
+    let warnings: Vec<_> =
+        report["warnings"].as_array().unwrap().iter().map(|w| w.as_str().unwrap()).collect();
+    assert_eq!(warnings.len(), 2, "{warnings:?}");
+    for (warning, glob) in warnings.iter().zip(["'*.hed.*'", "'*.lm_haed'"]) {
+        assert!(warning.starts_with(glob) && warning.contains("matches no tensor"), "{warning}");
+    }
+    let strict = [&args[..], &["--strict"]].concat();
+    fails(&strict, &["'*.hed.*' of --include, --exclude or --recipe matches no tensor"]);
+}

@@ -24,7 +24,10 @@ use crate::error::{Error, Refusal};
 const NAMES: [&str; 3] = ["config.json", "hf_quant_config.json", "quantization_config.json"];
 
 /// The most bytes of such a file: those of real ones with lists of thousands of layers take one.
-const MOST: u64 = 64 << 20;
+const MOST: u64 = 16 << 20;
+
+/// The most values in it: as text one takes two bytes, and parsed dozens.
+const MOST_VALUES: usize = 1 << 20;
 
 /// The parsed files; [`Value::Null`] for those that are not there.
 #[derive(Debug, Clone, Default)]
@@ -133,6 +136,10 @@ impl Config {
 
     /// Takes what a header says under [`HEADER_LAYERS`].
     pub(super) fn read_header(&mut self, text: &str) {
+        if let Err(refusal) = few(text) {
+            self.problem.get_or_insert(format!("`{HEADER_LAYERS}` of the header: {refusal}"));
+            return;
+        }
         let value = serde_json::from_str::<Value>(text).ok();
         let layers = value.and_then(|mut value| match value["layers"].take() {
             Value::Object(layers) => Some(layers),
@@ -149,6 +156,11 @@ impl Config {
     /// Why one of the files could not be read.
     pub fn problem(&self) -> Option<&str> {
         self.problem.as_deref()
+    }
+
+    /// Is there a `config.json`?
+    pub fn has_model(&self) -> bool {
+        self.model().is_object()
     }
 
     /// `model_type`, that of a text model inside a larger one if the outer has none.
@@ -175,8 +187,19 @@ impl Config {
     }
 }
 
+/// Refuses JSON of more values than are taken.
+fn few(text: &str) -> Result<(), Refusal> {
+    // A value follows a comma or begins a list or an object.
+    let values = text.bytes().filter(|byte| matches!(byte, b',' | b'[' | b'{')).count();
+    match values > MOST_VALUES {
+        true => Err(Refusal::Values { values, most: MOST_VALUES }),
+        false => Ok(()),
+    }
+}
+
 fn parse(path: &Path) -> Result<Value, Refusal> {
     let text = plain::read_text(path, MOST)?;
+    few(&text)?;
     let value: Value = serde_json::from_str(&text).map_err(|e| Refusal::Config(e.to_string()))?;
     match value {
         Value::Object(_) => Ok(value),
@@ -214,5 +237,34 @@ mod tests {
             assert!(config.problem().unwrap().contains("config.json"), "{text}");
             assert_eq!(config.model(), &Value::Null);
         }
+    }
+
+    #[test]
+    fn a_config_of_too_many_values_is_a_problem_and_a_long_list_is_none() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("a.safetensors");
+        let read = |text: String| {
+            std::fs::write(folder.path().join("config.json"), text).unwrap();
+            Config::beside(&file)
+        };
+        let list = |names: usize| {
+            let names: Vec<_> = (0..names).map(|i| format!("model.layers.{i}.q_proj")).collect();
+            serde_json::json!({ "quantization_config": { "ignore": names } }).to_string()
+        };
+        assert_eq!(read(list(200_000)).problem(), None);
+        for (text, says) in [
+            (format!(r#"{{"a": [{}]}}"#, vec!["0"; MOST_VALUES].join(",")), "1048577 values"),
+            (format!(r#"{{"a": [{}]}}"#, vec!["[[[]]]"; 400_000].join(",")), "1600001 values"),
+            (format!(r#"{{"a": "{}"}}"#, "x".repeat(MOST as usize)), "at most 16777216"),
+        ] {
+            let config = read(text);
+            let problem = config.problem().unwrap();
+            assert!(problem.contains(says), "no {says} in {problem}");
+            assert_eq!(config.model(), &Value::Null);
+        }
+        let mut config = Config::default();
+        config.read_header(&format!(r#"{{"layers": {{"a": [{}]}}}}"#, "0,".repeat(MOST_VALUES)));
+        assert!(config.problem().unwrap().contains("of the header: it has about 1048579 values"));
+        assert_eq!(config.header_layers(), None);
     }
 }

@@ -1,5 +1,10 @@
 //! `model.safetensors.index.json`: which shard holds which tensor.
 //!
+//! Diffusers writes `diffusion_pytorch_model.safetensors.index.json`, and a variant of a model has
+//! one of its own, with its name in one of three places: `model.fp16.safetensors.index.json`,
+//! `model.safetensors.fp16.index.json`, `model.safetensors.index.fp16.json`. A folder may hold
+//! several: one of a usual name is the model, as loaders have it; else there must be one alone.
+//!
 //! ```text
 //! { "metadata": { "total_size": bytes of all tensors, ... }, "weight_map": { tensor: shard } }
 //! ```
@@ -15,12 +20,17 @@ use super::reader::MAX_HEADER;
 use super::unique::Unique;
 use crate::error::{Error, Refusal};
 
-/// Name of the index in a folder.
-pub const INDEX: &str = "model.safetensors.index.json";
+/// Names of the files of a model by their usual names, without their ends.
+pub(super) const STEMS: [&str; 2] = ["model", "diffusion_pytorch_model"];
+
+/// The end of the name of an index that is no variant's.
+const INDEX: &str = ".safetensors.index.json";
 
 /// An index whose shard names have been checked to stay inside their folder.
 #[derive(Debug, Clone)]
 pub struct Index {
+    /// Its name in the folder.
+    name: String,
     /// Everything but the weight map, kept as it is.
     rest: BTreeMap<String, Box<RawValue>>,
     /// Tensor to shard.
@@ -31,17 +41,44 @@ impl Index {
     /// Reads the index of a folder; `None` if it has none.
     ///
     /// # Errors
-    /// A file that cannot be read, lies outside, is no plain file or is no index.
+    /// Several, none of which is the usual one; a file that cannot be read, lies outside, is no
+    /// plain file or is no index.
     pub(super) fn read(folder: &Path, inside: &Inside) -> Result<Option<Self>, Error> {
-        let path = folder.join(INDEX);
-        if std::fs::symlink_metadata(&path).is_err() {
-            return Ok(None);
-        }
+        let Some(name) = Self::find(folder)? else { return Ok(None) };
+        let path = folder.join(&name);
         inside.check(&path)?;
         // It names what the headers of the shards name.
         let text = plain::read_text(&path, MAX_HEADER);
         let index = text.and_then(|text| Self::parse(&text).map_err(Refusal::Index));
-        index.map(Some).map_err(|refusal| Error::checkpoint(&path, refusal))
+        let index = index.map_err(|refusal| Error::checkpoint(&path, refusal))?;
+        Ok(Some(Index { name, ..index }))
+    }
+
+    /// The name of the index that is meant.
+    fn find(folder: &Path) -> Result<Option<String>, Error> {
+        let there = |name: &String| std::fs::symlink_metadata(folder.join(name)).is_ok();
+        let several = |names| Err(Error::checkpoint(folder, Refusal::ManyIndexes(names)));
+        let usual = STEMS.map(|stem| format!("{stem}{INDEX}"));
+        let mut usual: Vec<_> = usual.into_iter().filter(there).collect();
+        if usual.len() > 1 {
+            return several(usual);
+        }
+        let single = |stem: &str| there(&format!("{stem}.safetensors"));
+        if !usual.is_empty() || STEMS.into_iter().any(single) {
+            return Ok(usual.pop());
+        }
+        let entries = std::fs::read_dir(folder).and_then(Iterator::collect::<Result<Vec<_>, _>>);
+        let entries = entries.map_err(|e| Error::checkpoint(folder, e.into()))?;
+        let names = entries.iter().filter_map(|entry| entry.file_name().into_string().ok());
+        let parts = [".safetensors.", ".index."];
+        let is_index =
+            |name: &String| name.ends_with(".json") && parts.iter().all(|part| name.contains(part));
+        let mut names: Vec<_> = names.filter(is_index).collect();
+        names.sort();
+        if names.len() > 1 {
+            return several(names);
+        }
+        Ok(names.pop())
     }
 
     fn parse(text: &str) -> Result<Self, String> {
@@ -67,8 +104,13 @@ impl Index {
         }
         match weight_map.is_empty() {
             true => Err("its `weight_map` is empty".into()),
-            false => Ok(Index { rest, weight_map }),
+            false => Ok(Index { name: String::new(), rest, weight_map }),
         }
+    }
+
+    /// Its name in the folder.
+    pub fn name(&self) -> &str {
+        &self.name
     }
 
     /// The shards, sorted.

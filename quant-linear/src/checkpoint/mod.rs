@@ -5,7 +5,8 @@
 //! FILE.gguf                              one file
 //! FILE-00001-of-00003.gguf               that file and its siblings
 //! FOLDER/model.safetensors.index.json    the shards that the index names
-//! FOLDER/model.safetensors               that file
+//! FOLDER/model.safetensors               that file; so for diffusion_pytorch_model
+//! FOLDER/ANYTHING.safetensors.index.json the shards of that index, if it is the only one
 //! FOLDER/ANYTHING.safetensors            that file, if it is the only one
 //! ```
 //!
@@ -50,7 +51,7 @@ pub use config::{Config, HEADER_LAYERS};
 use folder::Inside;
 pub use folder::{Listing, list};
 use gguf::GgmlType;
-pub use index::{INDEX, Index};
+pub use index::Index;
 pub(crate) use plain::read_text;
 pub use reader::{TensorFile, byte_len};
 pub use writer::{Arrangement, Planned};
@@ -142,9 +143,6 @@ impl TensorSource for Checkpoint {
         &self.config
     }
 }
-
-/// The file name that a folder without an index should hold.
-const SINGLE: &str = "model.safetensors";
 
 /// A GGUF file in a safetensors file's place.
 const GGUF_IN_FOLDER: Refusal = Refusal::OtherKind {
@@ -339,7 +337,7 @@ impl Checkpoint {
     /// Names of the files in the folder that this checkpoint is made of.
     pub fn own_names(&self) -> BTreeSet<&str> {
         let files = self.files.iter().map(|(name, _)| name.as_str());
-        files.chain(self.index.as_ref().map(|_| INDEX)).collect()
+        files.chain(self.index.as_ref().map(Index::name)).collect()
     }
 }
 
@@ -350,8 +348,10 @@ fn file_name(path: &Path) -> Result<String, Error> {
 
 /// The one safetensors file of a folder without an index.
 fn only_file(folder: &Path) -> Result<String, Error> {
-    if std::fs::symlink_metadata(folder.join(SINGLE)).is_ok() {
-        return Ok(SINGLE.into());
+    let usual = index::STEMS.map(|stem| format!("{stem}.safetensors"));
+    let there = |name: &String| std::fs::symlink_metadata(folder.join(name)).is_ok();
+    if let Some(name) = usual.into_iter().find(there) {
+        return Ok(name);
     }
     let entries = std::fs::read_dir(folder).and_then(Iterator::collect::<Result<Vec<_>, _>>);
     let entries = entries.map_err(|e| Error::checkpoint(folder, e.into()))?;

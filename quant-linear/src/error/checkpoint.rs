@@ -60,6 +60,21 @@ pub enum Refusal {
     /// A config that cannot be parsed.
     #[error("it is no config: {}; download it again", printable(.0))]
     Config(String),
+    /// A record of how weights are stored that is none.
+    #[error(
+        "`exact_fp4.orientation` in its header is no JSON object of \"in-out\" and \"out-in\" by \
+         the names of weights ({}); write the file again",
+        printable(.0)
+    )]
+    Orientation(String),
+    /// A config of more values than are taken.
+    #[error("it has about {values} values, and at most {most} are taken; is it the right file?")]
+    Values {
+        /// Commas, lists and objects.
+        values: usize,
+        /// The most of them.
+        most: usize,
+    },
     /// A file too short for the length of a header.
     #[error(
         "it has {len} bytes, and a safetensors file has at least 8; it is cut short or another \
@@ -192,7 +207,7 @@ pub enum Refusal {
     /// A folder without a model.
     #[error(
         "it holds no model.safetensors, no model.safetensors.index.json and no other .safetensors \
-         file; give the folder of a model, or the file itself"
+         file or index; give the folder of a model, or the file itself"
     )]
     NoModel,
     /// A folder with several files and no index.
@@ -202,6 +217,14 @@ pub enum Refusal {
         printable(&.0.join(", "))
     )]
     ManyFiles(Vec<String>),
+    /// A folder with several indexes.
+    #[error(
+        "it holds {} indexes of shards, {}: which is meant is not known; keep one, with its shards, \
+         in a folder of its own",
+        .0.len(),
+        printable(&.0.join(", "))
+    )]
+    ManyIndexes(Vec<String>),
     /// An index that is none.
     #[error("it is no index of shards; download it again: {}", printable(.0))]
     Index(String),

@@ -46,7 +46,7 @@ pub enum ModelError {
     /// Patterns that cannot be compiled.
     #[error("the globs are too large; give simpler ones: {}", printable(.0))]
     GlobSize(String),
-    /// A pattern to include that matches nothing.
+    /// A pattern that matches nothing.
     #[error("the glob `{}` matches no tensor; look at their names", printable(.glob))]
     NoMatch {
         /// The pattern.
@@ -376,7 +376,7 @@ pub enum Reason {
         expected: String,
     },
     /// The scales of a weight that is quantized.
-    #[error("the FP8 scales of `{}`, which are not needed without it", printable(.0))]
+    #[error("a scale of the FP8 bytes of `{}`: used up", printable(.0))]
     ScalesOf(String),
     /// Expert matrices of which nothing tells which dimension is K.
     #[error("nothing tells whether its matrices are (out, in) or (in, out)")]

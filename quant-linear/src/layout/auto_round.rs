@@ -9,13 +9,15 @@ use fp4_core::Format;
 use safetensors::Dtype;
 use serde_json::{Map, Value, json};
 
+use crate::checkpoint::Config;
 use crate::error::Error;
 use crate::layer::state::join;
 use crate::layout::LoadOptions;
+use crate::layout::activations;
 use crate::layout::at::module_of;
 use crate::layout::compressed_tensors::{self, NAMES};
-use crate::layout::write::{Done, Held, Refused, Written};
-use crate::layout::{At, Layer, Layout, Order};
+use crate::layout::write::{Done, DoneLayer, Held, Refused, Written};
+use crate::layout::{Activations, At, Layer, Layout, Order, Said};
 
 /// AutoRound.
 #[derive(Debug, Clone, Copy)]
@@ -50,6 +52,18 @@ impl Layout for AutoRound {
         compressed_tensors::layer(&AutoRound, at, Order::ReciprocalFirst)
     }
 
+    fn activations<'c>(&self, config: &'c Config) -> Said<'c> {
+        activations::of_auto_round(config)
+    }
+
+    // Its MXFP4 layers all quantize activations, so 16 bits would find none of them.
+    fn told(&self, layer: &DoneLayer) -> Activations {
+        match layer.format {
+            Format::MxFp4 => Activations::Same,
+            Format::NvFp4 => layer.same_or_dense(),
+        }
+    }
+
     fn write(&self, held: &Held<'_>) -> Result<Written, Refused> {
         compressed_tensors::write(held, Order::ReciprocalFirst)
     }
@@ -59,12 +73,10 @@ impl Layout for AutoRound {
         config: &mut Map<String, Value>,
         done: &Done<'_>,
     ) -> Vec<(&'static str, Value)> {
-        let settings = |format: Format| {
-            // AutoRound's FP4 layers all quantize activations, so 16 bits would find none of them.
-            // NVFP4 activations need a stored global scale: without one the truth is 16.
-            let (size, data, act, quantized) = match format {
-                Format::MxFp4 => (32, "mx_fp", "mx_fp", true),
-                Format::NvFp4 => (16, "nv_fp", "nv_fp4_with_static_gs", done.inputs()),
+        let settings = |format: Format, quantized: bool| {
+            let (size, data, act) = match format {
+                Format::MxFp4 => (32, "mx_fp", "mx_fp"),
+                Format::NvFp4 => (16, "nv_fp", "nv_fp4_with_static_gs"),
             };
             json!({
                 "bits": 4,
@@ -78,17 +90,22 @@ impl Layout for AutoRound {
                 "act_dynamic": true,
             })
         };
-        let formats = done.formats();
-        // The format of most layers is that of the whole; the others are exceptions by name.
-        let count = |format: &Format| done.layers.iter().filter(|l| l.format == *format).count();
-        let main = formats.iter().copied().max_by_key(count).unwrap_or(Format::NvFp4);
-        let mut block = settings(main);
+        let of = |layer: &DoneLayer| (layer.format, self.told(layer) == Activations::Same);
+        // What most layers have is that of the whole; the others are exceptions by name.
+        let each = [true, false].into_iter();
+        let each = each.flat_map(|one| done.formats().into_iter().map(move |format| (format, one)));
+        let count = |kind: &(Format, bool)| done.layers.iter().filter(|l| of(l) == *kind).count();
+        let main = each.max_by_key(count).unwrap_or((Format::NvFp4, true));
+        let mut block = settings(main.0, main.1);
         // What is outside of the blocks, as `lm_head`, is dense to the loader unless it is named.
         let others = done.layers.iter().filter(|layer| {
             let block = layer.module.split('.').any(|part| part.parse::<usize>().is_ok());
-            layer.format != main || !(block || compressed_tensors::embedding(&layer.module))
+            of(layer) != main || !(block || compressed_tensors::embedding(&layer.module))
         });
-        let others = others.map(|layer| (layer.module.clone(), settings(layer.format)));
+        let others = others.map(|layer| {
+            let (format, quantized) = of(layer);
+            (layer.module.clone(), settings(format, quantized))
+        });
         // A linear layer that is not named has codes to the loader.
         let dense = done.dense.iter();
         let dense = dense.map(|module| (module.clone(), json!({ "bits": 16, "act_bits": 16 })));

@@ -21,9 +21,10 @@ use crate::layer::state::join;
 use crate::layout::LoadOptions;
 use crate::layout::at::Matrix;
 use crate::layout::at::module_of;
-use crate::layout::write::{self, Done, Fill, Held, NewTensor, Refused, Written};
+use crate::layout::write::{self, Done, DoneLayer, Fill, Held, NewTensor, Refused, Written};
 use crate::layout::{
-    Arithmetic, At, Global, Layer, Layout, Nibbles, Order, Place, ScaleBytes, ScaleOrder,
+    Activations, Arithmetic, At, Global, Layer, Layout, Nibbles, Order, Place, ScaleBytes,
+    ScaleOrder,
 };
 
 /// ComfyUI.
@@ -122,6 +123,13 @@ impl Layout for Comfy {
 
     fn pads(&self) -> bool {
         true
+    }
+
+    fn told(&self, layer: &DoneLayer) -> Activations {
+        match layer.input {
+            true => Activations::Same,
+            false => Activations::Unsaid,
+        }
     }
 
     fn write(&self, held: &Held<'_>) -> Result<Written, Refused> {

@@ -12,20 +12,24 @@
 //!
 //! AutoRound writes the same names and types: without a config the two cannot be told apart.
 
+use std::collections::BTreeMap;
 use std::iter;
 
 use fp4_core::{Format, ScaleType};
 use safetensors::Dtype;
 use serde_json::{Map, Value, json};
 
+use crate::checkpoint::Config;
 use crate::error::Error;
 use crate::layer::state::join;
 use crate::layout::LoadOptions;
+use crate::layout::activations;
 use crate::layout::at::Matrix;
 use crate::layout::at::module_of;
-use crate::layout::write::{self, Done, Held, Refused, Written};
+use crate::layout::write::{self, Done, DoneLayer, Held, Refused, Written};
 use crate::layout::{
-    Arithmetic, At, Global, Layer, Layout, Nibbles, Order, Place, ScaleBytes, ScaleOrder,
+    Activations, Arithmetic, At, Global, KvCache, Layer, Layout, Nibbles, Order, Place, Said,
+    ScaleBytes, ScaleOrder,
 };
 
 /// compressed-tensors.
@@ -64,6 +68,21 @@ impl Layout for CompressedTensors {
         layer(&CompressedTensors, at, Order::ScaleOver)
     }
 
+    fn activations<'c>(&self, config: &'c Config) -> Said<'c> {
+        activations::by_groups(config.quantization(), true)
+    }
+
+    fn told(&self, layer: &DoneLayer) -> Activations {
+        match &layer.activations {
+            Activations::Other { scheme: Some(_), .. } => layer.activations.clone(),
+            _ => layer.same_or_dense(),
+        }
+    }
+
+    fn tells_cache(&self, cache: &KvCache) -> bool {
+        cache.scheme.is_some()
+    }
+
     fn write(&self, held: &Held<'_>) -> Result<Written, Refused> {
         write(held, Order::ScaleOver)
     }
@@ -74,17 +93,29 @@ impl Layout for CompressedTensors {
         done: &Done<'_>,
     ) -> Vec<(&'static str, Value)> {
         let formats = done.formats();
-        let groups = formats.iter().enumerate().map(|(i, &format)| {
-            let of_format = done.layers.iter().filter(|layer| layer.format == format);
-            let modules = of_format.map(|layer| layer.module.clone());
+        let mut alike: BTreeMap<(usize, String), (Format, Value, Vec<&str>)> = BTreeMap::new();
+        for layer in done.layers {
+            let inputs = inputs(layer);
+            let place = formats.iter().position(|format| *format == layer.format);
+            let key = (place.unwrap_or_default(), inputs.to_string());
+            let group = alike.entry(key).or_insert_with(|| (layer.format, inputs, vec![]));
+            group.2.push(&layer.module);
+        }
+        let alone = alike.len() == 1;
+        let groups = alike.into_values().enumerate().map(|(i, (format, inputs, modules))| {
             // A class takes all of its modules; what is no linear layer goes by its name.
-            let targets: Vec<_> = match formats.len() {
-                1 => iter::once("Linear".into()).chain(modules.filter(|m| embedding(m))).collect(),
-                _ => modules.collect(),
+            let targets: Vec<_> = match alone {
+                true => iter::once("Linear")
+                    .chain(modules.into_iter().filter(|m| embedding(m)))
+                    .collect(),
+                false => modules,
             };
-            (format!("group_{i}"), group(format, &targets, done))
+            (format!("group_{i}"), group(format, &targets, inputs))
         });
         let groups: Map<_, _> = groups.collect();
+        // The cache is in these very words, or in none.
+        let cache = done.kv_cache.filter(|cache| self.tells_cache(cache));
+        let cache = cache.and_then(|cache| cache.scheme.as_ref());
         let format = match formats[..] {
             [format] => packed_name(format),
             _ => "mixed-precision",
@@ -94,7 +125,7 @@ impl Layout for CompressedTensors {
             "format": format,
             "global_compression_ratio": null,
             "ignore": done.dense,
-            "kv_cache_scheme": null,
+            "kv_cache_scheme": cache,
             "quant_method": "compressed-tensors",
             "quantization_status": "compressed",
             "sparsity_config": {},
@@ -119,35 +150,43 @@ fn packed_name(format: Format) -> &'static str {
     }
 }
 
-/// A group of the config.
-fn group(format: Format, targets: &[String], done: &Done<'_>) -> Value {
+/// Weights, or activations, of a format.
+fn scheme(format: Format, dynamic: Value) -> Value {
     let (size, strategy, scale) = match format {
         Format::MxFp4 => (32, "group", "torch.uint8"),
         Format::NvFp4 => (16, "tensor_group", "torch.float8_e4m3fn"),
     };
-    let scheme = |dynamic: Value| {
-        json!({
-            "dynamic": dynamic,
-            "group_size": size,
-            "num_bits": 4,
-            "scale_dtype": scale,
-            "strategy": strategy,
-            "symmetric": true,
-            "type": "float",
-        })
-    };
-    // NVFP4 activations need the stored global scale.
-    let inputs = match format {
-        Format::NvFp4 if done.inputs() => scheme(json!("local")),
-        Format::MxFp4 if done.activations => scheme(json!(true)),
-        _ => Value::Null,
-    };
+    json!({
+        "dynamic": dynamic,
+        "group_size": size,
+        "num_bits": 4,
+        "scale_dtype": scale,
+        "strategy": strategy,
+        "symmetric": true,
+        "type": "float",
+    })
+}
+
+/// What the config says of a layer's activations.
+fn inputs(layer: &DoneLayer) -> Value {
+    match &layer.activations {
+        Activations::Other { scheme, .. } => scheme.as_deref().cloned().unwrap_or_default(),
+        _ if !layer.quantizes() => Value::Null,
+        _ => match layer.format {
+            Format::NvFp4 => scheme(Format::NvFp4, json!("local")),
+            Format::MxFp4 => scheme(Format::MxFp4, json!(true)),
+        },
+    }
+}
+
+/// A group of the config.
+fn group(format: Format, targets: &[&str], inputs: Value) -> Value {
     json!({
         "format": packed_name(format),
         "input_activations": inputs,
         "output_activations": null,
         "targets": targets,
-        "weights": scheme(json!(false)),
+        "weights": scheme(format, json!(false)),
     })
 }
 

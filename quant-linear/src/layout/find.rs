@@ -102,6 +102,8 @@ pub struct Layers {
     pub bad: BTreeMap<String, Error>,
     /// Names of the tensors that belong to any of them.
     pub tensors: BTreeSet<String>,
+    /// Layouts that types and shapes allow and that header or config deny, by module.
+    pub denied: BTreeMap<String, Vec<&'static str>>,
 }
 
 impl Layers {
@@ -131,7 +133,14 @@ impl Layers {
                 Some(_) => None,
                 None => only(&at, &candidates(&at, &marks))?,
             };
-            let Some(layout) = layout else { continue };
+            let Some(layout) = layout else {
+                let denied = marks.iter().filter(|l| l.could(&at) && l.says(&at) == Some(false));
+                let denied: Vec<_> = denied.map(|layout| layout.name()).collect();
+                if !denied.is_empty() {
+                    layers.denied.insert(module.into(), denied);
+                }
+                continue;
+            };
             match layout.layer(&at, options) {
                 Ok(layer) => {
                     layers.tensors.extend(layer.own.iter().cloned());
@@ -146,5 +155,22 @@ impl Layers {
             }
         }
         Ok(layers)
+    }
+
+    /// What the modules are whose layouts are denied, in words, and the first of them.
+    pub fn denial(&self, checkpoint: &Checkpoint) -> Option<(&str, String)> {
+        let (first, could) = self.denied.iter().next()?;
+        let method = TensorSource::config(checkpoint).quant_method();
+        let says = method.map_or("the header or a marker".into(), |method| {
+            format!("the config, whose quant_method is `{method}`,")
+        });
+        let message = format!(
+            "the tensors of {} modules are those of {}, and {says} says that they are not: no \
+             reader that follows it finds the layers; give the config that belongs to the tensors, \
+             or the layout by name",
+            self.denied.len(),
+            could.join(" or ")
+        );
+        Some((first, message))
     }
 }

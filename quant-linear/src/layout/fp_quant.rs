@@ -24,9 +24,10 @@ use crate::layout::LoadOptions;
 use crate::layout::at::module_of;
 use crate::layout::at::{Matrix, format_of};
 use crate::layout::native;
-use crate::layout::write::{self, Done, Fill, Held, NewTensor, Refused, Written};
+use crate::layout::write::{self, Done, DoneLayer, Fill, Held, NewTensor, Refused, Written};
 use crate::layout::{
-    Arithmetic, At, Global, Layer, Layout, Nibbles, Order, Place, ScaleBytes, ScaleOrder,
+    Activations, Arithmetic, At, Global, Layer, Layout, Nibbles, Order, Place, ScaleBytes,
+    ScaleOrder,
 };
 
 /// FP-Quant.
@@ -106,6 +107,11 @@ impl Layout for FpQuant {
 
     fn mixes(&self) -> bool {
         false // one `forward_dtype`
+    }
+
+    // Its config has one `forward_dtype` for all of a product.
+    fn told(&self, _layer: &DoneLayer) -> Activations {
+        Activations::Same
     }
 
     fn write(&self, held: &Held<'_>) -> Result<Written, Refused> {

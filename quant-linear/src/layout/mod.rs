@@ -26,6 +26,7 @@
 //! assert_eq!(layout::named("ct").unwrap().name(), "compressed-tensors");
 //! ```
 
+mod activations;
 mod at;
 mod auto_round;
 mod comfy;
@@ -38,6 +39,8 @@ mod gpt_oss;
 mod load;
 mod mlx;
 mod modelopt;
+mod modelopt_experts;
+pub(crate) mod names;
 mod native;
 mod options;
 pub mod place;
@@ -51,12 +54,13 @@ use std::fmt;
 use fp4_core::{Format, PackedMatrix, PackedShape, TransformShape};
 use safetensors::Dtype;
 
-use crate::checkpoint::TensorSource;
 use crate::checkpoint::tiles::Tile;
+use crate::checkpoint::{Config, TensorSource};
 use crate::error::Error;
 use crate::layer::state::Scalars;
 use crate::layer::{Activations, StoredTransform};
 
+pub use activations::{Activations, KvCache, Said, kv_cache, outputs};
 pub use at::At;
 pub use find::{Layers, of};
 pub use native::{Native, STATE_NAMES};
@@ -129,6 +133,21 @@ pub trait Layout: Sync + fmt::Debug {
 
     /// True if the stored rows may be more than the weight has.
     fn pads(&self) -> bool {
+        false
+    }
+
+    /// What the config says of the layers' activations.
+    fn activations<'c>(&self, _config: &'c Config) -> Said<'c> {
+        Box::new(|_| Activations::Unsaid)
+    }
+
+    /// What the config that [`config`](Self::config) writes says of a layer's activations.
+    fn told(&self, _layer: &write::DoneLayer) -> Activations {
+        Activations::Unsaid
+    }
+
+    /// Does that config have a word for this cache of keys and values?
+    fn tells_cache(&self, _cache: &KvCache) -> bool {
         false
     }
 

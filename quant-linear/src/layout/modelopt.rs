@@ -12,6 +12,8 @@
 //! it; of mixed precision, `quantized_layers` says what each layer is (FP8 ones are no layers here,
 //! and stay as they are).
 //!
+//! Experts that are one tensor have names of their own: `modelopt_experts`.
+//!
 //! ComfyUI files can have the very names, types and shapes of these, with swapped nibbles and
 //! swizzled scales: only config, header or marker tells.
 
@@ -19,15 +21,19 @@ use fp4_core::{Format, ScaleType};
 use safetensors::Dtype;
 use serde_json::{Map, Value, json};
 
+use crate::checkpoint::Config;
 use crate::error::Error;
 use crate::layer::state::{self, join};
 use crate::layout::LoadOptions;
+use crate::layout::activations;
 use crate::layout::at::module_of;
 use crate::layout::at::{Matrix, incomplete};
 use crate::layout::comfy::Comfy;
-use crate::layout::write::{self, Done, Fill, Held, NewTensor, Refused, Written};
+use crate::layout::modelopt_experts as experts;
+use crate::layout::write::{self, Done, DoneLayer, Fill, Held, NewTensor, Refused, Written};
 use crate::layout::{
-    Arithmetic, At, Global, Layer, Layout, Nibbles, Order, Place, ScaleBytes, ScaleOrder, Zero,
+    Activations, Arithmetic, At, Global, KvCache, Layer, Layout, Nibbles, Order, Place, Said,
+    ScaleBytes, ScaleOrder, Zero,
 };
 
 /// ModelOpt.
@@ -48,14 +54,18 @@ impl Layout for ModelOpt {
     }
 
     fn module<'n>(&self, tensor: &'n str) -> Option<&'n str> {
-        module_of(tensor, "weight")
+        module_of(tensor, "weight").or_else(|| experts::module(tensor))
     }
 
     fn tensors(&self, module: &str) -> Vec<String> {
-        NAMES.iter().map(|name| join(module, name)).collect()
+        let plain = NAMES.iter().map(|name| join(module, name));
+        plain.chain(experts::tensors(module)).collect()
     }
 
     fn could(&self, at: &At<'_>) -> bool {
+        if experts::could(at, self.says(at)) {
+            return true;
+        }
         if at.dtype(NAMES[0]) != Some(Dtype::U8) {
             return false;
         }
@@ -80,6 +90,9 @@ impl Layout for ModelOpt {
     }
 
     fn layer(&self, at: &At<'_>, _options: &LoadOptions) -> Result<Layer, Error> {
+        if experts::could(at, self.says(at)) {
+            return experts::layer(at);
+        }
         let nv = at.dtype(NAMES[1]) != Some(Dtype::U8);
         let (scale_type, scale, scale_types): (_, _, &[Dtype]) = match nv {
             true => (ScaleType::E4M3, ScaleBytes::E4m3, &[Dtype::F8_E4M3]),
@@ -104,17 +117,7 @@ impl Layout for ModelOpt {
             true => at.present(&NAMES),
             false => at.present(&[NAMES[0], NAMES[1], PRE_QUANT_SCALE]),
         };
-        if let Some((dtype, stored)) = at.head(PRE_QUANT_SCALE) {
-            let name = at.name(PRE_QUANT_SCALE);
-            if state::float_type(dtype).is_none() {
-                return Err(Error::Dtype { name, expected: "F32, F16 or BF16", got: dtype });
-            }
-            if stored != [shape.k()] {
-                let expected = format!("({}), one for each input feature", shape.k());
-                return Err(Error::Shape { name, expected, got: stored });
-            }
-            layer.pre_scale = Some((name, dtype));
-        }
+        layer.pre_scale = pre_scale(at, at.name(PRE_QUANT_SCALE), shape.k())?;
         if !nv {
             return layer.with_scales(vec![Global::ONE], None);
         }
@@ -122,6 +125,18 @@ impl Layout for ModelOpt {
         let global = global.ok_or_else(|| incomplete(self.name(), at.name(NAMES[2])))?;
         let input = at.scalar(NAMES[3])?.map(|input| vec![Global::times(input)]);
         layer.with_scales(vec![Global::times(global)], input)
+    }
+
+    fn activations<'c>(&self, config: &'c Config) -> Said<'c> {
+        activations::of_modelopt(config)
+    }
+
+    fn told(&self, layer: &DoneLayer) -> Activations {
+        layer.same_or_dense()
+    }
+
+    fn tells_cache(&self, cache: &KvCache) -> bool {
+        cache.is_fp8()
     }
 
     fn write(&self, held: &Held<'_>) -> Result<Written, Refused> {
@@ -154,35 +169,77 @@ impl Layout for ModelOpt {
         config: &mut Map<String, Value>,
         done: &Done<'_>,
     ) -> Vec<(&'static str, Value)> {
-        let scheme = json!({ "dynamic": false, "num_bits": 4, "type": "float", "group_size": 16 });
-        let mut group = json!({ "weights": scheme, "targets": ["Linear"] });
-        if done.inputs() {
-            group["input_activations"] = scheme;
-        }
-        let algo = if done.inputs() { "NVFP4" } else { "W4A16_NVFP4" };
+        let quantize = done.layers.iter().filter(|layer| layer.quantizes()).count();
+        let algorithm = |inputs: bool| if inputs { "NVFP4" } else { "W4A16_NVFP4" };
+        let group = |inputs: bool, targets: Value| {
+            let four =
+                json!({ "dynamic": false, "num_bits": 4, "type": "float", "group_size": 16 });
+            let mut group = json!({ "weights": four, "targets": targets });
+            if inputs {
+                group["input_activations"] = four;
+            }
+            group
+        };
         let producer = json!({ "name": "modelopt", "version": "0.47.0" });
-        let block = json!({
-            "config_groups": { "group_0": group },
+        let cache = done.kv_cache.filter(|cache| self.tells_cache(cache)).map(|_| "FP8");
+        let mut block = json!({
             "ignore": done.dense,
-            "quant_algo": algo,
             "producer": producer,
             "quant_method": "modelopt",
         });
-        config.insert("quantization_config".into(), block);
-        let hf = json!({
-            "producer": producer,
-            "quantization": {
-                "quant_algo": algo,
-                "kv_cache_quant_algo": null,
-                "group_size": 16,
-                "exclude_modules": done.dense,
-            },
+        let mut hf = json!({
+            "kv_cache_quant_algo": cache,
+            "group_size": 16,
+            "exclude_modules": done.dense,
         });
-        vec![("hf_quant_config.json", hf)]
+        let mixed = quantize != 0 && quantize != done.layers.len();
+        let groups = match mixed {
+            false => json!({ "group_0": group(quantize > 0, json!(["Linear"])) }),
+            true => {
+                let of = |inputs: bool| {
+                    let layers = done.layers.iter().filter(|layer| layer.quantizes() == inputs);
+                    layers.map(|layer| layer.module.as_str()).collect::<Vec<_>>()
+                };
+                let layers = done.layers.iter().map(|layer| {
+                    let name = algorithm(layer.quantizes());
+                    (layer.module.clone(), json!({ "quant_algo": name, "group_size": 16 }))
+                });
+                let layers = Value::Object(layers.collect());
+                block["quantized_layers"] = layers.clone();
+                hf["quantized_layers"] = layers;
+                json!({ "group_0": group(true, json!(of(true))),
+                    "group_1": group(false, json!(of(false))) })
+            }
+        };
+        let name = if mixed { "MIXED_PRECISION" } else { algorithm(quantize > 0) };
+        (block["config_groups"], block["quant_algo"]) = (groups, json!(name));
+        hf["quant_algo"] = json!(name);
+        if cache.is_some() {
+            block["kv_cache_scheme"] = json!({ "dynamic": false, "num_bits": 8, "type": "float" });
+        }
+        config.insert("quantization_config".into(), block);
+        vec![("hf_quant_config.json", json!({ "producer": producer, "quantization": hf }))]
     }
 }
 
-fn arithmetic(scale: ScaleBytes) -> Arithmetic {
+/// A scale of each input feature, if it is there.
+pub(super) fn pre_scale(
+    at: &At<'_>,
+    name: String,
+    k: usize,
+) -> Result<Option<(String, Dtype)>, Error> {
+    let Some((dtype, stored)) = at.source.header(&name) else { return Ok(None) };
+    if state::float_type(dtype).is_none() {
+        return Err(Error::Dtype { name, expected: "F32, F16 or BF16", got: dtype });
+    }
+    if stored != [k] {
+        let expected = format!("({k}), one for each input feature");
+        return Err(Error::Shape { name, expected, got: stored });
+    }
+    Ok(Some((name, dtype)))
+}
+
+pub(super) fn arithmetic(scale: ScaleBytes) -> Arithmetic {
     Arithmetic { zero: Zero::Dropped, ..Arithmetic::new(Order::ScaleTimes, scale) }
 }
 

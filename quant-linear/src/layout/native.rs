@@ -6,9 +6,9 @@ use crate::checkpoint::TensorSource;
 use crate::error::Error;
 use crate::layer::state::{self, Scalars, join};
 use crate::layout::LoadOptions;
-use crate::layout::write::{self, Held, NewTensor, Refused, Written};
+use crate::layout::write::{self, DoneLayer, Held, NewTensor, Refused, Written};
 use crate::layout::{
-    Arithmetic, At, Global, Layer, Layout, Nibbles, Place, ScaleOrder, TransformHeader,
+    Activations, Arithmetic, At, Global, Layer, Layout, Nibbles, Place, ScaleOrder, TransformHeader,
 };
 
 /// The names of a state that belong to the quantized layer alone.
@@ -80,6 +80,14 @@ impl Layout for Native {
             own: at.present(&STATE_NAMES),
             ..Layer::plain(&Native, at, shape, place, arithmetic)
         })
+    }
+
+    // The layer always quantizes them; its state says with which scale.
+    fn told(&self, layer: &DoneLayer) -> Activations {
+        match layer.quantizes() {
+            true => Activations::Same,
+            false => Activations::Unsaid,
+        }
     }
 
     fn write(&self, held: &Held<'_>) -> Result<Written, Refused> {

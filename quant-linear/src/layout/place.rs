@@ -5,6 +5,7 @@
 //! contract    codes (rows, K / 2), low nibble = even; scales (rows, K / G), row-major     (C3)
 //! nibbles     the even element in the low nibble, or in the high one
 //! scales      row-major, or swizzled in tiles of 128 x 4                                  (C7)
+//! columns     the matrix of each expert transposed: a row of a tensor is a column of the weight
 //! blocks      ggml's: scales and codes of 32 or 64 elements side by side
 //! ```
 //!
@@ -16,7 +17,7 @@
 //! ```
 //!
 //! A tile is read as its rows need it: row-major bytes by range, a swizzled matrix by the bands of
-//! 128 rows that the tile touches.
+//! 128 rows that the tile touches, columns one by one, or all at once for all rows of an expert.
 
 use std::ops::Range;
 
@@ -57,6 +58,16 @@ pub enum Place {
         scales: String,
         /// Their order.
         order: ScaleOrder,
+    },
+    /// Two tensors of experts, each matrix transposed: codes (experts, K / 2, out), the low nibble
+    /// the even element, and scales (experts, K / G, out).
+    Columns {
+        /// Name of the codes.
+        codes: String,
+        /// Name of the scale bytes.
+        scales: String,
+        /// Number of experts.
+        experts: usize,
     },
     /// One tensor of ggml's blocks.
     Blocks {
@@ -102,6 +113,14 @@ impl Place {
                 };
                 (codes, scales)
             }
+            Place::Columns { codes, scales, experts } => {
+                let out = whole.rows() / (*experts).max(1);
+                let part = |name: &str, elements: usize| {
+                    let cols = tile.col / elements..(tile.col + tile.cols) / elements;
+                    of_columns(source, name, [whole.k() / elements, out], tile, cols)
+                };
+                (part(codes, 2)?, part(scales, whole.group().get())?)
+            }
             Place::Blocks { tensor } => {
                 let (bytes, elements) = block(whole.scale_type());
                 let start = tile.start / elements * bytes;
@@ -140,6 +159,38 @@ fn unswizzled(
         }
     }
     Ok(scales)
+}
+
+/// The bytes `cols` of the rows of a tile, row-major, out of a tensor (experts, depth, out) that
+/// holds the columns of each matrix.
+fn of_columns(
+    source: &dyn TensorSource,
+    name: &str,
+    [depth, out]: [usize; 2],
+    tile: &Tile,
+    cols: Range<usize>,
+) -> Result<Vec<u8>, Error> {
+    let width = cols.len();
+    let mut bytes = vec![0; tile.rows * width];
+    let (mut row, end) = (tile.row, tile.row + tile.rows);
+    while row < end {
+        let (expert, first) = (row / out, row % out);
+        let rows = (out - first).min(end - row);
+        let into = &mut bytes[(row - tile.row) * width..][..rows * width];
+        // Whole columns lie one after the other.
+        let step = if rows == out { width.max(1) } else { 1 };
+        for at in cols.clone().step_by(step) {
+            let start = (expert * depth + at) * out + first;
+            let read = source.range(name, start..start + rows * step)?;
+            for (col, column) in read.chunks_exact(rows).enumerate() {
+                for (row, &byte) in column.iter().enumerate() {
+                    into[row * width + (at - cols.start) + col] = byte;
+                }
+            }
+        }
+        row += rows;
+    }
+    Ok(bytes)
 }
 
 /// Codes and scales in the contract's order out of whole blocks.

@@ -12,13 +12,17 @@ use fp4_core::{Format, ScaleType};
 use safetensors::Dtype;
 use serde_json::{Map, Value, json};
 
+use crate::checkpoint::Config;
 use crate::error::Error;
 use crate::layer::state::join;
 use crate::layout::LoadOptions;
+use crate::layout::activations;
 use crate::layout::at::Matrix;
 use crate::layout::at::module_of;
-use crate::layout::write::{self, Done, Held, Refused, Written};
-use crate::layout::{At, Global, Layer, Layout, Nibbles, Place, ScaleBytes, ScaleOrder};
+use crate::layout::write::{self, Done, DoneLayer, Held, Refused, Written};
+use crate::layout::{
+    Activations, At, Global, Layer, Layout, Nibbles, Place, Said, ScaleBytes, ScaleOrder,
+};
 
 /// AMD Quark.
 #[derive(Debug, Clone, Copy)]
@@ -76,6 +80,14 @@ impl Layout for Quark {
         layer.with_scales(vec![Global::ONE], None)
     }
 
+    fn activations<'c>(&self, config: &'c Config) -> Said<'c> {
+        activations::of_quark(config)
+    }
+
+    fn told(&self, layer: &DoneLayer) -> Activations {
+        layer.same_or_dense()
+    }
+
     fn write(&self, held: &Held<'_>) -> Result<Written, Refused> {
         held.expect_format(&[Format::MxFp4])?;
         held.expect_no_transform()?;
@@ -113,7 +125,21 @@ impl Layout for Quark {
                 "zero_point_type": "int32",
             })
         };
-        let inputs = if done.activations { scheme(true) } else { Value::Null };
+        let settings = |inputs: bool| {
+            json!({
+                "bias": null,
+                "input_tensors": if inputs { scheme(true) } else { Value::Null },
+                "output_tensors": null,
+                "target_device": null,
+                "weight": scheme(false),
+            })
+        };
+        // What most layers have is that of the whole; the others are exceptions by name.
+        let quantize = done.layers.iter().filter(|layer| layer.quantizes()).count();
+        let main = 2 * quantize > done.layers.len();
+        let others = done.layers.iter().filter(|layer| layer.quantizes() != main);
+        let others: Map<_, _> =
+            others.map(|layer| (layer.module.clone(), settings(!main))).collect();
         let block = json!({
             "algo_config": null,
             "exclude": done.dense,
@@ -124,16 +150,10 @@ impl Layout for Quark {
                 "weight_format": "real_quantized",
                 "weight_merge_groups": null,
             },
-            "global_quant_config": {
-                "bias": null,
-                "input_tensors": inputs,
-                "output_tensors": null,
-                "target_device": null,
-                "weight": scheme(false),
-            },
+            "global_quant_config": settings(main),
             "kv_cache_post_rope": false,
             "kv_cache_quant_config": {},
-            "layer_quant_config": {},
+            "layer_quant_config": others,
             "layer_type_quant_config": {},
             "quant_method": "quark",
             "quant_mode": "eager_mode",

@@ -21,9 +21,10 @@ use crate::layer::state::join;
 use crate::layout::LoadOptions;
 use crate::layout::at::module_of;
 use crate::layout::at::{format_of, incomplete};
-use crate::layout::write::{self, Done, Held, Refused, Written};
+use crate::layout::write::{self, Done, DoneLayer, Held, Refused, Written};
 use crate::layout::{
-    Arithmetic, At, Global, Layer, Layout, Nibbles, Order, Place, ScaleBytes, ScaleOrder,
+    Activations, Arithmetic, At, Global, Layer, Layout, Nibbles, Order, Place, ScaleBytes,
+    ScaleOrder,
 };
 
 /// torchao.
@@ -95,6 +96,10 @@ impl Layout for TorchAo {
         let global = at.scalar(NAMES[2])?.map_or(Global::ONE, Global::times);
         let input = at.scalar(NAMES[3])?.map(|input| vec![Global::times(input)]);
         layer.with_scales(vec![global], input)
+    }
+
+    fn told(&self, _layer: &DoneLayer) -> Activations {
+        Activations::Dense // `act_quant_kwargs` of none
     }
 
     fn write(&self, held: &Held<'_>) -> Result<Written, Refused> {

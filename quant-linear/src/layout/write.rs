@@ -4,7 +4,9 @@ use fp4_core::{Format, PackedShape, ScaleType};
 use safetensors::Dtype;
 
 use crate::layer::state::join;
-use crate::layout::{Arithmetic, Global, Nibbles, Order, ScaleOrder, TransformHeader};
+use crate::layout::{
+    Activations, Arithmetic, Global, KvCache, Nibbles, Order, ScaleOrder, TransformHeader,
+};
 
 /// A weight to be held: a layer, one expert of it, or experts that belong together.
 #[derive(Debug, Clone, Copy)]
@@ -106,6 +108,8 @@ pub struct DoneLayer {
     pub format: Format,
     /// True if a global scale of activations is stored.
     pub input: bool,
+    /// How the source quantizes activations.
+    pub activations: Activations,
     /// Block of the transform.
     pub transform: Option<usize>,
     /// Names of the new tensors.
@@ -121,8 +125,20 @@ pub struct Done<'a> {
     pub dense: &'a [String],
     /// Names of all other tensors.
     pub others: &'a [String],
-    /// True if activations are to be quantized to the weights' format.
-    pub activations: bool,
+    /// How the source quantizes the cache of keys and values.
+    pub kv_cache: Option<&'a KvCache>,
+}
+
+impl DoneLayer {
+    /// Are its activations to be quantized to its own format? Those of NVFP4 need a stored scale.
+    pub fn quantizes(&self) -> bool {
+        self.activations == Activations::Same && (self.format == Format::MxFp4 || self.input)
+    }
+
+    /// [`Activations::Same`] or [`Activations::Dense`], by [`quantizes`](Self::quantizes).
+    pub(super) fn same_or_dense(&self) -> Activations {
+        if self.quantizes() { Activations::Same } else { Activations::Dense }
+    }
 }
 
 impl Done<'_> {
@@ -130,11 +146,6 @@ impl Done<'_> {
     pub fn formats(&self) -> Vec<Format> {
         let has = |format: &Format| self.layers.iter().any(|layer| layer.format == *format);
         Format::ALL.into_iter().filter(has).collect()
-    }
-
-    /// True if any layer stores a global scale of activations.
-    pub fn inputs(&self) -> bool {
-        self.layers.iter().any(|layer| layer.input)
     }
 }
 

@@ -1,17 +1,16 @@
 //! One tensor of A against one of B, streamed.
 
-use std::borrow::Cow;
-
 use fp4_core::{FloatType, FloatVec, PackedMatrix, Transform, with_floats};
-use safetensors::Dtype;
 
 use crate::checkpoint::tiles::{DEFAULT_BLOCK_BYTES, Tile, tiles};
 use crate::checkpoint::{Checkpoint, Tensor, byte_len};
-use crate::error::Error;
+use crate::error::{Error, Reason};
 use crate::layer::{StoredTransform, state};
 use crate::layout::Layer;
 use crate::model::dense;
 use crate::model::difference::Difference;
+use crate::model::items::{Dense, Item, Values};
+use crate::model::select::Orientation;
 
 /// Why two items cannot be compared.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -26,9 +25,29 @@ pub enum Incomparable {
     /// A dense tensor and a layer of different shapes.
     #[error("the dense shape {0:?} and the quantized {1:?} differ")]
     DenseShape(Vec<usize>, Vec<usize>),
-    /// A dense tensor of a type without values.
-    #[error("the dense tensor is {0}, expected F32, F16 or BF16")]
-    DenseType(Dtype),
+    /// A dense tensor without values.
+    #[error("the dense tensor cannot be read: {0}")]
+    Values(Reason),
+    /// Square matrices of a kind that is stored either way.
+    #[error(
+        "its matrices are square, and nothing tells whether the dense ones are stored (out, in) or \
+         (in, out); put the config.json of the dense model beside it, or give it: its model_type \
+         tells"
+    )]
+    Square,
+    /// Square matrices of which two things are said.
+    #[error(
+        "its matrices are square: by the names and the config.json of the dense side they are \
+         stored {dense}, and by the header of the quantized side they were {quantized} when it was \
+         quantized; is the dense side what it was made from? If so, give the config.json that is \
+         right"
+    )]
+    Disagree {
+        /// By the dense side.
+        dense: Orientation,
+        /// By the quantized side.
+        quantized: Orientation,
+    },
     /// Two layers of different shapes.
     #[error("the shapes {0:?} and {1:?} differ")]
     LayerShapes(Vec<usize>, Vec<usize>),
@@ -40,22 +59,13 @@ pub enum Incomparable {
     Transforms,
 }
 
-/// What there is to compare under a name.
-#[derive(Debug, Clone, Copy)]
-pub enum Item<'a> {
-    /// A tensor as it is.
-    Dense(&'a Tensor),
-    /// A quantized layer.
-    Layer(&'a Layer),
-}
-
 /// An item and where its bytes are.
 #[derive(Debug, Clone, Copy)]
 pub struct Side<'a> {
     /// The checkpoint.
     pub from: &'a Checkpoint,
     /// The item.
-    pub item: Item<'a>,
+    pub item: &'a Item<'a>,
 }
 
 /// What met what.
@@ -82,6 +92,8 @@ pub struct Pair {
     pub identical: bool,
     /// The dense side was transformed as the layer's weight was.
     pub transformed: bool,
+    /// The dense side is stored (in, out).
+    pub in_out: bool,
     /// The error of the values, where both sides have values.
     pub difference: Option<Difference>,
     /// Codes that differ, where the formats agree.
@@ -94,24 +106,6 @@ pub struct Pair {
     pub settings_differ: Vec<&'static str>,
     /// NaN scales of the quantized sides.
     pub nan_scales: u64,
-}
-
-impl Item<'_> {
-    /// Bytes to be read.
-    pub fn byte_len(&self) -> u64 {
-        match self {
-            Item::Dense(tensor) => byte_len(&tensor.info) as u64,
-            Item::Layer(layer) => layer.byte_len(),
-        }
-    }
-
-    /// The name as the report shows it.
-    pub fn shown<'n>(&self, name: &Cow<'n, str>) -> Cow<'n, str> {
-        match self {
-            Item::Dense(_) => name.clone(),
-            Item::Layer(_) => format!("{name} (quantized)").into(),
-        }
-    }
 }
 
 impl Kind {
@@ -138,6 +132,7 @@ impl Pair {
             shape: shape.into(),
             identical: false,
             transformed: false,
+            in_out: false,
             difference: None,
             codes_differ: None,
             scales_differ: None,
@@ -163,7 +158,7 @@ impl Pair {
     }
 }
 
-/// Compares two items. The inner error says why they cannot be compared.
+/// Compares two items of [`Items`](crate::model::items::Items). The inner error says why they cannot be compared.
 ///
 /// # Errors
 /// I/O errors.
@@ -179,35 +174,37 @@ pub fn compare(sides: &[Side<'_>; 2]) -> Result<Result<Pair, Incomparable>, Erro
 
 fn dense_dense(
     a_from: &Checkpoint,
-    a: &Tensor,
+    a: &Dense<'_>,
     b_from: &Checkpoint,
-    b: &Tensor,
+    b: &Dense<'_>,
 ) -> Result<Result<Pair, Incomparable>, Error> {
-    let shapes = (a.shape(), b.shape());
-    if shapes.0 != shapes.1 {
-        return Ok(Err(Incomparable::Shapes(shapes.0, shapes.1)));
+    let (shape, other) = (a.tensor.shape(), b.tensor.shape());
+    if shape != other {
+        return Ok(Err(Incomparable::Shapes(shape, other)));
     }
-    let types = (state::float_type(a.info.dtype), state::float_type(b.info.dtype));
     // By name: blocks of two types may take as many bytes.
-    let same_type = a.type_name() == b.type_name();
-    let (Some(a_type), Some(b_type)) = types else {
-        return if same_type {
-            let mut pair = Pair::new(Kind::Bytes, &shapes.0);
-            let differ = stored_bytes_differ(a_from, a, b_from, b)?;
+    let types = [a, b].map(|dense| dense.tensor.type_name());
+    let same_type = types[0] == types[1];
+    let (x, y) = match (a.values(), b.values()) {
+        (Ok(Some(x)), Ok(Some(y))) => (x, y),
+        _ if same_type => {
+            let mut pair = Pair::new(Kind::Bytes, &shape);
+            let differ = stored_bytes_differ(a_from, a.tensor, b_from, b.tensor)?;
             pair.bytes_differ = Some(differ);
             pair.identical = differ == 0;
-            Ok(Ok(pair))
-        } else {
-            Ok(Err(Incomparable::Types(a.type_name(), b.type_name())))
-        };
+            return Ok(Ok(pair));
+        }
+        _ => {
+            let [a, b] = types;
+            return Ok(Err(Incomparable::Types(a, b)));
+        }
     };
-    let mut pair = Pair::new(Kind::Dense, &shapes.0);
+    let mut pair = Pair::new(Kind::Dense, &shape);
     let (mut difference, mut differ) = (Difference::default(), 0);
-    let elements = byte_len(&a.info) / a_type.bytes();
-    let largest = a_type.bytes().max(b_type.bytes());
-    for tile in tiles(1, elements, largest, DEFAULT_BLOCK_BYTES) {
-        let x = dense::read(a_from, a, a_type, &tile)?;
-        let y = dense::read(b_from, b, b_type, &tile)?;
+    let [rows, k] = x.matrix();
+    let largest = [&x, &y].map(|v| v.source().float_type().bytes()).into_iter().max();
+    for tile in tiles(rows, k, largest.unwrap_or(1), DEFAULT_BLOCK_BYTES) {
+        let (x, y) = (x.read(a_from, &tile)?, y.read(b_from, &tile)?);
         add(&mut difference, &x, &y);
         if same_type {
             differ += bytes_differ(&x.to_le_bytes(), &y.to_le_bytes());
@@ -221,26 +218,24 @@ fn dense_dense(
 
 fn dense_layer(
     dense_from: &Checkpoint,
-    dense: &Tensor,
+    dense: &Dense<'_>,
     layer_from: &Checkpoint,
     layer: &Layer,
 ) -> Result<Result<Pair, Incomparable>, Error> {
-    let shape = layer.dense_shape();
-    if dense.info.shape != shape {
-        return Ok(Err(Incomparable::DenseShape(dense.info.shape.clone(), shape)));
-    }
+    let values = match facing(dense, layer) {
+        Ok(values) => values,
+        Err(problem) => return Ok(Err(problem)),
+    };
     let [rows, k] = [layer.shape.rows(), layer.shape.k()];
     let decoder = layer.decoder();
-    let Some(float_type) = state::float_type(dense.info.dtype) else {
-        return Ok(Err(Incomparable::DenseType(dense.info.dtype)));
-    };
     let transform = layer.stored_transform(layer_from)?;
     let transform = transform.as_ref().map(StoredTransform::view).transpose()?;
-    let mut pair = Pair::new(Kind::DenseQuantized, &shape);
+    let mut pair = Pair::new(Kind::DenseQuantized, values.shape());
     pair.transformed = transform.is_some();
+    pair.in_out = values.source().is_transposed();
     let mut difference = Difference::default();
     for tile in tiles(rows, k, FloatType::F32.bytes(), DEFAULT_BLOCK_BYTES) {
-        let x = dense::read(dense_from, dense, float_type, &tile)?;
+        let x = values.read(dense_from, &tile)?;
         let x = transformed(x, &tile, transform.as_ref())?;
         let packed = layer.packed(layer_from, &tile)?;
         pair.nan_scales += nan_scales(&packed);
@@ -250,6 +245,16 @@ fn dense_layer(
     pair.identical = difference.differ() == 0;
     pair.difference = Some(difference);
     Ok(Ok(pair))
+}
+
+/// The values of a dense item, where they have the shape of a layer.
+pub(super) fn facing(dense: &Dense<'_>, layer: &Layer) -> Result<Values, Incomparable> {
+    let dtype = dense.tensor.info.dtype;
+    let values = dense.values()?.ok_or(Incomparable::Values(Reason::Type(dtype)))?;
+    match values.shape() == layer.dense_shape() {
+        true => Ok(values),
+        false => Err(Incomparable::DenseShape(values.shape().to_vec(), layer.dense_shape())),
+    }
 }
 
 fn layer_layer(

@@ -13,15 +13,19 @@
 //! ```
 //!
 //! Worked example: the tile of rows 2 and 3 of a (4, 3) matrix stored as [3, 4] is three strips of
-//! two values, 2 and 3 of each stored row.
+//! two values, 2 and 3 of each stored row. What is between two strips is read along where it is
+//! shorter than a call is worth, so that small tiles do not become a call for every value.
 //!
 //! The SIMD backend dequantizes where it is compiled in, the reference elsewhere; the bits are the
 //! same.
 
+mod fp8;
+
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-use fp4_core::{Buffer, E4m3, E8m0, FloatType, FloatVec, PackedView, Transform, with_floats};
+use fp4_core::{Buffer, FloatType, FloatVec, PackedView, Transform, with_floats};
 use safetensors::Dtype;
 
 use crate::checkpoint::gguf::{self, GgmlType};
@@ -30,9 +34,13 @@ use crate::checkpoint::{Checkpoint, Tensor, byte_len};
 use crate::error::{Error, Reason};
 use crate::layer::state;
 use crate::model::stream::{Memory, Progress, Sink};
+use fp8::{Decoder, Scales};
 
-/// Ends of the names of FP8 scales, put in place of `.weight` or after a name without it.
-const SCALES: [&str; 4] = ["weight_scale_inv", "weight_scale", "scale", "scale_weight"];
+/// Stored rows that are read together, at most, where a tile holds less: so many bytes.
+const BAND: usize = 64 << 10;
+
+/// Bytes between two strips that are rather read than skipped: a call of its own costs more.
+const GAP: usize = 8 << 10;
 
 /// A matrix of dense values in a checkpoint.
 #[derive(Debug, Clone)]
@@ -57,6 +65,17 @@ pub(crate) fn encoded(input: &Checkpoint, name: &str) -> Option<Result<DenseSour
     Some(DenseSource::find(input.tensors(), name, [1, 1]))
 }
 
+/// Number of matrices, their rows and their columns.
+fn dimensions(shape: &[usize]) -> (usize, usize, usize) {
+    let (lead, rows, k) = match shape {
+        [] => (&[][..], 1, 1),
+        [k] => (&[][..], 1, *k),
+        [lead @ .., rows, k] => (lead, *rows, *k),
+    };
+    // The file holds the tensor, so its dimensions multiply; where one is 0, others may not.
+    (lead.iter().try_fold(1usize, |n, dim| n.checked_mul(*dim)).unwrap_or(0), rows, k)
+}
+
 /// What the bytes of a tensor are.
 #[derive(Debug, Clone)]
 enum Stored {
@@ -64,20 +83,6 @@ enum Stored {
     Fp8(Box<Scales>),
     /// Blocks of a GGUF file; rows are whole blocks.
     Blocks(GgmlType),
-}
-
-/// The scales of an FP8 tensor.
-#[derive(Debug, Clone)]
-struct Scales {
-    name: String,
-    tensor: Tensor,
-    /// Scales of one matrix.
-    rows: usize,
-    cols: usize,
-    /// Rows and columns of values that share a scale.
-    block: [usize; 2],
-    /// One scale for all matrices.
-    shared: bool,
 }
 
 impl DenseSource {
@@ -94,11 +99,8 @@ impl DenseSource {
         let missing = || Reason::Unloadable(format!("there is no tensor `{name}`"));
         let tensor = tensors.get(name).ok_or_else(missing)?;
         let shape = tensor.shape();
-        let (rows, k, lead) = match &shape[..] {
-            [] => (1, 1, &[][..]),
-            [k] => (1, *k, &[][..]),
-            [lead @ .., rows, k] => (*rows, *k, lead),
-        };
+        let lead = &shape[..shape.len().saturating_sub(2)];
+        let (matrices, rows, k) = dimensions(&shape);
         let blocks = tensor.ggml.filter(|ty| ty.dtype().is_none());
         let stored = match (state::float_type(tensor.info.dtype), blocks) {
             (_, Some(ty)) => {
@@ -111,10 +113,16 @@ impl DenseSource {
             }
             (None, _) => return Err(Reason::Type(tensor.info.dtype)),
         };
-        // The file holds the tensor, so its dimensions multiply; where one is 0, others may not.
-        let matrices = lead.iter().try_fold(1usize, |n, dim| n.checked_mul(*dim)).unwrap_or(0);
         let tensor = tensor.clone();
         Ok(DenseSource { tensor, stored, matrices, matrix: 0, rows, k, transposed: false })
+    }
+
+    /// All of a tensor of plain values, as it is stored; `None` for another.
+    pub(crate) fn plain(tensor: &Tensor) -> Option<Self> {
+        let stored = Stored::Float(state::float_type(tensor.info.dtype)?);
+        let (matrices, rows, k) = dimensions(&tensor.shape());
+        let tensor = tensor.clone();
+        Some(DenseSource { tensor, stored, matrices, matrix: 0, rows, k, transposed: false })
     }
 
     /// Another of the tensor's matrices.
@@ -128,6 +136,11 @@ impl DenseSource {
         (self.rows, self.k) = (self.k, self.rows);
         self.transposed = !self.transposed;
         self
+    }
+
+    /// The shape of the tensor, in elements.
+    pub(crate) fn shape(&self) -> Vec<usize> {
+        self.tensor.shape()
     }
 
     /// Number of matrices in the tensor.
@@ -182,12 +195,22 @@ impl DenseSource {
         bytes as u64
     }
 
-    /// The tensor of scales that has its meaning with this one alone.
-    pub(crate) fn scales(&self) -> Option<&str> {
+    /// The tensors beside it that have a meaning with its bytes alone: the scales of FP8, of the
+    /// weight and of what it multiplies.
+    pub(crate) fn companions(&self) -> &[String] {
         match &self.stored {
-            Stored::Float(_) | Stored::Blocks(_) => None,
-            Stored::Fp8(scales) => Some(&scales.name),
+            Stored::Float(_) | Stored::Blocks(_) => &[],
+            Stored::Fp8(scales) => &scales.companions,
         }
+    }
+
+    /// Bytes that the scales of a tile of so many bytes take in memory, at most.
+    pub(crate) fn scales_len(&self, tile_bytes: usize) -> u64 {
+        let Stored::Fp8(scales) = &self.stored else { return 0 };
+        let elements = (tile_bytes / size_of::<f32>()).max(1);
+        let (rows, k) = ((elements / self.k.max(1)).max(1), self.k.min(elements));
+        let [rows, cols] = if self.transposed { [k, rows] } else { [rows, k] };
+        scales.bytes_of(rows, cols)
     }
 
     /// Reads a tile.
@@ -196,46 +219,111 @@ impl DenseSource {
     /// As [`Checkpoint::read`].
     pub(crate) fn read(&self, from: &Checkpoint, tile: &Tile) -> Result<FloatVec, Error> {
         let mut values = FloatVec::zeros(self.float_type(), 0);
-        if !self.transposed {
-            let decoder = Decoder::new(self, from, tile.row..tile.row + tile.rows)?;
-            values.append_le_bytes(&self.stored(from, &decoder, *tile)?);
-            return Ok(values);
-        }
-        let decoder = Decoder::new(self, from, tile.col..tile.col + tile.cols)?;
-        let size = self.float_type().bytes();
-        let mut bytes = vec![0; tile.len() * size];
-        // Whole stored rows are read together, parts of them one after the other.
-        let together = if tile.rows == self.rows { tile.cols } else { 1 };
-        for first in (0..tile.cols).step_by(together) {
-            let (row, start) = (tile.col + first, (tile.col + first) * self.rows + tile.row);
-            let rows = together.min(tile.cols - first);
-            let strip = Tile { row, rows, col: tile.row, cols: tile.rows, start };
-            let strip = self.stored(from, &decoder, strip)?;
-            for (k, stored_row) in strip.chunks_exact(tile.rows * size).enumerate() {
-                for (row, value) in stored_row.chunks_exact(size).enumerate() {
-                    let at = (row * tile.cols + first + k) * size;
-                    bytes[at..at + size].copy_from_slice(value);
-                }
-            }
-        }
-        values.append_le_bytes(&bytes);
+        values.append_le_bytes(&self.bytes(from, self.matrix, tile)?);
         Ok(values)
     }
 
-    /// The values of a tile of the matrix as it is stored, as bytes.
-    fn stored(
+    /// Reads a tile of all matrices together, the rows of each below those of the one before.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::read`].
+    pub(crate) fn read_stacked(&self, from: &Checkpoint, tile: &Tile) -> Result<FloatVec, Error> {
+        let mut values = FloatVec::zeros(self.float_type(), 0);
+        if !self.transposed && !matches!(self.stored, Stored::Fp8(_)) {
+            // They lie in the file below each other.
+            values.append_le_bytes(&self.bytes(from, 0, tile)?);
+            return Ok(values);
+        }
+        let (mut row, end) = (tile.row, tile.row + tile.rows);
+        while row < end {
+            let (matrix, first) = (row / self.rows, row % self.rows);
+            let rows = (self.rows - first).min(end - row);
+            let part = Tile { row: first, rows, start: first * self.k + tile.col, ..*tile };
+            values.append_le_bytes(&self.bytes(from, matrix, &part)?);
+            row += rows;
+        }
+        Ok(values)
+    }
+
+    /// The values of a tile of a matrix, as bytes.
+    fn bytes(&self, from: &Checkpoint, matrix: usize, tile: &Tile) -> Result<Vec<u8>, Error> {
+        let start = matrix * self.rows * self.k;
+        let rows = tile.row..tile.row + tile.rows;
+        let cols = tile.col..tile.col + tile.cols;
+        let decoder = match (&self.stored, self.transposed) {
+            (Stored::Fp8(scales), false) => Some(scales.read(from, matrix, rows, cols)?),
+            (Stored::Fp8(scales), true) => Some(scales.read(from, matrix, cols, rows)?),
+            _ => None,
+        };
+        if self.transposed {
+            return self.strips(from, start, decoder.as_ref(), tile);
+        }
+        let raw = self.raw(from, start + tile.start..start + tile.start + tile.len())?;
+        Ok(match decoder {
+            Some(decoder) => decoder.values(&raw, tile),
+            None => raw,
+        })
+    }
+
+    /// The values of a tile whose matrix is stored transposed, from this element on: a strip of
+    /// each stored row, with what is between the strips where that is short.
+    fn strips(
         &self,
         from: &Checkpoint,
-        decoder: &Decoder<'_>,
-        tile: Tile,
+        start: usize,
+        decoder: Option<&Decoder<'_>>,
+        tile: &Tile,
     ) -> Result<Vec<u8>, Error> {
-        let start = self.matrix * self.rows * self.k + tile.start;
-        if let Stored::Blocks(ty) = self.stored {
-            return self.blocks(from, ty, start..start + tile.len());
+        let (size, stored) = (self.float_type().bytes(), self.raw_bytes());
+        let mut out = vec![0; tile.len() * size];
+        let (row_bytes, together) = (self.rows * stored, self.strips_together(tile));
+        for first in (0..tile.cols).step_by(together) {
+            let rows = together.min(tile.cols - first);
+            let start = start + (tile.col + first) * self.rows + tile.row;
+            let raw = self.raw(from, start..start + (rows - 1) * self.rows + tile.rows)?;
+            for (col, strip) in (first..).zip(raw.chunks(row_bytes)) {
+                let strip = &strip[..tile.rows * stored];
+                let at =
+                    Tile { row: tile.col + col, rows: 1, col: tile.row, cols: tile.rows, start: 0 };
+                let values = match decoder {
+                    Some(decoder) => Cow::Owned(decoder.values(strip, &at)),
+                    None => Cow::Borrowed(strip),
+                };
+                for (row, value) in values.chunks_exact(size).enumerate() {
+                    let at = (row * tile.cols + col) * size;
+                    out[at..at + size].copy_from_slice(value);
+                }
+            }
         }
-        let size = self.tensor.info.dtype.bitsize() / 8;
-        let bytes = from.read(&self.tensor, start * size..(start + tile.len()) * size)?;
-        Ok(decoder.values(bytes, &tile))
+        Ok(out)
+    }
+
+    /// Stored rows that are read in one call for a tile of the transposed matrix: in no more memory
+    /// than the tile takes, or than a band of rows may.
+    fn strips_together(&self, tile: &Tile) -> usize {
+        let (row, stored) = (self.rows * self.raw_bytes(), self.raw_bytes());
+        let most = BAND.max(tile.len() * self.float_type().bytes());
+        match (self.rows - tile.rows) * stored <= GAP {
+            true => (most / row.max(1)).max(1),
+            false => 1,
+        }
+    }
+
+    /// A range of elements as bytes: those of the file, or the values of blocks.
+    fn raw(&self, from: &Checkpoint, elements: Range<usize>) -> Result<Vec<u8>, Error> {
+        if let Stored::Blocks(ty) = self.stored {
+            return self.blocks(from, ty, elements);
+        }
+        let size = self.raw_bytes();
+        from.read(&self.tensor, elements.start * size..elements.end * size)
+    }
+
+    /// Bytes of an element of [`raw`](Self::raw).
+    fn raw_bytes(&self) -> usize {
+        match self.stored {
+            Stored::Blocks(_) => size_of::<f32>(),
+            _ => self.tensor.info.dtype.bitsize() / 8,
+        }
     }
 }
 
@@ -283,117 +371,6 @@ impl DenseSource {
         }
         Ok(())
     }
-}
-
-impl Scales {
-    /// The scales beside a tensor of matrices.
-    fn find(
-        tensors: &BTreeMap<String, Tensor>,
-        name: &str,
-        lead: &[usize],
-        [rows, k]: [usize; 2],
-        block: [usize; 2],
-    ) -> Result<Self, Reason> {
-        let found = SCALES.iter().find_map(|end| {
-            let name = match name.strip_suffix("weight") {
-                Some(prefix) => format!("{prefix}{end}"),
-                None => format!("{name}_{}", end.strip_prefix("weight_").unwrap_or(end)),
-            };
-            Some((name.clone(), tensors.get(&name)?.clone()))
-        });
-        let (name, tensor) = found.ok_or(Reason::NoScales)?;
-        let known = state::float_type(tensor.info.dtype).is_some();
-        if !known && tensor.info.dtype != Dtype::F8_E8M0 {
-            return Err(Reason::ScalesType { name, got: tensor.info.dtype });
-        }
-        let shape = &tensor.info.shape[..];
-        let one = shape.strip_prefix(lead).filter(|_| shape.len() >= lead.len());
-        let blocks = [rows.div_ceil(block[0]), k.div_ceil(block[1])];
-        let whole = |shape: &[usize]| shape.iter().all(|dim| *dim == 1);
-        let (shared, [rows, cols], block) = match one {
-            _ if whole(shape) => (true, [1, 1], [usize::MAX; 2]),
-            Some(one) if whole(one) => (false, [1, 1], [usize::MAX; 2]),
-            Some([n] | [n, 1]) if *n == rows => (false, [rows, 1], [1, usize::MAX]),
-            Some(one) if *one == blocks => (false, blocks, block),
-            _ => {
-                let got = shape.to_vec();
-                let expected = format!(
-                    "one for all, one for each of {rows} rows, or {blocks:?}, one for each block \
-                    of {block:?}"
-                );
-                return Err(Reason::ScalesShape { name, got, expected });
-            }
-        };
-        Ok(Scales { name, tensor, rows, cols, block, shared })
-    }
-}
-
-/// Makes values of stored bytes.
-enum Decoder<'a> {
-    Float,
-    Fp8 {
-        scales: &'a Scales,
-        /// The first row of scales that is here.
-        first: usize,
-        values: Vec<f32>,
-        /// What each byte is worth before scaling.
-        table: Box<[f32; 256]>,
-    },
-}
-
-impl<'a> Decoder<'a> {
-    /// What it takes to decode these stored rows.
-    fn new(source: &'a DenseSource, from: &Checkpoint, rows: Range<usize>) -> Result<Self, Error> {
-        let Stored::Fp8(scales) = &source.stored else { return Ok(Decoder::Float) };
-        let first = rows.start / scales.block[0];
-        let last = rows.end.saturating_sub(1).max(rows.start) / scales.block[0];
-        let matrix = if scales.shared { 0 } else { source.matrix * scales.rows };
-        let size = scales.tensor.info.dtype.bitsize() / 8;
-        let [start, end] = [first, last + 1].map(|row| (matrix + row) * scales.cols * size);
-        let bytes = from.read(&scales.tensor, start..end)?;
-        let values = match state::float_type(scales.tensor.info.dtype) {
-            None => bytes.iter().map(|b| E8m0::from_bits(*b).to_f32()).collect(),
-            Some(float_type) => {
-                let mut values = FloatVec::zeros(float_type, 0);
-                values.append_le_bytes(&bytes);
-                with_floats!(FloatSlice, values.as_slice(), v => {
-                    v.iter().map(|x| fp4_core::Float::to_f32(*x)).collect()
-                })
-            }
-        };
-        let table = Box::new(std::array::from_fn(|byte| E4m3::from_bits(byte as u8).to_f32()));
-        Ok(Decoder::Fp8 { scales, first, values, table })
-    }
-
-    fn values(&self, bytes: Vec<u8>, tile: &Tile) -> Vec<u8> {
-        let Decoder::Fp8 { scales, first, values, table } = self else { return bytes };
-        let [block_rows, block_cols] = scales.block;
-        let mut out = Vec::with_capacity(4 * bytes.len());
-        for (row, codes) in (tile.row..).zip(bytes.chunks_exact(tile.cols.max(1))) {
-            let of_row = (row / block_rows - first) * scales.cols;
-            for (col, code) in (tile.col..).zip(codes) {
-                let value = table[usize::from(*code)] * values[of_row + col / block_cols];
-                out.extend(value.to_le_bytes());
-            }
-        }
-        out
-    }
-}
-
-/// Reads a tile of a dense tensor.
-///
-/// # Errors
-/// As [`Checkpoint::read`].
-pub(super) fn read(
-    from: &Checkpoint,
-    tensor: &Tensor,
-    float_type: FloatType,
-    tile: &Tile,
-) -> Result<FloatVec, Error> {
-    let (size, mut values) = (float_type.bytes(), FloatVec::zeros(float_type, 0));
-    let bytes = from.read(tensor, tile.start * size..(tile.start + tile.len()) * size)?;
-    values.append_le_bytes(&bytes);
-    Ok(values)
 }
 
 /// The part of a transform that acts on a tile's columns.
@@ -498,6 +475,72 @@ mod tests {
                 assert_eq!(values(&source, &from, bytes), expected, "{expert} {bytes}");
             }
         }
+    }
+
+    /// A source of which only the header is there.
+    fn headers(list: &[(&str, Dtype, &[usize])], name: &str, block: [usize; 2]) -> DenseSource {
+        let tensor = |(name, dtype, shape): &(&str, Dtype, &[usize])| {
+            let len = shape.iter().product::<usize>() * dtype.bitsize() / 8;
+            let info = crate::checkpoint::TensorInfo {
+                dtype: *dtype,
+                shape: shape.to_vec(),
+                data_offsets: (0, len),
+            };
+            (name.to_string(), Tensor { file: 0, info, ggml: None })
+        };
+        DenseSource::find(&list.iter().map(tensor).collect(), name, block).unwrap()
+    }
+
+    #[test]
+    fn small_tiles_of_a_transposed_matrix_take_a_band_of_stored_rows_and_wide_ones_strips() {
+        let together = |dtype, shape: &[usize], limit: usize| {
+            let source = headers(&[("w", dtype, shape)], "w", [128, 128]).transposed();
+            let size = source.float_type().bytes();
+            let tile = tiles(source.rows(), source.k(), size, limit).next().unwrap();
+            (source.strips_together(&tile), tile.len() * size)
+        };
+        // 2 values of each of 2880 stored rows of 2 KiB: in calls of 64 KiB, not of 4 bytes.
+        let (rows, tile) = together(Dtype::BF16, &[2880, 1024], 2 * 2880 * 2);
+        assert_eq!((rows, tile), (32, 11_520));
+        // In no more memory than a tile that is larger than that.
+        let (rows, tile) = together(Dtype::BF16, &[2880, 1024], 1 << 20);
+        assert!(rows * 2048 <= tile && (rows + 1) * 2048 > tile, "{rows} {tile}");
+        // What is between the strips is more than a call costs.
+        assert_eq!(together(Dtype::BF16, &[2880, 5760], 2 * 2880 * 2).0, 1);
+        // Whole stored rows, all in one.
+        assert_eq!(together(Dtype::F32, &[64, 96], 1 << 20).0, (64 << 10) / (4 * 96));
+    }
+
+    #[test]
+    fn fp8_scales_are_read_for_the_tile_alone_and_accounted_for() {
+        let list: [(&str, Dtype, &[usize]); 2] = [
+            ("a.weight", Dtype::F8_E4M3, &[4, 1 << 20]),
+            ("a.weight_scale_inv", Dtype::F32, &[4, 1 << 20]),
+        ];
+        let source = headers(&list, "a.weight", [1, 1]);
+        // One row of 128 columns, and one that begins inside a block.
+        assert_eq!(source.scales_len(1), 2 * 2 * 8);
+        assert_eq!(source.scales_len(4 << 20), 2 * (1 << 20) * 8);
+        let plain = headers(&list, "a.weight_scale_inv", [1, 1]);
+        assert_eq!(plain.scales_len(4 << 20), 0);
+        // Of a file, one row from inside the second block on.
+        let scales: Vec<u8> = [1f32, 2.0, 3.0, 4.0].iter().flat_map(|s| s.to_le_bytes()).collect();
+        let view = |dtype, shape: [usize; 2], bytes| {
+            safetensors::tensor::TensorView::new(dtype, shape.to_vec(), bytes).unwrap()
+        };
+        let views = [
+            ("a.weight", view(Dtype::F8_E4M3, [1, 512], &[0x38; 512][..])),
+            ("a.weight_scale_inv", view(Dtype::F32, [1, 4], &scales[..])),
+        ];
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.safetensors");
+        std::fs::write(&path, safetensors::serialize(views, None).unwrap()).unwrap();
+        let from = Checkpoint::open(&path).unwrap();
+        let source = DenseSource::find(from.tensors(), "a.weight", [128, 128]).unwrap();
+        let Stored::Fp8(scales) = &source.stored else { panic!("{source:?}") };
+        assert_eq!(scales.read(&from, 0, 0..1, 200..384).unwrap().scales(), [2.0, 3.0]);
+        let tile = Tile { row: 0, rows: 1, col: 256, cols: 128, start: 256 };
+        assert_eq!(source.read(&from, &tile).unwrap(), FloatVec::F32(vec![3.0; 128]));
     }
 
     #[test]

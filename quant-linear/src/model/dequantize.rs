@@ -7,6 +7,9 @@
 //! of activations, or a scale of their features, stays where it is: the weights are those of the
 //! layer that applies it.
 //!
+//! A model whose loader takes a weight as (in, out), as gpt-oss's and Llama 4's experts or GPT-2's
+//! layers, gets it as (out, in) all the same: [`Plan::warnings`] says so.
+//!
 //! What is stored padded (ComfyUI) is written as stored; [`Options::crop`] gives it its true shape.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -17,12 +20,14 @@ use serde::{Deserialize, Serialize};
 use super::convert::plan::{carried, is_other, strip, unique};
 use super::convert::{Source, Weight, weights};
 use crate::checkpoint::tiles::Tile;
-use crate::checkpoint::{Arrangement, Checkpoint, INDEX, TensorSource, byte_len};
+use crate::checkpoint::{Arrangement, Checkpoint, TensorSource, byte_len};
 use crate::error::{Error, ModelError};
 use crate::layer::state::{self, BIAS, join};
-use crate::layout::Layers;
+use crate::layout::{Layers, Place, kv_cache};
 use crate::model::dense::{DenseSource, encoded};
-use crate::model::roles::fp8_block;
+use crate::model::orientation;
+use crate::model::roles::{Facts, Roles, fp8_block, is_conv1d};
+use crate::model::select::Orientation;
 use crate::model::stream::{self, Job, Memory, Progress, Sink};
 
 /// How a checkpoint is dequantized.
@@ -57,6 +62,8 @@ pub struct Plan<'a> {
     pub companions: Vec<(String, Vec<u8>)>,
     /// What the user should know.
     pub notes: Vec<String>,
+    /// What keeps the output from being loaded as it is.
+    pub warnings: Vec<String>,
 }
 
 /// What became of a tensor; nothing that is worth a number.
@@ -91,8 +98,9 @@ impl<'a> Plan<'a> {
             copied: vec![],
             companions: vec![],
             notes: vec![],
+            warnings: vec![],
         };
-        for weight in weights(layers, true) {
+        for weight in weights(layers, true, &|_| false) {
             let file = weight.sources[0].layer.own.first().map_or(0, |name| file_of(name));
             plan.add(input, weight, file)?;
         }
@@ -113,7 +121,7 @@ impl<'a> Plan<'a> {
                 None => DenseSource::find(input.tensors(), name, block).ok(),
             };
             let source = source.filter(DenseSource::is_encoded);
-            scales.extend(source.as_ref().and_then(DenseSource::scales).map(String::from));
+            scales.extend(source.iter().flat_map(DenseSource::companions).cloned());
             plan.copied.push((name.clone(), file_of(name), source));
         }
         plan.copied.retain(|(name, ..)| !scales.contains(name));
@@ -122,7 +130,37 @@ impl<'a> Plan<'a> {
             return Err(ModelError::NoLayers { path: input.path().to_path_buf() }.into());
         }
         plan.arrange(input, one_file)?;
+        plan.warn_of_orientation(input)?;
         Ok(plan)
+    }
+
+    /// Warns of weights that the model's own loader takes the other way around.
+    fn warn_of_orientation(&mut self, input: &Checkpoint) -> Result<(), Error> {
+        let config = TensorSource::config(input);
+        let roles = Roles::new(Facts::new(Some(config.model()), input.tensors()))?;
+        for experts in [true, false] {
+            let turned = self.weights.iter().map(|dense| &dense.weight).filter(|weight| {
+                let layer = weight.sources[0].layer;
+                // What is stored as columns, and gpt-oss, is of a model that has them so.
+                let columns = matches!(layer.place, Place::Columns { .. });
+                let says = roles.loaded(&weight.tensor, experts) == Some(Orientation::InOut);
+                let of_model = columns || layer.layout.name() == "gpt-oss" && !config.has_model();
+                weight.experts.is_some() == experts && (says || of_model && experts)
+            });
+            let turned: Vec<_> = turned.map(|weight| &weight.tensor).collect();
+            let Some(first) = turned.first() else { continue };
+            let (is, wants) = match experts {
+                true => ("(experts, out, in)", "(experts, in, out)"),
+                false => ("(out, in)", "(in, out)"),
+            };
+            let whose = config.model_type().map_or("its model".into(), |ty| format!("`{ty}`"));
+            self.warnings.push(format!(
+                "{} weights, `{first}` the first, are written as {is}, and the loader of {whose} \
+                 takes them as {wants}: turn their last two dimensions around before it loads them",
+                turned.len()
+            ));
+        }
+        Ok(())
     }
 
     fn add(&mut self, input: &Checkpoint, weight: Weight<'a>, file: usize) -> Result<(), Error> {
@@ -186,7 +224,10 @@ impl<'a> Plan<'a> {
                 tensors.push((name.clone(), dtype, tensor.shape()));
             }
             let own = input.files().get(file).map(|(_, file)| file.metadata());
-            let metadata = carried(&own.cloned().unwrap_or_default());
+            let mut metadata = carried(&own.cloned().unwrap_or_default());
+            let own = self.weights.iter().filter(|dense| dense.file == file);
+            let either = own.filter(|dense| dense.either()).map(|d| d.weight.tensor.as_str());
+            orientation::record(&mut metadata, either.map(|name| (name, Orientation::OutIn)));
             let arrangement = Arrangement::new(tensors, &metadata);
             let refused = |refusal| Error::checkpoint(input.path(), refusal);
             self.files.push((name, arrangement.map_err(refused)?));
@@ -205,6 +246,13 @@ impl<'a> Plan<'a> {
             ));
         }
         let config = TensorSource::config(input);
+        if let Some(cache) = kv_cache(config) {
+            self.notes.push(format!(
+                "the source's config has a quantized cache of keys and values ({}), and the config \
+                that is written says nothing of it",
+                cache.what
+            ));
+        }
         if let Some(mut model) = config.model().as_object().cloned() {
             strip(&mut model);
             let mut text = serde_json::to_vec_pretty(&model).unwrap_or_default();
@@ -218,7 +266,8 @@ impl<'a> Plan<'a> {
                 map.extend(names.map(|tensor| (tensor.clone(), name.clone())));
                 size += arrangement.data_len();
             }
-            self.companions.push((INDEX.into(), index.rewritten(&map, size).into_bytes()));
+            let name = index.name().into();
+            self.companions.push((name, index.rewritten(&map, size).into_bytes()));
         }
         Ok(())
     }
@@ -242,6 +291,13 @@ impl<'a> Plan<'a> {
             }));
         }
         tasks
+    }
+}
+
+impl Dense<'_> {
+    /// May other files hold it either way? Here it is (out, in).
+    fn either(&self) -> bool {
+        self.weight.experts.is_some() || is_conv1d(&self.weight.tensor)
     }
 }
 

@@ -11,6 +11,7 @@
 //! | [`quantize`] | the streaming quantizer |
 //! | [`groups`] | what quantizing did to each group |
 //! | [`stream`] | writing a model of any size |
+//! | [`items`] | what a checkpoint holds under the names that another shares |
 //! | [`compare`] | one tensor against another |
 //! | [`difference`] | how far apart two are |
 //! | [`scales`] | scales by their powers of two |
@@ -41,6 +42,8 @@ mod dense;
 pub mod dequantize;
 pub mod difference;
 pub mod groups;
+pub mod items;
+mod orientation;
 pub mod plan;
 pub mod quantize;
 pub mod recipe;

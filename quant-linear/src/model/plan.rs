@@ -12,7 +12,9 @@ use crate::error::{Error, ModelError, Reason};
 use crate::layer::{Activations, DenseOptions, StoredTransform, state};
 use crate::layout::STATE_NAMES;
 use crate::model::dense::{DenseSource, encoded};
-use crate::model::select::{Chosen, EXAMPLES, Fate, Request, Rule};
+use crate::model::orientation;
+use crate::model::roles::is_conv1d;
+use crate::model::select::{Chosen, EXAMPLES, Fate, Orientation, Request, Rule};
 use crate::model::ties::{Key, Tied, can_tie};
 
 /// A weight to be quantized: a tensor, or one of the matrices of an expert tensor.
@@ -52,6 +54,13 @@ impl Weight {
         self.source.is_transposed()
     }
 
+    /// How the input holds it, where that is not the same for all weights.
+    fn orientation(&self) -> Option<(&str, Orientation)> {
+        let either = self.expert.is_some() || is_conv1d(&self.name);
+        let way = if self.is_transposed() { Orientation::InOut } else { Orientation::OutIn };
+        either.then_some((self.name.as_str(), way))
+    }
+
     /// Passes over it: two if its global scale needs the largest magnitude first.
     pub fn passes(&self) -> u64 {
         if self.options.needs_amax() { 2 } else { 1 }
@@ -69,6 +78,18 @@ pub struct Skipped {
     pub bytes: u64,
 }
 
+/// A scale of an FP8 weight, or of the FP8 activations that it multiplied, which means nothing once
+/// the weight is quantized.
+#[derive(Debug, Clone)]
+pub struct UsedUp {
+    /// Its name.
+    pub name: String,
+    /// The weight.
+    pub weight: String,
+    /// Its bytes.
+    pub bytes: u64,
+}
+
 /// The whole plan.
 #[derive(Debug)]
 pub struct Plan {
@@ -78,8 +99,13 @@ pub struct Plan {
     pub skipped: Vec<Skipped>,
     /// Number of tensors that are copied, the skipped ones included.
     pub copied: usize,
+    /// Tensors that are not written, by name: what they say, the weights that they belong to no
+    /// longer need.
+    pub used_up: Vec<UsedUp>,
     /// One layout for each file of the input.
     pub layouts: Vec<Arrangement>,
+    /// Patterns that keep tensors dense and match none.
+    pub unmatched: Vec<String>,
 }
 
 impl Plan {
@@ -91,7 +117,12 @@ impl Plan {
     /// nothing to quantize, or names that are taken.
     pub fn new(input: &Checkpoint, request: &Request) -> Result<Self, Error> {
         let rule = Rule::new(request, input.tensors(), Some(input.config().model()))?;
+        let rule = rule.recorded(orientation::recorded(input)?);
         rule.check_includes()?;
+        let unmatched: Vec<_> = rule.unmatched().into_iter().map(String::from).collect();
+        if let (Some(glob), true) = (unmatched.first(), request.strict) {
+            return Err(ModelError::NoMatch { glob: glob.clone() }.into());
+        }
         let mut draft = Draft::new(input);
         for (name, tensor) in input.tensors() {
             match rule.decide(name, &tensor.info)? {
@@ -100,8 +131,8 @@ impl Plan {
                 Fate::Copy => draft.copy(name, tensor)?,
             }
         }
-        draft.drop_scales();
-        draft.finish(request)
+        draft.use_up();
+        Ok(Plan { unmatched, ..draft.finish(request)? })
     }
 
     /// The weights of a file, among all.
@@ -151,7 +182,8 @@ struct Draft<'a> {
     /// The weights by their prefixes.
     prefixes: BTreeMap<String, String>,
     /// The weights that FP8 scales belong to.
-    scales: BTreeMap<String, String>,
+    companions: BTreeMap<String, String>,
+    used_up: Vec<UsedUp>,
 }
 
 impl<'a> Draft<'a> {
@@ -166,7 +198,8 @@ impl<'a> Draft<'a> {
             files: vec![BTreeMap::new(); files],
             header_lens: vec![0; files],
             prefixes: BTreeMap::new(),
-            scales: BTreeMap::new(),
+            companions: BTreeMap::new(),
+            used_up: vec![],
         }
     }
 
@@ -201,8 +234,8 @@ impl<'a> Draft<'a> {
     fn quantize(&mut self, name: &str, tensor: &Tensor, chosen: &Chosen) -> Result<(), Error> {
         let [matrices, rows, k] = chosen.shape();
         let shape = PackedShape::of(chosen.options.format, rows, k)?;
-        if let Some(scales) = chosen.source.scales() {
-            self.scales.insert(scales.into(), name.into());
+        for companion in chosen.source.companions() {
+            self.companions.insert(companion.clone(), name.into());
         }
         for matrix in 0..matrices {
             let expert = chosen.experts.then_some(matrix);
@@ -237,13 +270,15 @@ impl<'a> Draft<'a> {
         Ok(())
     }
 
-    /// Takes the FP8 scales of quantized weights out of what is written.
-    fn drop_scales(&mut self) {
-        for (name, weight) in std::mem::take(&mut self.scales) {
+    /// Takes what means nothing without the FP8 bytes of quantized weights out of what is written.
+    fn use_up(&mut self) {
+        for (name, weight) in std::mem::take(&mut self.companions) {
             let Some(tensor) = self.input.tensors().get(&name) else { continue };
             self.files[tensor.file].remove(&name);
             self.copied -= 1;
-            let (bytes, reason) = (byte_len(&tensor.info) as u64, Reason::ScalesOf(weight));
+            let bytes = byte_len(&tensor.info) as u64;
+            self.used_up.push(UsedUp { name: name.clone(), weight: weight.clone(), bytes });
+            let reason = Reason::ScalesOf(weight);
             self.skipped.retain(|skipped| skipped.name != name);
             if tensor.info.shape.len() > 1 {
                 self.skipped.push(Skipped { name, reason, bytes });
@@ -289,16 +324,18 @@ impl<'a> Draft<'a> {
         self.weights.sort_by_key(|w| w.tensor.file); // stable: by name within a file
         let metadata = metadata_of(&self.weights)?;
         let mut layouts = vec![];
-        for ((_, file), tensors) in self.input.files().iter().zip(self.files) {
-            let mut all = file.metadata().clone();
+        for (position, tensors) in self.files.into_iter().enumerate() {
+            let mut all = self.input.files()[position].1.metadata().clone();
             all.extend(metadata.clone());
+            let own = self.weights.iter().filter(|w| w.tensor.file == position);
+            orientation::record(&mut all, own.filter_map(Weight::orientation));
             let tensors: Vec<Planned> =
                 tensors.into_iter().map(|(name, (dtype, shape))| (name, dtype, shape)).collect();
             let layout = Arrangement::new(tensors, &all);
             layouts.push(layout.map_err(|refusal| Error::checkpoint(self.input.path(), refusal))?);
         }
-        let Draft { weights, skipped, copied, .. } = self;
-        Ok(Plan { weights, skipped, copied, layouts })
+        let Draft { weights, skipped, copied, used_up, .. } = self;
+        Ok(Plan { weights, skipped, copied, used_up, layouts, unmatched: vec![] })
     }
 }
 

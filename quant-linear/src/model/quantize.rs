@@ -24,7 +24,7 @@ use fp4_core::{
 };
 
 use crate::checkpoint::tiles::{Tile, tiles};
-use crate::checkpoint::{Arrangement, Checkpoint, INDEX, Listing, byte_len};
+use crate::checkpoint::{Arrangement, Checkpoint, Listing, byte_len};
 use crate::error::{Error, ModelError};
 use crate::layer::{Activations, DenseOptions, StoredTransform, state};
 use crate::model::dense::{self, DenseSource, encoded};
@@ -114,7 +114,10 @@ impl Engine<'_> {
     ) -> Result<(), Error> {
         let files = self.input.files().iter().zip(&plan.layouts);
         let index = self.input.index().map(|index| {
-            (INDEX, index.rewritten(&plan.weight_map(self.input), plan.data_len()).into_bytes())
+            (
+                index.name(),
+                index.rewritten(&plan.weight_map(self.input), plan.data_len()).into_bytes(),
+            )
         });
         let contents = Contents {
             files: files
@@ -355,7 +358,10 @@ impl Job for Task<'_> {
 
     fn memory(&self) -> u64 {
         match self.what {
-            What::Quantize(weight) => self.engine.memory.of_tiles(weight.value_len()),
+            What::Quantize(weight) => {
+                let memory = self.engine.memory;
+                memory.of_tiles(weight.value_len()) + weight.source.scales_len(memory.tile_bytes())
+            }
             What::Copy { .. } => self.bytes().min(self.engine.memory.tile_bytes() as u64),
             What::Decode { ref source, .. } => {
                 self.engine.memory.of_tiles(source.value_len() as u64 * source.matrices() as u64)

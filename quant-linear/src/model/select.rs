@@ -17,13 +17,15 @@
 //! ```
 //!
 //! Every tensor of two or more dimensions is either quantized or skipped with a reason. A pattern
-//! that matches no tensor, or none that is quantizable, is an error. Expert matrices of which
+//! that matches no tensor, or none that is quantizable, is an error; one that only keeps tensors
+//! dense may match none, unless the request is strict, and is told of. Expert matrices of which
 //! nothing tells whether they are (out, in) or (in, out) are an error, whatever chose them.
 //!
 //! Worked example: including `l.*` on `l.weight` (8, 64), `l.bias` (8) and `l.norm.weight` (64)
 //! quantizes the first and copies the others without a word; including `l.bias` is an error.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::sync::Arc;
 
 use fp4_core::PackedShape;
@@ -50,6 +52,15 @@ pub enum Orientation {
     InOut,
 }
 
+impl fmt::Display for Orientation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Orientation::OutIn => "(out, in)",
+            Orientation::InOut => "(in, out)",
+        })
+    }
+}
+
 /// What is asked for.
 #[derive(Debug, Clone)]
 pub struct Request {
@@ -65,7 +76,7 @@ pub struct Request {
     pub ties: Vec<Tie>,
     /// How expert matrices are stored, whatever config.json says.
     pub experts: Option<Orientation>,
-    /// Is a chosen weight that cannot be quantized an error?
+    /// Is a chosen weight that cannot be quantized an error, and a pattern that matches nothing?
     pub strict: bool,
 }
 
@@ -83,10 +94,11 @@ pub struct Rule<'a> {
     tensors: &'a BTreeMap<String, Tensor>,
     roles: Roles,
     include: Vec<Include>,
-    exclude: GlobSet,
+    exclude: Vec<(String, GlobSet)>,
     recipe: Vec<Wanted>,
     options: Arc<DenseOptions>,
     experts: Option<Orientation>,
+    recorded: BTreeMap<String, Orientation>,
 }
 
 /// One pattern to include.
@@ -156,17 +168,24 @@ impl<'a> Rule<'a> {
             })
         });
         let include = include.collect::<Result<_, ModelError>>()?;
+        let exclude = request.exclude.iter().map(|text| Ok((text.clone(), globs(&[text])?)));
         let options = Arc::new(request.options.clone());
         let recipe = request.recipe.as_ref().map(|recipe| recipe.compile(&options)).transpose()?;
         Ok(Rule {
             tensors,
             roles: Roles::new(Facts::new(config, tensors))?,
             include,
-            exclude: globs(&request.exclude)?,
+            exclude: exclude.collect::<Result<_, ModelError>>()?,
             recipe: recipe.unwrap_or_default(),
             options,
             experts: request.experts.or(request.recipe.as_ref().and_then(|r| r.experts)),
+            recorded: BTreeMap::new(),
         })
+    }
+
+    /// The rule where a header says how these weights are stored, whatever the config says.
+    pub(super) fn recorded(self, recorded: BTreeMap<String, Orientation>) -> Self {
+        Rule { recorded, ..self }
     }
 
     /// Decides about one tensor.
@@ -185,7 +204,7 @@ impl<'a> Rule<'a> {
         if !named && let Some(fate) = self.no_candidate(name, info) {
             return Ok(fate);
         }
-        if self.exclude.is_match(name) {
+        if self.exclude.iter().any(|(_, glob)| glob.is_match(name)) {
             return Ok(Fate::Skip(Reason::Excluded));
         }
         let options = match wanted {
@@ -231,13 +250,15 @@ impl<'a> Rule<'a> {
             None if experts => name,
             None => return Err(Reason::Name),
         };
+        let recorded = self.recorded.get(name).copied();
         let orientation = match info.shape[..] {
-            [_, _] => self.roles.matrix(name).ok_or(Reason::Transposed),
+            [_, _] => recorded.or_else(|| self.roles.matrix(name)).ok_or(Reason::Transposed),
             [e, a, b] if experts && (e == 0 || a == 0 || b == 0) => {
                 Err(Reason::Empty(info.shape.clone()))
             }
             [_, a, b] if experts => {
-                let told = self.experts.or_else(|| self.roles.experts(name, a, b));
+                let told = self.experts.or(recorded);
+                let told = told.or_else(|| self.roles.experts(name, a, b));
                 told.ok_or_else(|| Reason::Experts(info.shape.clone()))
             }
             _ => Err(Reason::Rank(info.shape.clone())),
@@ -288,6 +309,17 @@ impl<'a> Rule<'a> {
             }
         }
         Ok(())
+    }
+
+    /// Patterns that match no tensor and need not: those to exclude, and those of rules of the
+    /// recipe that keep tensors dense.
+    pub fn unmatched(&self) -> Vec<&str> {
+        let exclude = self.exclude.iter().map(|(text, glob)| (text.as_str(), glob));
+        let dense = self.recipe.iter().filter(|wanted| wanted.options.is_none());
+        let all = exclude.chain(dense.flat_map(Wanted::patterns));
+        let idle =
+            all.filter(|(_, glob)| !self.tensors.keys().any(|name| glob.is_match(name.as_str())));
+        idle.map(|(text, _)| text).collect()
     }
 
     fn check(

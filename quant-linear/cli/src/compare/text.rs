@@ -61,6 +61,13 @@ pub(super) fn text(page: &mut Page<'_>, args: &Args, findings: &Findings<'_>) ->
             "layers with a transform were compared with the dense weight transformed the same way"
         ))?;
     }
+    let turned = findings.pairs.iter().filter(|(_, pair)| pair.in_out).count();
+    if turned > 0 {
+        page.line(format_args!(
+            "{} stored (in, out), and compared as (out, in)",
+            report::count(turned, "dense weight")
+        ))?;
+    }
     for (side, names) in ["A", "B"].iter().zip(&findings.only) {
         for name in names {
             page.line(format_args!("only in {side}: {name}"))?;

@@ -72,7 +72,8 @@ pub(crate) struct Args {
     /// How tensors with one matrix for each expert are stored [default: as config.json tells].
     #[arg(long, value_enum)]
     experts: Option<ExpertsArg>,
-    /// Fail if a weight that would be quantized cannot be, instead of copying it.
+    /// Fail if a weight that would be quantized cannot be, instead of copying it, and if a pattern
+    /// matches no tensor.
     #[arg(long)]
     strict: bool,
     /// Report what would be quantized and how large it would be; write nothing.

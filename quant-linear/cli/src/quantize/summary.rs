@@ -15,7 +15,7 @@ use quant_linear::checkpoint::{Arrangement, Checkpoint, Listing, byte_len};
 use quant_linear::layout::STATE_NAMES;
 use quant_linear::model::difference::Difference;
 use quant_linear::model::groups::{Counts, Figures, Groups};
-use quant_linear::model::plan::{Plan, Skipped, Weight};
+use quant_linear::model::plan::{Plan, Skipped, UsedUp, Weight};
 use quant_linear::model::quantize::Outcome;
 
 use super::row::Row;
@@ -32,6 +32,7 @@ pub(super) struct Summary {
     domain: &'static str,
     dry: bool,
     skipped: Vec<Skipped>,
+    used_up: Vec<UsedUp>,
     copied: usize,
     /// Bytes of all tensors of the input.
     data_bytes: u64,
@@ -83,6 +84,7 @@ impl Summary {
             domain,
             dry: args.dry_run,
             skipped: plan.skipped.clone(),
+            used_up: plan.used_up.clone(),
             copied: plan.copied,
             data_bytes: input.tensors().values().map(|t| byte_len(&t.info) as u64).sum(),
             file_bytes: [
@@ -92,7 +94,7 @@ impl Summary {
             rows: rows(plan),
             groups: Groups::default(),
             quantizers: BTreeSet::new(),
-            warnings: vec![],
+            warnings: plan.unmatched.iter().map(unmatched).collect(),
         }
     }
 
@@ -194,6 +196,7 @@ impl Summary {
             skipped: Stream(|| self.skipped.iter().map(skipped)),
             tensors: Stream(|| self.rows.iter().map(Row::json)),
             totals,
+            used_up: Stream(|| self.used_up.iter().map(used_up)),
             warnings: &self.warnings,
         }
     }
@@ -235,6 +238,15 @@ impl Summary {
                 report::bytes(*bytes),
                 self.share(*bytes)
             ))?;
+        }
+        // Those of more dimensions are in the list above.
+        let listed = |name: &str| self.skipped.binary_search_by(|s| s.name.as_str().cmp(name));
+        for UsedUp { name, weight, .. } in &self.used_up {
+            if listed(name).is_err() {
+                page.line(format_args!(
+                    "not written: {name}: a scale of the FP8 bytes of {weight}"
+                ))?;
+            }
         }
         let kept = |s: &Skipped| match &s.reason {
             Reason::Kept(kept) => Some(format!("{}: {}", kept.why, kept.source)),
@@ -322,9 +334,20 @@ fn rows(plan: &Plan) -> Vec<Row> {
     rows
 }
 
+fn unmatched(glob: &String) -> String {
+    format!(
+        "'{glob}' of --exclude or --recipe matches no tensor, so it keeps none dense; `fp4 inspect` \
+         lists their names"
+    )
+}
+
 fn skipped(skipped: &Skipped) -> Value {
     let Skipped { name, reason, bytes } = skipped;
     json!({ "name": name, "reason": told::reason(reason), "bytes": bytes })
+}
+
+fn used_up(UsedUp { name, weight, bytes }: &UsedUp) -> Value {
+    json!({ "name": name, "weight": weight, "bytes": bytes })
 }
 
 fn figures_line(name: &str, figures: &Figures) -> [String; 10] {
@@ -370,12 +393,13 @@ pub(super) fn put_figures(object: &mut Value, figures: &Figures) {
 
 /// The report as `--json` prints it.
 #[derive(Serialize)]
-struct Report<'a, S: Serialize, T: Serialize> {
+struct Report<'a, S: Serialize, T: Serialize, U: Serialize> {
     #[serde(flatten)]
     head: &'a Value,
     quantizers: Vec<&'a str>,
     skipped: S,
     tensors: T,
     totals: Value,
+    used_up: U,
     warnings: &'a [String],
 }

@@ -38,8 +38,8 @@ fn model(error: ModelError) -> anyhow::Error {
     match error {
         ModelError::NoMatch { glob } => {
             anyhow!(
-                "'{glob}' of --include or --recipe matches no tensor; `fp4 inspect` lists their \
-                names"
+                "'{glob}' of --include, --exclude or --recipe matches no tensor; `fp4 inspect` lists \
+                their names"
             )
         }
         ModelError::NoneQuantizable { glob, examples, more } => anyhow!(

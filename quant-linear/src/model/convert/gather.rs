@@ -36,8 +36,12 @@ pub struct Weight<'a> {
     pub inputs: Option<Vec<Global>>,
 }
 
-/// The weights of layers, for a target that holds 3-D tensors or not.
-pub fn weights(layers: &Layers, stacks: bool) -> Vec<Weight<'_>> {
+/// The weights of layers, for a target that holds 3-D tensors or not, and keeps some as they are.
+pub fn weights<'a>(
+    layers: &'a Layers,
+    stacks: bool,
+    kept: &dyn Fn(&Layer) -> bool,
+) -> Vec<Weight<'a>> {
     let mut all = vec![];
     let mut joined = BTreeMap::new();
     if stacks {
@@ -47,7 +51,7 @@ pub fn weights(layers: &Layers, stacks: bool) -> Vec<Weight<'_>> {
         joined.values().flatten().map(|layer| layer.module.clone()).collect();
     for layer in layers.good.values().filter(|layer| !members.contains(&layer.module)) {
         match layer.experts {
-            Some(experts) if !stacks => {
+            Some(experts) if !stacks && !kept(layer) => {
                 all.extend((0..experts).map(|expert| one(layer, expert)));
             }
             _ => all.push(whole(layer)),

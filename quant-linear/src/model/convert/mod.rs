@@ -16,6 +16,7 @@
 //! tensor and the coordinate unless [`Options::changed`] allows it.
 
 mod gather;
+mod notes;
 pub(super) mod plan;
 mod rescale;
 mod weight;

@@ -4,17 +4,17 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use fp4_core::{QuantSpec, ScaleType};
 use safetensors::Dtype;
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use super::weight::Planned;
 use super::{Arranged, Options, gather, rescale};
 use crate::checkpoint::HEADER_LAYERS;
 use crate::checkpoint::gguf::{self, GgmlType, GgufArrangement};
-use crate::checkpoint::{Arrangement, Checkpoint, INDEX, Refusal, Tensor, TensorSource};
+use crate::checkpoint::{Arrangement, Checkpoint, Refusal, Tensor, TensorSource};
 use crate::error::{Error, ModelError};
 use crate::layer::state;
-use crate::layout::write::{Done, DoneLayer, Fill, Held, NewTensor, Refused};
-use crate::layout::{Layers, Layout};
+use crate::layout::write::{Done, DoneLayer, Fill, Held, NewTensor, Refused, Written};
+use crate::layout::{Activations, KvCache, Layer, Layers, Layout, Said, kv_cache};
 use crate::model::dense::encoded;
 
 /// A tensor that is carried along.
@@ -44,7 +44,7 @@ pub struct Plan<'a> {
     /// What the user should know.
     pub notes: Vec<String>,
     /// True if all layers stay in their layout and format.
-    same: bool,
+    pub(super) same: bool,
 }
 
 /// What an output is to be.
@@ -94,68 +94,16 @@ impl<'a> Plan<'a> {
         let target = plan.options.target.name();
         plan.same = layers.good.values().all(|layer| layer.layout.name() == target)
             && plan.weights.iter().all(|planned| planned.rescale.is_none());
-        plan.note(input);
+        let cache = kv_cache(TensorSource::config(input));
+        plan.note(input, cache.as_ref());
         let names: Vec<String> = match (one_file, is_gguf(options.target)) {
             (true, false) => vec!["model.safetensors".into()],
             (true, true) => vec!["model.gguf".into()],
             (false, _) => input.files().iter().map(|(name, _)| name.clone()).collect(),
         };
         plan.arrange(input, names)?;
-        plan.companions(input, layers)?;
+        plan.companions(input, cache.as_ref())?;
         Ok(plan)
-    }
-
-    /// Says what is not carried along.
-    fn note(&mut self, input: &Checkpoint) {
-        let decoded = self.copied.iter().filter(|copied| copied.decoded).count();
-        if decoded > 0 {
-            self.notes.push(format!(
-                "{decoded} tensors in blocks of ggml's that are no FP4 are written in F32"
-            ));
-        }
-        if input.gguf().is_some() && !is_gguf(self.options.target) {
-            self.notes.push(
-                "the pairs of the GGUF header (tokenizer, hyperparameters) have no place in the \
-                 output; tensors keep their GGUF names"
-                    .into(),
-            );
-        }
-        if input.gguf().is_none() && is_gguf(self.options.target) {
-            self.notes.push(
-                "tensors keep their names, and the header has the architecture only: llama.cpp's \
-                 own converter renames tensors, permutes some, and adds the tokenizer"
-                    .into(),
-            );
-        }
-        let others = self.copied.iter().filter(|copied| is_other(input, &copied.name));
-        let others: Vec<_> = others.collect();
-        if let (Some(first), false) = (others.first(), self.same) {
-            self.notes.push(format!(
-                "{} tensors belong to layers that are quantized in another way, `{}` the first: \
-                they stay as they are, and the config that is written does not speak of them",
-                others.len(),
-                first.name
-            ));
-        }
-        let padded = self.weights.iter().filter(|planned| {
-            planned.weight.sources.iter().any(|source| source.layer.layout.pads())
-        });
-        let padded = padded.count();
-        if padded > 0 && !self.options.target.pads() {
-            self.notes.push(format!(
-                "{padded} weights are stored padded, and are written with their padding: a bias \
-                shows how many rows are real"
-            ));
-        }
-        let scale = self.weights.iter().flat_map(|planned| &planned.weight.sources);
-        let lost = scale.filter(|source| source.layer.inputs.is_some()).count();
-        let kept = self.weights.iter().filter(|planned| has_input(planned)).count();
-        if lost > kept {
-            self.notes.push(format!(
-                "{} stores no global scale of activations: those of {lost} layers are left out",
-                self.options.target.name()
-            ));
-        }
     }
 
     /// Where everything goes.
@@ -207,7 +155,7 @@ impl<'a> Plan<'a> {
         let layers: Vec<_> = self.weights.iter().filter(of_file).map(done).collect();
         let others = self.copied.iter().filter(|copied| copied.file == file);
         let others: Vec<_> = others.map(|copied| copied.name.clone()).collect();
-        let done = Done { layers: &layers, dense: &[], others: &others, activations: false };
+        let done = Done { layers: &layers, dense: &[], others: &others, kv_cache: None };
         metadata.extend(self.options.target.metadata(&done));
         // Layers of other formats that the header lists stay listed.
         let listed = own.iter().filter(|(key, _)| self.same && *key == HEADER_LAYERS);
@@ -216,7 +164,7 @@ impl<'a> Plan<'a> {
     }
 
     /// The config, and the index of shards.
-    fn companions(&mut self, input: &Checkpoint, layers: &Layers) -> Result<(), Error> {
+    fn companions(&mut self, input: &Checkpoint, kv_cache: Option<&KvCache>) -> Result<(), Error> {
         let config = TensorSource::config(input);
         if let Some(problem) = config.problem() {
             return Err(ModelError::Config(problem.to_string()).into());
@@ -233,8 +181,7 @@ impl<'a> Plan<'a> {
         let done_layers: Vec<_> = self.weights.iter().map(done).collect();
         let dense = self.copied.iter().filter_map(|copied| linear(input, &copied.name));
         let dense: Vec<_> = dense.collect();
-        let activations = activations(input, layers);
-        let done = Done { layers: &done_layers, dense: &dense, others: &[], activations };
+        let done = Done { layers: &done_layers, dense: &dense, others: &[], kv_cache };
         let others = match is_gguf(self.options.target) {
             true => vec![],
             false => self.options.target.config(&mut model, &done),
@@ -257,7 +204,8 @@ impl<'a> Plan<'a> {
                 map.extend(names.map(|tensor| (tensor.clone(), name.clone())));
                 size += arrangement.data_len();
             }
-            self.companions.push((INDEX.into(), index.rewritten(&map, size).into_bytes()));
+            let name = index.name().into();
+            self.companions.push((name, index.rewritten(&map, size).into_bytes()));
         }
         Ok(())
     }
@@ -292,7 +240,7 @@ pub(in crate::model) fn unique<'n>(names: impl Iterator<Item = &'n String>) -> R
     Ok(())
 }
 
-fn is_gguf(target: &dyn Layout) -> bool {
+pub(super) fn is_gguf(target: &dyn Layout) -> bool {
     target.name() == "gguf"
 }
 
@@ -304,8 +252,23 @@ fn planned<'a>(
     file_of: &dyn Fn(&str) -> usize,
 ) -> Result<Vec<Planned<'a>>, Error> {
     let (mut all, mut cannot) = (vec![], vec![]);
-    for mut weight in gather::weights(layers, options.target.stacks()) {
+    let (config, target) = (TensorSource::config(input), options.target.name());
+    let mut said: BTreeMap<&str, Said<'_>> = BTreeMap::new();
+    // Experts that are one tensor stay one where nothing else is asked for.
+    let kept = |layer: &Layer| {
+        layer.experts.is_some()
+            && layer.layout.name() == options.target.name()
+            && options.format.is_none_or(|format| layer.format() == Some(format))
+    };
+    for mut weight in gather::weights(layers, options.target.stacks(), &kept) {
         let first = weight.sources[0].layer;
+        let said = said.entry(first.layout.name());
+        let said = said.or_insert_with(|| first.layout.activations(config))(&first.module);
+        if matches!(said, Activations::Other { .. }) && first.layout.name() != target {
+            // A scale of eight bits is none of four.
+            weight.inputs = None;
+        }
+        let activations = said.clone().or_by_scale(weight.inputs.is_some());
         let mut shape = weight.shape;
         let mut rescaled = None;
         if let Some(format) = options.format
@@ -331,14 +294,16 @@ fn planned<'a>(
                 .as_deref()
                 .filter(|_| first.layout.name() != options.target.name() || rescaled.is_some()),
         };
-        let written = match (held.untold, options.target.write(&held)) {
-            (Some(untold), _) => Err(Refused::Transform(untold.into())),
-            (None, written) => written,
+        let written = match held.untold {
+            Some(untold) => Err(Refused::Transform(untold.into())),
+            None if kept(first) && !options.target.stacks() => Ok(as_it_is(input, first)),
+            None => options.target.write(&held),
         };
         match written {
             Ok(written) => {
                 let file = first.own.first().map_or(0, |name| file_of(name));
-                all.push(Planned { weight, file, rescale: rescaled, written });
+                let activations = (said, activations);
+                all.push(Planned { weight, file, rescale: rescaled, written, activations });
             }
             Err(refused) => cannot.push((weight.tensor.clone(), refused.to_string())),
         }
@@ -354,6 +319,20 @@ fn planned<'a>(
     }
     all.sort_by(|a, b| (a.file, &a.weight.tensor).cmp(&(b.file, &b.weight.tensor)));
     Ok(all)
+}
+
+/// A layer by the very tensors that it has.
+fn as_it_is(input: &Checkpoint, layer: &Layer) -> Written {
+    let tensors = layer.own.iter().filter_map(|name| {
+        let (dtype, shape) = input.header(name)?;
+        Some(NewTensor { name: name.clone(), dtype, shape, fill: Fill::Tensor(name.clone()) })
+    });
+    let order = layer.arithmetic.order;
+    Written {
+        tensors: tensors.collect(),
+        arithmetic: layer.arithmetic,
+        globals: layer.globals.iter().map(|global| global.stored_for(order)).collect(),
+    }
 }
 
 /// Names of the source's tensors that weights are made of.
@@ -422,13 +401,17 @@ fn pairs(input: &Checkpoint) -> Vec<(String, gguf::Value)> {
     ]
 }
 
-fn has_input(planned: &Planned<'_>) -> bool {
+pub(super) fn has_input(planned: &Planned<'_>) -> bool {
+    let own = |t: &NewTensor| matches!(t.fill, Fill::Tensor(_)) && t.name.ends_with("_input_scale");
+    if planned.written.tensors.iter().any(own) {
+        return true; // a layer as it is
+    }
     let scalars = planned.written.tensors.iter().filter(|t| matches!(t.fill, Fill::Bytes(_)));
     let mut names = scalars.filter_map(|tensor| tensor.name.rsplit('.').next());
     names.any(|name| name.starts_with("input") || name.starts_with("act") || name.contains("_act_"))
 }
 
-fn done(planned: &Planned<'_>) -> DoneLayer {
+pub(super) fn done(planned: &Planned<'_>) -> DoneLayer {
     let format = match planned.rescale.as_ref().map(|rescale| rescale.format) {
         Some(format) => format,
         // A layer is of one of the two, or would not have been read.
@@ -439,6 +422,7 @@ fn done(planned: &Planned<'_>) -> DoneLayer {
         module: planned.weight.module.clone(),
         format,
         input: has_input(planned),
+        activations: planned.activations.1.clone(),
         transform: first.transform.as_ref().map(|t| t.shape.block.get()),
         tensors: planned.written.tensors.iter().map(|tensor| tensor.name.clone()).collect(),
     }
@@ -465,18 +449,6 @@ pub(in crate::model) fn is_other(input: &Checkpoint, name: &str) -> bool {
         }
         _ => false,
     }
-}
-
-/// Are activations quantized, by the config of the source?
-fn activations(input: &Checkpoint, layers: &Layers) -> bool {
-    let block = TensorSource::config(input).quantization();
-    let some = |value: &Value| !value.is_null();
-    let groups = block["config_groups"].as_object();
-    let stored = layers.good.values().any(|layer| layer.inputs.is_some());
-    stored
-        || groups.is_some_and(|groups| groups.values().any(|g| some(&g["input_activations"])))
-        || some(&block["global_quant_config"]["input_tensors"])
-        || block["act_bits"] == json!(4)
 }
 
 /// Takes out of a `config.json` what it says of quantized tensors.

@@ -10,7 +10,7 @@ use crate::error::{Error, ModelError};
 use crate::layout::place::{swap_nibbles, to_blocks};
 use crate::layout::value::{Usage, View};
 use crate::layout::write::{Fill, NewTensor, Written};
-use crate::layout::{Nibbles, ScaleOrder};
+use crate::layout::{Activations, Nibbles, ScaleOrder};
 use crate::model::convert::gather::Weight;
 use crate::model::convert::plan::Plan;
 use crate::model::convert::rescale::Rescale;
@@ -28,6 +28,8 @@ pub struct Planned<'a> {
     pub rescale: Option<Rescale>,
     /// Its tensors.
     pub written: Written,
+    /// What the source's config says of its activations, and what is meant by that.
+    pub activations: (Activations, Activations),
 }
 
 /// What there is to do.

@@ -3,13 +3,13 @@
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 
+use crate::checkpoint::Checkpoint;
 use crate::checkpoint::tiles::{DEFAULT_BLOCK_BYTES, tiles};
-use crate::checkpoint::{Checkpoint, Tensor, TensorInfo, TensorSource};
 use crate::error::Error;
-use crate::layer::state::join;
 use crate::layout::LoadOptions;
 use crate::layout::{Layer, Layers};
-use crate::model::compare::{self, Item, Side};
+use crate::model::compare::{self, Side};
+use crate::model::items::{Item, Items, Whole};
 use crate::model::report::counts::Counter;
 use crate::model::report::groups::{Measure, Worst};
 use crate::model::report::reference::Reference;
@@ -18,63 +18,17 @@ use crate::model::report::{
     VERSION, WORST, natural, shown,
 };
 
-/// One expert of a 3-D tensor as a tensor of its own.
-struct Expert<'a> {
-    /// The name of the 3-D tensor.
-    of: &'a str,
-    /// The name under which the other side has the expert.
-    name: &'a str,
-    tensor: Tensor,
-}
-
-/// The experts of 3-D tensors (experts, out, in), where the other side has them as layers of their
-/// own, `NAME.3`. Those that lie as (experts, in, out) are left as they are; with as many rows as
-/// columns only the model's config tells.
-fn experts<'a>(checkpoint: &'a Checkpoint, other: &'a Layers) -> Vec<Expert<'a>> {
-    let transposed = TensorSource::config(checkpoint).model_type();
-    let transposed = transposed.is_some_and(|ty| ty == "gpt_oss" || ty.starts_with("llama4"));
-    let expert = |layer: &'a Layer| {
-        let (of, number) = layer.module.rsplit_once('.')?;
-        let (of, tensor) = checkpoint.tensors().get_key_value(of)?;
-        let &[experts, rows, k] = &tensor.info.shape[..] else { return None };
-        let (number, shape) = (number.parse::<usize>().ok()?, [rows, k]);
-        let same = layer.dense_shape() == shape && !(transposed && rows == k);
-        if number >= experts || !same || tensor.ggml.is_some() {
-            return None;
-        }
-        let (start, end) = tensor.info.data_offsets;
-        let len = (end - start) / experts;
-        let data_offsets = (start + number * len, start + (number + 1) * len);
-        let info = TensorInfo { dtype: tensor.info.dtype, shape: shape.into(), data_offsets };
-        Some(Expert { of, name: &layer.tensor, tensor: Tensor { info, ..tensor.clone() } })
-    };
-    other.good.values().filter_map(expert).collect()
-}
-
-/// What a checkpoint holds: layers under the name that their dense weight would have.
+/// What a checkpoint holds, as the other one sees it.
 fn items<'a>(
-    checkpoint: &'a Checkpoint,
-    layers: &'a Layers,
-    experts: &'a [Expert<'a>],
+    side: Whole<'a>,
+    other: Option<Whole<'a>>,
     problems: &mut Names,
-) -> BTreeMap<Cow<'a, str>, Item<'a>> {
-    let dense = checkpoint.tensors().iter();
-    let dense = dense.filter(|(name, _)| !layers.tensors.contains(*name));
-    let mut items: BTreeMap<_, _> =
-        dense.map(|(name, tensor)| (name.as_str().into(), Item::Dense(tensor))).collect();
-    for expert in experts {
-        items.remove(expert.of);
-        items.entry(expert.name.into()).or_insert(Item::Dense(&expert.tensor));
-    }
-    for layer in layers.good.values() {
-        items.insert(layer.tensor.as_str().into(), Item::Layer(layer));
-    }
-    let path = checkpoint.path().display();
-    for (prefix, error) in &layers.bad {
-        items.remove(join(prefix, "weight").as_str());
+) -> Result<BTreeMap<Cow<'a, str>, Item<'a>>, Error> {
+    let path = side.0.path().display();
+    for (prefix, error) in &side.1.bad {
         problems.add(&format!("{path}: layer `{}`: {error}", named(prefix)), PROBLEM_CHARS);
     }
-    items
+    Ok(Items::of(side, other)?.by_name)
 }
 
 fn named(prefix: &str) -> String {
@@ -109,10 +63,12 @@ impl Report {
             only_in_b: Names::default(),
             problems: Names::default(),
         };
-        let slices = [experts(a, &layers[1]), b.map_or(vec![], |b| experts(b, &layers[0]))];
         let problems = &mut report.problems;
-        let ours = items(a, &layers[0], &slices[0], problems);
-        let theirs = b.map(|b| (b, items(b, &layers[1], &slices[1], problems)));
+        let sides = ((a, &layers[0]), b.map(|b| (b, &layers[1])));
+        let ours = items(sides.0, sides.1, problems)?;
+        let theirs =
+            sides.1.map(|(b, own)| Ok::<_, Error>((b, items((b, own), Some(sides.0), problems)?)));
+        let theirs: Option<(_, _)> = theirs.transpose()?;
         report.gather(a, &ours, theirs.as_ref().map(|(b, items)| (*b, items)), on)?;
         report.bound();
         Ok(report)
@@ -128,10 +84,10 @@ impl Report {
     ) -> Result<(), Error> {
         let mut work = vec![];
         for (name, item) in ours {
-            let side = Side { from: a, item: *item };
+            let side = Side { from: a, item };
             let other = theirs.and_then(|(b, items)| Some((b, items.get(name)?)));
             match other {
-                Some((from, item)) => work.push((name, side, Some(Side { from, item: *item }))),
+                Some((from, item)) => work.push((name, side, Some(Side { from, item }))),
                 None if matches!(item, Item::Layer(_)) => work.push((name, side, None)),
                 None => {}
             }
@@ -143,7 +99,7 @@ impl Report {
             for (name, item) in items.iter().filter(|(name, _)| !ours.contains_key(*name)) {
                 self.only_in_b.add(&item.shown(name), NAME_CHARS);
                 if matches!(item, Item::Layer(_)) {
-                    work.push((name, Side { from, item: *item }, None));
+                    work.push((name, Side { from, item }, None));
                 }
             }
         }
@@ -240,7 +196,7 @@ impl Report {
             return Ok(());
         }
         let types = [a, b].map(|side| match side.item {
-            Item::Dense(tensor) => tensor.type_name(),
+            Item::Dense(dense) => dense.tensor.type_name(),
             Item::Layer(_) => String::new(),
         });
         self.rows.push(Row {

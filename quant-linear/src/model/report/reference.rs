@@ -1,14 +1,14 @@
 //! What a layer is measured against: a dense tensor or another layer, tile by tile.
 
-use fp4_core::{FloatType, FloatVec};
+use fp4_core::FloatVec;
 
+use crate::checkpoint::Checkpoint;
 use crate::checkpoint::tiles::Tile;
-use crate::checkpoint::{Checkpoint, Tensor};
 use crate::error::Error;
-use crate::layer::{StoredTransform, state};
+use crate::layer::StoredTransform;
 use crate::layout::{Decoder, Layer};
-use crate::model::compare::{Incomparable, Item, Side, same_transform, transformed};
-use crate::model::dense;
+use crate::model::compare::{Incomparable, Side, facing, same_transform, transformed};
+use crate::model::items::{self, Item};
 
 /// The reference of one layer.
 pub(super) struct Reference<'a> {
@@ -18,7 +18,7 @@ pub(super) struct Reference<'a> {
 
 enum Values<'a> {
     /// Dense values, to be transformed as the layer's weight was.
-    Dense(&'a Tensor, FloatType, Option<StoredTransform>),
+    Dense(Box<items::Values>, Option<StoredTransform>),
     /// What another layer is worth.
     Layer(&'a Layer, Decoder),
 }
@@ -30,20 +30,14 @@ impl<'a> Reference<'a> {
         layer_from: &Checkpoint,
         layer: &Layer,
     ) -> Result<Result<Self, Incomparable>, Error> {
-        let (from, shape) = (side.from, layer.dense_shape());
+        let from = side.from;
         let values = match side.item {
-            Item::Dense(tensor) => {
-                let info = &tensor.info;
-                if info.shape != shape {
-                    return Ok(Err(Incomparable::DenseShape(info.shape.clone(), shape)));
-                }
-                let Some(float_type) = state::float_type(info.dtype) else {
-                    return Ok(Err(Incomparable::DenseType(info.dtype)));
-                };
-                Values::Dense(tensor, float_type, layer.stored_transform(layer_from)?)
-            }
+            Item::Dense(dense) => match facing(dense, layer) {
+                Ok(values) => Values::Dense(Box::new(values), layer.stored_transform(layer_from)?),
+                Err(problem) => return Ok(Err(problem)),
+            },
             Item::Layer(other) => {
-                let other_shape = other.dense_shape();
+                let (other_shape, shape) = (other.dense_shape(), layer.dense_shape());
                 if other_shape != shape {
                     return Ok(Err(Incomparable::LayerShapes(other_shape, shape)));
                 }
@@ -59,8 +53,8 @@ impl<'a> Reference<'a> {
     /// The values of a tile.
     pub(super) fn values(&self, tile: &Tile) -> Result<FloatVec, Error> {
         match &self.values {
-            Values::Dense(tensor, float_type, transform) => {
-                let values = dense::read(self.from, tensor, *float_type, tile)?;
+            Values::Dense(values, transform) => {
+                let values = values.read(self.from, tile)?;
                 let transform = transform.as_ref().map(StoredTransform::view).transpose()?;
                 transformed(values, tile, transform.as_ref())
             }

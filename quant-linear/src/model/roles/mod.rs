@@ -56,6 +56,9 @@ struct Architecture {
     types: Vec<String>,
     experts: Option<Orientation>,
     conv1d: Option<Orientation>,
+    /// Names of tensors with one matrix for each expert, beside the usual ones.
+    #[serde(default)]
+    expert_names: Vec<String>,
     #[serde(default)]
     keep: Vec<KeepData>,
     /// Roles that are quantized here.
@@ -76,6 +79,7 @@ struct Keep {
 #[derive(Debug)]
 pub struct Roles {
     rules: Vec<Keep>,
+    expert_names: GlobSet,
     experts: Option<Orientation>,
     conv1d: Option<Orientation>,
     facts: Facts,
@@ -90,6 +94,7 @@ impl Roles {
         let damaged = |e: toml::de::Error| ModelError::Roles(e.to_string());
         let Data { mut keep, architecture } = toml::from_str(DATA).map_err(damaged)?;
         let (mut experts, mut conv1d, mut quantized) = (None, facts.conv1d, vec![]);
+        let mut names = vec![];
         for one in architecture {
             let plain = |ty: &str| one.types.iter().any(|t| t == ty);
             if facts.types.iter().any(|ty| plain(ty) || ty.strip_suffix("_text").is_some_and(plain))
@@ -99,6 +104,7 @@ impl Roles {
                 // What is said of one architecture comes before what is said of all.
                 keep.splice(0..0, one.keep);
                 quantized.extend(one.quantize);
+                names.extend(one.expert_names);
             }
         }
         keep.retain(|rule| !quantized.contains(&rule.role));
@@ -108,7 +114,7 @@ impl Roles {
                 Ok(Keep { kept: Kept { role, why, source }, names, except, top })
             });
         let rules = compiled.collect::<Result<_, ModelError>>()?;
-        Ok(Roles { rules, experts, conv1d, facts })
+        Ok(Roles { rules, expert_names: globs(&names)?, experts, conv1d, facts })
     }
 
     /// What is known of the checkpoint.
@@ -166,7 +172,8 @@ impl Roles {
             ["experts", "routed_experts", "local_experts", "switch_mlp", "moe", "block_sparse_moe"]
                 .contains(&part)
         };
-        path.split('.').any(moe) || last.ends_with("_exps") || last == "experts"
+        let usual = path.split('.').any(moe) || last.ends_with("_exps") || last == "experts";
+        usual || self.expert_names.is_match(format!(".{name}"))
     }
 
     /// How the matrices of an expert tensor are stored: by the only way that fits the sizes in the
@@ -189,15 +196,22 @@ impl Roles {
         }
     }
 
+    /// How the architecture's loader takes a weight of this name: one of experts, or a matrix.
+    pub fn loaded(&self, name: &str, experts: bool) -> Option<Orientation> {
+        if experts { self.experts } else { self.matrix(name) }
+    }
+
     /// How a matrix is stored: GPT-2's layers are `[in, out]`, all others `[out, in]`; `None` if it
     /// is named as GPT-2's and nothing tells.
     pub fn matrix(&self, name: &str) -> Option<Orientation> {
-        let stem = name.strip_suffix(".weight").unwrap_or(name);
-        match facts::CONV1D.contains(&stem.rsplit('.').next().unwrap_or(stem)) {
-            true => self.conv1d,
-            false => Some(Orientation::OutIn),
-        }
+        if is_conv1d(name) { self.conv1d } else { Some(Orientation::OutIn) }
     }
+}
+
+/// Is the name that of one of GPT-2's layers, which may be stored `[in, out]`?
+pub(crate) fn is_conv1d(name: &str) -> bool {
+    let stem = name.strip_suffix(".weight").unwrap_or(name);
+    facts::CONV1D.contains(&stem.rsplit('.').next().unwrap_or(stem))
 }
 
 /// Does an expert's name say that it leads out of the inner dimension, or into it?
@@ -382,6 +396,24 @@ mod tests {
         assert_eq!(role("layers.0.moe.choose.weight", &[8, 64]).as_deref(), Some("router"));
         assert_eq!(role("layers.0.moe.choose.weight", &[8, 32]), None);
         assert_eq!(role("layers.0.attn.k.weight", &[8, 64]), None);
+    }
+
+    #[test]
+    fn the_mixture_of_jetmoe_has_experts_by_its_own_names() {
+        let names = ["input_linear", "output_linear"];
+        for (ty, expected) in [("jetmoe", true), ("llama", false)] {
+            let roles = roles(json!({ "model_type": ty }), &[]);
+            for name in names {
+                let name = format!("model.layers.0.mlp.{name}.weight");
+                assert_eq!(roles.is_experts(&name), expected, "{ty}: {name}");
+            }
+            assert!(!roles.is_experts("model.layers.0.mlp.router.layer.weight"));
+            // Those of its attention are known to all.
+            assert!(roles.is_experts("model.layers.0.self_attn.experts.input_linear.weight"));
+        }
+        let told = roles(json!({ "model_type": "jetmoe" }), &[]);
+        let name = "model.layers.0.mlp.input_linear.weight";
+        assert_eq!(told.experts(name, 64, 64), Some(Orientation::OutIn));
     }
 
     #[test]

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::journal::Hash;
-use crate::checkpoint::{Checkpoint, INDEX, Listing, TensorSource};
+use crate::checkpoint::{Checkpoint, Listing, TensorSource};
 use crate::error::{Error, Refusal};
 
 /// The files that a run reads.
@@ -33,8 +33,8 @@ impl<'a> Inputs<'a> {
     /// A file that cannot be asked for its length.
     pub fn of(checkpoint: &'a Checkpoint, listing: &Listing) -> Result<Self, Error> {
         let mut inputs = Inputs { checkpoints: vec![checkpoint], others: vec![] };
-        if checkpoint.index().is_some() {
-            inputs.add(&checkpoint.path().join(INDEX))?;
+        if let Some(index) = checkpoint.index() {
+            inputs.add(&checkpoint.path().join(index.name()))?;
         }
         for (file, _) in &listing.files {
             inputs.add(&checkpoint.path().join(file))?;

@@ -10,17 +10,20 @@
 //! | MLX | `quantization`, with modules by name | |
 //! | DeepSeek | `expert_dtype` | |
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 use fp4_core::Format;
 use serde_json::Value;
 
 use crate::checkpoint::{Checkpoint, Config, TensorSource};
+use crate::layout::names::Names;
 use crate::layout::{ALL, At, Layer, Layers, Layout};
 use crate::model::verify::{Finding, Severity};
+use crate::text::short;
 
 pub(super) fn check(checkpoint: &Checkpoint, layers: &Layers, findings: &mut Vec<Finding>) {
     let config = checkpoint.config();
+    let (lists, groups) = (lists(config), [false, true].map(|f| Groups::new(config, f)));
     if let Some(problem) = config.problem() {
         let message = problem.to_string();
         findings.push(Finding::of_all(Severity::Error, "config-unreadable", message));
@@ -35,10 +38,10 @@ pub(super) fn check(checkpoint: &Checkpoint, layers: &Layers, findings: &mut Vec
         if let Some(message) = denied(checkpoint, layer) {
             said.entry(("config-layout", message)).or_default().push(module);
         }
-        if let Some(message) = format(config, layer) {
+        if let Some(message) = format(config, &groups, layer) {
             said.entry(("config-format", message)).or_default().push(module);
         }
-        if let Some(message) = ignored(config, module) {
+        if let Some(message) = ignored(&lists, module) {
             said.entry(("config-ignored", message)).or_default().push(module);
         }
     }
@@ -95,14 +98,14 @@ impl Claim {
         Claim {
             group: block[group].as_u64(),
             bits: block[bits].as_u64(),
-            format: format.as_str().map(str::to_ascii_lowercase),
+            format: format.as_str().map(|name| short(name).to_ascii_lowercase()),
         }
     }
 
-    /// What of it the layer is not, in words.
-    fn against(&self, layer: &Layer) -> Option<String> {
-        let group = layer.shape.group().get() as u64;
-        let format = match layer.format()? {
+    /// What of it a layer of this format is not, in words.
+    fn against(&self, format: Format) -> Option<String> {
+        let group = format.group().get() as u64;
+        let format = match format {
             Format::MxFp4 => "mx",
             Format::NvFp4 => "nv",
         };
@@ -123,84 +126,110 @@ impl Claim {
 }
 
 /// What the config says wrong of the format: each list must have a claim that holds.
-fn format(config: &Config, layer: &Layer) -> Option<String> {
-    let wrong = claims(config, layer).into_iter().find_map(|claims| {
-        let against: Vec<_> = claims.iter().map(|claim| claim.against(layer)).collect();
-        // A claim that holds excuses the others: they are about other modules.
-        against.into_iter().collect::<Option<Vec<_>>>()?.into_iter().next()
-    })?;
+fn format(config: &Config, groups: &[Groups<'_>; 2], layer: &Layer) -> Option<String> {
+    let wrong = wrong(config, groups, layer)?;
     Some(format!(
         "the config says {wrong}: a loader that follows it fails or misreads the layer; give the \
          config that belongs to the tensors"
     ))
 }
 
-fn claims(config: &Config, layer: &Layer) -> Vec<Vec<Claim>> {
+/// What all claims of a list say wrong of a format: one that holds excuses the others, which are
+/// about other modules.
+fn all_wrong(claims: &[&Claim], format: Format) -> Option<String> {
+    let against: Option<Vec<_>> = claims.iter().map(|claim| claim.against(format)).collect();
+    against?.into_iter().next()
+}
+
+fn wrong(config: &Config, groups: &[Groups<'_>; 2], layer: &Layer) -> Option<String> {
     let (block, model, module) = (config.quantization(), config.model(), layer.module.as_str());
+    let format = layer.format()?;
+    let one = |claim: Claim| all_wrong(&[&claim], format);
     match layer.layout.name() {
-        "compressed-tensors" => vec![groups(block, module, true)],
+        "compressed-tensors" => groups[1].wrong(module, format),
         "modelopt" => {
             let of = |block: &Value| {
                 let own = &block["quantized_layers"][module];
                 let own = if own.is_object() { own } else { block };
-                vec![Claim::of(own, "group_size", "", &own["quant_algo"])]
+                one(Claim::of(own, "group_size", "", &own["quant_algo"]))
             };
             let hf = &config.hf_quant()["quantization"];
-            let mut all = vec![of(block), of(hf)];
-            if block["quantized_layers"].is_null() && hf["quantized_layers"].is_null() {
-                all.push(groups(block, module, false));
-            }
-            all
+            let mixed = !block["quantized_layers"].is_null() || !hf["quantized_layers"].is_null();
+            let grouped = || groups[0].wrong(module, format).filter(|_| !mixed);
+            of(block).or_else(|| of(hf)).or_else(grouped)
         }
         "auto-round" => {
             let extra = &block["extra_config"][module];
-            let one = |key: &str| if extra[key].is_null() { &block[key] } else { &extra[key] };
-            vec![vec![Claim {
-                group: one("group_size").as_u64(),
-                bits: one("bits").as_u64(),
-                format: one("data_type").as_str().map(str::to_ascii_lowercase),
-            }]]
+            let key = |key: &str| if extra[key].is_null() { &block[key] } else { &extra[key] };
+            one(Claim {
+                group: key("group_size").as_u64(),
+                bits: key("bits").as_u64(),
+                format: key("data_type").as_str().map(|name| short(name).to_ascii_lowercase()),
+            })
         }
         "quark"
             if block["layer_quant_config"].as_object().is_none_or(serde_json::Map::is_empty) =>
         {
             let weight = &block["global_quant_config"]["weight"];
-            vec![vec![Claim::of(weight, "group_size", "", &weight["dtype"])]]
+            one(Claim::of(weight, "group_size", "", &weight["dtype"]))
         }
-        "fp-quant" => vec![vec![Claim::of(block, "", "", &block["forward_dtype"])]],
+        "fp-quant" => one(Claim::of(block, "", "", &block["forward_dtype"])),
         "mlx" => {
-            let blocks = [&model["quantization"], &model["quantization_config"]];
             let of = |block: &Value| {
                 let own = &block[module];
                 let own = if own.is_object() { own } else { block };
-                vec![Claim::of(own, "group_size", "bits", &own["mode"])]
+                one(Claim::of(own, "group_size", "bits", &own["mode"]))
             };
-            blocks.map(of).into()
+            of(&model["quantization"]).or_else(|| of(&model["quantization_config"]))
         }
-        "deepseek" => vec![vec![Claim::of(&Value::Null, "", "", &model["expert_dtype"])]],
-        _ => vec![],
+        "deepseek" => one(Claim::of(&Value::Null, "", "", &model["expert_dtype"])),
+        _ => None,
     }
 }
 
-/// The claims of `config_groups`: those of the groups that name the module, or of all.
-fn groups(block: &Value, module: &str, formats: bool) -> Vec<Claim> {
-    let Some(groups) = block["config_groups"].as_object() else { return vec![] };
-    let names = |group: &&Value| {
-        let targets = group["targets"].as_array().into_iter().flatten();
-        targets.filter_map(Value::as_str).any(|target| target == module)
-    };
-    let own: Vec<_> = groups.values().filter(names).collect();
-    let own = if own.is_empty() { groups.values().collect() } else { own };
-    let of = |group: &Value| {
-        let format = if group["format"].is_null() { &block["format"] } else { &group["format"] };
-        let format = if formats { format } else { &Value::Null };
-        Claim::of(&group["weights"], "group_size", "num_bits", format)
-    };
-    own.into_iter().map(of).collect()
+/// `config_groups`: there may be as many as layers, and as many modules in each.
+struct Groups<'c> {
+    claims: Vec<Claim>,
+    /// The groups that name a module.
+    named: HashMap<&'c str, Vec<usize>>,
+    /// What all of them say wrong of each format.
+    all: [(Format, Option<String>); 2],
 }
 
-/// The entry of a list of dense modules that names a quantized one.
-fn ignored(config: &Config, module: &str) -> Option<String> {
+impl<'c> Groups<'c> {
+    /// Those of a config, whose formats are names of these if `formats`.
+    fn new(config: &'c Config, formats: bool) -> Self {
+        let block = config.quantization();
+        let (mut claims, mut named) = (vec![], HashMap::<_, Vec<_>>::new());
+        let groups = block["config_groups"].as_object();
+        for (at, group) in groups.into_iter().flat_map(|groups| groups.values()).enumerate() {
+            let of = if group["format"].is_null() { block } else { group };
+            let format = if formats { &of["format"] } else { &Value::Null };
+            claims.push(Claim::of(&group["weights"], "group_size", "num_bits", format));
+            let targets = group["targets"].as_array().into_iter().flatten();
+            for target in targets.filter_map(Value::as_str) {
+                named.entry(target).or_default().push(at);
+            }
+        }
+        let every: Vec<_> = claims.iter().collect();
+        let all = Format::ALL.map(|format| (format, all_wrong(&every, format)));
+        Groups { claims, named, all }
+    }
+
+    /// What the groups that name a module say wrong of its format, or else what all do.
+    fn wrong(&self, module: &str, format: Format) -> Option<String> {
+        match self.named.get(module) {
+            Some(own) => {
+                let own: Vec<_> = own.iter().map(|at| &self.claims[*at]).collect();
+                all_wrong(&own, format)
+            }
+            None => self.all.iter().find(|(of, _)| *of == format)?.1.clone(),
+        }
+    }
+}
+
+/// The lists of dense modules, by their keys.
+fn lists(config: &Config) -> Vec<(&'static str, Names<'_>)> {
     let block = config.quantization();
     let hf = &config.hf_quant()["quantization"];
     let lists = [
@@ -210,9 +239,15 @@ fn ignored(config: &Config, module: &str) -> Option<String> {
         (block, "modules_to_not_convert"),
         (hf, "exclude_modules"),
     ];
-    lists.iter().find_map(|(block, key)| {
-        let entries = block[*key].as_array()?.iter().filter_map(Value::as_str);
-        let entry = entries.into_iter().find(|entry| names(entry, module))?;
+    let there = lists.into_iter().filter_map(|(block, key)| Some((key, block[key].as_array()?)));
+    let names = there.map(|(key, list)| (key, Names::new(list.iter().filter_map(Value::as_str))));
+    names.collect()
+}
+
+/// The entry of a list of dense modules that names a quantized one.
+fn ignored(lists: &[(&'static str, Names<'_>)], module: &str) -> Option<String> {
+    lists.iter().find_map(|(key, names)| {
+        let entry = names.first(module)?;
         Some(format!(
             "the config has `{entry}` in `{key}`, so a loader takes the layer for dense, and it is \
              quantized; remove the entry, or put the dense weight back"
@@ -220,64 +255,24 @@ fn ignored(config: &Config, module: &str) -> Option<String> {
     })
 }
 
-/// Does the entry of such a list name the module? Regular expressions beyond `.*` are not judged.
-fn names(entry: &str, module: &str) -> bool {
-    let Some(regex) = entry.strip_prefix("re:") else {
-        let inside = |prefix: &str, rest: &str| {
-            rest.strip_prefix(prefix).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
-        };
-        let last = module.strip_suffix(entry).is_some_and(|rest| rest.ends_with('.'));
-        return inside(entry, module) || last || entry.contains('*') && wild(entry, module);
-    };
-    let regex = regex.trim_start_matches('^');
-    let (regex, whole) = match regex.strip_suffix('$') {
-        Some(regex) => (regex, true),
-        None => (regex, false),
-    };
-    let plain = regex.replace(".*", "*").replace("\\.", ".");
-    let judged = !plain.contains(['[', ']', '(', ')', '{', '}', '|', '+', '?', '\\', '^', '$']);
-    judged && wild(&if whole { plain } else { plain + "*" }, module)
-}
-
-/// Does a pattern with `*` match a whole text?
-fn wild(pattern: &str, text: &str) -> bool {
-    let mut parts = pattern.split('*');
-    let Some(mut rest) = parts.next().and_then(|first| text.strip_prefix(first)) else {
-        return false;
-    };
-    let mut last = None;
-    for part in parts {
-        // The part before was not the last: its first place leaves the most.
-        if let Some(part) = last.replace(part) {
-            match rest.find(part) {
-                Some(at) => rest = &rest[at + part.len()..],
-                None => return false,
-            }
-        }
-    }
-    last.map_or(rest.is_empty(), |last: &str| rest.ends_with(last))
-}
-
 /// Layers that header or config list, and that are not there.
 fn absent(checkpoint: &Checkpoint, layers: &Layers, findings: &mut Vec<Finding>) {
     let config = checkpoint.config();
-    let marks = checkpoint.metadata("_quantization_metadata");
-    let marks: Value = marks.and_then(|m| serde_json::from_str(m).ok()).unwrap_or(Value::Null);
     let lists = [
         (
             "the config's `quantized_layers`",
-            &config.quantization()["quantized_layers"],
+            config.quantization()["quantized_layers"].as_object(),
             "quant_algo",
         ),
         (
             "`quantized_layers` of hf_quant_config.json",
-            &config.hf_quant()["quantization"]["quantized_layers"],
+            config.hf_quant()["quantization"]["quantized_layers"].as_object(),
             "quant_algo",
         ),
-        ("the header", &marks["layers"], "format"),
+        ("the header", config.header_layers(), "format"),
     ];
     for (list, entries, key) in lists {
-        for (module, entry) in entries.as_object().into_iter().flatten() {
+        for (module, entry) in entries.into_iter().flatten() {
             let format = entry[key].as_str().unwrap_or_default();
             let inside = format!("{module}.");
             let under = |name: &String| name.starts_with(&inside);
@@ -299,30 +294,5 @@ fn absent(checkpoint: &Checkpoint, layers: &Layers, findings: &mut Vec<Finding>)
             );
             findings.push(Finding::error("config-absent", module, message));
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn entries_of_lists_name_modules_as_their_loaders_take_them() {
-        for (entry, module, expected) in [
-            ("lm_head", "lm_head", true),
-            ("lm_head", "model.lm_head", true),
-            ("lm_head", "lm_head2", false),
-            ("model.layers.0", "model.layers.0.mlp.up_proj", true),
-            ("model.layers.1", "model.layers.10.mlp.up_proj", false),
-            ("model.layers.*.self_attn*", "model.layers.3.self_attn.q_proj", true),
-            ("model.layers.*.self_attn*", "model.layers.3.mlp.up_proj", false),
-            ("re:.*q_proj$", "model.layers.3.self_attn.q_proj", true),
-            ("re:.*q_proj$", "model.layers.3.self_attn.q_proj.x", false),
-            ("re:model\\.layers\\.0.*", "model.layers.0.mlp.up_proj", true),
-            ("re:.*(q|k)_proj", "model.q_proj", false), // not judged
-        ] {
-            assert_eq!(names(entry, module), expected, "{entry} on {module}");
-        }
-        assert!(wild("a*b*c", "axxbxbc") && !wild("a*b*c", "axc") && wild("*", ""));
     }
 }

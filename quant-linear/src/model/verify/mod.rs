@@ -184,6 +184,7 @@ fn is_broken(error: &Error, path: &Path) -> bool {
             | Refusal::OtherKind { .. }
             | Refusal::NoModel
             | Refusal::ManyFiles(_)
+            | Refusal::ManyIndexes(_)
             | Refusal::Outside { .. } => false,
             _ => true,
         },

@@ -11,10 +11,14 @@
 //! Bytes in a false order lose most of that. So both orders are tried on the stored bytes; the
 //! other one is reported if it explains clearly more. A matrix whose rows and columns are all alike
 //! (pure noise, or a rotated weight) shows nothing, and nothing is said of it.
+//!
+//! Scales are read band by band, and of a band no more columns than fit a tile: a matrix of a few
+//! rows may be wider than memory, and its first columns show as much.
 
 use fp4_core::Swizzle;
 
-use crate::checkpoint::{Checkpoint, TensorSource};
+use crate::checkpoint::TensorSource;
+use crate::checkpoint::tiles::DEFAULT_BLOCK_BYTES;
 use crate::error::Error;
 use crate::layout::{Layer, Place, ScaleOrder};
 use crate::model::verify::Finding;
@@ -24,6 +28,9 @@ const SIGMAS: f64 = 12.0;
 
 /// Rows of a band: what is swizzled among itself.
 const BAND: usize = 128;
+
+/// So many columns of a band are looked at: a whole number of tiles.
+const MOST_COLUMNS: usize = DEFAULT_BLOCK_BYTES / BAND;
 
 /// Sums that give what rows and columns explain, band by band.
 struct Explained {
@@ -69,23 +76,39 @@ impl Explained {
 ///
 /// # Errors
 /// As [`TensorSource::range`].
-pub(super) fn check(checkpoint: &Checkpoint, layer: &Layer) -> Result<Option<Finding>, Error> {
+pub(super) fn check(source: &dyn TensorSource, layer: &Layer) -> Result<Option<Finding>, Error> {
+    check_columns(source, layer, MOST_COLUMNS)
+}
+
+/// As [`check`], by at most so many columns, a whole number of tiles.
+fn check_columns(
+    source: &dyn TensorSource,
+    layer: &Layer,
+    most: usize,
+) -> Result<Option<Finding>, Error> {
     let Place::Apart { scales, order, .. } = &layer.place else { return Ok(None) };
     let (rows, groups) = (layer.shape.rows(), layer.shape.row_groups());
     let whole = rows.is_multiple_of(BAND) && groups.is_multiple_of(4);
     if !whole || rows == 0 || groups == 0 || layer.experts.is_some() || layer.transform.is_some() {
         return Ok(None);
     }
-    let swizzle = Swizzle::new(BAND, groups)?;
-    let mut as_rows = Explained::new(groups);
-    let mut as_swizzled = Explained::new(groups);
+    let cols = groups.min(most);
+    let swizzle = Swizzle::new(BAND, cols)?;
+    let mut as_rows = Explained::new(cols);
+    let mut as_swizzled = Explained::new(cols);
     for band in (0..rows).step_by(BAND) {
+        // Tiles of four columns follow each other, so the first ones begin the band.
         let start = band * groups;
-        let bytes = checkpoint.range(scales, start..start + BAND * groups)?;
+        let bytes = source.range(scales, start..start + BAND * cols)?;
         for row in 0..BAND {
-            as_rows.row(bytes[row * groups..][..groups].iter().copied());
-            let at = (0..groups).filter_map(|col| swizzle.offset(row, col));
+            let at = (0..cols).filter_map(|col| swizzle.offset(row, col));
             as_swizzled.row(at.map(|at| bytes[at]));
+            if cols == groups {
+                as_rows.row(bytes[row * groups..][..groups].iter().copied());
+            } else {
+                let start = start + row * groups;
+                as_rows.row(source.range(scales, start..start + cols)?.iter().copied());
+            }
         }
     }
     let (stored, other, kind, is, should) = match order {
@@ -119,4 +142,61 @@ pub(super) fn check(checkpoint: &Checkpoint, layer: &Layer) -> Result<Option<Fin
         (other - stored) / deviation
     );
     Ok(Some(Finding::warning(kind, &layer.module, message)))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::borrow::Cow;
+    use std::cell::Cell;
+    use std::ops::Range;
+
+    use safetensors::Dtype;
+
+    use super::*;
+    use crate::layout::{At, LoadOptions, named};
+
+    const ROWS: usize = 256;
+    const GROUPS: usize = 64;
+
+    /// A layer of zeros whose scales are these; the longest range that is asked for.
+    struct Wide(Vec<u8>, Cell<usize>);
+
+    impl TensorSource for Wide {
+        fn header(&self, name: &str) -> Option<(Dtype, Vec<usize>)> {
+            match name {
+                "m.weight_packed" => Some((Dtype::U8, vec![ROWS, GROUPS * 8])),
+                "m.weight_scale" => Some((Dtype::F8_E4M3, vec![ROWS, GROUPS])),
+                "m.weight_global_scale" => Some((Dtype::F32, vec![])),
+                _ => None,
+            }
+        }
+
+        fn bytes(&self, _name: &str) -> Result<Cow<'_, [u8]>, Error> {
+            Ok(Cow::Owned(1f32.to_le_bytes().into()))
+        }
+
+        fn range(&self, _name: &str, range: Range<usize>) -> Result<Cow<'_, [u8]>, Error> {
+            self.1.set(self.1.get().max(range.len()));
+            Ok(Cow::Borrowed(&self.0[range]))
+        }
+    }
+
+    #[test]
+    fn some_columns_of_a_wide_matrix_show_the_order_of_all() {
+        let scale = |row: usize, col: usize| (0x20 + row * 7 % 23 + col * 5 % 29) as u8;
+        let rows: Vec<u8> = (0..ROWS * GROUPS).map(|i| scale(i / GROUPS, i % GROUPS)).collect();
+        let swizzle = Swizzle::new(ROWS, GROUPS).unwrap();
+        let mut swizzled = vec![0; swizzle.len()];
+        swizzle.swizzle(&rows, &mut swizzled).unwrap();
+        for most in [16, GROUPS] {
+            for (scales, found) in [(&rows, false), (&swizzled, true)] {
+                let source = Wide(scales.clone(), Cell::new(0));
+                let at = At { source: &source, module: "m" };
+                let layer = named("ct").unwrap().layer(&at, &LoadOptions::default()).unwrap();
+                let finding = check_columns(&source, &layer, most).unwrap();
+                assert_eq!(finding.is_some(), found, "{most} columns: {finding:?}");
+                assert_eq!(source.1.get(), BAND * most, "no more than a band of them is read");
+            }
+        }
+    }
 }

@@ -7,7 +7,7 @@ use fp4_core::Format;
 use safetensors::Dtype;
 
 use crate::checkpoint::{Checkpoint, TensorSource};
-use crate::layout::{ALL, At, Global, Layers};
+use crate::layout::{ALL, Global, Layers};
 use crate::model::ties::{CROSS, Tie};
 use crate::model::verify::{Finding, Severity};
 
@@ -34,8 +34,10 @@ pub(super) fn check(checkpoint: &Checkpoint, layers: &Layers, findings: &mut Vec
         );
         findings.push(Finding::of_all(Severity::Warning, "no-layers", message));
     }
-    let denied = denied(checkpoint, layers, findings);
-    strays(checkpoint, layers, &denied, findings);
+    if let Some((first, message)) = layers.denial(checkpoint) {
+        findings.push(Finding::error("config-layout", first, message));
+    }
+    strays(checkpoint, layers, findings);
     for (name, tensor) in checkpoint.tensors() {
         if tensor.info.shape.contains(&0) {
             let message = format!("its shape is {:?}: it holds nothing", tensor.info.shape);
@@ -45,53 +47,14 @@ pub(super) fn check(checkpoint: &Checkpoint, layers: &Layers, findings: &mut Vec
     fused(layers, findings);
 }
 
-/// Modules whose tensors fit layouts that header or config deny, so that they are no layers.
-fn denied<'c>(
-    checkpoint: &'c Checkpoint,
-    layers: &Layers,
-    findings: &mut Vec<Finding>,
-) -> BTreeMap<&'c str, Vec<&'static str>> {
-    let mut denied: BTreeMap<&str, Vec<&'static str>> = BTreeMap::new();
-    for name in checkpoint.tensors().keys().filter(|name| !layers.tensors.contains(*name)) {
-        for layout in ALL {
-            let Some(module) = layout.module(name) else { continue };
-            let at = At { source: checkpoint, module };
-            if !layers.good.contains_key(module)
-                && layout.could(&at)
-                && layout.says(&at) == Some(false)
-            {
-                denied.entry(module).or_default().push(layout.name());
-            }
-        }
-    }
-    if let Some((first, could)) = denied.iter().next() {
-        let method = checkpoint.config().quant_method();
-        let says = method.map_or("the header or a marker".into(), |method| {
-            format!("the config, whose quant_method is `{method}`,")
-        });
-        let message = format!(
-            "the tensors of {} modules are those of {}, and {says} says that they are not: no \
-             reader that follows it finds the layers; give the config that belongs to the tensors, \
-             or the layout by name",
-            denied.len(),
-            could.join(" or ")
-        );
-        findings.push(Finding::error("config-layout", first, message));
-    }
-    denied
-}
-
 /// Tensors named like a part of a quantized layer that belong to none, by module.
-fn strays(
-    checkpoint: &Checkpoint,
-    layers: &Layers,
-    denied: &BTreeMap<&str, Vec<&'static str>>,
-    findings: &mut Vec<Finding>,
-) {
+fn strays(checkpoint: &Checkpoint, layers: &Layers, findings: &mut Vec<Finding>) {
     const MODULE: &str = "m";
     let parts: Vec<String> = ALL.iter().flat_map(|layout| layout.tensors(MODULE)).collect();
+    // A dense tensor has one of these two, and means nothing by it.
+    let suffixes = parts.iter().map(|part| &part[MODULE.len()..]);
     let suffixes: std::collections::BTreeSet<&str> =
-        parts.iter().map(|part| &part[MODULE.len()..]).filter(|part| *part != ".weight").collect();
+        suffixes.filter(|part| !["", ".weight"].contains(part)).collect();
     let mut strays: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
     for name in checkpoint.tensors().keys().filter(|name| !layers.tensors.contains(*name)) {
         let modules = suffixes.iter().filter_map(|s| Some((name.strip_suffix(s)?, *s)));
@@ -99,7 +62,7 @@ fn strays(
         let Some((module, suffix)) = modules.min_by_key(|(module, _)| module.len()) else {
             continue;
         };
-        if !denied.contains_key(module) && !is_other(checkpoint, module, suffix, name) {
+        if !layers.denied.contains_key(module) && !is_other(checkpoint, module, suffix, name) {
             strays.entry(module).or_default().push(name);
         }
     }
@@ -124,7 +87,10 @@ fn is_other(checkpoint: &Checkpoint, module: &str, suffix: &str, name: &str) -> 
     let of = |suffix: &str| dtype(&format!("{module}.{suffix}"));
     let byte = matches!(dtype(name), Some(Dtype::U8 | Dtype::F8_E8M0 | Dtype::F8_E4M3));
     let integers = |dtype| matches!(dtype, Some(Dtype::I8 | Dtype::I32 | Dtype::I64));
-    let eight_bits = matches!(of("weight"), Some(Dtype::F8_E4M3 | Dtype::F8_E5M2));
+    // Experts that are one parameter have no `.weight`.
+    let weights = [of("weight"), dtype(module)];
+    let eight_bits =
+        weights.iter().any(|dtype| matches!(dtype, Some(Dtype::F8_E4M3 | Dtype::F8_E5M2)));
     // Too common a name to mean anything but as bytes.
     let common = [".scale", ".scales", "_scales", ".transform"].contains(&suffix) && !byte;
     let ours = ["weight", "weight_packed", "qweight"];

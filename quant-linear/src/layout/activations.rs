@@ -1,0 +1,325 @@
+//! What a config says of the activations that a layer multiplies, and of the cache of keys and
+//! values: what no tensor shows.
+//!
+//! | layout | where |
+//! |---|---|
+//! | compressed-tensors | `input_activations` of the group that takes the module; `kv_cache_scheme` |
+//! | ModelOpt | `quant_algo`, of the module in `quantized_layers`; `kv_cache_quant_algo` |
+//! | Quark | `input_tensors` of `global_quant_config`, of `layer_quant_config`; `kv_cache_group` |
+//! | AutoRound | `act_bits`, of the module in `extra_config`; `static_kv_dtype` |
+//!
+//! Worked example: a group with `"input_activations": {"num_bits": 8, "type": "float"}` is 4-bit
+//! weights and 8-bit activations. Another layout's config must not make 4 bits of them.
+
+use std::sync::Arc;
+
+use serde_json::Value;
+
+use crate::checkpoint::Config;
+use crate::layout::names::{Names, wild};
+use crate::text::short;
+
+/// How the activations of a layer are quantized.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub enum Activations {
+    /// The config says nothing: as the weight where a global scale of them is stored.
+    #[default]
+    Unsaid,
+    /// Not at all.
+    Dense,
+    /// To the weight's own format.
+    Same,
+    /// In another way.
+    Other {
+        /// It in words.
+        what: String,
+        /// It in the words of compressed-tensors, if they are.
+        scheme: Option<Arc<Value>>,
+    },
+}
+
+/// The longest scheme that is carried: it is written once for each layer at most.
+const MOST_SCHEME: usize = 2048;
+
+/// What a config says, by module.
+pub type Said<'c> = Box<dyn Fn(&str) -> Activations + 'c>;
+
+impl Activations {
+    /// What is meant by a config that says nothing.
+    pub fn or_by_scale(self, stored: bool) -> Self {
+        match (self, stored) {
+            (Activations::Unsaid, true) => Activations::Same,
+            (Activations::Unsaid, false) => Activations::Dense,
+            (said, _) => said,
+        }
+    }
+
+    /// As a scheme of a group has it.
+    fn of_scheme(scheme: &Value, kept: bool) -> Self {
+        let float = scheme["type"].as_str().is_none_or(|ty| ty == "float");
+        match &scheme["num_bits"] {
+            _ if scheme.is_null() => Activations::Dense,
+            bits if bits.as_u64() == Some(4) && float => Activations::Same,
+            _ => {
+                let kept = kept && scheme.to_string().len() <= MOST_SCHEME;
+                let scheme_kept = kept.then(|| Arc::new(scheme.clone()));
+                Activations::Other { what: in_words(scheme), scheme: scheme_kept }
+            }
+        }
+    }
+
+    /// By an algorithm of ModelOpt's.
+    fn of_algorithm(name: &str) -> Self {
+        let name = short(name).to_ascii_uppercase();
+        if name.contains("A16") {
+            return Activations::Dense;
+        }
+        match name.contains("A8") {
+            true => Activations::Other { what: format!("8 bits ({name})"), scheme: None },
+            false => Activations::Same,
+        }
+    }
+}
+
+/// `8-bit float`.
+fn in_words(scheme: &Value) -> String {
+    let bits = scheme["num_bits"].as_u64().map_or("some".into(), |bits| bits.to_string());
+    let ty = short(scheme["type"].as_str().unwrap_or("number"));
+    let dynamic = if scheme["dynamic"] == false { ", static" } else { "" };
+    format!("{bits}-bit {ty}{dynamic}")
+}
+
+/// What `config_groups` say; their schemes as they are if `kept`.
+pub(super) fn by_groups(block: &Value, kept: bool) -> Said<'_> {
+    let Some(groups) = block["config_groups"].as_object() else {
+        return Box::new(|_| Activations::Unsaid);
+    };
+    let groups: Vec<_> = groups.values().collect();
+    let said = |group: &&Value| Activations::of_scheme(&group["input_activations"], kept);
+    let all: Vec<_> = groups.iter().map(said).collect();
+    let alike = all.windows(2).all(|two| two[0] == two[1]);
+    // A class takes what no name and no pattern does.
+    let (mut named, mut classes, mut of) = (vec![], None, vec![]);
+    for (at, group) in groups.iter().enumerate() {
+        let targets = group["targets"].as_array().into_iter().flatten();
+        for target in targets.filter_map(Value::as_str) {
+            match target.starts_with(|c: char| c.is_ascii_uppercase()) && !target.contains('.') {
+                true => _ = classes.get_or_insert(at),
+                false => {
+                    named.push(target);
+                    of.push(at);
+                }
+            }
+        }
+    }
+    let names = Names::new(named);
+    Box::new(move |module| {
+        if alike {
+            return all.first().cloned().unwrap_or_default();
+        }
+        let group = names.position(module).map(|at| of[at]).or(classes);
+        group.map_or(Activations::Unsaid, |group| all[group].clone())
+    })
+}
+
+/// What ModelOpt's two files say.
+pub(super) fn of_modelopt(config: &Config) -> Said<'_> {
+    let (block, hf) = (config.quantization(), &config.hf_quant()["quantization"]);
+    let groups = by_groups(block, false);
+    Box::new(move |module| {
+        let own = |block: &Value| {
+            let own = block["quantized_layers"][module]["quant_algo"].as_str();
+            own.map(Activations::of_algorithm)
+        };
+        let whole = |block: &Value| {
+            let name = block["quant_algo"].as_str().filter(|name| !name.contains("MIXED"));
+            name.map(Activations::of_algorithm)
+        };
+        let named = own(block).or_else(|| own(hf)).or_else(|| whole(block));
+        named.or_else(|| whole(hf)).unwrap_or_else(|| groups(module))
+    })
+}
+
+/// What Quark's config says.
+pub(super) fn of_quark(config: &Config) -> Said<'_> {
+    let block = config.quantization();
+    let of = |settings: &Value| match &settings["input_tensors"] {
+        Value::Null => Activations::Dense,
+        inputs if inputs["dtype"] == "fp4" => Activations::Same,
+        inputs => {
+            let what = short(inputs["dtype"].as_str().unwrap_or("another type")).to_string();
+            Activations::Other { what, scheme: None }
+        }
+    };
+    if !block["global_quant_config"].is_object() {
+        return Box::new(|_| Activations::Unsaid);
+    }
+    let layers = &block["layer_quant_config"];
+    let patterns = layers.as_object().into_iter().flatten().filter(|(name, _)| name.contains('*'));
+    let patterns: Vec<_> = patterns.collect();
+    Box::new(move |module| {
+        let pattern = || patterns.iter().find(|(pattern, _)| wild(pattern, module));
+        let own = layers.get(module).or_else(|| pattern().map(|(_, settings)| *settings));
+        of(own.unwrap_or(&block["global_quant_config"]))
+    })
+}
+
+/// What AutoRound's config says.
+pub(super) fn of_auto_round(config: &Config) -> Said<'_> {
+    let block = config.quantization();
+    if !block.is_object() {
+        return Box::new(|_| Activations::Unsaid);
+    }
+    Box::new(move |module| {
+        let extra = &block["extra_config"][module];
+        let one = |key: &str| if extra[key].is_null() { &block[key] } else { &extra[key] };
+        let ty = short(one("act_data_type").as_str().unwrap_or_default());
+        match one("act_bits").as_u64() {
+            None | Some(16..) => Activations::Dense,
+            Some(4) if ty.is_empty() || ty.contains("fp") => Activations::Same,
+            Some(bits) => {
+                let what = format!("{bits} bits {ty}").trim_end().to_string();
+                Activations::Other { what, scheme: None }
+            }
+        }
+    })
+}
+
+/// How the cache of keys and values is quantized.
+#[derive(Debug, Clone, PartialEq)]
+pub struct KvCache {
+    /// Where the config says it, and what.
+    pub what: String,
+    /// It in the words of compressed-tensors, if they are.
+    pub scheme: Option<Value>,
+}
+
+/// What a config says of the cache of keys and values.
+pub fn kv_cache(config: &Config) -> Option<KvCache> {
+    let (block, hf) = (config.quantization(), &config.hf_quant()["quantization"]);
+    let said = |key: &str, what: &str| {
+        let what = format!("`{key}`: {}", short(what));
+        Some(KvCache { what, scheme: None })
+    };
+    let scheme = &block["kv_cache_scheme"];
+    if scheme.is_object() {
+        let what = format!("`kv_cache_scheme`: {}", in_words(scheme));
+        return Some(KvCache { what, scheme: Some(scheme.clone()) });
+    }
+    for algorithm in [&block["kv_cache_quant_algo"], &hf["kv_cache_quant_algo"]] {
+        if let Some(name) = algorithm.as_str() {
+            let fp8 = name.eq_ignore_ascii_case("FP8").then(fp8_scheme);
+            let what = format!("`kv_cache_quant_algo`: {}", short(name));
+            return Some(KvCache { what, scheme: fp8 });
+        }
+    }
+    let some = |value: &Value| match value {
+        Value::Array(list) => !list.is_empty(),
+        Value::Object(map) => !map.is_empty(),
+        other => !other.is_null(),
+    };
+    if some(&block["kv_cache_quant_config"]) || some(&block["export"]["kv_cache_group"]) {
+        return said("kv_cache_quant_config", "a quantized cache");
+    }
+    said("static_kv_dtype", block["static_kv_dtype"].as_str()?)
+}
+
+/// Where a config says that outputs of layers are quantized, which no layout here keeps: as older
+/// files have it, for their cache of keys and values.
+pub fn outputs(config: &Config) -> Option<String> {
+    let block = config.quantization();
+    let own = [&block["global_quant_config"]].into_iter();
+    let own =
+        own.chain(block["layer_quant_config"].as_object().into_iter().flat_map(|m| m.values()));
+    let groups = block["config_groups"].as_object().into_iter().flat_map(|m| m.values());
+    let some = |found: bool, key: &str| found.then(|| format!("`{key}`"));
+    some(groups.into_iter().any(|g| !g["output_activations"].is_null()), "output_activations")
+        .or_else(|| some(own.into_iter().any(|s| !s["output_tensors"].is_null()), "output_tensors"))
+}
+
+/// FP8 with stored scales, in the words of compressed-tensors.
+fn fp8_scheme() -> Value {
+    serde_json::json!({
+        "dynamic": false,
+        "num_bits": 8,
+        "strategy": "tensor",
+        "symmetric": true,
+        "type": "float",
+    })
+}
+
+impl KvCache {
+    /// Is it FP8 with stored scales?
+    pub fn is_fp8(&self) -> bool {
+        let scheme = self.scheme.as_ref();
+        scheme.is_some_and(|s| s["num_bits"] == 8 && s["type"] == "float" && s["dynamic"] != true)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn scheme(bits: u64) -> Value {
+        json!({ "num_bits": bits, "type": "float" })
+    }
+
+    #[test]
+    fn a_name_or_a_pattern_comes_before_a_class() {
+        let block = json!({ "config_groups": {
+            "group_0": { "targets": ["Linear"], "input_activations": null },
+            "group_1": { "targets": ["re:.*(q|k)_proj$"], "input_activations": scheme(4) },
+            "group_2": { "targets": ["m.up_proj"], "input_activations": scheme(8) },
+        } });
+        let said = by_groups(&block, true);
+        assert_eq!(said("m.down_proj"), Activations::Dense);
+        assert_eq!(said("m.k_proj"), Activations::Same);
+        let Activations::Other { what, scheme: Some(kept) } = said("m.up_proj") else { panic!() };
+        assert_eq!((what.as_str(), &*kept), ("8-bit float", &scheme(8)));
+    }
+
+    #[test]
+    fn each_tool_says_it_in_its_own_words() {
+        let config = |block: Value| Config::of(json!({ "quantization_config": block }));
+        let is_other = |a: Activations| matches!(a, Activations::Other { .. });
+        let modelopt = config(json!({ "quant_algo": "MIXED_PRECISION", "quantized_layers": {
+            "a": { "quant_algo": "W4A8_NVFP4_FP8" }, "b": { "quant_algo": "W4A16_NVFP4" },
+            "c": { "quant_algo": "NVFP4" },
+        } }));
+        let said = of_modelopt(&modelopt);
+        assert!(is_other(said("a")));
+        assert_eq!([said("b"), said("c")], [Activations::Dense, Activations::Same]);
+        let quark = config(json!({
+            "global_quant_config": { "input_tensors": { "dtype": "fp8_e4m3" } },
+            "layer_quant_config": { "*.k_proj": { "input_tensors": { "dtype": "fp4" } } },
+        }));
+        let said = of_quark(&quark);
+        assert!(is_other(said("m.q_proj")));
+        assert_eq!(said("m.k_proj"), Activations::Same);
+        let auto = config(json!({ "act_bits": 8, "act_data_type": "mx_fp", "extra_config": {
+            "m": { "act_bits": 4 }, "n": { "act_bits": 16 },
+        } }));
+        let said = of_auto_round(&auto);
+        assert!(is_other(said("x")));
+        assert_eq!([said("m"), said("n")], [Activations::Same, Activations::Dense]);
+    }
+
+    #[test]
+    fn a_cache_is_found_wherever_a_tool_says_it() {
+        let config = |block: Value| Config::of(json!({ "quantization_config": block }));
+        let fp8 = kv_cache(&config(json!({ "kv_cache_scheme": scheme(8) }))).unwrap();
+        assert!(fp8.is_fp8() && fp8.what.contains("8-bit float"), "{fp8:?}");
+        let other = kv_cache(&config(json!({ "kv_cache_quant_algo": "NVFP4" }))).unwrap();
+        assert!(!other.is_fp8() && other.what.contains("NVFP4"), "{other:?}");
+        for block in [
+            json!({ "export": { "kv_cache_group": ["*k_proj"] } }),
+            json!({ "static_kv_dtype": "fp8" }),
+        ] {
+            assert!(kv_cache(&config(block.clone())).is_some(), "{block}");
+        }
+        let none = json!({ "kv_cache_scheme": null, "export": { "kv_cache_group": [] } });
+        assert_eq!(kv_cache(&config(none)), None);
+    }
+}

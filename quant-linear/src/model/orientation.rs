@@ -1,0 +1,48 @@
+//! How weights were stored that other software stores either way: recorded in the header of what was
+//! made of them, as experts and GPT-2's layers that are square look the same both ways.
+//!
+//! ```text
+//! "exact_fp4.orientation": {"model.layers.0.mlp.experts.down_proj": "in-out", ...}
+//! ```
+//!
+//! In a quantized file it says how the dense weight of that name lay in the file that was quantized;
+//! in a dequantized one, how it lies there, whatever config.json says of such models. Every file of
+//! a model lists its own weights.
+
+use std::collections::BTreeMap;
+
+use crate::checkpoint::{Checkpoint, Refusal};
+use crate::error::Error;
+use crate::model::select::Orientation;
+
+/// The key in a header.
+const KEY: &str = "exact_fp4.orientation";
+
+/// Puts these weights' orientations into the metadata of a header, and no others.
+pub(super) fn record<'w>(
+    metadata: &mut BTreeMap<String, String>,
+    weights: impl Iterator<Item = (&'w str, Orientation)>,
+) {
+    metadata.remove(KEY);
+    let weights: BTreeMap<_, _> = weights.collect();
+    if !weights.is_empty() {
+        // Names and two words are JSON.
+        metadata.insert(KEY.into(), serde_json::to_string(&weights).unwrap_or_default());
+    }
+}
+
+/// What the headers of a checkpoint record.
+///
+/// # Errors
+/// A record that cannot be read.
+pub(super) fn recorded(checkpoint: &Checkpoint) -> Result<BTreeMap<String, Orientation>, Error> {
+    let mut all = BTreeMap::new();
+    for (_, file) in checkpoint.files() {
+        let Some(record) = file.metadata().get(KEY) else { continue };
+        let record: BTreeMap<String, Orientation> = serde_json::from_str(record).map_err(|e| {
+            Error::checkpoint(checkpoint.path(), Refusal::Orientation(e.to_string()))
+        })?;
+        all.extend(record);
+    }
+    Ok(all)
+}
