@@ -64,6 +64,7 @@ fn fresh(layer: &QuantLinear) -> Result<QuantLinear, quant_linear::Error> {
         weight_global_scale: layer.weight_global_scale(),
         activation_global_scale: Some(layer.activation_global_scale()),
         activation_scale_scale: Some(layer.activation_scale_scale()),
+        activations: quant_linear::ActivationEncoding::Own,
     })
 }
 

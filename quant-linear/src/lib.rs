@@ -19,7 +19,7 @@
 //! let weight: Vec<f32> = (0..8 * 64).map(|i| ((i * 37 % 101) as f32 - 50.0) / 100.0).collect();
 //! let mut layer = QuantLinear::from_dense(&weight[..], 8, 64, &DenseOptions::new(Format::NvFp4))?;
 //!
-//! // Activations of any leading dimensions: here 2 x 3 rows of 64.
+//! // ActivationEncoding of any leading dimensions: here 2 x 3 rows of 64.
 //! let x: Vec<f32> = (0..2 * 3 * 64).map(|i| ((i * 29 % 83) as f32 - 41.0) / 20.0).collect();
 //! let y = layer.forward(&x, &[2, 3, 64])?;
 //! assert_eq!(layer.output_shape(&[2, 3, 64])?, [2, 3, 8]);
@@ -53,7 +53,7 @@ mod transform;
 pub use error::{Error, Kept, Reason};
 pub use fp4_core::FloatVec;
 pub use layer::state::{self, Bias};
-pub use layer::{Activations, DenseOptions, Parts, QuantLinear, StoredTransform};
+pub use layer::{ActivationEncoding, DenseOptions, Parts, QuantLinear, StoredTransform};
 pub use layout::LoadOptions;
 pub use run::activation::Activation;
 pub use run::counters::Counters;

@@ -45,6 +45,7 @@ fn fresh(layer: &QuantLinear) -> QuantLinear {
         weight_global_scale: layer.weight_global_scale(),
         activation_global_scale: Some(layer.activation_global_scale()),
         activation_scale_scale: Some(layer.activation_scale_scale()),
+        activations: quant_linear::ActivationEncoding::Own,
     })
     .unwrap()
 }

@@ -169,6 +169,7 @@ fn debug_shows_shapes_and_settings_only() {
             weight_global_scale: 1.0,
             activation_global_scale: None,
             activation_scale_scale: None,
+            activations: quant_linear::ActivationEncoding::Own,
         };
         for shown in [
             format!("{layer:?}"),
@@ -287,7 +288,7 @@ fn a_dtype_change_converts_the_transform_once_and_nothing_else() {
         panic!("types");
     };
     assert!(now.iter().zip(was).all(|(n, w)| *n == bf16::from_f32(*w)));
-    // Activations in bf16 round T to bf16 anyway: the same bits before and after.
+    // ActivationEncoding in bf16 round T to bf16 anyway: the same bits before and after.
     let x: Vec<bf16> = values(5, 2 * IN).into_iter().map(bf16::from_f32).collect();
     assert_eq!(layer.forward(&x, &[2, IN]).unwrap(), before.forward(&x, &[2, IN]).unwrap());
     // And in f32 the narrower transform shows: it is not restored by widening.
@@ -306,6 +307,7 @@ fn absent_activation_scalars_are_resolved_once() {
             weight_global_scale: 0.25,
             activation_global_scale: gs,
             activation_scale_scale: ss,
+            activations: quant_linear::ActivationEncoding::Own,
         }
     };
     let resolved = QuantLinear::from_parts(parts(None, None)).unwrap();
@@ -328,6 +330,7 @@ fn an_alpha_that_underflows_is_an_error() {
         weight_global_scale: tiny,
         activation_global_scale: Some(0.25),
         activation_scale_scale: Some(6.0),
+        activations: quant_linear::ActivationEncoding::Own,
     })
     .unwrap();
     let error = layer.forward(&values(1, IN), &[IN]).unwrap_err();
@@ -344,6 +347,7 @@ fn parts_that_do_not_fit_are_errors() {
         weight_global_scale: 1.0,
         activation_global_scale: None,
         activation_scale_scale: Some(4.0),
+        activations: quant_linear::ActivationEncoding::Own,
     };
     let g64 = QuantLinear::from_parts(parts(weight(GroupSize::G64, ScaleType::E8M0), None));
     assert!(matches!(g64.unwrap_err(), Error::Core(fp4_core::Error::NotAMatmulFormat { .. })));

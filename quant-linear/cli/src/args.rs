@@ -9,7 +9,7 @@ use fp4_core::{Format, ScaleType};
 use quant_linear::checkpoint::Checkpoint;
 use quant_linear::layout::{self, Layers, Layout};
 use quant_linear::model::stream::{Memory, Settings};
-use quant_linear::{Activations, LoadOptions};
+use quant_linear::{ActivationEncoding, LoadOptions};
 
 /// How a model is written.
 #[derive(Debug, clap::Args)]
@@ -130,8 +130,8 @@ pub(crate) fn formats() -> impl TypedValueParser<Value = Format> {
 }
 
 /// How activations are quantized, by name.
-pub(crate) fn activations() -> impl TypedValueParser<Value = Activations> {
-    named(Activations::ALL.map(Activations::name))
+pub(crate) fn activations() -> impl TypedValueParser<Value = ActivationEncoding> {
+    named(ActivationEncoding::ALL.map(ActivationEncoding::name))
 }
 
 /// One of these names of values of a type; the help lists them.

@@ -297,7 +297,7 @@ pub enum Error {
         /// Names that would do.
         available: String,
     },
-    /// A name that is none of [`Activations`](crate::Activations).
+    /// A name that is none of [`ActivationEncoding`](crate::ActivationEncoding).
     #[error("activations `{}` are unknown; expected fp4, mxint8 or fp4-rows", printable(.got))]
     ActivationsName {
         /// The name.

@@ -7,14 +7,14 @@
 //! weight_global_scale      f32
 //! activation_global_scale  f32; absent: the weight's
 //! activation_scale_scale   f32; absent: 1, or 4 / 6 for states of other software
-//! activation_encoding      u8; absent: 0, the weight's format (`activations`)
+//! activation_encoding      u8; absent: 0, the weight's format (`ActivationEncoding`)
 //! ```
 //!
 //! Shapes and group size are those of the buffers; a layer built empty answers with what it was
 //! built for until a state is loaded.
 
-mod activations;
 mod build;
+mod encoding;
 mod options;
 mod parts;
 pub mod state;
@@ -27,7 +27,7 @@ use std::sync::atomic::AtomicBool;
 use fp4_core::backend::erased::Backend;
 use fp4_core::{FloatType, Format, GroupSize, PackedMatrix, PackedShape, QuantSpec, ScaleType};
 
-pub use activations::Activations;
+pub use encoding::ActivationEncoding;
 pub use fp4_core::OwnedTransform as StoredTransform;
 pub use options::DenseOptions;
 pub use parts::Parts;
@@ -67,7 +67,7 @@ pub(crate) enum Contents {
 pub(crate) struct Warned {
     /// A choice of backend that cannot be honoured, for each role.
     pub(crate) refused: [AtomicBool; 2],
-    /// Activations beyond the range of their scale.
+    /// ActivationEncoding beyond the range of their scale.
     pub(crate) clipped: AtomicBool,
 }
 
@@ -78,7 +78,7 @@ pub(crate) struct Loaded {
     pub(crate) weight_global_scale: f32,
     /// The weight's format with both activation scalars, resolved.
     pub(crate) spec: QuantSpec,
-    pub(crate) activations: Activations,
+    pub(crate) activations: ActivationEncoding,
     /// What activations are quantized by.
     pub(crate) quantized_by: QuantSpec,
     /// Added to every output before its last rounding.
@@ -271,10 +271,10 @@ impl QuantLinear {
     }
 
     /// How activations are quantized.
-    pub fn activations(&self) -> Activations {
+    pub fn activations(&self) -> ActivationEncoding {
         match &self.contents {
             Contents::Loaded(l) => l.activations,
-            Contents::Empty { .. } => Activations::Own,
+            Contents::Empty { .. } => ActivationEncoding::Own,
         }
     }
 
@@ -284,7 +284,7 @@ impl QuantLinear {
     /// # Errors
     /// [`Error::Empty`]; [`fp4_core::Error::KNotWholeGroups`] for MXINT8 if the input features are
     /// not whole groups of 32, [`fp4_core::Error::RowScales`] unless the format is NVFP4.
-    pub fn set_activations(&mut self, activations: Activations) -> Result<(), Error> {
+    pub fn set_activations(&mut self, activations: ActivationEncoding) -> Result<(), Error> {
         let loaded = self.loaded()?;
         activations.check(loaded.weight.shape(), loaded.spec)?;
         self.contents = Contents::Loaded(Arc::new(Loaded {
@@ -304,7 +304,7 @@ impl QuantLinear {
     ///
     /// # Errors
     /// As [`set_activations`](Self::set_activations).
-    pub fn with_activations(mut self, activations: Activations) -> Result<Self, Error> {
+    pub fn with_activations(mut self, activations: ActivationEncoding) -> Result<Self, Error> {
         self.set_activations(activations)?;
         Ok(self)
     }

@@ -3,7 +3,7 @@
 use fp4_core::{Format, QuantSpec, nvfp4_global_scale};
 
 use crate::error::Error;
-use crate::layer::{Activations, StoredTransform};
+use crate::layer::{ActivationEncoding, StoredTransform};
 
 /// How a dense weight is quantized.
 #[derive(Debug, Clone)]
@@ -19,7 +19,7 @@ pub struct DenseOptions {
     /// row's bits do not depend on its batch.
     pub activation_global_scale: Option<f32>,
     /// How activations are quantized.
-    pub activations: Activations,
+    pub activations: ActivationEncoding,
 }
 
 impl DenseOptions {
@@ -30,7 +30,7 @@ impl DenseOptions {
             transform: None,
             weight_global_scale: None,
             activation_global_scale: None,
-            activations: Activations::Own,
+            activations: ActivationEncoding::Own,
         }
     }
 

@@ -3,7 +3,7 @@
 use fp4_core::{OwnedTransform as StoredTransform, PackedMatrix, QuantSpec};
 
 use crate::error::Error;
-use crate::layer::Activations;
+use crate::layer::ActivationEncoding;
 use crate::layer::state::{self, Scalars};
 
 /// Everything a layer is made of: what a state holds.
@@ -20,7 +20,7 @@ pub struct Parts {
     /// Scale-scale of activations; `None` takes 1, with a warning.
     pub activation_scale_scale: Option<f32>,
     /// How activations are quantized.
-    pub activations: Activations,
+    pub activations: ActivationEncoding,
 }
 
 impl Parts {

@@ -8,7 +8,7 @@
 //! | `weight_global_scale` | F32 (F16, BF16, F64 read too) | () or (1) |
 //! | `activation_global_scale` | as above; may be absent | () or (1) |
 //! | `activation_scale_scale` | as above; may be absent | () or (1) |
-//! | `activation_encoding` | U8, 0 to 2 ([`Activations`]); may be absent: 0 | () or (1) |
+//! | `activation_encoding` | U8, 0 to 2 ([`ActivationEncoding`]); may be absent: 0 | () or (1) |
 //! | `bias` | F32, F16 or BF16; may be absent | (out) |
 //!
 //! Names are joined to a prefix with a dot, as in `encoder.layer.0.output.dense.e2m1`. Bytes are
@@ -26,7 +26,7 @@ use safetensors::{Dtype, View};
 use crate::atomic;
 use crate::checkpoint::TensorSource;
 use crate::error::Error;
-use crate::layer::{Activations, Contents, QuantLinear};
+use crate::layer::{ActivationEncoding, Contents, QuantLinear};
 use fp4_core::FloatVec;
 
 /// Name of the packed codes.
@@ -169,7 +169,7 @@ impl QuantLinear {
             (join(prefix, ACTIVATION_SCALE_SCALE), scalar(self.activation_scale_scale())),
         ];
         // A state that asks for nothing else is as it was before there was anything else.
-        if self.activations() != Activations::Own {
+        if self.activations() != ActivationEncoding::Own {
             let data = vec![self.activations().byte()].into();
             let tensor = StateTensor { dtype: Dtype::U8, shape: vec![], data };
             state.push((join(prefix, ACTIVATION_ENCODING), tensor));
@@ -338,8 +338,10 @@ pub(crate) fn scalar(state: &dyn TensorSource, name: &str) -> Result<Option<f32>
 }
 
 /// Reads how activations are quantized; the weight's own format if the state does not say.
-fn activations(state: &dyn TensorSource, name: &str) -> Result<Activations, Error> {
-    let Some(tensor) = optional(state, name.to_string()) else { return Ok(Activations::Own) };
+fn activations(state: &dyn TensorSource, name: &str) -> Result<ActivationEncoding, Error> {
+    let Some(tensor) = optional(state, name.to_string()) else {
+        return Ok(ActivationEncoding::Own);
+    };
     if !matches!(tensor.shape[..], [] | [1]) {
         let expected = "() or (1)".into();
         return Err(Error::Shape { name: name.into(), expected, got: tensor.shape });
@@ -348,7 +350,7 @@ fn activations(state: &dyn TensorSource, name: &str) -> Result<Activations, Erro
         return Err(tensor.wrong_dtype("U8"));
     }
     let got = tensor.bytes()?.first().copied().unwrap_or_default();
-    let known = Activations::ALL.into_iter().find(|activations| activations.byte() == got);
+    let known = ActivationEncoding::ALL.into_iter().find(|activations| activations.byte() == got);
     known.ok_or(Error::ActivationEncoding { name: name.into(), got })
 }
 
@@ -397,7 +399,7 @@ pub struct Scalars {
     /// Scale-scale of activations; `None` takes 1.
     pub activation_scale_scale: Option<f32>,
     /// How activations are quantized.
-    pub activations: Activations,
+    pub activations: ActivationEncoding,
 }
 
 impl Scalars {

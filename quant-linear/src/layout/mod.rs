@@ -58,7 +58,7 @@ use crate::checkpoint::tiles::Tile;
 use crate::checkpoint::{Config, TensorSource};
 use crate::error::Error;
 use crate::layer::state::Scalars;
-use crate::layer::{Activations, StoredTransform};
+use crate::layer::{ActivationEncoding, StoredTransform};
 
 pub use activations::{Activations, KvCache, Said, kv_cache, outputs};
 pub use at::At;
@@ -290,7 +290,7 @@ impl Layer {
                 weight_global_scale: 1.0,
                 activation_global_scale: None,
                 activation_scale_scale: None,
-                activations: Activations::Own,
+                activations: ActivationEncoding::Own,
             },
             transform: None,
             pre_scale: None,

@@ -9,7 +9,7 @@ use safetensors::Dtype;
 
 use crate::checkpoint::{Arrangement, Checkpoint, Planned, Tensor, TensorSource, byte_len};
 use crate::error::{Error, ModelError, Reason};
-use crate::layer::{Activations, DenseOptions, StoredTransform, state};
+use crate::layer::{ActivationEncoding, DenseOptions, StoredTransform, state};
 use crate::layout::STATE_NAMES;
 use crate::model::dense::{DenseSource, encoded};
 use crate::model::orientation;
@@ -362,7 +362,7 @@ fn new_tensors(
         (name(state::ACTIVATION_GLOBAL_SCALE), Dtype::F32, vec![]),
         (name(state::ACTIVATION_SCALE_SCALE), Dtype::F32, vec![]),
     ];
-    if options.activations != Activations::Own {
+    if options.activations != ActivationEncoding::Own {
         tensors.push((name(state::ACTIVATION_ENCODING), Dtype::U8, vec![]));
     }
     if let Some(t) = &options.transform {

@@ -26,7 +26,7 @@ use fp4_core::{
 use crate::checkpoint::tiles::{Tile, tiles};
 use crate::checkpoint::{Arrangement, Checkpoint, Listing, byte_len};
 use crate::error::{Error, ModelError};
-use crate::layer::{Activations, DenseOptions, StoredTransform, state};
+use crate::layer::{ActivationEncoding, DenseOptions, StoredTransform, state};
 use crate::model::dense::{self, DenseSource, encoded};
 use crate::model::difference::Difference;
 use crate::model::groups::Groups;
@@ -191,7 +191,7 @@ impl Engine<'_> {
         ] {
             sink.write(position(name)?, &value.to_le_bytes())?;
         }
-        if options.activations != Activations::Own {
+        if options.activations != ActivationEncoding::Own {
             sink.write(position(state::ACTIVATION_ENCODING)?, &[options.activations.byte()])?;
         }
         if let Some(t) = &options.transform {

@@ -33,7 +33,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::checkpoint::{Tensor, read_text};
 use crate::error::{Error, ModelError};
-use crate::layer::{Activations, DenseOptions, StoredTransform};
+use crate::layer::{ActivationEncoding, DenseOptions, StoredTransform};
 use crate::model::plan::Plan;
 use crate::model::quantize::check_product;
 use crate::model::select::{Orientation, Request, globs};
@@ -88,7 +88,7 @@ pub struct RecipeRule {
     /// Global scale of the activations.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub activation_scale: Option<f32>,
-    /// How activations are quantized: a name of [`Activations`].
+    /// How activations are quantized: a name of [`ActivationEncoding`].
     #[serde(skip_serializing_if = "Option::is_none")]
     pub activations: Option<String>,
 }
@@ -312,7 +312,7 @@ impl RecipeRule {
         if let Some(Err(_)) = self.scale_rule.as_ref().map(|name| name.parse::<ScaleRule>()) {
             return Err(invalid("scale_rule is not `nearest`, the only one there is"));
         }
-        let activations = self.activations.as_ref().map(|name| name.parse::<Activations>());
+        let activations = self.activations.as_ref().map(|name| name.parse::<ActivationEncoding>());
         let activations = activations.transpose().map_err(|e| invalid(&e.to_string()))?;
         let same = |scale: Option<f32>| scale.filter(|_| format == given.format);
         let transform = match (self.transform, self.transform_block) {

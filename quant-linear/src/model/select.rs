@@ -36,7 +36,7 @@ use serde_json::Value;
 use crate::checkpoint::{Tensor, TensorInfo};
 use crate::error::{Error, ModelError, Reason};
 use crate::layer::state::{self, Scalars};
-use crate::layer::{Activations, DenseOptions, StoredTransform};
+use crate::layer::{ActivationEncoding, DenseOptions, StoredTransform};
 use crate::model::dense::DenseSource;
 use crate::model::recipe::{Recipe, Wanted};
 use crate::model::roles::{Facts, Roles};
@@ -273,7 +273,8 @@ impl<'a> Rule<'a> {
         let block = options.transform.as_ref().map(StoredTransform::view).transpose();
         let block = block.map_err(|e| Reason::Unloadable(e.to_string()))?.map(|t| t.block());
         let group = options.format.group().get();
-        let activations = (options.activations == Activations::MxInt8).then_some(MXINT8_GROUP);
+        let activations =
+            (options.activations == ActivationEncoding::MxInt8).then_some(MXINT8_GROUP);
         let sizes =
             [("group", Some(group)), ("mxint8 group", activations), ("transform block", block)];
         for (what, size) in sizes {

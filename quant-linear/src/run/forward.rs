@@ -23,7 +23,7 @@ use fp4_core::{
 };
 
 use crate::error::Error;
-use crate::layer::{Activations, Loaded, Prepared, QuantLinear};
+use crate::layer::{ActivationEncoding, Loaded, Prepared, QuantLinear};
 use crate::run::activation::{Activation, Held, Settings};
 use crate::run::device::DeviceTensor;
 use crate::run::routing::{Explanation, Multiplier, Quantizing, Route};
@@ -495,7 +495,7 @@ impl QuantLinear {
             let who = self.prefix();
             // What has no stored global scale is clipped at the end of f32's own range.
             let why = match loaded.activations {
-                Activations::Own => format!(
+                ActivationEncoding::Own => format!(
                     "the activation global scale {:e} does not reach them, a larger one does",
                     loaded.spec.global_scale()
                 ),
@@ -544,7 +544,7 @@ impl Loaded {
     /// activations have no stored one.
     pub(crate) fn alpha(&self) -> Result<f32, Error> {
         let got = match self.activations {
-            Activations::Own => self.weight_global_scale * self.spec.global_scale(),
+            ActivationEncoding::Own => self.weight_global_scale * self.spec.global_scale(),
             _ => self.weight_global_scale,
         };
         if got.is_finite() && got > 0.0 {

@@ -26,7 +26,7 @@ use quant_linear::model::recipe::{Recipe, RecipeRule};
 use quant_linear::model::select::{Orientation, Request};
 use quant_linear::model::stream;
 use quant_linear::model::ties::Tie;
-use quant_linear::{Activations, Backends, DenseOptions, StoredTransform};
+use quant_linear::{ActivationEncoding, Backends, DenseOptions, StoredTransform};
 
 use crate::args;
 use crate::interrupt;
@@ -87,8 +87,8 @@ pub(crate) struct Args {
     activation_scale: Option<f32>,
     /// How a layer quantizes its activations: in the format of its weight, in MXINT8 (8 bits, next to
     /// no loss), or in NVFP4 with a global scale for each row.
-    #[arg(long, value_parser = args::activations(), default_value = Activations::Own.name())]
-    activations: Activations,
+    #[arg(long, value_parser = args::activations(), default_value = ActivationEncoding::Own.name())]
+    activations: ActivationEncoding,
     /// The backend that quantizes, by its name in `fp4 demo` [default: the fastest]. All give the
     /// same bytes.
     #[arg(long, value_name = "NAME")]

@@ -6,7 +6,7 @@ use fp4_core::Format;
 use safetensors::Dtype;
 use serde_json::{Value, json};
 
-use quant_linear::Activations;
+use quant_linear::ActivationEncoding;
 use quant_linear::model::difference::Difference;
 use quant_linear::model::groups::{Figures, Groups};
 use quant_linear::model::plan::Weight;
@@ -27,7 +27,7 @@ pub(super) struct Row {
     dtype: Dtype,
     shape: Vec<usize>,
     format: Format,
-    activations: Activations,
+    activations: ActivationEncoding,
     transposed: bool,
     experts: bool,
     /// Weights that are still to come.

@@ -1,10 +1,10 @@
 //! How a layer quantizes its activations: what a state may ask for.
 //!
-//! | [`Activations`] | `activation_encoding` | quantized to | alpha |
+//! | [`ActivationEncoding`] | `activation_encoding` | quantized to | alpha |
 //! |---|---|---|---|
-//! | [`Own`](Activations::Own) | absent, or 0 | the weight's format, by the two activation scalars | weight gs * activation gs |
-//! | [`MxInt8`](Activations::MxInt8) | 1 | MXINT8 (C10) | weight gs |
-//! | [`OwnRowScales`](Activations::OwnRowScales) | 2 | NVFP4, a global scale for each row (C4) | weight gs, by the row's scale |
+//! | [`Own`](ActivationEncoding::Own) | absent, or 0 | the weight's format, by the two activation scalars | weight gs * activation gs |
+//! | [`MxInt8`](ActivationEncoding::MxInt8) | 1 | MXINT8 (C10) | weight gs |
+//! | [`OwnRowScales`](ActivationEncoding::OwnRowScales) | 2 | NVFP4, a global scale for each row (C4) | weight gs, by the row's scale |
 //!
 //! Under the last two the activation scalars take no part; they are kept and saved all the same.
 
@@ -18,7 +18,7 @@ use crate::error::Error;
 /// How a layer quantizes its activations.
 #[non_exhaustive]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
-pub enum Activations {
+pub enum ActivationEncoding {
     /// To the weight's own format, by the stored global scale and scale-scale.
     #[default]
     Own,
@@ -28,26 +28,26 @@ pub enum Activations {
     OwnRowScales,
 }
 
-impl Activations {
+impl ActivationEncoding {
     /// All of them, by the byte that a state stores.
-    pub const ALL: [Activations; 3] =
-        [Activations::Own, Activations::MxInt8, Activations::OwnRowScales];
+    pub const ALL: [ActivationEncoding; 3] =
+        [ActivationEncoding::Own, ActivationEncoding::MxInt8, ActivationEncoding::OwnRowScales];
 
     /// The byte that a state stores.
     pub const fn byte(self) -> u8 {
         match self {
-            Activations::Own => 0,
-            Activations::MxInt8 => 1,
-            Activations::OwnRowScales => 2,
+            ActivationEncoding::Own => 0,
+            ActivationEncoding::MxInt8 => 1,
+            ActivationEncoding::OwnRowScales => 2,
         }
     }
 
     /// The name, as users write it.
     pub const fn name(self) -> &'static str {
         match self {
-            Activations::Own => "fp4",
-            Activations::MxInt8 => "mxint8",
-            Activations::OwnRowScales => "fp4-rows",
+            ActivationEncoding::Own => "fp4",
+            ActivationEncoding::MxInt8 => "mxint8",
+            ActivationEncoding::OwnRowScales => "fp4-rows",
         }
     }
 
@@ -57,9 +57,9 @@ impl Activations {
     /// [`fp4_core::Error::RowScales`] if there are none of the format.
     pub fn spec(self, own: QuantSpec) -> Result<QuantSpec, Error> {
         Ok(match self {
-            Activations::Own => own,
-            Activations::MxInt8 => QuantSpec::mxint8(),
-            Activations::OwnRowScales => own.with_row_scales()?,
+            ActivationEncoding::Own => own,
+            ActivationEncoding::MxInt8 => QuantSpec::mxint8(),
+            ActivationEncoding::OwnRowScales => own.with_row_scales()?,
         })
     }
 
@@ -73,19 +73,19 @@ impl Activations {
     }
 }
 
-impl fmt::Display for Activations {
+impl fmt::Display for ActivationEncoding {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(self.name())
     }
 }
 
-impl FromStr for Activations {
+impl FromStr for ActivationEncoding {
     type Err = Error;
 
     /// # Errors
     /// [`Error::ActivationsName`].
     fn from_str(name: &str) -> Result<Self, Error> {
-        let found = Activations::ALL.into_iter().find(|a| a.name() == name);
+        let found = ActivationEncoding::ALL.into_iter().find(|a| a.name() == name);
         found.ok_or_else(|| Error::ActivationsName { got: name.into() })
     }
 }
@@ -96,11 +96,11 @@ mod tests {
 
     #[test]
     fn bytes_and_names_are_those_of_the_list() {
-        for (at, activations) in Activations::ALL.into_iter().enumerate() {
+        for (at, activations) in ActivationEncoding::ALL.into_iter().enumerate() {
             assert_eq!(usize::from(activations.byte()), at);
-            assert_eq!(activations.to_string().parse::<Activations>().unwrap(), activations);
+            assert_eq!(activations.to_string().parse::<ActivationEncoding>().unwrap(), activations);
         }
-        let error = "fp8".parse::<Activations>().unwrap_err().to_string();
+        let error = "fp8".parse::<ActivationEncoding>().unwrap_err().to_string();
         assert!(error.contains("fp4, mxint8 or fp4-rows"), "{error}");
     }
 }
