@@ -483,6 +483,7 @@ fn the_error_of_fp8_weights_is_found_by_block_by_row_and_by_expert() {
     let blocks: Vec<f32> =
         [(0, 0), (0, 128), (128, 0), (128, 128)].map(|(r, c)| block(r, c)).into();
     let by_row: Vec<f32> = (0..8).map(|row| 0.1 + row as f32).collect();
+    let of_experts: Vec<f32> = (0..64).map(|row| 0.25 + row as f32).collect();
     write(
         &folder.at("in"),
         &[
@@ -492,13 +493,27 @@ fn the_error_of_fp8_weights_is_found_by_block_by_row_and_by_expert() {
             b,
             f32s("b.weight_scale", &[8, 1], &by_row),
             (experts.into(), Dtype::F8_E4M3, vec![2, 32, 64], codes),
-            f32s(&format!("{experts}_scale_inv"), &[2, 1, 1], &[0.25, 3.0]),
+            f32s(&format!("{experts}_scale_inv"), &[2, 32, 1], &of_experts),
             random("norm.weight", Dtype::F32, &[64], 1),
         ],
     );
     assert_eq!(found_again(&folder, &["--experts", "out-in"]), 4);
     // Values against values, where the other side is dense too.
     ok(&["dequantize", &folder.arg("in"), "-o", &folder.arg("dense"), "--dtype", "f32"]);
+    // Transposed, in tiles of any size, as the same values in F32 are.
+    let turned = |input: &str, memory: &str| {
+        let (input, output) = (folder.arg(input), folder.arg("out"));
+        let args = ["quantize", &input, "-o", &output, "-f", "nvfp4", "--force"];
+        ok(&[&args[..], &["--experts", "in-out", "--memory", memory]].concat());
+        let written = read(&folder.at("out")).into_iter();
+        written.filter(|(name, _)| name.starts_with(experts)).collect::<Vec<_>>()
+    };
+    let expected = turned("dense/model.safetensors", "1GB");
+    assert_eq!(expected.len(), 2 * 5);
+    for memory in ["1", "1GB"] {
+        assert!(turned("in", memory) == expected, "{memory}");
+    }
+    assert_eq!(found_again(&folder, &["--experts", "in-out"]), 4);
     for [a, b] in [["in", "dense"], ["dense", "in"]] {
         let found = json(&["compare", &folder.arg(a), &folder.arg(b), "--tolerance", "0"]);
         let named = |name: &str| {

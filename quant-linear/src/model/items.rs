@@ -1,7 +1,7 @@
 //! What a checkpoint holds under the names that another one shares with it.
 //!
-//! Layers stand under the name that their dense weight would have. A dense weight that meets a layer
-//! is seen as the layer is, one matrix (out, in) or one for each expert:
+//! Layers stand under the name that their dense weight would have. A dense weight that meets a
+//! layer is seen as the layer is, one matrix (out, in) or one for each expert:
 //!
 //! ```text
 //! stored                            meets                       as

@@ -1,13 +1,13 @@
-//! How weights were stored that other software stores either way: recorded in the header of what was
-//! made of them, as experts and GPT-2's layers that are square look the same both ways.
+//! How weights were stored that other software stores either way: recorded in the header of what
+//! was made of them, as experts and GPT-2's layers that are square look the same both ways.
 //!
 //! ```text
 //! "exact_fp4.orientation": {"model.layers.0.mlp.experts.down_proj": "in-out", ...}
 //! ```
 //!
-//! In a quantized file it says how the dense weight of that name lay in the file that was quantized;
-//! in a dequantized one, how it lies there, whatever config.json says of such models. Every file of
-//! a model lists its own weights.
+//! In a quantized file it says how the dense weight of that name lay in the file that was
+//! quantized; in a dequantized one, how it lies there, whatever config.json says of such models.
+//! Every file of a model lists its own weights.
 
 use std::collections::BTreeMap;
 
