@@ -203,3 +203,49 @@ fn one_huge_weight_is_warned_of_with_the_groups_that_it_cost() {
     assert_eq!(json["tensors"][0]["lost_groups"], 64);
     assert!(json["warnings"].to_string().contains("64 of 64 groups"));
 }
+
+#[test]
+fn what_activations_are_quantized_to_is_in_state_report_recipe_and_copies() {
+    let folder = Folder::new();
+    let mut tensors = model();
+    // Whole groups of NVFP4 and of MXFP4's, not of MXINT8's.
+    tensors.push(random("narrow.weight", Dtype::F32, &[4, 48], 8));
+    write(&folder.at("in"), &tensors);
+    let (input, out) = (folder.arg("in"), folder.arg("out"));
+    let args = ["quantize", &input, "--format", "nvfp4", "--activations"];
+    let to = |name: &str| folder.arg(name);
+    let record = to("record");
+    let more = ["mxint8", "-o", &out, "--write-recipe", &record];
+    let done = json(&[&args[..], &more].concat());
+    assert_eq!(done["activations"], "mxint8");
+    assert!(names(&done["tensors"]).contains(&"a.weight"));
+    let row = |list: &str, name: &str| {
+        let rows = done[list].as_array().unwrap();
+        rows.iter().find(|row| row["name"] == name).unwrap().clone()
+    };
+    assert_eq!(row("tensors", "a.weight")["activations"], "mxint8");
+    let reason = row("skipped", "narrow.weight")["reason"].as_str().unwrap().to_owned();
+    assert!(reason.contains("48") && reason.contains("mxint8"), "{reason}");
+    let written = read(&folder.at("out"));
+    let (_, dtype, shape, bytes) = &written["a.activation_encoding"];
+    assert_eq!((*dtype, shape.len(), &bytes[..]), (Dtype::U8, 0, &[1][..]));
+    assert_eq!(layer(&folder.at("out"), "a").activations().name(), "mxint8");
+    let inspected = json(&["inspect", &out]);
+    assert_eq!(inspected["layers"][0]["activations"], "mxint8");
+    ok(&["quantize", &input, "-o", &to("again"), "--recipe", &record]);
+    assert_eq!(fs::read(folder.at("again")).unwrap(), fs::read(folder.at("out")).unwrap());
+    // Kept where the layout has a place for it, named where it has none.
+    ok(&["convert", &out, &to("copy"), "--to", "native"]);
+    assert_eq!(layer(&folder.at("copy"), "a").activations().name(), "mxint8");
+    let foreign = json(&["convert", &out, &to("foreign"), "--to", "compressed-tensors"]);
+    let notes = foreign["notes"].to_string();
+    assert!(notes.contains("mxint8"), "{notes}");
+    // Without, the file is as it always was; row scales are NVFP4's.
+    ok(&[&args[..4], &["-o", &to("own")]].concat());
+    assert!(!read(&folder.at("own")).contains_key("a.activation_encoding"));
+    ok(&[&args[..], &["fp4-rows", "-o", &to("rows")]].concat());
+    assert_eq!(layer(&folder.at("rows"), "narrow").activations().byte(), 2);
+    let mxfp4 = ["quantize", &input, "--format", "mxfp4", "--activations", "fp4-rows"];
+    fails(&[&mxfp4[..], &["-o", &to("no")]].concat(), &["fp4-rows", "nvfp4"]);
+    fails(&[&args[..], &["int8", "-o", &to("no")]].concat(), &["int8", "mxint8"]);
+}

@@ -4,6 +4,7 @@
 
 use crate::checkpoint::TensorSource;
 use crate::error::Error;
+use crate::layer::ActivationEncoding;
 use crate::layer::state::{self, Scalars, join};
 use crate::layout::LoadOptions;
 use crate::layout::write::{self, DoneLayer, Held, NewTensor, Refused, Written};
@@ -107,6 +108,19 @@ impl Layout for Native {
         let usual = held.unstored.map(|spec| spec.scale_scale());
         if let Some(ss) = held.activation_scale_scale.or(usual) {
             tensors.push(write::scalar(held.name(state::ACTIVATION_SCALE_SCALE), vec![], ss));
+        }
+        let rows = held.activation_encoding == ActivationEncoding::OwnRowScales;
+        if rows && held.shape.format() != Some(fp4_core::Format::NvFp4) {
+            let what = "activations of NVFP4 with row scales";
+            return Err(Refused::Transform(what.into()));
+        }
+        if held.activation_encoding != ActivationEncoding::Own {
+            tensors.push(NewTensor {
+                name: held.name(state::ACTIVATION_ENCODING),
+                dtype: safetensors::Dtype::U8,
+                shape: vec![],
+                fill: write::Fill::Bytes(vec![held.activation_encoding.byte()]),
+            });
         }
         if let Some((name, _)) = held.pre_scale {
             return Err(Refused::Transform(name.into()));

@@ -3,6 +3,7 @@
 use fp4_core::{Format, PackedShape, ScaleType};
 use safetensors::Dtype;
 
+use crate::layer::ActivationEncoding;
 use crate::layer::state::join;
 use crate::layout::{
     Activations, Arithmetic, Global, KvCache, Nibbles, Order, ScaleOrder, TransformHeader,
@@ -25,6 +26,8 @@ pub struct Held<'a> {
     pub inputs: Option<&'a [Global]>,
     /// Scale-scale of the activations, where one is stored.
     pub activation_scale_scale: Option<f32>,
+    /// How a state says that activations are quantized.
+    pub activation_encoding: ActivationEncoding,
     /// What its own software means where it stores no scale of activations and no scale-scale.
     pub unstored: Option<fp4_core::QuantSpec>,
     /// The transform of activations.

@@ -12,6 +12,7 @@ use crate::checkpoint::HEADER_LAYERS;
 use crate::checkpoint::gguf::{self, GgmlType, GgufArrangement};
 use crate::checkpoint::{Arrangement, Checkpoint, Refusal, Tensor, TensorSource};
 use crate::error::{Error, ModelError};
+use crate::layer::ActivationEncoding;
 use crate::layer::state;
 use crate::layout::write::{Done, DoneLayer, Fill, Held, NewTensor, Refused, Written};
 use crate::layout::{Activations, KvCache, Layer, Layers, Layout, Said, kv_cache};
@@ -264,6 +265,11 @@ fn planned<'a>(
         let first = weight.sources[0].layer;
         let said = said.entry(first.layout.name());
         let said = said.or_insert_with(|| first.layout.activations(config))(&first.module);
+        let said = match first.scalars.activations {
+            ActivationEncoding::Own => said,
+            // What the state asks for, and no config says.
+            other => Activations::Other { what: other.to_string(), scheme: None },
+        };
         if matches!(said, Activations::Other { .. }) && first.layout.name() != target {
             // A scale of eight bits is none of four.
             weight.inputs = None;
@@ -286,6 +292,7 @@ fn planned<'a>(
             globals: &weight.globals,
             inputs: weight.inputs.as_deref(),
             activation_scale_scale: first.scalars.activation_scale_scale,
+            activation_encoding: first.scalars.activations,
             unstored: shape.format().map(QuantSpec::usual).filter(|_| first.is_foreign()),
             transform: first.transform.as_ref(),
             pre_scale: first.pre_scale.as_ref().map(|(name, dtype)| (name.as_str(), *dtype)),
