@@ -15,11 +15,17 @@
 //! bytes of all 16 values, then the second ones, for instruction sets whose permutes take a table
 //! of 16 bytes.
 //!
+//! An MXINT8 element has 256 values under each of 255 scales, too many for tables: it is multiplied
+//! out, one exact product (C10).
+//!
 //! Worked example: under e4m3 byte 0x4A (5) and gs = 0.1, code 7 is worth 6 * 0.5 = 3, as f16
 //! 0x4200. On a little-endian machine that is byte 0x00 at 7 of the first plane and 0x42 at 7 of
 //! the second.
 
-use fp4_core::{Buffer, E2m1, Error, Float, FloatSliceMut, PackedView, ScaleType, reference};
+use fp4_core::{
+    Buffer, E2m1, Element, Error, Float, FloatSliceMut, PackedView, ScaleType, mxint8, reference,
+    with_floats,
+};
 use half::{bf16, f16};
 use wide::bytemuck;
 
@@ -108,6 +114,9 @@ pub(crate) fn dequantize(
     // Core's checks of the settings and of the environment.
     reference::dequantize(packed.rows_range(0..0)?, global_scale, FloatSliceMut::F32(&mut []))?;
     out.as_ref().expect_len(Buffer::Output, packed.shape().rows() * packed.shape().k())?;
+    if packed.shape().element() == Element::Int8 {
+        return with_floats!(FloatSliceMut, out, out => int8(threads, packed, out));
+    }
     match out {
         FloatSliceMut::F32(out) => typed::<f32, 4, _>(kernel, threads, packed, global_scale, out),
         FloatSliceMut::F16(out) => typed::<f16, 2, _>(kernel, threads, packed, global_scale, out),
@@ -148,6 +157,29 @@ fn typed<T: Float, const B: usize, L: LookUp>(
     let tasks = packed.codes().chunks(split / 2).zip(packed.scales().chunks(split / group));
     threads.run(tasks.zip(out.chunks_mut(split)).collect(), |((codes, scales), out)| {
         part(codes, scales, out);
+        Ok(())
+    })?;
+    Ok(())
+}
+
+/// The values of MXINT8, whose global scale is 1.
+fn int8<T: Float>(
+    threads: &TaskThreads,
+    packed: PackedView<'_>,
+    out: &mut [T],
+) -> Result<(), Error> {
+    let (group, scale_type) = (packed.shape().group().get(), packed.shape().scale_type());
+    let split = out.len().div_ceil(threads.tasks(out.len(), TASK_VALUES));
+    let split = split.next_multiple_of(group).max(group);
+    let tasks = packed.codes().chunks(split).zip(packed.scales().chunks(split / group));
+    threads.run(tasks.zip(out.chunks_mut(split)).collect(), |((elements, scales), out)| {
+        let groups = elements.chunks_exact(group).zip(out.chunks_exact_mut(group));
+        for ((elements, out), &scale) in groups.zip(scales) {
+            let d = scale_type.decode(scale);
+            for (&element, out) in elements.iter().zip(out) {
+                *out = T::from_f32(mxint8::decode(element as i8, d));
+            }
+        }
         Ok(())
     })?;
     Ok(())

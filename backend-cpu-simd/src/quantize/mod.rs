@@ -10,14 +10,17 @@
 //!         code = the nearest, by the tie mode, and the sign
 //! ```
 //!
+//! MXINT8 has rules of its own for the scale and the elements ([`int8`]).
+//!
 //! Rows follow each other without gaps in all buffers, and K is whole groups and blocks, so runs
 //! and tasks need not stop at the end of a row.
 
+pub(crate) mod int8;
 mod transform;
 
 use fp4_core::{
-    Buffer, Error, FloatSlice, FloatSliceMut, PackedMut, QuantCounts, QuantSpec, QuantizeInput,
-    with_floats,
+    Buffer, Element, Error, FloatSlice, FloatSliceMut, PackedMut, QuantCounts, QuantSpec,
+    QuantizeInput, with_floats,
 };
 
 pub(crate) use transform::{FloatValue, TransformColumns};
@@ -43,6 +46,9 @@ pub(crate) trait Encode: Sync {
         codes: &mut [u8],
         groups: &mut Groups,
     );
+
+    /// Encodes whole groups as MXINT8: [`int8::run`], compiled for the instruction set.
+    fn run_int8(&self, y: &[f32], scales: &mut [u8], elements: &mut [u8]) -> bool;
 
     /// The chains of one block, rounded to `T`: `y[j]` = fma chain over
     /// `x[i] * columns[i * x.len() + j]` (C5).
@@ -80,6 +86,7 @@ fn quantize_typed<T: FloatValue>(
     let split = x.len().div_ceil(tasks).next_multiple_of(RUN);
     let given = input.scales().is_some();
     let counter = Counter::new(spec, given);
+    let per_byte = spec.element().per_byte();
     let (codes, scales) = out.buffers();
     if let Some(given) = input.scales() {
         scales.copy_from_slice(given);
@@ -87,7 +94,7 @@ fn quantize_typed<T: FloatValue>(
     let part = |task: usize, x: &[T], codes: &mut [u8], scales: &mut [u8]| {
         let (mut widened, mut transformed) = ([0f32; RUN], [0f32; RUN]);
         let (mut groups, mut counts) = (Groups::new(spec, given), QuantCounts::default());
-        let runs = x.chunks(RUN).zip(codes.chunks_mut(RUN / 2));
+        let runs = x.chunks(RUN).zip(codes.chunks_mut(RUN / per_byte));
         for (run, ((x, codes), scales)) in runs.zip(scales.chunks_mut(RUN / group)).enumerate() {
             let y = match transform {
                 None => T::widened(x, &mut widened),
@@ -98,8 +105,17 @@ fn quantize_typed<T: FloatValue>(
                     y
                 }
             };
-            encoder.run(y, spec, given, scales, codes, &mut groups);
-            counter.run(y, &groups, scales, codes, &mut counts);
+            match spec.element() {
+                Element::E2m1 => {
+                    encoder.run(y, spec, given, scales, codes, &mut groups);
+                    counter.run(y, &groups, scales, codes, &mut counts);
+                }
+                Element::Int8 => {
+                    if !encoder.run_int8(y, scales, codes) {
+                        int8::by_core(y, spec, scales, codes, &mut counts);
+                    }
+                }
+            }
         }
         counts.elements += x.len() as u64;
         counts.groups += (x.len() / group) as u64;
@@ -108,7 +124,7 @@ fn quantize_typed<T: FloatValue>(
     if tasks == 1 {
         return Ok(part(0, x, codes, scales));
     }
-    let tasks = x.chunks(split).zip(codes.chunks_mut(split / 2));
+    let tasks = x.chunks(split).zip(codes.chunks_mut(split / per_byte));
     let tasks = tasks.zip(scales.chunks_mut(split / group)).enumerate();
     let counts = threads
         .run(tasks.collect(), |(task, ((x, codes), scales))| Ok(part(task, x, codes, scales)))?;

@@ -22,7 +22,7 @@ use fp4_core::QuantSpec;
 
 use super::{Neon, NeonDotprod, NeonI8mm};
 use crate::counts::Groups;
-use crate::quantize::{Encode, FloatValue};
+use crate::quantize::{Encode, FloatValue, int8};
 
 /// Ties to even: the same at every level.
 macro_rules! encode {
@@ -40,6 +40,15 @@ macro_rules! encode {
                 ) {
                     // SAFETY: the token proves NEON.
                     unsafe { run(y, spec, given, scales, codes, groups) }
+                }
+
+                fn run_int8(
+                    &self,
+                    y: &[f32],
+                    scales: &mut [u8],
+                    elements: &mut [u8],
+                ) -> bool {
+                    int8::run(y, scales, elements)
                 }
 
                 fn chains<T: FloatValue>(&self, x: &[f32], columns: &[f32], y: &mut [f32]) {

@@ -24,7 +24,7 @@ use fp4_core::QuantSpec;
 
 use super::{WasmSimd128, transform};
 use crate::counts::Groups;
-use crate::quantize::{Encode, FloatValue};
+use crate::quantize::{Encode, FloatValue, int8};
 
 impl Encode for WasmSimd128 {
     fn run(
@@ -58,6 +58,10 @@ impl Encode for WasmSimd128 {
             }
         }
         known.look(y.len() / group);
+    }
+
+    fn run_int8(&self, y: &[f32], scales: &mut [u8], elements: &mut [u8]) -> bool {
+        int8::run(y, scales, elements)
     }
 
     fn chains<T: FloatValue>(&self, x: &[f32], columns: &[f32], y: &mut [f32]) {

@@ -29,7 +29,7 @@ use super::Avx512;
 use crate::counts::{GROUPS, Groups};
 use crate::kernels::x86::scales::{clears, scales};
 use crate::matmul::Kernels;
-use crate::quantize::{Encode, FloatValue, RUN};
+use crate::quantize::{Encode, FloatValue, RUN, int8};
 
 /// Ties to even.
 impl Encode for Avx512 {
@@ -44,6 +44,13 @@ impl Encode for Avx512 {
     ) {
         // SAFETY: the token proves the features.
         unsafe { run(y, spec, given, scales, codes, groups) }
+    }
+
+    fn run_int8(&self, y: &[f32], scales: &mut [u8], elements: &mut [u8]) -> bool {
+        self.enter(
+            #[inline(always)]
+            || int8::run(y, scales, elements),
+        )
     }
 
     fn chains<T: FloatValue>(&self, x: &[f32], columns: &[f32], y: &mut [f32]) {

@@ -20,6 +20,10 @@ impl Encode for AvxVnni {
         self.0.run(y, spec, given, scales, codes, groups);
     }
 
+    fn run_int8(&self, y: &[f32], scales: &mut [u8], elements: &mut [u8]) -> bool {
+        self.0.run_int8(y, scales, elements)
+    }
+
     fn chains<T: FloatValue>(&self, x: &[f32], columns: &[f32], y: &mut [f32]) {
         self.0.chains::<T>(x, columns, y);
     }
