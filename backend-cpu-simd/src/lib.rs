@@ -96,8 +96,8 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use fp4_core::{
-    Buffer, Epilogue, Error, FloatSlice, FloatSliceMut, Matmul, MatmulQuery, Named, Packed,
-    PackedMut, PackedShape, PackedView, PartialsMut, Paths, PreparedWeight, QuantCounts,
+    Buffer, Encoding, Epilogue, Error, FloatSlice, FloatSliceMut, Matmul, MatmulQuery, Named,
+    Packed, PackedMut, PackedShape, PackedView, PartialsMut, Paths, PreparedWeight, QuantCounts,
     QuantizeInput, QuantizeQuery, Quantizer, TieMode, Transform, Unsupported, check_environment,
 };
 
@@ -314,11 +314,14 @@ impl Matmul for CpuSimd {
     type Prepared<B: Packed> = CpuWeight<B>;
 
     fn supports_matmul(&self, query: &MatmulQuery) -> Result<(), Unsupported> {
-        query.expect_same_encoding()
+        match (query.a, query.b.format()) {
+            (Encoding::MxInt8, Some(_)) => Ok(()),
+            _ => query.expect_same_encoding(),
+        }
     }
 
     fn supports_partial(&self, query: &MatmulQuery) -> Result<(), Unsupported> {
-        query.expect_same_encoding()
+        self.supports_matmul(query)
     }
 
     fn prepare<B: Packed>(&self, b: B) -> Result<CpuWeight<B>, Error> {

@@ -6,11 +6,12 @@
 //! allocates nothing; a product of many rows by pairs of panels makes one buffer of pairs a task.
 
 use std::fmt;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use fp4_core::{
-    Buffer, Epilogue, Error, FloatSlice, FloatSliceMut, FloatType, FloatVec, Format, Packed,
-    PackedMatrix, PackedMut, PackedShape, PackedView, Paths, QuantCounts, QuantSpec, QuantizeInput,
-    Transform,
+    Buffer, Encoding, Epilogue, Error, FloatSlice, FloatSliceMut, FloatType, FloatVec, Format,
+    Packed, PackedMatrix, PackedMut, PackedShape, PackedView, Paths, QuantCounts, QuantSpec,
+    QuantizeInput, Transform,
     backend::{Resident, Sink, Source},
     check_environment,
 };
@@ -35,6 +36,23 @@ impl CpuTensor {
 pub struct CpuOperand {
     packed: PackedMatrix,
     tiles: matmul::RowTiles,
+    /// The format of the weight that it was multiplied with last: MXINT8 is packed for one of them,
+    /// and a weight in the other packs it again.
+    weight: WeightFormat,
+}
+
+/// A format that several threads may set: whichever stays, the bits are the same.
+#[derive(Debug, Default)]
+struct WeightFormat(AtomicBool);
+
+impl WeightFormat {
+    fn get(&self) -> Format {
+        if self.0.load(Ordering::Relaxed) { Format::NvFp4 } else { Format::MxFp4 }
+    }
+
+    fn set(&self, format: Format) {
+        self.0.store(format == Format::NvFp4, Ordering::Relaxed);
+    }
 }
 
 /// Shape and format.
@@ -72,15 +90,16 @@ impl fmt::Debug for CpuTransform {
 impl CpuSimd {
     /// Brings the packed form of an operand into the kernels' form.
     fn pack(&self, operand: &mut CpuOperand) -> Result<(), Error> {
-        // Other groups than the formats' are quantized only.
-        if operand.packed.shape().format().is_none() {
-            return Ok(());
-        }
+        let CpuOperand { packed, tiles, weight } = operand;
+        let b = match packed.shape().encoding() {
+            Some(Encoding::MxInt8) => weight.get(),
+            Some(Encoding::MxFp4) => Format::MxFp4,
+            Some(Encoding::NvFp4) => Format::NvFp4,
+            // Other groups than the formats' are quantized only.
+            _ => return Ok(()),
+        };
         by_engine!(self.engine,
-            kernels, () => {
-                let CpuOperand { packed, tiles } = operand;
-                matmul::pack(kernels, &self.threads, packed.view(), tiles)
-            },
+            kernels, () => matmul::pack(kernels, &self.threads, packed.view(), b, tiles),
             portable, () => Ok(())
         )
     }
@@ -99,6 +118,7 @@ impl Resident for CpuSimd {
         Ok(CpuOperand {
             packed: PackedMatrix::zeros(PackedShape::of(Format::MxFp4, 0, 0)?),
             tiles: matmul::RowTiles::default(),
+            weight: WeightFormat::default(),
         })
     }
 
@@ -186,6 +206,7 @@ impl Resident for CpuSimd {
         by_engine!(b.weight,
             kernels, b => {
                 check_environment()?;
+                a.weight.set(b.format());
                 let (threads, scratch, tiles) = (&self.threads, &self.scratch, &a.tiles);
                 matmul::matmul_tiles(kernels, threads, scratch, view, tiles, b, epilogue, out)
             },

@@ -6,7 +6,7 @@
 //!         for each stretch of chunks that both have:
 //!             sums = kernel                               i32, exact
 //!             units += sums << (shift_p + shift_q)        i64, exact
-//!     out = round(f32(units * 2^(base_a + base_b - 2)) * alpha)    or what else the epilogue says
+//!     out = round(f32(units * 2^(base_a + base_b + unit)) * alpha)    or what else the epilogue says
 //! ```
 //!
 //! One plane on each side and one stretch, the usual case, needs no i64: the i32 is rounded at
@@ -19,6 +19,7 @@
 //! ```text
 //! fold    n * 32 * 96 * 96 < 2^31                          n <= FOLD_CHUNKS = 7281 chunks, K = 232,992
 //! group   n * 2 * 2304 * max_a * max_b < 2^31              max_a <= 258, max_b <= 127: n >= 14 chunks
+//! MXINT8  n * 32 * 128 * 12 * max_a * max_b < 2^31         max_a <= 32, max_b <= 127: n >= 10 chunks
 //! ```
 //!
 //! with max the largest scaled scales of the two planes, known when they are packed. Kernels may
@@ -42,11 +43,11 @@
 use std::ops::Range;
 
 use fp4_core::{
-    Buffer, Epilogue, Error, ExactSum, Float, FloatSliceMut, PackedShape, PackedView, Paths,
-    finish_one, with_floats,
+    Buffer, Element, Epilogue, Error, ExactSum, Float, FloatSliceMut, PackedShape, PackedView,
+    Paths, finish_one, with_floats,
 };
 
-use super::operand::{COLUMNS, Form, Line, MAX_ROWS, STEPS};
+use super::operand::{COLUMNS, Form, Line, MAX_ROWS, STEPS, Terms};
 use super::output::OutputParts;
 use super::panels::{Panel, Panels};
 use super::sum::{ExactSums, PLAIN_EXPONENTS, Sum, fits_63_bits};
@@ -76,6 +77,12 @@ pub(crate) fn group_chunks(max_a: i32, max_b: i32) -> usize {
     i32::MAX as usize / chunk
 }
 
+/// Chunks whose sum fits 32 bits with MXINT8 in A, for planes with these largest scaled scales.
+pub(crate) fn int8_chunks(max_a: i32, max_b: i32) -> usize {
+    let chunk = 32 * 1536 * (max_a as usize * max_b as usize).max(1);
+    i32::MAX as usize / chunk
+}
+
 /// 64-bit sums of a tile with a panel.
 type Units = [[i64; COLUMNS]; MAX_ROWS];
 
@@ -97,7 +104,7 @@ pub(crate) fn matmul<K: Kernels>(
     epilogue: Epilogue<'_>,
     out: FloatSliceMut<'_>,
 ) -> Result<Paths, Error> {
-    let groups = 0..a.shape().row_groups();
+    let groups = 0..b.shape().row_groups();
     let call = TiledMatmul { kernels, threads, a, tiles: tiles.tiles(), b, groups };
     with_floats!(FloatSliceMut, out, out => call.run(out, &Finish { epilogue }))
 }
@@ -109,7 +116,7 @@ pub(crate) fn expect(
     epilogue: &Epilogue<'_>,
     out: &FloatSliceMut<'_>,
 ) -> Result<(), Error> {
-    a.expect_product(&b)?.expect_one_format()?;
+    a.expect_product(&b)?;
     epilogue.expect(a.rows(), b.rows())?;
     let outputs = a.rows() * b.rows();
     out.as_ref().expect_len(Buffer::Output, outputs)
@@ -128,7 +135,7 @@ impl<K: Kernels> ExactSums for TiledOperands<'_, K> {
     ) -> Result<Paths, Error> {
         let TiledOperands { kernels, threads, a, b } = *self;
         let mut tiles = RowTiles::default();
-        tiles.fill(kernels, threads, &a, b.form(), groups.clone())?;
+        tiles.fill(kernels, threads, &a, b.format(), groups.clone())?;
         TiledMatmul { kernels, threads, a, tiles: tiles.tiles(), b, groups }.run(out, &Emit(emit))
     }
 }
@@ -157,7 +164,7 @@ impl<T: FloatValue> RowWriter<T> for Finish<'_> {
         let alpha = self.epilogue.row_alpha(sums.tile.first + r);
         let bias = self.epilogue.bias.map(|bias| &bias[sums.p * COLUMNS..][..out.len()]);
         if sums.plain {
-            let base = sums.tile.meta[r].base - 2;
+            let base = sums.tile.meta[r].base + sums.call.terms().unit;
             let by = Scaling { base, column_bases: sums.panel.bases(), alpha };
             // A whole row of f32 is written where it belongs.
             if let Some(Ok(out)) = T::as_f32(out).map(<&mut OutputRow>::try_from) {
@@ -229,8 +236,8 @@ impl<K: Kernels> TileSums<'_, K> {
     /// True if a scale in the range of the call is NaN in row `r` or column `c`.
     fn is_nan(&self, r: usize, c: usize) -> bool {
         let (a, b, groups) = (&self.call.a, self.call.b, self.call.groups.clone());
-        let scale_type = a.shape().scale_type();
-        let any = |scales: &[u8]| scales[groups.clone()].iter().any(|&s| scale_type.is_nan(s));
+        let (scale_type, of_a) = (a.shape().scale_type(), self.call.terms().scales_of_a(&groups));
+        let any = |scales: &[u8]| scales[of_a.clone()].iter().any(|&s| scale_type.is_nan(s));
         self.tile.meta[r].nan && any(a.row_scales(self.tile.first + r))
             || b.is_nan(self.p * COLUMNS + c, &groups)
     }
@@ -238,10 +245,11 @@ impl<K: Kernels> TileSums<'_, K> {
     /// True if the sum of row `r` and column `c` is in `sums` or `units`.
     fn is_narrow(&self, r: usize, c: usize) -> bool {
         let (a, b) = (&self.tile.meta[r], self.panel.meta(c));
-        let live = a.live.min(b.live).min(self.call.groups.len());
+        let terms = self.call.terms();
+        let live = terms.live(a.live, b.live, self.call.groups.len());
         self.tile.complete[r]
             && self.panel.is_complete(c)
-            && fits_63_bits(self.call.dot(), a.reach, b.reach, live)
+            && fits_63_bits(terms.dot, a.reach, b.reach, live)
     }
 
     fn with_sum<R>(
@@ -256,7 +264,8 @@ impl<K: Kernels> TileSums<'_, K> {
             } else {
                 self.units[r][c]
             };
-            let exponent = self.tile.meta[r].base + self.panel.bases()[c] - 2;
+            let unit = self.call.terms().unit;
+            let exponent = self.tile.meta[r].base + self.panel.bases()[c] + unit;
             return f(Sum::Narrow { units, exponent });
         }
         let (i, j) = (self.tile.first + r, self.p * COLUMNS + c);
@@ -324,6 +333,7 @@ struct TiledMatmul<'a, K> {
     /// A over the groups `groups`.
     tiles: &'a [RowTile],
     b: &'a Panels,
+    /// B's.
     groups: Range<usize>,
 }
 
@@ -334,14 +344,19 @@ impl<K: Kernels> TiledMatmul<'_, K> {
         self.kernels.for_fold(self.b.form())
     }
 
-    /// The largest dot of a group, D.
-    fn dot(&self) -> u128 {
-        144 * self.a.shape().group().get() as u128
+    /// True if A is in MXINT8.
+    #[inline(always)]
+    fn int8(&self) -> bool {
+        self.a.shape().element() == Element::Int8
+    }
+
+    fn terms(&self) -> Terms {
+        Terms::new(self.a.shape(), self.b.shape())
     }
 
     /// The chunks of the range.
     fn chunks(&self) -> Range<usize> {
-        let per = super::operand::chunk_groups(&self.a.shape());
+        let per = super::operand::chunk_groups(&self.b.shape());
         self.groups.start / per..self.groups.end.div_ceil(per)
     }
 
@@ -354,7 +369,7 @@ impl<K: Kernels> TiledMatmul<'_, K> {
         let (tiles, panels) = (self.tiles.len(), self.b.panels().len());
         let tile_bytes = (self.tiles[0].meta.len() * self.a.shape().k()).max(1);
         // Panels in pairs, if one stretch takes all chunks.
-        let pairs = self.fold().and_then(|fold| fold.pair_kernels(m));
+        let pairs = self.fold().filter(|_| !self.int8()).and_then(|fold| fold.pair_kernels(m));
         let pairs = pairs.filter(|_| self.chunks().len() <= FOLD_CHUNKS);
         let (step, most) = if pairs.is_some() { (2, PAIR_TILES) } else { (1, usize::MAX) };
         let blocks = tiles.div_ceil((BLOCK_BYTES / tile_bytes).clamp(1, most));
@@ -426,7 +441,7 @@ impl<K: Kernels> TiledMatmul<'_, K> {
                 if part.end == chunks.end {
                     (tile.first..tile.first + tile.meta.len()).for_each(&soon);
                 }
-                let mut a = tile.view(Form::Fold, 0);
+                let mut a = tile.view(0);
                 let step = STEPS * a.rows;
                 a.codes = &a.codes[slots.start * step..slots.end * step];
                 kernels.fold_pair(a, expanded, next.next().unwrap_or(&[]), sums);
@@ -448,14 +463,15 @@ impl<K: Kernels> TiledMatmul<'_, K> {
         let panel = &self.b.panels()[p];
         let in_32_bits = self.multiply(tile, p, ready, buffers);
         let (a, b) = (&tile.extremes, panel.extremes());
-        let live = a.live.min(b.live).min(self.groups.len());
+        let terms = self.terms();
+        let live = terms.live(a.live, b.live, self.groups.len());
         let plain = a.complete
             && b.complete
             && !a.nan
             && !b.nan
-            && fits_63_bits(self.dot(), a.reach, b.reach, live)
-            && PLAIN_EXPONENTS.contains(&(a.least_base + b.least_base - 2))
-            && PLAIN_EXPONENTS.contains(&(a.most_base + b.most_base - 2));
+            && fits_63_bits(terms.dot, a.reach, b.reach, live)
+            && PLAIN_EXPONENTS.contains(&(a.least_base + b.least_base + terms.unit))
+            && PLAIN_EXPONENTS.contains(&(a.most_base + b.most_base + terms.unit));
         let sums = TileSums {
             call: self,
             tile,
@@ -495,7 +511,7 @@ impl<K: Kernels> TiledMatmul<'_, K> {
         let panel = &self.b.panels()[p];
         let (slots, first) = (self.chunks().len(), self.chunks().start);
         let plane_a = &tile.planes()[0];
-        let most = most_chunks(self.b.form(), plane_a, panel.first_max());
+        let most = self.most_chunks(plane_a, panel.first_max());
         if tile.planes().len() == 1 && panel.planes() == 1 && slots <= most {
             let steps = Steps::Dense { a: 0, b: first, count: slots };
             match ready {
@@ -524,7 +540,7 @@ impl<K: Kernels> TiledMatmul<'_, K> {
                 if i == 0 && j == 0 {
                     continue;
                 }
-                let most = most_chunks(self.b.form(), plane_a, plane_b.max);
+                let most = self.most_chunks(plane_a, plane_b.max);
                 let planes = PlanePair { a: i, b: j };
                 let mut list = [Step::default(); LIST];
                 let mut len = 0;
@@ -546,6 +562,15 @@ impl<K: Kernels> TiledMatmul<'_, K> {
         false
     }
 
+    /// Chunks of two planes whose sum fits 32 bits.
+    fn most_chunks(&self, a: &TilePlane, max_b: i32) -> usize {
+        match self.b.form() {
+            _ if self.int8() => int8_chunks(a.max, max_b),
+            Form::Fold => FOLD_CHUNKS,
+            Form::Group => group_chunks(a.max, max_b),
+        }
+    }
+
     /// Multiplies the steps of a plane of the tile and one of the panel.
     fn kernel(
         &self,
@@ -555,10 +580,10 @@ impl<K: Kernels> TiledMatmul<'_, K> {
         steps: Steps<'_>,
         buffers: &mut Buffers,
     ) {
-        let form = self.b.form();
-        let a = tile.view(form, planes.a);
+        let a = tile.view(planes.a);
         let b = self.b.view(p, planes.b);
         match self.fold() {
+            Some(kernels) if self.int8() => kernels.int8(a, b, steps, &mut buffers.sums),
             Some(kernels) => kernels.fold(a, b, steps, &mut buffers.sums),
             None => self.kernels.group(a, b, steps, &mut buffers.sums),
         }
@@ -567,7 +592,7 @@ impl<K: Kernels> TiledMatmul<'_, K> {
 
     /// What the sums over the steps of plane `i` of the tile are too large by.
     fn correct(&self, tile: &RowTile, i: usize, steps: Steps<'_>, buffers: &mut Buffers) {
-        if self.fold().is_none() || K::Fold::OFFSET == 0 {
+        if self.fold().is_none() || self.int8() || K::Fold::OFFSET == 0 {
             return;
         }
         let (plane, rows) = (&tile.planes()[i], tile.meta.len());
@@ -600,14 +625,6 @@ impl<K: Kernels> TiledMatmul<'_, K> {
                 }
             },
         );
-    }
-}
-
-/// Chunks of two planes whose sum fits 32 bits.
-fn most_chunks(form: Form, a: &TilePlane, max_b: i32) -> usize {
-    match form {
-        Form::Fold => FOLD_CHUNKS,
-        Form::Group => group_chunks(a.max, max_b),
     }
 }
 

@@ -1,7 +1,7 @@
 //! What the proofs of exactness need to know of one row, computed when it is packed (C6).
 //!
 //! A scale is `significand * 2^exponent` with an odd significand. A group is *live* if its scale is
-//! finite and nonzero and its codes are not all +-0. Other groups contribute nothing, so they do
+//! finite and nonzero and its codes, or elements, are not all +-0. Other groups contribute nothing, so they do
 //! not count; padding (C8) is never live. One pass over a row counts its live groups by scale byte
 //! ([`ScaleCounts`]); the rest follows from the counts:
 //!
@@ -16,7 +16,7 @@
 //! Worked example, e8m0 with limit 8 (four exponents to a window): live scales 2^0, 2^1, 2^1, 2^9
 //! make plane 0 with base 0 and scaled 1, 2, 2, and plane 1 with base 9 and scaled 1.
 
-use fp4_core::{PackedView, ScaleType};
+use fp4_core::{Element, PackedView, ScaleType};
 
 /// Most planes of a row. Enough for every e4m3 row: its odd significands, at most 15, have 18
 /// exponents, and a window of limit 127 holds at least four (15 * 8 <= 127) from the lowest up.
@@ -74,16 +74,27 @@ impl ScaleCounts {
     /// Counts row `i`.
     pub(crate) fn of_row(matrix: &PackedView<'_>, i: usize) -> Self {
         let shape = matrix.shape();
-        let bytes = shape.group().get() / 2;
-        Self::new(shape.scale_type(), bytes, matrix.row_codes(i), matrix.row_scales(i))
+        let (ty, bytes) = (shape.scale_type(), shape.group_bytes());
+        Self::new(ty, shape.element(), bytes, matrix.row_codes(i), matrix.row_scales(i))
     }
 
-    fn new(scale_type: ScaleType, group_bytes: usize, codes: &[u8], scales: &[u8]) -> Self {
+    fn new(
+        scale_type: ScaleType,
+        element: Element,
+        group_bytes: usize,
+        codes: &[u8],
+        scales: &[u8],
+    ) -> Self {
         let mut counts = [0; 256];
+        // The bits of a magnitude: of codes without the signs.
+        let magnitude = match element {
+            Element::E2m1 => 0x7777_7777_7777_7777,
+            Element::Int8 => u64::MAX,
+        };
         for (codes, &scale) in codes.chunks_exact(group_bytes).zip(scales) {
             // Groups are 8 bytes or a multiple.
             let any = codes.as_chunks().0.iter().fold(0, |any, &b| any | u64::from_ne_bytes(b));
-            counts[usize::from(scale)] += u32::from(any & 0x7777_7777_7777_7777 != 0);
+            counts[usize::from(scale)] += u32::from(any & magnitude != 0);
         }
         let nan = scales.iter().any(|&s| scale_type.is_nan(s));
         let mut row = ScaleCounts { scale_type, counts, live: 0, nan };
@@ -289,7 +300,7 @@ mod tests {
         let bytes = format.group().get() / 2;
         let codes: Vec<u8> = groups.iter().flat_map(|g| vec![g.0; bytes]).collect();
         let scales: Vec<u8> = groups.iter().map(|g| g.1).collect();
-        ScaleCounts::new(format.scale_type(), bytes, &codes, &scales)
+        ScaleCounts::new(format.scale_type(), Element::E2m1, bytes, &codes, &scales)
     }
 
     fn meta(format: Format, groups: &[(u8, u8)]) -> RowMeta {

@@ -200,7 +200,11 @@ pub(crate) trait Kernels: Copy + Send + Sync + std::fmt::Debug {
     /// Packs a row in the group form.
     fn pack_group(self, from: &[u8], at: RowOfTile, codes: &mut [i32], init: &mut [[i32; 2]]);
 
-    /// Sums over the steps of group dots times scaled scales, modulo 2^32.
+    /// Packs a row of MXINT8 for the group form: as [`pack_group`](Self::pack_group), whole chunks
+    /// of elements.
+    fn pack_int8(self, from: &[u8], at: RowOfTile, codes: &mut [i32], init: &mut [[i32; 2]]);
+
+    /// Sums over the steps of group dots times scaled scales, modulo 2^32. A is e2m1, or MXINT8.
     fn group(self, a: TileView<'_>, b: PanelView<'_>, steps: Steps<'_>, sums: &mut Sums);
 
     /// Adds each sum less the correction, times `2^(shift + column shift)`, to `to`. Only outputs
@@ -266,6 +270,13 @@ pub(crate) trait FoldKernels: Copy + Send + Sync + std::fmt::Debug {
         sums: &mut [i32],
     ) -> i32;
 
+    /// Packs a row of MXINT8, whole chunks of elements.
+    fn pack_int8(self, from: &[u8], at: RowOfTile, codes: &mut [i32], init: &mut [[i32; 2]]);
+
+    /// Sums over the steps of the dots of chunks of MXINT8 in A and of B, each shifted left by A's
+    /// scale, modulo 2^32.
+    fn int8(self, a: TileView<'_>, b: PanelView<'_>, steps: Steps<'_>, sums: &mut Sums);
+
     /// Sums over the steps of products of A and of B + [`OFFSET`](Self::OFFSET), modulo 2^32.
     fn fold(self, a: TileView<'_>, b: PanelView<'_>, steps: Steps<'_>, sums: &mut Sums);
 }
@@ -302,6 +313,14 @@ impl FoldKernels for Never {
         match self {}
     }
 
+    fn pack_int8(self, _: &[u8], _: RowOfTile, _: &mut [i32], _: &mut [[i32; 2]]) {
+        match self {}
+    }
+
+    fn int8(self, _: TileView<'_>, _: PanelView<'_>, _: Steps<'_>, _: &mut Sums) {
+        match self {}
+    }
+
     fn fold(self, _: TileView<'_>, _: PanelView<'_>, _: Steps<'_>, _: &mut Sums) {
         match self {}
     }
@@ -326,15 +345,15 @@ pub(crate) fn prepare<K: Kernels>(
     Panels::new(threads, b, kernels.form(b.shape().expect_format()?))
 }
 
-/// Packs A into tiles, as [`matmul_tiles`] reads them.
+/// Packs A into tiles for a weight in format `b`, as [`matmul_tiles`] reads them.
 pub(crate) fn pack<K: Kernels>(
     kernels: K,
     threads: &TaskThreads,
     a: PackedView<'_>,
+    b: Format,
     tiles: &mut RowTiles,
 ) -> Result<(), Error> {
-    let form = kernels.form(a.shape().expect_format()?);
-    tiles.fill(kernels, threads, &a, form, 0..a.shape().row_groups())
+    tiles.fill(kernels, threads, &a, b, 0..a.shape().k() / b.group().get())
 }
 
 /// Writes round(f32(A * B^T) * alpha), or what else the epilogue says, to `out`. `b` was prepared
@@ -350,7 +369,7 @@ pub(crate) fn matmul<K: Kernels>(
 ) -> Result<Paths, Error> {
     gemm::expect(a.shape(), b.shape(), &epilogue, &out)?;
     let mut tiles = scratch.take();
-    let packed = pack(kernels, threads, a, &mut tiles);
+    let packed = pack(kernels, threads, a, b.format(), &mut tiles);
     let paths = packed.and_then(|()| gemm::matmul(kernels, threads, a, &tiles, b, epilogue, out));
     scratch.give(tiles);
     paths
@@ -369,7 +388,7 @@ pub(crate) fn matmul_tiles<K: Kernels>(
     epilogue: Epilogue<'_>,
     out: FloatSliceMut<'_>,
 ) -> Result<Paths, Error> {
-    if !tiles.hold(K::ISA, a.shape()) {
+    if !tiles.hold(K::ISA, a.shape(), b.format()) {
         return matmul(kernels, threads, scratch, a, b, epilogue, out);
     }
     gemm::expect(a.shape(), b.shape(), &epilogue, &out)?;

@@ -41,8 +41,22 @@
 //! ```
 //!
 //! Step 2j is the low nibbles of bytes 4j..4j+4, step 2j + 1 the high ones.
+//!
+//! # A in MXINT8, for either form of B
+//!
+//! The elements are the bytes of the steps: element 8j + 2i is byte i of step 2j, element 8j + 2i + 1
+//! of step 2j + 1 ([`int8_steps`]). Planes differ in their scales alone, as in the group form:
+//!
+//! ```text
+//! B in Form::Group   as codes, up to 128 in magnitude; both halves have one scale
+//! B in Form::Fold    [chunk][row] the eight steps, or as the kernels read them; with -128 times their sum, where B is
+//!                    offset; [slot][row] the shift of the scale over its base, [`NO_SHIFT`] for a
+//!                    group outside of the plane, as i16: shift 0 shift 0
+//! ```
 
-use fp4_core::PackedShape;
+use std::ops::Range;
+
+use fp4_core::{Element, PackedShape};
 
 /// Columns of a panel.
 pub(crate) const COLUMNS: usize = 16;
@@ -62,6 +76,10 @@ pub(crate) const GROUP_LIMIT_B: i32 = 127;
 pub(crate) const GROUP_LIMIT_A: i32 = 258;
 /// Largest scaled magnitude in the fold form: 12 * 8 = 96 fits an i8.
 pub(crate) const FOLD_LIMIT: i32 = 8;
+/// Largest scaled magnitude of A in MXINT8: six octaves of powers of two.
+pub(crate) const INT8_LIMIT_A: i32 = 32;
+/// A shift that leaves nothing of 32 bits, in a vector's lanes as in [`u32::checked_shl`].
+pub(crate) const NO_SHIFT: i16 = 32;
 /// Packed bytes worth a task of their own.
 pub(super) const TASK_BYTES: usize = 1 << 16;
 
@@ -100,4 +118,52 @@ pub(crate) struct Line(pub(crate) [u8; 64]);
 /// Groups in a chunk.
 pub(crate) const fn chunk_groups(shape: &PackedShape) -> usize {
     CHUNK / shape.group().get()
+}
+
+/// The steps of a chunk of 32 elements of MXINT8: the even ones of each eight, then the odd ones.
+#[inline(always)]
+#[cfg_attr(target_arch = "x86_64", allow(dead_code, reason = "a shuffle there"))]
+pub(crate) fn int8_steps(chunk: &[u8; CHUNK]) -> [[u8; 4]; STEPS] {
+    let mut steps = [[0; 4]; STEPS];
+    for (j, bytes) in chunk.as_chunks::<8>().0.iter().enumerate() {
+        for i in 0..4 {
+            (steps[2 * j][i], steps[2 * j + 1][i]) = (bytes[2 * i], bytes[2 * i + 1]);
+        }
+    }
+    steps
+}
+
+/// What the terms of a product are, by groups of B (C6, C10).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Terms {
+    /// Groups of B under one scale of A: 2 for MXINT8 by NVFP4, else 1.
+    pub(crate) per_scale: usize,
+    /// The largest dot of a group, D.
+    pub(crate) dot: u128,
+    /// What a unit of a dot is worth: 2^unit times the scales.
+    pub(crate) unit: i32,
+}
+
+impl Terms {
+    pub(crate) fn new(a: PackedShape, b: PackedShape) -> Self {
+        let group = b.group().get();
+        let (largest, unit) = match a.element() {
+            // Doubled codes, twice.
+            Element::E2m1 => (144, -2),
+            // Elements up to 128, in units of 2^-6, and doubled codes up to 12.
+            Element::Int8 => (1536, -7),
+        };
+        Terms { per_scale: a.group().get() / group, dot: largest * group as u128, unit }
+    }
+
+    /// The scales of A that the groups `groups` of B are under.
+    pub(crate) fn scales_of_a(&self, groups: &Range<usize>) -> Range<usize> {
+        groups.start / self.per_scale..groups.end.div_ceil(self.per_scale)
+    }
+
+    /// The most groups of B, of `groups`, that count for a row of A and a column of B with so many
+    /// live ones.
+    pub(crate) fn live(&self, a: usize, b: usize, groups: usize) -> usize {
+        (a * self.per_scale).min(b).min(groups)
+    }
 }

@@ -21,11 +21,15 @@
 
 use std::ops::Range;
 
-use fp4_core::{Error, ExactSum, PackedMut, PackedShape, PackedView, ScaleType, reference};
+use fp4_core::{
+    Element, Error, ExactSum, Format, PackedMut, PackedShape, PackedView, ScaleType, reference,
+};
 
 use super::PanelView;
 use super::meta::{Extremes, Planes, Reach, RowMeta, ScaleCounts};
-use super::operand::{CHUNK, CHUNK_BYTES, COLUMNS, Form, LINES, Line, TASK_BYTES, chunk_groups};
+use super::operand::{
+    CHUNK, CHUNK_BYTES, COLUMNS, Form, LINES, Line, TASK_BYTES, Terms, chunk_groups,
+};
 use super::sum::power_of_two;
 use crate::threads::TaskThreads;
 
@@ -159,6 +163,7 @@ impl Panel {
 #[derive(Debug, Clone)]
 pub(crate) struct Panels {
     shape: PackedShape,
+    format: Format,
     form: Form,
     chunks: usize,
     codes: Vec<Line>,
@@ -170,7 +175,7 @@ impl Panels {
     /// Reorders the weight.
     pub(crate) fn new(threads: &TaskThreads, b: PackedView<'_>, form: Form) -> Result<Self, Error> {
         let shape = b.shape();
-        shape.expect_format()?;
+        let format = shape.expect_format()?;
         let chunks = shape.k().div_ceil(CHUNK);
         let count = shape.rows().div_ceil(COLUMNS);
         let scale_bytes = COLUMNS * chunk_groups(&shape);
@@ -195,7 +200,7 @@ impl Panels {
             let fill = |p| PanelRows::new(b, form, p * COLUMNS).fill(&mut [], &mut []);
             panels.extend((0..count).map(fill));
         }
-        Ok(Panels { shape, form, chunks, codes, scales, panels })
+        Ok(Panels { shape, format, form, chunks, codes, scales, panels })
     }
 
     /// Shape and format of the weight.
@@ -205,6 +210,10 @@ impl Panels {
 
     pub(crate) fn form(&self) -> Form {
         self.form
+    }
+
+    pub(crate) fn format(&self) -> Format {
+        self.format
     }
 
     /// All panels.
@@ -339,7 +348,7 @@ impl Panels {
                 || self.packed_scales(j, groups.clone()).any(|byte| scale_type.is_nan(byte)))
     }
 
-    /// The exact sum over the groups `groups` of row `i` of A and column `j`, NaN scales counted
+    /// The exact sum over the groups `groups`, B's, of row `i` of A and column `j`, NaN scales counted
     /// as zero: the wide path.
     pub(crate) fn exact_sum(
         &self,
@@ -349,18 +358,23 @@ impl Panels {
         groups: Range<usize>,
     ) -> Result<ExactSum, Error> {
         let (scale_type, per) = (self.shape.scale_type(), chunk_groups(&self.shape));
-        let bytes = self.shape.group().get() / 2;
+        let (terms, type_a) = (Terms::new(a.shape(), self.shape), a.shape().scale_type());
+        let (dot, bytes) = match a.shape().element() {
+            Element::E2m1 => (reference::group_dot as fn(&[u8], &[u8]) -> i64, CHUNK / 2 / per),
+            Element::Int8 => (reference::group_dot_int8 as _, CHUNK / per),
+        };
+        let bytes_b = CHUNK_BYTES / per;
         let (codes_a, scales_a) = (a.row_codes(i), a.row_scales(i));
         let mut sum = ExactSum::ZERO;
         for (g, scale_b) in groups.clone().zip(self.packed_scales(j, groups)) {
-            let (a, b) = (scale_type.parts(scales_a[g]), scale_type.parts(scale_b));
+            let (a, b) = (type_a.parts(scales_a[g / terms.per_scale]), scale_type.parts(scale_b));
             let (Some(a), Some(b)) = (a, b) else { continue };
             let chunk = self.packed_codes(j, g / per);
-            let codes_b = &chunk[g % per * bytes..][..bytes];
-            let dot = reference::group_dot(&codes_a[g * bytes..][..bytes], codes_b);
+            let codes_b = &chunk[g % per * bytes_b..][..bytes_b];
+            let dot = dot(&codes_a[g * bytes..][..bytes], codes_b);
             let significand = dot * i64::from(a.significand * b.significand);
             if significand != 0 {
-                sum.add_scaled(significand, a.exponent + b.exponent - 2)?;
+                sum.add_scaled(significand, a.exponent + b.exponent + terms.unit)?;
             }
         }
         Ok(sum)
@@ -585,7 +599,7 @@ impl<'a> PanelRows<'a> {
 
 #[cfg(test)]
 mod tests {
-    use fp4_core::{Format, PackedMatrix};
+    use fp4_core::PackedMatrix;
 
     use super::*;
 

@@ -4,18 +4,18 @@
 //!
 //! ```text
 //! survey         metadata and planes of each row
-//! pack_codes     group form: the codes, which all planes share
+//! pack_codes     group form and MXINT8: the codes, which all planes share
 //! list_planes    which chunks each plane has, and how its base relates to the rows'
 //! pack_folded    fold form: codes with the plane's scales folded in
-//! pack_scales    group form: the plane's scaled scales
+//! pack_scales    group form and MXINT8: the plane's scaled scales, or shifts
 //! ```
 
 use std::ops::Range;
 
-use fp4_core::{Error, PackedShape, PackedView};
+use fp4_core::{Element, Error, Format, PackedShape, PackedView};
 
 use super::meta::{Extremes, MAX_PLANES, Planes, RowMeta, ScaleCounts};
-use super::operand::{CHUNK_BYTES, Form, STEPS, TASK_BYTES, chunk_groups};
+use super::operand::{CHUNK, Form, INT8_LIMIT_A, NO_SHIFT, STEPS, TASK_BYTES};
 use super::{FoldKernels, Kernels};
 use crate::isa::Isa;
 use crate::threads::TaskThreads;
@@ -32,7 +32,7 @@ pub(crate) struct TilePlane {
     pub(crate) sums: Vec<i32>,
     /// Fold form: their totals for each row.
     pub(crate) totals: Vec<i32>,
-    /// Group form: scaled scales, for each slot and row.
+    /// Group form and MXINT8: scaled scales or shifts, for each slot and row.
     scales: Vec<[i16; 4]>,
     /// The plane's base over the base of the row's metadata.
     pub(crate) shift: Vec<u32>,
@@ -74,7 +74,9 @@ pub(crate) struct RowTile {
     pub(crate) meta: Vec<RowMeta>,
     pub(crate) complete: Vec<bool>,
     pub(crate) extremes: Extremes,
-    /// Group form: codes and -12 times their sums.
+    /// True if the planes share the codes and differ in their scales: group form and MXINT8.
+    shared: bool,
+    /// Such codes, and -12 times the sums of halves, or -128 times those of chunks.
     codes: Vec<i32>,
     init: Vec<[i32; 2]>,
     planes: Vec<TilePlane>,
@@ -104,6 +106,7 @@ impl RowTile {
             meta: Vec::new(),
             complete: Vec::new(),
             extremes: Extremes::of(std::iter::empty()),
+            shared: false,
             codes: Vec::new(),
             init: Vec::new(),
             planes: Vec::new(),
@@ -129,42 +132,42 @@ impl RowTile {
     }
 
     /// What a kernel reads for plane `p`.
-    pub(crate) fn view(&self, form: Form, p: usize) -> TileView<'_> {
+    pub(crate) fn view(&self, p: usize) -> TileView<'_> {
         let plane = &self.planes[p];
-        let codes = if form == Form::Fold { &plane.codes } else { &self.codes };
+        let codes = if self.shared { &self.codes } else { &plane.codes };
         TileView { rows: self.meta.len(), codes, init: &self.init, scales: &plane.scales }
     }
 
-    /// Packs the rows `rows` of `a` over the groups `groups`.
-    fn fill<K: Kernels>(
-        &mut self,
-        kernels: K,
-        form: Form,
-        a: &PackedView<'_>,
-        rows: Range<usize>,
-        groups: Range<usize>,
-    ) {
-        let from = TileSource::new(a, rows, groups);
-        self.survey(&from, form);
-        if form == Form::Group {
-            self.pack_codes(kernels, &from);
+    /// Packs the rows `rows` of `from`.
+    fn fill<K: Kernels>(&mut self, kernels: K, form: Form, from: &TileSource<'_>) {
+        self.shared = from.int8 || form == Form::Group;
+        let limit = if from.int8 { INT8_LIMIT_A } else { form.limit_a() };
+        self.survey(from, limit);
+        if self.shared {
+            self.pack_codes(kernels, form, from);
         }
-        self.list_planes(&from, form);
+        self.list_planes(from);
         match kernels.for_fold(form) {
-            Some(kernels) => self.pack_folded(kernels, &from),
-            None => self.pack_scales(&from, K::BY_HALVES),
+            Some(kernels) if !from.int8 => self.pack_folded(kernels, from),
+            Some(_) => self.pack_scales(from, |[s, _]| {
+                // The scale is a power of two, 0 outside of the plane.
+                let shift = if s == 0 { NO_SHIFT } else { s.trailing_zeros() as i16 };
+                [shift, 0, shift, 0]
+            }),
+            None if K::BY_HALVES => self.pack_scales(from, |[g, h]| [g, g, h, h]),
+            None => self.pack_scales(from, |[g, h]| [g, h, g, h]),
         }
     }
 
     /// What is known of each row, and how many planes there are.
-    fn survey(&mut self, from: &TileSource<'_>, form: Form) {
+    fn survey(&mut self, from: &TileSource<'_>, limit: i32) {
         self.first = from.rows.start;
         self.meta.clear();
         self.complete.clear();
         self.rows.clear();
         for i in from.rows.clone() {
             let histogram = ScaleCounts::of_row(from.a, i);
-            let planes = Planes::new(&histogram, form.limit_a());
+            let planes = Planes::new(&histogram, limit);
             self.meta.push(RowMeta::new(&histogram));
             self.complete.push(planes.complete);
             self.rows.push(planes);
@@ -176,27 +179,32 @@ impl RowTile {
         }
     }
 
-    /// Group form: the codes, which all planes share.
-    fn pack_codes<K: Kernels>(&mut self, kernels: K, from: &TileSource<'_>) {
+    /// Group form and MXINT8: the codes, which all planes share.
+    fn pack_codes<K: Kernels>(&mut self, kernels: K, form: Form, from: &TileSource<'_>) {
         let (rows, slots) = (from.rows.len(), from.chunks.len());
         self.codes.resize(slots * STEPS * rows, 0);
         self.init.resize(slots * rows, [0; 2]);
         for (row, i) in from.rows.clone().enumerate() {
             let at = RowOfTile { row, rows };
-            kernels.pack_group(from.codes(i), at, &mut self.codes, &mut self.init);
+            let (codes, init) = (&mut self.codes, &mut self.init);
+            match (from.int8, kernels.for_fold(form)) {
+                (false, _) => kernels.pack_group(from.codes(i), at, codes, init),
+                (true, None) => kernels.pack_int8(from.codes(i), at, codes, init),
+                (true, Some(fold)) => fold.pack_int8(from.codes(i), at, codes, init),
+            }
         }
     }
 
     /// Which slots each plane has, and how it relates to the rows.
-    fn list_planes(&mut self, from: &TileSource<'_>, form: Form) {
+    fn list_planes(&mut self, from: &TileSource<'_>) {
         for (p, plane) in self.planes[..self.count].iter_mut().enumerate() {
             plane.slots.clear();
             if p > 0 {
                 // Groups outside the range may be listed; they are packed as zeros.
                 plane.slots.extend((0..from.chunks.len() as u32).filter(|&slot| {
-                    let groups = from.groups_of_slot(slot as usize);
+                    let scales_of_slot = from.scales_of_slot(slot as usize);
                     self.rows.iter().zip(from.rows.clone()).any(|(planes, i)| {
-                        let scales = &from.a.row_scales(i)[groups.clone()];
+                        let scales = &from.a.row_scales(i)[scales_of_slot.clone()];
                         scales.iter().any(|&s| usize::from(planes.of_byte[usize::from(s)]) == p)
                     })
                 }));
@@ -206,7 +214,7 @@ impl RowTile {
             for (planes, meta) in self.rows.iter().zip(&self.meta) {
                 let used = p < planes.count;
                 plane.shift.push(if used { (planes.base[p] - meta.base) as u32 } else { 0 });
-                if form == Form::Group {
+                if self.shared {
                     plane.max = plane.max.max(planes.largest(p));
                 }
             }
@@ -236,8 +244,9 @@ impl RowTile {
         }
     }
 
-    /// Group form: the scaled scales of each plane.
-    fn pack_scales(&mut self, from: &TileSource<'_>, by_halves: bool) {
+    /// Group form and MXINT8: the scaled scales of each plane; `lanes` makes the kernels' lanes of
+    /// those of both halves.
+    fn pack_scales(&mut self, from: &TileSource<'_>, lanes: impl Fn([i16; 2]) -> [i16; 4]) {
         let rows = from.rows.len();
         for (p, plane) in self.planes[..self.count].iter_mut().enumerate() {
             let held = plane.held(p, from.chunks.len());
@@ -245,7 +254,10 @@ impl RowTile {
             for ((row, i), planes) in from.rows.clone().enumerate().zip(&self.rows) {
                 let scales = from.a.row_scales(i);
                 let scaled = |group: usize| {
-                    let byte = if from.groups.contains(&group) { scales[group] } else { return 0 };
+                    if !from.groups.contains(&group) {
+                        return 0;
+                    }
+                    let byte = scales[group / from.per_scale];
                     let of_plane = usize::from(planes.of_byte[usize::from(byte)]) == p;
                     if of_plane { planes.scaled[usize::from(byte)] } else { 0 }
                 };
@@ -253,11 +265,10 @@ impl RowTile {
                 for (at, to) in to.enumerate() {
                     let slot = if p == 0 { at } else { plane.slots[at] as usize };
                     let chunk = from.chunks.start + slot;
-                    let [g, h] = match from.per {
+                    *to = lanes(match from.per {
                         2 => [scaled(2 * chunk), scaled(2 * chunk + 1)],
                         _ => [scaled(chunk); 2],
-                    };
-                    *to = if by_halves { [g, g, h, h] } else { [g, h, g, h] };
+                    });
                 }
             }
         }
@@ -268,30 +279,37 @@ impl RowTile {
 struct TileSource<'a> {
     a: &'a PackedView<'a>,
     rows: Range<usize>,
+    /// B's groups.
     groups: Range<usize>,
     /// The chunks that hold the groups.
     chunks: Range<usize>,
-    /// Groups in a chunk.
+    /// Groups of B in a chunk.
     per: usize,
+    /// Groups of B under one scale of A.
+    per_scale: usize,
+    int8: bool,
 }
 
 impl<'a> TileSource<'a> {
-    fn new(a: &'a PackedView<'a>, rows: Range<usize>, groups: Range<usize>) -> Self {
-        let per = chunk_groups(&a.shape());
+    fn new(a: &'a PackedView<'a>, b: Format, rows: Range<usize>, groups: Range<usize>) -> Self {
+        let per = CHUNK / b.group().get();
         let chunks = groups.start / per..groups.end.div_ceil(per);
-        TileSource { a, rows, groups, chunks, per }
+        let per_scale = a.shape().group().get() / b.group().get();
+        let int8 = a.shape().element() == Element::Int8;
+        TileSource { a, rows, groups, chunks, per, per_scale, int8 }
     }
 
-    /// The packed codes of row `i` in the chunks.
+    /// The packed codes, or the elements, of row `i` in the chunks.
     fn codes(&self, i: usize) -> &'a [u8] {
-        let end = (self.chunks.end * CHUNK_BYTES).min(self.a.shape().row_bytes());
-        &self.a.row_codes(i)[self.chunks.start * CHUNK_BYTES..end]
+        let bytes = CHUNK / self.a.shape().element().per_byte();
+        let end = (self.chunks.end * bytes).min(self.a.shape().row_bytes());
+        &self.a.row_codes(i)[self.chunks.start * bytes..end]
     }
 
-    /// The groups in slot `slot` of the tile.
-    fn groups_of_slot(&self, slot: usize) -> Range<usize> {
-        let chunk = self.chunks.start + slot;
-        chunk * self.per..((chunk + 1) * self.per).min(self.a.shape().row_groups())
+    /// The scales of A in slot `slot` of the tile.
+    fn scales_of_slot(&self, slot: usize) -> Range<usize> {
+        let (chunk, per) = (self.chunks.start + slot, self.per / self.per_scale);
+        chunk * per..((chunk + 1) * per).min(self.a.shape().row_groups())
     }
 }
 
@@ -323,32 +341,36 @@ pub(crate) struct FoldRow<'a> {
 pub(crate) struct RowTiles {
     tiles: Vec<RowTile>,
     count: usize,
-    /// For which kernels and of which matrix.
-    of: Option<(Isa, PackedShape)>,
+    /// For which kernels, of which matrix, and for a weight in which format.
+    of: Option<(Isa, PackedShape, Format)>,
 }
 
 impl RowTiles {
-    /// Packs the groups `groups` of A.
+    /// Packs what the groups `groups` of a weight in format `b` are multiplied with.
     pub(crate) fn fill<K: Kernels>(
         &mut self,
         kernels: K,
         threads: &TaskThreads,
         a: &PackedView<'_>,
-        form: Form,
+        b: Format,
         groups: Range<usize>,
     ) -> Result<(), Error> {
-        let m = a.shape().rows();
+        let (m, form) = (a.shape().rows(), kernels.form(b));
         self.clear();
-        let most = kernels.for_fold(form).map_or(K::GROUP_ROWS, |fold| fold.rows(m));
+        let most = match kernels.for_fold(form) {
+            Some(fold) if a.shape().element() == Element::E2m1 => fold.rows(m),
+            _ => K::GROUP_ROWS,
+        };
         self.resize(m, most);
         let count = self.count;
         let fill = |(t, tile): (usize, &mut RowTile)| {
-            tile.fill(kernels, form, a, tile_rows(m, count, t), groups.clone());
+            let rows = tile_rows(m, count, t);
+            tile.fill(kernels, form, &TileSource::new(a, b, rows, groups.clone()));
             Ok(())
         };
         let worth = threads.tasks(a.shape().codes_len(), TASK_BYTES) > 1;
         threads.run_mut(&mut self.tiles[..count], worth, fill)?;
-        self.of = Some((K::ISA, a.shape()));
+        self.of = Some((K::ISA, a.shape(), b));
         Ok(())
     }
 
@@ -362,9 +384,10 @@ impl RowTiles {
         self.tiles.iter().map(|tile| size_of::<RowTile>() + tile.allocated_bytes()).sum()
     }
 
-    /// True if the tiles are of a matrix of this shape, for kernels of this instruction set.
-    pub(crate) fn hold(&self, isa: Isa, shape: PackedShape) -> bool {
-        self.of == Some((isa, shape))
+    /// True if the tiles are of a matrix of this shape, for kernels of this instruction set and a
+    /// weight in this format.
+    pub(crate) fn hold(&self, isa: Isa, shape: PackedShape, b: Format) -> bool {
+        self.of == Some((isa, shape, b))
     }
 
     fn resize(&mut self, m: usize, most: usize) {

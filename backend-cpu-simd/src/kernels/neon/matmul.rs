@@ -86,6 +86,10 @@ pub(super) trait FoldLevel: Level {
 
     /// Adds the products of folded bytes.
     unsafe fn fold<const R: usize>(part: &Part<'_>, sums: &mut RowSums<R>);
+
+    /// Adds the dots of chunks of MXINT8 and folded bytes, shifted left by the rows' scales; at
+    /// most [`GROUP_ROWS`](Level::GROUP_ROWS).
+    unsafe fn int8<const R: usize>(part: &Part<'_>, sums: &mut RowSums<R>);
 }
 
 /// One form of one level.
@@ -93,7 +97,10 @@ pub(super) trait FoldLevel: Level {
 /// # Safety
 /// As of [`Level`].
 trait Terms {
+    /// Of B.
     const FORM: Form;
+    /// True if the planes of A share its codes.
+    const SHARED: bool;
     const ROWS: usize;
     const BY_PAIRS: bool;
 
@@ -106,8 +113,25 @@ struct FoldTerms<L>(L);
 /// The group form of a level.
 struct GroupTerms<L>(L);
 
+/// MXINT8 by the fold form of a level.
+struct Int8Terms<L>(L);
+
+impl<L: FoldLevel> Terms for Int8Terms<L> {
+    const FORM: Form = Form::Fold;
+    const SHARED: bool = true;
+    const ROWS: usize = L::GROUP_ROWS;
+    const BY_PAIRS: bool = L::BY_PAIRS;
+
+    #[inline(always)]
+    unsafe fn add<const R: usize>(part: &Part<'_>, sums: &mut RowSums<R>) {
+        // SAFETY: as the caller says.
+        unsafe { L::int8(part, sums) }
+    }
+}
+
 impl<L: FoldLevel> Terms for FoldTerms<L> {
     const FORM: Form = Form::Fold;
+    const SHARED: bool = false;
     const ROWS: usize = L::FOLD_ROWS;
     const BY_PAIRS: bool = L::BY_PAIRS;
 
@@ -120,6 +144,7 @@ impl<L: FoldLevel> Terms for FoldTerms<L> {
 
 impl<L: Level> Terms for GroupTerms<L> {
     const FORM: Form = Form::Group;
+    const SHARED: bool = true;
     const ROWS: usize = L::GROUP_ROWS;
     const BY_PAIRS: bool = L::BY_PAIRS;
 
@@ -151,6 +176,10 @@ macro_rules! kernels {
 
             fn pack_group(self, from: &[u8], at: RowOfTile, codes: &mut [i32], _: &mut [[i32; 2]]) {
                 operand::pack_group(from, at, codes);
+            }
+
+            fn pack_int8(self, from: &[u8], at: RowOfTile, codes: &mut [i32], _: &mut [[i32; 2]]) {
+                operand::pack_int8(from, at, codes);
             }
 
             fn group(self, a: TileView<'_>, b: PanelView<'_>, steps: Steps<'_>, sums: &mut Sums) {
@@ -186,6 +215,16 @@ macro_rules! fold_kernels {
             ) -> i32 {
                 operand::pack_fold(from, at, codes);
                 0 // Nothing is offset, so no sums are needed.
+            }
+
+            fn pack_int8(self, from: &[u8], at: RowOfTile, codes: &mut [i32], _: &mut [[i32; 2]]) {
+                operand::pack_int8(from, at, codes);
+            }
+
+            fn int8(self, a: TileView<'_>, b: PanelView<'_>, steps: Steps<'_>, sums: &mut Sums) {
+                expect_inside(Form::Group, a, b, steps);
+                // SAFETY: `self` proves the features; all steps are inside their buffers.
+                unsafe { multiply::<Int8Terms<$level>>(a, b, steps, sums) }
             }
 
             fn fold(self, a: TileView<'_>, b: PanelView<'_>, steps: Steps<'_>, sums: &mut Sums) {
@@ -260,7 +299,7 @@ unsafe fn multiply<T: Terms>(a: TileView<'_>, b: PanelView<'_>, steps: Steps<'_>
         for (i, slots) in slots[..count].iter_mut().enumerate() {
             let StepAt { a, a_slot: scales, .. } = steps.at(start + i);
             // Folded codes are stored by plane.
-            *slots = Slots { codes: if T::FORM == Form::Fold { scales } else { a }, scales };
+            *slots = Slots { codes: if T::SHARED { a } else { scales }, scales };
         }
         // SAFETY: the steps are inside, by the caller, so the parts are; R is the number of rows.
         unsafe {

@@ -9,14 +9,14 @@
 //! ```
 //!
 //! Step 2j is the low nibbles of bytes 4j..4j+4 of a chunk, step 2j + 1 the high ones; steps 0..4
-//! are the first half.
+//! are the first half. Elements of MXINT8 are in the same places.
 
 use std::arch::aarch64::*;
 use std::ops::Range;
 
 use fp4_core::E2m1;
 
-use crate::matmul::operand::{Form, LINES, STEPS};
+use crate::matmul::operand::{Form, LINES, STEPS, int8_steps};
 use crate::matmul::{FoldRow, PanelView, RowOfTile, StepAt, Steps};
 
 /// Steps of a list that are expanded at a time: 4 KB of bytes.
@@ -104,6 +104,16 @@ pub(super) fn pack_group(from: &[u8], row: RowOfTile, codes: &mut [i32]) {
         let mut bytes = [0; 16];
         bytes[..rest.len()].copy_from_slice(rest);
         pack(&bytes, 0, chunks.len(), row, codes);
+    }
+}
+
+/// See [`Kernels::pack_int8`](crate::matmul::Kernels::pack_int8).
+pub(super) fn pack_int8(from: &[u8], RowOfTile { row, rows }: RowOfTile, codes: &mut [i32]) {
+    for (slot, chunk) in from.as_chunks().0.iter().enumerate() {
+        let to = codes[slot * STEPS * rows..][..STEPS * rows].as_chunks_mut::<2>().0;
+        for (j, pair) in int8_steps(chunk).as_chunks::<2>().0.iter().enumerate() {
+            to[j * rows + row] = pair.map(i32::from_ne_bytes);
+        }
     }
 }
 

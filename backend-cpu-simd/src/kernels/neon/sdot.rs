@@ -98,4 +98,36 @@ impl FoldLevel for Sdot {
         }
         *sums = acc;
     }
+
+    #[target_feature(enable = "neon,dotprod")]
+    unsafe fn int8<const R: usize>(part: &Part<'_>, sums: &mut RowSums<R>) {
+        let mut acc = *sums;
+        for (w, _, Slots { codes: slot, scales: scale_slot }) in part.steps() {
+            let mut shifts = [vdupq_n_s32(0); R];
+            each!(r, R, at most 4, {
+                // SAFETY: the slot and the row are inside, by the caller.
+                shifts[r] = unsafe { part.scale(scale_slot, 0, r) };
+            });
+            let mut a = [[vdupq_n_s8(0); 4]; 2];
+            each!(k, R.div_ceil(2), at most 2, {
+                each!(j, 4, {
+                    // SAFETY: as above.
+                    a[k][j] = unsafe { part.codes::<R>(slot, j, k) };
+                });
+            });
+            each!(q, 4, {
+                each!(r, R, at most 4, {
+                    let (a, lane) = (&a[r / 2], r % 2 * 2);
+                    let mut dots = vdupq_n_s32(0);
+                    each!(j, 4, {
+                        dots = sdot(dots, w[q][2 * j], a[j], lane);
+                        dots = sdot(dots, w[q][2 * j + 1], a[j], lane + 1);
+                    });
+                    // A shift of 32 leaves nothing.
+                    acc[r][q] = vaddq_s32(acc[r][q], vshlq_s32(dots, shifts[r]));
+                });
+            });
+        }
+        *sums = acc;
+    }
 }

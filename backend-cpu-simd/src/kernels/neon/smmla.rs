@@ -132,4 +132,40 @@ impl FoldLevel for Smmla {
         }
         to_rows(&acc, sums);
     }
+
+    #[target_feature(enable = "neon,i8mm")]
+    unsafe fn int8<const R: usize>(part: &Part<'_>, sums: &mut RowSums<R>) {
+        let mut acc = to_pairs(sums);
+        for (w, _, Slots { codes: slot, scales: scale_slot }) in part.steps() {
+            // For each pair of rows: twice the shift of the first, twice that of the second.
+            let mut shifts = [vdupq_n_s32(0); 2];
+            let mut a = [[vdupq_n_s8(0); 4]; 2];
+            each!(k, R.div_ceil(2), at most 2, {
+                // SAFETY: the slot and the rows are inside, by the caller.
+                let (c, d) = unsafe {
+                    let second = (2 * k + 1).min(R - 1);
+                    (part.scale(scale_slot, 0, 2 * k), part.scale(scale_slot, 0, second))
+                };
+                shifts[k] = zip([c, d])[0];
+                each!(j, 4, {
+                    // SAFETY: as above.
+                    a[k][j] = unsafe { part.codes::<R>(slot, j, k) };
+                });
+            });
+            each!(q, 4, {
+                each!(i, 2, {
+                    each!(k, R.div_ceil(2), at most 2, {
+                        let mut dots = vdupq_n_s32(0);
+                        each!(j, 4, {
+                            dots = smmla(dots, a[k][j], w[q][2 * j + i]);
+                        });
+                        // A shift of 32 leaves nothing.
+                        let shifted = vshlq_s32(dots, shifts[k]);
+                        acc[k][2 * q + i] = vaddq_s32(acc[k][2 * q + i], shifted);
+                    });
+                });
+            });
+        }
+        to_rows(&acc, sums);
+    }
 }

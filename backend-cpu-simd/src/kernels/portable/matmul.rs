@@ -19,8 +19,10 @@
 //! *Dots.* Doubled codes are integers up to 12, so a product pair is at most 2 * 144 and a group's
 //! dot at most D = 144 * G (2304 NVFP4, 4608 MXFP4): 16-bit factors and 32-bit sums hold them.
 //!
+//! With MXINT8 in A a pair is at most 2 * 1536 and D = 1536 * G: 24,576 and 49,152.
+//!
 //! *Terms.* `scale_a * scale_b` has at most 8 significant bits and an exponent within +-254, the
-//! term at most 21 bits: both f64 multiplications are exact.
+//! term at most 24 bits: both f64 multiplications are exact.
 //!
 //! *Sums.* Let unit = 2^(base_a + base_b), the product of the least scale exponents over the rows'
 //! live groups, and reach_a, reach_b the largest scales in those units ([`RowMeta`]). Every term is
@@ -63,6 +65,7 @@ use wide::{bytemuck, f64x4, i16x8, i32x4};
 use super::operand::{Blocks, BytePanels, CodePairs, MR, NR, STEP, StepColumns};
 use crate::matmul::expect_call;
 use crate::matmul::meta::RowMeta;
+use crate::matmul::operand::Terms;
 use crate::matmul::sum::{ExactSums, Sum, fits_63_bits};
 use crate::threads::TaskThreads;
 
@@ -80,7 +83,7 @@ pub(crate) fn matmul(
     out: FloatSliceMut<'_>,
 ) -> Result<Paths, Error> {
     expect_call(a.shape(), b.shape(), &epilogue, &out)?;
-    let groups = 0..a.shape().row_groups();
+    let groups = 0..b.shape().row_groups();
     with_floats!(FloatSliceMut, out, out => run(threads, a, b, groups, out, |y, [i, j], nan, sum| {
         *y = epilogue.apply(if nan { f32::NAN } else { sum.to_f32() }, i, j);
         Ok(())
@@ -130,9 +133,9 @@ fn run<T: Send>(
         return Ok(Paths::default());
     }
     let (m, n) = (a.shape().rows(), b.shape().rows());
-    let blocks = Blocks::new(threads, a, groups.clone())?;
-    let k = groups.len() * a.shape().group().get();
-    let kernel = PortableMatmul::new(a.shape(), groups);
+    let blocks = Blocks::new(threads, a, b.shape().group(), groups.clone())?;
+    let k = groups.len() * b.shape().group().get();
+    let kernel = PortableMatmul::new(a.shape(), b.shape(), groups);
     let tasks = cut(threads, [m, n, k], out);
     let paths = threads.run(tasks, |mut task| kernel.task(&blocks, b, &mut task, &emit))?;
     Ok(paths.iter().fold(Paths::default(), |mut all, paths| {
@@ -174,14 +177,15 @@ fn cut<'a, T>(
 
 /// What all tiles of a call share.
 struct PortableMatmul {
+    /// B's.
     groups: Range<usize>,
     /// Steps in a group.
     steps: usize,
-    /// The largest dot of a group, D.
-    dot: u128,
-    scale_type: ScaleType,
-    /// The value of each scale byte, 0 for NaN.
-    values: [f64; 256],
+    terms: Terms,
+    /// Of A and of B.
+    scale_types: [ScaleType; 2],
+    /// The value of each scale byte of A and of B, 0 for NaN.
+    values: [[f64; 256]; 2],
 }
 
 /// Which outputs of a tile are narrow, and how.
@@ -196,19 +200,26 @@ struct TilePlan<const M: usize> {
 }
 
 impl PortableMatmul {
-    fn new(shape: PackedShape, groups: Range<usize>) -> Self {
-        let (scale_type, group) = (shape.scale_type(), shape.group().get());
-        let value = |byte: usize| match scale_type.parts(byte as u8) {
-            Some(_) => f64::from(scale_type.decode(byte as u8)),
+    fn new(a: PackedShape, b: PackedShape, groups: Range<usize>) -> Self {
+        let scale_types = [a.scale_type(), b.scale_type()];
+        let value = |scale_type: ScaleType, byte: u8| match scale_type.parts(byte) {
+            Some(_) => f64::from(scale_type.decode(byte)),
             None => 0.0,
         };
         PortableMatmul {
             groups,
-            steps: group / STEP,
-            dot: 144 * group as u128,
-            scale_type,
-            values: std::array::from_fn(value),
+            steps: b.group().get() / STEP,
+            terms: Terms::new(a, b),
+            scale_types,
+            values: scale_types.map(|ty| std::array::from_fn(|byte| value(ty, byte as u8))),
         }
+    }
+
+    /// Where the scale of A for group `g` of the range is in those of the range.
+    #[inline(always)]
+    fn scale_of_a(&self, g: usize) -> usize {
+        let per = self.terms.per_scale;
+        (self.groups.start + g) / per - self.groups.start / per
     }
 
     fn task<T>(
@@ -252,8 +263,9 @@ impl PortableMatmul {
     ) -> Result<Paths, Error> {
         let meta_a = &a.meta()[first..first + M];
         let (codes_b, scales_b, meta_b) = b.panel(p, self.groups.clone());
+        let of_a = self.terms.scales_of_a(&self.groups);
         let scales_a: [&[u8]; M] =
-            std::array::from_fn(|r| &a.matrix().row_scales(first + r)[self.groups.clone()]);
+            std::array::from_fn(|r| &a.matrix().row_scales(first + r)[of_a.clone()]);
         let rows = a.block(first, M).as_chunks::<M>().0;
 
         let plan = self.plan::<M>(meta_a, meta_b);
@@ -266,17 +278,21 @@ impl PortableMatmul {
             self.wide(&plan, rows, scales_a, codes_b, scales_b, &mut sums)?;
         }
 
-        let is_nan = |scale: u8| self.scale_type.is_nan(scale);
+        let [type_a, type_b] = self.scale_types;
         let nan_b: [bool; NR] = std::array::from_fn(|c| {
-            meta_b.get(c).is_some_and(|meta| meta.nan) && scales_b.iter().any(|s| is_nan(s[c]))
+            meta_b.get(c).is_some_and(|meta| meta.nan)
+                && scales_b.iter().any(|s| type_b.is_nan(s[c]))
         });
         let mut paths = Paths::default();
         for r in 0..M {
-            let nan_a = meta_a[r].nan && scales_a[r].iter().any(|&s| is_nan(s));
+            let nan_a = meta_a[r].nan && scales_a[r].iter().any(|&s| type_a.is_nan(s));
             for (c, y) in out[r][column..].iter_mut().take(meta_b.len()).enumerate() {
                 let sum = if plan.narrow[r][c] {
                     paths.narrow += 1;
-                    Sum::Narrow { units: units[r][c], exponent: plan.exponent[r][c] - 2 }
+                    Sum::Narrow {
+                        units: units[r][c],
+                        exponent: plan.exponent[r][c] + self.terms.unit,
+                    }
                 } else {
                     paths.wide += 1;
                     Sum::Wide(&sums[r][c])
@@ -298,8 +314,8 @@ impl PortableMatmul {
         };
         for (r, a) in a.iter().enumerate() {
             for (c, b) in b.iter().enumerate() {
-                let live = a.live.min(b.live).min(self.groups.len());
-                match groups_between_drains(self.dot, a.reach, b.reach, live) {
+                let live = self.terms.live(a.live, b.live, self.groups.len());
+                match groups_between_drains(self.terms.dot, a.reach, b.reach, live) {
                     Some(groups) => {
                         plan.stretch = plan.stretch.min(groups);
                         plan.narrow[r][c] = true;
@@ -324,7 +340,7 @@ impl PortableMatmul {
         scales_b: &[[u8; NR]],
         units: &mut [[i64; NR]; M],
     ) {
-        let value = |scale: u8| self.values[usize::from(scale)];
+        let value = |side: usize, scale: u8| self.values[side][usize::from(scale)];
         let mut rows = rows.chunks_exact(self.steps);
         let mut codes_b = codes_b.chunks_exact(self.steps);
         let mut g = 0;
@@ -333,9 +349,10 @@ impl PortableMatmul {
             for scales_b in scales_b {
                 let (Some(rows), Some(codes_b)) = (rows.next(), codes_b.next()) else { break };
                 let dots = group_dots(rows, codes_b);
-                let scales_b: [f64x4; 2] = bytemuck::cast(scales_b.map(value));
+                let scales_b: [f64x4; 2] = bytemuck::cast(scales_b.map(|scale| value(1, scale)));
+                let of_a = self.scale_of_a(g);
                 for r in 0..M {
-                    let scale_a = f64x4::splat(value(scales_a[r][g]));
+                    let scale_a = f64x4::splat(value(0, scales_a[r][of_a]));
                     for half in 0..2 {
                         sums[r][half] += f64x4::from(dots[r][half]) * (scales_b[half] * scale_a);
                     }
@@ -362,19 +379,21 @@ impl PortableMatmul {
         scales_b: &[[u8; NR]],
         sums: &mut [[ExactSum; NR]; M],
     ) -> Result<(), Error> {
+        let [type_a, type_b] = self.scale_types;
         let groups = rows.chunks_exact(self.steps).zip(codes_b.chunks_exact(self.steps));
         for (g, ((rows, codes_b), scales_b)) in groups.zip(scales_b).enumerate() {
             let dots = group_dots(rows, codes_b);
             for r in 0..M {
-                let Some(a) = self.scale_type.parts(scales_a[r][g]) else { continue };
+                let Some(a) = type_a.parts(scales_a[r][self.scale_of_a(g)]) else { continue };
                 for (c, dot) in bytemuck::cast::<_, [i32; NR]>(dots[r]).into_iter().enumerate() {
                     // Columns past the last row of B are neither narrow nor wanted.
                     if plan.narrow[r][c] || dot == 0 {
                         continue;
                     }
-                    if let Some(b) = self.scale_type.parts(scales_b[c]) {
+                    if let Some(b) = type_b.parts(scales_b[c]) {
                         let significand = i64::from(dot) * i64::from(a.significand * b.significand);
-                        sums[r][c].add_scaled(significand, a.exponent + b.exponent - 2)?;
+                        let exponent = a.exponent + b.exponent + self.terms.unit;
+                        sums[r][c].add_scaled(significand, exponent)?;
                     }
                 }
             }
@@ -385,7 +404,7 @@ impl PortableMatmul {
 
 /// T in the module docs: how many groups fit between two drains; `None` if the output is wide.
 fn groups_between_drains(dot: u128, reach_a: u64, reach_b: u64, live: usize) -> Option<usize> {
-    // D < 2^13 and a reach that is not saturated is below 2^62, so this saturates only where the
+    // D < 2^16 and a reach that is not saturated is below 2^62, so this saturates only where the
     // bounds fail anyway.
     let term = (u128::from(reach_a) * u128::from(reach_b)).saturating_mul(dot).max(1);
     let fits = term <= 1 << 53 && fits_63_bits(dot, reach_a, reach_b, live);

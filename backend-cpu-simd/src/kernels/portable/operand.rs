@@ -11,6 +11,8 @@
 //!     pair 0 = doubled codes at k = 4 * step, + 1 as 2 x i16;  pair 1 = at k = 4 * step + 2, + 3
 //! ```
 //!
+//! Elements of MXINT8 in A take the place of doubled codes.
+//!
 //! So a vector of B gives the columns' first pairs by `(v << 8) >> 8` and their second pairs by
 //! `v >> 8`, and multiplying by a pair of A in all lanes and adding neighbours gives eight columns'
 //! partial sums with no shuffle of B. Bytes instead of 4-bit codes because SSE2 has no table
@@ -20,7 +22,7 @@
 //!
 //! [`RowMeta`] is what the proof of the fast path in `matmul` needs.
 
-use fp4_core::{E2m1, Error, PackedMut, PackedShape, PackedView};
+use fp4_core::{E2m1, Element, Error, GroupSize, PackedMut, PackedShape, PackedView};
 use wide::{bytemuck, i16x8};
 
 use crate::matmul::meta::RowMeta;
@@ -201,16 +203,17 @@ pub(crate) struct Blocks<'a> {
 }
 
 impl<'a> Blocks<'a> {
-    /// Unpacks the groups `groups` of A.
+    /// Unpacks what of A the groups `groups` of B, each of `group` elements, are multiplied with.
     pub(crate) fn new(
         threads: &TaskThreads,
         matrix: PackedView<'a>,
+        group: GroupSize,
         groups: std::ops::Range<usize>,
     ) -> Result<Self, Error> {
-        let shape = matrix.shape();
-        let bytes = shape.group().get() / 2;
+        let (shape, element) = (matrix.shape(), matrix.shape().element());
+        let bytes = group.get() / element.per_byte();
         let bytes = groups.start * bytes..groups.end * bytes;
-        let steps = bytes.len() / 2;
+        let steps = bytes.len() * element.per_byte() / STEP;
         let mut pairs = vec![[0; 2]; shape.rows() * steps];
         let mut meta = vec![RowMeta::default(); shape.rows()];
         let blocks = shape.rows().div_ceil(MR);
@@ -225,9 +228,20 @@ impl<'a> Blocks<'a> {
                         *meta = RowMeta::of_row(&matrix, first + r);
                         let codes = &matrix.row_codes(first + r)[bytes.clone()];
                         let pairs = pairs[r..].iter_mut().step_by(rows);
-                        for (pairs, bytes) in pairs.zip(codes.chunks_exact(2)) {
-                            let pair = |byte: u8| bytemuck::cast(PAIRS[usize::from(byte)]);
-                            *pairs = [pair(bytes[0]), pair(bytes[1])];
+                        match element {
+                            Element::E2m1 => {
+                                for (pairs, bytes) in pairs.zip(codes.as_chunks::<2>().0) {
+                                    *pairs = bytes.map(|b| bytemuck::cast(PAIRS[usize::from(b)]));
+                                }
+                            }
+                            Element::Int8 => {
+                                for (pairs, &[a, b, c, d]) in pairs.zip(codes.as_chunks::<4>().0) {
+                                    let pair = |bytes: [u8; 2]| {
+                                        bytemuck::cast(bytes.map(|b| i16::from(b as i8)))
+                                    };
+                                    *pairs = [pair([a, b]), pair([c, d])];
+                                }
+                            }
                         }
                     }
                 }

@@ -37,12 +37,17 @@
 //! 8 products v * a, at most 8 * 144 = 1152. The product of scaled scales is at most 258 * 127 =
 //! 32766, an i16; both i16 of a lane are multiplied by it and added in 32 bits, as above.
 //!
+//! With MXINT8 in A, elements of up to 128 are scaled by at most 32 to 4096, in i16; a pair of
+//! products is below 2^24, a chunk sums to at most 32 * 128 * 12 * max_a * max_b ([`int8_chunks`]),
+//! and a dot of one row is at most 8 * 128 * 12 = 12288, an i16.
+//!
 //! Worked example: code 5 (6 doubled) with a scaled scale of 3 and code 7 (12) with one of 2 are
 //! 18 and 24; their product 432 is 6 * 12 * (3 * 2). One row, even and odd codes of B 6 and -2
 //! doubled, of A 1 and 3: w is 18 + 256 * 10, and 2578 * 1 + 10 * (3 - 256) = 48, less 12 * (1 + 3)
 //! is 0 = 6 * 1 - 2 * 3.
 //!
 //! [`group_chunks`]: crate::matmul::gemm::group_chunks
+//! [`int8_chunks`]: crate::matmul::gemm::int8_chunks
 
 use std::arch::wasm32::*;
 
@@ -74,6 +79,10 @@ impl Kernels for WasmSimd128 {
 
     fn pack_group(self, from: &[u8], at: RowOfTile, codes: &mut [i32], _: &mut [[i32; 2]]) {
         operand::pack_group(from, at, codes);
+    }
+
+    fn pack_int8(self, from: &[u8], at: RowOfTile, codes: &mut [i32], _: &mut [[i32; 2]]) {
+        operand::pack_int8(from, at, codes);
     }
 
     fn group(self, a: TileView<'_>, b: PanelView<'_>, steps: Steps<'_>, sums: &mut Sums) {

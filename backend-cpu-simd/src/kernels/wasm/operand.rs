@@ -8,7 +8,7 @@
 //! ```
 //!
 //! Step 2j is the low nibbles of bytes 4j..4j+4 of a chunk, step 2j + 1 the high ones; steps 0..4
-//! are the first half. The even and the odd bytes of a vector are its 16-bit lanes shifted, so they
+//! are the first half; elements of MXINT8 in the same places. The even and the odd bytes of a vector are its 16-bit lanes shifted, so they
 //! are paired.
 
 use std::arch::wasm32::*;
@@ -16,7 +16,7 @@ use std::ops::Range;
 
 use fp4_core::E2m1;
 
-use crate::matmul::operand::{LINES, STEPS};
+use crate::matmul::operand::{LINES, STEPS, int8_steps};
 use crate::matmul::{PanelView, RowOfTile, StepAt, Steps};
 
 /// Steps of a list that are expanded at a time: 8 KB.
@@ -100,6 +100,16 @@ pub(super) fn pack_group(from: &[u8], RowOfTile { row, rows }: RowOfTile, codes:
         let mut bytes = [0; 16];
         bytes[..rest.len()].copy_from_slice(rest);
         pack(chunks.len(), &bytes);
+    }
+}
+
+/// See [`Kernels::pack_int8`](crate::matmul::Kernels::pack_int8).
+pub(super) fn pack_int8(from: &[u8], RowOfTile { row, rows }: RowOfTile, codes: &mut [i32]) {
+    for (slot, chunk) in from.as_chunks().0.iter().enumerate() {
+        let to = codes[slot * STEPS * rows..][..STEPS * rows].as_chunks_mut::<2>().0;
+        for (j, pair) in int8_steps(chunk).as_chunks::<2>().0.iter().enumerate() {
+            to[j * rows + row] = pair.map(|[a, b, c, d]| i32::from_le_bytes([a, c, b, d]));
+        }
     }
 }
 

@@ -9,7 +9,7 @@ use std::arch::x86_64::*;
 use fp4_core::E2m1;
 use wide::bytemuck;
 
-use crate::matmul::operand::STEPS;
+use crate::matmul::operand::{CHUNK, STEPS};
 use crate::matmul::{FoldRow, RowOfTile};
 
 /// Doubled codes times 0, 1, 2, 4 and 8.
@@ -113,5 +113,63 @@ pub(super) fn group(
         let mut bytes = [0; 16];
         bytes[..rest.len()].copy_from_slice(rest);
         pack(chunks.len(), &bytes, codes, init);
+    }
+}
+
+/// The steps of a chunk of MXINT8: four of each half.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn steps(chunk: &[u8; CHUNK]) -> __m256i {
+    // Of each eight elements the even ones, then the odd ones.
+    let order = _mm256_setr_epi8(
+        0, 2, 4, 6, 1, 3, 5, 7, 8, 10, 12, 14, 9, 11, 13, 15, 0, 2, 4, 6, 1, 3, 5, 7, 8, 10, 12,
+        14, 9, 11, 13, 15,
+    );
+    // SAFETY: 32 readable bytes.
+    _mm256_shuffle_epi8(unsafe { _mm256_loadu_si256(chunk.as_ptr().cast()) }, order)
+}
+
+/// See [`Kernels::pack_int8`](crate::matmul::Kernels::pack_int8); `split` as of [`group`].
+#[target_feature(enable = "avx2")]
+pub(super) fn group_int8(
+    from: &[u8],
+    RowOfTile { row, rows }: RowOfTile,
+    split: bool,
+    codes: &mut [i32],
+    init: &mut [[i32; 2]],
+) {
+    for (slot, chunk) in from.as_chunks().0.iter().enumerate() {
+        let steps = steps(chunk);
+        let [a, b, c, d, e, f, g, h]: [i32; STEPS] = bytemuck::cast(steps);
+        let to = &mut codes[(slot * rows + row) * STEPS..][..STEPS];
+        to.copy_from_slice(&[a, e, b, f, c, g, d, h]);
+        // 12 times pairs, in magnitude up to 3072, of which eight fit an i16.
+        let pairs = _mm256_maddubs_epi16(_mm256_set1_epi8(12), steps);
+        let sums = _mm256_add_epi16(pairs, _mm256_shuffle_epi32::<0b10_11_00_01>(pairs));
+        let sums = _mm256_add_epi16(sums, _mm256_shuffle_epi32::<0b01_00_11_10>(sums));
+        let negative = _mm256_sub_epi16(_mm256_setzero_si256(), sums);
+        let one = _mm256_set1_epi16(1);
+        let negative = if split { negative } else { _mm256_madd_epi16(negative, one) };
+        let lanes: [i32; 8] = bytemuck::cast(negative);
+        init[slot * rows + row] = [lanes[0], lanes[4]];
+    }
+}
+
+/// See [`FoldKernels::pack_int8`](crate::matmul::FoldKernels::pack_int8): the eight steps of a row one
+/// after the other, and -128 times their sum.
+#[target_feature(enable = "avx2")]
+pub(super) fn fold_int8(
+    from: &[u8],
+    RowOfTile { row, rows }: RowOfTile,
+    codes: &mut [i32],
+    init: &mut [[i32; 2]],
+) {
+    for (slot, chunk) in from.as_chunks().0.iter().enumerate() {
+        let steps = steps(chunk);
+        let to = &mut codes[(slot * rows + row) * STEPS..][..STEPS];
+        to.copy_from_slice(&bytemuck::cast::<_, [i32; STEPS]>(steps));
+        let pairs = _mm256_maddubs_epi16(_mm256_set1_epi8(1), steps);
+        let fours: [i32; 8] = bytemuck::cast(_mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+        init[slot * rows + row] = [-128 * fours.iter().sum::<i32>(); 2];
     }
 }

@@ -30,11 +30,16 @@
 //! 127 = 32766: `vpmullw` keeps all of it. With the planes' own maxima, n chunks sum to at most n *
 //! 2 * 2304 * max_a * max_b: the driver drains in time ([`group_chunks`]).
 //!
+//! *MXINT8 by NVFP4* is the group form with elements for codes: a half's dot is at most 16 * 128 *
+//! 12 = 24576, still an i16, the scaled scales of A are at most 32, and n chunks sum to at most
+//! n * 32 * 128 * 12 * max_a * max_b ([`int8_chunks`]). MXINT8 by MXFP4 is in `int8`.
+//!
 //! Worked example, fold: code 7 with shift 3 is 12 * 8 = 96, w = 224; a = -96: the kernel adds
 //! -21504, the correction is 128 * -96 = -12288, and -21504 + 12288 = -9216 = 96 * -96.
 //!
 //! [`FOLD_CHUNKS`]: crate::matmul::gemm::FOLD_CHUNKS
 //! [`group_chunks`]: crate::matmul::gemm::group_chunks
+//! [`int8_chunks`]: crate::matmul::gemm::int8_chunks
 
 use std::arch::asm;
 use std::arch::x86_64::*;
@@ -42,7 +47,7 @@ use std::ops::Range;
 
 use fp4_core::E2m1;
 
-use super::Avx512;
+use super::{Avx512, int8};
 use crate::isa::Isa;
 use crate::kernels::x86::{NAN, operand, prefetch};
 use crate::matmul::operand::{COLUMNS, Form, LINES, Line, MAX_ROWS, STEPS};
@@ -58,9 +63,9 @@ const PAIR_ROWS: usize = 14;
 /// Lines of an expanded chunk of a pair of panels.
 const PAIR_LINES: usize = 2 * STEPS;
 /// Tiles of up to this many rows wait for memory, and ask for it in time.
-const PREFETCH_ROWS: usize = 8;
+pub(super) const PREFETCH_ROWS: usize = 8;
 /// How far ahead.
-const PREFETCH_BYTES: usize = 4096;
+pub(super) const PREFETCH_BYTES: usize = 4096;
 
 /// v + 128 for code | shift << 4.
 static FOLD_TABLE: Line = {
@@ -107,7 +112,7 @@ fn load(line: &Line) -> __m512i {
 /// registers.
 macro_rules! each_row {
     ($rows:ident, $r:ident, $body:block) => {
-        each_row!($rows, $r, $body, 0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20 21 22 23);
+        $crate::kernels::x86::avx512::matmul::each_row!($rows, $r, $body, 0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20 21 22 23);
     };
     ($rows:ident, $r:ident, $body:block, $($i:literal)*) => {
         $(if $i < $rows {
@@ -118,6 +123,8 @@ macro_rules! each_row {
         })*
     };
 }
+
+pub(super) use each_row;
 
 impl Kernels for Avx512 {
     const ISA: Isa = Isa::Avx512Vnni;
@@ -144,6 +151,11 @@ impl Kernels for Avx512 {
     fn pack_group(self, from: &[u8], at: RowOfTile, codes: &mut [i32], init: &mut [[i32; 2]]) {
         // SAFETY: `self` proves AVX2.
         unsafe { operand::group(from, at, false, codes, init) }
+    }
+
+    fn pack_int8(self, from: &[u8], at: RowOfTile, codes: &mut [i32], init: &mut [[i32; 2]]) {
+        // SAFETY: `self` proves AVX2.
+        unsafe { operand::group_int8(from, at, false, codes, init) }
     }
 
     fn group(self, a: TileView<'_>, b: PanelView<'_>, steps: Steps<'_>, sums: &mut Sums) {
@@ -209,6 +221,15 @@ impl FoldKernels for Avx512 {
     ) -> i32 {
         // SAFETY: `self` proves AVX2.
         unsafe { operand::fold(from, at, codes, sums) }
+    }
+
+    fn pack_int8(self, from: &[u8], at: RowOfTile, codes: &mut [i32], init: &mut [[i32; 2]]) {
+        // SAFETY: `self` proves AVX2.
+        unsafe { operand::fold_int8(from, at, codes, init) }
+    }
+
+    fn int8(self, a: TileView<'_>, b: PanelView<'_>, steps: Steps<'_>, sums: &mut Sums) {
+        int8::multiply(self, a, b, steps, sums);
     }
 
     fn fold(self, a: TileView<'_>, b: PanelView<'_>, steps: Steps<'_>, sums: &mut Sums) {
@@ -361,7 +382,7 @@ unsafe fn fold_chunk<const R: usize, const U: usize>(
 /// The CPU has the features; `b` points to `LINES` lines and `s` to 16 scale bytes.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi")]
-unsafe fn fold_line(line: *const Line, s: __m512i) -> [__m512i; 2] {
+pub(super) unsafe fn fold_line(line: *const Line, s: __m512i) -> [__m512i; 2] {
     let (table, nibble) = (load(&FOLD_TABLE), _mm512_set1_epi8(0xF));
     // SAFETY: the line is readable, by the caller.
     let codes = load(unsafe { &*line });
@@ -377,7 +398,7 @@ unsafe fn fold_line(line: *const Line, s: __m512i) -> [__m512i; 2] {
 /// The CPU has the features; `s` points to 16 bytes.
 #[inline]
 #[target_feature(enable = "avx512f,avx512vbmi")]
-unsafe fn fold_scales(s: *const u8) -> __m512i {
+pub(super) unsafe fn fold_scales(s: *const u8) -> __m512i {
     // SAFETY: 16 readable bytes, by the caller.
     let s = _mm512_castsi128_si512(unsafe { _mm_loadu_si128(s.cast()) });
     _mm512_permutexvar_epi8(load(&FOUR_TIMES), s)

@@ -1,6 +1,7 @@
 //! AVX-512 with VNNI and VBMI.
 
 mod dequantize;
+mod int8;
 mod matmul;
 mod quantize;
 

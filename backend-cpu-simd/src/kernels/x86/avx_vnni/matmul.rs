@@ -36,6 +36,9 @@
 //! `vpackssdw`; the product of scaled scales is at most 258 * 127 = 32766 and fits the i16 of
 //! `vpmullw`; the driver drains in time ([`group_chunks`]).
 //!
+//! *MXINT8 by NVFP4* is the group form with elements for codes: as in `avx512`, a half's dot is at
+//! most 16 * 128 * 12 = 24576, an i16. MXINT8 by MXFP4 is in `int8`.
+//!
 //! Worked example, fold: code 0xF with shift 3 is -12 * 8 = -96; the table gives 0, shifted 0, plus
 //! 128 - 96: w = 32 = -96 + 128.
 //!
@@ -46,7 +49,7 @@ use std::arch::asm;
 use std::arch::x86_64::*;
 use std::ops::Range;
 
-use super::AvxVnni;
+use super::{AvxVnni, int8};
 use crate::isa::Isa;
 use crate::kernels::x86::avx2::matmul as avx2;
 use crate::kernels::x86::{operand, prefetch};
@@ -57,7 +60,7 @@ use crate::matmul::{
 };
 
 /// Columns of a pass.
-const HALF: usize = COLUMNS / 2;
+pub(super) const HALF: usize = COLUMNS / 2;
 /// Rows of the largest tile in the fold form.
 const FOLD_ROWS: usize = 8;
 /// Rows of the largest tile by expanded panels: 12 sums.
@@ -67,9 +70,9 @@ const PAIRS_FROM: usize = 3 * FOLD_ROWS;
 /// Chunks of a tile and a panel that the first-level cache holds: 16 KB.
 const BLOCK: usize = 32;
 /// Tiles of up to this many rows wait for memory, and ask for it in time.
-const PREFETCH_ROWS: usize = 8;
+pub(super) const PREFETCH_ROWS: usize = 8;
 /// How far ahead.
-const PREFETCH_BYTES: usize = 4096;
+pub(super) const PREFETCH_BYTES: usize = 4096;
 
 impl Kernels for AvxVnni {
     const ISA: Isa = Isa::AvxVnni;
@@ -89,6 +92,11 @@ impl Kernels for AvxVnni {
     fn pack_group(self, from: &[u8], at: RowOfTile, codes: &mut [i32], init: &mut [[i32; 2]]) {
         // SAFETY: `self` proves AVX2.
         unsafe { operand::group(from, at, false, codes, init) }
+    }
+
+    fn pack_int8(self, from: &[u8], at: RowOfTile, codes: &mut [i32], init: &mut [[i32; 2]]) {
+        // SAFETY: `self` proves AVX2.
+        unsafe { operand::group_int8(from, at, false, codes, init) }
     }
 
     fn group(self, a: TileView<'_>, b: PanelView<'_>, steps: Steps<'_>, sums: &mut Sums) {
@@ -144,6 +152,15 @@ impl FoldKernels for AvxVnni {
     ) -> i32 {
         // SAFETY: `self` proves AVX2.
         unsafe { operand::fold(from, at, codes, sums) }
+    }
+
+    fn pack_int8(self, from: &[u8], at: RowOfTile, codes: &mut [i32], init: &mut [[i32; 2]]) {
+        // SAFETY: `self` proves AVX2.
+        unsafe { operand::fold_int8(from, at, codes, init) }
+    }
+
+    fn int8(self, a: TileView<'_>, b: PanelView<'_>, steps: Steps<'_>, sums: &mut Sums) {
+        int8::multiply(self, a, b, steps, sums);
     }
 
     fn fold(self, a: TileView<'_>, b: PanelView<'_>, steps: Steps<'_>, sums: &mut Sums) {
@@ -246,7 +263,7 @@ unsafe fn fold_half<const R: usize, const U: usize>(
 }
 
 /// What 8 columns' codes become weights by.
-struct FoldScales {
+pub(super) struct FoldScales {
     /// 0xF in each byte of the columns that have the group in the plane.
     mask: __m256i,
     /// The shifts, each in 32 bits.
@@ -259,7 +276,7 @@ struct FoldScales {
 /// The CPU has AVX2; `s` points to 8 scale bytes.
 #[inline]
 #[target_feature(enable = "avx2")]
-unsafe fn fold_scales(s: *const u8) -> FoldScales {
+pub(super) unsafe fn fold_scales(s: *const u8) -> FoldScales {
     // SAFETY: 8 readable bytes, by the caller.
     let s = _mm256_cvtepu8_epi32(unsafe { _mm_loadl_epi64(s.cast()) });
     let four = _mm256_setr_epi8(
@@ -280,7 +297,11 @@ unsafe fn fold_scales(s: *const u8) -> FoldScales {
 /// The CPU has AVX2; `line` points to a line.
 #[inline]
 #[target_feature(enable = "avx2")]
-unsafe fn fold_half_line(line: *const Line, half: usize, by: &FoldScales) -> [__m256i; 2] {
+pub(super) unsafe fn fold_half_line(
+    line: *const Line,
+    half: usize,
+    by: &FoldScales,
+) -> [__m256i; 2] {
     // SAFETY: the half is inside, by the caller.
     let codes = unsafe { line.cast::<__m256i>().add(half).read() };
     let table = avx2::table();

@@ -1,6 +1,7 @@
 //! AVX-VNNI: the dot-product instructions on 256 bits, beside what [`Avx2`] proves.
 
 mod dequantize;
+mod int8;
 mod matmul;
 mod quantize;
 
