@@ -10,8 +10,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use fp4_core::{
     Buffer, Encoding, Epilogue, Error, FloatSlice, FloatSliceMut, FloatType, FloatVec, Format,
-    Packed, PackedMatrix, PackedMut, PackedShape, PackedView, Paths, QuantCounts, QuantSpec,
-    QuantizeInput, Transform,
+    Packed, PackedMatrix, PackedMut, PackedShape, PackedView, Paths, PreparedWeight, QuantCounts,
+    QuantSpec, QuantizeInput, Transform,
     backend::{Resident, Sink, Source},
     check_environment,
 };
@@ -100,7 +100,10 @@ impl CpuSimd {
         };
         by_engine!(self.engine,
             kernels, () => matmul::pack(kernels, &self.threads, packed.view(), b, tiles),
-            portable, () => Ok(())
+            portable, () => {
+                let _ = (tiles, b); // it reads the packed form
+                Ok(())
+            }
         )
     }
 }
@@ -202,11 +205,13 @@ impl Resident for CpuSimd {
                 return Err(Error::ShapeOverflow { rows, cols });
             }
         };
+        if let Some(format) = PreparedWeight::shape(b).format() {
+            a.weight.set(format);
+        }
         let view = a.packed.view();
         by_engine!(b.weight,
             kernels, b => {
                 check_environment()?;
-                a.weight.set(b.format());
                 let (threads, scratch, tiles) = (&self.threads, &self.scratch, &a.tiles);
                 matmul::matmul_tiles(kernels, threads, scratch, view, tiles, b, epilogue, out)
             },

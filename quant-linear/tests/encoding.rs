@@ -191,3 +191,19 @@ fn quantized_activations_are_for_layers_of_the_same_encoding() {
         assert!(matches!(error, Error::ActivationSettings), "{error}");
     }
 }
+
+#[test]
+fn the_activations_global_scale_takes_no_part_where_they_have_none() {
+    // Tiny weights: their scale times 2^-100 underflows, and by itself it does not.
+    let weight: Vec<f32> = values(1, OUT * IN).iter().map(|w| w * 1e-30).collect();
+    let with = |activations| {
+        let activation_global_scale = Some(2f32.powi(-100));
+        let options = DenseOptions::new(Format::NvFp4);
+        let options = DenseOptions { activations, activation_global_scale, ..options };
+        QuantLinear::from_dense(&weight[..], OUT, IN, &options)
+    };
+    assert!(with(ActivationEncoding::Own).is_err());
+    let layer = with(ActivationEncoding::MxInt8).unwrap();
+    assert_eq!(layer.activation_global_scale(), 2f32.powi(-100));
+    compare::<f32>(&layer, &QuantSpec::mxint8());
+}

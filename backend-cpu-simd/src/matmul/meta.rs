@@ -1,13 +1,13 @@
 //! What the proofs of exactness need to know of one row, computed when it is packed (C6).
 //!
 //! A scale is `significand * 2^exponent` with an odd significand. A group is *live* if its scale is
-//! finite and nonzero and its codes, or elements, are not all +-0. Other groups contribute nothing, so they do
-//! not count; padding (C8) is never live. One pass over a row counts its live groups by scale byte
-//! ([`ScaleCounts`]); the rest follows from the counts:
+//! finite and nonzero and its codes, or elements, are not all +-0. Other groups contribute nothing,
+//! so they do not count; padding (C8) is never live. One pass over a row counts its live groups by
+//! scale byte ([`ScaleCounts`]); the rest follows from the counts:
 //!
 //! - [`RowMeta`]: how wide the row's exact sums can be.
-//! - [`Planes`]: the live groups sorted into a few windows of exponents. Within a window with base b
-//!   every scale is a small integer times 2^b: `scaled = scale / 2^b`, at most `limit`. The first
+//! - [`Planes`]: the live groups sorted into a few windows of exponents. Within a window with base
+//!   b every scale is a small integer times 2^b: `scaled = scale / 2^b`, at most `limit`. The first
 //!   plane is the window that holds most groups, the next the best of the rest, and so on; a row of
 //!   ordinary data has one. If [`MAX_PLANES`] of them do not hold every group, windows are laid
 //!   from the lowest exponent up, which takes the fewest; if that does not do either, the row is

@@ -11,8 +11,8 @@
 //!
 //! ```text
 //! Form::Fold    line j, lane c        = bytes 4j..4j+4 of the chunk in column c
-//! Form::Group   line 2h + j, lane 2i + g = bytes 4j..4j+4 of half g of the chunk (8 bytes, an NVFP4
-//!               group) in column 4 * (i / 2) + 2h + i % 2
+//! Form::Group   line 2h + j, lane 2i + g = bytes 4j..4j+4 of half g of the chunk (8 bytes, an
+//!               NVFP4 group) in column 4 * (i / 2) + 2h + i % 2
 //! ```
 //!
 //! With each chunk go scale bytes, as many as packed. They are not the format's but *scaled* ones,
@@ -20,9 +20,10 @@
 //! outside the plane counts as zero:
 //!
 //! ```text
-//! Form::Fold            16 bytes: shift << 4 | 0xF for column c, the scale being 2^(base + shift); 0 outside
-//! Form::Group, MXFP4    16 bytes: scale / 2^base of column c, as i8; 0 outside
-//! Form::Group, NVFP4    32 bytes: byte 2c + g = scale / 2^base of half g of column c, as i8; 0 outside
+//! Form::Fold            16 bytes: shift << 4 | 0xF for column c, the scale being 2^(base + shift);
+//! 0 outside Form::Group, MXFP4    16 bytes: scale / 2^base of column c, as i8; 0 outside
+//! Form::Group, NVFP4    32 bytes: byte 2c + g = scale / 2^base of half g of column c, as i8; 0
+//! outside
 //! ```
 //!
 //! Further planes of a panel are lists of chunks with scale bytes of their own, over the same
@@ -35,23 +36,23 @@
 //! ```text
 //! Form::Fold    [slot][step][row]  doubled code << shift, |.| <= 96; a plane has slots for its
 //!               chunks only, and per slot and row the sum of its 32 values
-//! Form::Group   [chunk][row][step of half 0, step of half 1] x 4   doubled codes, |.| <= 12; with -12 times each
-//!               half's sum; planes differ in their scales alone: [slot][row] i16 of the
-//!               halves, 0 1 0 1 or 0 0 1 1 as the kernels read them
+//! Form::Group   [chunk][row][step of half 0, step of half 1] x 4   doubled codes, |.| <= 12; with
+//!               -12 times each half's sum; planes differ in their scales alone: [slot][row] i16 of
+//!               the halves, 0 1 0 1 or 0 0 1 1 as the kernels read them
 //! ```
 //!
 //! Step 2j is the low nibbles of bytes 4j..4j+4, step 2j + 1 the high ones.
 //!
 //! # A in MXINT8, for either form of B
 //!
-//! The elements are the bytes of the steps: element 8j + 2i is byte i of step 2j, element 8j + 2i + 1
-//! of step 2j + 1 ([`int8_steps`]). Planes differ in their scales alone, as in the group form:
+//! The elements are the bytes of the steps: element 8j + 2i is byte i of step 2j, element 8j + 2i +
+//! 1 of step 2j + 1 ([`int8_steps`]). Planes differ in their scales alone, as in the group form:
 //!
 //! ```text
 //! B in Form::Group   as codes, up to 128 in magnitude; both halves have one scale
-//! B in Form::Fold    [chunk][row] the eight steps, or as the kernels read them; with -128 times their sum, where B is
-//!                    offset; [slot][row] the shift of the scale over its base, [`NO_SHIFT`] for a
-//!                    group outside of the plane, as i16: shift 0 shift 0
+//! B in Form::Fold    [chunk][row] the eight steps, or as the kernels read them; with -128 times
+//!                    their sum, where B is offset; [slot][row] the shift of the scale over its
+//!                    base, [`NO_SHIFT`] for a group outside of the plane, as i16: shift 0 shift 0
 //! ```
 
 use std::ops::Range;

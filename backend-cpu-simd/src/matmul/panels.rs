@@ -7,7 +7,8 @@
 //! ```text
 //! a scaled byte of the first plane or of a further one     byte of (scaled * 2^base of the plane)
 //! else one of the panel's exceptions                       kept as it was
-//! else the column's common byte                            the most frequent byte of groups in no plane
+//! else the column's common byte                            the most frequent byte of groups in no
+//! plane
 //! ```
 //!
 //! Groups in no plane are those whose scale is NaN or zero, whose codes are all +-0 under a byte
@@ -348,8 +349,8 @@ impl Panels {
                 || self.packed_scales(j, groups.clone()).any(|byte| scale_type.is_nan(byte)))
     }
 
-    /// The exact sum over the groups `groups`, B's, of row `i` of A and column `j`, NaN scales counted
-    /// as zero: the wide path.
+    /// The exact sum over the groups `groups`, B's, of row `i` of A and column `j`, NaN scales
+    /// counted as zero: the wide path.
     pub(crate) fn exact_sum(
         &self,
         a: &PackedView<'_>,

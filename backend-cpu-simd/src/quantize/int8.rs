@@ -17,16 +17,16 @@
 //! 1.984375 * 2^-122 < amax <= 1.984375 * 2^127 = 127 * 2^121
 //! ```
 //!
-//! Then b is 6 to 254 and 2^(133 - b), 2^127 to 2^-121, is a normal f32. The product of an x with it
-//! is at most 127, and exact unless it is subnormal; then both it and the true quotient are far
+//! Then b is 6 to 254 and 2^(133 - b), 2^127 to 2^-121, is a normal f32. The product of an x with
+//! it is at most 127, and exact unless it is subnormal; then both it and the true quotient are far
 //! below a half and round to 0. The sum has the unit 1 (it is in [2^23, 2^24)), so it is rounded
 //! once, to nearest even, and its last byte is that integer in two's complement. In a group of
 //! zeros every factor gives 0.
 //!
-//! A plain group has nothing to count: it is not clamped, no quotient is beyond 127, and the largest
-//! is above 63, so it is not flushed. All other groups (NaN, infinities, what is clamped, and
-//! magnitudes down to the subnormal ones, whose factor no f32 is) go through core's own rules, by
-//! [`by_core`].
+//! A plain group has nothing to count: it is not clamped, no quotient is beyond 127, and the
+//! largest is above 63, so it is not flushed. All other groups (NaN, infinities, what is clamped,
+//! and magnitudes down to the subnormal ones, whose factor no f32 is) go through core's own rules,
+//! by [`by_core`].
 //!
 //! Worked example: amax = 1 has the bits 0x3F80_0000, b = 127 and the factor 2^6; 0.3 becomes 19.2,
 //! the sum 12582931, whose last byte is 19.

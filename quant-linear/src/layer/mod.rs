@@ -40,8 +40,8 @@ use crate::run::routing::{Backends, Choice};
 use crate::run::runtime::Runtime;
 
 /// A linear layer y = x * W^T whose weight is stored in FP4 and whose activations are quantized to
-/// FP4, or MXINT8, on the way in; the product is exact and rounded once, so the bits are the same on every
-/// backend, batch size and device.
+/// FP4, or MXINT8, on the way in; the product is exact and rounded once, so the bits are the same
+/// on every backend, batch size and device.
 ///
 /// It applies no bias unless it is given one. Layers share a [`Runtime`]; `Clone` shares the weight
 /// too, prepared forms included. Any number of threads may call a layer at once, from any thread

@@ -60,7 +60,17 @@ impl DenseOptions {
         )?)
     }
 
-    /// The settings for activations.
+    /// What alpha is multiplied by for the activations: their global scale, or 1 where their
+    /// encoding has no stored one.
+    ///
+    /// # Errors
+    /// As [`activation_spec`](Self::activation_spec).
+    pub fn activation_factor(&self) -> Result<f32, Error> {
+        let stored = self.activation_spec()?.global_scale();
+        Ok(if self.activations == ActivationEncoding::Own { stored } else { 1.0 })
+    }
+
+    /// The settings for activations in the weight's own format.
     ///
     /// # Errors
     /// [`fp4_core::Error::ScaleSetting`] for a given global scale that is not legal.

@@ -336,6 +336,7 @@ fn settings_differ(a: &Layer, b: &Layer) -> Vec<&'static str> {
             (state::WEIGHT_GLOBAL_SCALE, Some(p.weight_global_scale.to_bits())),
             (state::ACTIVATION_GLOBAL_SCALE, bits(p.activation_global_scale)),
             (state::ACTIVATION_SCALE_SCALE, bits(p.activation_scale_scale)),
+            (state::ACTIVATION_ENCODING, Some(p.activations.byte().into())),
         ]
     });
     let pairs = scalars[0].iter().zip(&scalars[1]);

@@ -228,7 +228,7 @@ impl Engine<'_> {
         let given = DenseOptions { weight_global_scale: Some(1.0), ..options.clone() };
         let options = if largest.is_finite() { options } else { &given };
         let spec = options.weight_spec(largest)?;
-        check_product(spec.global_scale(), options.activation_spec()?.global_scale())?;
+        check_product(spec.global_scale(), options.activation_factor()?)?;
         let empty = weight.shape.rows() * weight.shape.k() == 0;
         outcome.warning = match largest {
             0.0 if !empty => Some(Warning::Zero),

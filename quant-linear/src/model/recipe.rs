@@ -342,9 +342,9 @@ impl RecipeRule {
         };
         options.activations.spec(options.activation_spec()?)?;
         // Judged before anything is read; the amax does not matter to a given scale.
-        let (weight, activation) = (options.weight_spec(1.0)?, options.activation_spec()?);
+        let (weight, activation) = (options.weight_spec(1.0)?, options.activation_factor()?);
         if !options.needs_amax() {
-            check_product(weight.global_scale(), activation.global_scale())?;
+            check_product(weight.global_scale(), activation)?;
         }
         Ok(Some(options))
     }

@@ -8,8 +8,8 @@
 //! ```
 //!
 //! Step 2j is the low nibbles of bytes 4j..4j+4 of a chunk, step 2j + 1 the high ones; steps 0..4
-//! are the first half; elements of MXINT8 in the same places. The even and the odd bytes of a vector are its 16-bit lanes shifted, so they
-//! are paired.
+//! are the first half; elements of MXINT8 in the same places. The even and the odd bytes of a
+//! vector are its 16-bit lanes shifted, so they are paired.
 
 use std::arch::wasm32::*;
 use std::ops::Range;

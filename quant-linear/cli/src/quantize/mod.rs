@@ -85,8 +85,8 @@ pub(crate) struct Args {
     /// Global scale of the activations, a stored constant [default: MXFP4 1/3, NVFP4 0.1].
     #[arg(long, value_name = "VALUE", value_parser = parse_scale, allow_hyphen_values = true)]
     activation_scale: Option<f32>,
-    /// How a layer quantizes its activations: in the format of its weight, in MXINT8 (8 bits, next to
-    /// no loss), or in NVFP4 with a global scale for each row.
+    /// How a layer quantizes its activations: in the format of its weight, in MXINT8 (8 bits, next
+    /// to no loss), or in NVFP4 with a global scale for each row.
     #[arg(long, value_parser = args::activations(), default_value = ActivationEncoding::Own.name())]
     activations: ActivationEncoding,
     /// The backend that quantizes, by its name in `fp4 demo` [default: the fastest]. All give the
@@ -224,7 +224,7 @@ impl Args {
         let by = self.activations.spec(activation);
         by.context("--activations fp4-rows is for --format nvfp4")?;
         if !options.needs_amax() {
-            check_product(weight.global_scale(), activation.global_scale())
+            check_product(weight.global_scale(), options.activation_factor()?)
                 .map_err(|error| told::error(error.into()))?;
         }
         Ok(options)

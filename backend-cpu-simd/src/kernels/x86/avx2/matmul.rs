@@ -19,9 +19,9 @@
 //! below 2^15. The product of scaled scales is at most 258 * 127 = 32766, an i16. Both i16 of a
 //! lane are multiplied by it and added in 32 bits; the driver drains in time ([`group_chunks`]).
 //!
-//! With MXINT8 in A, |a| <= 128: `vpmaddubsw` adds two products of at most 24 * 128 = 3072; an i16 of
-//! t sums 8 products v * a, at most 8 * 12 * 128 = 12288 at the end, and i16 sums wrap on the way. The
-//! scaled scales of A are at most 32, and the driver drains by [`int8_chunks`].
+//! With MXINT8 in A, |a| <= 128: `vpmaddubsw` adds two products of at most 24 * 128 = 3072; an i16
+//! of t sums 8 products v * a, at most 8 * 12 * 128 = 12288 at the end, and i16 sums wrap on the
+//! way. The scaled scales of A are at most 32, and the driver drains by [`int8_chunks`].
 //!
 //! [`int8_chunks`]: crate::matmul::gemm::int8_chunks
 //! [`group_chunks`]: crate::matmul::gemm::group_chunks

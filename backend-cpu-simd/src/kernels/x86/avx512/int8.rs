@@ -4,8 +4,8 @@
 //! R rows x 16 columns, for each chunk of 32 k:
 //!     w[0..8] = table[code | shift << 4], as in the fold form: v + 128, B's scales in it
 //!     for each row:
-//!         d = -128 * sum(a) + w (u8) . a (s8)                     8 vpdpbusd, a broadcast from memory
-//!         sum[row] += d << shift of A's scale                     vpsllvd, vpaddd
+//!         d = -128 * sum(a) + w (u8) . a (s8)                     8 vpdpbusd, a broadcast from
+//!         memory sum[row] += d << shift of A's scale                     vpsllvd, vpaddd
 //! ```
 //!
 //! # Why it is exact
@@ -13,8 +13,8 @@
 //! v is a doubled code times B's scaled scale, |v| <= 12 * max_b <= 96, and w = v + 128 is a u8. A
 //! chunk's dot is at most 32 * 128 * 12 * max_b, below 2^19; products are summed modulo 2^32, never
 //! saturating, and the offset comes off in the accumulator's start. A's scale is 2^shift with shift
-//! at most 5, or its group is outside of the plane and the shift is 32, for which `vpsllvd` gives 0.
-//! So n chunks sum to at most
+//! at most 5, or its group is outside of the plane and the shift is 32, for which `vpsllvd` gives
+//! 0. So n chunks sum to at most
 //!
 //! ```text
 //! n * 32 * 128 * 12 * max_a * max_b < 2^31        int8_chunks(max_a, max_b): n >= 170
@@ -22,8 +22,8 @@
 //!
 //! and the driver drains in time ([`int8_chunks`]).
 //!
-//! Worked example: one element -128 under shift 2, code 7 with B's shift 3: w = 96 + 128, d = 16384 +
-//! 224 * -128 = -12288 = -128 * 96, and the sum gets -49152.
+//! Worked example: one element -128 under shift 2, code 7 with B's shift 3: w = 96 + 128, d = 16384
+//! + 224 * -128 = -12288 = -128 * 96, and the sum gets -49152.
 //!
 //! [`int8_chunks`]: crate::matmul::gemm::int8_chunks
 

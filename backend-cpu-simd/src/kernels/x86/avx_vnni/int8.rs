@@ -12,9 +12,9 @@
 //!
 //! # Why it is exact
 //!
-//! As in `avx512`: |v| <= 12 * max_b <= 96, a chunk's dot is at most 32 * 128 * 12 * max_b, A's scale
-//! is a shift of at most 5 or, outside of the plane, 32, which leaves nothing; the driver drains
-//! before n chunks can pass n * 32 * 128 * 12 * max_a * max_b < 2^31 ([`int8_chunks`]).
+//! As in `avx512`: |v| <= 12 * max_b <= 96, a chunk's dot is at most 32 * 128 * 12 * max_b, A's
+//! scale is a shift of at most 5 or, outside of the plane, 32, which leaves nothing; the driver
+//! drains before n chunks can pass n * 32 * 128 * 12 * max_a * max_b < 2^31 ([`int8_chunks`]).
 //!
 //! [`int8_chunks`]: crate::matmul::gemm::int8_chunks
 
