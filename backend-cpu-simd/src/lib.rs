@@ -7,7 +7,8 @@
 //! tiles of rows by a panel in integers. Rayon threads take disjoint tiles, and nothing is ever
 //! combined across threads, so the number of threads cannot change a bit; neither can the tile size
 //! nor the instruction set, because every sum is exact until its one rounding ([C6]). As a
-//! [`Resident`](fp4_core::backend::Resident) it keeps the activation in the form that the matmul reads.
+//! [`Resident`](fp4_core::backend::Resident) it keeps the activation in the form that the matmul
+//! reads.
 //!
 //! Which kernels run is decided once, when the backend is made: [`CpuSimd::new`] takes the fastest
 //! [`Isa`] that the CPU has, [`CpuSimd::with_isa`] the one that is asked for, or none.
@@ -23,8 +24,9 @@
 //! | `WasmSimd128` | 16-bit pairs, `i32x4.dot_i16x8_s` | the same | as `Neon`, f32 transforms in f64 |
 //! | `Portable` | group dots of 16-bit pairs, sums in f64 and i64 | the same | 8 values at a time |
 //!
-//! MXINT8 activations (C10) go through the group kernels; MXFP4 weights have kernels of their own on
-//! the levels that fold scales: 8 multiply-adds from the 4-bit panels, a shift by A's scale and an add.
+//! MXINT8 activations (C10) go through the group kernels; MXFP4 weights have kernels of their own
+//! on the levels that fold scales: 8 multiply-adds from the 4-bit panels, a shift by A's scale and
+//! an add.
 //!
 //! Dequantization computes the 16 values under each scale byte once, by the reference's operations,
 //! and looks them up: in vectors at every level. The NEON kernels were not yet run on hardware,
