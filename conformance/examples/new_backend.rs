@@ -30,8 +30,8 @@ impl Named for Toy {
 impl Matmul for Toy {
     type Prepared<B: Packed> = ToyWeight<B>;
 
-    fn supports_matmul(&self, _: &MatmulQuery) -> Result<(), Unsupported> {
-        Ok(())
+    fn supports_matmul(&self, query: &MatmulQuery) -> Result<(), Unsupported> {
+        query.expect_same_encoding()
     }
 
     fn prepare<B: Packed>(&self, b: B) -> Result<ToyWeight<B>, Error> {
@@ -47,7 +47,7 @@ impl Matmul for Toy {
     ) -> Result<Paths, Error> {
         check_environment()?;
         let (b, wide) = (b.0.view(), out.len() as u64);
-        a.shape().expect_product(&b.shape())?;
+        a.shape().expect_product(&b.shape())?.expect_one_format()?;
         epilogue.expect(a.shape().rows(), b.shape().rows())?;
         let (n, ty, bytes) =
             (b.shape().rows(), a.shape().scale_type(), a.shape().group().get() / 2);
