@@ -10,6 +10,8 @@ trap 'rm -rf "$scratch"' EXIT
 # Where cargo builds, also for the workspaces of their own, so that what they share is built once.
 CARGO_TARGET_DIR=$(realpath -m "${CARGO_TARGET_DIR:-target}")
 export CARGO_TARGET_DIR
+# Nothing is built twice here with a change between: no copies for it.
+export CARGO_INCREMENTAL=0
 
 # fail TEXT: ends the step, naming it.
 fail() {
