@@ -27,7 +27,8 @@ use common::{Data, Rng, quantized, values};
 use fp4_backend_cpu_simd::{CpuSimd, CpuWeight, Isa};
 use fp4_core::backend::{Resident, Sink, Source};
 use fp4_core::{
-    FloatSlice, Format, Matmul, PackedMatrix, PackedView, QuantSpec, QuantizeInput, Quantizer,
+    Encoding, FloatSlice, Matmul, PackedMatrix, PackedView, Product, QuantSpec, QuantizeInput,
+    Quantizer,
 };
 use rayon::prelude::*;
 use serde::Serialize;
@@ -35,6 +36,7 @@ use serde::Serialize;
 #[derive(Debug, Serialize)]
 pub(crate) struct Row {
     op: &'static str,
+    /// The format of the weight, behind the encoding of the activations if that is another.
     pub(crate) format: String,
     isa: &'static str,
     threads: usize,
@@ -313,7 +315,7 @@ pub(crate) fn main_with(peers: Peers) {
 
 /// The shapes and data of one product.
 struct Case {
-    format: Format,
+    product: Product,
     data: [Data; 2],
     n: usize,
     k: usize,
@@ -322,17 +324,17 @@ struct Case {
 
 fn cases(quick: bool) -> Vec<Case> {
     let mut cases = Vec::new();
-    for format in Format::ALL {
+    for product in Product::ALL {
         let rows = if quick { vec![1, 8, 128] } else { vec![1, 4, 8, 16, 32, 64, 128, 512] };
         let gaussian = [Data::Gaussian; 2];
-        cases.push(Case { format, data: gaussian, n: 4096, k: 4096, rows });
+        cases.push(Case { product, data: gaussian, n: 4096, k: 4096, rows });
         for data in [[Data::Outliers, Data::Gaussian], [Data::Outliers, Data::T4]] {
             let rows = if quick { vec![128] } else { vec![1, 8, 128, 512] };
-            cases.push(Case { format, data, n: 4096, k: 4096, rows });
+            cases.push(Case { product, data, n: 4096, k: 4096, rows });
         }
         if !quick {
             let (n, rows) = (11008, vec![1, 8, 128]);
-            cases.push(Case { format, data: gaussian, n, k: 4096, rows });
+            cases.push(Case { product, data: gaussian, n, k: 4096, rows });
         }
     }
     cases
@@ -351,9 +353,9 @@ fn measure(machine: &Machine, cache: usize, options: &Options, peers: Peers, row
             eprintln!("{isa}, {} threads: {peak:.0} GMAC/s on registers", machine.threads);
         }
         for case in cases(options.quick) {
-            let Case { format, data, n, k, .. } = case;
+            let Case { product, data, n, k, .. } = case;
             let key = |m| {
-                let key = key("gemm", format, isa, m, machine.threads);
+                let key = key("gemm", &name(product), isa, m, machine.threads);
                 format!("{key} n{n} {} {}", data[0].name(), data[1].name())
             };
             let ms: Vec<usize> = case.rows.iter().copied().filter(|&m| wanted(&key(m))).collect();
@@ -361,7 +363,7 @@ fn measure(machine: &Machine, cache: usize, options: &Options, peers: Peers, row
                 continue;
             }
             let w = values(&mut Rng(1), data[1], n, k);
-            let w = quantized(&backend, format, &w, [n, k]);
+            let w = quantized(&backend, product.b.into(), &w, [n, k]);
             let weight = backend.prepare(w.view()).expect("prepares");
             // So many copies that the next one has left the cache.
             let copies = if ms[0] > 8 || options.quick && machine.threads > 1 {
@@ -372,9 +374,9 @@ fn measure(machine: &Machine, cache: usize, options: &Options, peers: Peers, row
             let cold: Vec<_> = (0..copies).map(|_| weight.clone()).collect();
             for m in ms {
                 let a = values(&mut Rng(m as u64), data[0], m, k);
-                let a = quantized(&backend, format, &a, [m, k]);
+                let a = quantized(&backend, product.a, &a, [m, k]);
                 check(&backend, a.view(), &weight, &w);
-                let case = Product { backend: &backend, machine, peak, a, w: &w, data };
+                let case = Measured { backend: &backend, machine, peak, a, w: &w, product, data };
                 let mut hot = case.row(&[&weight], "hot");
                 let best = isa == Isa::best();
                 if data == [Data::Gaussian; 2] && best && machine.threads == 1 && n == 4096 {
@@ -387,18 +389,19 @@ fn measure(machine: &Machine, cache: usize, options: &Options, peers: Peers, row
                 }
             }
         }
-        for (format, [n, k], m) in forwards() {
-            let key = format!("{} n{n} k{k}", key("forward", format, isa, m, machine.threads));
-            if wanted(&key) {
-                push(rows, options, forward_row(&backend, machine, format, [m, n, k]));
+        for (product, [n, k], m) in forwards() {
+            let key = key("forward", &name(product), isa, m, machine.threads);
+            if wanted(&format!("{key} n{n} k{k}")) {
+                push(rows, options, forward_row(&backend, machine, product, [m, n, k]));
             }
         }
-        for format in Format::ALL {
-            if wanted(&key("quantize", format, isa, 512, machine.threads)) {
-                push(rows, options, quantize_row(&backend, machine, format));
+        for encoding in Encoding::ALL {
+            let key = |op| key(op, &encoding.to_string(), isa, 512, machine.threads);
+            if wanted(&key("quantize")) {
+                push(rows, options, quantize_row(&backend, machine, encoding));
             }
-            if wanted(&key("dequantize", format, isa, 512, machine.threads)) {
-                push(rows, options, dequantize_row(&backend, machine, format));
+            if wanted(&key("dequantize")) {
+                push(rows, options, dequantize_row(&backend, machine, encoding));
             }
         }
     }
@@ -412,7 +415,12 @@ fn push(rows: &mut Vec<Row>, options: &Options, row: Row) {
     rows.push(row);
 }
 
-fn key(op: &str, format: Format, isa: Isa, m: usize, threads: usize) -> String {
+/// `mxfp4`, or with another encoding of the activations `mxint8-mxfp4`.
+fn name(Product { a, b, .. }: Product) -> String {
+    if a == b.into() { b.to_string() } else { format!("{a}-{b}") }
+}
+
+fn key(op: &str, format: &str, isa: Isa, m: usize, threads: usize) -> String {
     format!("{op} {format} {isa} m{m} t{threads}")
 }
 
@@ -435,16 +443,17 @@ fn check(
 }
 
 /// One product to be measured.
-struct Product<'a> {
+struct Measured<'a> {
     backend: &'a CpuSimd,
     machine: &'a Machine,
     peak: Option<f64>,
     a: PackedMatrix,
     w: &'a PackedMatrix,
+    product: Product,
     data: [Data; 2],
 }
 
-impl Product<'_> {
+impl Measured<'_> {
     fn row(&self, weights: &[&CpuWeight<PackedView<'_>>], state: &'static str) -> Row {
         let (m, n, k) = (self.a.shape().rows(), self.w.shape().rows(), self.w.shape().k());
         let mut y = vec![0f32; m * n];
@@ -470,7 +479,7 @@ impl Product<'_> {
         };
         Row {
             op: "gemm",
-            format: self.w.shape().format().expect("a matmul format").to_string(),
+            format: name(self.product),
             isa: self.backend.isa().name(),
             threads: self.machine.threads,
             m,
@@ -488,21 +497,26 @@ impl Product<'_> {
     }
 }
 
-/// The layers that are measured whole, for each format and number of rows.
-fn forwards() -> impl Iterator<Item = (Format, [usize; 2], usize)> {
+/// The layers that are measured whole, for each product and number of rows.
+fn forwards() -> impl Iterator<Item = (Product, [usize; 2], usize)> {
     let layers = [[512, 64], [512, 128], [384, 384], [1024, 1024]];
-    Format::ALL.into_iter().flat_map(move |format| {
-        layers.into_iter().flat_map(move |nk| [1, 4, 128].map(|m| (format, nk, m)))
+    Product::ALL.into_iter().flat_map(move |product| {
+        layers.into_iter().flat_map(move |nk| [1, 4, 128].map(|m| (product, nk, m)))
     })
 }
 
 /// A whole layer, f32 in and out: `quantize_resident` and `matmul_resident` are all that a layer's
 /// `forward` does on this backend. By its multiplications, beside a read of the weight (few rows)
 /// or the peak on registers; small layers are bound by neither, but by the calls themselves.
-fn forward_row(backend: &CpuSimd, machine: &Machine, format: Format, [m, n, k]: [usize; 3]) -> Row {
+fn forward_row(
+    backend: &CpuSimd,
+    machine: &Machine,
+    product: Product,
+    [m, n, k]: [usize; 3],
+) -> Row {
     let (x, w) =
         (values(&mut Rng(6), Data::Gaussian, m, k), values(&mut Rng(7), Data::Gaussian, n, k));
-    let (spec, w) = (QuantSpec::usual(format), quantized(backend, format, &w, [n, k]));
+    let (spec, w) = (QuantSpec::of(product.a), quantized(backend, product.b.into(), &w, [n, k]));
     let alpha = spec.global_scale();
     let weight = backend.prepare(w.view()).expect("prepares");
     let mut operand = backend.empty_operand().expect("an operand");
@@ -525,7 +539,7 @@ fn forward_row(backend: &CpuSimd, machine: &Machine, format: Format, [m, n, k]: 
     assert!(y.iter().zip(&expected).all(|(y, e)| y.to_bits() == e.to_bits()), "a wrong answer");
     Row {
         op: "forward",
-        format: format.to_string(),
+        format: name(product),
         isa: backend.isa().name(),
         threads: machine.threads,
         m,
@@ -542,10 +556,10 @@ fn forward_row(backend: &CpuSimd, machine: &Machine, format: Format, [m, n, k]: 
     }
 }
 
-fn quantize_row(backend: &CpuSimd, machine: &Machine, format: Format) -> Row {
+fn quantize_row(backend: &CpuSimd, machine: &Machine, encoding: Encoding) -> Row {
     let (m, k) = (512, 4096);
     let x = values(&mut Rng(5), Data::Gaussian, m, k);
-    let spec = QuantSpec::usual(format);
+    let spec = QuantSpec::of(encoding);
     let mut packed = PackedMatrix::zeros(spec.shape(m, k).expect("whole groups"));
     let input = QuantizeInput::new(&x[..], m, k, &spec).expect("a whole matrix");
     let mut run = || {
@@ -555,22 +569,22 @@ fn quantize_row(backend: &CpuSimd, machine: &Machine, format: Format) -> Row {
     let mut expected = PackedMatrix::zeros(packed.shape());
     fp4_core::reference::quantize(&input, &mut expected.view_mut()).expect("quantizes");
     assert!(packed == expected, "a wrong answer");
-    conversion_row("quantize", backend, machine, format, [m, k], seconds)
+    conversion_row("quantize", backend, machine, encoding, [m, k], seconds)
 }
 
-/// A row of a conversion between f32 and FP4: bytes of the f32 side, beside a read of as many.
+/// A row of a conversion between f32 and an encoding: bytes of the f32 side, beside a read of as many.
 fn conversion_row(
     op: &'static str,
     backend: &CpuSimd,
     machine: &Machine,
-    format: Format,
+    encoding: Encoding,
     [m, k]: [usize; 2],
     seconds: f64,
 ) -> Row {
     let value = (4 * m * k) as f64 / seconds / 1e9;
     Row {
         op,
-        format: format.to_string(),
+        format: encoding.to_string(),
         isa: backend.isa().name(),
         threads: machine.threads,
         m,
@@ -588,17 +602,18 @@ fn conversion_row(
 }
 
 /// Bytes of f32 written, beside the same read.
-fn dequantize_row(backend: &CpuSimd, machine: &Machine, format: Format) -> Row {
+fn dequantize_row(backend: &CpuSimd, machine: &Machine, encoding: Encoding) -> Row {
     let (m, k) = (512, 4096);
     let x = values(&mut Rng(5), Data::Gaussian, m, k);
-    let packed = quantized(backend, format, &x, [m, k]);
+    let packed = quantized(backend, encoding, &x, [m, k]);
     let (mut y, mut expected) = (vec![0f32; m * k], vec![0f32; m * k]);
+    let scale = QuantSpec::of(encoding).global_scale();
     let mut run = || {
-        backend.dequantize(packed.view(), 0.1, (&mut y[..]).into()).expect("dequantizes");
+        backend.dequantize(packed.view(), scale, (&mut y[..]).into()).expect("dequantizes");
     };
     let seconds = machine.pool.install(|| fastest(machine.clock, machine.budget, &mut run));
-    fp4_core::reference::dequantize(packed.view(), 0.1, (&mut expected[..]).into())
+    fp4_core::reference::dequantize(packed.view(), scale, (&mut expected[..]).into())
         .expect("dequantizes");
     assert!(y.iter().zip(&expected).all(|(y, e)| y.to_bits() == e.to_bits()), "a wrong answer");
-    conversion_row("dequantize", backend, machine, format, [m, k], seconds)
+    conversion_row("dequantize", backend, machine, encoding, [m, k], seconds)
 }

@@ -3,7 +3,7 @@
 #![allow(dead_code, reason = "each bench uses a part")]
 
 use fp4_backend_cpu_simd::CpuSimd;
-use fp4_core::{Format, PackedMatrix, QuantSpec, QuantizeInput, Quantizer};
+use fp4_core::{Encoding, PackedMatrix, QuantSpec, QuantizeInput, Quantizer};
 
 /// How values are drawn.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -65,15 +65,17 @@ pub(crate) fn values(rng: &mut Rng, data: Data, rows: usize, k: usize) -> Vec<f3
     (0..rows * k).map(|i| value(rng, i)).collect()
 }
 
-/// The matrix quantized with the format's usual settings.
+/// The matrix quantized with the encoding's usual settings, those of a weight if it is a format.
 pub(crate) fn quantized(
     backend: &CpuSimd,
-    format: Format,
+    encoding: Encoding,
     x: &[f32],
     [rows, k]: [usize; 2],
 ) -> PackedMatrix {
     let amax = x.iter().fold(0f32, |amax, x| amax.max(x.abs()));
-    let spec = QuantSpec::for_weight(format, amax).expect("finite values");
+    let spec = encoding.format().map_or(QuantSpec::of(encoding), |format| {
+        QuantSpec::for_weight(format, amax).expect("finite values")
+    });
     let mut packed = PackedMatrix::zeros(spec.shape(rows, k).expect("whole groups"));
     let input = QuantizeInput::new(x, rows, k, &spec).expect("a whole matrix");
     backend.quantize(&input, &mut packed.view_mut()).expect("quantizes");

@@ -23,7 +23,7 @@ fn main() {
 fn peers(machine: &Machine, [m, n, k]: [usize; 3], row: &Row) -> BTreeMap<&'static str, f64> {
     use candle_core::quantized::{GgmlDType, QMatMul, QTensor};
     use candle_core::{Device, Module, Tensor};
-    let bytes = (n * k / 2 + n * k / if row.format == "mxfp4" { 32 } else { 16 }) as f64;
+    let bytes = (n * k / 2 + n * k / if row.format.ends_with("mxfp4") { 32 } else { 16 }) as f64;
     let ours = if row.unit == "GB/s" { bytes } else { (m * n * k) as f64 } / row.value / 1e9;
     let a = values(&mut Rng(8), Data::Gaussian, m, k);
     let w = values(&mut Rng(9), Data::Gaussian, n, k);
