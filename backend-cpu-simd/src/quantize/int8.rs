@@ -38,9 +38,9 @@ use super::RUN;
 /// Elements of a group.
 pub(crate) const GROUP: usize = 32;
 /// The least bits of a plain amax above zero: the first under scale byte 6.
-const LEAST: u32 = (5 << 23 | 0x7E_0000) + 1;
+pub(crate) const LEAST: u32 = (5 << 23 | 0x7E_0000) + 1;
 /// The largest bits of a plain amax: 127 * 2^121.
-const MOST: u32 = 254 << 23 | 0x7E_0000;
+pub(crate) const MOST: u32 = 254 << 23 | 0x7E_0000;
 /// No fraction bits are left beside it.
 const ROUND: f32 = 1.5 * (1u32 << 23) as f32;
 

@@ -6,6 +6,7 @@
 //! | `avx_vnni` | AVX-VNNI; quantizes as AVX2 | yes |
 //! | `avx2` | AVX2 with FMA and F16C | yes |
 //! | `operand` | codes of A into tiles, for all three (AVX2) | yes |
+//! | `quantize_int8` | the quantizer of MXINT8, for all three (AVX2) | yes |
 //! | `scales` | scale bytes of several groups at a time, for all three (AVX2) | yes |
 
 /// Returns the reason if the CPU lacks one of the features.
@@ -33,6 +34,7 @@ mod avx2;
 mod avx512;
 mod avx_vnni;
 mod operand;
+mod quantize_int8;
 mod scales;
 
 pub(crate) use avx_vnni::AvxVnni;

@@ -25,9 +25,9 @@ use fp4_core::{GroupSize, QuantSpec};
 
 use super::Avx2;
 use crate::counts::{GROUPS, Groups};
-use crate::kernels::x86::scales;
+use crate::kernels::x86::{quantize_int8, scales};
 use crate::matmul::Kernels;
-use crate::quantize::{Encode, FloatValue, RUN, int8};
+use crate::quantize::{Encode, FloatValue, RUN};
 
 /// What the exponent of 2^22 adds to a code.
 const BIASED: i16 = 149 << 1;
@@ -48,10 +48,8 @@ impl Encode for Avx2 {
     }
 
     fn run_int8(&self, y: &[f32], scales: &mut [u8], elements: &mut [u8]) -> bool {
-        self.enter(
-            #[inline(always)]
-            || int8::run(y, scales, elements),
-        )
+        // SAFETY: the token proves AVX2.
+        unsafe { quantize_int8::run(y, scales, elements) }
     }
 
     fn chains<T: FloatValue>(&self, x: &[f32], columns: &[f32], y: &mut [f32]) {

@@ -27,9 +27,10 @@ use fp4_core::{GroupSize, QuantSpec};
 
 use super::Avx512;
 use crate::counts::{GROUPS, Groups};
+use crate::kernels::x86::quantize_int8;
 use crate::kernels::x86::scales::{clears, scales};
 use crate::matmul::Kernels;
-use crate::quantize::{Encode, FloatValue, RUN, int8};
+use crate::quantize::{Encode, FloatValue, RUN};
 
 /// Ties to even.
 impl Encode for Avx512 {
@@ -47,10 +48,8 @@ impl Encode for Avx512 {
     }
 
     fn run_int8(&self, y: &[f32], scales: &mut [u8], elements: &mut [u8]) -> bool {
-        self.enter(
-            #[inline(always)]
-            || int8::run(y, scales, elements),
-        )
+        // SAFETY: the token proves AVX2.
+        unsafe { quantize_int8::run(y, scales, elements) }
     }
 
     fn chains<T: FloatValue>(&self, x: &[f32], columns: &[f32], y: &mut [f32]) {
