@@ -35,7 +35,7 @@ use serde::Serialize;
 
 #[derive(Debug, Serialize)]
 pub(crate) struct Row {
-    op: &'static str,
+    pub(crate) op: &'static str,
     /// The format of the weight, behind the encoding of the activations if that is another.
     pub(crate) format: String,
     isa: &'static str,
@@ -210,7 +210,7 @@ fn clock(threads: usize) -> Clock {
 
 /// Everything measured once for a number of threads.
 pub(crate) struct Machine {
-    threads: usize,
+    pub(crate) threads: usize,
     pub(crate) clock: Clock,
     pub(crate) pool: Arc<rayon::ThreadPool>,
     pub(crate) budget: Duration,
@@ -245,14 +245,14 @@ impl Options {
 }
 
 /// What measures the peers of a row: its speed over that of other libraries at the same product.
-pub(crate) type Peers = fn(&Machine, [usize; 3], &Row) -> BTreeMap<&'static str, f64>;
+pub(crate) type Peers<'a> = &'a dyn Fn(&Machine, [usize; 3], &Row) -> BTreeMap<&'static str, f64>;
 
 #[allow(dead_code, reason = "the bench with peers has this file as a module")]
 fn main() {
-    main_with(|_, _, _| BTreeMap::new());
+    main_with(&|_, _, _| BTreeMap::new());
 }
 
-pub(crate) fn main_with(peers: Peers) {
+pub(crate) fn main_with(peers: Peers<'_>) {
     let options = Options::parse();
     let budget = Duration::from_millis(if options.quick { 60 } else { 400 });
     let cache = last_level_cache();
@@ -340,7 +340,13 @@ fn cases(quick: bool) -> Vec<Case> {
     cases
 }
 
-fn measure(machine: &Machine, cache: usize, options: &Options, peers: Peers, rows: &mut Vec<Row>) {
+fn measure(
+    machine: &Machine,
+    cache: usize,
+    options: &Options,
+    peers: Peers<'_>,
+    rows: &mut Vec<Row>,
+) {
     let wanted = |key: &str| key.contains(&options.filter);
     for isa in Isa::ALL {
         let Ok(backend) = CpuSimd::with_isa(isa) else {
@@ -392,7 +398,11 @@ fn measure(machine: &Machine, cache: usize, options: &Options, peers: Peers, row
         for (product, [n, k], m) in forwards() {
             let key = key("forward", &name(product), isa, m, machine.threads);
             if wanted(&format!("{key} n{n} k{k}")) {
-                push(rows, options, forward_row(&backend, machine, product, [m, n, k]));
+                let mut row = forward_row(&backend, machine, product, [m, n, k]);
+                if isa == Isa::best() && machine.threads == 1 {
+                    row.peers = peers(machine, [m, n, k], &row);
+                }
+                push(rows, options, row);
             }
         }
         for encoding in Encoding::ALL {
@@ -499,9 +509,9 @@ impl Measured<'_> {
 
 /// The layers that are measured whole, for each product and number of rows.
 fn forwards() -> impl Iterator<Item = (Product, [usize; 2], usize)> {
-    let layers = [[512, 64], [512, 128], [384, 384], [1024, 1024]];
+    let layers = [[512, 64], [512, 128], [384, 384], [1024, 1024], [4096, 4096]];
     Product::ALL.into_iter().flat_map(move |product| {
-        layers.into_iter().flat_map(move |nk| [1, 4, 128].map(|m| (product, nk, m)))
+        layers.into_iter().flat_map(move |nk| [1, 8, 128].map(|m| (product, nk, m)))
     })
 }
 
@@ -533,8 +543,11 @@ fn forward_row(
     let input = QuantizeInput::new(&x[..], m, k, &spec).expect("a whole matrix");
     let mut a = PackedMatrix::zeros(input.shape());
     fp4_core::reference::quantize(&input, &mut a.view_mut()).expect("quantizes");
+    let portable = CpuSimd::with_isa(Isa::Portable).expect("every CPU");
+    let weight = portable.prepare(w.view()).expect("prepares");
     let mut expected = vec![0f32; m * n];
-    fp4_core::reference::matmul(a.view(), w.view(), alpha, (&mut expected[..]).into())
+    portable
+        .matmul(a.view(), &weight, alpha.into(), (&mut expected[..]).into())
         .expect("multiplies");
     assert!(y.iter().zip(&expected).all(|(y, e)| y.to_bits() == e.to_bits()), "a wrong answer");
     Row {
