@@ -1,14 +1,14 @@
 //! Tile kernels on AVX2: both formats in the group form (C6).
 //!
 //! ```text
-//! any number of rows x 4 columns, for each chunk of 32 k, lanes (column, half):
+//! any number of rows x 2 * 4 columns, for each chunk of 32 k, lanes (column, half):
 //!     w[0..4] = table[code], u8 = v + 12                             vpshufb
 //!     for each row:
 //!         t = -12 * (sums of a) + w . a over four steps              vpmaddubsw, vpaddw, in i16
 //!         sum[row] += t . (s_a * s_b)                                vpmullw, vpmaddwd, vpaddd
 //! ```
 //!
-//! Each chunk takes four passes, a quarter of the columns each. The sums stay in the first-level
+//! Each chunk takes two passes, two quarters of the columns each. The sums stay in the first-level
 //! cache, one load and one store for four `vpmaddubsw`, so that a tile can have many rows for which
 //! weights are looked up once. An MXFP4 chunk is two halves of the same scale, stored once.
 //!
@@ -201,42 +201,51 @@ unsafe fn group_steps<const G: usize>(
 ) {
     for i in 0..steps.len() {
         let StepAt { a: a_chunk, a_slot, b: b_chunk, b_slot } = steps.at(i);
-        for quarter in 0..4 {
-            let (h, q) = (quarter / 2, quarter % 2);
+        for h in 0..2 {
             // SAFETY: the step is inside, by the caller: its lines, scale bytes, codes, sums and
             // scales of all rows.
             unsafe {
                 let lines = b.codes.as_ptr().add(b_chunk * LINES);
-                if quarter == 0 && a.rows <= PREFETCH_ROWS {
+                if h == 0 && a.rows <= PREFETCH_ROWS {
                     for j in 0..LINES {
                         let ahead = lines.wrapping_add(j).cast::<i8>();
                         prefetch::<_MM_HINT_T0>(ahead.wrapping_add(PREFETCH_BYTES));
                     }
                 }
-                let w = weights(lines.add(2 * h), q);
                 let scales = b.scales.as_ptr().add(b_slot * G * COLUMNS);
-                let scales_b = match G {
-                    1 => column_scales(scales.add(8 * q + 2 * h)),
-                    _ => half_scales(scales.add(16 * q + 4 * h)),
-                };
+                let quarters = [0, 1].map(|q| Quarter {
+                    w: weights(lines.add(2 * h), q),
+                    scales: match G {
+                        1 => column_scales(scales.add(8 * q + 2 * h)),
+                        _ => half_scales(scales.add(16 * q + 4 * h)),
+                    },
+                });
                 let mut rows = RowPointers {
                     codes: a.codes.as_ptr().add(a_chunk * a.rows * STEPS).cast(),
                     init: a.init.as_ptr().add(a_chunk * a.rows).cast(),
                     scales: a.scales.as_ptr().add(a_slot * a.rows).cast(),
-                    acc: acc.as_mut_ptr().cast::<__m256i>().add(quarter),
+                    acc: acc.as_mut_ptr().cast::<__m256i>().add(2 * h),
                 };
-                for _ in 0..a.rows / 4 {
-                    rows.multiply::<4>(&w, scales_b);
+                for _ in 0..a.rows / 2 {
+                    rows.multiply::<2>(&quarters);
                 }
-                for _ in 0..a.rows % 4 {
-                    rows.multiply::<1>(&w, scales_b);
+                for _ in 0..a.rows % 2 {
+                    rows.multiply::<1>(&quarters);
                 }
             }
         }
     }
 }
 
-/// Where the next row's operands and sums of a quarter are.
+/// A chunk of the weights of four columns.
+struct Quarter {
+    /// v + 12, by steps.
+    w: [__m256i; 4],
+    /// The scaled scales.
+    scales: __m256i,
+}
+
+/// Where the next row's operands and sums of two quarters are.
 struct RowPointers {
     codes: *const [i64; 4],
     init: *const i64,
@@ -245,26 +254,33 @@ struct RowPointers {
 }
 
 impl RowPointers {
-    /// Adds a chunk's products with a quarter to the sums of R rows, and goes on to the next.
+    /// Adds a chunk's products with two quarters to the sums of R rows, and goes on to the next.
+    /// Each word of codes is loaded once for both: loads are what there is most of.
     ///
     /// # Safety
     /// The CPU has AVX2; the pointers have R rows, the sums' to be written, four vectors apart.
     #[inline]
     #[target_feature(enable = "avx2")]
-    unsafe fn multiply<const R: usize>(&mut self, w: &[__m256i; 4], scales_b: __m256i) {
+    unsafe fn multiply<const R: usize>(&mut self, quarters: &[Quarter; 2]) {
         for r in 0..R {
             // SAFETY: row r is inside, by the caller.
             unsafe {
                 let codes = self.codes.add(r).cast::<i64>();
-                let mut t = _mm256_set1_epi64x(self.init.add(r).read_unaligned());
-                for (step, &w) in w.iter().enumerate() {
+                let init = _mm256_set1_epi64x(self.init.add(r).read_unaligned());
+                let mut dots = [init; 2];
+                for step in 0..4 {
                     let codes = _mm256_set1_epi64x(codes.add(step).read_unaligned());
-                    t = _mm256_add_epi16(t, _mm256_maddubs_epi16(w, codes));
+                    for (dot, quarter) in dots.iter_mut().zip(quarters) {
+                        let products = _mm256_maddubs_epi16(quarter.w[step], codes);
+                        *dot = _mm256_add_epi16(*dot, products);
+                    }
                 }
                 let scales = _mm256_set1_epi64x(self.scales.add(r).read_unaligned());
-                let scales = _mm256_mullo_epi16(scales, scales_b);
-                let acc = self.acc.add(4 * r);
-                *acc = _mm256_add_epi32(*acc, _mm256_madd_epi16(t, scales));
+                for (q, (dot, quarter)) in dots.into_iter().zip(quarters).enumerate() {
+                    let scales = _mm256_mullo_epi16(scales, quarter.scales);
+                    let acc = self.acc.add(4 * r + q);
+                    *acc = _mm256_add_epi32(*acc, _mm256_madd_epi16(dot, scales));
+                }
             }
         }
         self.codes = self.codes.wrapping_add(R);
