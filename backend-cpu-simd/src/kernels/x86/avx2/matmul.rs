@@ -226,11 +226,8 @@ unsafe fn group_steps<const G: usize>(
                     scales: a.scales.as_ptr().add(a_slot * a.rows).cast(),
                     acc: acc.as_mut_ptr().cast::<__m256i>().add(2 * h),
                 };
-                for _ in 0..a.rows / 2 {
-                    rows.multiply::<2>(&quarters);
-                }
-                for _ in 0..a.rows % 2 {
-                    rows.multiply::<1>(&quarters);
+                for _ in 0..a.rows {
+                    rows.multiply(&quarters);
                 }
             }
         }
@@ -245,7 +242,7 @@ struct Quarter {
     scales: __m256i,
 }
 
-/// Where the next row's operands and sums of two quarters are.
+/// Where the next row's operands and sums of two quarters are; another row's are four vectors on.
 struct RowPointers {
     codes: *const [i64; 4],
     init: *const i64,
@@ -254,39 +251,37 @@ struct RowPointers {
 }
 
 impl RowPointers {
-    /// Adds a chunk's products with two quarters to the sums of R rows, and goes on to the next.
+    /// Adds a chunk's products with two quarters to the sums of a row, and goes on to the next.
     /// Each word of codes is loaded once for both: loads are what there is most of.
     ///
     /// # Safety
-    /// The CPU has AVX2; the pointers have R rows, the sums' to be written, four vectors apart.
+    /// The CPU has AVX2; the pointers have a row, its sums to be written.
     #[inline]
     #[target_feature(enable = "avx2")]
-    unsafe fn multiply<const R: usize>(&mut self, quarters: &[Quarter; 2]) {
-        for r in 0..R {
-            // SAFETY: row r is inside, by the caller.
-            unsafe {
-                let codes = self.codes.add(r).cast::<i64>();
-                let init = _mm256_set1_epi64x(self.init.add(r).read_unaligned());
-                let mut dots = [init; 2];
-                for step in 0..4 {
-                    let codes = _mm256_set1_epi64x(codes.add(step).read_unaligned());
-                    for (dot, quarter) in dots.iter_mut().zip(quarters) {
-                        let products = _mm256_maddubs_epi16(quarter.w[step], codes);
-                        *dot = _mm256_add_epi16(*dot, products);
-                    }
-                }
-                let scales = _mm256_set1_epi64x(self.scales.add(r).read_unaligned());
-                for (q, (dot, quarter)) in dots.into_iter().zip(quarters).enumerate() {
-                    let scales = _mm256_mullo_epi16(scales, quarter.scales);
-                    let acc = self.acc.add(4 * r + q);
-                    *acc = _mm256_add_epi32(*acc, _mm256_madd_epi16(dot, scales));
+    unsafe fn multiply(&mut self, quarters: &[Quarter; 2]) {
+        // SAFETY: the row is inside, by the caller.
+        unsafe {
+            let codes = self.codes.cast::<i64>();
+            let init = _mm256_set1_epi64x(self.init.read_unaligned());
+            let mut dots = [init; 2];
+            for step in 0..4 {
+                let codes = _mm256_set1_epi64x(codes.add(step).read_unaligned());
+                for (dot, quarter) in dots.iter_mut().zip(quarters) {
+                    let products = _mm256_maddubs_epi16(quarter.w[step], codes);
+                    *dot = _mm256_add_epi16(*dot, products);
                 }
             }
+            let scales = _mm256_set1_epi64x(self.scales.read_unaligned());
+            for (q, (dot, quarter)) in dots.into_iter().zip(quarters).enumerate() {
+                let scales = _mm256_mullo_epi16(scales, quarter.scales);
+                let acc = self.acc.add(q);
+                *acc = _mm256_add_epi32(*acc, _mm256_madd_epi16(dot, scales));
+            }
         }
-        self.codes = self.codes.wrapping_add(R);
-        self.init = self.init.wrapping_add(R);
-        self.scales = self.scales.wrapping_add(R);
-        self.acc = self.acc.wrapping_add(4 * R);
+        self.codes = self.codes.wrapping_add(1);
+        self.init = self.init.wrapping_add(1);
+        self.scales = self.scales.wrapping_add(1);
+        self.acc = self.acc.wrapping_add(4);
     }
 }
 
