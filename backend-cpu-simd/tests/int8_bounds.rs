@@ -90,7 +90,7 @@ fn stretches_on_the_bound_of_32_bits_and_one_chunk_past_it() {
             for octaves in 0..6u8 {
                 let most = (i32::MAX as u64 / ((49_152 * times) << octaves)) as usize;
                 for chunks in [most - 1, most, most + 1, 2 * most, 2 * most + 1] {
-                    // The largest products, negative and positive, then what makes the others large.
+                    // The largest products, of either sign, then what makes them large.
                     let mut a = vec![(-128, 120 + octaves); chunks];
                     a.push((1, 120));
                     let column = |code: u8| {
