@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{Rng, SCALES, Scales, backends, each_isa, operand, same_bits};
+use common::{Rng, SCALES, Scales, backends, each_isa, operand, same_bits, values};
 use fp4_backend_cpu_simd::{CpuSimd, CpuTensor};
 use fp4_core::backend::{Resident, Sink};
 use fp4_core::{
@@ -23,20 +23,6 @@ const SHAPES: [[usize; 3]; 8] = [
 ];
 
 const ALPHAS: [f32; 7] = [1.0, -0.37, 1e-30, -1e-40, f32::NAN, f32::INFINITY, 0.0];
-
-/// Values of every kind: usual, subnormal, huge, zeros, infinities, NaNs with payloads.
-fn values(rng: &mut Rng, len: usize) -> Vec<f32> {
-    let value = |rng: &mut Rng| match rng.below(12) {
-        0 => f32::from_bits(rng.next() as u32),
-        1 => f32::from_bits(rng.next() as u32 & 0x807F_FFFF),
-        2 => [f32::INFINITY, f32::NEG_INFINITY, f32::MAX, -f32::MAX][rng.below(4)],
-        3 => f32::from_bits([0x7FC0_0001, 0xFFC1_2345, 0x7F80_0001][rng.below(3)]),
-        4 => [0.0, -0.0][rng.below(2)],
-        5 => rng.gauss() * 1e-38,
-        _ => rng.gauss(),
-    };
-    (0..len).map(|_| value(rng)).collect()
-}
 
 fn check<T: Float>(
     backend: &CpuSimd,

@@ -140,6 +140,10 @@ fn scales_on_their_bounds_equal_the_reference() {
                 x.extend(y);
             }
         }
+        // Each alone, so that its neighbours do not decide which path it takes; and all together.
+        for group in x.chunks(32) {
+            check(on, group.into(), [1, 32], None, &format!("alone {:e}", group[0]));
+        }
         x.resize(x.len().next_multiple_of(128), 0.0);
         let counts = check(on, (&x[..]).into(), [1, x.len()], None, "bounds");
         assert!(counts.groups >= 255 * 7 && counts.scale_max > 0 && counts.flushed > 0);

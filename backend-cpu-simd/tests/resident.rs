@@ -46,17 +46,22 @@ fn weight(rng: &mut Rng, format: Format, n: usize, k: usize) -> PackedMatrix {
     packed
 }
 
+/// Each format of a weight with the activations of its own format, and with MXINT8's.
+fn products() -> impl Iterator<Item = (Format, QuantSpec)> {
+    let both = |format| [QuantSpec::usual(format), QuantSpec::mxint8()];
+    Format::ALL.into_iter().flat_map(move |format| both(format).map(|spec| (format, spec)))
+}
+
 #[test]
 fn the_fused_way_has_the_bits_of_the_two_steps() {
     each_isa(|on| {
         let (mut rng, mut compared) = (Rng(41), 0);
         let mut operand = on.empty_operand().unwrap();
         let mut tensor = on.empty_tensor().unwrap();
-        for format in Format::ALL {
+        for (format, spec) in products() {
             // The same operand for every shape and format.
             for (m, n, k) in [(1, 40, 128), (30, 17, 256), (0, 5, 128), (5, 9, 0), (3, 33, 384)] {
                 for transformed in [false, true] {
-                    let spec = QuantSpec::usual(format);
                     let w = weight(&mut rng, format, n, k);
                     let prepared = on.prepare(w.view()).unwrap();
                     let x: Vec<f32> = (0..m * k).map(|_| rng.gauss()).collect();
@@ -98,7 +103,7 @@ fn the_fused_way_has_the_bits_of_the_two_steps() {
             }
         }
         println!("compared {compared} outputs");
-        assert!(compared > 3000);
+        assert!(compared > 6000);
     });
 }
 
@@ -113,8 +118,7 @@ fn decoding_allocates_nothing_in_the_steady_state() {
         }
         let mut rng = Rng(42);
         let on = on.clone().with_pool(pool.clone());
-        for format in Format::ALL {
-            let spec = QuantSpec::usual(format);
+        for (format, spec) in products() {
             let w = weight(&mut rng, format, 512, 512);
             let prepared = on.prepare(w.view()).unwrap();
             let mut operand = on.empty_operand().unwrap();
@@ -135,7 +139,7 @@ fn decoding_allocates_nothing_in_the_steady_state() {
                 let before = COUNT.with(Cell::get);
                 (0..10).for_each(|_| step());
                 let allocations = COUNT.with(Cell::get) - before;
-                println!("{format} m {m}: {allocations} allocations in ten steps");
+                println!("{format} by {spec:?} m {m}: {allocations} allocations in ten steps");
                 assert_eq!(allocations, 0);
             }
         }
@@ -146,8 +150,7 @@ fn decoding_allocates_nothing_in_the_steady_state() {
 fn an_operand_has_the_references_bits_on_weights_of_any_instruction_set() {
     let (mut rng, mut compared) = (Rng(43), 0);
     let [m, n, k] = [3, 19, 96];
-    for format in Format::ALL {
-        let spec = QuantSpec::usual(format);
+    for (format, spec) in products() {
         let w = weight(&mut rng, format, n, k);
         // One operand that every instruction set fills in turn, each with other values; every
         // second value comes packed.
@@ -179,7 +182,53 @@ fn an_operand_has_the_references_bits_on_weights_of_any_instruction_set() {
         }
     }
     println!("compared {compared} outputs");
-    assert_eq!(compared, 2 * 2 * Isa::available().count().pow(3) * m * n);
+    assert_eq!(compared, 4 * 2 * Isa::available().count().pow(3) * m * n);
+}
+
+#[test]
+fn one_operand_takes_every_activation_to_the_same_weights_of_both_formats() {
+    each_isa(|on| {
+        let (mut rng, mut compared) = (Rng(44), 0);
+        let [m, n, k] = [3, 35, 160];
+        let weights = Format::ALL.map(|format| weight(&mut rng, format, n, k));
+        let prepared = weights.each_ref().map(|w| on.prepare(w.view()).unwrap());
+        let mut operand = on.empty_operand().unwrap();
+        for round in 0..12 {
+            // MXINT8 in two of three rounds, so that it also follows itself.
+            let own = Format::ALL[round / 3 % 2];
+            let spec = if round % 3 == 1 { QuantSpec::usual(own) } else { QuantSpec::mxint8() };
+            let x: Vec<f32> = (0..m * k).map(|_| rng.gauss()).collect();
+            let input = QuantizeInput::new(&x[..], m, k, &spec).unwrap();
+            let mut packed = PackedMatrix::zeros(input.shape());
+            reference::quantize(&input, &mut packed.view_mut()).unwrap();
+            if round % 2 == 0 {
+                let source = Source::Host((&x[..]).into());
+                on.quantize_resident(source, [m, k], &spec, None, &mut operand, None).unwrap();
+            } else {
+                on.import(packed.view(), &mut operand).unwrap();
+            }
+            assert_eq!(operand.packed(), packed.view());
+            for format in [0, 1, 1, 0, 0] {
+                let (mut y, mut expected) = (vec![7f32; m * n], vec![0f32; m * n]);
+                let out = (&mut expected[..]).into();
+                let by_reference =
+                    reference::matmul(packed.view(), weights[format].view(), 0.3, out);
+                let out = Sink::Host((&mut y[..]).into());
+                let got = on.matmul_resident(&operand, &prepared[format], 0.3.into(), out);
+                let case = format!("round {round}, weight in {}", Format::ALL[format]);
+                if round % 3 == 1 && Format::ALL[format] != own {
+                    let refused = got.unwrap_err();
+                    assert!(matches!(refused, Error::FormatMismatch { .. }), "{case}: {refused}");
+                    assert_eq!((by_reference, y), (Err(refused), vec![7.0; m * n]), "{case}");
+                    continue;
+                }
+                got.and(by_reference).unwrap();
+                compared += same_bits(&y, &expected, &case);
+            }
+        }
+        println!("compared {compared} outputs");
+        assert_eq!(compared, (8 * 5 + 3 + 2 + 3 + 2) * m * n);
+    });
 }
 
 #[test]

@@ -65,11 +65,15 @@ fn runs(
         runs.push(Run { lo: sign | start, hi: sign | 0x7F80_0000, code: last });
         runs.push(Run { lo: sign | 0x7F80_0001, hi: sign | 0x7FFF_FFFF, code: nan });
     }
-    // The runs cover every pattern once, in order.
+    cover_all(&runs);
+    runs
+}
+
+/// Asserts that the runs cover every pattern once, in order.
+fn cover_all(runs: &[Run]) {
     assert_eq!((runs[0].lo, runs[runs.len() - 1].hi), (0, u32::MAX));
     assert!(runs.windows(2).all(|pair| pair[0].hi.checked_add(1) == Some(pair[1].lo)));
     assert!(runs.iter().all(|run| run.lo <= run.hi));
-    runs
 }
 
 fn e2m1(mode: TieMode) -> Conversion {
@@ -138,6 +142,50 @@ fn narrow_bf16() -> Conversion {
             code,
             fp4_core::NAN_BF16.into(),
         ),
+    }
+}
+
+/// The scale byte of a group of MXINT8 by its largest magnitude (C10): byte b holds up to 127 / 64
+/// of 2^(b - 127).
+fn mxint8_scale() -> Conversion {
+    let mut runs = Vec::new();
+    for sign in [0, 1 << 31] {
+        let mut start = 0u32;
+        for code in 0..254u32 {
+            // Exact: seven bits, and 2^-133 has sixteen below it.
+            let most = ((127.0 * power(code as i32 - 133)) as f32).to_bits();
+            runs.push(Run { lo: sign | start, hi: sign | most, code });
+            start = most + 1;
+        }
+        runs.push(Run { lo: sign | start, hi: sign | 0x7F80_0000, code: 254 });
+        runs.push(Run { lo: sign | 0x7F80_0001, hi: sign | 0x7FFF_FFFF, code: 0xFF });
+    }
+    cover_all(&runs);
+    Conversion { name: "mxint8 scale".into(), convert: |x| fp4_core::mxint8::scale(x).into(), runs }
+}
+
+/// The MXINT8 element under scale byte 133, whose unit is 1, in two's complement (C10); a NaN is 0.
+fn mxint8_element() -> Conversion {
+    let mut runs = Vec::new();
+    for sign in [0, 1 << 31] {
+        let code = |i: u32| if sign == 0 { i } else { i.wrapping_neg() & 0xFF };
+        let mut start = 0u32;
+        for i in 0..127u32 {
+            // The tie between i and i + 1 goes to the even one.
+            let tie = (i as f32 + 0.5).to_bits();
+            let even = i.next_multiple_of(2);
+            runs.push(Run { lo: sign | start, hi: sign | (tie - 1), code: code(i) });
+            runs.push(Run { lo: sign | tie, hi: sign | tie, code: code(even) });
+            start = tie + 1;
+        }
+        runs.push(Run { lo: sign | start, hi: sign | 0x7F80_0000, code: code(127) });
+        runs.push(Run { lo: sign | 0x7F80_0001, hi: sign | 0x7FFF_FFFF, code: 0 });
+    }
+    cover_all(&runs);
+    Conversion {
+        name: "mxint8 element".into(),
+        convert: |x| fp4_core::mxint8::encode(x, 133) as u8 as u32,
+        runs,
     }
 }
 
@@ -220,6 +268,12 @@ fn some_f32_narrowed_to_f16_and_bf16() {
 }
 
 #[test]
+fn some_f32_to_the_scale_and_the_element_of_mxint8() {
+    mxint8_scale().compare_some();
+    mxint8_element().compare_some();
+}
+
+#[test]
 #[ignore = "all 2^32 f32 four times: minutes; .ci/steps/exhaustive runs it in release"]
 fn all_f32_through_e2m1_in_four_tie_modes() {
     TieMode::ALL.into_iter().for_each(|mode| e2m1(mode).compare_all());
@@ -247,6 +301,18 @@ fn all_f32_narrowed_to_f16() {
 #[ignore = "all 2^32 f32: .ci/steps/exhaustive runs it in release"]
 fn all_f32_narrowed_to_bf16() {
     narrow_bf16().compare_all();
+}
+
+#[test]
+#[ignore = "all 2^32 f32: .ci/steps/exhaustive runs it in release"]
+fn all_f32_to_the_scale_of_mxint8() {
+    mxint8_scale().compare_all();
+}
+
+#[test]
+#[ignore = "all 2^32 f32: .ci/steps/exhaustive runs it in release"]
+fn all_f32_to_the_element_of_mxint8() {
+    mxint8_element().compare_all();
 }
 
 #[test]
@@ -434,6 +500,45 @@ fn every_half_becomes_the_mxint8_element_of_the_rule() {
         }
     }
     tally.finish("exhaustive f16 and bf16 to mxint8");
+}
+
+/// Every f16 and every bf16 as the largest of its group (C10), of either sign and at a place of its
+/// own, beside 31 values that it decides about: halves of an element, where they tie, and others.
+#[test]
+fn every_half_as_the_largest_of_its_group_decides_what_the_others_become() {
+    let mut tally = Tally::default();
+    for ty in [FloatType::F16, FloatType::Bf16] {
+        let narrow = |x: f32| match ty {
+            FloatType::F16 => f16::from_f32(x).to_bits(),
+            _ => bf16::from_f32(x).to_bits(),
+        };
+        for first in (0..=u16::MAX).step_by(256) {
+            let mut bits = Vec::with_capacity(256 * 32);
+            for largest in first..=first + 255 {
+                let scale = mxint8::scale(&[widen(ty, largest.into())]);
+                let magnitude = u32::from(largest & 0x7FFF);
+                let group = (0..32u32).map(|k| match k {
+                    _ if k == u32::from(largest) % 32 => largest,
+                    _ if k % 2 == 0 && scale != 0xFF => {
+                        // (j + 0.5) elements: eight bits, so exact unless it is subnormal.
+                        let j = (u32::from(largest) * 7 + k * 4) % 127;
+                        let tie = (f64::from(j) + 0.5) * power(i32::from(scale) - 133);
+                        let tie = narrow(tie as f32);
+                        if u32::from(tie) > magnitude { 0 } else { tie | (j as u16 & 1) << 15 }
+                    }
+                    // Any bits below: magnitudes are ordered as their bits are.
+                    _ => {
+                        let any = (u32::from(largest) * 31 + k).wrapping_mul(0x9E37_79B9) >> 4;
+                        (any % (magnitude + 1)) as u16 | (any >> 20) as u16 & 0x8000
+                    }
+                });
+                bits.extend(group);
+            }
+            compare_mxint8(&mut tally, ty, &bits);
+        }
+    }
+    assert_eq!(tally.compared, 2 * 65536 * 33);
+    tally.finish("exhaustive largest f16 and bf16 to mxint8");
 }
 
 /// Quantizes groups of 32 and compares scales and elements with the rule.

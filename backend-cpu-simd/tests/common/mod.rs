@@ -5,7 +5,7 @@
 use std::sync::Arc;
 
 use fp4_backend_cpu_simd::{CpuSimd, Isa};
-use fp4_core::{Float, Format, PackedMatrix, PackedShape};
+use fp4_core::{Encoding, Float, Format, PackedMatrix, PackedShape};
 
 /// splitmix64 (Steele, Lea and Flood, 2014).
 pub(crate) struct Rng(pub(crate) u64);
@@ -123,6 +123,45 @@ pub(crate) fn operand(
         }
     }
     PackedMatrix::new(shape, codes, scales).unwrap()
+}
+
+/// A random matrix of MXINT8, as [`operand`]: elements of every byte, and groups of zeros and of
+/// -128.
+pub(crate) fn activations(rng: &mut Rng, m: usize, k: usize, how: Scales) -> PackedMatrix {
+    let shape = PackedShape::encoded(Encoding::MxInt8, m, k).unwrap();
+    let mut elements: Vec<u8> = (0..shape.codes_len()).map(|_| rng.byte()).collect();
+    let scale = |rng: &mut Rng| match how {
+        Scales::Close => 125 + rng.byte() % 5,
+        Scales::Nan if rng.below(40) == 0 => 0xFF,
+        Scales::Nan => 120 + rng.byte() % 9,
+        Scales::Window(octaves) => 60 + rng.byte() % octaves,
+        Scales::Sparse => [0, 1, 254, 127][rng.below(4)],
+        Scales::Full => rng.byte() % 255,
+    };
+    let scales = (0..shape.scales_len()).map(|_| scale(rng)).collect();
+    for group in elements.chunks_mut(32) {
+        match rng.below(9) {
+            0 => group.fill(0),
+            1 => group.fill(0x80),
+            _ => {}
+        }
+    }
+    PackedMatrix::new(shape, elements, scales).unwrap()
+}
+
+/// Row scales or biases of every kind: usual, subnormal, huge, zeros, infinities, NaNs with
+/// payloads.
+pub(crate) fn values(rng: &mut Rng, len: usize) -> Vec<f32> {
+    let value = |rng: &mut Rng| match rng.below(12) {
+        0 => f32::from_bits(rng.next() as u32),
+        1 => f32::from_bits(rng.next() as u32 & 0x807F_FFFF),
+        2 => [f32::INFINITY, f32::NEG_INFINITY, f32::MAX, -f32::MAX][rng.below(4)],
+        3 => f32::from_bits([0x7FC0_0001, 0xFFC1_2345, 0x7F80_0001][rng.below(3)]),
+        4 => [0.0, -0.0][rng.below(2)],
+        5 => rng.gauss() * 1e-38,
+        _ => rng.gauss(),
+    };
+    (0..len).map(|_| value(rng)).collect()
 }
 
 /// Asserts that two slices of a float type have the same bits; returns how many were compared.
