@@ -14,7 +14,10 @@ use fp4_core::reference::Reference;
 use fp4_core::{Float, FloatType, Format, Unsupported};
 use half::bf16;
 use mock::{MOCK, MockDevice};
-use quant_linear::{Backends, Choice, DenseOptions, Error, QuantLinear, StoredTransform, Verdict};
+use quant_linear::{
+    ActivationEncoding, Backends, Choice, DenseOptions, Error, QuantLinear, StoredTransform,
+    Verdict,
+};
 
 const OUT: usize = 5;
 const IN: usize = 64;
@@ -220,6 +223,21 @@ fn explain_lists_each_rejection() {
     let why = layer.explain(4, FloatType::F32).unwrap();
     assert_eq!(why.quantize.verdicts[0], (MOCK.to_string(), Verdict::NotOffered));
     assert_eq!(why.matmul.chosen(), Some(MOCK));
+}
+
+#[test]
+fn explain_names_both_encodings() {
+    let layer = layer(&MockDevice::default(), Format::NvFp4);
+    for (activations, line) in [
+        (ActivationEncoding::Own, "activations in nvfp4, weight in nvfp4\n"),
+        (ActivationEncoding::MxInt8, "activations in mxint8, weight in nvfp4\n"),
+        (ActivationEncoding::OwnRowScales, "activations in nvfp4 with row scales, weight in nvfp4"),
+    ] {
+        let layer = layer.clone().with_activations(activations).unwrap();
+        let why = layer.explain(2, FloatType::F32).unwrap();
+        assert_eq!((why.activations, why.weight), (activations, Format::NvFp4));
+        assert!(why.to_string().starts_with(line), "{why}");
+    }
 }
 
 #[test]

@@ -96,8 +96,13 @@ impl Source {
 
     /// Its layers.
     pub(crate) fn layers(&self, checkpoint: &Checkpoint) -> Result<Layers> {
-        Layers::find(checkpoint, &self.options()).map_err(told)
+        find(checkpoint, &self.options())
     }
+}
+
+/// The layers of a checkpoint, read so.
+pub(crate) fn find(checkpoint: &Checkpoint, options: &LoadOptions) -> Result<Layers> {
+    Layers::find(checkpoint, options).map_err(told)
 }
 
 /// What an error of layers says, with what to do on this command line.

@@ -7,10 +7,11 @@ use anyhow::{Result, anyhow, ensure};
 use fp4_core::Format;
 use quant_linear::atomic::{self, Kind};
 use quant_linear::checkpoint::{Listing, TensorSource, list};
-use quant_linear::layout::Layout;
+use quant_linear::layout::{Layout, Native};
 use quant_linear::model::ModelError;
 use quant_linear::model::convert::{self, Event, Options, Outcome, Plan, Shape};
 use quant_linear::model::stream;
+use quant_linear::{ActivationEncoding, LoadOptions};
 use serde_json::{Value, json};
 
 use crate::{args, interrupt, output, progress, report};
@@ -28,9 +29,10 @@ error with tensor and coordinate; --allow-changed takes it.
 
 3-D experts become one matrix each (NAME.0, NAME.1, ...) in layouts without 3-D tensors, and 3-D
 again in those that have them (gpt-oss, mlx, gguf). What the config says of activations and of the
-cache of keys and values goes along, or a note says that it does not. A folder keeps its other
-files, its config.json gets the block that the target's loader needs; beside a single
-OUT.safetensors it is OUT.config.json.";
+cache of keys and values goes along, or a note says that it does not. Native states quantize the
+activations of the source's layers to mxint8 where the source does not quantize them to FP4, unless
+--activations asks for another encoding. A folder keeps its other files, its config.json gets the
+block that the target's loader needs; beside a single OUT.safetensors it is OUT.config.json.";
 
 /// Arguments of `fp4 convert`.
 #[derive(Debug, clap::Args)]
@@ -46,6 +48,10 @@ pub(crate) struct Args {
     /// Write all weights in this format, where every value stays: MXFP4 as NVFP4, or back.
     #[arg(long, value_parser = args::formats())]
     format: Option<Format>,
+    /// How layers quantize their activations, for --to native: it is part of their state
+    /// [default: as the source means it].
+    #[arg(long, value_parser = args::activations())]
+    activations: Option<ActivationEncoding>,
     /// Refuse values that differ by roundings.
     #[arg(long)]
     exact: bool,
@@ -98,7 +104,14 @@ fn told(error: quant_linear::Error) -> anyhow::Error {
 /// Bad input, what the target cannot hold, or an I/O error; the output is then as it was before.
 pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     let input = args.source.open(&args.input)?;
-    let layers = args.source.layers(&input)?;
+    ensure!(
+        args.activations.is_none() || args.to.name() == Native.name(),
+        "--activations is for --to native: what layers of {} do is what the config of the source \
+         says; convert without it",
+        args.to.name()
+    );
+    let asked = LoadOptions { activations: args.activations, ..args.source.options() };
+    let layers = args::find(&input, &asked)?;
     let one_file = one_file(&args.output)?;
     let gguf = args.to.name() == "gguf";
     let is = |extension: &str| args.output.extension().is_some_and(|e| e == extension);
@@ -165,9 +178,11 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
 
 fn settings(args: &Args) -> stream::Settings {
     let format = args.format.map_or("as it is".to_string(), |format| format.to_string());
+    let activations = args.activations.map_or("as they are", ActivationEncoding::name);
     let all = [
         ("--to", args.to.name().to_string()),
         ("--format", format),
+        ("--activations", activations.to_string()),
         ("--exact", args.exact.to_string()),
         ("--allow-changed", args.allow_changed.to_string()),
     ];

@@ -1,13 +1,14 @@
 //! `fp4 demo`: the main job on real data, through every pair of backends on this machine.
 //!
 //! A slice of a real weight and the real activations that enter it (`fixtures/README.md`) are
-//! quantized to both formats and multiplied by every quantizer x matmul pair. Each result is
-//! compared bit for bit with the core's reference functions, called directly. A backend that lacks
-//! a role, or refuses the sample in a format, has no pairs there and is named with the reason.
+//! quantized, the weight to both formats and the activations to every encoding that goes with it,
+//! and multiplied by every quantizer x matmul pair. Each result is compared bit for bit with the
+//! core's reference functions, called directly. A backend that lacks a role, or refuses the sample
+//! in a format, has no pairs there and is named with the reason.
 //!
 //! Two errors are shown, both against f64: that of the *rounding*, from the exact product of the
 //! quantized operands, which two f32 roundings bound by 2^-23; and that of the *quantization*,
-//! from the product of the dense operands, which is what 4 bits cost.
+//! from the product of the dense operands, which is what few bits cost.
 
 use std::process::ExitCode;
 use std::time::Instant;
@@ -15,8 +16,8 @@ use std::time::Instant;
 use anyhow::{Context, Result, ensure};
 use comfy_table::{CellAlignment, Table, presets::UTF8_FULL_CONDENSED};
 use fp4_core::reference;
-use fp4_core::{ExactSum, Format, PackedMatrix, Partials, PartialsMut, QuantizeInput};
-use quant_linear::{Backends, DenseOptions, QuantLinear, Verdict};
+use fp4_core::{Epilogue, ExactSum, Format, PackedMatrix, Partials, PartialsMut, QuantizeInput};
+use quant_linear::{ActivationEncoding, Backends, DenseOptions, QuantLinear, Verdict};
 use safetensors::SafeTensors;
 use serde::Serialize;
 
@@ -54,7 +55,10 @@ struct Sample {
 
 #[derive(Debug, Serialize)]
 struct FormatReport {
+    /// That of the weight.
     format: String,
+    /// What the activations are quantized to, as `--activations` names it.
+    activations: &'static str,
     weight_bytes_f32: usize,
     weight_bytes_fp4: usize,
     /// Relative to the dense f64 product.
@@ -126,10 +130,11 @@ fn measure(backends: &Backends) -> Result<Report> {
         .iter()
         .map(|(name, reason)| Unavailable { backend: name.clone(), reason: reason.to_string() })
         .collect();
-    let formats = Format::ALL
-        .iter()
-        .map(|&format| measure_format(format, &weight, &x, &dense, backends, &mut unavailable))
-        .collect::<Result<_>>()?;
+    let mut formats = vec![];
+    for options in settings() {
+        let unavailable = &mut unavailable;
+        formats.push(measure_format(&options, &weight, &x, &dense, backends, unavailable)?);
+    }
     Ok(Report {
         sample: Sample {
             source: "all-MiniLM-L6-v2, encoder.layer.3.intermediate.dense",
@@ -142,38 +147,57 @@ fn measure(backends: &Backends) -> Result<Report> {
     })
 }
 
+/// Both formats, with every encoding of activations that there is for each.
+fn settings() -> impl Iterator<Item = DenseOptions> {
+    let each = Format::ALL.into_iter().flat_map(|format| {
+        let with = move |activations| DenseOptions { activations, ..DenseOptions::new(format) };
+        ActivationEncoding::ALL.into_iter().map(with)
+    });
+    each.filter(|o| o.activation_spec().is_ok_and(|own| o.activations.spec(own).is_ok()))
+}
+
 fn measure_format(
-    format: Format,
+    options: &DenseOptions,
     weight: &Dense,
     x: &Dense,
     dense: &[f64],
     backends: &Backends,
     unavailable: &mut Vec<Unavailable>,
 ) -> Result<FormatReport> {
-    let options = DenseOptions::new(format);
-    let mut layer =
-        QuantLinear::from_dense(&weight.values[..], weight.rows, weight.cols, &options)?;
+    let mut layer = QuantLinear::from_dense(&weight.values[..], weight.rows, weight.cols, options)?;
     layer.set_backends(backends.clone());
-    let alpha = layer.weight_global_scale() * layer.activation_global_scale();
+    let alpha = layer.weight_global_scale() * options.activation_factor()?;
 
     // What must come out, by the reference functions, and the exact product behind it.
-    let input = QuantizeInput::new(&x.values[..], x.rows, x.cols, &options.activation_spec()?)?;
-    let mut packed = PackedMatrix::zeros(input.shape());
-    reference::quantize(&input, &mut packed.view_mut())?;
+    let spec = options.activations.spec(options.activation_spec()?)?;
+    let input = QuantizeInput::new(&x.values[..], x.rows, x.cols, &spec)?;
+    let (mut packed, mut rows) = (PackedMatrix::zeros(input.shape()), vec![1f32; x.rows]);
+    let mut out = packed.view_mut();
+    if spec.row_scales() {
+        out = out.with_row_scales(&mut rows)?;
+    }
+    reference::quantize(&input, &mut out)?;
+    let epilogue = Epilogue::new(alpha).with_row_scales(spec.row_scales().then_some(&rows[..]));
     let prepared = layer.weight()?;
     let (a, b) = (packed.view(), prepared.view());
     let mut expected = vec![0f32; dense.len()];
-    reference::matmul(a, b, alpha, (&mut expected[..]).into())?;
+    reference::matmul(a, b, epilogue, (&mut expected[..]).into())?;
     let mut sums = vec![ExactSum::ZERO; dense.len()];
-    reference::partial(a, b, 0..a.shape().row_groups(), PartialsMut::Exact(&mut sums))?;
+    reference::partial(a, b, 0..b.shape().row_groups(), PartialsMut::Exact(&mut sums))?;
     let mut from_sums = vec![0f32; dense.len()];
     let shape = [a.shape().rows(), b.shape().rows()];
-    fp4_core::finish(Partials::Exact(&sums), shape, alpha, (&mut from_sums[..]).into())?;
+    fp4_core::finish(Partials::Exact(&sums), shape, epilogue, (&mut from_sums[..]).into())?;
     ensure!(bits(&expected).eq(bits(&from_sums)), "partial sums and matmul disagree");
-    let exact: Vec<f64> = sums.iter().map(|s| s.to_f64() * f64::from(alpha)).collect();
+    // Each row's alpha is an f32 by contract (C6).
+    let of_rows = sums.chunks_exact(shape[1]).zip(&rows);
+    let exact = |(sums, row): (&[ExactSum], &f32)| {
+        let alpha = f64::from(alpha * row);
+        sums.iter().map(|sum| sum.to_f64() * alpha).collect::<Vec<_>>()
+    };
+    let exact: Vec<f64> = of_rows.flat_map(exact).collect();
 
     let mut pairs = Vec::new();
-    let (quantizers, matmuls) = able(&mut layer, backends, (format, x.rows), unavailable)?;
+    let (quantizers, matmuls) = able(&mut layer, backends, (options, x.rows), unavailable)?;
     for quantizer in &quantizers {
         for matmul in &matmuls {
             layer.set_quantizer(quantizer.as_str());
@@ -183,7 +207,8 @@ fn measure_format(
     }
     let shape = layer.weight()?.shape();
     Ok(FormatReport {
-        format: format.to_string(),
+        format: options.format.to_string(),
+        activations: options.activations.name(),
         weight_bytes_f32: 4 * weight.values.len(),
         weight_bytes_fp4: shape.codes_len() + shape.scales_len() + 4,
         quantization_error: relative_error(&expected, dense),
@@ -196,7 +221,7 @@ fn measure_format(
 fn able(
     layer: &mut QuantLinear,
     backends: &Backends,
-    (format, rows): (Format, usize),
+    (options, rows): (&DenseOptions, usize),
     unavailable: &mut Vec<Unavailable>,
 ) -> Result<(Vec<String>, Vec<String>)> {
     let (mut quantizers, mut matmuls) = (vec![], vec![]);
@@ -211,9 +236,15 @@ fn able(
         layer.set_quantizer(name.as_str());
         layer.set_matmul(name.as_str());
         let why = layer.explain(rows, fp4_core::FloatType::F32)?;
-        for (role, route, able) in
-            [("quantizer", why.quantize, &mut quantizers), ("matmul", why.matmul, &mut matmuls)]
-        {
+        let (quantized, product) = match options.activations {
+            ActivationEncoding::Own => (options.format.to_string(), options.format.to_string()),
+            other => (other.to_string(), format!("{other} by {}", options.format)),
+        };
+        let roles = [
+            ("quantizer", quantized, why.quantize, &mut quantizers),
+            ("matmul", product, why.matmul, &mut matmuls),
+        ];
+        for (role, what, route, able) in roles {
             // Another backend standing in would be a comparison of something else.
             let reason = match route.refused {
                 None => {
@@ -223,7 +254,7 @@ fn able(
                 Some((_, Verdict::NotOffered)) => {
                     format!("{role}: {}", Verdict::NotOffered)
                 }
-                Some((_, verdict)) => format!("{role} of {format}: {verdict}"),
+                Some((_, verdict)) => format!("{role} of {what}: {verdict}"),
             };
             let entry = Unavailable { backend: name.clone(), reason };
             if !unavailable.contains(&entry) {
@@ -300,13 +331,14 @@ fn text(report: &Report) -> String {
     let _ = writeln!(
         out,
         "Real activations ({} x {}) times a real weight ({} x {}), {}\n\
-         quantized to FP4 and multiplied by every pair of backends on this machine:\n",
+         quantized and multiplied by every pair of backends on this machine:\n",
         s.m, s.k, s.n, s.k, s.source
     );
     let mut table = Table::new();
     table.load_style(UTF8_FULL_CONDENSED);
     table.set_header([
         "format",
+        "activations",
         "quantizer",
         "matmul",
         "values",
@@ -319,6 +351,7 @@ fn text(report: &Report) -> String {
         for p in &f.pairs {
             table.add_row([
                 f.format.clone(),
+                f.activations.to_string(),
                 p.quantizer.clone(),
                 p.matmul.clone(),
                 p.elements.to_string(),
@@ -329,11 +362,12 @@ fn text(report: &Report) -> String {
             ]);
         }
     }
-    for column in table.column_iter_mut().skip(3) {
+    for column in table.column_iter_mut().skip(4) {
         column.set_cell_alignment(CellAlignment::Right);
     }
     let _ = writeln!(out, "{table}");
-    for f in &report.formats {
+    // The weight is the same for all encodings of activations.
+    for f in report.formats.iter().filter(|f| f.activations == ActivationEncoding::Own.name()) {
         let ratio = f.weight_bytes_f32 as f64 / f.weight_bytes_fp4 as f64;
         let _ = writeln!(
             out,
@@ -373,15 +407,34 @@ mod tests {
     fn every_available_pair_has_the_bits_of_the_reference() {
         let report = measure(&Backends::available()).unwrap();
         let backends = Backends::available().list().len();
-        assert_eq!(report.formats.len(), 2);
-        assert!(report.formats.iter().all(|f| f.pairs.len() == backends * backends));
+        let entries: Vec<_> = report.formats.iter().map(|f| (&*f.format, f.activations)).collect();
+        let [mx, nv] = ["mxfp4", "nvfp4"];
+        let expected = [(mx, "fp4"), (mx, "mxint8"), (nv, "fp4"), (nv, "mxint8"), (nv, "fp4-rows")];
+        assert_eq!(entries, expected);
+        // A backend that refuses row scales is named, and has no pairs there.
+        let refuses = |u: &&Unavailable| u.reason.starts_with("quantizer of fp4-rows: rejected");
+        let refusals = report.unavailable.iter().filter(refuses).count();
+        assert!(refusals < backends, "{:?}", report.unavailable);
+        let pairs: Vec<_> = report.formats.iter().map(|f| f.pairs.len()).collect();
+        let (all, rows) = (backends * backends, (backends - refusals) * backends);
+        assert_eq!(pairs, [all, all, all, all, rows]);
         let (elements, differ) = totals(&report);
-        assert_eq!((elements, differ), (2 * backends * backends * 48 * 192, 0));
+        assert_eq!((elements, differ), ((4 * all + rows) * 48 * 192, 0));
         println!("demo: {elements} values compared, {differ} differ");
         for f in &report.formats {
             assert!(f.quantization_error > 0.01 && f.quantization_error < 0.25, "{f:?}");
             assert!(f.pairs.iter().all(|p| p.rounding_error < 2f64.powi(-23)), "{f:?}");
         }
+        // What is left with eight bits of activations is the weight's part.
+        let errors: Vec<_> = report.formats.iter().map(|f| f.quantization_error).collect();
+        assert!(errors[1] < 0.9 * errors[0] && errors[3] < 0.9 * errors[2], "{errors:?}");
+        let text = text(&report);
+        assert_eq!(text.matches("the weight takes").count(), 2, "{text}");
+        let row = |f: &FormatReport| format!("│ {:<6} ┆ {:<11} ┆", f.format, f.activations);
+        assert!(report.formats.iter().all(|f| text.contains(&row(f))), "{text}");
+        let json = serde_json::to_value(&report).unwrap();
+        assert_eq!(json["formats"][3]["format"], "nvfp4");
+        assert_eq!(json["formats"][3]["activations"], "mxint8");
     }
 
     /// Multiplies right but for one bit of one output.
@@ -477,16 +530,20 @@ mod tests {
         let pairs = |f: &FormatReport| {
             f.pairs.iter().map(|p| format!("{} x {}", p.quantizer, p.matmul)).collect::<Vec<_>>()
         };
-        assert_eq!(pairs(&report.formats[0]), ["reference x reference"]);
-        assert_eq!(pairs(&report.formats[1]), ["no-mxfp4 x reference", "reference x reference"]);
+        // MXINT8 has scales as MXFP4 has.
+        for (f, refused) in report.formats.iter().zip([true, true, false, true, false]) {
+            let both = ["no-mxfp4 x reference", "reference x reference"];
+            assert_eq!(pairs(f), both[usize::from(refused)..], "{} {}", f.format, f.activations);
+        }
         let reasons: Vec<_> =
             report.unavailable.iter().map(|u| (&*u.backend, &*u.reason)).collect();
-        let [("no-mxfp4", format), ("no-mxfp4", role)] = reasons[..] else {
+        let [("no-mxfp4", format), ("no-mxfp4", role), ("no-mxfp4", int8)] = reasons[..] else {
             panic!("{reasons:?}");
         };
         assert!(role.contains("matmul") && role.contains("does not have this role"), "{role}");
         assert!(format.contains("mxfp4") && format.contains("rejected"), "{format}");
-        assert_eq!(totals(&report), (3 * 48 * 192, 0));
+        assert!(int8.starts_with("quantizer of mxint8: rejected"), "{int8}");
+        assert_eq!(totals(&report), (7 * 48 * 192, 0));
         let text = text(&report);
         assert!(text.contains("no-mxfp4 is not available: quantizer of mxfp4"), "{text}");
     }

@@ -202,6 +202,7 @@ fn json(
                 "activation_global_scale": scalars.activation_global_scale,
                 "activation_scale_scale": scalars.activation_scale_scale,
                 "activations": scalars.activations.name(),
+                "activations_note": layer.note,
                 "transform": transform(layer).1,
                 "zero_groups": counts.zero_groups,
                 "nan_scales": counts.scales.nan,
@@ -227,7 +228,7 @@ fn json(
         problems.map(|(p, e)| json!({ "prefix": p, "problem": report::layer_problem(p, e) }))
     });
     let path = checkpoint.path().to_string_lossy();
-    let notes = note(checkpoint, layers).into_iter().collect();
+    let notes = notes(checkpoint, layers);
     Report { command: "inspect", files, layers: described, notes, path, problems, tensors }
 }
 
@@ -272,13 +273,15 @@ fn text(
     layers.bad.iter().try_for_each(|(prefix, error)| {
         page.line(format_args!("problem: {}", report::layer_problem(prefix, error)))
     })?;
-    note(checkpoint, layers).map_or(Ok(()), |note| page.line(format_args!("note: {note}")))
+    let mut notes = notes(checkpoint, layers).into_iter();
+    notes.try_for_each(|note| page.line(format_args!("note: {note}")))
 }
 
-/// What could be layers, and is said to be none.
-fn note(checkpoint: &Checkpoint, layers: &Layers) -> Option<String> {
-    let (first, message) = layers.denial(checkpoint)?;
-    Some(format!("`{first}` the first: {message}"))
+/// What could be layers, and is said to be none; what layers do otherwise than their config says.
+fn notes(checkpoint: &Checkpoint, layers: &Layers) -> Vec<String> {
+    let denied = layers.denial(checkpoint);
+    let denied = denied.map(|(first, message)| format!("`{first}` the first: {message}"));
+    denied.into_iter().chain(layers.notes()).collect()
 }
 
 fn layer_table(page: &mut Page<'_>, counted: &[(&str, &Layer, Counts)]) -> io::Result<()> {
@@ -293,6 +296,7 @@ fn layer_table(page: &mut Page<'_>, counted: &[(&str, &Layer, Counts)]) -> io::R
         ">weight gs",
         ">activation gs",
         ">activation ss",
+        "activations",
         "transform",
         "scales",
         ">NaN scales",
@@ -312,6 +316,7 @@ fn layer_table(page: &mut Page<'_>, counted: &[(&str, &Layer, Counts)]) -> io::R
                 scalars.weight_global_scale.to_string(),
                 optional(scalars.activation_global_scale),
                 optional(scalars.activation_scale_scale),
+                scalars.activations.to_string(),
                 transform(layer).0,
                 range(&counts.scales),
                 counts.scales.nan.to_string(),

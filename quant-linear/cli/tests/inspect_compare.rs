@@ -41,7 +41,8 @@ fn inspect_counts_scales_and_groups() {
         "experts": null, "weight_global_scales": [0.5], "format": "nvfp4",
         "out_features": 2, "in_features": 32, "group_size": 16,
         "scale_type": "e4m3", "weight_global_scale": 0.5, "activation_global_scale": 0.25,
-        "activation_scale_scale": null, "activations": "fp4", "transform": null,
+        "activation_scale_scale": null, "activations": "fp4",
+        "activations_note": null, "transform": null,
         "zero_groups": 1, "nan_scales": 1,
         "scales": {
             "total": 4, "nan": 1, "zero": 0, "subnormal": 1, "negative": 1,

@@ -379,6 +379,46 @@ fn inspect_names_what_the_config_denies() {
 }
 
 #[test]
+fn activations_that_are_not_quantized_become_mxint8_and_that_is_said() {
+    let folder = Folder::new();
+    let gpt_oss = vector("f_gptoss.safetensors");
+    let report = json(&["inspect", &gpt_oss]);
+    let (layer, note) = (&report["layers"][0], report["notes"][0].as_str().unwrap());
+    assert_eq!(layer["activations"], "mxint8");
+    assert!(layer["activations_note"].as_str().is_some_and(|own| note.ends_with(own)), "{report}");
+    assert!(
+        note.starts_with("the activations of 2 layers, `model.layers.0.mlp.experts."),
+        "{note}"
+    );
+    assert!(note.contains("not spoken of") && note.contains("to mxint8"), "{note}");
+    let shown = ok(&["inspect", &gpt_oss]);
+    assert!(shown.contains(&format!("note: {note}")) && shown.contains("| mxint8 "), "{shown}");
+    // The state of a layer says it, unless another encoding is asked for.
+    for (name, asked, byte) in [("a", None, Some(1)), ("b", Some("fp4"), None)] {
+        let asked = asked.map_or(vec![], |asked| vec!["--activations", asked]);
+        let out = folder.path().join(name);
+        let args = ["convert", &gpt_oss, text(&out), "--to", "native", "--allow-changed"];
+        let notes = json(&[&args[..], &asked].concat())["notes"].to_string();
+        assert_eq!(notes.contains(note), byte.is_some(), "{notes}");
+        let file = out.join("model.safetensors");
+        let stored = read(&file);
+        let stored = stored.get("model.layers.0.mlp.experts.down_proj.0.activation_encoding");
+        assert_eq!(stored.map(|tensor| tensor.3[0]), byte, "{name}");
+        let report = json(&["inspect", text(&file)]);
+        let expected = if byte.is_some() { "mxint8" } else { "fp4" };
+        assert_eq!(report["layers"][0]["activations"], expected);
+        assert_eq!(report["notes"], serde_json::json!([]));
+    }
+    let out = folder.path().join("c.gguf");
+    let args = ["convert", &gpt_oss, text(&out), "--to", "gguf", "--activations", "fp4"];
+    fails(&args, &["--activations is for --to native", "gguf", "convert without it"]);
+    let out = folder.path().join("c");
+    let args = ["convert", &gpt_oss, text(&out), "--to", "native", "--activations", "fp4-rows"];
+    fails(&args, &["cannot quantize activations to fp4-rows"]);
+    assert!(!out.exists());
+}
+
+#[test]
 fn dequantize_warns_of_weights_that_their_loader_takes_the_other_way_around() {
     let folder = Folder::new();
     let out = folder.path().join("out");

@@ -1,5 +1,5 @@
 //! What a config says of the activations that a layer multiplies, and of the cache of keys and
-//! values: what no tensor shows.
+//! values: what no tensor shows. And what a layer that is read here makes of it.
 //!
 //! | layout | where |
 //! |---|---|
@@ -7,15 +7,27 @@
 //! | ModelOpt | `quant_algo`, of the module in `quantized_layers`; `kv_cache_quant_algo` |
 //! | Quark | `input_tensors` of `global_quant_config`, of `layer_quant_config`; `kv_cache_group` |
 //! | AutoRound | `act_bits`, of the module in `extra_config`; `static_kv_dtype` |
+//! | FP-Quant | `forward_dtype`, which is that of both operands |
+//! | DeepSeek | `activation_scheme`: what enters an FP4 expert is FP8, as elsewhere in the model |
+//! | torchao | `act_quant_kwargs` of the weight, in the header |
+//!
+//! | what is meant | what a layer does here |
+//! |---|---|
+//! | [`Same`](Activations::Same) | the weight's own format, by the stored scale |
+//! | [`Dense`](Activations::Dense), [`Other`](Activations::Other) | MXINT8 (C10), the nearest that there is |
+//! | the same, in rows that are no whole groups of 32 | the weight's own format |
 //!
 //! Worked example: a group with `"input_activations": {"num_bits": 8, "type": "float"}` is 4-bit
 //! weights and 8-bit activations. Another layout's config must not make 4 bits of them.
 
 use std::sync::Arc;
 
+use fp4_core::Encoding;
 use serde_json::Value;
 
-use crate::checkpoint::Config;
+use crate::checkpoint::{Config, TensorSource};
+use crate::layer::ActivationEncoding;
+use crate::layer::state::join;
 use crate::layout::names::{Names, wild};
 use crate::text::short;
 
@@ -52,6 +64,26 @@ impl Activations {
             (Activations::Unsaid, false) => Activations::Dense,
             (said, _) => said,
         }
+    }
+
+    /// How a layer with `k` input features quantizes activations that are meant so, and where that
+    /// is not what is meant, both in words.
+    pub(super) fn encoding(&self, k: usize) -> (ActivationEncoding, Option<String>) {
+        let meant = match self {
+            Activations::Same => return (ActivationEncoding::Own, None),
+            Activations::Unsaid => "are not spoken of, and no scale of them is stored".into(),
+            Activations::Dense => "are not quantized by their own software".into(),
+            Activations::Other { what, .. } => format!("are quantized to {what} by their software"),
+        };
+        let group = Encoding::MxInt8.group().get();
+        let (encoding, why) = match k.is_multiple_of(group) {
+            true => (ActivationEncoding::MxInt8, "the nearest that there is".to_string()),
+            false => {
+                let why = format!("for {k} features are no whole groups of {group} for mxint8");
+                (ActivationEncoding::Own, why)
+            }
+        };
+        (encoding, Some(format!("{meant}: here they are quantized to {encoding}, {why}")))
     }
 
     /// As a scheme of a group has it.
@@ -185,6 +217,43 @@ pub(super) fn of_auto_round(config: &Config) -> Said<'_> {
     })
 }
 
+/// What FP-Quant's config says: there is one type for both operands.
+pub(super) fn of_fp_quant(config: &Config) -> Said<'_> {
+    let some = config.quantization()["forward_dtype"].is_string();
+    Box::new(move |_| if some { Activations::Same } else { Activations::Unsaid })
+}
+
+/// What DeepSeek's config says of all layers, those with FP8 weights and those with FP4.
+pub(super) fn of_deepseek(config: &Config) -> Said<'_> {
+    let scheme = config.quantization()["activation_scheme"].as_str().map(short);
+    Box::new(move |_| match scheme {
+        None => Activations::Unsaid,
+        Some(scheme) => Activations::Other { what: format!("8-bit float, {scheme}"), scheme: None },
+    })
+}
+
+/// What torchao's header says.
+pub(super) fn of_torchao(source: &dyn TensorSource) -> Said<'_> {
+    Box::new(move |module| {
+        let described = source.metadata(&join(module, "weight"));
+        let described = described.and_then(|text| serde_json::from_str::<Value>(text).ok());
+        let Some(described) = described else { return Activations::Unsaid };
+        // An entry that is not there is none, as in the older files.
+        let inputs = &described["_data"]["act_quant_kwargs"];
+        let element = &inputs["_data"]["elem_dtype"];
+        let element = element.as_str().or(element["_data"].as_str()).unwrap_or_default();
+        match inputs["_type"].as_str() {
+            _ if inputs.is_null() => Activations::Dense,
+            Some(kind) if kind.contains("NVFP4") || element.contains("float4") => Activations::Same,
+            kind => {
+                let what =
+                    if element.is_empty() { kind.unwrap_or("another type") } else { element };
+                Activations::Other { what: short(what).into(), scheme: None }
+            }
+        }
+    })
+}
+
 /// How the cache of keys and values is quantized.
 #[derive(Debug, Clone, PartialEq)]
 pub struct KvCache {
@@ -304,6 +373,55 @@ mod tests {
         let said = of_auto_round(&auto);
         assert!(is_other(said("x")));
         assert_eq!([said("m"), said("n")], [Activations::Same, Activations::Dense]);
+    }
+
+    /// A source with a header and no tensors.
+    struct Header(Value);
+
+    impl TensorSource for Header {
+        fn header(&self, _name: &str) -> Option<(safetensors::Dtype, Vec<usize>)> {
+            None
+        }
+
+        fn bytes(&self, name: &str) -> Result<std::borrow::Cow<'_, [u8]>, crate::error::Error> {
+            Err(crate::error::Error::MissingTensor { name: name.into() })
+        }
+
+        fn metadata(&self, key: &str) -> Option<&str> {
+            self.0[key].as_str()
+        }
+    }
+
+    #[test]
+    fn torchao_says_it_in_the_header_of_each_weight() {
+        let weight = |inputs: Value| {
+            json!({ "_type": "MXTensor", "_data": { "act_quant_kwargs": inputs } }).to_string()
+        };
+        let mx = |element: &str| {
+            let element = json!({ "_type": "torch.dtype", "_data": element });
+            json!({ "_type": "QuantizeTensorToMXKwargs", "_data": { "elem_dtype": element } })
+        };
+        let header = Header(json!({
+            "none.weight": weight(Value::Null),
+            "mx.weight": weight(mx("float4_e2m1fn_x2")),
+            "nv.weight": weight(json!({ "_type": "QuantizeTensorToNVFP4Kwargs", "_data": {} })),
+            "eight.weight": weight(mx("float8_e4m3fn")),
+            "new.weight": weight(json!({ "_type": "Another" })),
+            "broken.weight": "{",
+        }));
+        let said = of_torchao(&header);
+        let other = |what: &str| Activations::Other { what: what.into(), scheme: None };
+        for (module, expected) in [
+            ("none", Activations::Dense),
+            ("mx", Activations::Same),
+            ("nv", Activations::Same),
+            ("eight", other("float8_e4m3fn")),
+            ("new", other("Another")),
+            ("broken", Activations::Unsaid),
+            ("absent", Activations::Unsaid),
+        ] {
+            assert_eq!(said(module), expected, "{module}");
+        }
     }
 
     #[test]

@@ -9,7 +9,7 @@ use fp4_core::Format;
 use safetensors::Dtype;
 use serde_json::{Map, Value, json};
 
-use crate::checkpoint::Config;
+use crate::checkpoint::TensorSource;
 use crate::error::Error;
 use crate::layer::state::join;
 use crate::layout::LoadOptions;
@@ -52,8 +52,8 @@ impl Layout for AutoRound {
         compressed_tensors::layer(&AutoRound, at, Order::ReciprocalFirst)
     }
 
-    fn activations<'c>(&self, config: &'c Config) -> Said<'c> {
-        activations::of_auto_round(config)
+    fn activations<'c>(&self, source: &'c dyn TensorSource) -> Said<'c> {
+        activations::of_auto_round(source.config())
     }
 
     // Its MXFP4 layers all quantize activations, so 16 bits would find none of them.

@@ -19,7 +19,7 @@ use fp4_core::{Format, ScaleType};
 use safetensors::Dtype;
 use serde_json::{Map, Value, json};
 
-use crate::checkpoint::Config;
+use crate::checkpoint::TensorSource;
 use crate::error::Error;
 use crate::layer::state::join;
 use crate::layout::LoadOptions;
@@ -68,8 +68,8 @@ impl Layout for CompressedTensors {
         layer(&CompressedTensors, at, Order::ScaleOver)
     }
 
-    fn activations<'c>(&self, config: &'c Config) -> Said<'c> {
-        activations::by_groups(config.quantization(), true)
+    fn activations<'c>(&self, source: &'c dyn TensorSource) -> Said<'c> {
+        activations::by_groups(source.config().quantization(), true)
     }
 
     fn told(&self, layer: &DoneLayer) -> Activations {

@@ -13,13 +13,15 @@ use fp4_core::{Format, ScaleType};
 use safetensors::Dtype;
 use serde_json::{Map, Value, json};
 
+use crate::checkpoint::TensorSource;
 use crate::error::Error;
 use crate::layer::state::join;
 use crate::layout::LoadOptions;
+use crate::layout::activations;
 use crate::layout::at::Matrix;
 use crate::layout::at::module_of;
 use crate::layout::write::{self, Done, Held, Refused, Written};
-use crate::layout::{At, Global, Layer, Layout, Nibbles, Place, ScaleBytes, ScaleOrder};
+use crate::layout::{At, Global, Layer, Layout, Nibbles, Place, Said, ScaleBytes, ScaleOrder};
 
 /// DeepSeek-V4.
 #[derive(Debug, Clone, Copy)]
@@ -67,6 +69,10 @@ impl Layout for DeepSeek {
         let mut layer = Layer::plain(&DeepSeek, at, shape, place, ARITHMETIC);
         layer.own = at.present(&NAMES);
         layer.with_scales(vec![Global::ONE], None)
+    }
+
+    fn activations<'c>(&self, source: &'c dyn TensorSource) -> Said<'c> {
+        activations::of_deepseek(source.config())
     }
 
     fn write(&self, held: &Held<'_>) -> Result<Written, Refused> {

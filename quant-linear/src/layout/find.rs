@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use crate::checkpoint::{Checkpoint, TensorSource};
 use crate::error::Error;
 use crate::layout::LoadOptions;
-use crate::layout::{ALL, At, Layer, Layout, Native};
+use crate::layout::{ALL, At, Layer, Layout, Native, Said};
 
 /// The layouts that a module may be of: those that something says it is, or else all that types and
 /// shapes allow and nothing denies.
@@ -64,8 +64,10 @@ pub(super) fn layer(
     module: &str,
     options: &LoadOptions,
 ) -> Result<(Layer, usize), Error> {
-    let read =
-        |layout: &'static dyn Layout, module: &str| layout.layer(&At { source, module }, options);
+    let read = |layout: &'static dyn Layout, module: &str| {
+        let layer = layout.layer(&At { source, module }, options)?;
+        Ok::<_, Error>(layer.with_activations(&layout.activations(source), options))
+    };
     let expert = module
         .rsplit_once('.')
         .and_then(|(parent, last)| last.parse::<usize>().ok().map(|expert| (parent, expert)));
@@ -126,6 +128,8 @@ impl Layers {
             }
         }
         let mut layers = Layers::default();
+        // A config may list as many modules as there are layers: it is prepared once.
+        let mut said: BTreeMap<&str, Said<'_>> = BTreeMap::new();
         for (module, marks) in marked {
             let at = At { source: checkpoint, module };
             let layout = match options.layout {
@@ -143,6 +147,9 @@ impl Layers {
             };
             match layout.layer(&at, options) {
                 Ok(layer) => {
+                    let said = said.entry(layout.name());
+                    let said = said.or_insert_with(|| layout.activations(checkpoint));
+                    let layer = layer.with_activations(said, options);
                     layers.tensors.extend(layer.own.iter().cloned());
                     layers.good.insert(module.into(), layer);
                 }
@@ -155,6 +162,19 @@ impl Layers {
             }
         }
         Ok(layers)
+    }
+
+    /// Where activations are quantized otherwise than header and config mean, by what is alike.
+    pub fn notes(&self) -> Vec<String> {
+        let mut alike: BTreeMap<&str, (usize, &str)> = BTreeMap::new();
+        for (module, layer) in &self.good {
+            let Some(note) = &layer.note else { continue };
+            alike.entry(note).or_insert((0, module)).0 += 1;
+        }
+        let said = alike.into_iter().map(|(note, (layers, first))| {
+            format!("the activations of {layers} layers, `{first}` the first, {note}")
+        });
+        said.collect()
     }
 
     /// What the modules are whose layouts are denied, in words, and the first of them.

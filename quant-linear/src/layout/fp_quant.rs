@@ -18,15 +18,17 @@ use fp4_core::{Format, ScaleType};
 use safetensors::Dtype;
 use serde_json::{Map, Value, json};
 
+use crate::checkpoint::TensorSource;
 use crate::error::Error;
 use crate::layer::state::{self, join};
 use crate::layout::LoadOptions;
+use crate::layout::activations;
 use crate::layout::at::module_of;
 use crate::layout::at::{Matrix, format_of};
 use crate::layout::native;
 use crate::layout::write::{self, Done, DoneLayer, Fill, Held, NewTensor, Refused, Written};
 use crate::layout::{
-    Activations, Arithmetic, At, Global, Layer, Layout, Nibbles, Order, Place, ScaleBytes,
+    Activations, Arithmetic, At, Global, Layer, Layout, Nibbles, Order, Place, Said, ScaleBytes,
     ScaleOrder,
 };
 
@@ -107,6 +109,10 @@ impl Layout for FpQuant {
 
     fn mixes(&self) -> bool {
         false // one `forward_dtype`
+    }
+
+    fn activations<'c>(&self, source: &'c dyn TensorSource) -> Said<'c> {
+        activations::of_fp_quant(source.config())
     }
 
     // Its config has one `forward_dtype` for all of a product.

@@ -5,7 +5,7 @@ use std::path::Path;
 use fp4_core::{Format, PackedMatrix};
 
 use super::find;
-use super::{Global, Layer, Native};
+use super::{Activations, Global, Layer, Native};
 use crate::checkpoint::tiles::Tile;
 use crate::checkpoint::{Checkpoint, TensorSource};
 use crate::error::Error;
@@ -13,6 +13,7 @@ use crate::layer::state::{Bias, Rows, Scalars, join, read_bias};
 use crate::layer::{Contents, Parts, QuantLinear, StoredTransform};
 use crate::layout::LoadOptions;
 use crate::run::runtime::Runtime;
+use crate::text::printable;
 
 /// Block of the diagonal transform that stands for a scale of each feature.
 const DIAGONAL: usize = 16;
@@ -45,13 +46,18 @@ impl Layer {
         let usual = self.format().map(fp4_core::QuantSpec::usual).filter(|_| foreign);
         let Scalars { activation_global_scale, activation_scale_scale, .. } = self.scalars;
         let input = self.inputs.as_deref().and_then(at).map(Global::multiplier);
-        // Other software that stores none quantizes no activations: the format's own constants.
+        // A scale of eight bits is none of four.
+        let of_four = !matches!(self.said, Activations::Other { .. });
+        // Where none is stored: the format's own constants.
         let unstored = usual.filter(|_| self.is_foreign()).map(|_| usual_input(self.format()));
         Ok(Parts {
             weight,
             transform: self.whole_transform(source)?,
             weight_global_scale: at(&self.globals).map_or(1.0, Global::multiplier),
-            activation_global_scale: input.or(activation_global_scale).or(unstored),
+            activation_global_scale: input
+                .or(activation_global_scale)
+                .filter(|_| of_four)
+                .or(unstored),
             activation_scale_scale: activation_scale_scale
                 .or(usual.map(|usual| usual.scale_scale())),
             activations: self.scalars.activations,
@@ -85,15 +91,15 @@ fn usual_input(format: Option<Format>) -> f32 {
     }
 }
 
-/// A layer with what it is made of, and its bias.
+/// What a layer is made of, and its bias: `module` is the layer's, or that of one of its experts.
 fn read(
     source: &dyn TensorSource,
+    (layer, expert): (&Layer, usize),
     module: &str,
     options: &LoadOptions,
 ) -> Result<(Parts, Option<Vec<f32>>), Error> {
-    let (layer, expert) = find::layer(source, module, options)?;
-    if let Some(what) = layer.untold {
-        return Err(Error::Untold { module: module.to_string(), what });
+    if let Some(what) = &layer.untold {
+        return Err(Error::Untold { module: module.to_string(), what: what.clone() });
     }
     // Other software's layers are with their bias; a state asks.
     let bias = match options.bias {
@@ -109,7 +115,33 @@ fn read(
     Ok((parts, bias))
 }
 
+/// As [`read`], of a module that is looked for, and says how its activations are quantized.
+fn find_and_read(
+    source: &dyn TensorSource,
+    module: &str,
+    options: &LoadOptions,
+) -> Result<(Parts, Option<Vec<f32>>), Error> {
+    let (layer, expert) = find::layer(source, module, options)?;
+    let read = read(source, (&layer, expert), module, options)?;
+    if let Some(note) = &layer.note {
+        log::info!("layer `{}`: its activations {}", printable(module), printable(note));
+    }
+    Ok(read)
+}
+
 impl QuantLinear {
+    /// The layer of what was read.
+    fn of((parts, bias): (Parts, Option<Vec<f32>>), module: &str) -> Result<Self, Error> {
+        let mut layer = Self::from_parts(parts)?;
+        if let Some(bias) = bias {
+            layer.set_bias(Some(&bias))?;
+        }
+        if !module.is_empty() {
+            layer.set_name(module);
+        }
+        Ok(layer)
+    }
+
     /// The layer of a module, from any [layout](crate::layout): weight, transform, scales and bias.
     /// An expert of a 3-D weight `NAME` is `NAME.0`, `NAME.1`, ...
     ///
@@ -121,15 +153,7 @@ impl QuantLinear {
         prefix: &str,
         options: &LoadOptions,
     ) -> Result<Self, Error> {
-        let (parts, bias) = read(state, prefix, options)?;
-        let mut layer = Self::from_parts(parts)?;
-        if let Some(bias) = bias {
-            layer.set_bias(Some(&bias))?;
-        }
-        if !prefix.is_empty() {
-            layer.set_name(prefix);
-        }
-        Ok(layer)
+        Self::of(find_and_read(state, prefix, options)?, prefix)
     }
 
     /// Replaces the layer's weight, format, transform, scalars and bias by a state; its backends
@@ -151,7 +175,7 @@ impl QuantLinear {
             other => other,
         };
         let options = &LoadOptions { bias, ..*options };
-        let (parts, bias) = read(state, prefix, options)?;
+        let (parts, bias) = find_and_read(state, prefix, options)?;
         self.replace(parts, bias)?;
         if self.name.is_none() && !prefix.is_empty() {
             self.set_name(prefix);
@@ -188,11 +212,17 @@ impl QuantLinear {
                 None => vec![module.clone()],
                 Some(experts) => (0..experts).map(|e| join(module, &e.to_string())).collect(),
             };
-            for name in names {
-                let mut layer = Self::from_state(checkpoint, &name, options)?;
+            for (expert, name) in names.into_iter().enumerate() {
+                let read = read(checkpoint, (layer, expert), &name, options);
+                let mut layer = read
+                    .and_then(|read| Self::of(read, &name))
+                    .map_err(|error| Error::Layer { name: name.clone(), error: Box::new(error) })?;
                 layer.set_runtime(runtime);
                 all.insert(name, layer);
             }
+        }
+        for note in layers.notes() {
+            log::info!("{}", printable(&note));
         }
         Ok(all)
     }

@@ -54,8 +54,8 @@ use std::fmt;
 use fp4_core::{Format, PackedMatrix, PackedShape, TransformShape};
 use safetensors::Dtype;
 
+use crate::checkpoint::TensorSource;
 use crate::checkpoint::tiles::Tile;
-use crate::checkpoint::{Config, TensorSource};
 use crate::error::Error;
 use crate::layer::state::Scalars;
 use crate::layer::{ActivationEncoding, StoredTransform};
@@ -136,8 +136,8 @@ pub trait Layout: Sync + fmt::Debug {
         false
     }
 
-    /// What the config says of the layers' activations.
-    fn activations<'c>(&self, _config: &'c Config) -> Said<'c> {
+    /// What header and config say of the layers' activations.
+    fn activations<'c>(&self, _source: &'c dyn TensorSource) -> Said<'c> {
         Box::new(|_| Activations::Unsaid)
     }
 
@@ -235,6 +235,10 @@ pub struct Layer {
     pub inputs: Option<Vec<Global>>,
     /// The scalars in the contract's sense, those of the first expert.
     pub scalars: Scalars,
+    /// What header and config say of the activations of other software's layer.
+    pub said: Activations,
+    /// Why its activations are quantized otherwise than they say: what is meant, and what is done.
+    pub note: Option<String>,
     /// The transform of activations, by its header.
     pub transform: Option<TransformHeader>,
     /// Name of a vector that multiplies the activations' features first.
@@ -292,6 +296,8 @@ impl Layer {
                 activation_scale_scale: None,
                 activations: ActivationEncoding::Own,
             },
+            said: Activations::Unsaid,
+            note: None,
             transform: None,
             pre_scale: None,
             untold: None,
@@ -322,6 +328,29 @@ impl Layer {
         self.scalars.activation_global_scale = inputs.as_deref().map(|i| first(i).multiplier());
         (self.globals, self.inputs) = (globals, inputs);
         Ok(self)
+    }
+
+    /// The layer with activations as the options ask, as its state says, or as is nearest to what
+    /// its header and config say.
+    pub(crate) fn with_activations(mut self, said: &Said<'_>, options: &LoadOptions) -> Self {
+        self.said = said(&self.module);
+        if self.is_foreign() {
+            let k = self.shape.k();
+            (self.scalars.activations, self.note) = match self.inputs {
+                Some(_) => self.meant().encoding(k),
+                None => self.said.encoding(k),
+            };
+        }
+        if let Some(asked) = options.activations {
+            (self.scalars.activations, self.note) = (asked, None);
+        }
+        self
+    }
+
+    /// How its own software quantizes activations: where header and config are silent, to its own
+    /// format if a scale of them is stored.
+    pub fn meant(&self) -> Activations {
+        self.said.clone().or_by_scale(self.inputs.is_some())
     }
 
     /// MXFP4 or NVFP4.

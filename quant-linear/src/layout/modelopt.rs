@@ -21,7 +21,7 @@ use fp4_core::{Format, ScaleType};
 use safetensors::Dtype;
 use serde_json::{Map, Value, json};
 
-use crate::checkpoint::Config;
+use crate::checkpoint::TensorSource;
 use crate::error::Error;
 use crate::layer::state::{self, join};
 use crate::layout::LoadOptions;
@@ -127,8 +127,8 @@ impl Layout for ModelOpt {
         layer.with_scales(vec![Global::times(global)], input)
     }
 
-    fn activations<'c>(&self, config: &'c Config) -> Said<'c> {
-        activations::of_modelopt(config)
+    fn activations<'c>(&self, source: &'c dyn TensorSource) -> Said<'c> {
+        activations::of_modelopt(source.config())
     }
 
     fn told(&self, layer: &DoneLayer) -> Activations {

@@ -109,17 +109,18 @@ impl Layout for Native {
         if let Some(ss) = held.activation_scale_scale.or(usual) {
             tensors.push(write::scalar(held.name(state::ACTIVATION_SCALE_SCALE), vec![], ss));
         }
-        let rows = held.activation_encoding == ActivationEncoding::OwnRowScales;
-        if rows && held.shape.format() != Some(fp4_core::Format::NvFp4) {
-            let what = "activations of NVFP4 with row scales";
-            return Err(Refused::Transform(what.into()));
+        let encoding = held.activation_encoding;
+        if let Some(own) = held.shape.format().map(fp4_core::QuantSpec::usual)
+            && let Err(why) = encoding.check(held.shape, own)
+        {
+            return Err(Refused::Activations { encoding, why: why.to_string() });
         }
-        if held.activation_encoding != ActivationEncoding::Own {
+        if encoding != ActivationEncoding::Own {
             tensors.push(NewTensor {
                 name: held.name(state::ACTIVATION_ENCODING),
                 dtype: safetensors::Dtype::U8,
                 shape: vec![],
-                fill: write::Fill::Bytes(vec![held.activation_encoding.byte()]),
+                fill: write::Fill::Bytes(vec![encoding.byte()]),
             });
         }
         if let Some((name, _)) = held.pre_scale {

@@ -3,6 +3,7 @@
 use fp4_core::ScaleType;
 
 use super::Layout;
+use crate::layer::ActivationEncoding;
 use crate::layer::state::Bias;
 
 /// What a state does not say for itself.
@@ -12,6 +13,10 @@ pub struct LoadOptions {
     pub layout: Option<&'static dyn Layout>,
     /// The type of scale bytes stored as U8.
     pub scale_type: Option<ScaleType>,
+    /// How activations are quantized. `None`: as a state says; in other software's layers in FP4
+    /// where header or config mean that, else in MXINT8, the nearest that there is (in FP4 where
+    /// the rows are no whole groups of 32), which a log line says.
+    pub activations: Option<ActivationEncoding>,
     /// What to do with a bias.
     pub bias: Bias,
     /// The state was written by other software: an absent scale-scale is then the usual one of its

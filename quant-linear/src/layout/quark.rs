@@ -12,7 +12,7 @@ use fp4_core::{Format, ScaleType};
 use safetensors::Dtype;
 use serde_json::{Map, Value, json};
 
-use crate::checkpoint::Config;
+use crate::checkpoint::TensorSource;
 use crate::error::Error;
 use crate::layer::state::join;
 use crate::layout::LoadOptions;
@@ -80,8 +80,8 @@ impl Layout for Quark {
         layer.with_scales(vec![Global::ONE], None)
     }
 
-    fn activations<'c>(&self, config: &'c Config) -> Said<'c> {
-        activations::of_quark(config)
+    fn activations<'c>(&self, source: &'c dyn TensorSource) -> Said<'c> {
+        activations::of_quark(source.config())
     }
 
     fn told(&self, layer: &DoneLayer) -> Activations {

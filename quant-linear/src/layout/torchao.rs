@@ -16,14 +16,16 @@ use fp4_core::{Format, PackedShape, ScaleType, Swizzle};
 use safetensors::Dtype;
 use serde_json::{Value, json};
 
+use crate::checkpoint::TensorSource;
 use crate::error::Error;
 use crate::layer::state::join;
 use crate::layout::LoadOptions;
+use crate::layout::activations;
 use crate::layout::at::module_of;
 use crate::layout::at::{format_of, incomplete};
 use crate::layout::write::{self, Done, DoneLayer, Held, Refused, Written};
 use crate::layout::{
-    Activations, Arithmetic, At, Global, Layer, Layout, Nibbles, Order, Place, ScaleBytes,
+    Activations, Arithmetic, At, Global, Layer, Layout, Nibbles, Order, Place, Said, ScaleBytes,
     ScaleOrder,
 };
 
@@ -96,6 +98,10 @@ impl Layout for TorchAo {
         let global = at.scalar(NAMES[2])?.map_or(Global::ONE, Global::times);
         let input = at.scalar(NAMES[3])?.map(|input| vec![Global::times(input)]);
         layer.with_scales(vec![global], input)
+    }
+
+    fn activations<'c>(&self, source: &'c dyn TensorSource) -> Said<'c> {
+        activations::of_torchao(source)
     }
 
     fn told(&self, _layer: &DoneLayer) -> Activations {

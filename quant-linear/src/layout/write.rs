@@ -26,7 +26,7 @@ pub struct Held<'a> {
     pub inputs: Option<&'a [Global]>,
     /// Scale-scale of the activations, where one is stored.
     pub activation_scale_scale: Option<f32>,
-    /// How a state says that activations are quantized.
+    /// How a layer here quantizes activations.
     pub activation_encoding: ActivationEncoding,
     /// What its own software means where it stores no scale of activations and no scale-scale.
     pub unstored: Option<fp4_core::QuantSpec>,
@@ -94,6 +94,14 @@ pub enum Refused {
     /// A transform that it has no place for.
     #[error("it stores no transform of activations, and this layer has one ({0})")]
     Transform(String),
+    /// Activations in a way that does not fit the weight.
+    #[error("its layers cannot quantize activations to {encoding}: {why}")]
+    Activations {
+        /// The way.
+        encoding: ActivationEncoding,
+        /// Why not.
+        why: String,
+    },
     /// A layout for 3-D experts only.
     #[error("it holds 3-D expert tensors only, and this is one matrix")]
     Matrix,

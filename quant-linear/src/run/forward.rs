@@ -171,9 +171,11 @@ impl QuantLinear {
     /// [`Error::Empty`].
     pub fn explain(&self, rows: usize, input: FloatType) -> Result<Explanation, Error> {
         self.named(|| {
-            let query = self.query(rows, input)?;
-            let backends = self.runtime().backends();
-            Ok(self.routing.explain(backends, &query, &self.matmul_query(&query, input)?))
+            let (loaded, query) = (self.loaded()?, self.query(rows, input)?);
+            let encodings = (loaded.activations, loaded.weight.shape().expect_format()?);
+            let (backends, product) =
+                (self.runtime().backends(), self.matmul_query(&query, input)?);
+            Ok(self.routing.explain(backends, encodings, &query, &product))
         })
     }
 

@@ -8,8 +8,9 @@ use std::fmt;
 use std::sync::{Arc, Weak};
 
 use fp4_core::backend::erased::{Backend, DynMatmul, DynResident};
-use fp4_core::{MatmulQuery, QuantizeQuery, Quantizer, Unsupported};
+use fp4_core::{Format, MatmulQuery, QuantizeQuery, Quantizer, Unsupported};
 
+use crate::layer::ActivationEncoding;
 use crate::run::runtime::Runtime;
 
 /// Backends to choose from, fastest first, and those that this machine lacks, with reasons.
@@ -148,6 +149,10 @@ impl Route {
 /// Both roles' routes for one kind of call.
 #[derive(Debug, Clone)]
 pub struct Explanation {
+    /// How activations are quantized.
+    pub activations: ActivationEncoding,
+    /// The weight's format.
+    pub weight: Format,
     /// Who quantizes the activations.
     pub quantize: Route,
     /// Who multiplies.
@@ -158,6 +163,12 @@ pub struct Explanation {
 
 impl fmt::Display for Explanation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let encoding = match self.activations {
+            ActivationEncoding::Own => self.weight.to_string(),
+            ActivationEncoding::MxInt8 => self.activations.to_string(),
+            ActivationEncoding::OwnRowScales => format!("{} with row scales", self.weight),
+        };
+        writeln!(f, "activations in {encoding}, weight in {}", self.weight)?;
         for (role, route) in [("quantize", &self.quantize), ("matmul", &self.matmul)] {
             writeln!(f, "{role}:")?;
             for (name, verdict) in &route.verdicts {
@@ -212,6 +223,7 @@ impl Routing {
     pub(crate) fn explain(
         &self,
         backends: &Backends,
+        (activations, weight): (ActivationEncoding, Format),
         q: &QuantizeQuery,
         m: &MatmulQuery,
     ) -> Explanation {
@@ -221,7 +233,7 @@ impl Routing {
             q.backend.is_same(m.backend) && q.backend.as_resident().is_some()
         });
         let (quantize, matmul) = (self.quantize_route(backends, q), self.matmul_route(backends, m));
-        Explanation { quantize, matmul, fused }
+        Explanation { activations, weight, quantize, matmul, fused }
     }
 
     /// The backend for activations like `query`, and whether an explicit choice was honoured.

@@ -4,11 +4,11 @@ use std::collections::BTreeMap;
 
 use super::plan::{Plan, done, has_input, is_gguf, is_other};
 use crate::checkpoint::{Checkpoint, TensorSource};
-use crate::layout::{Activations, KvCache, outputs};
+use crate::layout::{Activations, KvCache, Layers, Layout, Native, outputs};
 
 impl Plan<'_> {
     /// Says what is not carried along.
-    pub(super) fn note(&mut self, input: &Checkpoint, cache: Option<&KvCache>) {
+    pub(super) fn note(&mut self, input: &Checkpoint, layers: &Layers, cache: Option<&KvCache>) {
         let decoded = self.copied.iter().filter(|copied| copied.decoded).count();
         if decoded > 0 {
             self.notes.push(format!(
@@ -60,15 +60,17 @@ impl Plan<'_> {
             ));
         }
         if !self.same {
-            self.note_activations();
+            self.note_activations(layers);
             self.note_cache(cache);
             self.note_outputs(input);
         }
     }
 
-    /// Says where the config that is written says something else of activations than the source's.
-    fn note_activations(&mut self) {
+    /// Says where the config that is written, or the states, say something else of activations than
+    /// the source does.
+    fn note_activations(&mut self, layers: &Layers) {
         let target = self.options.target;
+        let states = target.name() == Native.name();
         let mut notes: BTreeMap<String, (usize, &str)> = BTreeMap::new();
         for planned in &self.weights {
             let (said, meant) = &planned.activations;
@@ -79,7 +81,8 @@ impl Plan<'_> {
             let before = match meant {
                 Activations::Dense if told == Activations::Same => "are not quantized".into(),
                 Activations::Same if !silent => "are quantized to 4 bits".into(),
-                Activations::Other { what, .. } if told != *meant => {
+                // A state says what its layer does, which is below.
+                Activations::Other { what, .. } if told != *meant && !states => {
                     format!("are quantized to {what}")
                 }
                 _ => continue,
@@ -107,6 +110,9 @@ impl Plan<'_> {
             format!("the activations of {layers} layers, `{first}` the first, {note}")
         });
         self.notes.extend(notes);
+        if states {
+            self.notes.extend(layers.notes());
+        }
     }
 
     /// Says that outputs of layers are no longer said to be quantized.

@@ -15,7 +15,7 @@ use crate::error::{Error, ModelError};
 use crate::layer::ActivationEncoding;
 use crate::layer::state;
 use crate::layout::write::{Done, DoneLayer, Fill, Held, NewTensor, Refused, Written};
-use crate::layout::{Activations, KvCache, Layer, Layers, Layout, Said, kv_cache};
+use crate::layout::{Activations, KvCache, Layer, Layers, Layout, kv_cache};
 use crate::model::dense::encoded;
 
 /// A tensor that is carried along.
@@ -96,7 +96,7 @@ impl<'a> Plan<'a> {
         plan.same = layers.good.values().all(|layer| layer.layout.name() == target)
             && plan.weights.iter().all(|planned| planned.rescale.is_none());
         let cache = kv_cache(TensorSource::config(input));
-        plan.note(input, cache.as_ref());
+        plan.note(input, layers, cache.as_ref());
         let names: Vec<String> = match (one_file, is_gguf(options.target)) {
             (true, false) => vec!["model.safetensors".into()],
             (true, true) => vec!["model.gguf".into()],
@@ -253,8 +253,7 @@ fn planned<'a>(
     file_of: &dyn Fn(&str) -> usize,
 ) -> Result<Vec<Planned<'a>>, Error> {
     let (mut all, mut cannot) = (vec![], vec![]);
-    let (config, target) = (TensorSource::config(input), options.target.name());
-    let mut said: BTreeMap<&str, Said<'_>> = BTreeMap::new();
+    let target = options.target.name();
     // Experts that are one tensor stay one where nothing else is asked for.
     let kept = |layer: &Layer| {
         layer.experts.is_some()
@@ -263,12 +262,12 @@ fn planned<'a>(
     };
     for mut weight in gather::weights(layers, options.target.stacks(), &kept) {
         let first = weight.sources[0].layer;
-        let said = said.entry(first.layout.name());
-        let said = said.or_insert_with(|| first.layout.activations(config))(&first.module);
         let said = match first.scalars.activations {
-            ActivationEncoding::Own => said,
             // What the state asks for, and no config says.
-            other => Activations::Other { what: other.to_string(), scheme: None },
+            other if !first.is_foreign() && other != ActivationEncoding::Own => {
+                Activations::Other { what: other.to_string(), scheme: None }
+            }
+            _ => first.said.clone(),
         };
         if matches!(said, Activations::Other { .. }) && first.layout.name() != target {
             // A scale of eight bits is none of four.

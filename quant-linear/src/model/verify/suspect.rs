@@ -19,7 +19,7 @@ use std::collections::BTreeMap;
 
 use fp4_core::ScaleType;
 
-use crate::layout::Layer;
+use crate::layout::{Activations, Layer};
 use crate::model::verify::bytes::Seen;
 use crate::model::verify::pairs::Pairs;
 use crate::model::verify::structure::split;
@@ -99,13 +99,19 @@ fn inputs(layer: &Layer, findings: &mut Vec<Finding>) {
     let scales = layer.inputs.iter().flatten();
     let absurd = |input: &&crate::layout::Global| !INPUTS.contains(&input.multiplier());
     if let Some(input) = scales.filter(|_| layer.is_foreign()).find(absurd) {
+        // How far eight bits, or another scheme, reach is not known here.
+        let reach = match layer.meant() {
+            Activations::Same => {
+                let largest = 2688.0 * f64::from(input.multiplier());
+                format!("activations up to {largest:e} would be quantized, and no network has such")
+            }
+            _ => "no network's activations need such".into(),
+        };
         let message = format!(
-            "the global scale of its input is {:e}, in the contract's sense {:e}: activations up \
-             to {:e} would be quantized, and no network has such; is it stored the other way \
-             round, or was it never calibrated?",
+            "the global scale of its input is {:e}, in the contract's sense {:e}: {reach}; is it \
+             stored the other way round, or was it never calibrated?",
             input.value,
-            input.multiplier(),
-            2688.0 * f64::from(input.multiplier())
+            input.multiplier()
         );
         findings.push(Finding::warning("absurd-scalar", &layer.module, message));
     }
