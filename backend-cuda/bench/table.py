@@ -70,6 +70,16 @@ def main():
 
     goals += [(f"{f.upper()} transform (32) + quantize + fold", f"{f} transform quantize fold", "copy", None, None) for f in ("mxfp4", "nvfp4")]
 
+    # MXINT8 activations: no goals yet.
+    for f in ("mxfp4", "nvfp4"):
+        goals += [
+            (f"MXINT8 by {f.upper()} prefill", f"mxint8 {f} prefill gaussian", "cublas bf16 m8192", None, None),
+            (f"MXINT8 by {f.upper()} prefill, outliers", f"mxint8 {f} prefill outliers", "cublas bf16 m8192", None, None),
+            (f"MXINT8 by {f.upper()} prefill from packed", f"mxint8 {f} prefill packed", "cublas bf16 m8192", None, None),
+        ]
+        goals += [(f"MXINT8 by {f.upper()} decode M = {m}", f"mxint8 {f} decode m{m}", "copy", None, None) for m in (1, 4, 16)]
+    goals += [("MXINT8 transform (32) + quantize", "mxint8 transform quantize", "copy", None, None)]
+
     lines = [f"# Benchmarks, {datetime.date.today()}", ""]
     if emulated:
         lines += ["**Run on the emulator: these times say nothing about a GPU.**", ""]

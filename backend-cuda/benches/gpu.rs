@@ -13,6 +13,8 @@
 //!
 //! Weights are prepared before the clock runs: on Hopper that folds them to int8. The rows "packed"
 //! start from a packed weight, which each call folds, and from activations, which it quantizes.
+//! Rows "mxint8 mxfp4" and "mxint8 nvfp4" have MXINT8 activations; by MXFP4 on Hopper every call
+//! folds them.
 //!
 //! Every result is checked against the reference, bit for bit on sampled rows and columns, before
 //! it is timed; and all of it once more after the timed replays, which find it overwritten.
@@ -27,8 +29,8 @@ use fp4_backend_cuda::{Cuda, CudaOperand, CudaTensor, Graph, MatmulKernel};
 use fp4_core::backend::{Resident, Sink, Source};
 use fp4_core::reference::{self, Reference};
 use fp4_core::{
-    Error, FloatSlice, FloatSliceMut, FloatType, Format, Matmul, PackedMatrix, PackedView,
-    QuantSpec, QuantizeInput, Transform, bf16, hadamard,
+    Encoding, Error, FloatSlice, FloatSliceMut, FloatType, Matmul, PackedMatrix, PackedView,
+    Product, QuantSpec, QuantizeInput, Transform, bf16, hadamard,
 };
 use serde_json::{Value, json};
 
@@ -141,12 +143,11 @@ impl Bench {
     }
 
     /// Values on the device, quantized: the operand, and how it was made.
-    fn operand(&self, x: &[bf16], format: Format, rows: usize, k: usize) -> Result<CudaOperand> {
+    fn operand(&self, x: &[bf16], spec: &QuantSpec, rows: usize, k: usize) -> Result<CudaOperand> {
         let tensor = self.tensor(x)?;
-        let spec = QuantSpec::usual(format);
         let mut operand = self.cuda.empty_operand()?;
         let source = Source::Resident(&tensor);
-        self.cuda.quantize_resident(source, [rows, k], &spec, None, &mut operand, None)?;
+        self.cuda.quantize_resident(source, [rows, k], spec, None, &mut operand, None)?;
         Ok(operand)
     }
 
@@ -167,7 +168,7 @@ impl Bench {
     fn matmul(
         &mut self,
         name: &str,
-        format: Format,
+        product: Product,
         data: Data,
         [m, n, k]: [usize; 3],
         copies: usize,
@@ -178,9 +179,11 @@ impl Bench {
         }
         let cuda = self.cuda.clone().with_folded_weights(!packed);
         let x = values(1, data, m, k);
-        let mut a = self.operand(&x, format, m, k)?;
+        let spec = QuantSpec::of(product.a);
+        let mut a = self.operand(&x, &spec, m, k)?;
         let x = if packed { Some(self.tensor(&x)?) } else { None };
-        let weight = self.operand(&values(2, Data::Gaussian, n, k), format, n, k)?;
+        let of_weight = QuantSpec::usual(product.b);
+        let weight = self.operand(&values(2, Data::Gaussian, n, k), &of_weight, n, k)?;
         let weight = self.exported(&weight)?;
         let prepared =
             (0..copies).map(|_| cuda.prepare(weight.clone())).collect::<Result<Vec<_>, _>>()?;
@@ -191,7 +194,6 @@ impl Bench {
         let paths = cuda.paths()?;
         let checked = self.check(&a, weight.view(), &y, [m, n])?;
         let expected = self.downloaded(&y, m * n)?;
-        let spec = QuantSpec::usual(format);
         let recorded = Recorded::new(&cuda, self.small, copies, |i| {
             if let Some(x) = &x {
                 cuda.quantize_resident(Source::Resident(x), [m, k], &spec, None, &mut a, None)?;
@@ -206,7 +208,8 @@ impl Bench {
         self.print(
             name,
             json!({
-                "format": format!("{format:?}"), "data": format!("{data:?}"),
+                "a": format!("{:?}", product.a), "format": format!("{:?}", product.b),
+                "data": format!("{data:?}"),
                 "m": m, "n": n, "k": k,
                 "seconds": seconds,
                 "tops": 2.0 * m as f64 * n as f64 * k as f64 / seconds / 1e12,
@@ -269,7 +272,7 @@ impl Bench {
     fn quantize(
         &mut self,
         name: &str,
-        format: Format,
+        encoding: Encoding,
         [m, k]: [usize; 2],
         fold: bool,
     ) -> Result<()> {
@@ -282,7 +285,7 @@ impl Bench {
         hadamard(32, &mut h)?;
         let transform = Transform::shared(&h[..], 32)?;
         let loaded = self.cuda.load_transform(&transform, FloatType::Bf16)?;
-        let spec = QuantSpec::usual(format);
+        let spec = QuantSpec::of(encoding);
         let mut out = self.cuda.empty_operand()?;
         let cuda = self.cuda.clone().with_matmul_kernel(if fold {
             MatmulKernel::Wgmma
@@ -312,16 +315,16 @@ impl Bench {
         cuda.upload(FloatSlice::from(&x[..]), &mut tensor)?;
         let seconds = recorded.time(&cuda, self.small)?;
         ensure!(self.exported(&out)? == packed, "replays quantize to other bits than a call");
-        let folded = match format {
-            _ if !fold => 0,
-            Format::MxFp4 => m * k,
-            Format::NvFp4 => 3 * m * k,
+        let folded = match encoding {
+            Encoding::MxFp4 if fold => m * k,
+            Encoding::NvFp4 if fold => 3 * m * k,
+            _ => 0,
         };
         let bytes = 2 * m * k + packed.codes().len() + packed.scales().len() + folded;
         self.print(
             name,
             json!({
-                "format": format!("{format:?}"), "m": m, "k": k, "seconds": seconds,
+                "format": format!("{encoding:?}"), "m": m, "k": k, "seconds": seconds,
                 "bytes_per_second": bytes as f64 / seconds, "calls": recorded.calls,
                 "checked": checked, "replayed": m * k,
             }),
@@ -387,24 +390,28 @@ fn main() -> Result<()> {
     let (big, tall) = if small { (256, 384) } else { (8192, 8192) };
     let square = [big, big, big];
     bench.copy(device)?;
-    for (name, format) in [("mxfp4", Format::MxFp4), ("nvfp4", Format::NvFp4)] {
+    let lower = |name: &dyn std::fmt::Debug| format!("{name:?}").to_lowercase();
+    for product in Product::ALL {
+        let Product { a, b } = product;
+        let same = a == b.into();
+        let name = if same { lower(&b) } else { format!("{} {}", lower(&a), lower(&b)) };
         for (kind, data) in [("gaussian", Data::Gaussian), ("outliers", Data::Outliers)] {
-            let name = format!("{name} prefill {kind}");
-            bench.matmul(&name, format, data, square, 1, false)?;
+            bench.matmul(&format!("{name} prefill {kind}"), product, data, square, 1, false)?;
         }
-        let name = format!("{name} prefill packed");
-        bench.matmul(&name, format, Data::Gaussian, square, 1, true)?;
-    }
-    for format in [Format::MxFp4, Format::NvFp4] {
+        let packed = format!("{name} prefill packed");
+        bench.matmul(&packed, product, Data::Gaussian, square, 1, true)?;
         for m in [1, 4, 16] {
-            let name = format!("{} decode m{m}", format!("{format:?}").to_lowercase());
+            let name = format!("{name} decode m{m}");
             let copies = if small { 2 } else { 8 };
-            bench.matmul(&name, format, Data::Gaussian, [m, tall, big], copies, false)?;
+            bench.matmul(&name, product, Data::Gaussian, [m, tall, big], copies, false)?;
         }
-        let name = format!("{} transform quantize", format!("{format:?}").to_lowercase());
-        bench.quantize(&name, format, [big, big], false)?;
-        if info.compute_capability == 90 {
-            bench.quantize(&format!("{name} fold"), format, [big, big], true)?;
+    }
+    for encoding in Encoding::ALL {
+        let name = format!("{} transform quantize", lower(&encoding));
+        bench.quantize(&name, encoding, [big, big], false)?;
+        // MXINT8 is folded by the products that need it.
+        if info.compute_capability == 90 && encoding != Encoding::MxInt8 {
+            bench.quantize(&format!("{name} fold"), encoding, [big, big], true)?;
         }
     }
     ensure!(bench.rows > 0, "no row matches the filter");

@@ -23,6 +23,8 @@ typedef long long i64;
 
 constexpr int E8M0 = 0;
 constexpr int E4M3 = 1;
+constexpr int E2M1 = 0;
+constexpr int INT8 = 1;
 constexpr int F32 = 0;
 constexpr int F16 = 1;
 constexpr int BF16 = 2;
@@ -30,6 +32,14 @@ constexpr int TIE_EVEN = 0;
 constexpr int TIE_ZERO = 1;
 constexpr int TIE_DOWN = 2;
 constexpr int TIE_UP = 3;
+
+// ---- encodings of operands, and products: A in B's format, or MXINT8
+
+constexpr int MXFP4 = 0;
+constexpr int NVFP4 = 1;
+constexpr int MXINT8 = 2;
+constexpr int MXINT8_MXFP4 = 2;
+constexpr int MXINT8_NVFP4 = 3;
 
 // ---- tiles, blocks of threads, shared memory
 
@@ -45,6 +55,7 @@ constexpr int TILE_ROWS = 128;            // rows of a tile of the folded form (
 constexpr int STEP_K = 32;                // k of a step of it
 constexpr int MXFP4_PLANES = 1;           // digits of an element of it
 constexpr int NVFP4_PLANES = 3;
+constexpr int MXINT8_PLANES = 2;
 constexpr int FOLD_ROWS = 8;              // rows of a block that folds
 constexpr int EXTRA_STEPS = 32;           // steps of a block of fold_extras
 constexpr int WGMMA_THREADS = 384;
@@ -57,7 +68,8 @@ constexpr int WGMMA_SHARED = 197888;
 constexpr int NVFP4_INT64_GROUPS = 65536;
 constexpr int EXACT_LIMBS = 10;           // 64-bit limbs of the widest sum (exact.cuh)
 
-// ---- operands: codes (rows, k_pad / 2), scales (rows, k_pad / G), k_pad a multiple of 128
+// ---- operands: codes (rows, k_pad / 2), or (rows, k_pad) of MXINT8; scales (rows, k_pad / G);
+// k_pad a multiple of 128
 
 // What the kernels choose their path by, one for each row of an operand. A group is live if its
 // scale is finite and nonzero and its codes are not all +-0; the others add nothing and do not
@@ -113,17 +125,17 @@ struct MatmulArgs {
     int m;
     int n;
     int k_pad;
-    int scale_type;
+    int product;
     int joint_limit; // the largest joint spread of exponents whose int64 sums fit
     int k_folds;     // whether K is short enough for the int32 fold
 };
 static_assert(sizeof(MatmulArgs) == 112, "");
 
-// Partial sums over the groups [first, end).
+// Partial sums over the groups [first, end) of B.
 struct PartialArgs {
     PackedOperand a;
     PackedOperand b;
-    u64* sums; // NVFP4: one int64 for each output; MXFP4: EXACT_LIMBS words
+    u64* sums; // NVFP4: one int64 for each output; the other products: EXACT_LIMBS words
     u8* nan;   // one for each output
     int m;
     int n;
@@ -167,14 +179,16 @@ static_assert(sizeof(WgmmaArgs) == 160, "");
 
 // The settings of a quantization, as the host checked them.
 struct Settings {
+    int element;        // INT8 is MXINT8, of which nothing below counts but the group
     int group;          // 16, 32, 64 or 128
     int scale_type;
     int tie;
     float divisor;      // ss * gs, rounded by the host
     float global_scale;
     float max_scale;    // the largest finite scale
+    int unused;
 };
-static_assert(sizeof(Settings) == 24, "");
+static_assert(sizeof(Settings) == 32, "");
 
 // What a quantization did, to be added to: kernels/quantize.cuh defines the counts.
 struct Counts {
@@ -199,20 +213,20 @@ struct QuantizeArgs {
     int shared_block;      // whether all column blocks share one
     Settings set;
 };
-static_assert(sizeof(QuantizeArgs) == 96, "");
+static_assert(sizeof(QuantizeArgs) == 104, "");
 
 struct QuantizeFoldArgs {
     QuantizeArgs quantize;
     FoldedOperand to;
     u32* arrivals; // a zero for each strip
 };
-static_assert(sizeof(QuantizeFoldArgs) == 152, "");
+static_assert(sizeof(QuantizeFoldArgs) == 160, "");
 
 struct RowMetaArgs {
     PackedOperand operand;
     i64 rows;
     int k_pad;
-    int scale_type;
+    int encoding;
 };
 static_assert(sizeof(RowMetaArgs) == 40, "");
 
@@ -235,12 +249,14 @@ struct DequantizeArgs {
     i64 rows;
     int k;
     int k_pad;
+    int element;
     int group;
     int scale_type;
     float global_scale;
     int out_type;
+    int unused;
 };
-static_assert(sizeof(DequantizeArgs) == 56, "");
+static_assert(sizeof(DequantizeArgs) == 64, "");
 
 // Copies (rows, from_cols) bytes to (rows, to_cols).
 struct PadArgs {

@@ -1,11 +1,11 @@
 // Exact sums on the device and their one rounding (C6).
 //
-// A product of two FP4 values with their scales is an integer times a power of two, a multiple of
-// 2^-256 below 2^260. Three widths of sum, each exact inside its bound:
+// A product of two values with their scales is an integer times a power of two, a multiple of
+// 2^-264 below 2^264. Three widths of sum, each exact inside its bound:
 //
 //     int32   doubled codes with the scales folded in; matmul_mma.cu states its bound
 //     int64   units of 2^unit; for NVFP4 unit = -20 and K <= 2^20 always fits
-//     640 bit ExactSum in units of 2^-256: everything fits
+//     640 bit ExactSum in units of 2^-264, as the core's: everything fits
 //
 // All end in round_to_f32: the magnitude's top 64 bits, with everything below OR-ed into the last,
 // are rounded once. Rounding twice would be wrong: 2^24 + 1 + 2^-30 lies above a tie and must go
@@ -16,7 +16,7 @@
 
 namespace fp4 {
 
-constexpr int NVFP4_UNIT = -20;
+constexpr int NVFP4_UNIT = Operands<NVFP4>::UNIT;
 
 // Rounds (-1)^negative * significand * 2^exponent once to f32, to nearest even, overflow to
 // infinity, subnormals kept. Bit 0 of a normalized significand may stand for any nonzero rest below
@@ -48,17 +48,17 @@ __device__ __forceinline__ float round_int64(i64 units, int exponent) {
     return round_to_f32(units < 0, units < 0 ? 0ull - (u64)units : (u64)units, exponent);
 }
 
-// A 640-bit two's complement integer in units of 2^-256.
+// A 640-bit two's complement integer in units of 2^-264.
 struct ExactSum {
     static constexpr int LIMBS = EXACT_LIMBS;
-    static constexpr int LOW = -256;
+    static constexpr int LOW = -264;
     u64 limbs[LIMBS];
 
     __device__ __forceinline__ void clear() {
         for (int i = 0; i < LIMBS; i++) limbs[i] = 0;
     }
 
-    // Adds significand * 2^exponent, for exponents from -256 to 254.
+    // Adds significand * 2^exponent, for exponents from -264 to 254.
     __device__ void add(i64 significand, int exponent) {
         int position = exponent - LOW, limb = position >> 6, shift = position & 63;
         u64 sign = significand < 0 ? ~0ull : 0ull;
@@ -105,28 +105,63 @@ struct ExactSum {
     }
 };
 
-// The exact dot product of two MXFP4 rows, rounded once: the wide path, right for every input
-// without NaN.
-__device__ inline float exact_dot_mxfp4(const u8* codes_a, const u8* scales_a, const u8* codes_b,
-                                        const u8* scales_b, int groups) {
+// A product by groups: each dot product times its factor of A fits an int32, times that of B an
+// int64. An e8m0 factor is 2^(byte - low of the row), an e4m3 factor an integer in units of 2^-9;
+// the sum is in units of 2^(UNIT + low_a + low_b).
+template <int PRODUCT>
+struct ByGroups {
+    typedef Operands<PRODUCT> Of;
+    // The largest spreads: DOT * 2^SPREAD_A < 2^31, and 2^SPREAD_B < 2^31.
+    static constexpr int SPREAD_A = PRODUCT == MXFP4 ? 18 : PRODUCT == MXINT8_MXFP4 ? 15 : 16, SPREAD_B = 30;
+    static_assert(Of::DOT <= 0x7FFFFFFF >> SPREAD_A, "");
+    static_assert(PRODUCT == NVFP4 || Of::DOT > 0x7FFFFFFF >> (SPREAD_A + 1), "");
+    // The largest e4m3 factor, and the largest term of a group under spreads of 0.
+    static constexpr i64 E4M3_LARGEST = 15 << 14;
+    static constexpr i64 TERM = Of::DOT * (Of::A::SCALE_TYPE == E4M3 ? E4M3_LARGEST : 1) *
+                                (Of::B::SCALE_TYPE == E4M3 ? E4M3_LARGEST : 1);
+    static_assert(Of::A::SCALE_TYPE == E8M0 || Of::DOT * E4M3_LARGEST < 0x7FFFFFFF, "");
+
+    __device__ static __forceinline__ bool factors_fit(const RowMeta& a, const RowMeta& b) {
+        return a.spread() <= SPREAD_A && b.spread() <= SPREAD_B; // under e4m3 spreads are 0
+    }
+};
+
+// Adds a group's dot product under its two scale bytes, of which the one of A is e8m0.
+template <int PRODUCT>
+__device__ __forceinline__ void add_term(ExactSum& sum, int dot, u32 scale_a, u32 scale_b) {
+    typedef Operands<PRODUCT> Of;
+    if (Of::B::SCALE_TYPE == E4M3) {
+        sum.add((i64)dot * e4m3_units(scale_b), Of::UNIT + (int)scale_a);
+    } else {
+        sum.add(dot, Of::UNIT + (int)scale_a + (int)scale_b);
+    }
+}
+
+// The exact dot product of two rows, rounded once: the wide path, right for every input without
+// NaN.
+template <int PRODUCT>
+__device__ inline float exact_dot(const u8* codes_a, const u8* scales_a, const u8* codes_b, const u8* scales_b,
+                                  int groups) {
+    typedef Operands<PRODUCT> Of;
     ExactSum sum;
     sum.clear();
     for (int g = 0; g < groups; g++) {
-        int dot = group_dot(codes_a + 16 * (i64)g, codes_b + 16 * (i64)g, 8);
-        // Doubled codes make quarters: hence the -2. Padding has dot 0.
-        if (dot != 0) sum.add(dot, (int)scales_a[g] + (int)scales_b[g] - 2 * 127 - 2);
+        // Padding has dot 0, and so has a group whose scale byte means nothing.
+        int dot = Of::dot(codes_a, codes_b, g);
+        if (dot != 0) add_term<PRODUCT>(sum, dot, scales_a[Of::a_group(g)], scales_b[g]);
     }
     return sum.round();
 }
 
-// The exact dot product of two NVFP4 rows of any length, rounded once; NaN scales count as 0.
-__device__ inline float exact_dot_nvfp4(const u8* codes_a, const u8* scales_a, const u8* codes_b,
-                                        const u8* scales_b, int groups) {
+// NVFP4 rows of any length; NaN scales count as 0.
+template <>
+__device__ inline float exact_dot<NVFP4>(const u8* codes_a, const u8* scales_a, const u8* codes_b, const u8* scales_b,
+                                         int groups) {
     ExactSum sum;
     i64 units = 0;
     bool spilled = false;
     for (int g = 0; g < groups; g++) {
-        int dot = group_dot(codes_a + 8 * (i64)g, codes_b + 8 * (i64)g, 4);
+        int dot = Operands<NVFP4>::dot(codes_a, codes_b, g);
         units += (i64)(dot * e4m3_units(scales_a[g])) * e4m3_units(scales_b[g]);
         if ((g + 1) % NVFP4_INT64_GROUPS == 0 && g + 1 < groups) {
             if (!spilled) sum.clear();

@@ -14,6 +14,9 @@
 //     NVFP4   |v| <= 12 * 15 << 5 = 5760 = 90 * 64     three planes: hi, lo and hi + lo, where
 //             hi = (v + 32) >> 6, |hi| <= 90           v = 64 hi + lo
 //             lo = v - 64 hi, -32 <= lo <= 31          |hi + lo| <= 122
+//     MXINT8  an element e of -128..127                two planes: hi << shift, lo << shift, where
+//             hi = (e + 8) >> 4, |hi| <= 8             e = 16 hi + lo
+//             lo = e - 16 hi, -8 <= lo <= 7            at most 8 << 3 = 64
 //
 // Rows go in tiles of 128, k in steps of 32. A step of a tile is stored as one block for each
 // window that occurs in it, in which the elements of other windows are 0. So blocks times blocks
@@ -45,28 +48,32 @@ constexpr int PLANE_BYTES = TILE_ROWS * STEP_K;
 constexpr int WINDOW_BIAS = 4;  // bit of window 0 in a set
 constexpr int WINDOWS = 8;
 
-// What differs between the formats.
-template <int G>
+// What differs between the encodings.
+template <int ENCODING>
 struct Fold;
 
 template <>
-struct Fold<32> {
-    typedef int Units;                       // of the sums
+struct Fold<MXFP4> {
     static constexpr int PLANES = MXFP4_PLANES;
     static constexpr int WIDTH = 4;          // exponents in a window
     static constexpr int LARGEST = 96;       // of the digit that bounds the 32-bit sums
-    static constexpr int EXPONENT = -2 * 127 - 2; // of a product with both bases 0 and both windows 0
+    static constexpr int SCALE_UNIT = -127;  // log2 of a scale with field 0 and significand 1
     __device__ static __forceinline__ bool live(u32 byte) { return byte != 0xFFu; }
     __device__ static __forceinline__ int field(u32 byte) { return (int)byte; }
 };
 
 template <>
-struct Fold<16> {
-    typedef i64 Units;
+struct Fold<MXINT8> : Fold<MXFP4> {
+    static constexpr int PLANES = MXINT8_PLANES;
+    static constexpr int LARGEST = 64;
+};
+
+template <>
+struct Fold<NVFP4> {
     static constexpr int PLANES = NVFP4_PLANES;
     static constexpr int WIDTH = 6;
     static constexpr int LARGEST = 90;
-    static constexpr int EXPONENT = -2 * 10 - 2;
+    static constexpr int SCALE_UNIT = -10;
     __device__ static __forceinline__ bool live(u32 byte) { return (byte & 0x7Fu) != 0 && (byte & 0x7Fu) != 0x7Fu; }
     __device__ static __forceinline__ int field(u32 byte) {
         int field = (int)(byte >> 3) & 15;
@@ -116,6 +123,19 @@ __device__ __forceinline__ void digit_tables(int m, int shift, DigitTable (&tabl
             }
         }
     }
+}
+
+// Four int8 elements as their digits, hi and lo, each shifted left by at most 3. Bytes do not
+// borrow from each other: what is subtracted from has its top bit set.
+__device__ __forceinline__ void nibble_digits(u32 elements, int shift, u32& hi, u32& lo) {
+    const u32 keep = 0x01010101u * ((0xFFu << shift) & 0xFFu); // no bit leaves its byte
+    u32 biased = elements ^ 0x80808080u;                       // e + 128
+    hi = ((biased >> 4) & 0x0F0F0F0Fu) + ((biased >> 3) & 0x01010101u); // (e + 8 >> 4) + 8
+    hi = ((hi | 0x80808080u) - 0x08080808u) ^ 0x80808080u;
+    lo = (elements & 0x0F0F0F0Fu) ^ 0x08080808u;
+    lo = ((lo | 0x80808080u) - 0x08080808u) ^ 0x80808080u;
+    hi = (hi << shift) & keep;
+    lo = (lo << shift) & keep;
 }
 
 } // namespace fp4

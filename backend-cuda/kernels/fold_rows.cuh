@@ -38,31 +38,58 @@ struct Place {
 };
 constexpr int NOT_LIVE = -1, NO_WINDOW = -2;
 
-template <int G>
+template <int ENCODING>
 __device__ __forceinline__ Place place_group(u32 byte, bool any, int base) {
     Place place = {NOT_LIVE, 0, 0};
-    if (!any || !Fold<G>::live(byte)) return place;
-    int offset = Fold<G>::field(byte) - base + WINDOW_BIAS * Fold<G>::WIDTH;
-    if (offset < 0 || offset >= WINDOWS * Fold<G>::WIDTH) {
+    if (!any || !Fold<ENCODING>::live(byte)) return place;
+    int offset = Fold<ENCODING>::field(byte) - base + WINDOW_BIAS * Fold<ENCODING>::WIDTH;
+    if (offset < 0 || offset >= WINDOWS * Fold<ENCODING>::WIDTH) {
         place.bit = NO_WINDOW;
         return place;
     }
-    place.bit = offset / Fold<G>::WIDTH;
-    place.shift = offset % Fold<G>::WIDTH;
-    if (G == 16) {
+    place.bit = offset / Fold<ENCODING>::WIDTH;
+    place.shift = offset % Fold<ENCODING>::WIDTH;
+    if (ENCODING == NVFP4) {
         int m = (int)(byte & 7u) + (byte & 0x78u ? 8 : 0);
         place.significand = byte & 0x80u ? -m : m;
     }
     return place;
 }
 
-// Sixteen codes as the bytes of their row's piece, in every plane; zeros unless `here`.
-template <int G>
-__device__ __forceinline__ void write_piece(u8* to, uint2 codes, const Place& place, bool here) {
-    constexpr int PLANES = Fold<G>::PLANES;
+// Where element k of a row lies among packed codes or elements.
+template <int ENCODING>
+__device__ __forceinline__ i64 byte_of(int row, int k_pad, int k) {
+    i64 element = (i64)row * k_pad + k;
+    return ENCODING == MXINT8 ? element : element / 2;
+}
+
+// Sixteen codes or elements as they are packed; of codes the second pair of words is 0.
+template <int ENCODING>
+__device__ __forceinline__ uint4 load_sixteen(const u8* codes) {
+    if (ENCODING == MXINT8) return *(const uint4*)codes;
+    uint2 words = *(const uint2*)codes;
+    return make_uint4(words.x, words.y, 0, 0);
+}
+
+// Whether any of them is not +-0: not 0.
+template <int ENCODING>
+__device__ __forceinline__ u32 any_of_sixteen(const uint4& words) {
+    return ENCODING == MXINT8 ? words.x | words.y | words.z | words.w : (words.x | words.y) & 0x77777777u;
+}
+
+// Sixteen codes or elements as the bytes of their row's piece, in every plane; zeros unless `here`.
+template <int ENCODING>
+__device__ __forceinline__ void write_piece(u8* to, const uint4& codes, const Place& place, bool here) {
+    constexpr int PLANES = Fold<ENCODING>::PLANES;
     const u32 quads[4] = {codes.x & 0xFFFFu, codes.x >> 16, codes.y & 0xFFFFu, codes.y >> 16};
     u32 bytes[PLANES][4];
-    if (G == 32) {
+    if (ENCODING == MXINT8) {
+        const u32 elements[4] = {codes.x, codes.y, codes.z, codes.w};
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            nibble_digits(here ? elements[i] : 0, place.shift, bytes[0][i], bytes[PLANES - 1][i]);
+        }
+    } else if (ENCODING == MXFP4) {
 #pragma unroll
         for (int i = 0; i < 4; i++) bytes[0][i] = here ? expand_doubled(quads[i], place.shift) : 0;
     } else {
@@ -82,25 +109,26 @@ __device__ __forceinline__ void write_piece(u8* to, uint2 codes, const Place& pl
 
 // Folds rows first_row .. first_row + 7, of which those from `rows` on are zeros. By a block of
 // FOLD_THREADS.
-template <int G>
+template <int ENCODING>
 __device__ __forceinline__ void fold_eight(const u8* codes, const u8* scales, int first_row, int rows, int k_pad,
                                            const FoldedOperand& to, FoldScratch& scratch) {
-    constexpr int PLANES = Fold<G>::PLANES;
+    constexpr int PLANES = Fold<ENCODING>::PLANES;
     const int warp = (int)threadIdx.x / 32, lane = (int)threadIdx.x % 32;
-    const int tile = first_row / TILE_ROWS, steps = k_pad / STEP_K, groups = k_pad / G;
+    constexpr int GROUP = Encoded<ENCODING>::GROUP;
+    const int tile = first_row / TILE_ROWS, steps = k_pad / STEP_K, groups = k_pad / GROUP;
     u32* counts = scratch.counts[warp];
     for (int i = lane; i < 256; i += 32) counts[i] = 0;
     __syncwarp(ALL_LANES);
     int own = first_row + warp;
     if (own < rows) {
-        auto count = [=](u32 byte) { atomicAdd(&counts[Fold<G>::field(byte)], 1u); };
-        RowMeta meta = describe_row<G>(codes, scales, own, k_pad, lane, count);
+        auto count = [=](u32 byte) { atomicAdd(&counts[Fold<ENCODING>::field(byte)], 1u); };
+        RowMeta meta = describe_row<ENCODING>(codes, scales, own, k_pad, lane, count);
         __syncwarp(ALL_LANES);
         // The most groups, and of equals the highest base: 2^32 * count + base.
         u64 best = 0;
         for (int base = lane; base < 256; base += 32) {
             u32 held = 0;
-            for (int i = base; i < base + Fold<G>::WIDTH && i < 256; i++) held += counts[i];
+            for (int i = base; i < base + Fold<ENCODING>::WIDTH && i < 256; i++) held += counts[i];
             u64 candidate = ((u64)held << 32) | (u32)base;
             best = candidate > best ? candidate : best;
         }
@@ -120,19 +148,19 @@ __device__ __forceinline__ void fold_eight(const u8* codes, const u8* scales, in
     const int row = first_row + lane % 8, half = lane / 8 % 2, base = scratch.bases[lane % 8];
     for (int pair = warp; pair < steps / 2; pair += FOLD_ROWS) {
         const int step = 2 * pair + lane / 16;
-        uint2 words = make_uint2(0, 0);
+        uint4 words = make_uint4(0, 0, 0, 0);
         u32 byte = 0;
         if (row < rows) {
-            words = *(const uint2*)(codes + (i64)row * (k_pad / 2) + step * (STEP_K / 2) + half * 8);
-            byte = scales[(i64)row * groups + (G == 32 ? step : 2 * step + half)];
+            words = load_sixteen<ENCODING>(codes + byte_of<ENCODING>(row, k_pad, step * STEP_K + half * 16));
+            byte = scales[(i64)row * groups + (GROUP == 32 ? step : 2 * step + half)];
         }
-        u32 any = (words.x | words.y) & 0x77777777u;
-        if (G == 32) any |= __shfl_xor_sync(ALL_LANES, any, 8); // the other half of the group
-        Place place = place_group<G>(byte, any != 0, base);
+        u32 any = any_of_sixteen<ENCODING>(words);
+        if (GROUP == 32) any |= __shfl_xor_sync(ALL_LANES, any, 8); // the other half of the group
+        Place place = place_group<ENCODING>(byte, any != 0, base);
         if (place.bit == NO_WINDOW) atomicOr(&to.incomplete[tile], 1u);
         i64 block = (i64)tile * (steps + to.extra) + step;
         u8* piece = to.blocks + block * (PLANES * PLANE_BYTES) + row % TILE_ROWS / 8 * 256 + half * 128 + row % 8 * 16;
-        write_piece<G>(piece, words, place, place.bit == WINDOW_BIAS);
+        write_piece<ENCODING>(piece, words, place, place.bit == WINDOW_BIAS);
         u32 set = place.bit >= 0 ? 1u << place.bit : 0;
         for (int lanes = 1; lanes < 16; lanes *= 2) set |= __shfl_xor_sync(ALL_LANES, set, lanes);
         if (lane % 16 == 0 && set != 0) atomicOr(&to.entries[(i64)tile * steps + step], set);
@@ -142,13 +170,14 @@ __device__ __forceinline__ void fold_eight(const u8* codes, const u8* scales, in
 
 // The windows other than 0 of a tile's steps. By a block of FOLD_THREADS; `entries` and `any` are
 // shared.
-template <int G>
+template <int ENCODING>
 __device__ __forceinline__ void fold_extras(const u8* codes, const u8* scales, int rows, int k_pad, const FoldedOperand& to,
                                             u32* used, u32* entries, u32* any) {
-    constexpr int PLANES = Fold<G>::PLANES;
+    constexpr int PLANES = Fold<ENCODING>::PLANES;
     constexpr u32 OTHERS = 0xFFu & ~(1u << WINDOW_BIAS);
     const int thread = (int)threadIdx.x, tile = (int)blockIdx.x, first_step = (int)blockIdx.y * EXTRA_STEPS;
-    const int steps = k_pad / STEP_K, groups = k_pad / G;
+    constexpr int GROUP = Encoded<ENCODING>::GROUP;
+    const int steps = k_pad / STEP_K, groups = k_pad / GROUP;
     if (thread == 0) *any = 0;
     __syncthreads();
     if (thread < EXTRA_STEPS) {
@@ -176,20 +205,23 @@ __device__ __forceinline__ void fold_extras(const u8* codes, const u8* scales, i
         const u32 entry = entries[s];
         if (entry == 0) continue;
         const int step = first_step + s;
-        uint4 words = make_uint4(0, 0, 0, 0);
-        u32 byte = 0;
+        uint4 mine = make_uint4(0, 0, 0, 0);
+        u32 codes_any = 0, byte = 0;
         if (row < rows) {
-            words = *(const uint4*)(codes + (i64)row * (k_pad / 2) + step * (STEP_K / 2));
-            byte = scales[(i64)row * groups + (G == 32 ? step : 2 * step + half)];
+            const u8* from = codes + byte_of<ENCODING>(row, k_pad, step * STEP_K);
+            mine = load_sixteen<ENCODING>(from + byte_of<ENCODING>(0, 0, 16 * half));
+            codes_any = any_of_sixteen<ENCODING>(mine);
+            if (GROUP == 32) { // and the other half of the group
+                codes_any |= any_of_sixteen<ENCODING>(load_sixteen<ENCODING>(from + byte_of<ENCODING>(0, 0, 16 - 16 * half)));
+            }
+            byte = scales[(i64)row * groups + (GROUP == 32 ? step : 2 * step + half)];
         }
-        const uint2 mine = half == 0 ? make_uint2(words.x, words.y) : make_uint2(words.z, words.w);
-        const u32 codes_any = G == 32 ? words.x | words.y | words.z | words.w : mine.x | mine.y;
-        const Place place = place_group<G>(byte, (codes_any & 0x77777777u) != 0, base);
+        const Place place = place_group<ENCODING>(byte, codes_any != 0, base);
         for (u32 left = entry & OTHERS; left != 0; left &= left - 1) {
             const int bit = __ffs((int)left) - 1;
             i64 block = (i64)tile * (steps + to.extra) + block_index(entry, bit, step, steps);
             u8* piece = to.blocks + block * (PLANES * PLANE_BYTES) + r / 8 * 256 + half * 128 + r % 8 * 16;
-            write_piece<G>(piece, mine, place, place.bit == bit);
+            write_piece<ENCODING>(piece, mine, place, place.bit == bit);
         }
     }
 }

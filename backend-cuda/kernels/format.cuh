@@ -1,4 +1,4 @@
-// Formats on the device: e2m1, e8m0, e4m3 and the three dense types (C1, C2, C4, C9).
+// Formats on the device: e2m1, int8, e8m0, e4m3 and the three dense types (C1, C2, C4, C9, C10).
 //
 // The rules are those of `fp4-core`, bit for bit; the tests of this crate compare them. Integer
 // arithmetic decides wherever it can, and every floating-point step is one named IEEE operation, so
@@ -173,17 +173,77 @@ __device__ __forceinline__ u32 expand_doubled(u32 codes, int shift) {
     return (((magnitude ^ minus) | 0x80808080u) - minus) ^ 0x80808080u;
 }
 
-// ---- operands on the device (arguments.cuh)
+// ---- int8 elements (C10)
 
-// Doubled dot product of a group of 4 * words codes: at most 144 times their number.
-__device__ __forceinline__ int group_dot(const u8* a, const u8* b, int words) {
-    const u16* codes_a = (const u16*)a;
-    const u16* codes_b = (const u16*)b;
-    int dot = 0;
-    for (int i = 0; i < words; i++) {
-        dot = __dp4a((int)expand_doubled(codes_a[i], 0), (int)expand_doubled(codes_b[i], 0), dot);
-    }
-    return dot;
+// The scale byte of a group whose largest magnitude has these bits: 127 / 64 has the fraction
+// 0x7E0000, and what is above it carries into the exponent.
+__device__ __forceinline__ u32 scale_of_int8(u32 amax) {
+    if (amax > INF_F32) return 0xFFu;
+    if (amax < 0x00800000u) return amax > 0x007F0000u;
+    u32 byte = (amax + 0x0001FFFFu) >> 23;
+    return byte > 254u ? 254u : byte;
 }
+
+// x * 64 / 2^(scale - 127). Exact where the result is normal, and below half an element elsewhere:
+// 2^(133 - scale) is not finite for the smallest scales, so there x, which is small, grows first.
+__device__ __forceinline__ float int8_quotient(float x, u32 scale) {
+    if (scale < 64u) {
+        x = __fmul_rn(x, 18446744073709551616.0f); // 2^64
+        scale += 64u;
+    }
+    return __fmul_rn(x, __uint_as_float((260u - scale) << 23));
+}
+
+// A quotient as an element: nearest, ties to even, within +-127. It is not NaN.
+__device__ __forceinline__ u32 encode_int8(float q) {
+    q = q > 127.0f ? 127.0f : q < -127.0f ? -127.0f : q;
+    // 1.5 * 2^23 leaves no fraction bits; the element is then the lowest byte.
+    return __float_as_uint(__fadd_rn(q, 12582912.0f)) & 0xFFu;
+}
+
+// ---- operands and products (arguments.cuh)
+
+// An operand's encoding.
+template <int ENCODING>
+struct Encoded {
+    static constexpr bool IS_INT8 = ENCODING == MXINT8;
+    static constexpr int SCALE_TYPE = ENCODING == NVFP4 ? E4M3 : E8M0;
+    static constexpr int GROUP = ENCODING == NVFP4 ? 16 : 32;
+    static constexpr int GROUP_BYTES = IS_INT8 ? GROUP : GROUP / 2;
+    static constexpr int LARGEST = IS_INT8 ? 128 : 12;         // an element as an integer
+    static constexpr int UNIT = IS_INT8 ? -6 : -1;             // log2 of what 1 of it is worth
+    static constexpr int SCALE_UNIT = ENCODING == NVFP4 ? -9 : -127; // of e8m0: under byte 0
+
+    __device__ static __forceinline__ int row_bytes(int k) { return IS_INT8 ? k : k / 2; }
+};
+
+// A product's operands. Its groups are those of B; a group of A may be two of them.
+template <int PRODUCT>
+struct Operands {
+    static constexpr int A_ENCODING = PRODUCT < MXINT8_MXFP4 ? PRODUCT : MXINT8;
+    static constexpr int B_ENCODING = PRODUCT % 2;
+    typedef Encoded<A_ENCODING> A;
+    typedef Encoded<B_ENCODING> B;
+    static constexpr int GROUP = B::GROUP;
+    static constexpr int DOT = A::LARGEST * B::LARGEST * GROUP; // the largest dot product of a group
+    // log2 of the unit of the sums where the e8m0 bytes are 0 and e4m3 scales are integers.
+    static constexpr int UNIT = A::UNIT + B::UNIT + A::SCALE_UNIT + B::SCALE_UNIT;
+
+    // The group of A that group g of the product lies in.
+    __device__ static __forceinline__ int a_group(int g) { return g * GROUP / A::GROUP; }
+
+    // The dot product of group g of two rows, of doubled codes and of elements.
+    __device__ static __forceinline__ int dot(const u8* a, const u8* b, int g) {
+        a += (i64)g * (A::IS_INT8 ? GROUP : GROUP / 2);
+        b += (i64)g * (GROUP / 2);
+        int dot = 0;
+#pragma unroll
+        for (int i = 0; i < GROUP / 4; i++) {
+            u32 four = A::IS_INT8 ? ((const u32*)a)[i] : expand_doubled(((const u16*)a)[i], 0);
+            dot = __dp4a((int)four, (int)expand_doubled(((const u16*)b)[i], 0), dot);
+        }
+        return dot;
+    }
+};
 
 } // namespace fp4

@@ -1,6 +1,6 @@
-// Dequantization (C4.4), the 128x4-tile scale layout (C7) and K padding (C8).
+// Dequantization (C4.4, C10), the 128x4-tile scale layout (C7) and K padding (C8).
 //
-//     value   = round(value(code) * (decode(scale) * gs))
+//     value   = round(value(code) * (decode(scale) * gs)), of an int8 element i * 2^-6 and no gs
 //     offset  = tile * 512 + (r % 32) * 16 + (r / 32) * 4 + c   inside a tile of 128 x 4 bytes
 //
 // One thread an output element (or byte); every kernel moves memory and does next to nothing else.
@@ -13,18 +13,27 @@ __device__ __forceinline__ i64 thread_index() {
     return (i64)blockIdx.x * blockDim.x + threadIdx.x;
 }
 
-// Two codes a thread, of a (rows, k) matrix stored with rows of k_pad.
+// Two elements a thread, of a (rows, k) matrix stored with rows of k_pad.
 KERNEL void dequantize(DequantizeArgs p) {
     i64 pair = thread_index();
     int pairs = p.k / 2;
     if (pair >= p.rows * pairs) return;
     i64 row = pair / pairs;
     int col = (int)(pair % pairs) * 2;
-    u32 byte = p.codes[row * (p.k_pad / 2) + col / 2];
+    float first, second;
+    if (p.element == INT8) {
+        u32 both = *(const u16*)(p.codes + row * p.k_pad + col);
+        first = __fmul_rn((float)(int)(signed char)(both & 0xFFu), 0.015625f);
+        second = __fmul_rn((float)(int)(signed char)(both >> 8), 0.015625f);
+    } else {
+        u32 byte = p.codes[row * (p.k_pad / 2) + col / 2];
+        first = decode_e2m1(byte & 15u);
+        second = decode_e2m1(byte >> 4);
+    }
     u32 scale = p.scales[row * (p.k_pad / p.group) + col / p.group];
     float unit = __fmul_rn(decode_scale(p.scale_type, scale), p.global_scale);
-    store_dense(p.out, row * p.k + col, p.out_type, __fmul_rn(decode_e2m1(byte & 15u), unit));
-    store_dense(p.out, row * p.k + col + 1, p.out_type, __fmul_rn(decode_e2m1(byte >> 4), unit));
+    store_dense(p.out, row * p.k + col, p.out_type, __fmul_rn(first, unit));
+    store_dense(p.out, row * p.k + col + 1, p.out_type, __fmul_rn(second, unit));
 }
 EXPORT(dequantize)
 

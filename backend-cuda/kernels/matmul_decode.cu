@@ -1,12 +1,14 @@
 // Matmul by groups, weights streamed once: decoding (few rows of A), and the tiles that the wgmma
-// kernels leave (C6). Not yet run on hardware.
+// kernels leave (C6, C10). Not yet run on hardware.
 //
 //     block (x, y, z): 128 rows of B (16 a warp), the y-th range of K, rows 8 NT z .. of A
 //     for each sub-range of K that fits shared memory:
-//         expand A's codes to int8, B fragments for the mma, once as they are and once negated
+//         expand A's codes to int8, B fragments for the mma, once as they are and once negated;
+//         int8 elements are copied, and not negated: -128 has no negative
 //         each warp, its own ring of asynchronous copies, for each 32 k of its 16 rows:
 //             plus, minus = the doubled magnitudes of the positive and of the negative codes
 //             dot  = mma(plus, a) + mma(minus, -a)               int32, one group of one output
+//                    or mma(plus, a) - mma(minus, a) of int8 elements
 //             sum += (dot * multiplier of a's group) * multiplier of b's group           int64
 //     merge the ranges: integer atomics; the last block to arrive rounds (C6) and leaves zeros
 //
@@ -21,17 +23,25 @@
 //     first   w0 low    w1 low    w0 high   w1 high      of the group of words w0, w1
 //     second  w2 high   w3 high   w2 low    w3 low       of the group of words w2, w3
 //
+// An int8 activation takes the words of the elements that those codes meet, 2t and 2t + 1 of the
+// eight of 32 k for MXFP4, and for NVFP4 the halves of the table.
+//
 // Plus and minus need 7 instructions for 8 codes where signed bytes need 11; the tensor cores idle
 // anyway.
 //
-// Bound. Let D = 144 G be the largest dot of a group. Multipliers are integers:
+// Bound. Let D be the largest dot of a group. Multipliers are integers:
 //
-//     MXFP4  2^(scale - low) of the row, low its least live scale byte, spread = high - low:
-//            D * 2^spread_a <= 2^31 - 1                             spread_a <= 18
-//            spread_b <= 30
-//            D * 2^(spread_a + spread_b) * min(live_a, live_b) <= 2^63 - 1
-//     NVFP4  e4m3 in units of 2^-9, at most 15 * 2^14: 2304 * 229,376 < 2^31, and all sums of up to
-//            65,536 groups (K = 2^20) are below 2^63.
+//     e8m0   2^(scale - low) of the row, low its least live scale byte, spread = high - low
+//     e4m3   the scale in units of 2^-9, at most L = 15 * 2^14; spread = 0
+//
+//     MXFP4             D = 4608     D * 2^spread_a <= 2^31 - 1        spread_a <= 18
+//     NVFP4             D = 2304     D * L < 2^31
+//     MXINT8 by MXFP4   D = 49,152   D * 2^spread_a <= 2^31 - 1        spread_a <= 15
+//     MXINT8 by NVFP4   D = 24,576   the same                          spread_a <= 16
+//
+//     spread_b <= 30
+//     T * 2^(spread_a + spread_b) * min(live_a, live_b) <= 2^63 - 1, where T is D, times L for each
+//     side under e4m3, and live groups are those of B's size. NVFP4: up to 65,536 groups, K = 2^20.
 //
 // The first makes `dot * multiplier` exact in 32 bits, the second makes the other multiplier an
 // int32, and their product is exact in 64. Sums wrap modulo 2^64, so only the last needs the third:
@@ -53,31 +63,34 @@ constexpr int STAGES = 3;
 constexpr int SUB_K = 1024;      // k of a sub-range, over NT
 
 // Byte offsets in shared memory.
-template <int G, int NT>
+template <int PRODUCT, int NT>
 struct DecodeLayout {
+    static constexpr bool INT8_A = Operands<PRODUCT>::A::IS_INT8;
     static constexpr int SUB = SUB_K / NT;
-    static constexpr int SUB_GROUPS = SUB / G;
+    static constexpr int SUB_GROUPS = SUB / Operands<PRODUCT>::GROUP;
     static constexpr int SCALE_PITCH = SUB_GROUPS + 4; // rows fall on different banks
     static constexpr int RING = 0;
     static constexpr int FRAGMENTS = RING + WARPS * STAGES * 16 * STAGE_K / 2;
-    static constexpr int MULTIPLIERS = FRAGMENTS + SUB / 32 * NT * 32 * 16;
+    static constexpr int MULTIPLIERS = FRAGMENTS + SUB / 32 * NT * 32 * (INT8_A ? 8 : 16);
     static constexpr int SCALES = MULTIPLIERS + SUB_GROUPS * 8 * NT * 4;
     static constexpr int TABLE = SCALES + ROWS * SCALE_PITCH;
     static constexpr int LAST = TABLE + 256 * 4; // whether this block arrived last
     static constexpr int MAGNITUDES = LAST + 4;
     static constexpr int BYTES = LAST + 16;
 };
-static_assert(DecodeLayout<32, 1>::BYTES <= DECODE_SHARED && DecodeLayout<16, 1>::BYTES <= DECODE_SHARED, "");
-static_assert(DecodeLayout<32, 2>::BYTES <= DECODE_SHARED && DecodeLayout<16, 2>::BYTES <= DECODE_SHARED, "");
+static_assert(DecodeLayout<MXFP4, 1>::BYTES <= DECODE_SHARED && DecodeLayout<NVFP4, 1>::BYTES <= DECODE_SHARED, "");
+static_assert(DecodeLayout<MXFP4, 2>::BYTES <= DECODE_SHARED && DecodeLayout<NVFP4, 2>::BYTES <= DECODE_SHARED, "");
+static_assert(DecodeLayout<MXINT8_MXFP4, 2>::BYTES <= DECODE_SHARED && DecodeLayout<MXINT8_NVFP4, 2>::BYTES <= DECODE_SHARED, "");
 
 // Whether the bound above holds for an output.
-template <int G>
+template <int PRODUCT>
 __device__ __forceinline__ bool decode_is_narrow(const RowMeta& a, const RowMeta& b, int groups) {
-    if (G == 16) return groups <= NVFP4_INT64_GROUPS;
-    int live = a.live < b.live ? a.live : b.live;
+    typedef Operands<PRODUCT> Of;
+    typedef ByGroups<PRODUCT> Bounds;
+    if (PRODUCT == NVFP4) return groups <= NVFP4_INT64_GROUPS;
+    int live_a = a.live * (Of::A::GROUP / Of::GROUP), live = live_a < b.live ? live_a : b.live;
     if (live == 0) return true;
-    if (a.spread() > 18 || b.spread() > 30) return false;
-    return (i64)live * (144 * G) <= (i64)(0x7FFFFFFFFFFFFFFFull >> (a.spread() + b.spread()));
+    return Bounds::factors_fit(a, b) && live <= (i64)(0x7FFFFFFFFFFFFFFFull >> (a.spread() + b.spread())) / Bounds::TERM;
 }
 
 // The first half of this lane's codes (low 16 bits) and the second, as the table above has them.
@@ -100,9 +113,12 @@ __device__ __forceinline__ void multiply(int (&dot)[4], const unsigned (&a)[4], 
     }
 }
 
-template <int G, int NT>
+template <int PRODUCT, int NT>
 __device__ __forceinline__ void decode(const DecodeArgs& p) {
-    typedef DecodeLayout<G, NT> Layout;
+    typedef DecodeLayout<PRODUCT, NT> Layout;
+    typedef Operands<PRODUCT> Of;
+    constexpr bool INT8_A = Of::A::IS_INT8;
+    constexpr int G = Of::GROUP;
     constexpr int GROUPS_32 = 32 / G; // groups in 32 k
     const int first_row = (int)blockIdx.x * ROWS, first_token = (int)blockIdx.z * 8 * NT;
     if (p.todo != nullptr) {
@@ -113,9 +129,10 @@ __device__ __forceinline__ void decode(const DecodeArgs& p) {
     const int thread = (int)threadIdx.x, warp = thread / 32, lane = thread % 32, g = lane / 4, t = lane % 4;
     const int begin = (int)blockIdx.y * p.range;
     const int end = begin + p.range < p.k_pad ? begin + p.range : p.k_pad;
-    const int code_pitch = p.k_pad / 2, scale_pitch = p.k_pad / G;
+    const int code_pitch = p.k_pad / 2, scale_pitch = p.k_pad / G; // of B
+    const int a_code_pitch = Of::A::row_bytes(p.k_pad), a_scale_pitch = p.k_pad / Of::A::GROUP;
     unsigned char* ring = shared + Layout::RING + warp * STAGES * 16 * (STAGE_K / 2);
-    uint4* fragments = (uint4*)(shared + Layout::FRAGMENTS);
+    u8* fragments = shared + Layout::FRAGMENTS; // of lanes: uint4, or uint2 of int8 elements
     int* multipliers = (int*)(shared + Layout::MULTIPLIERS);
     unsigned char* scales = shared + Layout::SCALES;
     int* table = (int*)(shared + Layout::TABLE);
@@ -168,8 +185,17 @@ __device__ __forceinline__ void decode(const DecodeArgs& p) {
         for (int i = thread; i < Layout::SUB / 32 * NT * 32; i += 32 * WARPS) {
             int block = i / (32 * NT), column = i / 4 % (8 * NT), word = i % 4;
             int token = first_token + column, k = sub + 32 * block;
+            bool here = token < p.m && k < end;
+            if (INT8_A) {
+                // The elements of this lane's first and second half.
+                int first = G == 32 ? 2 * word : 2 * (word & 1) + (word >> 1);
+                int second = G == 32 ? first + 1 : 5 + 2 * (word & 1) - (word >> 1);
+                const u32* from = (const u32*)(p.a.codes + (here ? (i64)token * a_code_pitch + k : 0));
+                ((uint2*)fragments)[i] = here ? make_uint2(from[first], from[second]) : make_uint2(0, 0);
+                continue;
+            }
             u32 codes = 0;
-            if (token < p.m && k < end) codes = *(const u32*)(p.a.codes + (i64)token * code_pitch + k / 2 + 4 * word);
+            if (here) codes = *(const u32*)(p.a.codes + (i64)token * a_code_pitch + k / 2 + 4 * word);
             codes = halves<G>(codes, word);
             uint4 fragment;
             fragment.x = expand_doubled(codes & 0xFFFFu, 0);
@@ -177,14 +203,14 @@ __device__ __forceinline__ void decode(const DecodeArgs& p) {
             codes ^= 0x88888888u;
             fragment.z = expand_doubled(codes & 0xFFFFu, 0);
             fragment.w = expand_doubled(codes >> 16, 0);
-            fragments[i] = fragment;
+            ((uint4*)fragments)[i] = fragment;
         }
         for (int i = thread; i < Layout::SUB_GROUPS * 8 * NT; i += 32 * WARPS) {
             int group = sub / G + i / (8 * NT), token = first_token + i % (8 * NT);
             int multiplier = 0;
             if (token < p.m && group * G < end) {
-                u32 byte = p.a.scales[(i64)token * scale_pitch + group];
-                multiplier = G == 16 ? e4m3_units(byte) : 1 << (((int)byte - p.a.meta[token].low) & 31);
+                u32 byte = p.a.scales[(i64)token * a_scale_pitch + Of::a_group(group)];
+                multiplier = Of::A::SCALE_TYPE == E4M3 ? e4m3_units(byte) : 1 << (((int)byte - p.a.meta[token].low) & 31);
             }
             multipliers[i] = multiplier;
         }
@@ -235,7 +261,15 @@ __device__ __forceinline__ void decode(const DecodeArgs& p) {
                     const int block = first_block + 2 * pair + half;
                     uint4 fragment[NT];
 #pragma unroll
-                    for (int j = 0; j < NT; j++) fragment[j] = fragments[(block * NT + j) * 32 + lane];
+                    for (int j = 0; j < NT; j++) {
+                        const int at = (block * NT + j) * 32 + lane;
+                        if (INT8_A) {
+                            uint2 both = ((const uint2*)fragments)[at];
+                            fragment[j] = make_uint4(both.x, both.y, both.x, both.y);
+                        } else {
+                            fragment[j] = ((const uint4*)fragments)[at];
+                        }
+                    }
 #pragma unroll
                     for (int q = 0; q < GROUPS_32; q++) {
                         int shift = 8 * (half * GROUPS_32 + q);
@@ -252,7 +286,14 @@ __device__ __forceinline__ void decode(const DecodeArgs& p) {
                         for (int j = 0; j < NT; j++) {
                             int dot[4] = {0, 0, 0, 0};
                             multiply<G>(dot, plus, fragment[j].x, fragment[j].y, q);
-                            multiply<G>(dot, minus, fragment[j].z, fragment[j].w, q);
+                            if (INT8_A) {
+                                int negative[4] = {0, 0, 0, 0};
+                                multiply<G>(negative, minus, fragment[j].z, fragment[j].w, q);
+#pragma unroll
+                                for (int i = 0; i < 4; i++) dot[i] -= negative[i];
+                            } else {
+                                multiply<G>(dot, minus, fragment[j].z, fragment[j].w, q);
+                            }
                             int2 by = *(const int2*)(multipliers + ((block * GROUPS_32 + q) * NT + j) * 8 + 2 * t);
                             sums[j][0] += (u64)((i64)(int)((u32)dot[0] * (u32)by.x) * scale_0);
                             sums[j][1] += (u64)((i64)(int)((u32)dot[1] * (u32)by.y) * scale_0);
@@ -308,16 +349,14 @@ __device__ __forceinline__ void decode(const DecodeArgs& p) {
         for (int j = 0; j < 4 * NT; j++) sum = i == j ? sums[j / 4][j % 4] : sum;
         RowMeta a = p.a.meta[token], b = p.b.meta[row];
         float s32;
-        bool is_narrow = decode_is_narrow<G>(a, b, groups);
+        bool is_narrow = decode_is_narrow<PRODUCT>(a, b, groups);
         if (a.nan | b.nan) {
             s32 = __uint_as_float(NAN_F32);
         } else if (is_narrow) {
-            s32 = round_int64((i64)sum, G == 16 ? NVFP4_UNIT : a.low + b.low - 2 * 127 - 2);
+            s32 = round_int64((i64)sum, Of::UNIT + a.low + b.low);
         } else {
-            const u8 *a_codes = p.a.codes + (i64)token * code_pitch, *a_scales = p.a.scales + (i64)token * scale_pitch;
-            const u8 *b_codes = p.b.codes + (i64)row * code_pitch, *b_scales = p.b.scales + (i64)row * scale_pitch;
-            s32 = G == 16 ? exact_dot_nvfp4(a_codes, a_scales, b_codes, b_scales, groups)
-                          : exact_dot_mxfp4(a_codes, a_scales, b_codes, b_scales, groups);
+            s32 = exact_dot<PRODUCT>(p.a.codes + (i64)token * a_code_pitch, p.a.scales + (i64)token * a_scale_pitch,
+                                     p.b.codes + (i64)row * code_pitch, p.b.scales + (i64)row * scale_pitch, groups);
         }
         finish(p.outputs, token, row, p.n, s32);
         narrow += is_narrow;
@@ -331,11 +370,15 @@ __device__ __forceinline__ void decode(const DecodeArgs& p) {
 
 } // namespace fp4
 
-#define DECODE_KERNEL(name, G, NT)                      \
-    KERNEL_BOUNDS(32 * fp4::WARPS, 2)                   \
-    void name(fp4::DecodeArgs p) { fp4::decode<G, NT>(p); } \
+#define DECODE_KERNEL(name, PRODUCT, NT)                          \
+    KERNEL_BOUNDS(32 * fp4::WARPS, 2)                             \
+    void name(fp4::DecodeArgs p) { fp4::decode<PRODUCT, NT>(p); } \
     EXPORT(name)
-DECODE_KERNEL(matmul_decode_mxfp4_8, 32, 1)
-DECODE_KERNEL(matmul_decode_mxfp4_16, 32, 2)
-DECODE_KERNEL(matmul_decode_nvfp4_8, 16, 1)
-DECODE_KERNEL(matmul_decode_nvfp4_16, 16, 2)
+DECODE_KERNEL(matmul_decode_mxfp4_8, fp4::MXFP4, 1)
+DECODE_KERNEL(matmul_decode_mxfp4_16, fp4::MXFP4, 2)
+DECODE_KERNEL(matmul_decode_nvfp4_8, fp4::NVFP4, 1)
+DECODE_KERNEL(matmul_decode_nvfp4_16, fp4::NVFP4, 2)
+DECODE_KERNEL(matmul_decode_mxint8_mxfp4_8, fp4::MXINT8_MXFP4, 1)
+DECODE_KERNEL(matmul_decode_mxint8_mxfp4_16, fp4::MXINT8_MXFP4, 2)
+DECODE_KERNEL(matmul_decode_mxint8_nvfp4_8, fp4::MXINT8_NVFP4, 1)
+DECODE_KERNEL(matmul_decode_mxint8_nvfp4_16, fp4::MXINT8_NVFP4, 2)

@@ -1,11 +1,12 @@
 // The int8 tensor-core matmul for every device since sm_80: complete and exact for every input
-// (C6).
+// (C6, C10).
 //
 // A block of 4 warps computes a tile of 64 x 64 outputs, a warp 32 x 32 of them, as 2 x 4 fragments
-// of mma.sync: m16n8k32 for a group of MXFP4, m16n8k16 for a group of NVFP4. Packed codes come
-// through a ring of three stages of 128 columns by cp.async and are expanded in registers. Exact
-// sums commute, so k may be permuted inside a group as long as A and B agree: a lane takes one
-// packed word (or half word) of a row, whatever k the fragment layout gives it.
+// of mma.sync: m16n8k32 for a group of MXFP4 weights, m16n8k16 for a group of NVFP4. Packed codes
+// come through a ring of three stages of 128 columns by cp.async and are expanded in registers;
+// int8 elements go to the tensor cores as they are. Exact sums commute, so k may be permuted inside
+// a group as long as A and B agree: with MXFP4 on both sides a lane takes one packed word of a row,
+// whatever k the fragment layout gives it.
 //
 // Three sums, chosen by the tile's row metadata, on the device:
 //
@@ -13,15 +14,18 @@
 //          bytes, one int32 accumulator runs over all of K. A byte is at most 12 << 3 = 96, so
 //          |sum| <= 96^2 * K < 2^31 for K <= 233,016; the host says whether K is.
 //          S = sum * 2^(low_a + low_b - 2)
-//   int64  one int32 dot product a group, at most 144 * G; times A's factor it must fit an int32,
-//          times B's an int64:
-//            MXFP4  factor = 2^(e - low): 4608 * 2^18 < 2^31 bounds A's spread by 18, 2^30 < 2^31
-//                   B's by 30, and 4608 * groups * 2^(spread_a + spread_b) < 2^63 gives the host's
-//                   joint_limit
-//            NVFP4  factor = scale in units of 2^-9, at most 15 * 2^14: 2304 * 15 * 2^14 < 2^30,
-//                   and 65536 groups fit 2^63; the host takes another kernel for more.
-//                   S = sum * 2^-20
-//   wide   (MXFP4) outputs past those bounds are computed one by one in 640 bits.
+//   int64  one int32 dot product a group, at most D; times A's factor it must fit an int32, times
+//          B's an int64. A factor is 2^(e - low) under e8m0, and under e4m3 the scale in units of
+//          2^-9, at most 15 * 2^14:
+//                                 D                     A's spread   B's spread
+//            MXFP4                144 * 32 = 4608       18           30
+//            NVFP4                144 * 16 = 2304       2304 * 15 * 2^14 < 2^30
+//            MXINT8 by MXFP4      1536 * 32 = 49,152    15           30
+//            MXINT8 by NVFP4      1536 * 16 = 24,576    16
+//          The host's joint_limit bounds the sum of the two spreads so that D, times the largest
+//          e4m3 factor of each side, times the groups, times 2^(spread_a + spread_b) is below 2^63.
+//          NVFP4 of 65536 groups fits; the host takes another kernel for more.
+//   wide   outputs past those bounds are computed one by one in 640 bits.
 //
 // Worked example of the fold: rows with scales 2^5 and 2^7 (low 5), code 7: bytes 12
 // and 12 << 2 = 48.
@@ -32,13 +36,10 @@ using namespace fp4;
 namespace {
 
 constexpr int TILE = MMA_TILE, THREADS = MMA_THREADS, STAGES = 3;
-constexpr int STAGE_K = 128;            // elements of a stage, the unit of K padding
-constexpr int STAGE_BYTES = STAGE_K / 2;
-constexpr int ROW_STRIDE = 80;          // bytes: words of 8 rows by 4 lanes hit 32 different banks
-constexpr int OPERAND_BYTES = TILE * ROW_STRIDE;
-constexpr int FOLD_SPREAD = 3, INT64_SPREAD_A = 18, INT64_SPREAD_B = 30;
+constexpr int STAGE_K = 128; // elements of a stage, the unit of K padding
+constexpr int FOLD_SPREAD = 3;
 
-struct Operands {
+struct Rows {
     const u8* codes[2];  // A, B
     const u8* scales[2];
     const RowMeta* meta[2];
@@ -58,45 +59,62 @@ __device__ __forceinline__ int group_factor(u32 scale, int low, int high) {
     return live ? 1 << shift : 0;
 }
 
-template <int SCALE_TYPE, bool FOLD>
+template <int PRODUCT, bool FOLD>
 struct Tile {
-    static constexpr int GROUP = SCALE_TYPE == E8M0 ? 32 : 16;
-    static constexpr int STAGE_GROUPS = STAGE_K / GROUP;
+    typedef Operands<PRODUCT> Of;
+    typedef ByGroups<PRODUCT> Bounds;
+    static constexpr int GROUP = Of::GROUP;
+    static constexpr int A_GROUPS = STAGE_K / Of::A::GROUP, B_GROUPS = STAGE_K / GROUP; // of a stage
+    // Bytes of a row, and between rows: words of 8 rows by 4 lanes hit 32 different banks.
+    static constexpr int A_ROW = Of::A::IS_INT8 ? STAGE_K : STAGE_K / 2, B_ROW = STAGE_K / 2;
+    static constexpr int A_STRIDE = A_ROW + 16, B_STRIDE = B_ROW + 16;
+    static constexpr int A_BYTES = TILE * A_STRIDE, SLOT_BYTES = A_BYTES + TILE * B_STRIDE;
+    static constexpr int FACTORS = TILE * (A_GROUPS + B_GROUPS); // of a stage
+    // The shared memory of a block: the ring and the factors of two stages; at the end, the tile's
+    // sums.
+    static constexpr int RING_BYTES = STAGES * SLOT_BYTES, SHARED_BYTES = RING_BYTES + 2 * FACTORS * 4;
+    static_assert(SHARED_BYTES >= TILE * TILE * 8, "the sums take the place of the operands");
+    static_assert(SHARED_BYTES <= 48 * 1024, "static shared memory");
 
-    // Starts the copy of stage `s` of the tile's rows into ring slot `slot`.
-    __device__ static __forceinline__ void load(const Operands& in, u8* ring, int s, int slot) {
-        u8* to = ring + slot * 2 * OPERAND_BYTES;
-        // 2 operands x 64 rows x 4 chunks of 16 bytes.
+    // Starts the copy of stage `s` of an operand's rows, ROW bytes each.
+    template <int ROW>
+    __device__ static __forceinline__ void load_rows(const Rows& in, int operand, u8* to, int s) {
+        constexpr int CHUNKS = ROW / 16;
+        const i64 pitch = (i64)in.k_pad / STAGE_K * ROW;
 #pragma unroll
-        for (int step = 0; step < 4; step++) {
-            int at = step * THREADS + (int)threadIdx.x;
-            int operand = at / 256, row = at / 4 % TILE, chunk = at % 4;
+        for (int step = 0; step < TILE * CHUNKS / THREADS; step++) {
+            int at = step * THREADS + (int)threadIdx.x, row = at / CHUNKS, chunk = at % CHUNKS;
             bool valid = in.first[operand] + row < in.rows[operand];
-            i64 from = valid ? (in.first[operand] + row) * (in.k_pad / 2) + s * STAGE_BYTES + 16 * chunk : 0;
-            cp_async_16(to + operand * OPERAND_BYTES + row * ROW_STRIDE + 16 * chunk,
-                        in.codes[operand] + from, valid);
+            i64 from = valid ? (in.first[operand] + row) * pitch + s * ROW + 16 * chunk : 0;
+            cp_async_16(to + row * (ROW + 16) + 16 * chunk, in.codes[operand] + from, valid);
         }
+    }
+
+    __device__ static __forceinline__ void load(const Rows& in, u8* ring, int s, int slot) {
+        load_rows<A_ROW>(in, 0, ring + slot * SLOT_BYTES, s);
+        load_rows<B_ROW>(in, 1, ring + slot * SLOT_BYTES + A_BYTES, s);
     }
 
     // Runs the tile over K. `sums` are int32 for FOLD, else int64.
     template <class Sum>
-    __device__ static __forceinline__ void run(const Operands& in, u8* ring, int* factors, Sum (&sums)[2][4][4]) {
+    __device__ static __forceinline__ void run(const Rows& in, u8* ring, int* factors, Sum (&sums)[2][4][4]) {
         int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
         int g = lane / 4, t = lane % 4;
         int row_a = warp / 2 * 32, row_b = warp % 2 * 32;
         int stages = in.k_pad / STAGE_K;
 
         // This thread's row of scales: threads 0..63 have A's, 64..127 B's.
-        int operand = threadIdx.x / TILE, scale_row = threadIdx.x % TILE;
+        const int operand = threadIdx.x / TILE, scale_row = threadIdx.x % TILE;
+        const int scales_of_stage = operand == 0 ? A_GROUPS : B_GROUPS;
         bool has_row = in.first[operand] + scale_row < in.rows[operand];
         RowMeta meta = {0, 0, 0, 0};
         const u8* scales = in.scales[operand];
         if (has_row) {
             meta = in.meta[operand][in.first[operand] + scale_row];
-            scales += (in.first[operand] + scale_row) * (in.k_pad / GROUP);
+            scales += (in.first[operand] + scale_row) * stages * scales_of_stage;
         }
         // A row too wide for its factors is computed by the wide path: here it counts as 0.
-        bool usable = has_row && (SCALE_TYPE == E4M3 || meta.spread() <= (operand == 0 ? INT64_SPREAD_A : INT64_SPREAD_B));
+        bool usable = has_row && meta.spread() <= (operand == 0 ? Bounds::SPREAD_A : Bounds::SPREAD_B);
 
         for (int s = 0; s < STAGES - 1; s++) {
             if (s < stages) load(in, ring, s, s);
@@ -109,22 +127,29 @@ struct Tile {
             __syncthreads();
             if (s + STAGES - 1 < stages) load(in, ring, s + STAGES - 1, (s + STAGES - 1) % STAGES);
             cp_async_commit();
-            int* factor = factors + s % 2 * 2 * TILE * STAGE_GROUPS;
+            int* factor = factors + s % 2 * FACTORS;
+            int* own = factor + operand * A_GROUPS * TILE + scale_row;
 #pragma unroll
-            for (int i = 0; i < STAGE_GROUPS; i++) {
-                int f = usable ? group_factor<SCALE_TYPE, FOLD>(scales[s * STAGE_GROUPS + i], meta.low, meta.high) : 0;
-                factor[i * 2 * TILE + threadIdx.x] = f;
+            for (int i = 0; i < (A_GROUPS > B_GROUPS ? A_GROUPS : B_GROUPS); i++) {
+                if (i >= scales_of_stage) break;
+                int f = 0;
+                if (usable) {
+                    u32 scale = scales[s * scales_of_stage + i];
+                    f = operand == 0 ? group_factor<Of::A::SCALE_TYPE, FOLD>(scale, meta.low, meta.high)
+                                     : group_factor<Of::B::SCALE_TYPE, FOLD>(scale, meta.low, meta.high);
+                }
+                own[i * TILE] = f;
             }
             __syncthreads();
 
-            const u8* stage = ring + s % STAGES * 2 * OPERAND_BYTES;
+            const u8* stage = ring + s % STAGES * SLOT_BYTES;
 #pragma unroll 1
-            for (int i = 0; i < STAGE_GROUPS; i++) {
-                const u8* a = stage + (row_a + g) * ROW_STRIDE + i * (GROUP / 2);
-                const u8* b = stage + OPERAND_BYTES + (row_b + g) * ROW_STRIDE + i * (GROUP / 2);
-                const int* fa = factor + i * 2 * TILE + row_a;
-                const int* fb = factor + i * 2 * TILE + TILE + row_b;
-                if (SCALE_TYPE == E8M0) {
+            for (int i = 0; i < B_GROUPS; i++) {
+                const u8* a = stage + (row_a + g) * A_STRIDE + i * (Of::A::IS_INT8 ? GROUP : GROUP / 2);
+                const u8* b = stage + A_BYTES + (row_b + g) * B_STRIDE + i * (GROUP / 2);
+                const int* fa = factor + Of::a_group(i) * TILE + row_a;
+                const int* fb = factor + (A_GROUPS + i) * TILE + row_b;
+                if (GROUP == 32) {
                     group_k32(a, b, fa, fb, g, t, sums);
                 } else {
                     group_k16(a, b, fa, fb, g, t, sums);
@@ -134,7 +159,8 @@ struct Tile {
         cp_async_wait<0>();
     }
 
-    // One MXFP4 group: `a` and `b` point to it in row g of the warp's rows.
+    // A group of 32: `a` and `b` point to it in row g of the warp's rows. Packed words on both
+    // sides where A is packed; else k as the fragments have it.
     template <class Sum>
     __device__ static __forceinline__ void group_k32(const u8* a, const u8* b, const int* fa, const int* fb, int g,
                                                      int t, Sum (&sums)[2][4][4]) {
@@ -144,15 +170,22 @@ struct Tile {
 #pragma unroll
             for (int half = 0; half < 2; half++) {
                 int row = mi * 16 + half * 8;
-                u32 word = *(const u32*)(a + row * ROW_STRIDE + 4 * t);
-                int shift = FOLD ? fa[row + g] : 0;
-                frag_a[mi][half] = expand_doubled(word & 0xFFFFu, shift);
-                frag_a[mi][half + 2] = expand_doubled(word >> 16, shift);
+                if (Of::A::IS_INT8) {
+                    frag_a[mi][half] = *(const u32*)(a + row * A_STRIDE + 4 * t);
+                    frag_a[mi][half + 2] = *(const u32*)(a + row * A_STRIDE + 16 + 4 * t);
+                } else {
+                    u32 word = *(const u32*)(a + row * A_STRIDE + 4 * t);
+                    int shift = FOLD ? fa[row + g] : 0;
+                    frag_a[mi][half] = expand_doubled(word & 0xFFFFu, shift);
+                    frag_a[mi][half + 2] = expand_doubled(word >> 16, shift);
+                }
             }
         }
 #pragma unroll
         for (int ni = 0; ni < 4; ni++) {
-            u32 word = *(const u32*)(b + ni * 8 * ROW_STRIDE + 4 * t);
+            const u8* from = b + ni * 8 * B_STRIDE;
+            u32 word = Of::A::IS_INT8 ? *(const u16*)(from + 2 * t) | (u32)(*(const u16*)(from + 8 + 2 * t)) << 16
+                                      : *(const u32*)(from + 4 * t);
             int shift = FOLD ? fb[ni * 8 + g] : 0;
             frag_b[ni][0] = expand_doubled(word & 0xFFFFu, shift);
             frag_b[ni][1] = expand_doubled(word >> 16, shift);
@@ -178,7 +211,7 @@ struct Tile {
         drain(dot, fa, fb, sums);
     }
 
-    // One NVFP4 group.
+    // A group of 16.
     __device__ static __forceinline__ void group_k16(const u8* a, const u8* b, const int* fa, const int* fb, int g,
                                                      int t, i64 (&sums)[2][4][4]) {
         u32 frag_a[2][2], frag_b[4][1];
@@ -186,13 +219,13 @@ struct Tile {
         for (int mi = 0; mi < 2; mi++) {
 #pragma unroll
             for (int half = 0; half < 2; half++) {
-                const u8* at = a + (mi * 16 + half * 8) * ROW_STRIDE + 2 * t;
-                frag_a[mi][half] = expand_doubled(*(const u16*)at, 0);
+                const u8* at = a + (mi * 16 + half * 8) * A_STRIDE;
+                frag_a[mi][half] = Of::A::IS_INT8 ? *(const u32*)(at + 4 * t) : expand_doubled(*(const u16*)(at + 2 * t), 0);
             }
         }
 #pragma unroll
         for (int ni = 0; ni < 4; ni++) {
-            frag_b[ni][0] = expand_doubled(*(const u16*)(b + ni * 8 * ROW_STRIDE + 2 * t), 0);
+            frag_b[ni][0] = expand_doubled(*(const u16*)(b + ni * 8 * B_STRIDE + 2 * t), 0);
         }
 #pragma unroll
         for (int mi = 0; mi < 2; mi++) {
@@ -219,11 +252,6 @@ struct Tile {
     }
 };
 
-// The shared memory of a block: the ring and the factors of two stages; at the end, the tile's
-// sums.
-constexpr int RING_BYTES = STAGES * 2 * OPERAND_BYTES, FACTOR_BYTES = 2 * 2 * TILE * (STAGE_K / 16) * 4;
-static_assert(RING_BYTES + FACTOR_BYTES >= TILE * TILE * 8, "the sums take the place of the operands");
-
 // Puts a warp's sums into the tile of sums, as int64.
 template <class Sum>
 __device__ __forceinline__ void put(const Sum (&sums)[2][4][4], i64* tile) {
@@ -239,67 +267,48 @@ __device__ __forceinline__ void put(const Sum (&sums)[2][4][4], i64* tile) {
 }
 
 // Runs the tile over K and puts its sums.
-template <int SCALE_TYPE, bool FOLD, class Sum>
-__device__ __forceinline__ void multiply(const Operands& in, u8* shared) {
+template <int PRODUCT, bool FOLD, class Sum>
+__device__ __forceinline__ void multiply(const Rows& in, u8* shared) {
     Sum sums[2][4][4];
 #pragma unroll
     for (int at = 0; at < 32; at++) sums[at / 16][at / 4 % 4][at % 4] = 0;
-    Tile<SCALE_TYPE, FOLD>::run(in, shared, (int*)(shared + RING_BYTES), sums);
+    Tile<PRODUCT, FOLD>::run(in, shared, (int*)(shared + Tile<PRODUCT, FOLD>::RING_BYTES), sums);
     put(sums, (i64*)shared);
 }
 
-} // namespace
+// The rows of a block's tile.
+__device__ __forceinline__ Rows rows_of(const MatmulArgs& p) {
+    int tiles_across = (p.n + TILE - 1) / TILE;
+    return {{p.a.codes, p.b.codes},
+            {p.a.scales, p.b.scales},
+            {p.a.meta, p.b.meta},
+            {(i64)(blockIdx.x / tiles_across) * TILE, (i64)(blockIdx.x % tiles_across) * TILE},
+            {p.m, p.n},
+            p.k_pad};
+}
 
-KERNEL_BOUNDS(THREADS, 2)
-void matmul_mma(MatmulArgs p) {
-    const int m = p.m, n = p.n, k_pad = p.k_pad, scale_type = p.scale_type;
-    SHARED(u8, shared, [RING_BYTES + FACTOR_BYTES]);
-    SHARED(int, unfoldable, [1]);
-    int tiles_across = (n + TILE - 1) / TILE;
-    Operands in = {{p.a.codes, p.b.codes},
-                   {p.a.scales, p.b.scales},
-                   {p.a.meta, p.b.meta},
-                   {(i64)(blockIdx.x / tiles_across) * TILE, (i64)(blockIdx.x % tiles_across) * TILE},
-                   {m, n},
-                   k_pad};
-
-    // Does every row of the tile fold?
-    if (threadIdx.x == 0) unfoldable[0] = 0;
-    __syncthreads();
-    int operand = threadIdx.x / TILE;
-    i64 meta_row = in.first[operand] + threadIdx.x % TILE;
-    if (meta_row < in.rows[operand] && in.meta[operand][meta_row].spread() > FOLD_SPREAD) {
-        atomicOr(unfoldable, 1);
-    }
-    __syncthreads();
-    bool fold = scale_type == E8M0 && p.k_folds && !unfoldable[0];
-    if (fold) {
-        multiply<E8M0, true, int>(in, shared);
-    } else if (scale_type == E8M0) {
-        multiply<E8M0, false, i64>(in, shared);
-    } else {
-        multiply<E4M3, false, i64>(in, shared);
-    }
-
-    const i64* sums = (const i64*)shared;
+// The outputs of a tile whose sums are there.
+template <int PRODUCT>
+__device__ __forceinline__ void finish_tile(const MatmulArgs& p, const Rows& in, const i64* sums, bool fold) {
+    typedef Operands<PRODUCT> Of;
+    const int m = p.m, n = p.n, k_pad = p.k_pad;
     int counts[3] = {0, 0, 0};
 #pragma unroll 1
     for (int at = threadIdx.x; at < TILE * TILE; at += THREADS) {
         i64 i = in.first[0] + at / TILE, j = in.first[1] + at % TILE;
         if (i >= m || j >= n) continue;
         RowMeta meta_a = in.meta[0][i], meta_b = in.meta[1][j];
-        bool proven = fold || scale_type == E4M3 ||
-                      (meta_a.spread() <= INT64_SPREAD_A && meta_b.spread() <= INT64_SPREAD_B &&
+        bool proven = fold || PRODUCT == NVFP4 ||
+                      (ByGroups<PRODUCT>::factors_fit(meta_a, meta_b) &&
                        meta_a.spread() + meta_b.spread() <= p.joint_limit);
         bool nan = meta_a.nan || meta_b.nan;
         float s32 = __uint_as_float(NAN_F32);
         if (!nan && proven) {
-            int unit = scale_type == E4M3 ? NVFP4_UNIT : meta_a.low + meta_b.low - 2 * 127 - 2;
-            s32 = round_int64(sums[at], unit);
+            s32 = round_int64(sums[at], Of::UNIT + meta_a.low + meta_b.low);
         } else if (!nan) {
-            int groups = k_pad / 32;
-            s32 = exact_dot_mxfp4(p.a.codes + i * (k_pad / 2), p.a.scales + i * groups,
-                                  p.b.codes + j * (k_pad / 2), p.b.scales + j * groups, groups);
+            int groups = k_pad / Of::GROUP;
+            s32 = exact_dot<PRODUCT>(p.a.codes + i * Of::A::row_bytes(k_pad), p.a.scales + i * (k_pad / Of::A::GROUP),
+                                     p.b.codes + j * Of::B::row_bytes(k_pad), p.b.scales + j * groups, groups);
         }
         counts[0] += fold;
         counts[1] += !fold && (proven || nan);
@@ -313,4 +322,51 @@ void matmul_mma(MatmulArgs p) {
         if (threadIdx.x % 32 == 0 && count != 0) atomicAdd(p.paths + path, (u64)count);
     }
 }
+
+} // namespace
+
+KERNEL_BOUNDS(THREADS, 2)
+void matmul_mma(MatmulArgs p) {
+    typedef Tile<NVFP4, false> Larger;
+    static_assert(Tile<MXFP4, false>::SHARED_BYTES <= Larger::SHARED_BYTES, "");
+    SHARED(u8, shared, [Larger::SHARED_BYTES]);
+    SHARED(int, unfoldable, [1]);
+    Rows in = rows_of(p);
+    if (p.product == NVFP4) {
+        multiply<NVFP4, false, i64>(in, shared);
+        finish_tile<NVFP4>(p, in, (const i64*)shared, false);
+        return;
+    }
+
+    // Does every row of the tile fold?
+    if (threadIdx.x == 0) unfoldable[0] = 0;
+    __syncthreads();
+    int operand = threadIdx.x / TILE;
+    i64 meta_row = in.first[operand] + threadIdx.x % TILE;
+    if (meta_row < in.rows[operand] && in.meta[operand][meta_row].spread() > FOLD_SPREAD) {
+        atomicOr(unfoldable, 1);
+    }
+    __syncthreads();
+    bool fold = p.k_folds && !unfoldable[0];
+    if (fold) {
+        multiply<MXFP4, true, int>(in, shared);
+    } else {
+        multiply<MXFP4, false, i64>(in, shared);
+    }
+    finish_tile<MXFP4>(p, in, (const i64*)shared, fold);
+}
 EXPORT(matmul_mma)
+
+#define MMA_KERNEL(name, PRODUCT)                               \
+    KERNEL_BOUNDS(THREADS, 2)                                   \
+    void name(MatmulArgs p) {                                   \
+        typedef Tile<PRODUCT, false> Each;                      \
+        SHARED(u8, shared, [Each::SHARED_BYTES]);               \
+        Rows in = rows_of(p);                                   \
+        multiply<PRODUCT, false, i64>(in, shared);              \
+        finish_tile<PRODUCT>(p, in, (const i64*)shared, false); \
+    }                                                           \
+    EXPORT(name)
+
+MMA_KERNEL(matmul_mma_mxint8_mxfp4, MXINT8_MXFP4)
+MMA_KERNEL(matmul_mma_mxint8_nvfp4, MXINT8_NVFP4)

@@ -1,4 +1,4 @@
-// The wgmma matmul on folded operands, common to both formats (C6): Hopper, many rows of A.
+// The wgmma matmul on folded operands, common to its products (C6, C10): Hopper, many rows of A.
 // Not yet run on hardware.
 //
 //     block: 128 rows of A x TILE_N rows of B, accumulators in registers
@@ -10,7 +10,7 @@
 //         for each level from the highest down:
 //             sums <<= WIDTH * (levels since the last one)     Horner's scheme in the window base
 //             for each stage: wait full; wgmma; when they are done: arrive `empty`
-//         units = PLANES == 1 ? sums : hh 4096 + (ss - hh - ll) 64 + ll
+//         units = sums; NVFP4: hh 4096 + (ss - hh - ll) 64 + ll; MXINT8: hi 16 + lo
 //         out = round(f32(units * 2^exponent) * alpha_i + bias_j)
 //
 // A product of blocks of windows p and q is an exact integer in units of 2^(base_a + base_b + WIDTH
@@ -18,13 +18,14 @@
 // one integer in units of the lowest level, lowest. Data without outliers has one level and no
 // shift.
 //
-// Bound. Let n_l be the number of products of level l and L the largest digit (fold.cuh):
+// Bound. Let n_l be the number of products of level l and L_a, L_b the largest digits (fold.cuh):
 //
-//     32 * L^2 * sum over l of n_l * 2^(WIDTH (l - lowest)) <= 2^31 - 1
+//     32 * L_a * L_b * sum over l of n_l * 2^(WIDTH (l - lowest)) <= 2^31 - 1
 //
-// One step adds at most 32 L^2 in units of its level, so this bounds the final sum, which then is
-// its own residue modulo 2^32, and wrapping on the way is harmless. With one level it is K <=
-// 233,016 for MXFP4 (whole steps: 7281, K = 232,992) and 8285 steps, K = 265,120, for NVFP4.
+// One step adds at most 32 L_a L_b in units of its level, so this bounds the final sum, which then
+// is its own residue modulo 2^32, and wrapping on the way is harmless. With one level it is K <=
+// 233,016 for MXFP4 (whole steps: 7281, K = 232,992), 8285 steps, K = 265,120, for NVFP4 and 10,922
+// steps, K = 349,504, for MXINT8 by MXFP4.
 //
 // NVFP4, three products (Karatsuba): with v = 64 hi + lo on both sides,
 //     a b = 4096 hi hi' + 64 ((hi + lo)(hi' + lo') - hi hi' - lo lo') + lo lo'.
@@ -32,8 +33,12 @@
 // most 2 * 90 * 32 = 5760 < 90^2, so it fits as well, and ss - hh - ll is it modulo 2^32 although
 // ss, with terms of up to 122^2, may wrap. |units| < 2^31 * (4096 + 64 + 1) < 2^63.
 //
-// Cost: PLANES wgmma products a step; 48 KiB a stage for 4 (MXFP4: 128 x 256 x 32) or 2 (NVFP4: 128
-// x 128 x 32, three products) steps; the count reads two or three words for each step.
+// MXINT8 by MXFP4, two products: both digits of A by the one of B, each a sum that fits by the
+// bound. |units| < 2^31 * 17 < 2^36.
+//
+// Cost: SUMS wgmma products a step; 48 KiB a stage for 4 (MXFP4: 128 x 256 x 32; MXINT8: 128 x 128
+// x 32, two products) or 2 (NVFP4: 128 x 128 x 32, three products) steps; the count reads two or
+// three words for each step.
 #pragma once
 
 #include "exact.cuh"
@@ -48,18 +53,36 @@ constexpr int RING_STAGES = 4;
 constexpr int LEVELS = 2 * WINDOWS - 1;
 constexpr int NO_SLOT = -1;
 
-template <int G>
+// What a product's units fit: int32 for one digit's sum, else int64.
+template <int SUMS>
+struct UnitsOf {
+    typedef i64 Type;
+};
+template <>
+struct UnitsOf<1> {
+    typedef int Type;
+};
+
+template <int PRODUCT>
 struct WgmmaShape {
-    static constexpr int PLANES = Fold<G>::PLANES;
-    static constexpr int TILE_N = G == 32 ? 256 : 128;
+    typedef Operands<PRODUCT> Of;
+    typedef Fold<Of::A_ENCODING> A;
+    typedef Fold<Of::B_ENCODING> B;
+    static_assert(A::WIDTH == B::WIDTH, "levels");
+    static constexpr int WIDTH = A::WIDTH;
+    static constexpr int SUMS = A::PLANES; // plane i of A by plane i of B, or by its only one
+    static_assert(B::PLANES == SUMS || B::PLANES == 1, "");
+    static constexpr int TILE_N = PRODUCT == MXFP4 ? 256 : 128;
     static constexpr int B_TILES = TILE_N / TILE_ROWS;
-    static constexpr int STAGE_STEPS = G == 32 ? 4 : 2;
-    static constexpr int BLOCK_BYTES = PLANES * PLANE_BYTES;
-    static constexpr int STEP_BYTES = (1 + B_TILES) * BLOCK_BYTES;
+    static constexpr int STAGE_STEPS = PRODUCT == NVFP4 ? 2 : 4;
+    static constexpr int A_BYTES = A::PLANES * PLANE_BYTES, B_BYTES = B::PLANES * PLANE_BYTES; // of a block
+    static constexpr int STEP_BYTES = A_BYTES + B_TILES * B_BYTES;
     static constexpr int STAGE_BYTES = STAGE_STEPS * STEP_BYTES;
+    // log2 of the unit of a product with both bases 0 and both windows 0.
+    static constexpr int EXPONENT = Of::A::UNIT + Of::B::UNIT + A::SCALE_UNIT + B::SCALE_UNIT;
     // A finished tile in the ring: what its sums are, and the distance of rows, off by 32 bytes so
     // that rows fall on different banks.
-    typedef typename Fold<G>::Units Units;
+    typedef typename UnitsOf<SUMS>::Type Units;
     static constexpr int PITCH = TILE_N + 32 / (int)sizeof(Units);
     static_assert(TILE_M * PITCH * (int)sizeof(Units) <= RING_STAGES * STAGE_BYTES, "");
     // Offsets in shared memory.
@@ -67,8 +90,22 @@ struct WgmmaShape {
     static constexpr int COUNTS = BARRIERS + 2 * RING_STAGES * 8;
     static constexpr int COLUMNS = COUNTS + LEVELS * 4 + 4;    // the columns' base, NAN_COLUMN if NaN
     static constexpr int BYTES = COLUMNS + TILE_N * 4;
+    static_assert(BYTES <= WGMMA_SHARED, "");
+
+    // The digits' sums as they lie in the ring, and what they are worth in units of the product.
+    // Those of MXINT8 lie side by side: combined here already, they would not fit the registers.
+    __device__ static __forceinline__ Units pack(const int (&sums)[SUMS]) {
+        if (PRODUCT == MXFP4) return sums[0];
+        if (PRODUCT == MXINT8_MXFP4) return (Units)((u64)(u32)sums[0] << 32 | (u32)sums[SUMS - 1]);
+        int hh = sums[0], ll = sums[1 % SUMS], ss = sums[2 % SUMS];
+        int mixed = (int)((u32)ss - (u32)hh - (u32)ll);
+        return (Units)((i64)hh * 4096 + (i64)mixed * 64 + ll);
+    }
+    __device__ static __forceinline__ Units unpack(Units packed) {
+        if (PRODUCT != MXINT8_MXFP4) return packed;
+        return (Units)((i64)(int)((u64)packed >> 32) * 16 + (int)(u32)packed);
+    }
 };
-static_assert(WgmmaShape<32>::BYTES <= WGMMA_SHARED && WgmmaShape<16>::BYTES <= WGMMA_SHARED, "");
 
 constexpr int NAN_COLUMN = -0x7FFFFFFF;
 
@@ -102,25 +139,25 @@ __device__ __forceinline__ void finish_pair(const Outputs& to, i64 i, i64 j, int
 }
 
 // The entries of one step in the tiles of a block; sets are empty past the operand.
-template <int G>
+template <int PRODUCT>
 struct StepEntries {
-    u32 a, b[WgmmaShape<G>::B_TILES], all_b;
+    u32 a, b[WgmmaShape<PRODUCT>::B_TILES], all_b;
 
     __device__ __forceinline__ void load(const WgmmaArgs& p, int a_tile, int b_tile, int b_tiles, int step, int steps) {
         a = p.a.entries[(i64)a_tile * steps + step];
         all_b = 0;
 #pragma unroll
-        for (int i = 0; i < WgmmaShape<G>::B_TILES; i++) {
+        for (int i = 0; i < WgmmaShape<PRODUCT>::B_TILES; i++) {
             b[i] = b_tile + i < b_tiles ? p.b.entries[(i64)(b_tile + i) * steps + step] : 0;
             all_b |= b[i] & 0xFFu;
         }
     }
 };
 
-template <int G>
+template <int PRODUCT>
 __device__ __forceinline__ void wgmma_matmul(const WgmmaArgs& p) {
-    typedef WgmmaShape<G> Shape;
-    constexpr int PLANES = Shape::PLANES, TILE_N = Shape::TILE_N, B_TILES = Shape::B_TILES, WIDTH = Fold<G>::WIDTH;
+    typedef WgmmaShape<PRODUCT> Shape;
+    constexpr int SUMS = Shape::SUMS, TILE_N = Shape::TILE_N, B_TILES = Shape::B_TILES, WIDTH = Shape::WIDTH;
     unsigned char* shared = dynamic_shared();
     u64* full = (u64*)(shared + Shape::BARRIERS);
     u64* empty = full + RING_STAGES;
@@ -152,7 +189,7 @@ __device__ __forceinline__ void wgmma_matmul(const WgmmaArgs& p) {
     }
     __syncthreads();
     for (int step = thread; step < steps; step += WGMMA_THREADS) {
-        StepEntries<G> entries;
+        StepEntries<PRODUCT> entries;
         entries.load(p, a_tile, b_tile, b_row_tiles, step, steps);
         for (u32 as = entries.a & 0xFFu; as != 0; as &= as - 1) {
             for (u32 bs = entries.all_b; bs != 0; bs &= bs - 1) atomicAdd(&counts[__ffs((int)as) + __ffs((int)bs) - 2], 1u);
@@ -173,7 +210,7 @@ __device__ __forceinline__ void wgmma_matmul(const WgmmaArgs& p) {
         lowest = level;
         if (highest < 0) highest = level;
     }
-    provable = provable && reach * (STEP_K * Fold<G>::LARGEST * Fold<G>::LARGEST) <= 0x7FFFFFFFull;
+    provable = provable && reach * (STEP_K * Shape::A::LARGEST * Shape::B::LARGEST) <= 0x7FFFFFFFull;
     if (thread == 0) *todo = !provable;
     if (!provable) return;
 
@@ -185,7 +222,7 @@ __device__ __forceinline__ void wgmma_matmul(const WgmmaArgs& p) {
             for (int level = highest; level >= lowest; level--) {
                 int left = (int)counts[level], filled = 0;
                 for (int step = 0; left > 0 && step < steps; step++) {
-                    StepEntries<G> entries;
+                    StepEntries<PRODUCT> entries;
                     entries.load(p, a_tile, b_tile, b_row_tiles, step, steps);
                     for (u32 as = entries.a & 0xFFu; as != 0; as &= as - 1) {
                         int a_bit = __ffs((int)as) - 1, b_bit = level - a_bit;
@@ -197,22 +234,22 @@ __device__ __forceinline__ void wgmma_matmul(const WgmmaArgs& p) {
                             // matter.
                             int copied = left < Shape::STAGE_STEPS ? left : Shape::STAGE_STEPS;
                             int missing = Shape::STAGE_STEPS - copied;
-                            mbarrier_arrive_expect_tx(&full[slot], (u32)(copied * Shape::STEP_BYTES + missing * Shape::BLOCK_BYTES));
+                            mbarrier_arrive_expect_tx(&full[slot], (u32)(copied * Shape::STEP_BYTES + missing * Shape::A_BYTES));
                             for (int i = copied; i < Shape::STAGE_STEPS; i++) {
-                                bulk_copy_g2s(stage + i * Shape::STEP_BYTES, p.zeros, Shape::BLOCK_BYTES, &full[slot]);
+                                bulk_copy_g2s(stage + i * Shape::STEP_BYTES, p.zeros, Shape::A_BYTES, &full[slot]);
                             }
                         }
                         unsigned char* to = stage + filled * Shape::STEP_BYTES;
                         i64 block = (i64)a_tile * (steps + p.a.extra) + block_index(entries.a, a_bit, step, steps);
-                        bulk_copy_g2s(to, p.a.blocks + block * Shape::BLOCK_BYTES, Shape::BLOCK_BYTES, &full[slot]);
+                        bulk_copy_g2s(to, p.a.blocks + block * Shape::A_BYTES, Shape::A_BYTES, &full[slot]);
 #pragma unroll
                         for (int i = 0; i < B_TILES; i++) {
                             const u8* from = p.zeros;
                             if (entries.b[i] >> b_bit & 1u) {
                                 block = (i64)(b_tile + i) * (steps + p.b.extra) + block_index(entries.b[i], b_bit, step, steps);
-                                from = p.b.blocks + block * Shape::BLOCK_BYTES;
+                                from = p.b.blocks + block * Shape::B_BYTES;
                             }
-                            bulk_copy_g2s(to + (1 + i) * Shape::BLOCK_BYTES, from, Shape::BLOCK_BYTES, &full[slot]);
+                            bulk_copy_g2s(to + Shape::A_BYTES + i * Shape::B_BYTES, from, Shape::B_BYTES, &full[slot]);
                         }
                         left--;
                         if (++filled == Shape::STAGE_STEPS || left == 0) {
@@ -230,9 +267,9 @@ __device__ __forceinline__ void wgmma_matmul(const WgmmaArgs& p) {
     }
 
     setmaxnreg_inc<232>();
-    int sums[PLANES][TILE_N / 2];
+    int sums[SUMS][TILE_N / 2];
 #pragma unroll
-    for (int i = 0; i < PLANES; i++) {
+    for (int i = 0; i < SUMS; i++) {
 #pragma unroll
         for (int j = 0; j < TILE_N / 2; j++) sums[i][j] = 0;
     }
@@ -243,9 +280,9 @@ __device__ __forceinline__ void wgmma_matmul(const WgmmaArgs& p) {
         if (level != above) {
             wgmma_wait<0>();
 #pragma unroll
-            for (int i = 0; i < PLANES; i++) wgmma_pin(sums[i]);
+            for (int i = 0; i < SUMS; i++) wgmma_pin(sums[i]);
 #pragma unroll
-            for (int i = 0; i < PLANES; i++) {
+            for (int i = 0; i < SUMS; i++) {
 #pragma unroll
                 for (int j = 0; j < TILE_N / 2; j++) sums[i][j] = (int)((u32)sums[i][j] << (WIDTH * (above - level)));
             }
@@ -261,9 +298,9 @@ __device__ __forceinline__ void wgmma_matmul(const WgmmaArgs& p) {
 #pragma unroll
             for (int step = 0; step < Shape::STAGE_STEPS; step++) {
 #pragma unroll
-                for (int i = 0; i < PLANES; i++) {
+                for (int i = 0; i < SUMS; i++) {
                     const unsigned char* a = stage + step * Shape::STEP_BYTES + i * PLANE_BYTES + (group - 1) * (PLANE_BYTES / 2);
-                    const unsigned char* b = stage + step * Shape::STEP_BYTES + Shape::BLOCK_BYTES + i * PLANE_BYTES;
+                    const unsigned char* b = stage + step * Shape::STEP_BYTES + Shape::A_BYTES + i % Shape::B::PLANES * PLANE_BYTES;
                     wgmma_s8<TILE_N>(sums[i], smem_descriptor(a, 128, 256, SWIZZLE_NONE), smem_descriptor(b, 128, 256, SWIZZLE_NONE));
                 }
             }
@@ -281,7 +318,7 @@ __device__ __forceinline__ void wgmma_matmul(const WgmmaArgs& p) {
     }
     wgmma_wait<0>();
 #pragma unroll
-    for (int i = 0; i < PLANES; i++) wgmma_pin(sums[i]);
+    for (int i = 0; i < SUMS; i++) wgmma_pin(sums[i]);
 
     // Through shared memory to whole rows: each warp has 16 of them to itself. The ring is free
     // once both warpgroups are here.
@@ -292,16 +329,13 @@ __device__ __forceinline__ void wgmma_matmul(const WgmmaArgs& p) {
 #pragma unroll
     for (int d = 0; d < TILE_N / 2; d++) {
         Units* to = rows + (d / 2 % 2 * 8 + lane / 4) * Shape::PITCH + d / 4 * 8 + 2 * (lane % 4) + d % 2;
-        if (PLANES == 1) {
-            *to = sums[0][d];
-        } else {
-            int hh = sums[0][d], ll = sums[1 % PLANES][d], ss = sums[2 % PLANES][d];
-            int mixed = (int)((u32)ss - (u32)hh - (u32)ll);
-            *to = (Units)((i64)hh * 4096 + (i64)mixed * 64 + ll);
-        }
+        int digits[SUMS];
+#pragma unroll
+        for (int i = 0; i < SUMS; i++) digits[i] = sums[i][d];
+        *to = Shape::pack(digits);
     }
     __syncwarp(ALL_LANES);
-    const int exponent = Fold<G>::EXPONENT + WIDTH * (lowest - 2 * WINDOW_BIAS);
+    const int exponent = Shape::EXPONENT + WIDTH * (lowest - 2 * WINDOW_BIAS);
     const int first_row = tile_m * TILE_M + warp * 16;
     for (int r = 0; r < 16 && first_row + r < p.a.rows; r++) {
         const int row = first_row + r, row_exponent = exponent + p.a.bases[row];
@@ -314,7 +348,7 @@ __device__ __forceinline__ void wgmma_matmul(const WgmmaArgs& p) {
 #pragma unroll
             for (int i = 0; i < 2; i++) {
                 const int base = columns[at + i];
-                const Units units = rows[r * Shape::PITCH + at + i];
+                const Units units = Shape::unpack(rows[r * Shape::PITCH + at + i]);
                 s32[i] = row_nan || base == NAN_COLUMN ? __uint_as_float(NAN_F32) : round_units(units, row_exponent + base);
             }
             finish_pair(p.outputs, row, column, p.b.rows, alpha, s32[0], s32[1]);
@@ -327,9 +361,9 @@ __device__ __forceinline__ void wgmma_matmul(const WgmmaArgs& p) {
     }
 }
 
-#define WGMMA_KERNEL(name, G)                              \
-    KERNEL_BOUNDS(fp4::WGMMA_THREADS, 1)                   \
-    void name(fp4::WgmmaArgs p) { fp4::wgmma_matmul<G>(p); } \
+#define WGMMA_KERNEL(name, PRODUCT)                              \
+    KERNEL_BOUNDS(fp4::WGMMA_THREADS, 1)                         \
+    void name(fp4::WgmmaArgs p) { fp4::wgmma_matmul<PRODUCT>(p); } \
     EXPORT(name)
 
 #endif // FP4_SM == 90

@@ -3,5 +3,5 @@
 #include "matmul_wgmma.cuh"
 
 #if FP4_SM == 90
-WGMMA_KERNEL(matmul_wgmma_mxfp4, 32)
+WGMMA_KERNEL(matmul_wgmma_mxfp4, fp4::MXFP4)
 #endif

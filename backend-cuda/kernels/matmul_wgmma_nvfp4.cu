@@ -3,5 +3,5 @@
 #include "matmul_wgmma.cuh"
 
 #if FP4_SM == 90
-WGMMA_KERNEL(matmul_wgmma_nvfp4, 16)
+WGMMA_KERNEL(matmul_wgmma_nvfp4, fp4::NVFP4)
 #endif

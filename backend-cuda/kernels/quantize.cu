@@ -1,8 +1,11 @@
-// Quantization, with the optional block transform in front (C4, C5), and row metadata.
+// Quantization, with the optional block transform in front (C4, C5, C10), and row metadata.
 //
 //     y      = x, or per block: y[j] = round(fma chain over ascending i of x[i] * T[j][i])
 //     scale  = given, or encode(amax / (ss * gs))          amax NaN if any element is NaN
 //     code   = encode(y / (decode(scale) * gs)), or +-0 with the sign of y where it divides by 0
+//
+// and of MXINT8 the least scale that takes amax to at most 127, and the element nearest to y * 64 /
+// scale, ties to even.
 //
 // A thread holds 8 consecutive columns of a row, so a group of G columns is G / 8 adjacent lanes,
 // at most 16, and its amax is a few shuffles. amax is taken over the bit patterns of |y|: as
@@ -45,16 +48,19 @@ TRANSFORM_QUANTIZE(transform_quantize_f32, DenseF32)
 TRANSFORM_QUANTIZE(transform_quantize_f16, DenseF16)
 TRANSFORM_QUANTIZE(transform_quantize_bf16, DenseBf16)
 
-// Metadata of the rows of an operand, MXFP4 (scale_type e8m0) or NVFP4 (e4m3): a warp a row.
+// Metadata of the rows of an operand: a warp a row.
 KERNEL void row_meta(RowMetaArgs p) {
     i64 row = (i64)blockIdx.x * (blockDim.x / 32) + threadIdx.x / 32;
     if (row >= p.rows) return; // whole warps
     int lane = threadIdx.x % 32;
     auto uncounted = [](u32) {};
     const u8 *codes = p.operand.codes, *scales = p.operand.scales;
-    RowMeta described = p.scale_type == E8M0
-                            ? describe_row<32>(codes, scales, row, p.k_pad, lane, uncounted)
-                            : describe_row<16>(codes, scales, row, p.k_pad, lane, uncounted);
+    RowMeta described;
+    switch (p.encoding) {
+    case MXFP4: described = describe_row<MXFP4>(codes, scales, row, p.k_pad, lane, uncounted); break;
+    case NVFP4: described = describe_row<NVFP4>(codes, scales, row, p.k_pad, lane, uncounted); break;
+    default: described = describe_row<MXINT8>(codes, scales, row, p.k_pad, lane, uncounted);
+    }
     if (lane == 0) p.operand.meta[row] = described;
 }
 EXPORT(row_meta)

@@ -27,14 +27,17 @@ __device__ __forceinline__ void load_eight(Dense, const u16* x, float (&y)[8]) {
 
 // What one thread counts (`QuantCounts` of the core):
 //
-//     clipped      elements with |x / d| > 7, infinities included
+//     clipped      elements with |x / d| > 7, or of MXINT8 with a quotient beyond 127.5, infinities
+//                  included
 //     scale_max    groups whose computed scale was clamped to the largest finite one
 //     flushed      groups with a nonzero element and none that is NaN, all of whose codes are +-0
 //     nan_groups   groups whose scale is NaN
 struct Tally {
     u32 clipped, scale_max, flushed, nan_groups;
 };
-constexpr u32 CLIPPED_F32 = 0x40E00000u; // 7
+constexpr u32 CLIPPED_F32 = 0x40E00000u;    // 7
+constexpr u32 CLIPPED_INT8 = 0x42FF0000u;   // 127.5
+constexpr u32 UNCLAMPED_INT8 = 0x7F7E0000u; // 127 / 64 * 2^127
 
 // Adds what a warp has counted to the counts of the launch. Every lane calls it.
 __device__ __forceinline__ void add_counts(const Tally& tally, Counts* to) {
@@ -49,6 +52,46 @@ __device__ __forceinline__ void add_counts(const Tally& tally, Counts* to) {
         for (int lanes = 1; lanes < 32; lanes *= 2) count += __shfl_xor_sync(ALL_LANES, count, lanes);
         if (threadIdx.x % 32 == 0 && count != 0) atomicAdd(totals[i], (u64)count);
     }
+}
+
+// Eight values of a group as e2m1 codes, the first in the lowest nibble (C4), and their scale byte:
+// the one that `given` points to, or computed.
+__device__ __forceinline__ u32 encode_eight(const float (&y)[8], const Settings& set, u32 amax, const u8* given,
+                                            u32& scale, bool& clamped, Tally& tally) {
+    if (given != nullptr) {
+        scale = *given;
+    } else {
+        float s = __fdiv_rn(__uint_as_float(amax), set.divisor);
+        scale = encode_scale(set.scale_type, s);
+        clamped = s > set.max_scale;
+    }
+    float unit = __fmul_rn(decode_scale(set.scale_type, scale), set.global_scale);
+    u32 word = 0;
+#pragma unroll
+    for (int i = 0; i < 8; i++) {
+        u32 sign = __float_as_uint(y[i]) & 0x80000000u;
+        float q = unit == 0.0f ? __uint_as_float(sign) : __fdiv_rn(y[i], unit);
+        word |= encode_e2m1(q, set.tie) << (4 * i);
+        u32 magnitude = __float_as_uint(q) & 0x7FFFFFFFu;
+        tally.clipped += magnitude > CLIPPED_F32 && magnitude <= INF_F32;
+    }
+    return word;
+}
+
+// The same as int8 elements (C10).
+__device__ __forceinline__ uint2 encode_eight_int8(const float (&y)[8], u32 amax, u32& scale, bool& clamped,
+                                                   Tally& tally) {
+    scale = scale_of_int8(amax);
+    clamped = amax > UNCLAMPED_INT8 && amax <= INF_F32;
+    u32 words[2] = {0, 0};
+    if (scale == 0xFFu) return make_uint2(0, 0);
+#pragma unroll
+    for (int i = 0; i < 8; i++) {
+        float q = int8_quotient(y[i], scale);
+        words[i / 4] |= encode_int8(q) << (8 * (i % 4));
+        tally.clipped += (__float_as_uint(q) & 0x7FFFFFFFu) > CLIPPED_INT8;
+    }
+    return make_uint2(words[0], words[1]);
 }
 
 // Quantizes the 8 columns from `col` that this lane holds. Every lane of the warp calls it; lanes
@@ -68,33 +111,25 @@ __device__ __forceinline__ void quantize_eight(const float (&y)[8], i64 row, int
     }
 
     const bool writes = row >= 0 && col < p.k_pad, counts = p.counts != nullptr;
-    u32 scale = 0, word = 0;
+    u32 scale = 0, any = 0; // `any`: what is not +-0
     bool clamped = false;
     if (writes) {
         int groups = p.k / set.group, groups_pad = p.k_pad / set.group, g = col / set.group;
-        if (col < p.k) {
-            if (p.given != nullptr) {
-                scale = p.given[row * groups + g];
-            } else {
-                float s = __fdiv_rn(__uint_as_float(amax), set.divisor);
-                scale = encode_scale(set.scale_type, s);
-                clamped = s > set.max_scale;
-            }
-            float unit = __fmul_rn(decode_scale(set.scale_type, scale), set.global_scale);
-#pragma unroll
-            for (int i = 0; i < 8; i++) {
-                u32 sign = __float_as_uint(y[i]) & 0x80000000u;
-                float q = unit == 0.0f ? __uint_as_float(sign) : __fdiv_rn(y[i], unit);
-                word |= encode_e2m1(q, set.tie) << (4 * i);
-                u32 magnitude = __float_as_uint(q) & 0x7FFFFFFFu;
-                tally.clipped += magnitude > CLIPPED_F32 && magnitude <= INF_F32;
-            }
+        if (set.element == INT8) {
+            uint2 words = make_uint2(0, 0);
+            if (col < p.k) words = encode_eight_int8(y, amax, scale, clamped, tally);
+            any = words.x | words.y;
+            *(uint2*)(p.codes + row * p.k_pad + col) = words;
+        } else {
+            u32 word = 0;
+            const u8* given = p.given != nullptr ? p.given + row * groups + g : nullptr;
+            if (col < p.k) word = encode_eight(y, set, amax, given, scale, clamped, tally);
+            any = word & 0x77777777u;
+            *(u32*)(p.codes + row * (p.k_pad / 2) + col / 2) = word;
         }
-        *(u32*)(p.codes + row * (p.k_pad / 2) + col / 2) = word;
         if (col % set.group == 0) p.scales[row * groups_pad + g] = (u8)scale;
     }
     if (counts) {
-        u32 any = word & 0x77777777u;
         for (int lanes = 1; lanes < set.group / 8; lanes *= 2) any |= __shfl_xor_sync(ALL_LANES, any, lanes);
         if (writes && col < p.k && col % set.group == 0) {
             tally.scale_max += clamped;

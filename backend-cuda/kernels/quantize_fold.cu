@@ -23,9 +23,9 @@ namespace fp4 {
 __device__ __forceinline__ void fold_format(int scale_type, const u8* codes, const u8* scales, int first_row, int rows,
                                             int k_pad, const FoldedOperand& to, FoldScratch& scratch) {
     if (scale_type == E8M0) {
-        fold_eight<32>(codes, scales, first_row, rows, k_pad, to, scratch);
+        fold_eight<MXFP4>(codes, scales, first_row, rows, k_pad, to, scratch);
     } else {
-        fold_eight<16>(codes, scales, first_row, rows, k_pad, to, scratch);
+        fold_eight<NVFP4>(codes, scales, first_row, rows, k_pad, to, scratch);
     }
 }
 

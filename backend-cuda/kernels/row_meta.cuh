@@ -6,29 +6,31 @@
 
 namespace fp4 {
 
-// Whether a group has a code other than +-0.
-template <int G>
+// Whether a group has a code other than +-0, or an element other than 0.
+template <int ENCODING>
 __device__ __forceinline__ bool any_code(const u8* codes) {
-    uint2 first = *(const uint2*)codes;
-    u32 any = first.x | first.y;
-    if (G == 32) {
-        uint2 second = *(const uint2*)(codes + 8);
-        any |= second.x | second.y;
+    typedef Encoded<ENCODING> Of;
+    u32 any = 0;
+#pragma unroll
+    for (int i = 0; i < Of::GROUP_BYTES / 8; i++) {
+        uint2 words = ((const uint2*)codes)[i];
+        any |= words.x | words.y;
     }
-    return (any & 0x77777777u) != 0;
+    return (Of::IS_INT8 ? any : any & 0x77777777u) != 0;
 }
 
-// By a whole warp, MXFP4 (G = 32, e8m0) or NVFP4 (16, e4m3); every lane gets the result. `live` is
-// called with the scale byte of each live group, by one lane.
-template <int G, class Live>
+// By a whole warp; every lane gets the result. `live` is called with the scale byte of each live
+// group, by one lane.
+template <int ENCODING, class Live>
 __device__ __forceinline__ RowMeta describe_row(const u8* codes, const u8* scales, i64 row, int k_pad, int lane,
                                                 const Live& live) {
-    constexpr int SCALE_TYPE = G == 32 ? E8M0 : E4M3;
-    const int groups = k_pad / G;
+    typedef Encoded<ENCODING> Of;
+    constexpr int SCALE_TYPE = Of::SCALE_TYPE;
+    const int groups = k_pad / Of::GROUP;
     RowMeta meta = {255, -1, 0, 0};
     for (int g = lane; g < groups; g += 32) {
         u32 scale = scales[row * groups + g];
-        bool any = any_code<G>(codes + (row * groups + g) * (G / 2));
+        bool any = any_code<ENCODING>(codes + (row * groups + g) * Of::GROUP_BYTES);
         if (scale_is_nan(SCALE_TYPE, scale)) {
             meta.nan = 1;
         } else if (any && (SCALE_TYPE == E8M0 || (scale & 0x7Fu) != 0)) {

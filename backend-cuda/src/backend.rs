@@ -9,9 +9,9 @@ use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use fp4_core::{
-    Buffer as What, Epilogue, Error, FloatSliceMut, Matmul, MatmulQuery, Named, Packed, PackedMut,
-    PackedShape, PackedView, PartialsMut, Paths, PreparedWeight, QuantCounts, QuantizeInput,
-    QuantizeQuery, Quantizer, Unsupported, backend::Resident, check_environment,
+    Buffer as What, Encoding, Epilogue, Error, FloatSliceMut, Matmul, MatmulQuery, Named, Packed,
+    PackedMut, PackedShape, PackedView, PartialsMut, Paths, PreparedWeight, QuantCounts,
+    QuantizeInput, QuantizeQuery, Quantizer, Unsupported, backend::Resident, check_environment,
 };
 
 use crate::build::arguments::{Counts, Outputs, Pointer, float_type};
@@ -281,7 +281,7 @@ pub(crate) fn expect_outputs<B>(
     b: &CudaWeight<B>,
     epilogue: &Epilogue<'_>,
 ) -> Result<usize, Error> {
-    a.shape.expect_product(&b.operand.shape)?.expect_one_format()?;
+    a.shape.expect_product(&b.operand.shape)?;
     let (rows, cols) = (a.shape.rows(), b.operand.shape.rows());
     epilogue.expect(rows, cols)?;
     rows.checked_mul(cols).ok_or(Error::ShapeOverflow { rows, cols })
@@ -311,7 +311,9 @@ fn expect_int(sizes: &[usize]) -> Result<(), Unsupported> {
 
 impl Quantizer for Cuda {
     fn supports_quantize(&self, query: &QuantizeQuery) -> Result<(), Unsupported> {
-        query.expect_plain()?;
+        if query.row_scales {
+            return Err(Unsupported::RowScales);
+        }
         expect_int(&[query.rows, query.k])
     }
 
@@ -360,7 +362,10 @@ impl Matmul for Cuda {
     }
 
     fn supports_partial(&self, query: &MatmulQuery) -> Result<(), Unsupported> {
-        query.expect_same_encoding()?;
+        match (query.a, query.b.format()) {
+            (Encoding::MxInt8, Some(_)) => {}
+            _ => query.expect_same_encoding()?,
+        }
         expect_int(&[query.m, query.n, query.k])
     }
 
@@ -390,7 +395,7 @@ impl Matmul for Cuda {
     ) -> Result<Paths, Error> {
         check_environment()?;
         self.own(&b.operand.gpu)?;
-        a.shape().expect_product(&b.shape())?.expect_one_format()?;
+        a.shape().expect_product(&b.shape())?;
         epilogue.expect(a.shape().rows(), b.shape().rows())?;
         expect_int(&[a.shape().rows()])?;
         let _operation = self.gpu.enter()?;
@@ -410,7 +415,7 @@ impl Matmul for Cuda {
     ) -> Result<(), Error> {
         check_environment()?;
         self.own(&b.operand.gpu)?;
-        a.shape().expect_product(&b.shape())?.expect_one_format()?;
+        a.shape().expect_product(&b.shape())?;
         expect_int(&[a.shape().rows()])?;
         let _operation = self.gpu.enter()?;
         self.with_staging(|staging| {

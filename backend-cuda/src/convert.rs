@@ -1,7 +1,8 @@
 //! Conversions of host data on the device: dequantization and scale layouts (C4.4, C7).
 
 use fp4_core::{
-    Buffer as What, Error, FloatSliceMut, PackedView, QuantSpec, Swizzle, check_environment,
+    Buffer as What, Element, Error, FloatSliceMut, PackedView, QuantSpec, Swizzle,
+    check_environment,
 };
 
 use crate::backend::{Cuda, Staging};
@@ -26,6 +27,9 @@ impl Cuda {
         QuantSpec::new(shape.scale_type(), shape.group(), global_scale, 1.0)?;
         let len = shape.rows() * shape.k();
         out.as_ref().expect_len(What::Output, len)?;
+        if shape.element() == Element::Int8 && global_scale.to_bits() != 1f32.to_bits() {
+            return Err(Error::NoGlobalScale { got: global_scale });
+        }
         let _operation = self.gpu.enter()?;
         self.with_staging(|staging| {
             let Staging { operand, output, .. } = staging;

@@ -11,7 +11,8 @@ use common::{Rng, operand, same_bits};
 use fp4_backend_cuda::{Cuda, MatmulKernel};
 use fp4_core::backend::{Resident, Sink};
 use fp4_core::{
-    Buffer, Epilogue, Error, Float, FloatType, Format, Matmul, PackedMatrix, bf16, f16, reference,
+    Buffer, Epilogue, Error, Float, FloatType, Format, Matmul, PackedMatrix, Product, bf16, f16,
+    reference,
 };
 
 /// Every kernel, by each of its ways to an output, with shapes on and around its tiles. Decode's
@@ -71,7 +72,7 @@ fn check<T: Float>(
 fn every_kernel_ends_a_product_as_the_reference_does() {
     let (cuda, mut rng) = (Cuda::open(0).unwrap(), Rng(60));
     let (mut compared, mut nan, mut left, mut tiles) = (0, 0, 0, 0);
-    for format in Format::ALL {
+    for product in Product::ALL {
         for (kernel, [m, n, k]) in CASES {
             // Near scales, and some rows of scales so far apart that other kernels clean up.
             for wide in [false, true] {
@@ -80,8 +81,8 @@ fn every_kernel_ends_a_product_as_the_reference_does() {
                     1 if rng.below(10) == 0 => 0xFF,
                     _ => 0x70 + rng.byte() % 4,
                 };
-                let a = operand(&mut rng, format, m, k, scale);
-                let b = operand(&mut rng, format, n, k, scale);
+                let a = operand(&mut rng, product.a, m, k, scale);
+                let b = operand(&mut rng, product.b, n, k, scale);
                 let row_scales: Vec<f32> = (0..m).map(|_| any(&mut rng)).collect();
                 let bias: Vec<f32> = (0..n).map(|_| any(&mut rng)).collect();
                 let cuda = cuda.clone().with_matmul_kernel(kernel);
@@ -90,7 +91,7 @@ fn every_kernel_ends_a_product_as_the_reference_does() {
                     let epilogue = Epilogue::new(alpha)
                         .with_row_scales((part & 1 != 0).then_some(&row_scales[..]))
                         .with_bias((part & 2 != 0).then_some(&bias[..]));
-                    let case = format!("{format} {kernel:?} {m}x{n}x{k} {wide} part {part}");
+                    let case = format!("{product:?} {kernel:?} {m}x{n}x{k} {wide} part {part}");
                     let types = if part == 3 && !wide { 0..3 } else { part..part + 1 };
                     for ty in types {
                         let (outputs, nans) = match ty % 3 {

@@ -4,7 +4,7 @@
 //! ([`header`](super::header)); what a field is for is said there.
 
 use cudarc::driver::DeviceRepr;
-use fp4_core::{FloatType, Format, ScaleType, TieMode};
+use fp4_core::{Element, Encoding, FloatType, Format, Product, ScaleType, TieMode, Unsupported};
 
 use super::header::{CType, Field, constant, expect_struct};
 
@@ -87,7 +87,7 @@ structs! {
         m: i32,
         n: i32,
         k_pad: i32,
-        scale_type: i32,
+        product: i32,
         joint_limit: i32,
         k_folds: i32,
     }
@@ -129,12 +129,14 @@ structs! {
         unused: i32,
     }
     Settings {
+        element: i32,
         group: i32,
         scale_type: i32,
         tie: i32,
         divisor: f32,
         global_scale: f32,
         max_scale: f32,
+        unused: i32,
     }
     Counts { clipped: u64, scale_max: u64, flushed: u64, nan_groups: u64, }
     QuantizeArgs {
@@ -152,7 +154,7 @@ structs! {
         set: Settings,
     }
     QuantizeFoldArgs { quantize: QuantizeArgs, to: FoldedOperand, arrivals: Pointer, }
-    RowMetaArgs { operand: PackedOperand, rows: i64, k_pad: i32, scale_type: i32, }
+    RowMetaArgs { operand: PackedOperand, rows: i64, k_pad: i32, encoding: i32, }
     FoldArgs {
         codes: Pointer,
         scales: Pointer,
@@ -168,10 +170,12 @@ structs! {
         rows: i64,
         k: i32,
         k_pad: i32,
+        element: i32,
         group: i32,
         scale_type: i32,
         global_scale: f32,
         out_type: i32,
+        unused: i32,
     }
     PadArgs { from: Pointer, to: Pointer, rows: i64, from_cols: i32, to_cols: i32, }
     SwizzleArgs { from: Pointer, to: Pointer, rows: i64, cols: i64, }
@@ -188,7 +192,7 @@ constants! {
     STRIP_ROWS STRIP_COLS
     NAIVE_TILE MMA_TILE MMA_THREADS
     DECODE_ROWS DECODE_STAGE_K DECODE_SHARED
-    TILE_ROWS STEP_K MXFP4_PLANES NVFP4_PLANES FOLD_ROWS EXTRA_STEPS
+    TILE_ROWS STEP_K MXFP4_PLANES NVFP4_PLANES MXINT8_PLANES FOLD_ROWS EXTRA_STEPS
     WGMMA_THREADS WGMMA_SHARED
     NVFP4_INT64_GROUPS EXACT_LIMBS
 }
@@ -220,10 +224,51 @@ pub(crate) const fn tie(mode: TieMode) -> i32 {
     }) as i32
 }
 
+/// As [`scale_type`].
+pub(crate) const fn element(element: Element) -> i32 {
+    (match element {
+        Element::E2m1 => const { constant("E2M1") },
+        Element::Int8 => const { constant("INT8") },
+    }) as i32
+}
+
+/// As [`scale_type`].
+///
+/// # Errors
+/// [`Unsupported::Encodings`] for one that the kernels do not know.
+pub(crate) const fn encoding(encoding: Encoding) -> Result<i32, Unsupported> {
+    Ok((match encoding {
+        Encoding::MxFp4 => const { constant("MXFP4") },
+        Encoding::NvFp4 => const { constant("NVFP4") },
+        Encoding::MxInt8 => const { constant("MXINT8") },
+        a => return Err(Unsupported::Encodings { a, b: a }),
+    }) as i32)
+}
+
+/// As [`encoding`].
+///
+/// # Errors
+/// [`Unsupported::Encodings`] for operands that the kernels do not multiply.
+pub(crate) const fn product(product: Product) -> Result<i32, Unsupported> {
+    Ok((match (product.a, product.b) {
+        (Encoding::MxFp4, Format::MxFp4) => const { constant("MXFP4") },
+        (Encoding::NvFp4, Format::NvFp4) => const { constant("NVFP4") },
+        (Encoding::MxInt8, Format::MxFp4) => const { constant("MXINT8_MXFP4") },
+        (Encoding::MxInt8, Format::NvFp4) => const { constant("MXINT8_NVFP4") },
+        (a, Format::MxFp4) => return Err(Unsupported::Encodings { a, b: Encoding::MxFp4 }),
+        (a, Format::NvFp4) => return Err(Unsupported::Encodings { a, b: Encoding::NvFp4 }),
+    }) as i32)
+}
+
 /// Digits of an element of the folded form.
-pub(crate) const fn planes(format: Format) -> usize {
-    match format {
-        Format::MxFp4 => MXFP4_PLANES,
-        Format::NvFp4 => NVFP4_PLANES,
+///
+/// # Errors
+/// As [`encoding`].
+pub(crate) const fn planes(encoding: Encoding) -> Result<usize, Unsupported> {
+    match encoding {
+        Encoding::MxFp4 => Ok(MXFP4_PLANES),
+        Encoding::NvFp4 => Ok(NVFP4_PLANES),
+        Encoding::MxInt8 => Ok(MXINT8_PLANES),
+        a => Err(Unsupported::Encodings { a, b: a }),
     }
 }

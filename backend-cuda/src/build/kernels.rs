@@ -46,7 +46,7 @@ macro_rules! kernels {
     };
 }
 
-// Lists by float type are in the order of its numbers, those by format MXFP4 first.
+// Lists by float type, encoding or product are in the order of its numbers.
 kernels! {
     QUANTIZE: QuantizeArgs, QUANTIZE, 0, ["quantize_f32", "quantize_f16", "quantize_bf16"];
     TRANSFORM_QUANTIZE: QuantizeArgs, QUANTIZE, 0,
@@ -57,20 +57,28 @@ kernels! {
     TRANSFORM_QUANTIZE_FOLD: QuantizeFoldArgs, QUANTIZE_FOLD, 0,
         ["transform_quantize_fold_f32", "transform_quantize_fold_f16",
          "transform_quantize_fold_bf16"];
-    FOLD: FoldArgs, FOLD, 0, ["fold_mxfp4", "fold_nvfp4"];
-    FOLD_EXTRAS: FoldArgs, FOLD, 0, ["fold_extras_mxfp4", "fold_extras_nvfp4"];
+    FOLD: FoldArgs, FOLD, 0, ["fold_mxfp4", "fold_nvfp4", "fold_mxint8"];
+    FOLD_EXTRAS: FoldArgs, FOLD, 0,
+        ["fold_extras_mxfp4", "fold_extras_nvfp4", "fold_extras_mxint8"];
     DEQUANTIZE: DequantizeArgs, LAYOUT, 0, ["dequantize"];
     PAD_BYTES: PadArgs, LAYOUT, 0, ["pad_bytes"];
     SWIZZLE: SwizzleArgs, LAYOUT, 0, ["swizzle", "unswizzle"];
     MATMUL_NAIVE: MatmulArgs, MATMUL_NAIVE, 0, ["matmul_naive"];
-    PARTIAL: PartialArgs, MATMUL_NAIVE, 0, ["partial_mxfp4", "partial_nvfp4"];
+    PARTIAL: PartialArgs, MATMUL_NAIVE, 0,
+        ["partial_mxfp4", "partial_nvfp4", "partial_mxint8_mxfp4", "partial_mxint8_nvfp4"];
     MATMUL_MMA: MatmulArgs, MATMUL_MMA, 0, ["matmul_mma"];
+    MATMUL_MMA_MXINT8: MatmulArgs, MATMUL_MMA, 0,
+        ["matmul_mma_mxint8_mxfp4", "matmul_mma_mxint8_nvfp4"];
     DECODE_8: DecodeArgs, MATMUL_DECODE, DECODE_SHARED,
-        ["matmul_decode_mxfp4_8", "matmul_decode_nvfp4_8"];
+        ["matmul_decode_mxfp4_8", "matmul_decode_nvfp4_8", "matmul_decode_mxint8_mxfp4_8",
+         "matmul_decode_mxint8_nvfp4_8"];
     DECODE_16: DecodeArgs, MATMUL_DECODE, DECODE_SHARED,
-        ["matmul_decode_mxfp4_16", "matmul_decode_nvfp4_16"];
+        ["matmul_decode_mxfp4_16", "matmul_decode_nvfp4_16", "matmul_decode_mxint8_mxfp4_16",
+         "matmul_decode_mxint8_nvfp4_16"];
     WGMMA_MXFP4: WgmmaArgs, MATMUL_WGMMA_MXFP4, WGMMA_SHARED, ["matmul_wgmma_mxfp4"];
     WGMMA_NVFP4: WgmmaArgs, MATMUL_WGMMA_NVFP4, WGMMA_SHARED, ["matmul_wgmma_nvfp4"];
+    WGMMA_MXINT8_MXFP4: WgmmaArgs, MATMUL_WGMMA_MXINT8_MXFP4, WGMMA_SHARED,
+        ["matmul_wgmma_mxint8_mxfp4"];
 }
 
 #[cfg(test)]

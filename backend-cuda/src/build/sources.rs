@@ -45,9 +45,11 @@ pub(crate) static FOLD: Family = family!("fold", Hopper, "compute_90a");
 pub(crate) static QUANTIZE_FOLD: Family = family!("quantize_fold", Hopper, "compute_90a");
 pub(crate) static MATMUL_WGMMA_MXFP4: Family = family!("matmul_wgmma_mxfp4", Hopper, "compute_90a");
 pub(crate) static MATMUL_WGMMA_NVFP4: Family = family!("matmul_wgmma_nvfp4", Hopper, "compute_90a");
+pub(crate) static MATMUL_WGMMA_MXINT8_MXFP4: Family =
+    family!("matmul_wgmma_mxint8_mxfp4", Hopper, "compute_90a");
 
 /// Every family, for the prebuilt images and their check.
-pub(crate) static FAMILIES: [&Family; 9] = [
+pub(crate) static FAMILIES: [&Family; 10] = [
     &QUANTIZE,
     &LAYOUT,
     &MATMUL_NAIVE,
@@ -57,6 +59,7 @@ pub(crate) static FAMILIES: [&Family; 9] = [
     &QUANTIZE_FOLD,
     &MATMUL_WGMMA_MXFP4,
     &MATMUL_WGMMA_NVFP4,
+    &MATMUL_WGMMA_MXINT8_MXFP4,
 ];
 
 /// Headers by the name that `#include` uses.

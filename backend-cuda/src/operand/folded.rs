@@ -1,13 +1,13 @@
 //! The folded form of an operand in device memory, which the wgmma kernels read: `fold.cuh`.
 //!
-//! It lies beside the packed form: a weight is folded when it is prepared, an activation in the
-//! pass that quantizes it (`quantize_fold.cu`) or when it is imported. An operand without one, made
-//! under another [`MatmulKernel`](crate::MatmulKernel) or where memory was short, is folded for the
-//! product at hand. What fills it is [`ops::fold`](crate::ops::fold).
+//! It lies beside the packed form: a weight is folded when it is prepared, an FP4 activation in the
+//! pass that quantizes it (`quantize_fold.cu`) or when it is imported. An operand without one is
+//! folded for the product at hand: one made under another [`MatmulKernel`](crate::MatmulKernel) or
+//! where memory was short, and MXINT8, of which nobody knows yet whether the weight is MXFP4. What fills it is [`ops::fold`](crate::ops::fold).
 
 use std::sync::Arc;
 
-use fp4_core::{Error, Format};
+use fp4_core::{Encoding, Error};
 
 use crate::build::arguments::{
     FOLD_ROWS, FoldedOperand, PackedOperand, Pointer, STEP_K, STRIP_ROWS, TILE_ROWS, planes,
@@ -16,9 +16,9 @@ use crate::device::buffer::Buffer;
 use crate::device::gpu::Gpu;
 use crate::device::launch::int;
 
-/// Bytes of a block: the digits of one step of one tile, in one plane or three.
-pub(crate) fn block_bytes(format: Format) -> usize {
-    TILE_ROWS * STEP_K * planes(format)
+/// Bytes of a block: the digits of one step of one tile, in one to three planes.
+pub(crate) fn block_bytes(encoding: Encoding) -> Result<usize, Error> {
+    Ok(TILE_ROWS * STEP_K * planes(encoding)?)
 }
 
 /// The folded form of one operand. Its memory only grows.
@@ -92,7 +92,7 @@ impl Folded {
         };
         let overflow = Error::ShapeOverflow { rows: of.rows, cols: of.k_pad };
         let bytes = (self.steps + self.extra)
-            .checked_mul(block_bytes(of.format))
+            .checked_mul(block_bytes(of.encoding)?)
             .and_then(|tile| tile.checked_mul(self.tiles))
             .ok_or(overflow)?;
         let stream = &of.gpu.stream;
@@ -129,7 +129,7 @@ impl Folded {
 #[derive(Debug)]
 pub(crate) struct FoldShape {
     pub(crate) gpu: Arc<Gpu>,
-    pub(crate) format: Format,
+    pub(crate) encoding: Encoding,
     pub(crate) rows: usize,
     pub(crate) k_pad: usize,
     pub(crate) packed: PackedOperand,

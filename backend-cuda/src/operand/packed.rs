@@ -66,7 +66,7 @@ impl CudaOperand {
 
     /// Bytes of a row of codes and of a row of scales, padding included.
     pub(crate) fn row_bytes(&self) -> [usize; 2] {
-        [self.k_pad / 2, self.k_pad / self.shape.group().get()]
+        [self.k_pad / self.shape.element().per_byte(), self.k_pad / self.shape.group().get()]
     }
 
     /// Makes room for a shape, to be folded or not. Every byte is written by what follows.
@@ -106,9 +106,11 @@ impl CudaOperand {
 
     /// What a folding needs to know.
     pub(crate) fn shape_to_fold(&self) -> Result<FoldShape, Error> {
+        let (scale, group) = (self.shape.scale_type(), self.shape.group());
+        let encoding = self.shape.encoding().ok_or(Error::NotAMatmulFormat { scale, group })?;
         Ok(FoldShape {
             gpu: self.gpu.clone(),
-            format: self.shape.expect_format()?,
+            encoding,
             rows: self.shape.rows(),
             k_pad: self.k_pad,
             packed: self.packed(),

@@ -1,9 +1,9 @@
 //! Folding: the launches that fill a [`Folded`] from packed codes and scales.
 
-use fp4_core::{Error, Format};
+use fp4_core::Error;
 
-use crate::build::arguments::{EXTRA_STEPS, FOLD_ROWS, FoldArgs};
-use crate::build::kernels::{FOLD, FOLD_EXTRAS, Kernel};
+use crate::build::arguments::{EXTRA_STEPS, FOLD_ROWS, FoldArgs, encoding};
+use crate::build::kernels::{FOLD, FOLD_EXTRAS};
 use crate::device::error::unless_memory_is_short;
 use crate::device::launch::{Grid, int};
 use crate::operand::folded::{Extra, FoldShape, Folded};
@@ -11,14 +11,6 @@ use crate::operand::packed::CudaOperand;
 
 /// Threads of a block that folds: a warp a row.
 const THREADS: usize = 32 * FOLD_ROWS;
-
-/// The kernel of a format.
-pub(crate) fn of_format<A>(kernels: &'static [Kernel<A>; 2], format: Format) -> &'static Kernel<A> {
-    match format {
-        Format::MxFp4 => &kernels[0],
-        Format::NvFp4 => &kernels[1],
-    }
-}
 
 impl Folded {
     fn arguments(&self, of: &FoldShape) -> Result<FoldArgs, Error> {
@@ -34,7 +26,7 @@ impl Folded {
 
     /// Queues what follows the first pass over the operand: the windows that outliers make.
     pub(crate) fn finish(&mut self, of: &FoldShape) -> Result<(), Error> {
-        let kernel = of_format(&FOLD_EXTRAS, of.format);
+        let kernel = &FOLD_EXTRAS[encoding(of.encoding)? as usize];
         let blocks = [self.tiles, self.steps.div_ceil(EXTRA_STEPS), 1];
         // SAFETY: `begin` made room for the tiles and steps of this shape, and the operand for its
         // rows; the kernel writes the folded form alone.
@@ -51,8 +43,9 @@ impl Folded {
     fn fill_with(&mut self, of: &FoldShape, extra: Extra) -> Result<(), Error> {
         self.begin_with(of, extra)?;
         let grid = Grid::row(self.row_blocks(), THREADS);
+        let kernel = &FOLD[encoding(of.encoding)? as usize];
         // SAFETY: as in `finish`; the rows' metadata is the operand's too.
-        unsafe { of.gpu.launch(of_format(&FOLD, of.format), grid, &self.arguments(of)?)? };
+        unsafe { of.gpu.launch(kernel, grid, &self.arguments(of)?)? };
         self.finish(of)
     }
 
@@ -91,8 +84,8 @@ impl CudaOperand {
 mod tests {
     use fp4_core::backend::{Resident, Source};
     use fp4_core::{
-        FloatType, Matmul, PackedMatrix, QuantSpec, QuantizeInput, Transform, bf16, f16, hadamard,
-        reference,
+        FloatType, Format, Matmul, PackedMatrix, QuantSpec, QuantizeInput, Transform, bf16, f16,
+        hadamard, reference,
     };
 
     use super::*;
@@ -122,7 +115,7 @@ mod tests {
     fn contents(operand: &CudaOperand) -> Contents {
         let (f, gpu, rows) = (&operand.folded, &operand.gpu, operand.shape.rows());
         assert!(f.ready());
-        let size = block_bytes(operand.shape.expect_format().unwrap());
+        let size = block_bytes(operand.shape.encoding().unwrap()).unwrap();
         let stride = (f.steps + f.extra) * size;
         let blocks: Vec<u8> = download(gpu, &f.blocks, f.tiles * stride);
         let counters: Vec<u32> = download(gpu, &f.counters, f.tiles * (f.steps + 2));

@@ -1,8 +1,9 @@
-//! Dequantization and scale layouts on the device (C4.4, C7): which kernel, and what it is given.
+//! Dequantization and scale layouts on the device (C4.4, C7, C10): which kernel, and what it is
+//! given.
 
 use fp4_core::{Error, FloatType, Swizzle};
 
-use crate::build::arguments::{DequantizeArgs, SwizzleArgs, float_type, scale_type};
+use crate::build::arguments::{DequantizeArgs, SwizzleArgs, element, float_type, scale_type};
 use crate::build::kernels::{DEQUANTIZE, SWIZZLE};
 use crate::device::buffer::Buffer;
 use crate::device::gpu::Gpu;
@@ -25,10 +26,12 @@ pub(crate) fn dequantize(
         rows: shape.rows() as i64,
         k: int(shape.k())?,
         k_pad: int(operand.k_pad)?,
+        element: element(shape.element()),
         group: int(shape.group().get())?,
         scale_type: scale_type(shape.scale_type()),
         global_scale,
         out_type: float_type(float),
+        unused: 0,
     };
     // SAFETY: the operand has the bytes of its shape, and `to` room for its values.
     unsafe { operand.gpu.launch(&DEQUANTIZE[0], Grid::for_each(len / 2), &args) }

@@ -1,10 +1,10 @@
-//! Quantization on the device: which kernel, and what it is given (C4, C5).
+//! Quantization on the device: which kernel, and what it is given (C4, C5, C10).
 
 use fp4_core::{Error, FloatType, PackedShape, QuantSpec};
 
 use crate::build::arguments::{
     Counts, FOLD_ROWS, Pointer, QuantizeArgs, QuantizeFoldArgs, RowMetaArgs, STRIP_COLS,
-    STRIP_ROWS, Settings, float_type, scale_type, tie,
+    STRIP_ROWS, Settings, element, encoding, float_type, scale_type, tie,
 };
 use crate::build::kernels::{
     QUANTIZE, QUANTIZE_FOLD, ROW_META, TRANSFORM_QUANTIZE, TRANSFORM_QUANTIZE_FOLD,
@@ -53,12 +53,14 @@ impl Quantization<'_> {
             block: int(self.transform.map_or(0, |t| t.shape.block.get()))?,
             shared_block: i32::from(self.transform.is_some_and(|t| t.shape.blocks.is_none())),
             set: Settings {
+                element: element(self.shape.element()),
                 group: int(self.shape.group().get())?,
                 scale_type: scale_type(scale),
                 tie: tie(spec.tie()),
                 divisor: spec.scale_scale() * spec.global_scale(),
                 global_scale: spec.global_scale(),
                 max_scale: scale.max(),
+                unused: 0,
             },
         })
     }
@@ -114,16 +116,14 @@ pub(crate) fn quantize_and_fold(
 }
 
 impl CudaOperand {
-    /// Fills the row metadata, once codes and scales are there; only the matmul formats have it.
+    /// Fills the row metadata, once codes and scales are there; only operands of a matmul have it.
     pub(crate) fn describe_rows(&self) -> Result<(), Error> {
-        if self.shape.format().is_none() {
-            return Ok(());
-        }
+        let Some(known) = self.shape.encoding() else { return Ok(()) };
         let args = RowMetaArgs {
             operand: self.packed(),
             rows: self.shape.rows() as i64,
             k_pad: int(self.k_pad)?,
-            scale_type: scale_type(self.shape.scale_type()),
+            encoding: encoding(known)?,
         };
         // A warp a row, four warps a block.
         let grid = Grid::row(self.shape.rows().div_ceil(4), 128);

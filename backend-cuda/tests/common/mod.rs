@@ -5,7 +5,7 @@
 
 use std::process::{Command, Output};
 
-use fp4_core::{Float, Format, PackedMatrix, PackedShape};
+use fp4_core::{Encoding, Float, PackedMatrix, PackedShape};
 
 /// splitmix64 (Steele, Lea and Flood, 2014).
 pub(crate) struct Rng(pub(crate) u64);
@@ -37,15 +37,15 @@ impl Rng {
     }
 }
 
-/// A packed matrix of random codes with scale bytes drawn by `scale`.
+/// A packed matrix of random codes or elements with scale bytes drawn by `scale`.
 pub(crate) fn operand(
     rng: &mut Rng,
-    format: Format,
+    encoding: impl Into<Encoding>,
     rows: usize,
     k: usize,
     mut scale: impl FnMut(&mut Rng) -> u8,
 ) -> PackedMatrix {
-    let shape = PackedShape::of(format, rows, k).unwrap();
+    let shape = PackedShape::encoded(encoding.into(), rows, k).unwrap();
     let codes = (0..shape.codes_len()).map(|_| rng.byte()).collect();
     let scales = (0..shape.scales_len()).map(|_| scale(rng)).collect();
     PackedMatrix::new(shape, codes, scales).unwrap()

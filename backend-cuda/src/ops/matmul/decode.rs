@@ -2,12 +2,11 @@
 
 use fp4_core::Error;
 
-use super::product::{Product, Scratch};
+use super::product::{Product, Scratch, of_product};
 use crate::build::arguments::{DECODE_ROWS, DECODE_STAGE_K, DecodeArgs, Pointer};
 use crate::build::kernels::{DECODE_8, DECODE_16, Kernel};
 use crate::device::error::unless_memory_is_short;
 use crate::device::launch::{Grid, int};
-use crate::ops::fold::of_format;
 
 /// Most rows of A for which this kernel is the choice.
 pub(super) const MAX_ROWS: usize = 16;
@@ -44,7 +43,7 @@ pub(super) fn load(of: &Product<'_>) -> Result<(), Error> {
 /// The kernel for a product, and how many rows of A its blocks take.
 fn kernel(of: &Product<'_>) -> Result<(usize, &'static Kernel<DecodeArgs>), Error> {
     let (rows, kernels) = if of.shape()[0] <= 8 { (8, &DECODE_8) } else { (16, &DECODE_16) };
-    Ok((rows, of_format(kernels, of.format()?)))
+    Ok((rows, of_product(kernels, of.encodings()?)?))
 }
 
 /// Queues the kernel.

@@ -15,7 +15,8 @@ pub enum MatmulKernel {
         ranges: usize,
     },
     /// Hopper's warpgroup instructions, for many rows of A: compute capability 9.0. What is
-    /// prepared or quantized under this or under `Auto` is folded for it at that time.
+    /// prepared or quantized under this or under `Auto` is folded for it at that time, but for
+    /// MXINT8. MXINT8 by NVFP4 goes by `Mma`.
     Wgmma,
     /// The fastest of these that the shape and the device allow.
     #[default]

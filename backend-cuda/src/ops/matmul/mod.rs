@@ -1,4 +1,4 @@
-//! Multiplication on the device: which kernel, and what it is given (C6).
+//! Multiplication on the device: which kernel, and what it is given (C6, C10).
 //!
 //! | [`MatmulKernel`] | kernel | outputs by |
 //! |---|---|---|
@@ -8,7 +8,8 @@
 //! | `Wgmma` | `matmul_wgmma_*.cu` | Hopper: folded int8, int32; what is left by `Decode`'s |
 //!
 //! [`MatmulKernel::Auto`] takes the fastest that can by the shape and the device: `Decode` for up
-//! to 16 rows of A, `Wgmma` for 128 and more on compute capability 9.0, `Mma` otherwise.
+//! to 16 rows of A, `Wgmma` for 128 and more on compute capability 9.0, `Mma` otherwise. MXINT8 by
+//! NVFP4 has no kernel of `Wgmma`'s, and goes by `Mma` under it.
 //!
 //! Where memory for the folded form is short, `Auto` goes on with `Mma`, which needs none.
 //!
@@ -25,7 +26,7 @@ mod wgmma;
 
 use std::sync::{Mutex, PoisonError};
 
-use fp4_core::{Error, Format, PackedShape, padded_k};
+use fp4_core::{Error, PackedShape, Product as Encodings, padded_k};
 
 pub use kernel::MatmulKernel;
 pub(crate) use naive::partial;
@@ -38,17 +39,18 @@ use crate::device::reason::Reason;
 use crate::operand::packed::CudaOperand;
 
 /// What [`MatmulKernel::Auto`] stands for.
-fn choose(a: &CudaOperand, b: &CudaOperand, format: Format) -> MatmulKernel {
-    let (m, groups) = (a.shape.rows(), a.k_pad / format.group().get());
-    if m <= decode::MAX_ROWS && !is_long(format, groups) {
+fn choose(a: &CudaOperand, b: &CudaOperand, of: Encodings) -> MatmulKernel {
+    let m = a.shape.rows();
+    if m <= decode::MAX_ROWS && !is_long(of, a.k_pad) {
         return MatmulKernel::Decode { ranges: 0 };
     }
     let least = if b.folded.ready() { wgmma::MIN_ROWS } else { wgmma::MIN_ROWS_UNFOLDED };
-    let takes = wgmma::takes(MatmulKernel::Auto, &a.gpu, a.shape, a.k_pad);
+    let takes = wgmma::takes(MatmulKernel::Auto, &a.gpu, of, [m, a.k_pad]);
     if m >= least && takes { MatmulKernel::Wgmma } else { MatmulKernel::Mma }
 }
 
-/// Whether an activation of this shape is to be folded when it is quantized or imported.
+/// Whether an activation of this shape is to be folded when it is quantized or imported. MXINT8 is
+/// not: only MXFP4 weights need it.
 pub(crate) fn folds_activation(kernel: MatmulKernel, gpu: &Gpu, shape: PackedShape) -> bool {
     let enough = kernel == MatmulKernel::Wgmma || shape.rows() >= wgmma::MIN_ROWS;
     enough && folds_weight(kernel, gpu, shape)
@@ -56,7 +58,8 @@ pub(crate) fn folds_activation(kernel: MatmulKernel, gpu: &Gpu, shape: PackedSha
 
 /// Whether a weight of this shape is to be folded when it is prepared.
 pub(crate) fn folds_weight(kernel: MatmulKernel, gpu: &Gpu, shape: PackedShape) -> bool {
-    padded_k(shape.k()).is_ok_and(|k_pad| wgmma::takes(kernel, gpu, shape, k_pad))
+    let (Some(format), Ok(k_pad)) = (shape.format(), padded_k(shape.k())) else { return false };
+    wgmma::takes(kernel, gpu, Encodings::of(format), [shape.rows(), k_pad])
 }
 
 /// Queues the product: round(f32(A * B^T) * alpha_i + bias_j), and what its paths were.
@@ -66,15 +69,22 @@ pub(crate) fn matmul(
     scratch: &Mutex<Scratch>,
 ) -> Result<(), Error> {
     let Product { a, b, .. } = of;
-    let format = of.format()?;
-    let long = is_long(format, a.k_pad / format.group().get());
-    let mut chosen = if kernel == MatmulKernel::Auto { choose(a, b, format) } else { kernel };
-    if matches!(chosen, MatmulKernel::Decode { .. } | MatmulKernel::Wgmma) {
-        decode::load(of)?;
-    }
+    let encodings = of.encodings()?;
+    let long = is_long(encodings, a.k_pad);
     // Launches of one product stay together on the stream, as they share buffers. Whoever holds the
     // lock queues and nothing else.
     let scratch = || scratch.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut chosen = match kernel {
+        MatmulKernel::Auto => choose(a, b, encodings),
+        MatmulKernel::Wgmma if !wgmma::exists(encodings) => {
+            scratch().forget_tiles();
+            MatmulKernel::Mma
+        }
+        forced => forced,
+    };
+    if matches!(chosen, MatmulKernel::Decode { .. } | MatmulKernel::Wgmma) {
+        decode::load(of)?;
+    }
     if kernel == MatmulKernel::Auto && chosen == MatmulKernel::Wgmma {
         let queued = wgmma::queue(of, &mut scratch());
         if unless_memory_is_short(queued, "the wgmma kernels")? {
@@ -87,7 +97,9 @@ pub(crate) fn matmul(
         MatmulKernel::Decode { ranges } => {
             decode::queue(of, decode::Tiles::All, ranges, &mut scratch())
         }
-        MatmulKernel::Wgmma if !wgmma::available(&a.gpu, format) => Err(Reason::NeedsHopper.into()),
+        MatmulKernel::Wgmma if !wgmma::available(&a.gpu, encodings) => {
+            Err(Reason::NeedsHopper.into())
+        }
         MatmulKernel::Wgmma => wgmma::queue(of, &mut scratch()),
         MatmulKernel::Mma if !long => mma::queue(of),
         MatmulKernel::Naive | MatmulKernel::Mma | MatmulKernel::Auto => naive::queue(of),

@@ -3,28 +3,27 @@
 
 use std::ops::Range;
 
-use fp4_core::{Error, ExactSum, FixedSum, Format, PartialsMut};
+use fp4_core::{Error, ExactSum, FixedSum, PartialsMut, Product as Encodings};
 
-use super::product::Product;
+use super::product::{Product, largest_term, of_product};
 use crate::build::arguments::{
-    EXACT_LIMBS, MatmulArgs, NAIVE_TILE, NVFP4_INT64_GROUPS, PartialArgs, scale_type,
+    EXACT_LIMBS, MatmulArgs, NAIVE_TILE, NVFP4_INT64_GROUPS, PartialArgs, product,
 };
 use crate::build::kernels::{MATMUL_NAIVE, PARTIAL};
 use crate::device::buffer::Buffer;
 use crate::device::launch::{Grid, int};
 use crate::operand::packed::CudaOperand;
-use crate::ops::fold::of_format;
 
-/// The largest joint exponent spread for which the int64 sums of MXFP4 fit:
-/// floor(log2((2^63 - 1) / (4608 * groups))), where 4608 = 144 * 32 bounds a group's dot product.
-pub(crate) fn joint_limit(groups: usize) -> i32 {
-    let groups = (groups.max(1) as u64).saturating_mul(4608);
-    (i64::MAX as u64 / groups).checked_ilog2().map_or(-1, |bits| bits as i32)
+/// The largest joint exponent spread for which the int64 sums fit: floor(log2((2^63 - 1) / (T *
+/// groups))), where T is the largest term of a group; -1 if none does.
+pub(crate) fn joint_limit(of: Encodings, groups: usize) -> i32 {
+    let largest = (groups.max(1) as u64).saturating_mul(largest_term(of));
+    (i64::MAX as u64 / largest).checked_ilog2().map_or(-1, |bits| bits as i32)
 }
 
 /// The arguments of this kernel and of the one for tensor cores.
 pub(super) fn arguments(of: &Product<'_>) -> Result<MatmulArgs, Error> {
-    let (format, [m, n], k_pad) = (of.format()?, of.shape(), of.a.k_pad);
+    let (encodings, [m, n], k_pad) = (of.encodings()?, of.shape(), of.a.k_pad);
     Ok(MatmulArgs {
         a: of.a.packed(),
         b: of.b.packed(),
@@ -33,8 +32,8 @@ pub(super) fn arguments(of: &Product<'_>) -> Result<MatmulArgs, Error> {
         m: int(m)?,
         n: int(n)?,
         k_pad: int(k_pad)?,
-        scale_type: scale_type(format.scale_type()),
-        joint_limit: joint_limit(k_pad / format.group().get()),
+        product: product(encodings)?,
+        joint_limit: joint_limit(encodings, k_pad / encodings.b.group().get()),
         k_folds: 0,
     })
 }
@@ -49,7 +48,8 @@ pub(super) fn queue(of: &Product<'_>) -> Result<(), Error> {
     unsafe { of.a.gpu.launch(&MATMUL_NAIVE[0], grid, &arguments(of)?) }
 }
 
-/// Adds the exact sums over `groups` to `out`; sums of one chunk at a time pass through `buffers`.
+/// Adds the exact sums over `groups` of B to `out`; sums of one chunk at a time pass through
+/// `buffers`.
 pub(crate) fn partial(
     a: &CudaOperand,
     b: &CudaOperand,
@@ -59,14 +59,13 @@ pub(crate) fn partial(
 ) -> Result<(), Error> {
     let gpu = &*a.gpu;
     let product = a.shape.expect_product(&b.shape)?;
-    let format = product.expect_one_format()?;
     let (m, n) = (a.shape.rows(), b.shape.rows());
     let outputs = m * n;
     out.expect(product, outputs)?;
-    a.shape.expect_groups(&groups)?;
-    let (limbs, chunk) = match format {
-        Format::NvFp4 => (1, NVFP4_INT64_GROUPS),
-        Format::MxFp4 => (EXACT_LIMBS, usize::MAX),
+    b.shape.expect_groups(&groups)?;
+    let (limbs, chunk) = match product.is_fixed() {
+        true => (1, NVFP4_INT64_GROUPS),
+        false => (EXACT_LIMBS, usize::MAX),
     };
     let overflow = Error::ShapeOverflow { rows: m, cols: n };
     let bytes = outputs.checked_mul(8 * limbs).ok_or(overflow)?;
@@ -92,7 +91,7 @@ pub(crate) fn partial(
         };
         // SAFETY: operands have the bytes of their shapes, the groups are theirs, and there is room
         // for the sums.
-        unsafe { gpu.launch(of_format(&PARTIAL, format), Grid::for_each(outputs), &args)? };
+        unsafe { gpu.launch(of_product(&PARTIAL, product)?, Grid::for_each(outputs), &args)? };
         buffers[0].download(&gpu.stream, bytemuck::cast_slice_mut(&mut sums))?;
         buffers[1].download(&gpu.stream, &mut nans)?;
         gpu.synchronize()?;
@@ -125,13 +124,12 @@ fn add(sums: &[u64], nans: &[u8], limbs: usize, out: &mut PartialsMut<'_>) -> Re
     Ok(())
 }
 
-/// A sum of the device's: limbs in units of 2^-256, where the host's are of 2^-264, one byte lower.
-/// The device's top byte is sign alone.
+/// A sum of the device's, which counts in the units of the host's.
 fn exact(limbs: &[u64], nan: u8) -> Result<ExactSum, Error> {
     let mut bytes = [0; ExactSum::BYTES];
     (bytes[0], bytes[ExactSum::BYTES - 1]) = (ExactSum::VERSION, nan);
     let of_limbs = limbs.iter().flat_map(|limb| limb.to_le_bytes());
-    for (to, from) in bytes[2..ExactSum::BYTES - 1].iter_mut().zip(of_limbs) {
+    for (to, from) in bytes[1..ExactSum::BYTES - 1].iter_mut().zip(of_limbs) {
         *to = from;
     }
     ExactSum::from_bytes(&bytes)
@@ -143,13 +141,22 @@ mod tests {
 
     #[test]
     fn the_bounds_are_the_largest_that_hold() {
-        for groups in [1, 4, 65, 128, 16_384, 1 << 30] {
-            let largest = i128::from(4608 * groups as i64) << joint_limit(groups);
-            assert!(largest < 1 << 63 && 2 * largest >= 1 << 63, "{groups}");
+        for of in Encodings::ALL {
+            let term = i128::from(largest_term(of));
+            for groups in [1, 4, 65, 128, 16_384, 65_536, 1 << 30] {
+                let (sum, limit) = (term * groups as i128, joint_limit(of, groups));
+                match limit {
+                    -1 => assert!(sum >= 1 << 63, "{of:?} {groups}"),
+                    _ => {
+                        let largest = sum << limit;
+                        assert!(largest < 1 << 63 && 2 * largest >= 1 << 63, "{of:?} {groups}");
+                    }
+                }
+            }
         }
-        assert_eq!(joint_limit(128), 43);
-        // 144 * 16 doubled codes, two e4m3 scales of at most 15 * 2^14 units of 2^-9.
-        let nvfp4 = 144 * 16 * i128::from(15 << 14) * i128::from(15 << 14);
-        assert!(nvfp4 * NVFP4_INT64_GROUPS as i128 <= i128::from(i64::MAX));
+        let [mxfp4, nvfp4, _, int8_by_nvfp4] = Encodings::ALL;
+        assert_eq!(joint_limit(mxfp4, 128), 43);
+        assert_eq!([NVFP4_INT64_GROUPS, 1 << 17].map(|g| joint_limit(nvfp4, g)), [0, -1]);
+        assert_eq!([23_301, 23_302].map(|g| joint_limit(int8_by_nvfp4, g)), [16, 15]);
     }
 }

@@ -1,8 +1,9 @@
 //! What the kernels of a product share: the product, their buffers, and a bound.
 
-use fp4_core::{Error, Format, Paths};
+use fp4_core::{Encoding, Error, Format, Paths, Product as Encodings};
 
-use crate::build::arguments::{NVFP4_INT64_GROUPS, Outputs, Pointer};
+use crate::build::arguments::{self, NVFP4_INT64_GROUPS, Outputs, Pointer};
+use crate::build::kernels::Kernel;
 use crate::device::buffer::Buffer;
 use crate::device::gpu::Gpu;
 use crate::operand::folded::Folded;
@@ -20,9 +21,9 @@ pub(crate) struct Product<'a> {
 }
 
 impl Product<'_> {
-    /// The operands' format; they have been checked to be of one product.
-    pub(super) fn format(&self) -> Result<Format, Error> {
-        Ok(self.a.shape.expect_product(&self.b.shape)?.expect_one_format()?)
+    /// The operands' encodings; they have been checked to be of one product.
+    pub(super) fn encodings(&self) -> Result<Encodings, Error> {
+        self.a.shape.expect_product(&self.b.shape)
     }
 
     /// Rows of A, and of B.
@@ -77,7 +78,27 @@ pub(crate) fn paths_of(counters: [u8; PATHS_BYTES]) -> Paths {
     Paths::new(narrow, planes, wide)
 }
 
-/// Whether the sums of an NVFP4 row may leave an int64.
-pub(super) fn is_long(format: Format, groups: usize) -> bool {
-    format == Format::NvFp4 && groups > NVFP4_INT64_GROUPS
+/// Whether the sums of NVFP4 rows may leave an int64, whatever their scales.
+pub(super) fn is_long(of: Encodings, k_pad: usize) -> bool {
+    of == Encodings::of(Format::NvFp4) && k_pad / of.b.group().get() > NVFP4_INT64_GROUPS
+}
+
+/// The kernel of a product.
+pub(super) fn of_product<A>(
+    kernels: &'static [Kernel<A>; 4],
+    of: Encodings,
+) -> Result<&'static Kernel<A>, Error> {
+    Ok(&kernels[arguments::product(of)? as usize])
+}
+
+/// The largest term of a group in a product's int64 sums where both rows span one exponent: its dot
+/// product of integers, times the largest e4m3 scale in units of 2^-9 of each side under e4m3.
+pub(super) fn largest_term(of: Encodings) -> u64 {
+    let e4m3 = 15 << 14;
+    match (of.a, of.b) {
+        (Encoding::MxInt8, Format::MxFp4) => 128 * 12 * 32,
+        (Encoding::MxInt8, Format::NvFp4) => 128 * 12 * 16 * e4m3,
+        (_, Format::MxFp4) => 12 * 12 * 32,
+        (_, Format::NvFp4) => 12 * 12 * 16 * e4m3 * e4m3,
+    }
 }

@@ -3,13 +3,15 @@
 //! Both operands are folded to int8 first (`fold.rs`), a weight once. Tiles that the folded form
 //! cannot prove exact are marked on the device and computed by the kernel by groups.
 
-use fp4_core::{Error, Format, PackedShape};
+use fp4_core::{Encoding, Error, Format, Product as Encodings, Unsupported};
 
 use super::decode::{self, Tiles};
 use super::kernel::MatmulKernel;
 use super::product::{Product, Scratch, is_long};
 use crate::build::arguments::{TILE_ROWS, WGMMA_THREADS, WgmmaArgs};
-use crate::build::kernels::{FOLD, Kernel, QUANTIZE_FOLD, WGMMA_MXFP4, WGMMA_NVFP4};
+use crate::build::kernels::{
+    FOLD, Kernel, QUANTIZE_FOLD, WGMMA_MXFP4, WGMMA_MXINT8_MXFP4, WGMMA_NVFP4,
+};
 use crate::device::gpu::Gpu;
 use crate::device::launch::{Grid, int};
 use crate::operand::folded::block_bytes;
@@ -21,39 +23,53 @@ pub(super) const MIN_ROWS: usize = TILE_ROWS;
 /// The same where the weight is yet to be folded, by arithmetic: reading and writing it costs what
 /// the faster kernel saves on about 200 rows. Not measured.
 pub(super) const MIN_ROWS_UNFOLDED: usize = 256;
-/// The kernel of a format and its tile.
-fn kernel(format: Format) -> (&'static Kernel<WgmmaArgs>, [usize; 2]) {
-    match format {
-        Format::MxFp4 => (&WGMMA_MXFP4[0], [TILE_ROWS, 2 * TILE_ROWS]),
-        Format::NvFp4 => (&WGMMA_NVFP4[0], [TILE_ROWS, TILE_ROWS]),
+
+/// The kernel of a product and its tile; none for MXINT8 by NVFP4.
+fn kernel(of: Encodings) -> Option<(&'static Kernel<WgmmaArgs>, [usize; 2])> {
+    match (of.a, of.b) {
+        (Encoding::MxInt8, Format::MxFp4) => Some((&WGMMA_MXINT8_MXFP4[0], [TILE_ROWS, TILE_ROWS])),
+        (Encoding::MxInt8, Format::NvFp4) => None,
+        (_, Format::MxFp4) => Some((&WGMMA_MXFP4[0], [TILE_ROWS, 2 * TILE_ROWS])),
+        (_, Format::NvFp4) => Some((&WGMMA_NVFP4[0], [TILE_ROWS, TILE_ROWS])),
     }
 }
 
+/// Whether there is a kernel for these operands, on a device that has its instructions.
+pub(super) fn exists(of: Encodings) -> bool {
+    kernel(of).is_some()
+}
+
 /// Whether the device has these instructions, and their kernels can be had.
-pub(super) fn available(gpu: &Gpu, format: Format) -> bool {
+pub(super) fn available(gpu: &Gpu, of: Encodings) -> bool {
     gpu.info.compute_capability == COMPUTE_CAPABILITY
-        && gpu.has(kernel(format).0)
+        && kernel(of).is_some_and(|(kernel, _)| gpu.has(kernel))
         && gpu.has(&FOLD[0])
         && gpu.has(&QUANTIZE_FOLD[0])
 }
 
-/// Whether operands of this shape are multiplied here under `kernel`, if A has rows enough.
-pub(super) fn takes(kernel: MatmulKernel, gpu: &Gpu, shape: PackedShape, k_pad: usize) -> bool {
-    let Some(format) = shape.format() else { return false };
+/// Whether operands of so many rows are multiplied here under `kernel`, if A has rows enough.
+pub(super) fn takes(
+    kernel: MatmulKernel,
+    gpu: &Gpu,
+    of: Encodings,
+    [rows, k_pad]: [usize; 2],
+) -> bool {
     // The grids are not too large.
-    let fits = shape.rows() <= 16 * Grid::MAX_YZ && k_pad <= 128 * Grid::MAX_YZ;
+    let fits = rows <= 16 * Grid::MAX_YZ && k_pad <= 128 * Grid::MAX_YZ;
     let wanted = match kernel {
         MatmulKernel::Wgmma => true,
-        MatmulKernel::Auto => !is_long(format, k_pad / format.group().get()),
+        MatmulKernel::Auto => !is_long(of, k_pad),
         _ => false,
     };
-    wanted && fits && available(gpu, format)
+    wanted && fits && available(gpu, of)
 }
 
 /// Queues the kernels; none of them, if there is no memory for what they need.
 pub(super) fn queue(of: &Product<'_>, scratch: &mut Scratch) -> Result<(), Error> {
-    let (format, [m, n], stream) = (of.format()?, of.shape(), &of.a.gpu.stream);
-    let (kernel, shape) = kernel(format);
+    let (encodings, [m, n], stream) = (of.encodings()?, of.shape(), &of.a.gpu.stream);
+    let Encodings { a, b } = encodings;
+    let none = Unsupported::Encodings { a, b: b.into() };
+    let (kernel, shape) = kernel(encodings).ok_or(none)?;
     let tiles = m.div_ceil(shape[0]) * n.div_ceil(shape[1]);
     scratch.forget_tiles();
     for (operand, spare) in [(of.a, &mut scratch.a), (of.b, &mut scratch.b)] {
@@ -62,7 +78,8 @@ pub(super) fn queue(of: &Product<'_>, scratch: &mut Scratch) -> Result<(), Error
         }
     }
     scratch.todo.reserve(stream, tiles)?;
-    scratch.zeros.reserve_zeros(stream, block_bytes(format))?;
+    let zeros = block_bytes(a)?.max(block_bytes(b.into())?);
+    scratch.zeros.reserve_zeros(stream, zeros)?;
     let [a, b] = [(of.a, &scratch.a), (of.b, &scratch.b)].map(|(operand, spare)| {
         let folded = if operand.folded.ready() { &operand.folded } else { spare };
         folded.operand(operand.shape.rows(), operand.meta.pointer())
