@@ -30,8 +30,9 @@ use serde_json::json;
 use dense::dense;
 use encoder::{Embeddings, Encoder, LinearFactory};
 use fixture::Capture;
-use fp4_core::Format;
+use fp4_core::{Format, QuantSpec};
 use model::{ModelFolder, Weights};
+use quant_linear::ActivationEncoding;
 use quantized::quantized;
 use report::Row;
 
@@ -39,7 +40,7 @@ use report::Row;
 const SENTENCES: &str = include_str!("sentences.txt");
 
 /// Timed passes per variant; the median is reported.
-const PASSES: usize = 5;
+const PASSES: usize = 3;
 
 /// Embed sentences with all-MiniLM-L6-v2 and compare number formats.
 #[derive(Parser)]
@@ -62,23 +63,31 @@ struct Args {
 struct Variant {
     format: &'static str,
     transform: &'static str,
+    activations: &'static str,
     factory: Box<LinearFactory<'static>>,
 }
 
 /// All variants; the first is what the others are compared with.
 fn variants() -> Vec<Variant> {
-    let fp4 = |format: Format, name, transform, hadamard| Variant {
-        format: name,
-        transform,
-        factory: Box::new(quantized(format, hadamard)),
-    };
-    vec![
-        Variant { format: "f32", transform: "none", factory: Box::new(dense) },
-        fp4(Format::MxFp4, "mxfp4", "none", None),
-        fp4(Format::MxFp4, "mxfp4", "hadamard", Some(32)),
-        fp4(Format::NvFp4, "nvfp4", "none", None),
-        fp4(Format::NvFp4, "nvfp4", "hadamard", Some(16)),
-    ]
+    let none = "none";
+    let mut all = vec![Variant {
+        format: "f32",
+        transform: none,
+        activations: "f32",
+        factory: Box::new(dense),
+    }];
+    for format in Format::ALL {
+        for (transform, block) in [(none, None), ("hadamard", Some(format.group().get()))] {
+            let own = QuantSpec::usual(format);
+            let fits = |a: &ActivationEncoding| a.spec(own).is_ok();
+            all.extend(ActivationEncoding::ALL.into_iter().filter(fits).map(|activations| {
+                let factory = Box::new(quantized(format, block, activations));
+                let (format, activations) = (format.name(), activations.name());
+                Variant { format, transform, activations, factory }
+            }));
+        }
+    }
+    all
 }
 
 fn main() -> Result<()> {
@@ -97,7 +106,7 @@ fn main() -> Result<()> {
         let embeddings = encoder.embed(&tokens, &mut |_, _| ())?;
         let speed = sentences_per_second(&encoder, &tokens)?;
         let reference = reference.get_or_insert_with(|| embeddings.clone());
-        let name = (variant.format, variant.transform);
+        let name = [variant.format, variant.transform, variant.activations];
         rows.push(Row::compare(name, reference, &embeddings, speed));
     }
     if let Some(path) = &args.write_fixture {
@@ -171,6 +180,21 @@ mod tests {
     #[test]
     fn arguments_are_consistent() {
         Args::command().debug_assert();
+    }
+
+    #[test]
+    fn every_encoding_of_activations_goes_with_both_formats_and_transforms() {
+        let rows: Vec<_> =
+            variants().iter().map(|v| [v.format, v.transform, v.activations]).collect();
+        let mut expected = vec![["f32", "none", "f32"]];
+        for (format, encodings) in
+            [("mxfp4", &["fp4", "mxint8"][..]), ("nvfp4", &["fp4", "mxint8", "fp4-rows"])]
+        {
+            for transform in ["none", "hadamard"] {
+                expected.extend(encodings.iter().map(|a| [format, transform, *a]));
+            }
+        }
+        assert_eq!(rows, expected);
     }
 
     #[test]

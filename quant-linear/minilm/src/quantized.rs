@@ -2,26 +2,29 @@
 
 use anyhow::Result;
 use fp4_core::Format;
-use quant_linear::{DenseOptions, QuantLinear, StoredTransform};
+use quant_linear::{ActivationEncoding, DenseOptions, QuantLinear, StoredTransform};
 
 use crate::encoder::{Linear, Parts};
 
-/// `y = x W^T + b` with both operands of the product in FP4: exact, rounded, and the bias added
-/// (contract, C6).
+/// `y = x W^T + b` with the weight in FP4 and the activations in FP4 or MXINT8: exact, rounded, and
+/// the bias added (contract, C6).
 struct Quantized(QuantLinear);
 
 /// A [`LinearFactory`](crate::encoder::LinearFactory) for a format with its usual settings;
-/// `hadamard` is the block size of an optional Hadamard transform.
+/// `hadamard` is the block size of an optional Hadamard transform, `activations` what activations
+/// are quantized to.
 ///
 /// # Errors
-/// If a weight does not fit the format or the transform.
+/// If a weight does not fit the format, the transform or the activations.
 pub(crate) fn quantized(
     format: Format,
     hadamard: Option<usize>,
+    activations: ActivationEncoding,
 ) -> impl Fn(&Parts<'_>) -> Result<Box<dyn Linear>> {
     move |parts| {
         let options = DenseOptions {
             transform: hadamard.map(StoredTransform::hadamard).transpose()?,
+            activations,
             ..DenseOptions::new(format)
         };
         let layer = QuantLinear::from_dense(parts.weight, parts.out, parts.inp, &options)?;
@@ -42,8 +45,35 @@ mod tests {
     use super::*;
 
     fn layer(weight: &[f32], bias: &[f32], inp: usize) -> Result<Box<dyn Linear>> {
+        layer_with(weight, bias, inp, ActivationEncoding::Own)
+    }
+
+    fn layer_with(
+        weight: &[f32],
+        bias: &[f32],
+        inp: usize,
+        activations: ActivationEncoding,
+    ) -> Result<Box<dyn Linear>> {
         let parts = Parts { name: "w", weight, bias, out: bias.len(), inp };
-        quantized(Format::MxFp4, None)(&parts)
+        quantized(Format::MxFp4, None, activations)(&parts)
+    }
+
+    #[test]
+    fn eight_bits_keep_activations_that_four_round() {
+        let weight: Vec<f32> =
+            (0..32 * 32).map(|i| if i / 32 == i % 32 { 4.0 / 3.0 } else { 0.0 }).collect();
+        let x: Vec<f32> = (0..32).map(|i| i as f32 / 32.0).collect();
+        let y = |activations| {
+            let layer = layer_with(&weight, &[0.0; 32], 32, activations).unwrap();
+            layer.forward(&x, 1).unwrap()
+        };
+        // Every i / 32 is a value of MXINT8 under their scale, and few are one of FP4.
+        let kept = |y: &[f32]| {
+            let same = |(x, y): &(&f32, &f32)| (4.0 / 3.0 * **x - **y).abs() < 1e-6;
+            x.iter().zip(y).filter(same).count()
+        };
+        assert_eq!(kept(&y(ActivationEncoding::MxInt8)), 32);
+        assert!(kept(&y(ActivationEncoding::Own)) < 16);
     }
 
     #[test]

@@ -34,6 +34,8 @@ pub(crate) struct Row {
     pub(crate) format: String,
     /// Block transform before quantization: `none` or `hadamard`.
     pub(crate) transform: String,
+    /// What activations are quantized to: `f32`, or a name of `ActivationEncoding`.
+    pub(crate) activations: String,
     /// Mean over the sentences of the cosine between this embedding and the f32 one.
     pub(crate) cosine_mean: f64,
     /// The worst sentence's cosine.
@@ -49,7 +51,7 @@ pub(crate) struct Row {
 impl Row {
     /// Compares `candidate` with `reference`, sentence by sentence.
     pub(crate) fn compare(
-        (format, transform): (&str, &str),
+        [format, transform, activations]: [&str; 3],
         reference: &[Vec<f32>],
         candidate: &[Vec<f32>],
         sentences_per_second: f64,
@@ -64,6 +66,7 @@ impl Row {
         Self {
             format: format.to_owned(),
             transform: transform.to_owned(),
+            activations: activations.to_owned(),
             cosine_mean: cosines.iter().sum::<f64>() / cosines.len() as f64,
             cosine_min: cosines.iter().copied().fold(f64::INFINITY, smaller),
             neighbours_agreeing: agree,
@@ -80,6 +83,7 @@ pub(crate) fn table(rows: &[Row]) -> Table {
     table.set_header([
         "format",
         "transform",
+        "activations",
         "cosine mean",
         "cosine min",
         "same neighbour",
@@ -89,13 +93,14 @@ pub(crate) fn table(rows: &[Row]) -> Table {
         table.add_row([
             row.format.clone(),
             row.transform.clone(),
+            row.activations.clone(),
             format!("{:.6}", row.cosine_mean),
             format!("{:.6}", row.cosine_min),
             format!("{}/{}", row.neighbours_agreeing, row.sentences),
             format!("{:.1}", row.sentences_per_second),
         ]);
     }
-    for column in table.column_iter_mut().skip(2) {
+    for column in table.column_iter_mut().skip(3) {
         column.set_cell_alignment(CellAlignment::Right);
     }
     table
@@ -107,6 +112,7 @@ pub(crate) fn json(rows: &[Row]) -> Value {
         json!({
             "format": row.format,
             "transform": row.transform,
+            "activations": row.activations,
             "cosine_mean": row.cosine_mean,
             "cosine_min": row.cosine_min,
             "neighbours_agreeing": row.neighbours_agreeing,
@@ -152,7 +158,7 @@ mod tests {
     fn row_of_a_variant_that_moved_one_sentence() {
         let reference = plane(&[[1.0, 0.0], [0.8, 0.6], [0.0, 1.0]]);
         let candidate = plane(&[[1.0, 0.0], [0.6, 0.8], [0.0, 1.0]]);
-        let row = Row::compare(("mxfp4", "none"), &reference, &candidate, 2.0);
+        let row = Row::compare(["mxfp4", "none", "fp4"], &reference, &candidate, 2.0);
         assert!((row.cosine_min - 0.96).abs() < 1e-6);
         assert!((row.cosine_mean - 2.96 / 3.0).abs() < 1e-6);
         // Sentence 1 was nearest to 0 and is now nearest to 2; the others keep theirs.
@@ -165,7 +171,7 @@ mod tests {
         for nan_first in [true, false] {
             let mut candidate = reference.clone();
             candidate[usize::from(!nan_first)][0] = f32::NAN;
-            let row = Row::compare(("nvfp4", "none"), &reference, &candidate, 1.0);
+            let row = Row::compare(["nvfp4", "none", "fp4"], &reference, &candidate, 1.0);
             assert!(row.cosine_min.is_nan() && row.cosine_mean.is_nan());
             assert_eq!(row.neighbours_agreeing, 0);
             assert_eq!(json(&[row])[0]["cosine_min"], Value::Null);
@@ -175,11 +181,12 @@ mod tests {
     #[test]
     fn table_and_json_show_the_same_row() {
         let reference = plane(&[[1.0, 0.0], [0.0, 1.0]]);
-        let rows = [Row::compare(("f32", "none"), &reference, &reference, 12.34)];
+        let rows = [Row::compare(["f32", "none", "f32"], &reference, &reference, 12.34)];
         let text = table(&rows).to_string();
         for cell in ["f32", "none", "1.000000", "2/2", "12.3"] {
             assert!(text.contains(cell), "{cell} is not in\n{text}");
         }
+        assert_eq!(json(&rows)[0]["activations"], "f32");
         assert_eq!(json(&rows)[0]["neighbours_agreeing"], 2);
         assert_eq!(json(&rows)[0]["sentences_per_second"], 12.34);
     }
