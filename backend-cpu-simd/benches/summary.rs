@@ -585,7 +585,8 @@ fn quantize_row(backend: &CpuSimd, machine: &Machine, encoding: Encoding) -> Row
     conversion_row("quantize", backend, machine, encoding, [m, k], seconds)
 }
 
-/// A row of a conversion between f32 and an encoding: bytes of the f32 side, beside a read of as many.
+/// A row of a conversion between f32 and an encoding: bytes of the f32 side, beside a read of as
+/// many.
 fn conversion_row(
     op: &'static str,
     backend: &CpuSimd,
