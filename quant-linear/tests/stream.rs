@@ -241,6 +241,19 @@ fn an_error_or_a_panic_of_a_job_ends_the_run_and_leaves_nothing() {
 }
 
 #[test]
+fn of_several_errors_that_of_the_first_job_is_told_however_they_are_timed() {
+    for _ in 0..5 {
+        let (_root, out) = root();
+        let counts = Counts::default();
+        let mut jobs = jobs(&counts, |_| 1);
+        // The later, the earlier they end.
+        jobs[1..4].iter_mut().for_each(|job| job.what = What::Fail);
+        let error = write(&out, &jobs, 100, 4, None).0.unwrap_err().to_string();
+        assert!(error.contains("tensor `1` is missing"), "{error}");
+    }
+}
+
+#[test]
 fn what_is_done_is_kept_and_not_done_again() {
     let (root, out) = root();
     let counts = Counts::default();

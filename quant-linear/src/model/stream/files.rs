@@ -5,20 +5,35 @@ use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::{Contents, Layout, Output};
 use crate::atomic::Kind;
 use crate::error::Error;
 use crate::positioned;
 
+/// From which job on jobs are to end soon, because one before it has failed. Those before it go on:
+/// of several errors the first in order is told, however the jobs are timed.
+pub(super) struct Stop(AtomicUsize);
+
+impl Stop {
+    pub(super) fn none() -> Self {
+        Stop(AtomicUsize::new(usize::MAX))
+    }
+
+    pub(super) fn from(&self, job: usize) {
+        self.0.fetch_min(job, Ordering::Relaxed);
+    }
+}
+
 /// An output file, to be written by position.
 pub struct Sink<'a> {
     pub(super) file: Arc<File>,
     pub(super) path: PathBuf,
     pub(super) layout: &'a dyn Layout,
-    /// Set when the run has failed, so that a long job ends soon.
-    pub(super) stop: &'a AtomicBool,
+    /// The job that writes.
+    pub(super) job: usize,
+    pub(super) stop: &'a Stop,
 }
 
 impl Sink<'_> {
@@ -27,7 +42,7 @@ impl Sink<'_> {
     /// # Errors
     /// The system's; a run that has failed elsewhere.
     pub fn write(&self, position: u64, bytes: &[u8]) -> Result<(), Error> {
-        if self.stop.load(Ordering::Relaxed) {
+        if self.stop.0.load(Ordering::Relaxed) <= self.job {
             let stopped = io::Error::new(io::ErrorKind::Interrupted, "another tensor has failed");
             return Err(writing(&self.path)(stopped));
         }
@@ -100,8 +115,13 @@ impl<'a> Files<'a> {
         Err(Error::OtherRun { path, what })
     }
 
-    /// The file, opened, and with its header if it was not open.
-    pub(super) fn sink<'s>(&mut self, file: usize, stop: &'s AtomicBool) -> Result<Sink<'s>, Error>
+    /// The file for a job, opened, and with its header if it was not open.
+    pub(super) fn sink<'s>(
+        &mut self,
+        file: usize,
+        job: usize,
+        stop: &'s Stop,
+    ) -> Result<Sink<'s>, Error>
     where
         'a: 's,
     {
@@ -119,7 +139,7 @@ impl<'a> Files<'a> {
                 Arc::clone(none.insert(Arc::new(begun.map_err(writing(path))?)))
             }
         };
-        Ok(Sink { file: opened, path: path.clone(), layout: *layout, stop })
+        Ok(Sink { file: opened, path: path.clone(), layout: *layout, job, stop })
     }
 
     /// Lets go of a file; it, if it was open.

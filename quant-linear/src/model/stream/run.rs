@@ -21,11 +21,10 @@ use std::fs::File;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
 use std::time::{Duration, Instant};
 
-use super::files::{Files, writing};
+use super::files::{Files, Stop, writing};
 use super::journal::{self, Journal};
 use super::{Event, Job, Memory, Observer};
 use crate::error::Error;
@@ -74,17 +73,17 @@ impl Batch {
 fn flush_all(
     batches: &Receiver<Batch>,
     mut journal: Option<Journal>,
-    stop: &AtomicBool,
+    stop: &Stop,
 ) -> Result<(), Error> {
     batches.iter().try_for_each(|batch| batch.flush(journal.as_mut())).inspect_err(|_| {
-        stop.store(true, Ordering::Relaxed);
+        stop.from(0);
     })
 }
 
 /// What threads share.
 struct Shared<O> {
     sender: Sender<Message<O>>,
-    stop: AtomicBool,
+    stop: Stop,
 }
 
 /// A run of jobs.
@@ -108,7 +107,8 @@ pub(super) struct Run<'r, J: Job> {
     /// Lines that no batch has yet; none without a journal.
     lines: Option<String>,
     noted: Instant,
-    failed: Option<Error>,
+    /// The first job that has failed, and how.
+    failed: Option<(usize, Error)>,
     panicked: Option<Box<dyn Any + Send>>,
 }
 
@@ -150,7 +150,7 @@ impl<'r, J: Job> Run<'r, J> {
     /// Runs them all.
     ///
     /// # Errors
-    /// The first one of a job, or one of the system. The output is to be at `place`.
+    /// That of the first job that fails, or one of the system. The output is to be at `place`.
     pub(super) fn finish(
         mut self,
         place: &Path,
@@ -159,7 +159,7 @@ impl<'r, J: Job> Run<'r, J> {
     ) -> Result<(), Error> {
         self.lines = journal.as_ref().map(|_| String::new());
         let (sender, receiver) = channel();
-        let shared = Shared { sender, stop: AtomicBool::new(false) };
+        let shared = Shared { sender, stop: Stop::none() };
         let flushed = std::thread::scope(|threads| {
             let (batches, queue) = sync_channel(UNFLUSHED);
             let flusher = std::thread::Builder::new().name("flush".into());
@@ -175,7 +175,7 @@ impl<'r, J: Job> Run<'r, J> {
         if let Some(panic) = self.panicked {
             resume_unwind(panic);
         }
-        flushed.and_then(|()| self.failed.map_or(Ok(()), Err))
+        flushed.and_then(|()| self.failed.map_or(Ok(()), |(_, error)| Err(error)))
     }
 
     fn drive<'s>(
@@ -200,7 +200,7 @@ impl<'r, J: Job> Run<'r, J> {
                     Ok(task) => scope.spawn(move |_| task()),
                     Err(error) => {
                         self.running -= 1;
-                        self.fail(error, shared);
+                        self.fail(job, error, shared);
                     }
                 }
             }
@@ -217,7 +217,7 @@ impl<'r, J: Job> Run<'r, J> {
                 Ok(Message::Panicked(panic)) => {
                     self.running -= 1;
                     self.panicked = Some(panic);
-                    shared.stop.store(true, Ordering::Relaxed);
+                    shared.stop.from(0);
                 }
                 Err(_) => break,
             }
@@ -231,9 +231,9 @@ impl<'r, J: Job> Run<'r, J> {
         let mut written = vec![false; self.files.len()];
         self.jobs.iter().for_each(|job| written[job.file()] = true);
         for file in (0..written.len()).filter(|&file| !written[file]) {
-            match self.files.sink(file, &shared.stop).map(drop) {
+            match self.files.sink(file, 0, &shared.stop).map(drop) {
                 Ok(()) => drop(batches.send(self.batch(Some(file)))),
-                Err(error) => self.fail(error, shared),
+                Err(error) => self.fail(0, error, shared),
             }
         }
     }
@@ -265,7 +265,7 @@ impl<'r, J: Job> Run<'r, J> {
         'r: 's,
     {
         let work: &'s J = &self.jobs[job];
-        let sink = self.files.sink(work.file(), &shared.stop)?;
+        let sink = self.files.sink(work.file(), job, &shared.stop)?;
         Ok(move || {
             // The receiver outlives all jobs.
             let bytes = |more| drop(shared.sender.send(Message::Bytes(more)));
@@ -291,12 +291,12 @@ impl<'r, J: Job> Run<'r, J> {
         self.held -= self.jobs[job].memory().min(self.held);
         let outcome = match outcome {
             Ok(outcome) => outcome,
-            Err(error) => return self.fail(error, shared),
+            Err(error) => return self.fail(job, error, shared),
         };
         if let Some(lines) = &mut self.lines {
             match journal::line(job, &outcome, self.files.path(file)) {
                 Ok(line) => *lines += &line,
-                Err(error) => return self.fail(error, shared),
+                Err(error) => return self.fail(job, error, shared),
             }
         }
         self.ended.insert(job, outcome);
@@ -335,9 +335,12 @@ impl<'r, J: Job> Run<'r, J> {
         }
     }
 
-    /// The first error counts: later ones may follow from it.
-    fn fail(&mut self, error: Error, shared: &Shared<J::Outcome>) {
-        shared.stop.store(true, Ordering::Relaxed);
-        self.failed.get_or_insert(error);
+    /// The first error in the order of the jobs counts: those before it were started before it, and
+    /// go on.
+    fn fail(&mut self, job: usize, error: Error, shared: &Shared<J::Outcome>) {
+        shared.stop.from(job + 1);
+        if self.failed.as_ref().is_none_or(|(first, _)| job < *first) {
+            self.failed = Some((job, error));
+        }
     }
 }
