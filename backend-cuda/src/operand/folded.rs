@@ -3,7 +3,8 @@
 //! It lies beside the packed form: a weight is folded when it is prepared, an FP4 activation in the
 //! pass that quantizes it (`quantize_fold.cu`) or when it is imported. An operand without one is
 //! folded for the product at hand: one made under another [`MatmulKernel`](crate::MatmulKernel) or
-//! where memory was short, and MXINT8, of which nobody knows yet whether the weight is MXFP4. What fills it is [`ops::fold`](crate::ops::fold).
+//! where memory was short, and MXINT8, of which nobody knows yet whether the weight is MXFP4. What
+//! fills it is [`ops::fold`](crate::ops::fold).
 
 use std::sync::Arc;
 

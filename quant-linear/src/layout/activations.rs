@@ -14,7 +14,7 @@
 //! | what is meant | what a layer does here |
 //! |---|---|
 //! | [`Same`](Activations::Same) | the weight's own format, by the stored scale |
-//! | [`Dense`](Activations::Dense), [`Other`](Activations::Other) | MXINT8 (C10), the nearest that there is |
+//! | [`Dense`](Activations::Dense), [`Other`](Activations::Other) | MXINT8 (C10), the nearest |
 //! | the same, in rows that are no whole groups of 32 | the weight's own format |
 //!
 //! Worked example: a group with `"input_activations": {"num_bits": 8, "type": "float"}` is 4-bit
