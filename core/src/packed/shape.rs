@@ -1,7 +1,7 @@
 //! Shapes of packed matrices, and what must be equal of two of them ([C3], [C8]).
 //!
-//! Worked example: 2 rows of K = 48 in groups of 16 are 48 bytes of codes and 6 of scales; in groups
-//! of 32 there is no such shape.
+//! Worked example: 2 rows of K = 48 in groups of 16 are 48 bytes of codes and 6 of scales; in
+//! groups of 32 there is no such shape.
 //!
 //! [C3]: crate::contract#c3
 //! [C8]: crate::contract#c8
