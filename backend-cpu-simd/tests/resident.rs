@@ -6,7 +6,7 @@ use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 
 use common::{Rng, each_isa, same_bits};
-use fp4_backend_cpu_simd::{CpuSimd, Isa};
+use fp4_backend_cpu_simd::{CpuOperand, CpuSimd, Isa};
 use fp4_core::backend::{Resident, Sink, Source};
 use fp4_core::{
     Error, FloatType, Format, Matmul, PackedMatrix, QuantSpec, QuantizeInput, Transform, hadamard,
@@ -146,6 +146,27 @@ fn decoding_allocates_nothing_in_the_steady_state() {
     });
 }
 
+/// Fills an operand with `x`, quantized there, or packed by the reference and imported; returns it
+/// as the reference packs it.
+fn fill(
+    on: &CpuSimd,
+    operand: &mut CpuOperand,
+    x: &[f32],
+    [m, k]: [usize; 2],
+    spec: &QuantSpec,
+    imported: bool,
+) -> PackedMatrix {
+    let input = QuantizeInput::new(x, m, k, spec).unwrap();
+    let mut packed = PackedMatrix::zeros(input.shape());
+    reference::quantize(&input, &mut packed.view_mut()).unwrap();
+    if imported {
+        on.import(packed.view(), operand).unwrap();
+    } else {
+        on.quantize_resident(Source::Host(x.into()), [m, k], spec, None, operand, None).unwrap();
+    }
+    packed
+}
+
 #[test]
 fn an_operand_has_the_references_bits_on_weights_of_any_instruction_set() {
     let (mut rng, mut compared) = (Rng(43), 0);
@@ -158,15 +179,7 @@ fn an_operand_has_the_references_bits_on_weights_of_any_instruction_set() {
         for (round, from) in Isa::available().chain(Isa::available()).enumerate() {
             let made = CpuSimd::with_isa(from).unwrap();
             let x: Vec<f32> = (0..m * k).map(|_| rng.gauss()).collect();
-            let input = QuantizeInput::new(&x[..], m, k, &spec).unwrap();
-            let mut packed = PackedMatrix::zeros(input.shape());
-            reference::quantize(&input, &mut packed.view_mut()).unwrap();
-            if round % 2 == 0 {
-                let source = Source::Host((&x[..]).into());
-                made.quantize_resident(source, [m, k], &spec, None, &mut operand, None).unwrap();
-            } else {
-                made.import(packed.view(), &mut operand).unwrap();
-            }
+            let packed = fill(&made, &mut operand, &x, [m, k], &spec, round % 2 == 1);
             let mut expected = vec![0f32; m * n];
             reference::matmul(packed.view(), w.view(), 0.3, (&mut expected[..]).into()).unwrap();
             for of in Isa::available() {
@@ -198,15 +211,7 @@ fn one_operand_takes_every_activation_to_the_same_weights_of_both_formats() {
             let own = Format::ALL[round / 3 % 2];
             let spec = if round % 3 == 1 { QuantSpec::usual(own) } else { QuantSpec::mxint8() };
             let x: Vec<f32> = (0..m * k).map(|_| rng.gauss()).collect();
-            let input = QuantizeInput::new(&x[..], m, k, &spec).unwrap();
-            let mut packed = PackedMatrix::zeros(input.shape());
-            reference::quantize(&input, &mut packed.view_mut()).unwrap();
-            if round % 2 == 0 {
-                let source = Source::Host((&x[..]).into());
-                on.quantize_resident(source, [m, k], &spec, None, &mut operand, None).unwrap();
-            } else {
-                on.import(packed.view(), &mut operand).unwrap();
-            }
+            let packed = fill(on, &mut operand, &x, [m, k], &spec, round % 2 == 1);
             assert_eq!(operand.packed(), packed.view());
             for format in [0, 1, 1, 0, 0] {
                 let (mut y, mut expected) = (vec![7f32; m * n], vec![0f32; m * n]);
