@@ -121,12 +121,16 @@ impl<'a> Weights<'a> {
                 "the layer {module} is {given:?} and the model's sizes ask for {:?}",
                 [out, inp]
             );
+            layer.prepare()?;
             return Ok(Projection::of(module, Box::new(Quantized(layer)), given));
         }
         let weight = self.read(module, &[out, inp])?;
         let parts = Parts { name: module, weight: &weight, bias: None, out, inp };
         let encoding = encoding.unwrap_or(Encoding::F32);
-        Projection::new(&|parts| encoding.build(parts), &parts)
+        let projection = Projection::new(&|parts| encoding.build(parts), &parts)?;
+        // Now, and not all in the first forward: what is packed is freed before the next is.
+        projection.quantized().map_or(Ok(()), QuantLinear::prepare)?;
+        Ok(projection)
     }
 
     /// As [`linear`](Self::linear), by the encoding of the model's blocks.
