@@ -44,6 +44,7 @@ pub mod difference;
 pub mod groups;
 pub mod items;
 mod orientation;
+pub mod patterns;
 pub mod plan;
 pub mod quantize;
 pub mod recipe;
