@@ -197,6 +197,16 @@ impl Fp4VarBuilder {
         if self.prefix.is_empty() { vb } else { vb.pp(&self.prefix) }
     }
 
+    /// True if the checkpoint has a tensor of this name below the prefix.
+    pub fn contains_tensor(&self, name: &str) -> bool {
+        self.shared.checkpoint.tensors().contains_key(&join(&self.prefix, name))
+    }
+
+    /// Where tensors come to be: the CPU.
+    pub fn device(&self) -> &Device {
+        &Device::Cpu
+    }
+
     /// What there is where no quantized layer is, in words.
     fn found(&self) -> String {
         if let Some(tensor) = self.shared.checkpoint.tensors().get(&join(&self.prefix, "weight")) {
@@ -221,6 +231,44 @@ impl Fp4VarBuilder {
             format!("{} of them are below it, {all}", below.len())
         }
     }
+}
+
+/// [`Fp4VarBuilder::linear`] with a bias, in the form of `candle_nn::linear`: in a copy of a model's
+/// file one `use` puts it in that one's place.
+///
+/// # Errors
+/// As [`Fp4VarBuilder::linear`].
+pub fn linear(
+    in_features: usize,
+    out_features: usize,
+    vb: Fp4VarBuilder,
+) -> candle_core::Result<AnyLinear> {
+    linear_b(in_features, out_features, true, vb)
+}
+
+/// [`Fp4VarBuilder::linear`] without a bias, in the form of `candle_nn::linear_no_bias`.
+///
+/// # Errors
+/// As [`Fp4VarBuilder::linear`].
+pub fn linear_no_bias(
+    in_features: usize,
+    out_features: usize,
+    vb: Fp4VarBuilder,
+) -> candle_core::Result<AnyLinear> {
+    linear_b(in_features, out_features, false, vb)
+}
+
+/// [`Fp4VarBuilder::linear`] in the form of `candle_nn::linear_b`.
+///
+/// # Errors
+/// As [`Fp4VarBuilder::linear`].
+pub fn linear_b(
+    in_features: usize,
+    out_features: usize,
+    bias: bool,
+    vb: Fp4VarBuilder,
+) -> candle_core::Result<AnyLinear> {
+    Ok(vb.linear(in_features, out_features, bias)?)
 }
 
 impl fmt::Debug for Fp4VarBuilder {

@@ -43,13 +43,15 @@ mod builder;
 mod dense;
 mod error;
 mod layer;
+mod mlp;
 mod over_host;
 mod swap;
 mod values;
 
-pub use builder::Fp4VarBuilder;
+pub use builder::{Fp4VarBuilder, linear, linear_b, linear_no_bias};
 pub use error::Error;
 pub use layer::Fp4Linear;
+pub use mlp::{GatedMlp, Product};
 pub use over_host::OverHost;
 pub use swap::{AnyLinear, Linears, Swapped, Visit, join, swap_linears, swap_linears_with};
 
@@ -57,3 +59,8 @@ pub use swap::{AnyLinear, Linears, Swapped, Visit, join, swap_linears, swap_line
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]
 struct PackageReadme;
+
+/// The sketch for other engines, compiled and run.
+#[cfg(doctest)]
+#[doc = include_str!("../../INTEGRATIONS.md")]
+struct Integrations;

@@ -29,6 +29,11 @@ pub enum AnyLinear {
 }
 
 impl AnyLinear {
+    /// A dense layer of a weight (out, in) and perhaps a bias (out), as for tied embeddings.
+    pub fn from_weights(weight: Tensor, bias: Option<Tensor>) -> Self {
+        candle_nn::Linear::new(weight, bias).into()
+    }
+
     /// The layer, if it is in FP4.
     pub fn fp4(&self) -> Option<&Fp4Linear> {
         match self {
