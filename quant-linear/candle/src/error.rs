@@ -137,7 +137,9 @@ pub enum Error {
         found: String,
     },
     /// A model that shows two layers of one name.
-    #[error("the model shows two linear layers named `{}`: name each by its path", printable(.name))]
+    #[error(
+        "the model shows two linear layers named `{}`: name each by its path", printable(.name)
+    )]
     NameTwice {
         /// The name.
         name: String,

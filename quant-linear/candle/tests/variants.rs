@@ -125,8 +125,8 @@ fn the_decoders_mlp_in_candle_gives_the_librarys_bits() {
     println!("mlp: {compared} values compared, 0 differ");
 }
 
-/// From a checkpoint of other software, by prefix; candle's own step between the layers differs from
-/// the models' by its `exp` alone.
+/// From a checkpoint of other software, by prefix; candle's own step between the layers differs
+/// from the models' by its `exp` alone.
 #[test]
 fn the_mlp_of_a_checkpoint_gives_the_librarys_bits_and_candles_own_step_is_close() {
     let vectors = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/vectors");
