@@ -10,6 +10,9 @@
 //!
 //! `cargo run --release --manifest-path quant-linear/candle/Cargo.toml --example decoder_block`
 
+#[path = "in_candle/swiglu.rs"]
+mod swiglu;
+
 use std::collections::BTreeMap;
 use std::path::Path;
 
@@ -120,7 +123,7 @@ impl Block {
             input_norm: norm("input_layernorm")?,
             attention: Attention::load(&vb.pp("self_attn"))?,
             mlp_norm: norm("post_attention_layernorm")?,
-            mlp: GatedMlp::load(&vb.pp("mlp"), HIDDEN, WIDE)?,
+            mlp: GatedMlp::load(&vb.pp("mlp"), HIDDEN, WIDE)?.with_product(swiglu::product),
         })
     }
 }

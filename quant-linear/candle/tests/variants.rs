@@ -3,21 +3,24 @@
 #![allow(missing_docs)]
 
 mod common;
-#[path = "../examples/in_candle/mod.rs"]
-mod in_candle;
+#[path = "../examples/in_candle/linear.rs"]
+mod linear;
+#[path = "../examples/in_candle/swiglu.rs"]
+mod step;
 
 use std::collections::BTreeMap;
 use std::path::Path;
 
 use candle_core::{Device, Module, Tensor};
 use common::{KINDS, bits, by_index, layer, values};
-use in_candle::{in_candle, product};
+use linear::in_candle;
 use quant_linear::DenseOptions;
 use quant_linear_candle::{Fp4Linear, Fp4VarBuilder, GatedMlp};
 use quant_linear_models::encoder::{Config, Encoder, ModelFolder};
 use quant_linear_models::linear::Encoding;
 use quant_linear_models::swiglu;
 use safetensors::tensor::{Dtype, TensorView};
+use step::product;
 
 /// The folder of a small encoder.
 fn encoder(root: &Path) -> ModelFolder {

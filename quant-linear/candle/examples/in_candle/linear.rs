@@ -2,11 +2,10 @@
 //! is built of candle's tensors, and every product goes through a candle module.
 
 use anyhow::{Result, ensure};
-use candle_core::{CpuStorage, CustomOp2, Device, Layout, Module, Shape, Tensor, bail};
+use candle_core::{Device, Module, Tensor};
 use quant_linear::DenseOptions;
 use quant_linear_candle::Fp4Linear;
 use quant_linear_models::linear::{Linear, Parts};
-use quant_linear_models::swiglu;
 
 /// A linear layer of those models that is a module of candle's.
 pub(crate) struct InCandle(Fp4Linear);
@@ -29,36 +28,4 @@ pub(crate) fn in_candle(parts: &Parts<'_>, options: &DenseOptions) -> Result<Box
     let bias = parts.bias.map(|bias| tensor(bias, &[parts.out])).transpose()?;
     let dense = candle_nn::Linear::new(weight, bias);
     Ok(Box::new(InCandle(Fp4Linear::from_linear(&dense, options)?)))
-}
-
-/// The step between the layers of the decoder's MLP, by the models' own arithmetic.
-pub(crate) fn product(gate: &Tensor, up: &Tensor) -> candle_core::Result<Tensor> {
-    gate.apply_op2_no_bwd(up, &Swiglu)
-}
-
-struct Swiglu;
-
-impl CustomOp2 for Swiglu {
-    fn name(&self) -> &'static str {
-        "swiglu"
-    }
-
-    fn cpu_fwd(
-        &self,
-        gate: &CpuStorage,
-        gate_layout: &Layout,
-        up: &CpuStorage,
-        up_layout: &Layout,
-    ) -> candle_core::Result<(CpuStorage, Shape)> {
-        let parts = (gate_layout.contiguous_offsets(), up_layout.contiguous_offsets());
-        let (Some((from, to)), Some((up_from, up_to))) = parts else {
-            bail!("swiglu takes contiguous tensors, as layers give them")
-        };
-        if gate_layout.shape() != up_layout.shape() {
-            bail!("swiglu of {:?} and {:?}", gate_layout.shape(), up_layout.shape());
-        }
-        let mut wide = gate.as_slice::<f32>()?[from..to].to_vec();
-        swiglu(&mut wide, &up.as_slice::<f32>()?[up_from..up_to]);
-        Ok((CpuStorage::F32(wide), gate_layout.shape().clone()))
-    }
 }
