@@ -224,6 +224,24 @@ fn what_is_not_as_the_model_asks_is_an_error_that_says_what_is_there() {
 }
 
 #[test]
+fn dense_tensors_of_a_gguf_file_are_read_and_blocks_are_errors() {
+    let vb = Fp4VarBuilder::open(model(Path::new("unused"), "h_gguf_mxfp4")).unwrap();
+    let (mut read, mut refused) = (0, 0);
+    for (name, tensor) in vb.checkpoint().tensors() {
+        let got = vb.dense(DType::F32).get(tensor.shape(), name);
+        if tensor.ggml.unwrap().dtype().is_some() {
+            assert_eq!(got.unwrap().dims(), tensor.shape(), "{name}");
+            read += 1;
+        } else {
+            let text = got.unwrap_err().to_string();
+            assert!(text.contains(name) && text.contains("fp4 dequantize"), "{text}");
+            refused += 1;
+        }
+    }
+    assert!(read > 0 && refused > 0, "{read} read, {refused} refused");
+}
+
+#[test]
 fn experts_are_asked_for_by_number() {
     let root = tempfile::tempdir().unwrap();
     let vb = Fp4VarBuilder::open(model(root.path(), "f_gptoss")).unwrap();

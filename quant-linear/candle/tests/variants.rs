@@ -12,7 +12,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use candle_core::{Device, Module, Tensor};
-use common::{KINDS, bits, by_index, layer, values};
+use common::{KINDS, bits, by_index, seeded, values};
 use linear::in_candle;
 use quant_linear::DenseOptions;
 use quant_linear_candle::{Fp4Linear, Fp4VarBuilder, GatedMlp};
@@ -112,8 +112,9 @@ fn the_decoders_mlp_in_candle_gives_the_librarys_bits() {
     let (hidden, wide) = (64, 160);
     let mut compared = 0;
     for kind in KINDS {
-        let linear = |out, inp| Fp4Linear::from(layer(kind, out, inp, false));
-        let mlp = GatedMlp::new(linear(wide, hidden), linear(wide, hidden), linear(hidden, wide));
+        let linear = |seed, out, inp| Fp4Linear::from(seeded(seed, kind, out, inp));
+        let (gate, up) = (linear(1, wide, hidden), linear(2, wide, hidden));
+        let mlp = GatedMlp::new(gate, up, linear(3, hidden, wide));
         let mlp = mlp.with_product(product);
         assert_eq!(mlp.fp4().count(), 3);
         for rows in [1, 2, 7] {

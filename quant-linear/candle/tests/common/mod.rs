@@ -82,12 +82,22 @@ pub(crate) const KINDS: [(Format, ActivationEncoding); 5] = [
 
 /// A layer of the library.
 pub(crate) fn layer(
-    (format, activations): (Format, ActivationEncoding),
+    kind: (Format, ActivationEncoding),
     out: usize,
     inp: usize,
     bias: bool,
 ) -> QuantLinear {
-    let options = DenseOptions { activations, ..DenseOptions::new(format) };
-    let layer = QuantLinear::from_dense(&values(1, out * inp)[..], out, inp, &options).unwrap();
+    let layer = seeded(1, kind, out, inp);
     if bias { layer.with_bias(&values(2, out)).unwrap() } else { layer }
+}
+
+/// One of other weights for each seed.
+pub(crate) fn seeded(
+    seed: u64,
+    (format, activations): (Format, ActivationEncoding),
+    out: usize,
+    inp: usize,
+) -> QuantLinear {
+    let options = DenseOptions { activations, ..DenseOptions::new(format) };
+    QuantLinear::from_dense(&values(seed, out * inp)[..], out, inp, &options).unwrap()
 }
