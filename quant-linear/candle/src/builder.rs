@@ -233,8 +233,8 @@ impl Fp4VarBuilder {
     }
 }
 
-/// [`Fp4VarBuilder::linear`] with a bias, in the form of `candle_nn::linear`: in a copy of a file of
-/// a model one `use` puts it in that one's place.
+/// [`Fp4VarBuilder::linear`] with a bias, in the form of `candle_nn::linear`: one `use` puts it in
+/// that one's place in a copy of a model's file.
 ///
 /// # Errors
 /// As [`Fp4VarBuilder::linear`].

@@ -1,5 +1,5 @@
-//! The step between the layers of the decoder's MLP, by the models' own arithmetic: the same bits on
-//! every machine.
+//! The step between the layers of the decoder's MLP, by the models' own arithmetic: the same bits
+//! on every machine.
 
 use candle_core::{CpuStorage, CustomOp2, Layout, Shape, Tensor, bail};
 use quant_linear_models::swiglu;
