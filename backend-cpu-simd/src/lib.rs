@@ -94,6 +94,7 @@ mod matmul;
 mod quantize;
 mod resident;
 mod threads;
+mod weight;
 
 use std::fmt;
 use std::marker::PhantomData;
@@ -112,10 +113,11 @@ pub use crate::resident::{CpuOperand, CpuTensor, CpuTransform};
 /// What [`CpuSimd::with_pool`] takes, and what makes one.
 pub use rayon::{ThreadPool, ThreadPoolBuilder};
 
-use crate::engine::{Engine, by_engine, engine_with};
+use crate::engine::{Engine, by_engine};
 use crate::kernels::portable;
 use crate::quantize::TransformColumns;
 use crate::threads::TaskThreads;
+use crate::weight::Weight;
 
 /// The CPU backend: quantizer and matmul. Cheap to clone; the clones share the thread pool and the
 /// scratch memory.
@@ -137,7 +139,7 @@ pub struct CpuSimd {
 /// `B` is what it was prepared from; nothing of that type is held.
 #[derive(Clone)]
 pub struct CpuWeight<B> {
-    weight: Engine<matmul::Panels, portable::BytePanels>,
+    weight: Weight,
     from: PhantomData<fn() -> B>,
 }
 
@@ -150,10 +152,7 @@ impl<B: Packed> fmt::Debug for CpuWeight<B> {
 
 impl<B: Packed> PreparedWeight for CpuWeight<B> {
     fn shape(&self) -> PackedShape {
-        by_engine!(self.weight,
-            _kernels, panels => panels.shape(),
-            portable, panels => panels.shape()
-        )
+        self.weight.shape()
     }
 }
 
@@ -161,11 +160,7 @@ impl<B: Packed> CpuWeight<B> {
     /// Bytes of memory that the weight holds: codes and scales as packed, and what is known of each
     /// panel of columns.
     pub fn resident_bytes(&self) -> usize {
-        size_of::<Self>()
-            + by_engine!(self.weight,
-                _kernels, panels => panels.allocated_bytes(),
-                portable, panels => panels.allocated_bytes()
-            )
+        size_of::<Self>() + self.weight.allocated_bytes()
     }
 
     fn rows(&self) -> usize {
@@ -330,12 +325,10 @@ impl Matmul for CpuSimd {
     }
 
     fn prepare<B: Packed>(&self, b: B) -> Result<CpuWeight<B>, Error> {
-        let view = b.view();
-        let weight = engine_with!(self.engine,
-            kernels => matmul::prepare(kernels, &self.threads, view)?,
-            portable => portable::BytePanels::new(&self.threads, view)?
-        );
-        Ok(CpuWeight { weight, from: PhantomData })
+        Ok(CpuWeight {
+            weight: Weight::new(self.engine, &self.threads, b.view())?,
+            from: PhantomData,
+        })
     }
 
     /// As the trait says, by the kernels that the weight was prepared for.
@@ -346,12 +339,7 @@ impl Matmul for CpuSimd {
         epilogue: Epilogue<'_>,
         out: FloatSliceMut<'_>,
     ) -> Result<Paths, Error> {
-        check_environment()?;
-        let threads = &self.threads;
-        by_engine!(b.weight,
-            kernels, b => matmul::matmul(kernels, threads, &self.scratch, a, b, epilogue, out),
-            portable, b => portable::matmul::matmul(threads, a, b, epilogue, out)
-        )
+        b.weight.matmul((&self.threads, &self.scratch), a, epilogue, out)
     }
 
     /// As the reference, except for [`Error::PartialOverflow`]: it is reported when a sum leaves
@@ -363,17 +351,7 @@ impl Matmul for CpuSimd {
         groups: Range<usize>,
         out: PartialsMut<'_>,
     ) -> Result<(), Error> {
-        check_environment()?;
-        let threads = &self.threads;
-        by_engine!(b.weight,
-            kernels, b => {
-                matmul::sum::partial(&matmul::TiledOperands { kernels, threads, a, b }, groups, out)
-            },
-            portable, b => {
-                let product = portable::matmul::PortableOperands { threads, a, b };
-                matmul::sum::partial(&product, groups, out)
-            }
-        )
+        b.weight.partial(&self.threads, a, groups, out)
     }
 
     fn export_weight<B: Packed>(
@@ -381,11 +359,7 @@ impl Matmul for CpuSimd {
         b: &CpuWeight<B>,
         out: &mut PackedMut<'_>,
     ) -> Result<(), Error> {
-        b.shape().expect_same(&out.shape())?;
-        by_engine!(b.weight,
-            _kernels, panels => panels.export(&self.threads, out),
-            portable, panels => panels.export(&self.threads, out)
-        )
+        b.weight.export(&self.threads, out)
     }
 }
 

@@ -18,7 +18,7 @@ use fp4_core::{
 
 use crate::engine::by_engine;
 use crate::quantize::TransformColumns;
-use crate::{CpuSimd, CpuWeight, Matmul, Quantizer, matmul};
+use crate::{CpuSimd, CpuWeight, Quantizer, matmul};
 
 /// Dense values on the host.
 #[derive(Debug, Clone)]
@@ -209,14 +209,8 @@ impl Resident for CpuSimd {
             a.weight.set(format);
         }
         let view = a.packed.view();
-        by_engine!(b.weight,
-            kernels, b => {
-                check_environment()?;
-                let (threads, scratch, tiles) = (&self.threads, &self.scratch, &a.tiles);
-                matmul::matmul_tiles(kernels, threads, scratch, view, tiles, b, epilogue, out)
-            },
-            portable, _ => self.matmul(view, b, epilogue, out)
-        )
+        let (by, rows) = ((&self.threads, &self.scratch), (view, &a.tiles));
+        b.weight.matmul_tiles(by, rows, epilogue, out)
     }
 
     fn export(&self, from: &CpuOperand, out: &mut PackedMut<'_>) -> Result<(), Error> {

@@ -136,6 +136,7 @@ fn an_activation_is_quantized_once_for_layers_of_the_same_settings() {
             q.set_runtime(&runtime);
             k.set_runtime(&runtime);
             let activation = q.quantize(f32::wrap(&x), 4).unwrap();
+            assert!(activation.fits(&q) && activation.fits(&k));
             for layer in [&q, &k] {
                 let mut y = vec![0f32; 4 * layer.out_features()];
                 layer.forward_quantized_into(&activation, f32::wrap_mut(&mut y)).unwrap();
@@ -149,6 +150,7 @@ fn an_activation_is_quantized_once_for_layers_of_the_same_settings() {
             // Other settings are refused.
             let mut y = vec![0f32; 4 * OUT];
             let plain = layer(format, None);
+            assert!(!activation.fits(&plain));
             let error = plain.forward_quantized_into(&activation, f32::wrap_mut(&mut y));
             assert!(matches!(error.unwrap_err(), Error::ActivationSettings));
         }

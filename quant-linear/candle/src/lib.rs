@@ -53,7 +53,7 @@ pub use error::Error;
 pub use layer::Fp4Linear;
 pub use mlp::{GatedMlp, Product};
 pub use over_host::OverHost;
-pub use swap::{AnyLinear, Linears, Swapped, Visit, join, swap_linears, swap_linears_with};
+pub use swap::{AnyLinear, Linears, Make, Swapped, Visit, join, swap_linears, swap_linears_with};
 
 /// The examples of the package's README, compiled and run.
 #[cfg(doctest)]

@@ -67,6 +67,9 @@ impl Module for AnyLinear {
 /// Is shown a linear layer and its name.
 pub type Visit<'a> = dyn FnMut(&str, &mut AnyLinear) -> Result<(), Error> + 'a;
 
+/// Makes the layer that takes the place of one, if any does.
+pub type Make<'a> = dyn FnMut(&str, &AnyLinear) -> Result<Option<Fp4Linear>, Error> + 'a;
+
 /// A model, or a part of one, that shows its linear layers.
 ///
 /// ```
@@ -184,7 +187,7 @@ pub fn swap_linears<S: AsRef<str>>(
 /// Those of `make` and of the model; [`Error::NameTwice`].
 pub fn swap_linears_with(
     model: &mut dyn Linears,
-    make: &mut dyn FnMut(&str, &AnyLinear) -> Result<Option<Fp4Linear>, Error>,
+    make: &mut Make<'_>,
 ) -> Result<Vec<String>, Error> {
     let (mut made, mut swapped) = (BTreeMap::new(), Vec::new());
     model.visit_linears("", &mut |name, linear| match make(name, linear)? {

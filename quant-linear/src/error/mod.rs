@@ -121,6 +121,14 @@ pub enum Error {
         /// Full name of the tensor.
         name: String,
     },
+    /// A tensor whose dense values are asked for, and that has none.
+    #[error("tensor `{}` has no dense values: {reason}", printable(.name))]
+    NoValues {
+        /// Full name of the tensor.
+        name: String,
+        /// Why not.
+        reason: Box<Reason>,
+    },
     /// A layer of other software's that lacks a tensor.
     #[error(
         "tensor `{}` is missing, which a {layout} layer has; download or export the checkpoint \

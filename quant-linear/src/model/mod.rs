@@ -17,6 +17,7 @@
 //! | [`difference`] | how far apart two are |
 //! | [`scales`] | scales by their powers of two |
 //! | [`report`] | all numbers that a report on one or two checkpoints shows |
+//! | [`values`] | the dense values of tensors, by rows |
 //! | [`verify`] | what is wrong with a quantized one, or looks wrong |
 //!
 //! ```no_run
@@ -55,6 +56,7 @@ pub mod scales;
 pub mod select;
 pub mod stream;
 pub mod ties;
+pub mod values;
 pub mod verify;
 
 pub use crate::error::{ModelError, listed};

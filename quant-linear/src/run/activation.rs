@@ -6,7 +6,7 @@ use std::sync::Arc;
 use fp4_core::{FloatType, PackedMatrix, QuantSpec};
 
 use crate::error::Error;
-use crate::layer::{Loaded, SharedTransform};
+use crate::layer::{Loaded, QuantLinear, SharedTransform};
 use crate::run::runtime::Runtime;
 use crate::run::scratch::Operand;
 
@@ -108,6 +108,12 @@ impl Activation {
             Some(Held::Operand(operand)) => Some(operand.backend.name()),
             _ => None,
         }
+    }
+
+    /// True if [`QuantLinear::forward_quantized_into`](crate::QuantLinear::forward_quantized_into)
+    /// of this layer takes it: same K, settings and transform.
+    pub fn fits(&self, layer: &QuantLinear) -> bool {
+        layer.loaded().is_ok_and(|loaded| self.expect(loaded).is_ok())
     }
 
     pub(super) fn held(&self) -> Result<&Held, Error> {

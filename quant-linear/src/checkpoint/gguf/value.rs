@@ -142,6 +142,20 @@ impl Array {
         &self.bytes
     }
 
+    /// The strings of an array of strings, in order; `None` for other arrays.
+    pub fn strings(&self) -> Option<impl Iterator<Item = &[u8]>> {
+        let mut rest = &self.bytes[..];
+        (self.kind == Kind::String).then(|| {
+            std::iter::from_fn(move || {
+                let (len, after) = rest.split_first_chunk::<8>()?;
+                let len = usize::try_from(u64::from_le_bytes(*len)).ok()?;
+                let string = after.get(..len)?;
+                rest = &after[len..];
+                Some(string)
+            })
+        })
+    }
+
     /// Appends the number of the elements' kind, their number and their bytes.
     pub(super) fn put(&self, out: &mut Vec<u8>) {
         out.extend(self.kind.id().to_le_bytes());

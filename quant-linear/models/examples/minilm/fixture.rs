@@ -9,7 +9,7 @@ use anyhow::{Context, Result, ensure};
 use quant_linear::atomic;
 use serde_json::json;
 
-use crate::model::{Config, Weights};
+use quant_linear_models::encoder::{Config, Weights};
 
 /// The linear layer that the fixture is cut from.
 pub(crate) const LAYER: &str = "encoder.layer.3.intermediate.dense";
@@ -101,7 +101,7 @@ fn encode(weight: &[f32], activations: &[f32], columns: usize) -> Vec<u8> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use safetensors::{Dtype, SafeTensors};
+    use quant_linear::safetensors::{Dtype, SafeTensors};
 
     #[test]
     fn rows_are_picked_at_a_fixed_stride() {

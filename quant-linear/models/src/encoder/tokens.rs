@@ -4,7 +4,7 @@ use anyhow::{Context, Result, anyhow, ensure};
 use serde_json::Value;
 use tokenizers::{Tokenizer, TruncationParams};
 
-use crate::model::{ModelFolder, read};
+use super::folder::{ModelFolder, read};
 
 /// Tokenizes with the folder's `tokenizer.json`; returns ids, special tokens included.
 ///
@@ -13,7 +13,7 @@ use crate::model::{ModelFolder, read};
 ///
 /// # Errors
 /// If the tokenizer cannot be read or fails on a sentence.
-pub(crate) fn tokenize(folder: &ModelFolder, sentences: &[String]) -> Result<Vec<Vec<u32>>> {
+pub fn tokenize(folder: &ModelFolder, sentences: &[String]) -> Result<Vec<Vec<u32>>> {
     let mut tokenizer = Tokenizer::from_bytes(read(&folder.path, "tokenizer.json")?)
         .map_err(|e| anyhow!("{e}"))
         .with_context(|| {

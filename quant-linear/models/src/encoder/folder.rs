@@ -6,28 +6,28 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
-use safetensors::{Dtype, SafeTensors};
+use quant_linear::safetensors::{Dtype, SafeTensors};
 use serde_json::Value;
 
 /// The sizes of a BERT encoder, as `config.json` gives them.
 #[derive(Clone, Debug, PartialEq)]
-pub(crate) struct Config {
+pub struct Config {
     /// Width of a token's vector.
-    pub(crate) hidden: usize,
+    pub hidden: usize,
     /// Number of encoder layers.
-    pub(crate) layers: usize,
+    pub layers: usize,
     /// Attention heads per layer; divides `hidden`.
-    pub(crate) heads: usize,
+    pub heads: usize,
     /// Width inside the feed-forward half of a layer.
-    pub(crate) intermediate: usize,
+    pub intermediate: usize,
     /// Number of token ids.
-    pub(crate) vocabulary: usize,
+    pub vocabulary: usize,
     /// Longest sequence that has position embeddings.
-    pub(crate) positions: usize,
+    pub positions: usize,
     /// Number of segment kinds; a lone sentence uses kind 0.
-    pub(crate) segments: usize,
+    pub segments: usize,
     /// Added to the variance by every LayerNorm.
-    pub(crate) epsilon: f32,
+    pub epsilon: f32,
 }
 
 impl Config {
@@ -35,7 +35,7 @@ impl Config {
     ///
     /// # Errors
     /// If a field is missing, or asks for a model that this encoder does not compute.
-    pub(crate) fn parse(json: &str) -> Result<Self> {
+    pub fn parse(json: &str) -> Result<Self> {
         let fields: Value = serde_json::from_str(json).context("config.json is not valid JSON")?;
         // Each of these changes the arithmetic, so another value would give wrong embeddings.
         for (key, wanted) in [
@@ -89,11 +89,11 @@ fn shown(value: Option<&Value>) -> String {
 }
 
 /// A model folder, read and not yet interpreted.
-pub(crate) struct ModelFolder {
+pub struct ModelFolder {
     /// Where it was read from.
-    pub(crate) path: PathBuf,
+    pub path: PathBuf,
     /// Its sizes.
-    pub(crate) config: Config,
+    pub config: Config,
     weights: Vec<u8>,
 }
 
@@ -102,7 +102,7 @@ impl ModelFolder {
     ///
     /// # Errors
     /// If the folder or one of the files is missing or is not what its name says.
-    pub(crate) fn open(path: &Path) -> Result<Self> {
+    pub fn open(path: &Path) -> Result<Self> {
         if !path.is_dir() {
             bail!(
                 "--model {} is not a folder: give the folder that holds model.safetensors, \
@@ -122,7 +122,7 @@ impl ModelFolder {
     ///
     /// # Errors
     /// If the file is not a safetensors file.
-    pub(crate) fn weights(&self) -> Result<Weights<'_>> {
+    pub fn weights(&self) -> Result<Weights<'_>> {
         let tensors = SafeTensors::deserialize(&self.weights).with_context(|| {
             format!(
                 "{} is not a valid safetensors file ({} bytes): fetch it again",
@@ -138,7 +138,7 @@ impl ModelFolder {
 ///
 /// # Errors
 /// If it cannot be read; the message names the three files that a folder holds.
-pub(crate) fn read(folder: &Path, name: &str) -> Result<Vec<u8>> {
+pub(super) fn read(folder: &Path, name: &str) -> Result<Vec<u8>> {
     std::fs::read(folder.join(name)).with_context(|| {
         format!(
             "cannot read {}: the folder given with --model must hold model.safetensors, \
@@ -149,13 +149,13 @@ pub(crate) fn read(folder: &Path, name: &str) -> Result<Vec<u8>> {
 }
 
 /// The tensors of a checkpoint, looked up by name and expected shape.
-pub(crate) struct Weights<'a> {
+pub struct Weights<'a> {
     tensors: SafeTensors<'a>,
 }
 
 impl<'a> Weights<'a> {
     /// Looks tensors up in `tensors`.
-    pub(crate) fn new(tensors: SafeTensors<'a>) -> Self {
+    pub(super) fn new(tensors: SafeTensors<'a>) -> Self {
         Self { tensors }
     }
 
@@ -163,7 +163,7 @@ impl<'a> Weights<'a> {
     ///
     /// # Errors
     /// If it is missing, has another shape than `shape`, or is not F32.
-    pub(crate) fn f32(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>> {
+    pub fn f32(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>> {
         let tensor = self.tensors.tensor(name).ok().with_context(|| {
             format!(
                 "model.safetensors has {} tensors and none is named {name}: expected the names \
@@ -190,7 +190,7 @@ impl<'a> Weights<'a> {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
-    use safetensors::tensor::{TensorView, serialize};
+    use quant_linear::safetensors::tensor::{TensorView, serialize};
 
     /// The published configuration, without the fields that nothing reads.
     pub(crate) const CONFIG: &str = r#"{"model_type": "bert", "hidden_act": "gelu", "hidden_size": 384,

@@ -1,0 +1,113 @@
+//! A prepared weight and what is done with it, for whatever it was prepared from.
+//!
+//! The traits are generic over that; here nothing is, so that the kernels are compiled once, in this
+//! crate, and not again in every crate that multiplies.
+
+use std::ops::Range;
+
+use fp4_core::{
+    Epilogue, Error, FloatSliceMut, PackedMut, PackedShape, PackedView, PartialsMut, Paths,
+    check_environment,
+};
+
+use crate::engine::{Engine, by_engine, engine_with};
+use crate::kernels::portable;
+use crate::matmul::{self, TileScratch};
+use crate::threads::TaskThreads;
+
+/// Panels in the form of an instruction set's kernels, with the proof that the CPU has it.
+#[derive(Clone)]
+pub(crate) struct Weight(Engine<matmul::Panels, portable::BytePanels>);
+
+impl Weight {
+    pub(crate) fn new(
+        engine: Engine,
+        threads: &TaskThreads,
+        view: PackedView<'_>,
+    ) -> Result<Self, Error> {
+        Ok(Weight(engine_with!(engine,
+            kernels => matmul::prepare(kernels, threads, view)?,
+            portable => portable::BytePanels::new(threads, view)?
+        )))
+    }
+
+    pub(crate) fn shape(&self) -> PackedShape {
+        by_engine!(self.0,
+            _kernels, panels => panels.shape(),
+            portable, panels => panels.shape()
+        )
+    }
+
+    pub(crate) fn allocated_bytes(&self) -> usize {
+        by_engine!(self.0,
+            _kernels, panels => panels.allocated_bytes(),
+            portable, panels => panels.allocated_bytes()
+        )
+    }
+
+    /// As [`fp4_core::Matmul::matmul`].
+    pub(crate) fn matmul(
+        &self,
+        (threads, scratch): (&TaskThreads, &TileScratch),
+        a: PackedView<'_>,
+        epilogue: Epilogue<'_>,
+        out: FloatSliceMut<'_>,
+    ) -> Result<Paths, Error> {
+        check_environment()?;
+        by_engine!(self.0,
+            kernels, b => matmul::matmul(kernels, threads, scratch, a, b, epilogue, out),
+            portable, b => portable::matmul::matmul(threads, a, b, epilogue, out)
+        )
+    }
+
+    /// As [`matmul`](Self::matmul), by tiles that the rows are in already; `tiles` are those of the
+    /// weight's format.
+    pub(crate) fn matmul_tiles(
+        &self,
+        (threads, scratch): (&TaskThreads, &TileScratch),
+        (a, tiles): (PackedView<'_>, &matmul::RowTiles),
+        epilogue: Epilogue<'_>,
+        out: FloatSliceMut<'_>,
+    ) -> Result<Paths, Error> {
+        check_environment()?;
+        by_engine!(self.0,
+            kernels, b => {
+                matmul::matmul_tiles(kernels, threads, scratch, a, tiles, b, epilogue, out)
+            },
+            portable, b => portable::matmul::matmul(threads, a, b, epilogue, out)
+        )
+    }
+
+    /// As [`fp4_core::Matmul::partial`].
+    pub(crate) fn partial(
+        &self,
+        threads: &TaskThreads,
+        a: PackedView<'_>,
+        groups: Range<usize>,
+        out: PartialsMut<'_>,
+    ) -> Result<(), Error> {
+        check_environment()?;
+        by_engine!(self.0,
+            kernels, b => {
+                matmul::sum::partial(&matmul::TiledOperands { kernels, threads, a, b }, groups, out)
+            },
+            portable, b => {
+                let product = portable::matmul::PortableOperands { threads, a, b };
+                matmul::sum::partial(&product, groups, out)
+            }
+        )
+    }
+
+    /// As [`fp4_core::Matmul::export_weight`].
+    pub(crate) fn export(
+        &self,
+        threads: &TaskThreads,
+        out: &mut PackedMut<'_>,
+    ) -> Result<(), Error> {
+        self.shape().expect_same(&out.shape())?;
+        by_engine!(self.0,
+            _kernels, panels => panels.export(threads, out),
+            portable, panels => panels.export(threads, out)
+        )
+    }
+}
