@@ -5,6 +5,7 @@
 //! |---|---|
 //! | [`roles`] | what weights are for, and which of them are kept dense |
 //! | [`select`] | which tensors are quantized |
+//! | [`patterns`] | patterns of names, for whatever else has names |
 //! | [`recipe`] | formats and settings by name |
 //! | [`ties`] | weights that share a global scale |
 //! | [`plan`] | what becomes of every tensor |
@@ -45,6 +46,7 @@ pub mod difference;
 pub mod groups;
 pub mod items;
 mod orientation;
+pub mod patterns;
 pub mod plan;
 pub mod quantize;
 pub mod recipe;
