@@ -1,7 +1,7 @@
 //! A prepared weight and what is done with it, for whatever it was prepared from.
 //!
-//! The traits are generic over that; here nothing is, so that the kernels are compiled once, in this
-//! crate, and not again in every crate that multiplies.
+//! The traits are generic over that; here nothing is, so that the kernels are compiled once, in
+//! this crate, and not again in every crate that multiplies.
 
 use std::ops::Range;
 

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# The decoder beside llama.cpp (npm's node-llama-cpp, which carries it prebuilt), in one run: processes
-# alternate, each encoding in one of its own, for its memory. Prints medians as a table.
+# The decoder beside llama.cpp (npm's node-llama-cpp, which carries it prebuilt), in one run:
+# processes alternate, each encoding in one of its own, for its memory. Prints medians as a table.
 #     quant-linear/models/bench/run.sh MODEL.gguf [ROUNDS]
 # Needs node, npm and python3. An idle machine; nothing is timed that is not printed.
 set -euo pipefail

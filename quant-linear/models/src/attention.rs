@@ -7,9 +7,9 @@
 //!     context[i] = (sum over p ascending of p[p] v[p][i]) / sum
 //! ```
 //!
-//! Both products are [`panel`]s: rows of coefficients times a panel of 16 lanes. Keys are cached with
-//! 16 positions as the lanes, values with 16 columns, so that no sum crosses lanes and none depends
-//! on what SIMD there is, on the rows beside it or on the number of threads.
+//! Both products are [`panel`]s: rows of coefficients times a panel of 16 lanes. Keys are cached
+//! with 16 positions as the lanes, values with 16 columns, so that no sum crosses lanes and none
+//! depends on what SIMD there is, on the rows beside it or on the number of threads.
 
 use pulp::NullaryFnOnce;
 use rayon::prelude::*;

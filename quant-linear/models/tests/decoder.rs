@@ -1,5 +1,5 @@
-//! A small decoder against an independent one in f64, in both kinds of files, and the promise that a
-//! row's bits are its own.
+//! A small decoder against an independent one in f64, in both kinds of files, and the promise that
+//! a row's bits are its own.
 
 use std::collections::BTreeMap;
 use std::fs;

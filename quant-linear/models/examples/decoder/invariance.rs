@@ -1,5 +1,6 @@
-//! `invariance`: the same prompts in other batches, chunks, on other threads and backends. The digest
-//! of all logits is printed for each; with exact layers they are one, with a float GEMM they are not.
+//! `invariance`: the same prompts in other batches, chunks, on other threads and backends. The
+//! digest of all logits is printed for each; with exact layers they are one, with a float GEMM they
+//! are not.
 
 use anyhow::{Result, ensure};
 use comfy_table::{CellAlignment, Table, presets::UTF8_FULL_CONDENSED};
