@@ -87,7 +87,10 @@ def array(x: Any, what: str) -> Array:
     if not hasattr(x, "__dlpack__") or not hasattr(x, "__dlpack_device__"):
         kind = type(x).__name__
         raise TypeError(f"{what} is a {kind}; expected a NumPy array, or an object with DLPack")
-    device, number = x.__dlpack_device__()
+    try:
+        device, number = x.__dlpack_device__()
+    except (RuntimeError, ValueError) as error:
+        raise TypeError(f"{what} cannot be read through DLPack: {error}") from error
     if int(device) not in _HOST:
         raise Fp4Error(
             f"{what} is in the memory of device {int(device)}:{number} (DLPack's numbers), which "
