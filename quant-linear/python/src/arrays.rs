@@ -76,10 +76,12 @@ pub(crate) fn reserve(len: usize, size: usize) -> Result<(), Failure> {
 
 /// Values as a NumPy array: f32, or the bits of f16 or bf16 as `uint16`.
 pub(crate) fn out(py: Python<'_>, values: FloatVec) -> Bound<'_, PyAny> {
+    let bits = |bits: Vec<u16>| bits.into_pyarray(py).into_any();
     match values {
         FloatVec::F32(v) => v.into_pyarray(py).into_any(),
-        FloatVec::F16(v) => bytemuck::cast_vec::<f16, u16>(v).into_pyarray(py).into_any(),
-        FloatVec::Bf16(v) => bytemuck::cast_vec::<bf16, u16>(v).into_pyarray(py).into_any(),
+        // The bits in the allocation that there is.
+        FloatVec::F16(v) => bits(v.into_iter().map(f16::to_bits).collect()),
+        FloatVec::Bf16(v) => bits(v.into_iter().map(bf16::to_bits).collect()),
     }
 }
 
