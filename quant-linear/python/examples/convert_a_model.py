@@ -1,6 +1,6 @@
 """A PyTorch model whose linear layers become FP4, and its state in a new model.
 
-    python convert_a_model.py
+python convert_a_model.py
 """
 
 import torch

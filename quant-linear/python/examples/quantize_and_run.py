@@ -1,6 +1,6 @@
 """A weight to FP4, activations in three encodings, a layer saved, loaded and run.
 
-    python quantize_and_run.py
+python quantize_and_run.py
 """
 
 import tempfile
@@ -21,8 +21,10 @@ packed_weight = fp4.quantize(weight, fp4.Spec.for_weight("nvfp4", fp4.amax(weigh
 packed_x = fp4.quantize(x, "nvfp4")
 y = fp4.matmul(packed_x, packed_weight)
 print(f"backends: {', '.join(fp4.backends())}; {fp4.threads()} threads")
-print(f"the weight: {weight.nbytes} bytes, packed "
-      f"{packed_weight.codes.nbytes + packed_weight.scales.nbytes}")
+print(
+    f"the weight: {weight.nbytes} bytes, packed "
+    f"{packed_weight.codes.nbytes + packed_weight.scales.nbytes}"
+)
 
 # The same as a layer. A row's bits do not depend on its batch.
 layer = fp4.Layer.from_dense(weight, "nvfp4")

@@ -126,7 +126,7 @@ pub(crate) fn _after_fork_in_parent(_py: Python<'_>) {
     FORKING.set(None);
 }
 
-/// For `os.register_at_fork`: as in the parent, and forgets the threads, which a fork does not copy.
+/// For `os.register_at_fork`: as in the parent, and forgets the threads, which no fork copies.
 #[pyfunction]
 pub(crate) fn _after_fork_in_child(_py: Python<'_>) {
     FORKING.set(None);

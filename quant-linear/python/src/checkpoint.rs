@@ -49,6 +49,11 @@ impl Checkpoint {
         tensors.map(|(name, t)| (name.clone(), (t.type_name(), t.shape()))).collect()
     }
 
+    /// True if there is a tensor of this name.
+    fn has(&self, name: &str) -> bool {
+        self.0.tensors().contains_key(name)
+    }
+
     /// Type, shape and bytes of a tensor; blocks of GGUF's are U8.
     fn tensor<'py>(&self, py: Python<'py>, name: &str) -> PyResult<Taken<'py>> {
         let (dtype, shape, data) = call::run(py, || {
@@ -90,9 +95,8 @@ impl Checkpoint {
     /// All layers by module, experts one by one.
     fn load_all<'py>(&self, py: Python<'py>, options: Options) -> PyResult<Bound<'py, PyDict>> {
         let options = options.read()?;
-        let layers = call::run(py, || {
-            Ok(QuantLinear::load_all(&self.0, Runtime::shared(), &options)?)
-        })?;
+        let layers =
+            call::run(py, || Ok(QuantLinear::load_all(&self.0, Runtime::shared(), &options)?))?;
         let dict = PyDict::new(py);
         for (module, layer) in layers {
             dict.set_item(module, Layer(layer).into_pyobject(py)?)?;
@@ -196,11 +200,7 @@ pub(crate) fn quantize_checkpoint(
 
 /// Writes tensors (type, shape and bytes by name) to a safetensors file, whole or not at all.
 #[pyfunction]
-pub(crate) fn write_safetensors(
-    py: Python<'_>,
-    path: PathBuf,
-    tensors: Given<'_>,
-) -> PyResult<()> {
+pub(crate) fn write_safetensors(py: Python<'_>, path: PathBuf, tensors: Given<'_>) -> PyResult<()> {
     let state = State::of(&tensors)?;
     call::run(py, || write(path, &state))
 }

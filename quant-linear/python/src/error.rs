@@ -39,6 +39,8 @@ impl From<Failure> for PyErr {
 }
 
 /// The value of a name, or an error that lists the names.
-pub(crate) fn parse<T: std::str::FromStr<Err: std::error::Error>>(name: &str) -> Result<T, Failure> {
+pub(crate) fn parse<T: std::str::FromStr<Err: std::error::Error>>(
+    name: &str,
+) -> Result<T, Failure> {
     name.parse().map_err(|error: T::Err| Failure(format!("`{}`: {error}", name.escape_debug())))
 }

@@ -33,7 +33,7 @@ mod _core {
         amax, backends, dequantize, hadamard, isa, matmul, quantize, swizzle, transform, unswizzle,
     };
     #[pymodule_export]
-    use crate::spec::{Spec, _spec};
+    use crate::spec::{_spec, Spec};
 
     #[pymodule_init]
     fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {

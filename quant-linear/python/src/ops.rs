@@ -1,13 +1,13 @@
-//! The functions: quantize, dequantize, matmul, transform, swizzle. Each checks its arguments by the
-//! rules of the core, and runs on the first backend that can, or on the one named.
+//! The functions: quantize, dequantize, matmul, transform, swizzle. Each checks its arguments by
+//! the rules of the core, and runs on the first backend that can, or on the one named.
 
 use std::sync::Arc;
 
 use fp4_backend_cpu_simd::CpuSimd;
 use fp4_core::backend::erased::Backend;
 use fp4_core::{
-    Epilogue, FloatType, MatmulQuery, OwnedTransform, PackedMatrix,
-    PackedView, QuantCounts, QuantizeInput, Swizzle, Unsupported, with_floats,
+    Epilogue, FloatType, MatmulQuery, OwnedTransform, PackedMatrix, PackedView, QuantCounts,
+    QuantizeInput, Swizzle, Unsupported, with_floats,
 };
 use numpy::{IntoPyArray, PyArray1};
 use pyo3::prelude::*;
@@ -192,9 +192,8 @@ pub(crate) fn matmul<'py>(
         // As a layer's: the weight's scale, times the activations' where they have a stored one.
         let stored = if row_scales.is_some() { 1.0 } else { a_spec.global_scale() };
         let alpha = alpha.unwrap_or(b_spec.global_scale() * stored);
-        let epilogue = Epilogue::new(alpha)
-            .with_row_scales(row_scales.as_deref())
-            .with_bias(bias.as_deref());
+        let epilogue =
+            Epilogue::new(alpha).with_row_scales(row_scales.as_deref()).with_bias(bias.as_deref());
         epilogue.expect(m, n)?;
         let query = MatmulQuery::new(product.b, [m, n, k], ty);
         let query = query.with_a(product.a).with_epilogue(&epilogue);
@@ -304,4 +303,3 @@ pub(crate) fn backends(py: Python<'_>) -> PyResult<(Vec<String>, Vec<(String, St
 pub(crate) fn isa() -> String {
     CpuSimd::new().isa().to_string()
 }
-

@@ -1,5 +1,8 @@
 """The layer on NumPy arrays, its state, and checkpoints of every layout."""
 
+import copy
+import pickle
+
 import ml_dtypes
 import numpy as np
 import pytest
@@ -170,6 +173,15 @@ def test_checkpoints_of_every_layout_open_and_their_layers_run():
             ran += 1
     assert len(layouts) >= 10, layouts
     assert ran > len(files) / 2
+
+
+def test_a_layer_is_pickled_and_copied(rng):
+    bias = rng.normal(size=24).astype(np.float32)
+    layer = fp4.Layer.from_dense(dense(rng), transform=fp4.hadamard(16), bias=bias)
+    x = dense(rng, 3)
+    for again in (pickle.loads(pickle.dumps(layer)), copy.deepcopy(layer)):
+        np.testing.assert_array_equal(bits(again(x)), bits(layer(x)))
+        assert again.name is None
 
 
 def test_load_all_is_each_layer(rng, tmp_path):

@@ -85,9 +85,7 @@ def test_zero_sizes():
 def test_a_product_too_large_for_memory_is_an_error():
     rows = np.zeros((3_000_000, 0), np.float32)
     packed = fp4.quantize(rows, "mxfp4")
-    many = fp4.Packed(
-        np.broadcast_to(np.uint8(0), (3_000_000, 0)), packed.scales, packed.spec
-    )
+    many = fp4.Packed(np.broadcast_to(np.uint8(0), (3_000_000, 0)), packed.scales, packed.spec)
     with pytest.raises(fp4.Fp4Error, match="no memory for an output of 9000000000000 values"):
         fp4.matmul(many, many)
 

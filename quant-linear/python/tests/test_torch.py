@@ -11,8 +11,8 @@ import pytest
 torch = pytest.importorskip("torch")
 
 import exact_fp4 as fp4  # noqa: E402
-from exact_fp4 import torch as ft  # noqa: E402
 from exact_fp4.torch import QuantLinear, convert  # noqa: E402
+from exact_fp4.torch import _op as ft  # noqa: E402
 
 FLOATS = [torch.float32, torch.float16, torch.bfloat16]
 
@@ -41,8 +41,10 @@ def same(a, b):
 
 
 def snapshot(module):
-    return {n: (b.dtype, tuple(b.shape), b.reshape(-1).view(torch.uint8).tolist())
-            for n, b in module.named_buffers()}
+    return {
+        n: (b.dtype, tuple(b.shape), b.reshape(-1).view(torch.uint8).tolist())
+        for n, b in module.named_buffers()
+    }
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
@@ -77,9 +79,7 @@ def test_the_constructor_takes_what_linear_takes():
 @pytest.mark.parametrize("block", [None, 16])
 def test_a_state_goes_into_an_empty_skeleton(linear, x, form, encoding, block):
     transform = None if block is None else torch.from_numpy(fp4.hadamard(block))
-    made = QuantLinear.from_linear(
-        linear, form, transform=transform, activation_encoding=encoding
-    )
+    made = QuantLinear.from_linear(linear, form, transform=transform, activation_encoding=encoding)
     state = made.state_dict()
     assert state["weight_global_scale"].dim() == 0
     # Of another shape and format than the state.
@@ -219,6 +219,34 @@ def test_meta_has_shapes_and_no_bytes(module, x):
     same(skeleton(x), module(x))
 
 
+def test_a_device_that_there_is_not_leaves_the_module_as_it_was(module, x):
+    if torch.cuda.is_available():
+        moved = copy.deepcopy(module).to("cuda")
+        with pytest.raises(fp4.Fp4Error, match="is on cuda:0.*to\\('cpu'\\)"):
+            moved(x)
+        assert snapshot(moved.to("cpu")) == snapshot(module)
+        return
+    before = snapshot(module)
+    with pytest.raises((RuntimeError, AssertionError)):
+        module.to("cuda")
+    assert snapshot(module) == before and module.device.type == "cpu"
+
+
+def test_flushed_subnormals_of_the_caller_change_no_bit(module, x):
+    y = module(x)
+    if not torch.set_flush_denormal(True):
+        pytest.fail("this CPU cannot flush subnormals")
+    try:
+        same(module(x), y)
+        # Threads begin as the one that makes them.
+        with pytest.raises(fp4.Fp4Error, match="subnormal|flush"):
+            fp4.set_threads(2)
+    finally:
+        torch.set_flush_denormal(False)
+    fp4.set_threads(0)
+    same(module(x), y)
+
+
 def test_leading_dimensions_and_no_rows(module, x):
     y = module(x)
     same(module(x[2]), y[2])
@@ -306,8 +334,8 @@ def test_a_backend_that_cannot_is_replaced_with_a_warning(linear, module, x):
 
 def test_compiled_it_is_one_graph_with_the_same_bits(module, x, monkeypatch):
     made = []
-    check = ft._given
-    monkeypatch.setattr(ft, "_given", lambda t, n: made.append(n) or check(t, n))
+    check = ft.given
+    monkeypatch.setattr(ft, "given", lambda t, n: made.append(n) or check(t, n))
     net = torch.nn.Sequential(module, torch.nn.ReLU())
     compiled = torch.compile(net, backend="aot_eager", fullgraph=True)
     with torch.no_grad():

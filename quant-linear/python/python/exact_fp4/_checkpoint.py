@@ -49,6 +49,10 @@ class Checkpoint:
         tensors = self._core.tensors().items()
         return {name: TensorInfo(dtype, tuple(shape)) for name, (dtype, shape) in tensors}
 
+    def has(self, name: str) -> bool:
+        """Whether there is a tensor of this name."""
+        return self._core.has(name)
+
     def tensor(self, name: str) -> Array:
         """A tensor as a NumPy array (with the types of ``ml_dtypes``); GGUF's blocks are uint8."""
         return typed(self._core.tensor(name), name)

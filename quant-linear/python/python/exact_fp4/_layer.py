@@ -61,7 +61,9 @@ class Layer:
     _layer: _core.Layer
 
     def __init__(self) -> None:
-        raise TypeError("use Layer.from_dense, Layer.from_state or exact_fp4.open(path).layer(name)")
+        raise TypeError(
+            "use Layer.from_dense, Layer.from_state or exact_fp4.open(path).layer(name)"
+        )
 
     @classmethod
     def _of(cls, core: _core.Layer) -> Layer:
@@ -127,7 +129,9 @@ class Layer:
         """The packed weight, a copy."""
         codes, scales, rows, k, spec = self._layer.weight()
         return Packed(
-            codes.reshape(rows, k // spec.per_byte), scales.reshape(rows, k // spec.group_size), spec
+            codes.reshape(rows, k // spec.per_byte),
+            scales.reshape(rows, k // spec.group_size),
+            spec,
         )
 
     @property
@@ -153,9 +157,7 @@ class Layer:
         """The same layer with its transform in another type, each value rounded once."""
         return self._of(self._layer.with_dtype(float_name(dtype)))
 
-    def with_backends(
-        self, quantizer: Optional[str] = None, matmul: Optional[str] = None
-    ) -> Layer:
+    def with_backends(self, quantizer: Optional[str] = None, matmul: Optional[str] = None) -> Layer:
         """The same layer with a backend for each role; ``None`` is the fastest that can.
 
         One that cannot do its role is replaced, with a warning.
@@ -206,9 +208,18 @@ class Layer:
         """How activations are quantized: fp4, mxint8 or fp4-rows."""
         return self._layer.activation_encoding
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _unpickled, (self._layer.state(""), self.name)
+
     def __repr__(self) -> str:
         name = f"{self.name}: " if self.name else ""
         return (
             f"Layer({name}{self.in_features} -> {self.out_features}, {self.format}, "
             f"activations {self.activation_encoding}, bias={self.bias is not None})"
         )
+
+
+def _unpickled(state: dict[str, Any], name: Optional[str]) -> Layer:
+    """A layer of its state, on the backends that are the fastest here."""
+    layer = _core.Layer.from_state(state, "", options(layout="native", bias="apply"))
+    return Layer._of(layer if name is None else layer.with_name(name))

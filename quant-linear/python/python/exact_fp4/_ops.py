@@ -35,7 +35,8 @@ class Packed:
 
     ``codes``: uint8 (..., K / 2), two codes a byte, low nibble first; (..., K) for MXINT8.
     ``scales``: uint8 (..., K / G), row-major. ``spec``: format and global scale.
-    ``row_scales``: float32 (...), the global scales of rows that have their own. ``counts``: what quantizing did.
+    ``row_scales``: float32 (...), the global scales of rows that have their own.
+    ``counts``: what quantizing did.
     """
 
     codes: Bytes
@@ -57,8 +58,8 @@ class Packed:
         codes, scales = uint8(self.codes, f"{what}.codes"), uint8(self.scales, f"{what}.scales")
         if codes.ndim < 1 or codes.shape[:-1] != scales.shape[:-1]:
             raise Fp4Error(
-                f"{what}: codes of shape {codes.shape} and scales of shape {scales.shape}; expected "
-                "the same dimensions but the last"
+                f"{what}: codes of shape {codes.shape} and scales of shape {scales.shape}; "
+                "expected the same dimensions but the last"
             )
         k = codes.shape[-1] * self.spec.per_byte
         return raw(codes), raw(scales), rows_of(codes.shape), k, self.spec

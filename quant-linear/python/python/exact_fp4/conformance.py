@@ -11,14 +11,15 @@ Exit code: 0 if every case is answered, 2 for bad usage or files that cannot be 
 
 from __future__ import annotations
 
+import functools
 import json
 import pathlib
 import sys
-from typing import Any, Callable, Mapping
+from typing import Any, Callable, Mapping, Optional
 
 import numpy as np
 
-from . import Fp4Error, Packed, Spec, _core, matmul, open, quantize
+from . import Checkpoint, Fp4Error, Packed, Spec, _core, matmul, open, quantize
 from ._arrays import FLOATS_BY_NAME, Array, given
 
 SCHEMA = "fp4-conformance-vectors/1"
@@ -56,6 +57,12 @@ def _matmul(request: Mapping[str, Any], tensor: Callable[[str], Any]) -> dict[st
     return {"y": y}
 
 
+def _tensor(file: Checkpoint, number: str, name: str) -> Optional[Array]:
+    """The tensor of a case, or ``None`` if it has none of this name."""
+    full = f"{number}.{name}"
+    return file.tensor(full) if file.has(full) else None
+
+
 def answer(vectors: pathlib.Path, answers: pathlib.Path) -> tuple[int, int]:
     """Answers every file of a folder; the numbers of files and cases.
 
@@ -72,14 +79,10 @@ def answer(vectors: pathlib.Path, answers: pathlib.Path) -> tuple[int, int]:
         if manifest.get("schema") != SCHEMA:
             raise Fp4Error(f"{path} is no manifest of {SCHEMA}")
         file, out = open(path.with_suffix(".safetensors")), {}
-        names = file.tensors
         for number, case in manifest["cases"].items():
             request = case["request"]
 
-            def tensor(name: str, number: str = number) -> Any:
-                full = f"{number}.{name}"
-                return file.tensor(full) if full in names else None
-
+            tensor = functools.partial(_tensor, file, number)
             do = {"quantize": _quantize, "matmul": _matmul}[request["operation"]]
             found = do(request, tensor)
             out.update({f"{number}.{name}": value for name, value in found.items()})

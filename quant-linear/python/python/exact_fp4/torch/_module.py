@@ -1,208 +1,26 @@
-"""``QuantLinear``: the layer as a ``torch.nn.Module``; ``convert``: a model's linear layers to it.
+"""The module."""
 
-The state is that of the Rust layer: ``e2m1``, ``scale_quant``, ``transform``,
-``weight_global_scale``, ``activation_global_scale``, ``activation_scale_scale``,
-``activation_encoding`` and ``bias``, all buffers. The Rust layer is made from them at the first
-call, kept with ``e2m1``, and made again when one of them is replaced or written to.
+from __future__ import annotations
 
-Needs PyTorch 2.7 or newer (for ``torch.float8_e8m0fnu``). Computes on the CPU.
-"""
-
-# Annotations must be types, not text: the schema of the custom op is read from them.
-import json
-import os
-import pathlib
-import tempfile
-import threading
 from collections.abc import Callable, Mapping
 from typing import Any, Optional, Union
 
-import numpy as np
+import torch
+from torch import Tensor, nn
 
-try:
-    import torch
-    from torch import Tensor, nn
-    from torch.utils.weak import WeakTensorKeyDictionary
-except ImportError as error:
-    raise ImportError(f"exact_fp4.torch needs PyTorch ({error}); pip install torch") from error
+from .. import _core
+from .._core import Fp4Error
+from .._layer import Layer, options
+from ._op import FLOATS, SCALES, STATE, as_numpy, given, layer_of, linear, to_tensor
 
-from . import _core
-from ._checkpoint import how
-from ._core import Fp4Error
-from ._layer import Layer, options
-
-__all__ = ["QuantLinear", "convert"]
-
-if not hasattr(torch, "float8_e8m0fnu"):
-    raise ImportError(f"PyTorch {torch.__version__} has no float8_e8m0fnu; install 2.7 or newer")
-
-# The names of a state, in the order of the op's arguments.
-STATE = (
-    "e2m1",
-    "scale_quant",
-    "transform",
-    "weight_global_scale",
-    "activation_global_scale",
-    "activation_scale_scale",
-    "activation_encoding",
-    "bias",
-)
 NEEDED = ("e2m1", "scale_quant", "weight_global_scale")
-
-_FLOATS = {torch.float32: "f32", torch.float16: "f16", torch.bfloat16: "bf16"}
-_SCALES = {"e8m0": torch.float8_e8m0fnu, "e4m3": torch.float8_e4m3fn}
-_TYPES = {
-    torch.float32: "F32",
-    torch.float16: "F16",
-    torch.bfloat16: "BF16",
-    torch.float64: "F64",
-    torch.uint8: "U8",
-    torch.int8: "I8",
-    torch.int16: "I16",
-    torch.int32: "I32",
-    torch.int64: "I64",
-    torch.bool: "BOOL",
-    torch.float8_e4m3fn: "F8_E4M3",
-    torch.float8_e5m2: "F8_E5M2",
-    torch.float8_e8m0fnu: "F8_E8M0",
-}
-_OF_TYPES = {name: dtype for dtype, name in _TYPES.items()}
-_FORMATS = ("mxfp4", "nvfp4")
-
-
-def _bytes(tensor: Tensor, name: str) -> Any:
-    """The bytes of a tensor of the CPU, without a copy if it is contiguous."""
-    if tensor.device.type != "cpu":
-        raise Fp4Error(
-            f"`{name}` is on {tensor.device}, and this layer computes on the CPU; move the module "
-            "and its inputs with .to('cpu')"
-        )
-    return tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy()
-
-
-def _given(tensor: Tensor, name: str) -> tuple[str, list[int], Any]:
-    """A tensor as the extension takes it."""
-    if not isinstance(tensor, Tensor):
-        raise TypeError(f"`{name}` is a {type(tensor).__name__}; expected a tensor")
-    dtype = _TYPES.get(tensor.dtype)
-    if dtype is None:
-        raise TypeError(f"`{name}` is {tensor.dtype}, which no state holds")
-    return dtype, list(tensor.shape), _bytes(tensor, name)
-
-
-def _tensor(tensor: tuple[str, list[int], Any]) -> Tensor:
-    """A tensor that the extension gives."""
-    dtype, shape, data = tensor
-    return torch.from_numpy(data).view(_OF_TYPES[dtype]).reshape(shape)
-
-
-def _dense(x: Tensor, what: str) -> tuple[Any, str]:
-    name = _FLOATS.get(x.dtype)
-    if name is None:
-        raise TypeError(f"{what} is {x.dtype}; expected float32, float16 or bfloat16")
-    return _bytes(x, what), name
-
-
-class _Built:
-    """A Rust layer, and the tensors that it was made of; without ``e2m1``, which it is kept with."""
-
-    def __init__(self, layer: _core.Layer, others: list[Optional[Tensor]]) -> None:
-        self.layer = layer
-        # Held, so that no other tensor comes to lie where one of them was.
-        self.others = others
-
-
-_BUILT: Any = WeakTensorKeyDictionary()
-_LOCK = threading.Lock()
-# Layers kept with one `e2m1`: several modules may share it.
-_KEPT = 4
-
-
-def _stamp(tensor: Optional[Tensor]) -> Any:
-    """What changes if the tensor does. Tensors of inference mode do not count their writes."""
-    if tensor is None:
-        return None
-    version = 0 if tensor.is_inference() else tensor._version
-    return tensor.data_ptr(), version, tensor.dtype, tuple(tensor.shape)
-
-
-def _layer(
-    tensors: tuple[Optional[Tensor], ...], quantizer: Optional[str], matmul: Optional[str]
-) -> _core.Layer:
-    """The Rust layer of a state: the one kept, if nothing has changed since."""
-    e2m1 = tensors[0]
-    key = (tuple(map(_stamp, tensors)), quantizer, matmul)
-    with _LOCK:
-        built = _BUILT.get(e2m1, {}).get(key)
-    if built is not None:
-        return built.layer
-    state = {name: _given(t, name) for name, t in zip(STATE, tensors) if t is not None}
-    layer = _core.Layer.from_state(state, "", options(layout="native", bias="apply"))
-    layer = layer.with_backends(quantizer, matmul)
-    with _LOCK:
-        kept = _BUILT.setdefault(e2m1, {})
-        if len(kept) >= _KEPT:
-            kept.clear()
-        kept[key] = _Built(layer, list(tensors[1:]))
-    return layer
-
-
-@torch.library.custom_op("exact_fp4::linear", mutates_args=())
-def _linear(
-    x: Tensor,
-    e2m1: Tensor,
-    scale_quant: Tensor,
-    transform: Optional[Tensor],
-    weight_global_scale: Tensor,
-    activation_global_scale: Optional[Tensor],
-    activation_scale_scale: Optional[Tensor],
-    activation_encoding: Optional[Tensor],
-    bias: Optional[Tensor],
-    quant_backend: Optional[str],
-    matmul_backend: Optional[str],
-) -> Tensor:
-    values = _dense(x, "the input")
-    tensors = (
-        e2m1,
-        scale_quant,
-        transform,
-        weight_global_scale,
-        activation_global_scale,
-        activation_scale_scale,
-        activation_encoding,
-        bias,
-    )
-    layer = _layer(tensors, quant_backend, matmul_backend)
-    y = layer.forward(values, list(x.shape), None)
-    if x.dtype != torch.float32:
-        y = y.view(np.int16)
-    return torch.from_numpy(y).view(x.dtype).reshape(*x.shape[:-1], e2m1.shape[0])
-
-
-@_linear.register_fake
-def _(
-    x: Tensor,
-    e2m1: Tensor,
-    scale_quant: Tensor,
-    transform: Optional[Tensor],
-    weight_global_scale: Tensor,
-    activation_global_scale: Optional[Tensor],
-    activation_scale_scale: Optional[Tensor],
-    activation_encoding: Optional[Tensor],
-    bias: Optional[Tensor],
-    quant_backend: Optional[str],
-    matmul_backend: Optional[str],
-) -> Tensor:
-    if x.dtype not in _FLOATS:
-        raise TypeError(f"the input is {x.dtype}; expected float32, float16 or bfloat16")
-    return x.new_empty((*x.shape[:-1], e2m1.shape[0]))
 
 
 def _scale_name(scale_dtype: Any) -> Optional[str]:
     """The name of a scale type, given by name or as a type of torch."""
-    if scale_dtype is None or scale_dtype in _SCALES:
+    if scale_dtype is None or scale_dtype in SCALES:
         return None if scale_dtype is None else str(scale_dtype)
-    for name, dtype in _SCALES.items():
+    for name, dtype in SCALES.items():
         if dtype == scale_dtype:
             return name
     raise TypeError(f"scale_dtype {scale_dtype!r}; expected 'e8m0', 'e4m3' or the float8 type")
@@ -267,7 +85,7 @@ class QuantLinear(nn.Module):
         matmul_backend: Optional[str] = None,
     ) -> None:
         super().__init__()
-        if dtype is not None and dtype not in _FLOATS:
+        if dtype is not None and dtype not in FLOATS:
             raise TypeError(f"dtype {dtype}; expected float32, float16 or bfloat16")
         self.quant_backend, self.matmul_backend = quant_backend, matmul_backend
         self._applies_bias = isinstance(bias, Tensor) or bool(bias)
@@ -281,7 +99,7 @@ class QuantLinear(nn.Module):
             self._be_empty(group_size, weight_global_scale, device)
             self._note_scalars(activation_global_scale, activation_scale_scale)
             return
-        given = {
+        parts = {
             "e2m1": e2m1,
             "scale_quant": scale_quant,
             "transform": transform if dtype is None or transform is None else transform.to(dtype),
@@ -292,7 +110,7 @@ class QuantLinear(nn.Module):
         }
         tensors = {
             name: torch.as_tensor(value, dtype=None if isinstance(value, Tensor) else torch.float32)
-            for name, value in given.items()
+            for name, value in parts.items()
             if value is not None
         }
         layer = self._check(tensors, "", activation_encoding)
@@ -311,7 +129,7 @@ class QuantLinear(nn.Module):
 
         ``keywords``: bias (a tensor; else that of the layer), device, dtype, the backends.
         """
-        state = {name: _tensor(t) for name, t in layer._layer.state("").items()}
+        state = {name: to_tensor(t) for name, t in layer._layer.state("").items()}
         state.pop("activation_encoding", None)
         own = state.pop("bias", None)
         keywords.setdefault("bias", own if own is not None else False)
@@ -319,11 +137,13 @@ class QuantLinear(nn.Module):
         return cls(layer.in_features, layer.out_features, **state, **keywords)
 
     @classmethod
-    def from_linear(cls, linear: nn.Linear, format: str = "nvfp4", **settings: Any) -> "QuantLinear":
+    def from_linear(
+        cls, linear: nn.Linear, format: str = "nvfp4", **settings: Any
+    ) -> "QuantLinear":
         """Quantizes the weight of a linear layer; ``settings`` as ``Layer.from_dense`` has them."""
         weight = linear.weight.detach()
-        settings["transform"] = _numpy(settings.get("transform"), "transform")
-        layer = Layer.from_dense(_numpy(weight, "weight"), format, **settings)
+        settings["transform"] = as_numpy(settings.get("transform"), "transform")
+        layer = Layer.from_dense(as_numpy(weight, "weight"), format, **settings)
         bias = False if linear.bias is None else linear.bias.detach()
         return cls.from_layer(layer, bias=bias, device=weight.device)
 
@@ -357,7 +177,7 @@ class QuantLinear(nn.Module):
         for name, tensor in tensors.items():
             if isinstance(tensor, Tensor) and tensor.device.type not in ("cpu", "meta"):
                 tensor = tensor.cpu()
-            state[prefix + name] = _given(tensor, prefix + name)
+            state[prefix + name] = given(tensor, prefix + name)
         load = options(
             layout="native",
             scale_type=self._scale_type,
@@ -374,7 +194,7 @@ class QuantLinear(nn.Module):
         def scalar(value: float) -> Tensor:
             return torch.tensor(value, dtype=torch.float32)
 
-        scales = tensors["scale_quant"].detach().view(_SCALES[layer.scale_type])
+        scales = tensors["scale_quant"].detach().view(SCALES[layer.scale_type])
         transform, bias = tensors.get("transform"), layer.bias
         codes = {"fp4": None, "mxint8": 1, "fp4-rows": 2}[layer.activation_encoding]
         taken: dict[str, Optional[Tensor]] = {
@@ -384,7 +204,9 @@ class QuantLinear(nn.Module):
             "weight_global_scale": scalar(layer.weight_global_scale),
             "activation_global_scale": scalar(layer.activation_global_scale),
             "activation_scale_scale": scalar(layer.activation_scale_scale),
-            "activation_encoding": None if codes is None else torch.tensor(codes, dtype=torch.uint8),
+            "activation_encoding": None
+            if codes is None
+            else torch.tensor(codes, dtype=torch.uint8),
             "bias": None if bias is None else torch.from_numpy(bias),
         }
         for name, tensor in taken.items():
@@ -405,7 +227,13 @@ class QuantLinear(nn.Module):
         """Replaces the layer by the state under the prefix, or leaves it as it is."""
         for hook in self._load_state_dict_pre_hooks.values():
             hook(
-                state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+                state_dict,
+                prefix,
+                local_metadata,
+                strict,
+                missing_keys,
+                unexpected_keys,
+                error_msgs,
             )
         own = {n: state_dict[prefix + n] for n in STATE if prefix + n in state_dict}
         if strict:
@@ -437,7 +265,7 @@ class QuantLinear(nn.Module):
                 continue
             if name == "transform":
                 moved[name] = fn(tensor)
-                if moved[name].dtype not in _FLOATS:
+                if moved[name].dtype not in FLOATS:
                     raise TypeError(
                         f"a transform cannot be {moved[name].dtype}; expected float32, float16 or "
                         "bfloat16"
@@ -482,13 +310,13 @@ class QuantLinear(nn.Module):
 
     def explain(self, rows: int = 1, dtype: torch.dtype = torch.float32) -> str:
         """Who would quantize and multiply, and why not the others."""
-        return self._core_layer().explain(rows, _FLOATS[dtype])
+        return self._core_layer().explain(rows, FLOATS[dtype])
 
     def _core_layer(self) -> _core.Layer:
         if self.e2m1 is None:
             self._skeleton().prepare()  # says that it is empty
         tensors = tuple(getattr(self, name) for name in STATE)
-        return _layer(tensors, self.quant_backend, self.matmul_backend)
+        return layer_of(tensors, self.quant_backend, self.matmul_backend)
 
     def extra_repr(self) -> str:
         scales = "empty" if self.scale_quant is None else str(self.scale_quant.dtype)[6:]
@@ -510,90 +338,7 @@ class QuantLinear(nn.Module):
                 )
         if self.device.type == "meta" and input.device.type != "meta":
             raise Fp4Error("the layer is on meta and has no bytes; load a state with assign=True")
-        y: Tensor = _linear(
+        y: Tensor = linear(
             input, *(getattr(self, n) for n in STATE), self.quant_backend, self.matmul_backend
         )
         return y
-
-
-def _numpy(x: Any, what: str) -> Any:
-    """A tensor as NumPy's array; all else as it is."""
-    if not isinstance(x, Tensor):
-        return x
-    data, name = _dense(x.detach(), what)
-    from ._arrays import result
-
-    return result(data, name, tuple(x.shape))
-
-
-def _recipe(recipe: Any) -> tuple[Optional[str], Optional[str]]:
-    """Format and text of a recipe: a format, TOML or JSON text, a dictionary, or a file."""
-    if recipe is None or (isinstance(recipe, str) and recipe in _FORMATS):
-        return recipe, None
-    if isinstance(recipe, Mapping):
-        return None, json.dumps(recipe)
-    if isinstance(recipe, str) and ("\n" in recipe or "{" in recipe or "[[" in recipe):
-        return None, recipe
-    if isinstance(recipe, (str, os.PathLike)):
-        path = pathlib.Path(recipe)
-        try:
-            return None, path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise Fp4Error(f"the recipe {str(path)!r} cannot be read: {error}") from error
-    raise TypeError(f"recipe is a {type(recipe).__name__}; expected a format, text, dict or path")
-
-
-def convert(
-    model: nn.Module, recipe: Any = "nvfp4", *, format: Optional[str] = None, **settings: Any
-) -> dict[str, str]:
-    """Quantizes linear layers of a model in place, by the rules of ``fp4 quantize``.
-
-    The ``nn.Linear`` modules (no subclasses: those often read the weight themselves) become
-    :class:`QuantLinear`. Which of them, and how, is decided by their names as ``fp4 quantize``
-    decides: heads, routers and the like stay dense. If anything fails, the model is as it was.
-
-    Args:
-        recipe: a format; or formats and settings by name: TOML or JSON text, a dictionary, a path.
-        format: beside a recipe: the format of what no rule matches, which else stays dense.
-        settings: those of ``exact_fp4.quantize_checkpoint``.
-
-    Returns:
-        Format by name of every layer converted.
-
-    Raises:
-        Fp4Error: nothing to quantize, a recipe that cannot be followed.
-    """
-    named, text = _recipe(recipe)
-    request = how(format or named, recipe=text, **settings)
-    modules = dict(model.named_modules(remove_duplicate=False))
-    linear = {name: m for name, m in modules.items() if type(m) is nn.Linear}
-    if "" in linear:
-        raise Fp4Error("the model is a linear layer itself; use QuantLinear.from_linear")
-    first: dict[int, str] = {}
-    for name, module in linear.items():
-        first.setdefault(id(module), name)
-    made: dict[int, tuple[QuantLinear, str]] = {}
-    with tempfile.TemporaryDirectory() as folder:
-        dense, packed = (pathlib.Path(folder) / f"{name}.safetensors" for name in ("dense", "fp4"))
-        weights = {}
-        for name in first.values():
-            weight = linear[name].weight.detach()
-            if weight.is_meta:
-                raise Fp4Error(f"`{name}.weight` is on meta and has no values; load it first")
-            weights[f"{name}.weight"] = _given(weight.cpu(), f"{name}.weight")
-        _core.write_safetensors(dense, weights)
-        done, _ = _core.quantize_checkpoint(dense, packed, request)
-        checkpoint = _core.Checkpoint(packed)
-        for _, name, form, _, _ in done:
-            old = linear[name]
-            layer = Layer._of(checkpoint.layer(name, options()))
-            bias = False if old.bias is None else old.bias.detach()
-            new = QuantLinear.from_layer(layer, bias=bias, device=old.weight.device)
-            made[id(old)] = (new.train(old.training), form)
-    formats = {}
-    for name, old in linear.items():
-        if id(old) in made:
-            parent, _, last = name.rpartition(".")
-            new, formats[name] = made[id(old)]
-            setattr(modules[parent], last, new)
-    return formats
