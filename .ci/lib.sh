@@ -47,7 +47,7 @@ wheel() {
     python3 -m venv "$scratch/build"
     "$scratch/build/bin/pip" install --quiet --disable-pip-version-check 'maturin>=1.7,<2'
     "$scratch/build/bin/maturin" build --release --manifest-path quant-linear/python/Cargo.toml \
-        --interpreter "$scratch/build/bin/python" --out "$scratch/wheels"
+        --interpreter python3 --out "$scratch/wheels"
     local wheels=("$scratch"/wheels/*.whl)
     [[ ${#wheels[@]} == 1 && -f ${wheels[0]} ]] || fail "not one wheel: ${wheels[*]}"
     wheel=${wheels[0]}

@@ -64,7 +64,6 @@ impl Checkpoint {
     }
 
     /// The quantized layers by module: layout, format, out, in, experts; what is wrong with others.
-    #[expect(clippy::type_complexity, reason = "what Python gets, written out")]
     fn layers(
         &self,
         py: Python<'_>,
