@@ -149,6 +149,7 @@ impl Layer {
             let (rows, outputs) = (product(leading), product(&to));
             let overflow = || Failure::new(format!("an input of shape {shape:?} is too large"));
             let rows = rows.ok_or_else(overflow)?;
+            arrays::reserve(rows, size_of::<f32>())?; // for the scales of rows without columns
             let mut y = arrays::zeros(ty, outputs.ok_or_else(overflow)?)?;
             self.0.forward_into(x, rows, y.as_mut_slice())?;
             Ok(y)

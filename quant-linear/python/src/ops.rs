@@ -85,7 +85,10 @@ pub(crate) fn quantize<'py>(
         })?;
         let shape = input.shape();
         let mut packed = PackedMatrix::zeros(shape);
-        let mut row_scales = vec![0f32; if spec.row_scales() { rows } else { 0 }];
+        // Rows without columns have no bytes, and may be any number.
+        let scaled = if spec.row_scales() { rows } else { 0 };
+        arrays::reserve(scaled, size_of::<f32>())?;
+        let mut row_scales = vec![0f32; scaled];
         let mut to = packed.view_mut();
         if spec.row_scales() {
             to = to.with_row_scales(&mut row_scales)?;

@@ -90,6 +90,17 @@ def test_a_product_too_large_for_memory_is_an_error():
         fp4.matmul(many, many)
 
 
+def test_rows_without_columns_may_be_any_number():
+    rows = np.zeros((2**60, 0), np.float32)
+    assert fp4.quantize(rows).codes.shape == (2**60, 0)
+    with pytest.raises(fp4.Fp4Error, match="no memory"):
+        fp4.quantize(rows, fp4.Spec("nvfp4", row_scales=True))
+    empty = np.zeros((0, 0), np.float32)
+    layer = fp4.Layer.from_dense(empty, activation_encoding="fp4-rows")
+    with pytest.raises(fp4.Fp4Error, match="no memory"):
+        layer(rows)
+
+
 def test_strides_orders_and_readonly_give_the_same_bits(rng):
     x = matrix(rng, 16, 128)
     expected = fp4.quantize(x)

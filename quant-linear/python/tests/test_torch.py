@@ -380,6 +380,7 @@ def test_parts_given_to_the_constructor(module, x):
     for change, error, text in [
         ({**raw}, fp4.Fp4Error, "is U8"),
         ({**parts, "group_size": 32}, fp4.Fp4Error, "group_size 32, and the tensors have 16"),
+        ({**parts, "scale_dtype": "e8m0"}, fp4.Fp4Error, "scale_dtype e8m0, and the tensors"),
         ({"scale_quant": parts["scale_quant"]}, fp4.Fp4Error, "without e2m1"),
         ({**parts, "scale_quant": None}, fp4.Fp4Error, "`scale_quant` is missing"),
         ({**parts, "e2m1": parts["e2m1"].tolist()}, fp4.Fp4Error, "`e2m1` is F32"),

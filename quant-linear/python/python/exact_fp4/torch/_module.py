@@ -118,6 +118,7 @@ class QuantLinear(nn.Module):
             ("in_features", in_features, layer.in_features),
             ("out_features", out_features, layer.out_features),
             ("group_size", group_size, layer.group_size),
+            ("scale_dtype", self._scale_type, layer.scale_type),
         ):
             if asked is not None and asked != got:
                 raise Fp4Error(f"{what} {asked}, and the tensors have {got}")
