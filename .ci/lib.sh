@@ -53,8 +53,8 @@ wheel() {
     wheel=${wheels[0]}
 }
 
-# pytest PYTHON ARGUMENTS...: runs tests of quant-linear/python and sets `passed` to their number; it
-# fails if one fails, none passes, or one is skipped.
+# pytest PYTHON ARGUMENTS...: runs tests of quant-linear/python and sets `passed` to their number;
+# it fails if one fails, none passes, or one is skipped.
 pytest() {
     local python=$1
     shift
