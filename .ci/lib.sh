@@ -39,3 +39,28 @@ tally() {
     read -r passed failed < <(awk '/^test result:/ { p += $4; f += $6 } END { print p + 0, f + 0 }' "$1")
     ((passed > 0)) || fail "no test ran"
 }
+
+# wheel: builds the Python wheel, and sets `wheel` to its path. Its tools are in $scratch/build.
+wheel() {
+    need python3
+    python3 -c 'import ensurepip, venv' 2>/dev/null || packages python3-venv
+    python3 -m venv "$scratch/build"
+    "$scratch/build/bin/pip" install --quiet --disable-pip-version-check 'maturin>=1.7,<2'
+    "$scratch/build/bin/maturin" build --release --manifest-path quant-linear/python/Cargo.toml \
+        --interpreter python3 --out "$scratch/wheels"
+    local wheels=("$scratch"/wheels/*.whl)
+    [[ ${#wheels[@]} == 1 && -f ${wheels[0]} ]] || fail "not one wheel: ${wheels[*]}"
+    wheel=${wheels[0]}
+}
+
+# pytest PYTHON ARGUMENTS...: runs tests of quant-linear/python and sets `passed` to their number;
+# it fails if one fails, none passes, or one is skipped.
+pytest() {
+    local python=$1
+    shift
+    "$python" -m pytest -c quant-linear/python/pyproject.toml --color=no -o addopts= \
+        -p no:cacheprovider -q -rs "$@" | tee "$scratch/pytest"
+    passed=$(grep -oE '[0-9]+ passed' "$scratch/pytest" | tail -n 1 | cut -d' ' -f1)
+    ((${passed:-0} > 0)) || fail "no test passed"
+    ! grep -E '[0-9]+ skipped' "$scratch/pytest" || fail "a test was skipped"
+}
