@@ -213,13 +213,9 @@ unsafe fn group_steps<const G: usize>(
                     }
                 }
                 let scales = b.scales.as_ptr().add(b_slot * G * COLUMNS);
-                let quarters = [0, 1].map(|q| Quarter {
-                    w: weights(lines.add(2 * h), q),
-                    scales: match G {
-                        1 => column_scales(scales.add(8 * q + 2 * h)),
-                        _ => half_scales(scales.add(16 * q + 4 * h)),
-                    },
-                });
+                let lines = lines.add(2 * h);
+                let quarters =
+                    [quarter::<G>(lines, scales, h, 0), quarter::<G>(lines, scales, h, 1)];
                 let mut rows = RowPointers {
                     codes: a.codes.as_ptr().add(a_chunk * a.rows * STEPS).cast(),
                     init: a.init.as_ptr().add(a_chunk * a.rows).cast(),
@@ -240,6 +236,29 @@ struct Quarter {
     w: [__m256i; 4],
     /// The scaled scales.
     scales: __m256i,
+}
+
+/// Quarter `q` of half `h` of a chunk, whose lines begin at `lines` and scales at `scales`. No
+/// closure, which is not always inlined: the weights would be in memory then.
+///
+/// # Safety
+/// The CPU has AVX2; `lines` points to the two lines of the half, `scales` to those of the chunk.
+#[inline]
+#[target_feature(enable = "avx2")]
+unsafe fn quarter<const G: usize>(
+    lines: *const Line,
+    scales: *const u8,
+    h: usize,
+    q: usize,
+) -> Quarter {
+    // SAFETY: inside, by the caller.
+    unsafe {
+        let scales = match G {
+            1 => column_scales(scales.add(8 * q + 2 * h)),
+            _ => half_scales(scales.add(16 * q + 4 * h)),
+        };
+        Quarter { w: weights(lines, q), scales }
+    }
 }
 
 /// Where the next row's operands and sums of two quarters are; another row's are four vectors on.
