@@ -94,6 +94,14 @@ mod matmul;
 mod quantize;
 mod resident;
 mod threads;
+#[cfg_attr(
+    not(any(
+        target_arch = "x86_64",
+        target_arch = "aarch64",
+        all(target_arch = "wasm32", target_feature = "simd128")
+    )),
+    allow(unused_variables, reason = "no kernels plug into the tiles")
+)]
 mod weight;
 
 use std::fmt;
