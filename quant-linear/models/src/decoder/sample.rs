@@ -3,7 +3,8 @@
 //! ```text
 //! sort by logit, the lower id first among equals; keep the first k
 //! w = exp((logit - largest) / temperature);  keep the shortest prefix whose share reaches p
-//! u in [0, 1) from ChaCha8, whose numbers are the same everywhere;  the token where the sum of w passes u
+//! u in [0, 1) from ChaCha8, whose numbers are the same everywhere
+//! the token where the sum of w passes u times their sum
 //! ```
 
 use anyhow::{Result, bail, ensure};

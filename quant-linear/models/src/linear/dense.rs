@@ -1,17 +1,18 @@
 //! The dense linear layer in f32: what the FP4 layers are compared with.
 //!
-//! The product is the `gemm` crate's, built with its AVX-512 kernels beside those for AVX2 and
-//! chosen at run time, so that FP4 is compared with a fair peer.
+//! The product is candle's, which is the `gemm` crate's, built with its AVX-512 kernels beside those
+//! for AVX2 and chosen at run time, so that FP4 is compared with a fair peer. The order of its sums
+//! depends on the shape, so a row's bits depend on its batch.
 
 use anyhow::{Result, ensure};
+use candle_core::{Device, Tensor};
 
-use super::gemm::times_transposed;
 use super::{Linear, Parts};
 
 /// `y = x W^T + b` in f32.
 pub struct Dense {
-    /// Row-major (out, in).
-    weight: Vec<f32>,
+    /// (in, out), a view of the row-major (out, in).
+    weight: Tensor,
     bias: Option<Vec<f32>>,
     out: usize,
     inp: usize,
@@ -23,7 +24,8 @@ impl Dense {
     pub fn new(parts: &Parts<'_>) -> Result<Self> {
         parts.check()?;
         let &Parts { weight, bias, out, inp, .. } = parts;
-        Ok(Self { weight: weight.to_vec(), bias: bias.map(<[f32]>::to_vec), out, inp })
+        let weight = Tensor::from_slice(weight, (out, inp), &Device::Cpu)?.t()?;
+        Ok(Self { weight, bias: bias.map(<[f32]>::to_vec), out, inp })
     }
 }
 
@@ -54,7 +56,8 @@ impl Linear for Dense {
         if inp == 0 {
             y.fill(0.0);
         } else {
-            times_transposed(x, &self.weight, y, [rows, out, inp]);
+            let x = Tensor::from_slice(x, (rows, inp), &Device::Cpu)?;
+            y.copy_from_slice(&x.matmul(&self.weight)?.flatten_all()?.to_vec1()?);
         }
         if let Some(bias) = &self.bias {
             for row in y.chunks_exact_mut(out) {

@@ -7,7 +7,6 @@
 //! ```
 
 mod dense;
-mod gemm;
 mod quantized;
 
 use anyhow::{Context, Result, ensure};

@@ -12,7 +12,7 @@ use super::{Linear, Parts, dense};
 /// How a linear layer multiplies.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Encoding {
-    /// Weight and activations in f32, by the `gemm` crate.
+    /// Weight and activations in f32, by candle's product.
     F32,
     /// Weight in FP4, activations quantized in every forward.
     Quantized {
@@ -53,7 +53,8 @@ impl Encoding {
         }
     }
 
-    /// Builds the layer: a [`LinearFactory`](super::LinearFactory) is `|parts| encoding.build(parts)`.
+    /// Builds the layer. `|parts| encoding.build(parts)` is a
+    /// [`LinearFactory`](super::LinearFactory).
     ///
     /// # Errors
     /// If a weight does not fit the format, the transform or the activations.
