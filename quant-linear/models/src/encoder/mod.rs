@@ -16,7 +16,8 @@
 //! what the attention mask achieves where sentences are padded to one length.
 //!
 //! The six products with a W, each with its bias, are [`Linear`](crate::linear::Linear) layers that
-//! the caller builds; everything else is computed here in f32. So two encoders differ by their linear layers alone.
+//! the caller builds; everything else is computed here in f32. So two encoders differ by their
+//! linear layers alone.
 
 mod folder;
 mod tokens;

@@ -1,8 +1,8 @@
 //! The dense linear layer in f32: what the FP4 layers are compared with.
 //!
-//! The product is candle's, which is the `gemm` crate's, built with its AVX-512 kernels beside those
-//! for AVX2 and chosen at run time, so that FP4 is compared with a fair peer. The order of its sums
-//! depends on the shape, so a row's bits depend on its batch.
+//! The product is candle's, which is the `gemm` crate's, built with its AVX-512 kernels beside
+//! those for AVX2 and chosen at run time, so that FP4 is compared with a fair peer. The order of
+//! its sums depends on the shape, so a row's bits depend on its batch.
 
 use anyhow::{Result, ensure};
 use candle_core::{Device, Tensor};
