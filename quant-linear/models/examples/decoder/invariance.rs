@@ -132,7 +132,7 @@ fn compare(args: &Args, encoding: Encoding, lines: &mut Vec<Line>) -> Result<()>
     let prompts: Vec<Vec<u32>> =
         PROMPTS.iter().map(|text| tokenizer.encode(text)).collect::<Result<_>>()?;
     let backend = match encoding {
-        Encoding::F32 => "gemm",
+        Encoding::F32 => "faer",
         Encoding::Quantized { .. } => args.model.backend.as_deref().unwrap_or("the fastest"),
     };
     let mut first: Option<Outcome> = None;

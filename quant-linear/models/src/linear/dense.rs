@@ -1,18 +1,22 @@
 //! The dense linear layer in f32: what the FP4 layers are compared with.
 //!
-//! The product is candle's, which is the `gemm` crate's, built with its AVX-512 kernels beside
-//! those for AVX2 and chosen at run time, so that FP4 is compared with a fair peer. The order of
-//! its sums depends on the shape, so a row's bits depend on its batch.
+//! The product is faer's, whose kernels for AVX2 and AVX-512 are chosen at run time, so that FP4 is
+//! compared with a fair peer. The order of its sums depends on the shape, so a row's bits depend on
+//! its batch.
 
 use anyhow::{Result, ensure};
-use candle_core::{Device, Tensor};
+use faer::linalg::matmul::matmul;
+use faer::{Accum, MatMut, MatRef, Par};
 
 use super::{Linear, Parts};
 
+/// Multiply-adds that are worth more than one thread.
+const PARALLEL: usize = 1 << 20;
+
 /// `y = x W^T + b` in f32.
 pub struct Dense {
-    /// (in, out), a view of the row-major (out, in).
-    weight: Tensor,
+    /// (out, in), row-major.
+    weight: Vec<f32>,
     bias: Option<Vec<f32>>,
     out: usize,
     inp: usize,
@@ -24,8 +28,7 @@ impl Dense {
     pub fn new(parts: &Parts<'_>) -> Result<Self> {
         parts.check()?;
         let &Parts { weight, bias, out, inp, .. } = parts;
-        let weight = Tensor::from_slice(weight, (out, inp), &Device::Cpu)?.t()?;
-        Ok(Self { weight, bias: bias.map(<[f32]>::to_vec), out, inp })
+        Ok(Self { weight: weight.to_vec(), bias: bias.map(<[f32]>::to_vec), out, inp })
     }
 }
 
@@ -56,8 +59,12 @@ impl Linear for Dense {
         if inp == 0 {
             y.fill(0.0);
         } else {
-            let x = Tensor::from_slice(x, (rows, inp), &Device::Cpu)?;
-            y.copy_from_slice(&x.matmul(&self.weight)?.flatten_all()?.to_vec1()?);
+            let threads = rows.saturating_mul(out).saturating_mul(inp) >= PARALLEL;
+            let par = if threads { Par::rayon(0) } else { Par::Seq };
+            let x = MatRef::from_row_major_slice(x, rows, inp);
+            let weight = MatRef::from_row_major_slice(&self.weight, out, inp);
+            let y = MatMut::from_row_major_slice_mut(y, rows, out);
+            matmul(y, Accum::Replace, x, weight.transpose(), 1.0, par);
         }
         if let Some(bias) = &self.bias {
             for row in y.chunks_exact_mut(out) {

@@ -12,7 +12,7 @@ use super::{Linear, Parts, dense};
 /// How a linear layer multiplies.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Encoding {
-    /// Weight and activations in f32, by candle's product.
+    /// Weight and activations in f32, by faer's product.
     F32,
     /// Weight in FP4, activations quantized in every forward.
     Quantized {
