@@ -13,17 +13,32 @@ export CARGO_TARGET_DIR
 # Nothing is built twice here with a change between: no copies for it.
 export CARGO_INCREMENTAL=0
 
+# built: builds what the test command builds, with its programs and examples, so that nothing is
+# compiled for one step alone: another choice of packages would have other features. They are in $bin.
+built() {
+    cargo test --release --workspace --no-run --quiet
+    bin=$CARGO_TARGET_DIR/release
+}
+
 # fail TEXT: ends the step, naming it.
 fail() {
     echo "${0##*/}: $*" >&2
     exit 1
 }
 
+# alone COMMAND...: runs it while no other step does so: installers do not stand each other.
+alone() {
+    mkdir -p "$CARGO_TARGET_DIR"
+    flock "$CARGO_TARGET_DIR/installing" "$@"
+}
+
 # packages NAME...: installs them from the system's.
 packages() {
-    apt-get update -qq
-    apt-get install -y -qq "$@" >/dev/null
+    alone apt-get update -qq
+    alone apt-get install -y -qq "$@" >/dev/null
 }
+
+rustup() { alone rustup "$@"; }
 
 # need COMMAND[=PACKAGE]...: installs the packages of the commands that are not there.
 need() {
