@@ -40,6 +40,8 @@
 #![forbid(unsafe_code)]
 
 pub mod atomic;
+#[cfg(feature = "calibrate")]
+pub mod calibrate;
 pub mod checkpoint;
 mod error;
 mod layer;
@@ -50,6 +52,8 @@ mod run;
 pub mod text;
 mod transform;
 
+#[cfg(feature = "calibrate")]
+pub use error::CalibrateError;
 pub use error::{Error, Kept, Reason};
 pub use fp4_core::FloatVec;
 pub use layer::state::{self, Bias};

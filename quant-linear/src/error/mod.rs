@@ -1,5 +1,7 @@
 //! What can go wrong with a layer or a state, and what to do about it.
 
+#[cfg(feature = "calibrate")]
+mod calibrate;
 mod checkpoint;
 mod gguf;
 mod model;
@@ -9,6 +11,8 @@ use std::path::{Path, PathBuf};
 use fp4_core::{FloatType, Unsupported};
 use safetensors::Dtype;
 
+#[cfg(feature = "calibrate")]
+pub use calibrate::CalibrateError;
 pub use checkpoint::Refusal;
 pub use gguf::GgufError;
 pub use model::{Kept, ModelError, Reason, listed};
@@ -55,6 +59,10 @@ pub enum Error {
         /// What went wrong.
         error: Box<Error>,
     },
+    /// What a calibration was given cannot be used.
+    #[cfg(feature = "calibrate")]
+    #[error(transparent)]
+    Calibrate(#[from] CalibrateError),
     /// What is asked of a model cannot be.
     #[error(transparent)]
     Model(#[from] ModelError),
