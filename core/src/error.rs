@@ -5,7 +5,7 @@
 use core::fmt;
 
 use crate::format::{Element, Encoding, FloatType, GroupSize, ScaleType};
-use crate::spec::ScaleRule;
+use crate::rule::ScaleRule;
 
 /// What was wrong with a call. Every variant says what was given and what was expected;
 /// its `Display` form adds what to do.
@@ -99,6 +99,13 @@ pub enum Error {
         scale: ScaleType,
         /// The group size.
         group: GroupSize,
+    },
+    /// A rule for scale bytes of another type.
+    ScaleRule {
+        /// The rule asked for.
+        rule: ScaleRule,
+        /// The type of the scale bytes.
+        scale: ScaleType,
     },
     /// A transform block that is not 16, 32, 64 or 128 (C5).
     TransformBlock {
@@ -388,6 +395,15 @@ impl fmt::Display for Error {
                 f,
                 "{scale} with groups of {group} has no row scales; ask for them with NVFP4 (e4m3, 16)"
             ),
+            Error::ScaleRule { rule, scale } => {
+                write!(f, "the scale rule {rule} is not for {scale} scales; choose ")?;
+                let mut those = ScaleRule::ALL.into_iter().filter(|r| r.is_for(scale)).peekable();
+                while let Some(rule) = those.next() {
+                    let before = if those.peek().is_some() { "" } else { "or " };
+                    write!(f, "{before}{rule}{}", if those.peek().is_some() { ", " } else { "" })?;
+                }
+                Ok(())
+            }
             Error::TransformBlock { got } => write!(
                 f,
                 "transform block {got}: expected 16, 32, 64 or 128; use a transform of that size"

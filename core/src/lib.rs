@@ -92,6 +92,7 @@ mod numbers;
 mod owned;
 mod packed;
 pub mod reference;
+pub mod rule;
 mod scale;
 mod spec;
 mod swizzle;
@@ -118,10 +119,11 @@ pub use owned::{FloatVec, OwnedTransform};
 #[cfg(feature = "alloc")]
 pub use packed::PackedMatrix;
 pub use packed::{Packed, PackedMut, PackedShape, PackedView, pack, pad_k, padded_k, unpack};
+pub use rule::ScaleRule;
 pub use scale::{E4m3, E8m0, ScaleParts};
 pub use spec::{
     MXFP4_GLOBAL_SCALE, MXFP4_SCALE_SCALE, NVFP4_GLOBAL_SCALE, NVFP4_SCALE_SCALE, QuantSpec,
-    ScaleRule, nvfp4_global_scale, nvfp4_row_scale,
+    nvfp4_global_scale, nvfp4_row_scale,
 };
 pub use swizzle::Swizzle;
 pub use transform::{Transform, TransformShape, hadamard};

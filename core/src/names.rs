@@ -9,7 +9,7 @@ use core::str::FromStr;
 use crate::e2m1::TieMode;
 use crate::error::Error;
 use crate::format::{Element, Encoding, FloatType, Format, GroupSize, ScaleType};
-use crate::spec::ScaleRule;
+use crate::rule::ScaleRule;
 
 /// A name that is none of the names of a setting.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -107,7 +107,12 @@ names!(Element, "element": E2m1 = "e2m1", Int8 = "int8");
 names!(ScaleType, "scale type": E8M0 = "e8m0", E4M3 = "e4m3");
 names!(FloatType, "float type": F32 = "f32", F16 = "f16", Bf16 = "bf16");
 names!(TieMode, "tie mode": Even = "even", Zero = "zero", Down = "down", Up = "up");
-names!(ScaleRule, "scale rule": Nearest = "nearest");
+names!(ScaleRule, "scale rule":
+    Nearest = "nearest", Floor = "floor", Rceil = "rceil", Even = "even", Search = "search",
+    Search256 = "search-256", FourSixMse = "four-six-mse", FourSixMae = "four-six-mae",
+    FourSixMse448 = "four-six-mse-448", FourSixMae448 = "four-six-mae-448",
+    ModelOpt = "modelopt", CompressedTensors = "compressed-tensors", Ggml = "ggml", Mlx = "mlx"
+);
 
 impl fmt::Display for GroupSize {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -159,6 +164,24 @@ impl TryFrom<(ScaleType, GroupSize)> for Format {
 mod tests {
     use super::*;
 
+    /// Names of rules are written into recipes: they are for good.
+    const RULES: [&str; 14] = [
+        "nearest",
+        "floor",
+        "rceil",
+        "even",
+        "search",
+        "search-256",
+        "four-six-mse",
+        "four-six-mae",
+        "four-six-mse-448",
+        "four-six-mae-448",
+        "modelopt",
+        "compressed-tensors",
+        "ggml",
+        "mlx",
+    ];
+
     fn round_trips<T>(all: &[T], names: &[&str])
     where
         T: fmt::Display + FromStr<Err = ParseError> + PartialEq + fmt::Debug + Copy,
@@ -180,7 +203,7 @@ mod tests {
         round_trips(&ScaleType::ALL, &["e8m0", "e4m3"]);
         round_trips(&FloatType::ALL, &["f32", "f16", "bf16"]);
         round_trips(&TieMode::ALL, &["even", "zero", "down", "up"]);
-        round_trips(&ScaleRule::ALL, &["nearest"]);
+        round_trips(&ScaleRule::ALL, &RULES);
         round_trips(&GroupSize::ALL, &["16", "32", "64", "128"]);
         assert_eq!(format!("[{:>6}]", Format::MxFp4), "[ mxfp4]");
     }
@@ -198,7 +221,7 @@ mod tests {
         );
         assert_eq!(
             says("x".parse::<ScaleRule>().unwrap_err()),
-            "unknown scale rule: expected nearest"
+            format!("unknown scale rule: expected {} or mlx", RULES[..13].join(", "))
         );
     }
 

@@ -23,6 +23,7 @@ use crate::error::{Error, ScaleSetting};
 use crate::format::{Element, Encoding, Format, GroupSize, ScaleType};
 use crate::mxint8;
 use crate::packed::PackedShape;
+use crate::rule::ScaleRule;
 
 /// The usual MXFP4 global scale, the f32 nearest to 1/3 (C4).
 pub const MXFP4_GLOBAL_SCALE: f32 = 1.0 / 3.0;
@@ -32,20 +33,6 @@ pub const MXFP4_SCALE_SCALE: f32 = 4.0;
 pub const NVFP4_GLOBAL_SCALE: f32 = 0.1;
 /// The usual NVFP4 scale-scale (C4).
 pub const NVFP4_SCALE_SCALE: f32 = 6.0;
-
-/// How a group's scale byte is found from its values (C4.2).
-#[non_exhaustive]
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
-pub enum ScaleRule {
-    /// `encode(amax / (ss * gs))`: the contract's rule, nearest by C2.
-    #[default]
-    Nearest,
-}
-
-impl ScaleRule {
-    /// All rules.
-    pub const ALL: [ScaleRule; 1] = [ScaleRule::Nearest];
-}
 
 /// Checked settings of a quantization: whoever holds one has a global scale, a scale-scale and
 /// their products finite and above zero.
@@ -176,12 +163,33 @@ impl QuantSpec {
         }
     }
 
-    /// The same settings with another rule for the scale bytes. MXINT8 keeps its own (C10).
-    #[must_use]
-    pub const fn with_rule(self, rule: ScaleRule) -> Self {
+    /// The settings of a weight by a rule, with the global scale and the tie mode that go with it:
+    /// `amax` is the largest magnitude of the tensor, which counts only where
+    /// [`ScaleRule::needs_amax`] says so. [`ScaleRule::Nearest`] gives those of
+    /// [`for_weight`](Self::for_weight).
+    ///
+    /// # Errors
+    /// [`Error::ScaleRule`] if the rule is not for the format; [`Error::ScaleSetting`] if `amax`
+    /// counts and is not finite.
+    pub fn by_rule(format: Format, rule: ScaleRule, amax: f32) -> Result<Self, Error> {
+        rule.expect_for(format.scale_type())?;
+        let (usual, global_scale) = (Self::usual(format), rule.global_scale(format, amax)?);
+        let spec = Self::new(usual.scale_type, usual.group, global_scale, usual.scale_scale)?;
+        spec.with_tie(rule.tie(format.scale_type())).with_rule(rule)
+    }
+
+    /// The same settings with another rule for the scale bytes; the tie mode stays
+    /// ([`ScaleRule::tie`] is what goes with the rule). MXINT8 keeps its own rule (C10).
+    ///
+    /// # Errors
+    /// [`Error::ScaleRule`] if the rule is not for scale bytes of this type.
+    pub const fn with_rule(self, rule: ScaleRule) -> Result<Self, Error> {
         match self.element {
-            Element::E2m1 => QuantSpec { rule, ..self },
-            Element::Int8 => self,
+            Element::E2m1 => match rule.expect_for(self.scale_type) {
+                Ok(()) => Ok(QuantSpec { rule, ..self }),
+                Err(error) => Err(error),
+            },
+            Element::Int8 => Ok(self),
         }
     }
 
@@ -273,7 +281,8 @@ impl QuantSpec {
         amax / (self.scale_scale * self.global_scale)
     }
 
-    /// The scale byte of a group whose largest magnitude is `amax` (C4.2, C10).
+    /// The scale byte of a group whose largest magnitude is `amax`, by [`ScaleRule::Nearest`] (C4.2,
+    /// C10).
     #[inline]
     pub fn encode_scale(&self, amax: f32) -> u8 {
         match self.element {
@@ -319,7 +328,7 @@ impl TryFrom<Settings> for QuantSpec {
             return mxint8_of(&read);
         }
         let spec = QuantSpec::new(scale_type, group, global_scale, scale_scale)?;
-        let spec = spec.with_tie(tie).with_rule(rule);
+        let spec = spec.with_tie(tie).with_rule(rule)?;
         if row_scales { spec.with_row_scales() } else { Ok(spec) }
     }
 }

@@ -80,17 +80,41 @@ pub fn transformed_amax(
     k: usize,
     transform: Option<&Transform<'_>>,
 ) -> Result<f32, Error> {
-    let Some(transform) = transform else { return Ok(amax(values)) };
-    transform.expect_k(k)?;
-    let rows = (AT_A_TIME / k.max(1)).max(1);
     let mut largest = 0.0;
+    for_each_transformed(values, k, transform, |y| {
+        largest = larger_amax(largest, amax(y));
+        true
+    })?;
+    Ok(largest)
+}
+
+/// Hands a (rows, k) matrix after the optional transform to `f`, some whole rows at a time, for as
+/// long as it says true.
+///
+/// # Errors
+/// As [`transformed`].
+pub(crate) fn for_each_transformed(
+    values: FloatSlice<'_>,
+    k: usize,
+    transform: Option<&Transform<'_>>,
+    mut f: impl FnMut(FloatSlice<'_>) -> bool,
+) -> Result<(), Error> {
+    if let Some(transform) = transform {
+        transform.expect_k(k)?;
+    }
+    let rows = (AT_A_TIME / k.max(1)).max(1);
     with_floats!(FloatSlice, values, v => {
         for rows in v.chunks((rows * k).max(1)) {
-            let y = transformed(rows.into(), k, transform)?;
-            largest = larger_amax(largest, amax(y.as_slice()));
+            let more = match transform {
+                None => f(rows.into()),
+                Some(transform) => f(transformed(rows.into(), k, transform)?.as_slice()),
+            };
+            if !more {
+                break;
+            }
         }
     });
-    Ok(largest)
+    Ok(())
 }
 
 /// Largest magnitude, NaN if any value is NaN (C4.1).

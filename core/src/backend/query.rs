@@ -8,7 +8,8 @@ use crate::error::{Buffer, Error, Unsupported};
 use crate::float::FloatSlice;
 use crate::format::{Element, Encoding, FloatType, GroupSize, ScaleType};
 use crate::packed::{PackedMut, PackedShape};
-use crate::spec::{QuantSpec, ScaleRule};
+use crate::rule::ScaleRule;
+use crate::spec::QuantSpec;
 use crate::transform::{Transform, TransformShape};
 
 /// A dense (rows, k) matrix with the settings to quantize it by, checked to fit together.
@@ -202,6 +203,7 @@ impl QuantizeQuery {
         match (self.rule, self.row_scales) {
             (ScaleRule::Nearest, false) => Ok(()),
             (ScaleRule::Nearest, true) => Err(Unsupported::RowScales),
+            (rule, _) => Err(Unsupported::ScaleRule(rule)),
         }
     }
 

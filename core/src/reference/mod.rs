@@ -11,10 +11,12 @@
 mod dequantize;
 mod matmul;
 mod quantize;
+mod scale;
 
 pub use dequantize::{dequantize, fake_quantize};
 pub use matmul::{group_dot, group_dot_int8, matmul, partial};
-pub use quantize::{apply_transform, count_group, group_scale, quantize};
+pub use quantize::{apply_transform, count_group, quantize};
+pub use scale::group_scale;
 
 use core::ops::Range;
 

@@ -4,7 +4,7 @@
 //! for each row, for each chunk of max(Bt, G) columns:
 //!     y = x, or per block: y[j] = round(acc), acc = +0; for i ascending: acc = fma(x[i], T[j][i], acc)
 //!     for each group of y:
-//!         scale = given, or encode(amax / (ss * gs))
+//!         scale = given, or encode(amax / (ss * gs)), or by another rule of the spec
 //!         d = decode(scale) * gs
 //!         code = encode(y / d), or a zero with the sign of y where d = 0 (of a NaN y too)
 //! ```
@@ -25,7 +25,8 @@ use crate::fma::fma;
 use crate::format::Element;
 use crate::mxint8;
 use crate::packed::PackedMut;
-use crate::spec::{QuantSpec, ScaleRule, nvfp4_row_scale};
+use crate::reference::scale::group_scale;
+use crate::spec::{QuantSpec, nvfp4_row_scale};
 use crate::transform::Transform;
 use crate::with_floats;
 
@@ -115,21 +116,13 @@ fn for_each_chunk<T: Float>(
     }
 }
 
-/// The scale byte of a group of values, f32 after the transform, by the spec's rule (C4.1, C4.2):
-/// the one place that knows the rules. Backends call it for rules that they have no faster way for.
-pub fn group_scale(y: &[f32], spec: &QuantSpec) -> u8 {
-    match spec.rule() {
-        ScaleRule::Nearest => spec.encode_scale(amax(y)),
-    }
-}
-
 /// The larger of two magnitudes, NaN if either is (C4.1).
 fn larger(a: f32, b: f32) -> f32 {
     if a.is_nan() || b.is_nan() { f32::NAN } else { a.max(b) }
 }
 
 /// Largest magnitude of a group, NaN if any element is NaN (C4.1).
-fn amax(y: &[f32]) -> f32 {
+pub(super) fn amax(y: &[f32]) -> f32 {
     y.iter().fold(0f32, |amax, y| larger(amax, y.abs()))
 }
 

@@ -5,7 +5,7 @@ use std::str::FromStr;
 
 use anyhow::Result;
 use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
-use fp4_core::{Format, ScaleType};
+use fp4_core::{Format, ScaleRule, ScaleType};
 use quant_linear::checkpoint::Checkpoint;
 use quant_linear::layout::{self, Layers, Layout};
 use quant_linear::model::stream::{Memory, Settings};
@@ -132,6 +132,11 @@ pub(crate) fn scale_types() -> impl TypedValueParser<Value = ScaleType> {
 /// `--format`.
 pub(crate) fn formats() -> impl TypedValueParser<Value = Format> {
     named(Format::ALL.map(Format::name))
+}
+
+/// `--scale-rule`.
+pub(crate) fn scale_rules() -> impl TypedValueParser<Value = ScaleRule> {
+    named(ScaleRule::ALL.map(ScaleRule::name))
 }
 
 /// How activations are quantized, by name.

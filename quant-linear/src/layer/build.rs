@@ -15,7 +15,7 @@ use crate::layer::{
 use crate::run::Routing;
 use crate::run::routing::Backends;
 use crate::run::runtime::Runtime;
-use crate::transform::transformed_amax;
+use crate::transform::{for_each_transformed, transformed_amax};
 
 impl Loaded {
     pub(super) fn new(parts: Parts) -> Result<Self, Error> {
@@ -94,12 +94,20 @@ impl QuantLinear {
         if out_features.checked_mul(in_features) != Some(weight.len()) {
             return Err(Error::WeightLen { out_features, in_features, got: weight.len() });
         }
-        // A pass over the whole weight: only where its result is used.
+        // Passes over the whole weight: only where their results are used, and the second ends with
+        // the first group that is not in the format already.
         let amax = match options.needs_amax() {
             true => transformed_amax(weight, in_features, transform.as_ref())?,
             false => 0.0,
         };
-        let spec = options.weight_spec(amax)?;
+        let mut regrid = options.regrid();
+        if let Some(regrid) = &mut regrid {
+            for_each_transformed(weight, in_features, transform.as_ref(), |y| {
+                regrid.feed(y);
+                !regrid.is_settled()
+            })?;
+        }
+        let spec = options.with_found(regrid.and_then(|r| r.found())).weight_spec(amax)?;
         let input = QuantizeInput::new(weight, out_features, in_features, &spec)?
             .with_transform(transform)?;
         let mut packed = PackedMatrix::zeros(input.shape());

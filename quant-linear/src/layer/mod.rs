@@ -17,6 +17,7 @@ mod build;
 mod encoding;
 mod options;
 mod parts;
+mod regrid;
 pub mod state;
 mod weight;
 
@@ -31,6 +32,7 @@ pub use encoding::ActivationEncoding;
 pub use fp4_core::OwnedTransform as StoredTransform;
 pub use options::DenseOptions;
 pub use parts::Parts;
+pub(crate) use regrid::Regrid;
 pub(crate) use weight::{Prepared, SharedTransform, SharedWeight};
 
 use crate::error::Error;

@@ -1,9 +1,11 @@
 //! The streaming writer: copies dense tensors, and quantizes weights tile by tile.
 //!
 //! ```text
-//! pass 1 (NVFP4 with an automatic global scale)
-//!     for each tile: read, transform, amax = max(amax, |y|)
-//!     gs by C4; 1, with a warning, where amax is not finite
+//! pass 1 (an automatic global scale)
+//!     for each tile: read, transform, amax = max(amax, |y|); look for the global scale that the
+//!                    values had if they are in the format already (`layer::regrid`)
+//!     gs as found, or by the scale rule; 1, with a warning, where amax is not finite
+//!     where amax does not count (MXFP4), the pass ends with the first group that is in no format
 //! pass 2
 //!     for each tile: read, transform, quantize; write codes and scales at their offsets;
 //!                    dequantize and compare with the (transformed) tile
@@ -26,12 +28,13 @@ use fp4_core::{
 use crate::checkpoint::tiles::{Tile, tiles};
 use crate::checkpoint::{Arrangement, Checkpoint, Listing, byte_len};
 use crate::error::{Error, ModelError};
-use crate::layer::{ActivationEncoding, DenseOptions, StoredTransform, state};
+use crate::layer::{ActivationEncoding, DenseOptions, Regrid, StoredTransform, state};
 use crate::model::dense::{self, DenseSource, encoded};
 use crate::model::difference::Difference;
 use crate::model::groups::Groups;
 use crate::model::plan::{Plan, Weight};
 use crate::model::stream::{self, Contents, Inputs, Job, Layout, Memory, Output, Progress, Sink};
+use crate::model::ties::Known;
 use crate::run::routing::Backends;
 use crate::transform::{amax, larger_amax, transformed};
 
@@ -200,7 +203,7 @@ impl Engine<'_> {
         Ok(outcome)
     }
 
-    /// The settings of a weight's quantization; reads it once if its largest magnitude counts.
+    /// The settings of a weight's quantization; reads it once if its values decide them.
     fn weight_spec(
         &self,
         weight: &Weight,
@@ -209,49 +212,64 @@ impl Engine<'_> {
         on: &mut Observer<'_>,
     ) -> Result<QuantSpec, Error> {
         let options = &*weight.options;
-        if !options.needs_amax() {
-            return options.weight_spec(0.0);
-        }
-        let largest = match &weight.tied {
-            None => self.amax(&weight.source, transform, on)?,
-            Some(tied) => match tied.amax.get() {
+        let known = match &weight.tied {
+            None => self.known(std::slice::from_ref(&weight.source), options, transform, on)?,
+            Some(tied) => match tied.known.get() {
                 Some(known) => *known,
                 None => {
-                    let amax = |largest, source| {
-                        Ok::<_, Error>(larger_amax(largest, self.amax(source, transform, on)?))
-                    };
-                    let largest = tied.sources.iter().try_fold(0f32, amax)?;
-                    *tied.amax.get_or_init(|| largest)
+                    let known = self.known(&tied.sources, options, transform, on)?;
+                    *tied.known.get_or_init(|| known)
                 }
             },
         };
-        let given = DenseOptions { weight_global_scale: Some(1.0), ..options.clone() };
-        let options = if largest.is_finite() { options } else { &given };
-        let spec = options.weight_spec(largest)?;
+        let needs_amax = options.needs_amax();
+        let given = match known {
+            Known { amax, .. } if !amax.is_finite() => Some(1.0),
+            Known { found, .. } => found,
+        };
+        let spec = options.with_found(given).weight_spec(known.amax)?;
+        if !needs_amax && given.is_none() {
+            return Ok(spec);
+        }
         check_product(spec.global_scale(), options.activation_factor()?)?;
         let empty = weight.shape.rows() * weight.shape.k() == 0;
-        outcome.warning = match largest {
-            0.0 if !empty => Some(Warning::Zero),
+        outcome.warning = match known.amax {
+            0.0 if needs_amax && !empty => Some(Warning::Zero),
             largest if !largest.is_finite() => Some(Warning::NotFinite(largest)),
             _ => None,
         };
         Ok(spec)
     }
 
-    /// The largest magnitude of a matrix after the transform.
-    fn amax(
+    /// What decides the global scale of matrices after the transform, by one pass over them: a short
+    /// one where their largest magnitude does not count.
+    fn known(
         &self,
-        source: &DenseSource,
+        sources: &[DenseSource],
+        options: &DenseOptions,
         transform: Option<&Transform<'_>>,
         on: &mut Observer<'_>,
-    ) -> Result<f32, Error> {
+    ) -> Result<Known, Error> {
+        let (needs_amax, mut regrid) = (options.needs_amax(), options.regrid());
         let mut largest = 0f32;
-        for tile in self.tiles(source) {
-            let y = self.transformed(source.read(self.input, &tile)?, &tile, transform)?;
-            largest = larger_amax(largest, amax(y.as_slice()));
-            on(Event::Bytes(source.stored_len(&tile)));
+        'all: for source in sources {
+            for tile in self.tiles(source) {
+                let settled = regrid.as_ref().is_none_or(Regrid::is_settled);
+                if settled && !needs_amax {
+                    break 'all;
+                }
+                let y = self.transformed(source.read(self.input, &tile)?, &tile, transform)?;
+                if let Some(regrid) = &mut regrid {
+                    regrid.feed(y.as_slice());
+                }
+                // The bytes of a pass that ends early are not counted as work.
+                if needs_amax {
+                    largest = larger_amax(largest, amax(y.as_slice()));
+                    on(Event::Bytes(source.stored_len(&tile)));
+                }
+            }
         }
-        Ok(largest)
+        Ok(Known { amax: largest, found: regrid.and_then(|regrid| regrid.found()) })
     }
 
     fn tiles(&self, source: &DenseSource) -> impl Iterator<Item = Tile> + use<> {

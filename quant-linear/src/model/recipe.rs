@@ -13,7 +13,7 @@
 //! format = "mxfp4"                  # mxfp4, nvfp4 or dense
 //! transform = "hadamard"            # or "none"
 //! transform_block = 64              # 16, 32, 64 or 128; 32 if left out
-//! scale_rule = "nearest"            # how block scales are rounded: nearest is the only one
+//! scale_rule = "search"             # how block scales are found: a name of `ScaleRule`
 //! global_scale = "auto"             # or a number
 //! activation_scale = 0.1
 //! ```
@@ -79,7 +79,7 @@ pub struct RecipeRule {
     /// Its block.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub transform_block: Option<usize>,
-    /// How block scales are rounded.
+    /// How block scales are found: a name of [`ScaleRule`].
     #[serde(skip_serializing_if = "Option::is_none")]
     pub scale_rule: Option<String>,
     /// Global scale of the weights.
@@ -277,7 +277,7 @@ impl RecipeRule {
             format: Some(options.format.into()),
             transform: Some(transform.map_or(Transformed::None, |_| Transformed::Hadamard)),
             transform_block: block,
-            scale_rule: Some(ScaleRule::Nearest.name().into()),
+            scale_rule: Some(options.scale_rule.name().into()),
             global_scale: Some(match options.weight_global_scale {
                 Some(value) => GlobalScale::Value(value),
                 None => GlobalScale::Word(Auto::Auto),
@@ -309,9 +309,12 @@ impl RecipeRule {
             Some(Target::NvFp4) => Format::NvFp4,
             None => given.format,
         };
-        if let Some(Err(_)) = self.scale_rule.as_ref().map(|name| name.parse::<ScaleRule>()) {
-            return Err(invalid("scale_rule is not `nearest`, the only one there is"));
-        }
+        let scale_rule = match &self.scale_rule {
+            Some(name) => name
+                .parse::<ScaleRule>()
+                .map_err(|e| invalid(&format!("scale_rule is `{name}`: {e}")))?,
+            None => given.scale_rule,
+        };
         let activations = self.activations.as_ref().map(|name| name.parse::<ActivationEncoding>());
         let activations = activations.transpose().map_err(|e| invalid(&e.to_string()))?;
         let same = |scale: Option<f32>| scale.filter(|_| format == given.format);
@@ -332,6 +335,7 @@ impl RecipeRule {
         let options = DenseOptions {
             format,
             transform,
+            scale_rule,
             weight_global_scale: match self.global_scale {
                 Some(GlobalScale::Value(value)) => Some(value),
                 Some(GlobalScale::Word(Auto::Auto)) => None,

@@ -87,18 +87,27 @@ impl<'n> Key<'n> {
     }
 }
 
+/// What decides the global scale of a weight, or of several.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Known {
+    /// The largest magnitude; 0 where it does not count.
+    pub(super) amax: f32,
+    /// The global scale under which all values are exact, if there is one.
+    pub(super) found: Option<f32>,
+}
+
 /// Weights that share a global scale.
 #[derive(Debug)]
 pub(crate) struct Tied {
     /// Where their values are.
     pub(super) sources: Vec<DenseSource>,
-    /// The largest magnitude of all, once it is known.
-    pub(super) amax: OnceLock<f32>,
+    /// What is known of the values of all, once it is.
+    pub(super) known: OnceLock<Known>,
 }
 
 impl Tied {
     pub(super) fn new(sources: Vec<DenseSource>) -> Arc<Self> {
-        Arc::new(Tied { sources, amax: OnceLock::new() })
+        Arc::new(Tied { sources, known: OnceLock::new() })
     }
 }
 

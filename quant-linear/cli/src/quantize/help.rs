@@ -39,7 +39,7 @@ Recipes: --recipe FILE gives formats by name, in TOML or JSON. The first rule th
     format = \"mxfp4\"                # mxfp4, nvfp4 or dense
     transform = \"hadamard\"          # or none
     transform_block = 64
-    scale_rule = \"nearest\"          # of block scales; the only one
+    scale_rule = \"search\"           # a name of --scale-rule
     global_scale = \"auto\"           # or a number
     activation_scale = 0.1
     activations = \"mxint8\"          # fp4, mxint8 or fp4-rows
@@ -54,9 +54,21 @@ What is written: `X.weight` becomes `X.e2m1` (U8), `X.scale_quant` (F8_E8M0 or F
   A bias stays a separate tensor `X.bias`, as it was. A quantized layer applies it only if asked:
   load it with Bias::Apply (the layer adds the bias) or with Bias::Ignore (you do).
 
-Scales: the automatic NVFP4 global scale of a weight is its largest magnitude / 2688; the smallest
-  positive f32 if that underflows; 1, with a warning, if all its values are zero or one is not
-  finite. With --tie the largest magnitude is that of all weights that one product reads: q, k and v
+Scale rules, for the block scales of weights (activations have the contract's, nearest):
+    search              MXFP4: of three exponents, NVFP4: of all scale bytes, that of the least squared
+                        error. It finds the global scale of weights that are in the format already,
+                        and leaves those as they are
+    search-256          NVFP4: the same under the global scale of four-six
+    four-six-mse, -mae  NVFP4: the scale that takes the largest weight of a group to 6, or to 4, by
+                        squared or mean error (arXiv 2512.02010); with -448 under the usual global scale
+    nearest             the contract's: MXFP4 with global scale 1/3
+    floor, rceil, even  MXFP4: of the OCP specification; rounded up; up from a mantissa of 1.75
+    modelopt, compressed-tensors, ggml, mlx
+                        what these write: scales, ties and global scale
+
+Scales: the automatic global scale of a weight is 1 in MXFP4; in NVFP4 its largest magnitude / 2688;
+  the smallest positive f32 if that underflows; 1, with a warning, if all its values are zero or one
+  is not finite. Some scale rules have another (above): ggml and mlx 1, nearest 1/3 in MXFP4. With --tie the largest magnitude is that of all weights that one product reads: q, k and v
   of a module, or gate and up.
   A layer multiplies by weight global scale times activation global scale in f32, so that product
   must be finite and above 0: a weight for which it is not is an error that names it.

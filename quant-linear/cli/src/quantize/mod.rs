@@ -17,7 +17,7 @@ use std::process::ExitCode;
 use std::str::FromStr;
 
 use anyhow::{Context, Result, bail, ensure};
-use fp4_core::Format;
+use fp4_core::{Format, ScaleRule, ScaleType};
 use quant_linear::atomic::{self, Kind};
 use quant_linear::checkpoint::{Checkpoint, Listing, TensorSource, list};
 use quant_linear::model::plan::Plan;
@@ -79,7 +79,12 @@ pub(crate) struct Args {
     /// Report what would be quantized and how large it would be; write nothing.
     #[arg(long)]
     dry_run: bool,
-    /// Global scale of the weights: `auto` (MXFP4 1/3; NVFP4 largest magnitude / 2688) or a number.
+    /// How the block scales of the weights are found: `search` by squared error, by a rule of the
+    /// specifications, or as another library finds them, its ties included. See below.
+    #[arg(long, value_name = "NAME", value_parser = args::scale_rules(),
+        default_value = DenseOptions::SCALE_RULE.name())]
+    scale_rule: ScaleRule,
+    /// Global scale of the weights: `auto` (by the scale rule) or a number.
     #[arg(long, value_name = "auto|VALUE", default_value = "auto", allow_hyphen_values = true)]
     global_scale: GlobalScale,
     /// Global scale of the activations, a stored constant [default: MXFP4 1/3, NVFP4 0.1].
@@ -183,6 +188,7 @@ impl Args {
         let mut settings = vec![
             ("--format", self.format.map_or("none", Format::name).to_string()),
             ("--transform", block.map_or("none".into(), |block| format!("hadamard {block}"))),
+            ("--scale-rule", self.scale_rule.to_string()),
             (
                 "--global-scale",
                 match self.global_scale {
@@ -207,7 +213,17 @@ impl Args {
     }
 
     fn dense_options(&self, block: Option<usize>) -> Result<DenseOptions> {
+        // Without a format no weight is quantized by the options: any that the rule is for will do.
+        let any = match self.scale_rule.is_for(ScaleType::E4M3) {
+            true => Format::NvFp4,
+            false => Format::MxFp4,
+        };
+        let format = self.format.unwrap_or(any);
+        self.scale_rule
+            .expect_for(format.scale_type())
+            .with_context(|| format!("--scale-rule does not suit --format {format}"))?;
         let options = DenseOptions {
+            scale_rule: self.scale_rule,
             transform: block.map(StoredTransform::hadamard).transpose()?,
             weight_global_scale: match self.global_scale {
                 GlobalScale::Auto => None,
@@ -215,7 +231,7 @@ impl Args {
             },
             activation_global_scale: self.activation_scale,
             activations: self.activations,
-            ..DenseOptions::new(self.format.unwrap_or(Format::NvFp4))
+            ..DenseOptions::new(format)
         };
         // Judged before anything is read; the amax does not matter to a given scale.
         let weight = options.weight_spec(1.0).context("--global-scale does not suit the format")?;

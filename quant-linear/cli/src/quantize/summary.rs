@@ -64,6 +64,7 @@ impl Summary {
             "recipe": args.recipe.as_ref().map(|recipe| recipe.to_string_lossy()),
             "transform": transform,
             "transform_block": block,
+            "scale_rule": args.scale_rule.name(),
             "activations": args.activations.name(),
             "global_scale": match args.global_scale {
                 GlobalScale::Auto => json!("auto"),
