@@ -3,6 +3,7 @@
 //! | command | does | module |
 //! |---|---|---|
 //! | `fp4 quantize IN -o OUT --format F` | dense weights to FP4 | [`quantize`] |
+//! | `fp4 calibrate MODEL --data FILE -o DIR` | what its layers are given, for `quantize --calib` | [`calibrate`] |
 //! | `fp4 inspect PATH` | what a checkpoint holds | [`inspect`] |
 //! | `fp4 compare A B` | how far two checkpoints are apart | [`compare`] |
 //! | `fp4 convert IN OUT --to LAYOUT` | the same weights in another layout | [`convert`] |
@@ -20,6 +21,8 @@
 #![forbid(unsafe_code)]
 
 mod args;
+#[cfg(feature = "calibrate")]
+mod calibrate;
 mod compare;
 mod convert;
 mod demo;
@@ -51,6 +54,9 @@ struct Cli {
 enum Command {
     /// Quantize the linear weights of a checkpoint to FP4.
     Quantize(quantize::Args),
+    /// See what the inputs of a dense model's layers are like, for a better quantization.
+    #[cfg(feature = "calibrate")]
+    Calibrate(calibrate::Args),
     /// Show the tensors, quantized layers and scales of a checkpoint.
     Inspect(inspect::Args),
     /// Measure how far two checkpoints are apart, tensor by tensor.
@@ -77,6 +83,8 @@ impl Command {
     fn run(&self) -> anyhow::Result<ExitCode> {
         match self {
             Command::Quantize(args) => quantize::run(args),
+            #[cfg(feature = "calibrate")]
+            Command::Calibrate(args) => calibrate::run(args),
             Command::Inspect(args) => inspect::run(args),
             Command::Compare(args) => compare::run(args),
             Command::Convert(args) => convert::run(args),

@@ -22,6 +22,15 @@ pub(crate) fn bar(total: u64, quiet: bool) -> ProgressBar {
     bar
 }
 
+/// A bar of `total` steps; hidden as [`bar`] is.
+pub(crate) fn steps(total: u64, quiet: bool) -> ProgressBar {
+    let bar = bar(total, quiet);
+    if let Ok(style) = ProgressStyle::with_template("{bar:30} {pos}/{len} {eta} left {wide_msg}") {
+        bar.set_style(style);
+    }
+    bar
+}
+
 /// So many bytes were done by an earlier run: they count for neither the rate nor the time left.
 pub(crate) fn skip(bar: &ProgressBar, bytes: u64) {
     bar.inc(bytes);

@@ -11,6 +11,7 @@
 //! what was given, what was expected and what to do.
 
 mod attention;
+pub mod calibrate;
 pub mod decoder;
 pub mod encoder;
 pub mod linear;

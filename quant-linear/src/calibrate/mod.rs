@@ -56,6 +56,8 @@ mod method;
 mod objective;
 mod panel;
 mod random;
+mod record;
+mod statistics;
 #[cfg(test)]
 mod tests;
 mod transform;
@@ -65,4 +67,6 @@ pub use gram::{Gram, Moments};
 pub use loss::Loss;
 pub use method::{GroupScales, Method, QuantizeOptions, quantize_weight};
 pub use objective::{Joint, JointMoments};
+pub use record::{Calibration, Input, Observed, Recorder};
+pub use statistics::{ActivationRule, ActivationScale, BINS, Histogram, Statistics};
 pub use transform::{BlockTransform, KeptNorm, LARGEST_CONDITION, TransformKind, WushOptions};

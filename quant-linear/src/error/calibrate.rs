@@ -188,4 +188,47 @@ pub enum CalibrateError {
         /// The name.
         got: String,
     },
+    /// Settings that look at a calibration, and none given.
+    #[error("{what} needs a calibration; make one with `fp4 calibrate`, and give it with --calib")]
+    NoCalibration {
+        /// What needs it.
+        what: &'static str,
+    },
+    /// Counts of a histogram that are not as many as it has.
+    #[error("a histogram has {expected} counts, and {got} are given; the file is broken")]
+    Counts {
+        /// Counts expected.
+        expected: usize,
+        /// Counts given.
+        got: usize,
+    },
+    /// A folder or file that is no calibration.
+    #[error("{} is no calibration: {why}; `fp4 calibrate` writes one", .path.display())]
+    NotCalibration {
+        /// What was opened.
+        path: std::path::PathBuf,
+        /// What it lacks.
+        why: String,
+    },
+    /// A layer that a calibration knows nothing of.
+    #[error(
+        "the calibration has no input of it, but of {layers} other layers ({}); calibrate with \
+         this model, or exclude the layer",
+        crate::text::printable(.examples)
+    )]
+    NoInput {
+        /// Layers that it knows.
+        layers: usize,
+        /// Some of them.
+        examples: String,
+    },
+    /// A run to go on with that was begun otherwise.
+    #[error(
+        "the calibration that is to be resumed was begun with another {setting}; give the same, or \
+         leave --resume out to begin anew"
+    )]
+    OtherRun {
+        /// What differs.
+        setting: String,
+    },
 }

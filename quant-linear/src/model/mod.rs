@@ -47,6 +47,11 @@ pub mod groups;
 pub mod items;
 mod orientation;
 pub mod patterns;
+#[cfg(feature = "calibrate")]
+pub mod pipeline;
+#[cfg(not(feature = "calibrate"))]
+#[path = "no_pipeline.rs"]
+pub mod pipeline;
 pub mod plan;
 pub mod quantize;
 pub mod recipe;

@@ -13,6 +13,7 @@ use crate::layer::{ActivationEncoding, DenseOptions, StoredTransform, state};
 use crate::layout::STATE_NAMES;
 use crate::model::dense::{DenseSource, encoded};
 use crate::model::orientation;
+use crate::model::pipeline::Pipeline;
 use crate::model::roles::is_conv1d;
 use crate::model::select::{Chosen, EXAMPLES, Fate, Orientation, Request, Rule};
 use crate::model::ties::{Key, Tied, can_tie};
@@ -36,6 +37,10 @@ pub struct Weight {
     pub options: Arc<DenseOptions>,
     /// The weights that it shares its global scale with, itself included.
     pub(crate) tied: Option<Arc<Tied>>,
+    /// How a calibration is used.
+    pub pipeline: Option<Arc<Pipeline>>,
+    /// Where the values of the weights are that take the same input, its own included.
+    pub(crate) siblings: Option<Arc<[DenseSource]>>,
 }
 
 impl Weight {
@@ -63,7 +68,7 @@ impl Weight {
 
     /// Passes over it: two if its global scale needs the largest magnitude first.
     pub fn passes(&self) -> u64 {
-        if self.options.needs_amax() { 2 } else { 1 }
+        if self.options.needs_amax() && self.pipeline.is_none() { 2 } else { 1 }
     }
 }
 
@@ -248,7 +253,7 @@ impl<'a> Draft<'a> {
                 let second = name.into();
                 return Err(ModelError::SamePrefix { prefix, first, second }.into());
             }
-            let new = new_tensors(&prefix, shape, &chosen.options);
+            let new = new_tensors(&prefix, shape, &chosen.options, chosen.pipeline.as_deref());
             // Six names for one: refused before they fill the memory.
             let file = self.file(tensor);
             self.header_lens[file] += Arrangement::header_len(&new);
@@ -265,6 +270,8 @@ impl<'a> Draft<'a> {
                 shape,
                 options: chosen.options.clone(),
                 tied: None,
+                pipeline: chosen.pipeline.clone(),
+                siblings: None,
             });
         }
         Ok(())
@@ -310,6 +317,36 @@ impl<'a> Draft<'a> {
         }
     }
 
+    /// Brings weights together that take the same input, by the calibration.
+    fn share(&mut self) -> Result<(), Error> {
+        let mut groups: Vec<Vec<usize>> = vec![];
+        for (index, weight) in self.weights.iter().enumerate() {
+            let Some(pipeline) = &weight.pipeline else { continue };
+            let known = pipeline.expect_layer(&weight.prefix);
+            known.map_err(|error| Error::Weight {
+                name: weight.name.clone(),
+                error: Box::new(error),
+            })?;
+            let same = |group: &&mut Vec<usize>| {
+                let first = &self.weights[group[0]];
+                first.shape.k() == weight.shape.k()
+                    && pipeline.shares(&first.prefix, &weight.prefix)
+            };
+            match groups.iter_mut().find(same) {
+                Some(group) => group.push(index),
+                None => groups.push(vec![index]),
+            }
+        }
+        for group in groups {
+            let sources = group.iter().map(|index| self.weights[*index].source.clone());
+            let sources: Arc<[DenseSource]> = sources.collect();
+            for index in group {
+                self.weights[index].siblings = Some(sources.clone());
+            }
+        }
+        Ok(())
+    }
+
     fn finish(mut self, request: &Request) -> Result<Plan, Error> {
         if self.weights.is_empty() {
             return Err(nothing(self.input, self.skipped).into());
@@ -321,6 +358,7 @@ impl<'a> Draft<'a> {
             return Err(ModelError::Strict { count, examples }.into());
         }
         self.tie(request);
+        self.share()?;
         self.weights.sort_by_key(|w| w.tensor.file); // stable: by name within a file
         let metadata = metadata_of(&self.weights)?;
         let mut layouts = vec![];
@@ -352,6 +390,7 @@ fn new_tensors(
     prefix: &str,
     shape: PackedShape,
     options: &DenseOptions,
+    pipeline: Option<&Pipeline>,
 ) -> Vec<(String, Dtype, Vec<usize>)> {
     let name = |name| state::join(prefix, name);
     let scale_dtype = state::scale_dtype(shape.scale_type());
@@ -365,9 +404,10 @@ fn new_tensors(
     if options.activations != ActivationEncoding::Own {
         tensors.push((name(state::ACTIVATION_ENCODING), Dtype::U8, vec![]));
     }
-    if let Some(t) = &options.transform {
-        let dtype = state::float_dtype(t.values().float_type());
-        tensors.push((name(state::TRANSFORM), dtype, t.shape().to_vec()));
+    let fixed = options.transform.as_ref().map(|t| (t.values().float_type(), t.shape().to_vec()));
+    let own = pipeline.and_then(|pipeline| pipeline.transform_shape(shape.k()));
+    if let Some((ty, shape)) = own.or(fixed) {
+        tensors.push((name(state::TRANSFORM), state::float_dtype(ty), shape));
     }
     tensors
 }
@@ -387,7 +427,13 @@ fn metadata_of(weights: &[Weight]) -> Result<Vec<(String, String)>, Error> {
         last = Some(&weight.options);
         let view = weight.options.transform.as_ref().map(StoredTransform::view).transpose()?;
         one(&mut format, weight.options.format.to_string());
-        one(&mut transform, view.map_or("none".into(), |t| format!("hadamard{}", t.block())));
+        one(
+            &mut transform,
+            match (&weight.pipeline, view) {
+                (Some(pipeline), _) => pipeline.transform_name(),
+                (None, view) => view.map_or("none".into(), |t| format!("hadamard{}", t.block())),
+            },
+        );
     }
     Ok([
         ("exact_fp4.format", format.unwrap_or_default()),

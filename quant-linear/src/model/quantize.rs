@@ -98,8 +98,24 @@ pub struct Outcome {
     pub groups: Groups,
     /// What the user should know.
     pub warning: Option<Warning>,
-    /// The backend that quantized it; empty if there was nothing to do.
+    /// The backend that quantized it, or the method; empty if there was nothing to do.
     pub quantizer: String,
+    /// What the layer loses on sample rows of its input, where there are any.
+    #[serde(default)]
+    pub loss: Option<LayerLoss>,
+}
+
+/// What a layer loses on the sample rows of a calibration, as a share of the squares of the dense
+/// layer's outputs.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct LayerLoss {
+    /// By its weight alone.
+    pub weight: f64,
+    /// By weight and activations.
+    pub layer: f64,
+    /// By weight and activations, rounded to nearest under the contract's scales, with no
+    /// transform.
+    pub before: f64,
 }
 
 impl Engine<'_> {
@@ -166,6 +182,9 @@ impl Engine<'_> {
         sink: &Sink<'_>,
         on: &mut Observer<'_>,
     ) -> Result<Outcome, Error> {
+        if let Some(pipeline) = &weight.pipeline {
+            return self.quantize_by(pipeline, weight, layout, sink, on);
+        }
         let options = &weight.options;
         let transform = options.transform.as_ref().map(StoredTransform::view).transpose()?;
         let mut outcome = Outcome::default();
@@ -204,7 +223,7 @@ impl Engine<'_> {
     }
 
     /// The settings of a weight's quantization; reads it once if its values decide them.
-    fn weight_spec(
+    pub(super) fn weight_spec(
         &self,
         weight: &Weight,
         transform: Option<&Transform<'_>>,
@@ -272,7 +291,7 @@ impl Engine<'_> {
         Ok(Known { amax: largest, found: regrid.and_then(|regrid| regrid.found()) })
     }
 
-    fn tiles(&self, source: &DenseSource) -> impl Iterator<Item = Tile> + use<> {
+    pub(super) fn tiles(&self, source: &DenseSource) -> impl Iterator<Item = Tile> + use<> {
         tiles(source.rows(), source.k(), source.float_type().bytes(), self.memory.tile_bytes())
     }
 
@@ -289,7 +308,7 @@ impl Engine<'_> {
     }
 
     /// Quantizes a tile by the first backend that can: the fastest, unless one was chosen.
-    fn quantize_tile(
+    pub(super) fn quantize_tile(
         &self,
         values: &FloatVec,
         tile: &Tile,
@@ -377,6 +396,9 @@ impl Job for Task<'_> {
     fn memory(&self) -> u64 {
         match self.what {
             What::Quantize(weight) => {
+                if let Some(pipeline) = &weight.pipeline {
+                    return pipeline.memory(weight.shape.rows(), weight.shape.k());
+                }
                 let memory = self.engine.memory;
                 memory.of_tiles(weight.value_len()) + weight.source.scales_len(memory.tile_bytes())
             }
@@ -416,7 +438,7 @@ impl Job for Task<'_> {
 }
 
 /// Where a tensor of the plan goes.
-fn position(layout: &Arrangement, name: &str) -> Result<u64, Error> {
+pub(super) fn position(layout: &Arrangement, name: &str) -> Result<u64, Error> {
     layout.position(name).ok_or_else(|| Error::MissingTensor { name: name.into() })
 }
 

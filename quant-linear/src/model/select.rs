@@ -38,6 +38,7 @@ use crate::error::{Error, ModelError, Reason};
 use crate::layer::state::{self, Scalars};
 use crate::layer::{ActivationEncoding, DenseOptions, StoredTransform};
 use crate::model::dense::DenseSource;
+use crate::model::pipeline::Pipeline;
 use crate::model::recipe::{Recipe, Wanted};
 use crate::model::roles::{Facts, Roles};
 use crate::model::ties::Tie;
@@ -76,6 +77,8 @@ pub struct Request {
     pub ties: Vec<Tie>,
     /// How expert matrices are stored, whatever config.json says.
     pub experts: Option<Orientation>,
+    /// How a calibration is used; `None`: weights are rounded to nearest.
+    pub pipeline: Option<Arc<Pipeline>>,
     /// Is a chosen weight that cannot be quantized an error, and a pattern that matches nothing?
     pub strict: bool,
 }
@@ -84,7 +87,16 @@ impl Request {
     /// The default choice, quantized with these options.
     pub fn new(options: DenseOptions) -> Self {
         let (include, exclude, ties) = (vec![], vec![], vec![]);
-        Request { options, include, exclude, recipe: None, ties, experts: None, strict: false }
+        Request {
+            options,
+            include,
+            exclude,
+            recipe: None,
+            ties,
+            experts: None,
+            pipeline: None,
+            strict: false,
+        }
     }
 }
 
@@ -97,6 +109,7 @@ pub struct Rule<'a> {
     exclude: Vec<(String, GlobSet)>,
     recipe: Vec<Wanted>,
     options: Arc<DenseOptions>,
+    pipeline: Option<Arc<Pipeline>>,
     experts: Option<Orientation>,
     recorded: BTreeMap<String, Orientation>,
 }
@@ -136,6 +149,8 @@ pub struct Chosen {
     pub experts: bool,
     /// How it is quantized.
     pub options: Arc<DenseOptions>,
+    /// How a calibration is used.
+    pub pipeline: Option<Arc<Pipeline>>,
 }
 
 impl Chosen {
@@ -178,6 +193,7 @@ impl<'a> Rule<'a> {
             exclude: exclude.collect::<Result<_, ModelError>>()?,
             recipe: recipe.unwrap_or_default(),
             options,
+            pipeline: request.pipeline.clone(),
             experts: request.experts.or(request.recipe.as_ref().and_then(|r| r.experts)),
             recorded: BTreeMap::new(),
         })
@@ -272,6 +288,8 @@ impl<'a> Rule<'a> {
         let (rows, k) = (source.rows(), source.k());
         let block = options.transform.as_ref().map(StoredTransform::view).transpose();
         let block = block.map_err(|e| Reason::Unloadable(e.to_string()))?.map(|t| t.block());
+        let own = self.pipeline.as_ref().and_then(|pipeline| pipeline.transform_block());
+        let block = own.or(block);
         let group = options.format.group().get();
         let activations =
             (options.activations == ActivationEncoding::MxInt8).then_some(MXINT8_GROUP);
@@ -287,7 +305,8 @@ impl<'a> Rule<'a> {
         if k == 0 {
             loadable(options, rows)?;
         }
-        Ok(Chosen { prefix: prefix.into(), source, experts, options: options.clone() })
+        let (options, pipeline) = (options.clone(), self.pipeline.clone());
+        Ok(Chosen { prefix: prefix.into(), source, experts, options, pipeline })
     }
 
     /// Checks that every pattern to include, and every rule of the recipe that quantizes, finds

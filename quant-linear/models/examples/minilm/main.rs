@@ -87,7 +87,7 @@ fn main() -> Result<()> {
         let encoder = Encoder::load(&folder.config, &weights, &factory)
             .with_context(|| format!("cannot build the {variant} encoder"))?;
         // This pass also warms up caches and thread pools before the timed ones.
-        let embeddings = encoder.embed(&tokens, &mut |_, _| ())?;
+        let embeddings = encoder.embed(&tokens, &mut |_, _, _| Ok(()))?;
         let speed = sentences_per_second(&encoder, &tokens)?;
         let reference = reference.get_or_insert_with(|| embeddings.clone());
         rows.push(Row::compare(names(variant), reference, &embeddings, speed));
@@ -120,7 +120,10 @@ fn write_fixture(
 ) -> Result<()> {
     let encoder = Encoder::load(&folder.config, weights, &dense)?;
     let mut capture = Capture::default();
-    encoder.embed(tokens, &mut |name, x| capture.observe(name, x))?;
+    encoder.embed(tokens, &mut |names, _, x| {
+        names.iter().for_each(|name| capture.observe(name, x));
+        Ok(())
+    })?;
     capture.write(path, &folder.config, weights)
 }
 
@@ -148,7 +151,7 @@ fn sentences_per_second(encoder: &Encoder, tokens: &[Vec<u32>]) -> Result<f64> {
     let mut seconds = Vec::with_capacity(PASSES);
     for _ in 0..PASSES {
         let start = Instant::now();
-        encoder.embed(tokens, &mut |_, _| ())?;
+        encoder.embed(tokens, &mut |_, _, _| Ok(()))?;
         seconds.push(start.elapsed().as_secs_f64());
     }
     seconds.sort_by(f64::total_cmp);

@@ -16,6 +16,7 @@
 //! with those of a float GEMM they are not.
 
 mod config;
+mod pass;
 mod rope;
 mod sample;
 mod tokenizer;
@@ -30,12 +31,13 @@ use quant_linear::model::values::Values;
 use quant_linear::{QuantLinear, Runtime};
 
 use crate::attention::{LayerCache, Row, attend};
-use crate::linear::{Encoding, Projection, forward_shared};
+use crate::linear::{Encoding, Observer, Projection, forward_shared, show};
 use crate::math::{add, rms_norm, swiglu};
 use rope::Angles;
 use weights::Weights;
 
 pub use config::{Config, Rope};
+pub use pass::Pass;
 pub use sample::{Sampler, Sampling, argmax};
 pub use tokenizer::TextTokenizer;
 
@@ -161,6 +163,16 @@ impl Decoder {
     /// Another architecture, tensors that are missing, misshapen or too many, an encoding that does
     /// not fit.
     pub fn open(path: &Path, options: Options) -> Result<Self> {
+        Self::open_with(path, None, options)
+    }
+
+    /// The same, with those linear layers that `layers` holds in FP4 from there: what
+    /// `fp4 quantize` makes of a GGUF file has its layers, and not its tokenizer.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub fn open_with(path: &Path, layers: Option<&Path>, options: Options) -> Result<Self> {
+        let layers = layers.map(Checkpoint::open).transpose()?;
         let checkpoint = Checkpoint::open(path)?;
         let config = match checkpoint.gguf() {
             Some(header) => Config::of_gguf(header),
@@ -168,12 +180,17 @@ impl Decoder {
             None => Err(anyhow::anyhow!("there is no config.json beside it")),
         };
         let config = config.with_context(|| format!("the model {}", path.display()))?;
-        let loaded = Self::load(checkpoint, config, options);
+        let loaded = Self::load(checkpoint, layers.as_ref(), config, options);
         loaded.with_context(|| format!("the model {}", path.display()))
     }
 
-    fn load(checkpoint: Checkpoint, config: Config, options: Options) -> Result<Self> {
-        let mut weights = Weights::new(&checkpoint, options.encoding);
+    fn load(
+        checkpoint: Checkpoint,
+        layers: Option<&Checkpoint>,
+        config: Config,
+        options: Options,
+    ) -> Result<Self> {
+        let mut weights = Weights::new(&checkpoint, layers, options.encoding);
         let (hidden, vocabulary) = (config.hidden, config.vocabulary);
         let embedding = weights.values(weights.embedding(), &[vocabulary, hidden])?;
         let blocks = (0..config.blocks).map(|index| Block::load(&mut weights, &config, index));
@@ -262,7 +279,8 @@ impl Decoder {
         let mut x = self.embed(&ids)?;
         let angles = Angles::new(&self.config, &positions);
         for (index, block) in self.blocks.iter().enumerate() {
-            self.run_block(block, index, &mut x, steps, (&rows, &positions, &angles))?;
+            let given = (&rows[..], &positions[..], &angles);
+            self.run_block(block, index, &mut x, steps, given, &mut |_, _, _| Ok(()))?;
         }
         let hidden = self.config.hidden;
         let picked: Vec<f32> = match logits {
@@ -307,10 +325,12 @@ impl Decoder {
         x: &mut [f32],
         steps: &mut [Step<'_>],
         (rows, positions, angles): (&[Range<usize>], &[usize], &Angles),
+        observe: &mut Observer<'_>,
     ) -> Result<()> {
         let (heads, epsilon, count) = (self.config.heads(), self.config.epsilon, positions.len());
         let normed = rms_norm(x, &block.attention_norm, epsilon);
         let shared = [&block.query, &block.key, &block.value];
+        show(observe, shared, &normed)?;
         let [mut query, mut key, value] = forward_shared(shared, &normed, count)?;
         angles.turn(&mut query, heads.query * heads.width);
         angles.turn(&mut key, heads.kv * heads.width);
@@ -328,11 +348,15 @@ impl Decoder {
             attending.extend(rows.clone().map(|row| Row { cache, position: positions[row] }));
         }
         let context = attend(heads, &attending, &query);
+        show(observe, [&block.attention_output], &context)?;
         add(x, &block.attention_output.forward(&context, count)?);
 
         let normed = rms_norm(x, &block.feed_forward_norm, epsilon);
-        let [mut gate, up] = forward_shared([&block.gate, &block.up], &normed, count)?;
+        let shared = [&block.gate, &block.up];
+        show(observe, shared, &normed)?;
+        let [mut gate, up] = forward_shared(shared, &normed, count)?;
         swiglu(&mut gate, &up);
+        show(observe, [&block.down], &gate)?;
         add(x, &block.down.forward(&gate, count)?);
         Ok(())
     }

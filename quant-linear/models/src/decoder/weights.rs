@@ -21,9 +21,35 @@ use crate::linear::{Encoding, Parts, Projection, Quantized};
 /// The tensors of a checkpoint, looked up by name and expected shape.
 pub(crate) struct Weights<'a> {
     checkpoint: &'a Checkpoint,
+    /// Layers in FP4 that stand for the checkpoint's.
+    layers: Option<&'a Checkpoint>,
     encoding: Option<Encoding>,
     /// Modules that were asked for.
     used: BTreeSet<String>,
+}
+
+/// A layer that a checkpoint holds in FP4.
+fn stored(
+    from: &Checkpoint,
+    module: &str,
+    shape: [usize; 2],
+    encoding: Option<Encoding>,
+) -> Result<Projection> {
+    let layer = QuantLinear::from_state(from, module, &LoadOptions::default());
+    let layer = layer.with_context(|| format!("the layer {module} is not one in FP4"))?;
+    if let Some(encoding) = encoding {
+        bail!(
+            "the layer {module} is stored in FP4 already, and {encoding} is asked for: leave the \
+             encoding out, or start from the dense model"
+        );
+    }
+    let given = [layer.out_features(), layer.in_features()];
+    ensure!(
+        given == shape,
+        "the layer {module} is {given:?} and the model's sizes ask for {shape:?}"
+    );
+    layer.prepare()?;
+    Ok(Projection::of(module, Box::new(Quantized(layer)), given))
 }
 
 /// The parts of a block: name in GGUF, name in Hugging Face's folders.
@@ -40,8 +66,12 @@ pub(crate) const BLOCK: [(&str, &str); 9] = [
 ];
 
 impl<'a> Weights<'a> {
-    pub(crate) fn new(checkpoint: &'a Checkpoint, encoding: Option<Encoding>) -> Self {
-        Self { checkpoint, encoding, used: BTreeSet::new() }
+    pub(crate) fn new(
+        checkpoint: &'a Checkpoint,
+        layers: Option<&'a Checkpoint>,
+        encoding: Option<Encoding>,
+    ) -> Self {
+        Self { checkpoint, layers, encoding, used: BTreeSet::new() }
     }
 
     fn is_gguf(&self) -> bool {
@@ -105,24 +135,15 @@ impl<'a> Weights<'a> {
         let dense = Values::find(self.checkpoint, &name);
         if let Err(why) = dense {
             self.used.insert(module.to_owned());
-            let layer = QuantLinear::from_state(self.checkpoint, module, &LoadOptions::default());
-            let layer = layer.with_context(|| {
-                format!("the layer {module} is neither dense ({why}) nor one in FP4")
-            })?;
-            if let Some(encoding) = encoding {
-                bail!(
-                    "the layer {module} is stored in FP4 already, and {encoding} is asked for: \
-                     leave the encoding out, or start from the dense model"
-                );
-            }
-            let given = [layer.out_features(), layer.in_features()];
-            ensure!(
-                given == [out, inp],
-                "the layer {module} is {given:?} and the model's sizes ask for {:?}",
-                [out, inp]
-            );
-            layer.prepare()?;
-            return Ok(Projection::of(module, Box::new(Quantized(layer)), given));
+            let stored = stored(self.checkpoint, module, [out, inp], encoding);
+            return stored.with_context(|| format!("the layer {module} is not dense: {why}"));
+        }
+        let codes = quant_linear::state::join(module, quant_linear::state::E2M1);
+        if let Some(layers) = self.layers
+            && layers.tensors().contains_key(&codes)
+        {
+            self.values(module, &[out, inp])?;
+            return stored(layers, module, [out, inp], encoding);
         }
         let weight = self.read(module, &[out, inp])?;
         let parts = Parts { name: module, weight: &weight, bias: None, out, inp };

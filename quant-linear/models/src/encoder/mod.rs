@@ -26,7 +26,7 @@ use std::ops::Range;
 
 use anyhow::{Result, ensure};
 
-use crate::linear::{LinearFactory, Parts, Projection, forward_shared};
+use crate::linear::{LinearFactory, Observer, Parts, Projection, forward_shared, show};
 use crate::math::{add, dot, gelu, layer_norm, normalise, softmax};
 
 pub use folder::{Config, ModelFolder, Weights};
@@ -35,9 +35,6 @@ pub use tokens::tokenize;
 /// Tokens per pass, unless a single sentence is longer: enough to keep a matmul busy, and it
 /// bounds the memory of a pass at a few tens of megabytes.
 const BATCH_TOKENS: usize = 2048;
-
-/// Is shown every linear layer's name and input rows, in the order of computation.
-pub type Observer<'a> = dyn FnMut(&str, &[f32]) + 'a;
 
 /// One embedding of length 1 per sentence.
 pub type Embeddings = Vec<Vec<f32>>;
@@ -229,19 +226,19 @@ impl Encoder {
     ) -> Result<()> {
         let rows = x.len() / self.config.hidden;
         let shared = [&layer.query, &layer.key, &layer.value];
-        shared.iter().for_each(|linear| observe(&linear.name, x));
+        show(observe, shared, x)?;
         let [query, key, value] = forward_shared(shared, x, rows)?;
         let context = attention(&query, &key, &value, spans, self.config.hidden, self.config.heads);
-        observe(&layer.attention_output.name, &context);
+        show(observe, [&layer.attention_output], &context)?;
         let update = layer.attention_output.forward(&context, rows)?;
         layer.attention_norm.add_and_apply(x, &update);
 
-        observe(&layer.intermediate.name, x);
+        show(observe, [&layer.intermediate], x)?;
         let mut wide = layer.intermediate.forward(x, rows)?;
         for v in &mut wide {
             *v = gelu(*v);
         }
-        observe(&layer.output.name, &wide);
+        show(observe, [&layer.output], &wide)?;
         let update = layer.output.forward(&wide, rows)?;
         layer.output_norm.add_and_apply(x, &update);
         Ok(())
@@ -414,7 +411,7 @@ mod tests {
         ];
         let sentences = [vec![1, 2, 3], vec![4], vec![5, 6, 7, 8, 9, 10]];
         let encoder = tiny_encoder(&dense).unwrap();
-        let given = encoder.embed(&sentences, &mut |_, _| ()).unwrap();
+        let given = encoder.embed(&sentences, &mut |_, _, _| Ok(())).unwrap();
         for (i, (given, wanted)) in given.iter().flatten().zip(wanted.as_flattened()).enumerate() {
             assert!((given - wanted).abs() < 5e-6, "element {i}: {given} instead of {wanted}");
         }
@@ -424,9 +421,10 @@ mod tests {
     fn embedding_does_not_depend_on_its_neighbours_in_the_batch() {
         let encoder = tiny_encoder(&dense).unwrap();
         let sentences = [vec![1, 2, 3], vec![4], vec![5, 6, 7, 8, 9, 10]];
-        let together = encoder.embed(&sentences, &mut |_, _| ()).unwrap();
+        let together = encoder.embed(&sentences, &mut |_, _, _| Ok(())).unwrap();
         for (sentence, wanted) in sentences.iter().zip(&together) {
-            let alone = encoder.embed(std::slice::from_ref(sentence), &mut |_, _| ()).unwrap();
+            let alone =
+                encoder.embed(std::slice::from_ref(sentence), &mut |_, _, _| Ok(())).unwrap();
             // Not bit for bit: a dense matmul may sum in another order for another height.
             for (a, b) in alone[0].iter().zip(wanted) {
                 assert!((a - b).abs() < 1e-5, "{a} alone, {b} in the batch");
@@ -441,7 +439,10 @@ mod tests {
         let encoder = tiny_encoder(&dense).unwrap();
         let mut seen = Vec::new();
         encoder
-            .embed(&[vec![1, 2], vec![3]], &mut |name, x| seen.push((name.to_owned(), x.len())))
+            .embed(&[vec![1, 2], vec![3]], &mut |names, _, x| {
+                seen.extend(names.iter().map(|name| ((*name).to_owned(), x.len())));
+                Ok(())
+            })
             .unwrap();
         assert_eq!(seen.len(), 12);
         assert_eq!(seen[0], ("encoder.layer.0.attention.self.query".to_owned(), 3 * 8));
@@ -465,7 +466,7 @@ mod tests {
             (vec![1; 7], "7 tokens and the model takes 1 to 6"),
             (vec![20], "token id 20 is outside the vocabulary of 20"),
         ] {
-            let text = message(encoder.embed(&[ids], &mut |_, _| ()));
+            let text = message(encoder.embed(&[ids], &mut |_, _, _| Ok(())));
             assert!(text.contains(said), "{text}");
         }
     }
@@ -482,7 +483,7 @@ mod tests {
         assert!(text.contains("encoder.layer.0.attention.self.query (8, 8)"), "{text}");
         assert!(text.contains("no such format"), "{text}");
         let encoder = tiny_encoder(&|_| Ok(Box::new(Broken))).unwrap();
-        let text = message(encoder.embed(&[vec![1, 2]], &mut |_, _| ()));
+        let text = message(encoder.embed(&[vec![1, 2]], &mut |_, _, _| Ok(())));
         assert!(text.contains("attention.self.query: no product today"), "{text}");
     }
 

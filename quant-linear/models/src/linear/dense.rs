@@ -8,10 +8,25 @@ use anyhow::{Result, ensure};
 use faer::linalg::matmul::matmul;
 use faer::{Accum, MatMut, MatRef, Par};
 
+use std::cell::Cell;
+
 use super::{Linear, Parts};
 
 /// Multiply-adds that are worth more than one thread.
 const PARALLEL: usize = 1 << 20;
+
+thread_local! {
+    static ALONE: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Runs `job` with dense products on this thread alone, so that their bits do not depend on the
+/// number of threads: for who has one such job on each thread.
+pub(crate) fn alone<T>(job: impl FnOnce() -> T) -> T {
+    let before = ALONE.replace(true);
+    let result = job();
+    ALONE.set(before);
+    result
+}
 
 /// `y = x W^T + b` in f32.
 pub struct Dense {
@@ -60,7 +75,7 @@ impl Linear for Dense {
             y.fill(0.0);
         } else {
             let threads = rows.saturating_mul(out).saturating_mul(inp) >= PARALLEL;
-            let par = if threads { Par::rayon(0) } else { Par::Seq };
+            let par = if threads && !ALONE.get() { Par::rayon(0) } else { Par::Seq };
             let x = MatRef::from_row_major_slice(x, rows, inp);
             let weight = MatRef::from_row_major_slice(&self.weight, out, inp);
             let y = MatMut::from_row_major_slice_mut(y, rows, out);

@@ -12,8 +12,9 @@ mod quantized;
 use anyhow::{Context, Result, ensure};
 use quant_linear::QuantLinear;
 
+pub(crate) use dense::alone;
 pub use dense::{Dense, dense};
-pub use quantized::{Encoding, Quantized};
+pub use quantized::{Encoding, Quantized, stored};
 
 /// A linear layer: `y = x W^T + b`.
 pub trait Linear: Send + Sync {
@@ -72,6 +73,20 @@ impl Parts<'_> {
 
 /// Builds a [`Linear`].
 pub type LinearFactory<'a> = dyn Fn(&Parts<'_>) -> Result<Box<dyn Linear>> + 'a;
+
+/// Is shown the names of linear layers that take the same rows, their number of inputs, and those
+/// rows, before they are multiplied. What it refuses ends the run.
+pub type Observer<'a> = dyn FnMut(&[&str], usize, &[f32]) -> Result<()> + 'a;
+
+/// Shows an observer what layers are given.
+pub(crate) fn show<const N: usize>(
+    observe: &mut Observer<'_>,
+    layers: [&Projection; N],
+    x: &[f32],
+) -> Result<()> {
+    let k = layers.first().map_or(0, |layer| layer.inp);
+    observe(&layers.map(|layer| layer.name.as_str()), k, x)
+}
 
 /// A [`Linear`] with its name and shape.
 pub struct Projection {

@@ -5,7 +5,8 @@ use std::str::FromStr;
 
 use anyhow::{Context, Result, ensure};
 use fp4_core::{Format, QuantSpec};
-use quant_linear::{ActivationEncoding, DenseOptions, QuantLinear, StoredTransform};
+use quant_linear::checkpoint::Checkpoint;
+use quant_linear::{ActivationEncoding, DenseOptions, LoadOptions, QuantLinear, StoredTransform};
 
 use super::{Linear, Parts, dense};
 
@@ -100,6 +101,26 @@ impl FromStr for Encoding {
                 known.join(", ")
             )
         })
+    }
+}
+
+/// A factory of the layers that a checkpoint holds in FP4, by their names, and of dense ones for
+/// all others.
+pub fn stored(layers: &Checkpoint) -> impl Fn(&Parts<'_>) -> Result<Box<dyn Linear>> {
+    move |parts| {
+        let codes = quant_linear::state::join(parts.name, quant_linear::state::E2M1);
+        if !layers.tensors().contains_key(&codes) {
+            return dense(parts);
+        }
+        parts.check()?;
+        let options = LoadOptions { bias: quant_linear::Bias::Ignore, ..LoadOptions::default() };
+        let mut layer = QuantLinear::from_state(layers, parts.name, &options)?;
+        let given = [layer.out_features(), layer.in_features()];
+        let wanted = [parts.out, parts.inp];
+        ensure!(given == wanted, "the FP4 layer is {given:?}, and the model's is {wanted:?}");
+        layer.set_bias(parts.bias)?;
+        layer.prepare()?;
+        Ok(Box::new(Quantized(layer)))
     }
 }
 
