@@ -56,8 +56,6 @@ mod method;
 mod objective;
 mod panel;
 mod random;
-#[cfg(test)]
-mod tests;
 mod transform;
 mod wush;
 
