@@ -50,11 +50,11 @@ fn rtn_gives_the_bits_of_the_reference_and_looks_at_no_moments() {
     w[7] = -0.0;
     // Quotients on midpoints: multiples of a quarter under a scale of 1 or 2.
     w[8 * k..10 * k].iter_mut().enumerate().for_each(|(i, w)| *w = ((i * 7) % 33) as f32 - 16.0);
-    w[8 * k..10 * k].iter_mut().for_each(|w| *w *= 0.0025);
+    w[8 * k..10 * k].iter_mut().for_each(|w| *w /= 512.0);
     for scale_type in [ScaleType::E8M0, ScaleType::E4M3] {
         for group in GroupSize::ALL {
             let tie = TieMode::ALL[group.get().trailing_zeros() as usize % 4];
-            let spec = QuantSpec::new(scale_type, group, 0.01, 4.0).unwrap().with_tie(tie);
+            let spec = QuantSpec::new(scale_type, group, 1.0 / 128.0, 4.0).unwrap().with_tie(tie);
             let input = QuantizeInput::new(&w[..], rows, k, &spec).unwrap();
             let mut expected = PackedMatrix::zeros(input.shape());
             quantize(&input, &mut expected.view_mut()).unwrap();
