@@ -114,7 +114,7 @@ impl Joint {
         self.quantized.k()
     }
 
-    /// The sum of x[i] * xq[j].
+    /// The sum of the products of input `i` and quantized input `j`.
     ///
     /// # Panics
     /// If `i` or `j` is no input.
@@ -122,7 +122,15 @@ impl Joint {
         self.cross[(i, j)]
     }
 
-    /// The target W' of a row-major weight, which is after the transform too; in f32.
+    /// The target W' of a row-major weight W, which is after the transform too; in f32. With it and
+    /// [`gram`](Self::gram), [`quantize_weight`](super::quantize_weight) at the same damping makes
+    /// ||X W^T - Xq Q^T||^2 + l ||W - Q||^2 small, l being the damping times the mean of diag H:
+    ///
+    /// ```text
+    /// W' = W + W (C - H) (H + l I)^-1      H = Xq^T Xq, C = X^T Xq
+    /// ```
+    ///
+    /// Where samples say nothing, and where nothing was lost, that is W.
     ///
     /// # Errors
     /// [`CalibrateError::Ragged`], [`CalibrateError::NotFinite`], [`CalibrateError::NoSamples`],

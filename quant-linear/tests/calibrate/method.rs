@@ -190,9 +190,9 @@ fn quotients(w: &[f64], row: &Row, l: &[f64], spec: &QuantSpec) -> Vec<f32> {
     quotients
 }
 
-/// Babai by factors that were computed apart: a plain recurrence, of the same moments and of moments
-/// that were rounded to f32. Every code that comes out another is one whose quotient lies at a
-/// midpoint of two codes, within `bound`.
+/// Babai by factors that were computed apart: a plain recurrence, of the same moments and of
+/// moments that were rounded to f32. Every code that comes out another is one whose quotient lies
+/// at a midpoint of two codes, within `bound`.
 #[test]
 fn independent_factors_differ_in_rounding_ties_alone() {
     const MIDPOINTS: [f32; 7] = [0.25, 0.75, 1.25, 1.75, 2.5, 3.5, 5.0];
