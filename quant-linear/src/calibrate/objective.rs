@@ -14,6 +14,10 @@
 //! [`quantize_weight`](super::quantize_weight) W' and H, with the same damping. The damping draws W'
 //! to W, not to 0: where the samples say nothing, the weight is kept. With Xq = X, W' is W.
 //!
+//! W' is fitted to the samples, so it wants many: with fewer than some eight for each input it fits
+//! their noise, and loses more than it gains where a transform has left little to gain. A larger
+//! damping for W' than for H draws it back to W.
+//!
 //! Worked example, one input: X = (1, 2), Xq = (1, 3), W = 1, l = 0: C = 7, H = 10, W' = 0.7: what
 //! makes 0.7 * (1, 3) = (0.7, 2.1) nearest to (1, 2).
 
@@ -130,7 +134,8 @@ impl Joint {
     /// W' = W + W (C - H) (H + l I)^-1      H = Xq^T Xq, C = X^T Xq
     /// ```
     ///
-    /// Where samples say nothing, and where nothing was lost, that is W.
+    /// Where samples say nothing, and where nothing was lost, that is W. With fewer than some eight
+    /// samples for each input it fits their noise; a larger damping draws it back to W.
     ///
     /// # Errors
     /// [`CalibrateError::Ragged`], [`CalibrateError::NotFinite`], [`CalibrateError::NoSamples`],
