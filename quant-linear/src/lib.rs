@@ -34,8 +34,9 @@
 //!
 //! # Features
 //!
-//! `cpu-simd` (default) and `cuda` compile in the backends of those names; a feature left out
-//! leaves none of its dependencies. The scalar reference is always there. None changes a bit.
+//! `cpu-simd` (default) and `cuda` compile in the backends of those names, `calibrate` the module
+//! that makes good layers of a dense weight and a little data; a feature left out leaves none of
+//! its dependencies. The scalar reference is always there. None changes a bit.
 
 #![forbid(unsafe_code)]
 

@@ -171,7 +171,7 @@ impl Gram {
         self.samples
     }
 
-    /// The sum of x[i] * x[j].
+    /// The sum of the products of inputs `i` and `j`.
     ///
     /// # Panics
     /// If `i` or `j` is no input.

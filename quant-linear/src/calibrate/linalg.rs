@@ -100,7 +100,8 @@ impl Lu {
             let pivot = (j..n).fold(j, |best, i| {
                 if factors[(i, j)].abs() > factors[(best, j)].abs() { i } else { best }
             });
-            if !(factors[(pivot, j)].abs() > 0.0) {
+            // Of a NaN too.
+            if factors[(pivot, j)].abs().partial_cmp(&0.0) != Some(std::cmp::Ordering::Greater) {
                 return None;
             }
             if pivot != j {

@@ -78,6 +78,7 @@ pub fn of_layer(
     activations: &QuantSpec,
 ) -> Result<Loss, Error> {
     let k = transform.k();
+    expect_rows("activations", x, k)?;
     expect_finite("activations", x, k)?;
     let through = quantized_rows(&transform.activations_through(x)?, k, activations)?;
     let through: Vec<f64> = through.into_iter().map(f64::from).collect();

@@ -43,7 +43,11 @@ pub(super) const PANEL: usize = 64;
 /// Inputs that are taken at a time where the block is not what matters.
 const LAZY: usize = 128;
 
-/// How a weight is rounded.
+/// How a weight is rounded: where the error of an input goes.
+///
+/// With H the damped second moments, `gptq` and `babai` make tr((W - Q) H (W - Q)^T) small: once an
+/// input is rounded, all that are left take their best real values. Babai is GPTQ on the reversed
+/// order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub enum Method {
     /// To nearest.
@@ -100,6 +104,10 @@ pub enum GroupScales {
 }
 
 /// How [`quantize_weight`] works.
+///
+/// `inner` and `outer` are independent: with `rtn` for one of them errors stay across, or within,
+/// blocks; with one `gptq` and the other `babai`, blocks are taken in one direction and the inputs
+/// of each in the other.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct QuantizeOptions {
     /// Format, global scale, scale rule and ties.
@@ -171,8 +179,8 @@ impl QuantizeOptions {
     }
 }
 
-/// Quantizes a row-major weight of `k` inputs, after the transform. `gram` are the second moments of
-/// the transformed input; `rtn` needs none.
+/// Quantizes a row-major weight of `k` inputs, after the transform. `gram` are the second moments
+/// of the transformed input; `rtn` needs none.
 ///
 /// # Errors
 /// [`CalibrateError::Ragged`], [`CalibrateError::NotFinite`] of the weight;

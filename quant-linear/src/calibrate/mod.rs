@@ -58,8 +58,6 @@ mod panel;
 mod random;
 mod record;
 mod statistics;
-#[cfg(test)]
-mod tests;
 mod transform;
 mod wush;
 

@@ -14,6 +14,10 @@
 //! [`quantize_weight`](super::quantize_weight) W' and H, with the same damping. The damping draws W'
 //! to W, not to 0: where the samples say nothing, the weight is kept. With Xq = X, W' is W.
 //!
+//! W' is fitted to the samples, so it wants many: with fewer than some eight for each input it fits
+//! their noise, and loses more than it gains where a transform has left little to gain. A larger
+//! damping for W' than for H draws it back to W.
+//!
 //! Worked example, one input: X = (1, 2), Xq = (1, 3), W = 1, l = 0: C = 7, H = 10, W' = 0.7: what
 //! makes 0.7 * (1, 3) = (0.7, 2.1) nearest to (1, 2).
 
@@ -114,7 +118,7 @@ impl Joint {
         self.quantized.k()
     }
 
-    /// The sum of x[i] * xq[j].
+    /// The sum of the products of input `i` and quantized input `j`.
     ///
     /// # Panics
     /// If `i` or `j` is no input.
@@ -122,7 +126,16 @@ impl Joint {
         self.cross[(i, j)]
     }
 
-    /// The target W' of a row-major weight, which is after the transform too; in f32.
+    /// The target W' of a row-major weight W, which is after the transform too; in f32. With it and
+    /// [`gram`](Self::gram), [`quantize_weight`](super::quantize_weight) at the same damping makes
+    /// ||X W^T - Xq Q^T||^2 + l ||W - Q||^2 small, l being the damping times the mean of diag H:
+    ///
+    /// ```text
+    /// W' = W + W (C - H) (H + l I)^-1      H = Xq^T Xq, C = X^T Xq
+    /// ```
+    ///
+    /// Where samples say nothing, and where nothing was lost, that is W. With fewer than some eight
+    /// samples for each input it fits their noise; a larger damping draws it back to W.
     ///
     /// # Errors
     /// [`CalibrateError::Ragged`], [`CalibrateError::NotFinite`], [`CalibrateError::NoSamples`],

@@ -159,8 +159,17 @@ impl BlockTransform {
 
     /// WUSH, one matrix for each block, of the activations' second moments and of the weights that
     /// they are multiplied by: row-major rows of `gram.k()` values each. Several weights (q, k and
-    /// v) count as one with all their rows. See [`wush`](self::wush) for the formula, and for what
-    /// is done about blocks without signal.
+    /// v) count as one with all their rows. Of each block:
+    ///
+    /// ```text
+    /// G_w = W^T W / rows, G_x = X^T X / samples    each plus damping * mean(diag G) * I
+    /// L L^T = G_w, U S^2 U^T = L^T G_x L           Cholesky, eigenvalues
+    /// T = c H diag(S^-1/2) U^T L^T                 H: normalized Hadamard; c by `options.norm`
+    /// ```
+    ///
+    /// A G of a block that is all zero is taken as I. A block that cannot be undone, or whose
+    /// condition is above [`LARGEST_CONDITION`], gets ten times the damping and at least 1e-4,
+    /// again and again up to 1: [`raised`](Self::raised) says which.
     ///
     /// # Errors
     /// [`CalibrateError::Blocks`], [`CalibrateError::NoSamples`], [`CalibrateError::Damping`];
