@@ -15,7 +15,7 @@
 //! rceil                up((amax / 6) / gs)                -
 //! even                 as floor; twice that where the     -
 //!                      mantissa of amax / gs >= 1.75
-//! search, search-256   that of least squared error of     that of least squared error of all
+//! search               that of least squared error of     that of least squared error of all
 //!                      floor's, the one below and above   bytes 0x00 to 0x7E
 //! four-six-mse         -                                  s = encode(amax / (6 * gs)), or
 //! four-six-mse-448                                        encode(1.5 * amax / (6 * gs)) if its
@@ -27,20 +27,17 @@
 //! compressed-tensors   as even                            encode((1 / gs) * (amax / 6)); 0.125
 //!                                                         where that is 0
 //! ggml                 2^(floor(log2(amax / gs)) - 2)     half-up((amax / 6) / gs)
-//! mlx                  2^round(log2((amax / 6) / gs));    encode((amax / 6) / gs)
-//!                      1 where amax is 0
+//! mlx                  up((amax / 6) / gs); 1 where       encode((amax / 6) / gs)
+//!                      that is 0
 //! ```
 //!
-//! Logarithms are rounded to f32, as those libraries compute them; round takes ties to even. The
-//! codes that go with a rule ([`ScaleRule::tie`]) have ties toward zero for `ggml`, `mlx` and the
-//! MXFP4 of `modelopt`, and to even for all others. `search-256` and the `four-six` rules are for
-//! e4m3 alone.
+//! Logarithms are rounded to f32, as those libraries compute them. The codes that go with a rule ([`ScaleRule::tie`]) have ties toward zero for `ggml`, `mlx` and the
+//! MXFP4 of `modelopt`, and to even for all others.
 //!
 //! The *global scale* that goes with a rule ([`ScaleRule::global_scale`]), for a tensor of largest
 //! magnitude A: MXFP4 1/3 for `nearest` and 1 for all others; NVFP4 1 for `ggml` and `mlx`, which
-//! have none, 1 / (2688 / A) for `compressed-tensors`, which divides by what it stores, A / 1536
-//! (256 * 6) for `search-256`, `four-six-mse` and `four-six-mae`, and A / 2688 (448 * 6) for the
-//! rest.
+//! have none, 1 / (2688 * (1 / A)) for `compressed-tensors`, which divides by what it stores, A / 1536
+//! (256 * 6) for `four-six-mse` and `four-six-mae`, and A / 2688 (448 * 6) for the rest.
 //!
 //! An *error* is that of the group as it would be dequantized: |x| - v * d in f32, where v is the
 //! nearest magnitude of e2m1, ties to even, of |x| / d and d = decode(byte) * gs. Sums of errors are
@@ -91,8 +88,6 @@ pub enum ScaleRule {
     Even,
     /// The byte of the least squared error: of three (e8m0), of all (e4m3).
     Search,
-    /// e4m3: as search, under a global scale that leaves room above: A / 1536.
-    Search256,
     /// e4m3: the byte that takes amax to 6, or that which takes it to 4, by squared error; global
     /// scale A / 1536, so that the largest group has both. arXiv 2512.02010.
     FourSixMse,
@@ -117,13 +112,12 @@ const LARGEST_256: f32 = 1536.0;
 
 impl ScaleRule {
     /// All rules.
-    pub const ALL: [ScaleRule; 14] = [
+    pub const ALL: [ScaleRule; 13] = [
         ScaleRule::Nearest,
         ScaleRule::Floor,
         ScaleRule::Rceil,
         ScaleRule::Even,
         ScaleRule::Search,
-        ScaleRule::Search256,
         ScaleRule::FourSixMse,
         ScaleRule::FourSixMae,
         ScaleRule::FourSixMse448,
@@ -146,8 +140,7 @@ impl ScaleRule {
             ScaleRule::Floor | ScaleRule::Rceil | ScaleRule::Even => {
                 matches!(scale, ScaleType::E8M0)
             }
-            ScaleRule::Search256
-            | ScaleRule::FourSixMse
+            ScaleRule::FourSixMse
             | ScaleRule::FourSixMae
             | ScaleRule::FourSixMse448
             | ScaleRule::FourSixMae448 => matches!(scale, ScaleType::E4M3),
@@ -197,13 +190,14 @@ impl ScaleRule {
             return Ok(usual);
         }
         Ok(match self {
-            ScaleRule::Search256 | ScaleRule::FourSixMse | ScaleRule::FourSixMae => {
+            ScaleRule::FourSixMse | ScaleRule::FourSixMae => {
                 let scale = amax / LARGEST_256;
                 if scale == 0.0 { usual } else { scale }
             }
             ScaleRule::CompressedTensors => {
-                // What it stores, and divides by; 1 where that overflows.
-                let stored = 2688.0 / amax.max(f32::MIN_POSITIVE);
+                // What it stores, and divides by: a number over a tensor is a product in torch. 1
+                // where that overflows.
+                let stored = 2688.0 * (1.0 / amax.max(f32::MIN_POSITIVE));
                 let scale = if stored.is_finite() { 1.0 / stored } else { 1.0 };
                 expect_positive(ScaleSetting::Global, scale)?;
                 scale

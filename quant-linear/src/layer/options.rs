@@ -53,7 +53,7 @@ impl DenseOptions {
     /// What looks for the global scale of a weight that is in the format already; `None` where that
     /// is not wanted, because one is given or the rule has its own.
     pub(crate) fn regrid(&self) -> Option<Regrid> {
-        let searches = matches!(self.scale_rule, ScaleRule::Search | ScaleRule::Search256);
+        let searches = self.scale_rule == ScaleRule::Search;
         (searches && self.weight_global_scale.is_none()).then(|| Regrid::new(self.format))
     }
 
