@@ -312,6 +312,11 @@ fn a_rule_is_refused_for_scales_of_another_type() {
     let shape = spec.shape(4, 64).unwrap();
     let query = QuantizeQuery::new(shape, &spec, fp4_core::FloatType::F32);
     assert_eq!(query.expect_plain(), Err(Unsupported::ScaleRule(ScaleRule::Rceil)));
+    assert_eq!(query.expect_nearest(), Err(Unsupported::ScaleRule(ScaleRule::Rceil)));
+    assert_eq!(query.with_given_scales(true).expect_nearest(), Ok(()));
+    let nearest = QuantSpec::usual(Format::MxFp4);
+    let query = QuantizeQuery::new(shape, &nearest, fp4_core::FloatType::F32);
+    assert_eq!((query.expect_nearest(), query.expect_plain()), (Ok(()), Ok(())));
 }
 
 #[test]

@@ -5,10 +5,10 @@
 //! cargo run --release -p quant-linear --example scale_rules
 //! ```
 //!
-//! Weights: Gaussian; Student's t with 4 degrees of freedom; 192 rows of a layer of all-MiniLM-L6-v2
-//! (`cli/fixtures`); and weights that are exactly in the format: random codes and scales, whose
-//! global scale no rule is told. Signal to noise is 10 log10(sum w^2 / sum (w - q)^2) in f64 over
-//! the weight as the layer stores it; `exact` is no error at all. The speed is that of
+//! Weights: Gaussian; Student's t with 4 degrees of freedom; 192 rows of a layer of
+//! all-MiniLM-L6-v2 (`cli/fixtures`); and weights that are exactly in the format: random codes and
+//! scales, whose global scale no rule is told. Signal to noise is 10 log10(sum w^2 / sum (w - q)^2)
+//! in f64 over the weight as the layer stores it; `exact` is no error at all. The speed is that of
 //! `fp4_core::reference::group_scale` on one thread, over the Gaussian weight: the rule alone.
 
 use std::error::Error;

@@ -133,8 +133,8 @@ fn even(s: f32) -> u8 {
     of_exponent(exponent(s, 1 << 21).saturating_sub(2))
 }
 
-/// log2 of `m * 2^k`, rounded to f32, for m within 2^-9 of 1: the series there is exact to f64's last
-/// bits.
+/// log2 of `m * 2^k`, rounded to f32, for m within 2^-9 of 1: the series there is exact to f64's
+/// last bits.
 fn log2_near(k: i32, m: f64) -> f32 {
     let t = m - 1.0;
     let log = (t - t * t / 2.0 + t * t * t / 3.0) * core::f64::consts::LOG2_E;
