@@ -5,8 +5,8 @@ mod common;
 use common::{Rng, backends, each_isa, same_bits};
 use fp4_backend_cpu_simd::{CpuSimd, Isa};
 use fp4_core::{
-    E2m1, Error, Float, FloatSlice, GroupSize, PackedMatrix, QuantCounts, QuantSpec, QuantizeInput,
-    Quantizer, ScaleType, TieMode, Transform, hadamard, reference,
+    E2m1, Error, Float, FloatSlice, Format, GroupSize, PackedMatrix, QuantCounts, QuantSpec,
+    QuantizeInput, Quantizer, ScaleRule, ScaleType, TieMode, Transform, hadamard, reference,
 };
 use half::{bf16, f16};
 
@@ -127,6 +127,30 @@ fn every_format_tie_mode_type_and_family_equals_the_reference() {
         }
         println!("compared {compared} codes and scales");
         assert!(compared > 2_000_000);
+    });
+}
+
+/// The rules for weights: this backend has them all, by way of core.
+#[test]
+fn every_scale_rule_equals_the_reference_on_any_number_of_threads() {
+    each_isa(|on| {
+        let (mut rng, mut compared) = (Rng(22), 0);
+        for rule in ScaleRule::ALL {
+            for format in Format::ALL.into_iter().filter(|f| rule.is_for(f.scale_type())) {
+                for data in DATA {
+                    let spec = QuantSpec::by_rule(format, rule, 3.0).unwrap();
+                    let x = values(&mut rng, data, 5 * 256, &spec);
+                    let case = format!("{rule} {data:?}");
+                    compared += check_types(on, &x, [5, 256], &spec, &case, None);
+                }
+            }
+        }
+        assert!(compared > 500_000, "{compared}");
+        let spec = QuantSpec::by_rule(Format::NvFp4, ScaleRule::Search, 3.0).unwrap();
+        let x = values(&mut rng, Data::Gauss, 64 * 1024, &spec);
+        for (threads, backend) in backends(on) {
+            check_types(&backend, &x, [64, 1024], &spec, &threads, None);
+        }
     });
 }
 

@@ -314,6 +314,7 @@ impl Quantizer for Cuda {
         if query.row_scales {
             return Err(Unsupported::RowScales);
         }
+        query.expect_nearest()?;
         expect_int(&[query.rows, query.k])
     }
 

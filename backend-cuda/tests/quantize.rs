@@ -12,8 +12,8 @@ use fp4_backend_cuda::{Cuda, MatmulKernel};
 use fp4_core::backend::{Resident, Source};
 use fp4_core::{
     Error, Float, FloatType, Format, GroupSize, PackedMatrix, PackedMut, QuantCounts, QuantSpec,
-    QuantizeInput, Quantizer, ScaleType, Swizzle, TieMode, Transform, Unsupported, bf16, f16,
-    hadamard, reference,
+    QuantizeInput, QuantizeQuery, Quantizer, ScaleRule, ScaleType, Swizzle, TieMode, Transform,
+    Unsupported, bf16, f16, hadamard, reference,
 };
 
 /// Quantizes by both and compares; returns values quantized.
@@ -276,5 +276,26 @@ fn swizzling_equals_the_reference_both_ways() {
         layout.unswizzle(&noise, &mut expected).unwrap();
         assert_eq!(got, expected, "{rows} x {cols} back");
         assert!(cuda.swizzle(&layout, &[0; 7], &mut got).is_err());
+    }
+}
+
+#[test]
+fn scale_rules_that_no_kernel_has_are_refused_unless_the_scales_are_given() {
+    let cuda = Cuda::open(0).unwrap();
+    for rule in ScaleRule::ALL {
+        for format in Format::ALL.into_iter().filter(|f| rule.is_for(f.scale_type())) {
+            let spec = QuantSpec::usual(format).with_rule(rule).unwrap();
+            let query = QuantizeQuery::new(spec.shape(2, 64).unwrap(), &spec, FloatType::F32);
+            let refused = match rule {
+                ScaleRule::Nearest => Ok(()),
+                rule => Err(Unsupported::ScaleRule(rule)),
+            };
+            assert_eq!(cuda.supports_quantize(&query), refused, "{rule}");
+            assert_eq!(cuda.supports_quantize(&query.with_given_scales(true)), Ok(()), "{rule}");
+            let x = [0.75f32; 2 * 64];
+            let input = QuantizeInput::new(&x[..], 2, 64, &spec).unwrap();
+            let got = cuda.quantize(&input, &mut PackedMatrix::zeros(input.shape()).view_mut());
+            assert_eq!(got.err(), refused.err().map(Error::from), "{rule}");
+        }
     }
 }

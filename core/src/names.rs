@@ -109,7 +109,7 @@ names!(FloatType, "float type": F32 = "f32", F16 = "f16", Bf16 = "bf16");
 names!(TieMode, "tie mode": Even = "even", Zero = "zero", Down = "down", Up = "up");
 names!(ScaleRule, "scale rule":
     Nearest = "nearest", Floor = "floor", Rceil = "rceil", Even = "even", Search = "search",
-    Search256 = "search-256", FourSixMse = "four-six-mse", FourSixMae = "four-six-mae",
+    FourSixMse = "four-six-mse", FourSixMae = "four-six-mae",
     FourSixMse448 = "four-six-mse-448", FourSixMae448 = "four-six-mae-448",
     ModelOpt = "modelopt", CompressedTensors = "compressed-tensors", Ggml = "ggml", Mlx = "mlx"
 );
@@ -165,13 +165,12 @@ mod tests {
     use super::*;
 
     /// Names of rules are written into recipes: they are for good.
-    const RULES: [&str; 14] = [
+    const RULES: [&str; 13] = [
         "nearest",
         "floor",
         "rceil",
         "even",
         "search",
-        "search-256",
         "four-six-mse",
         "four-six-mae",
         "four-six-mse-448",
@@ -221,7 +220,7 @@ mod tests {
         );
         assert_eq!(
             says("x".parse::<ScaleRule>().unwrap_err()),
-            format!("unknown scale rule: expected {} or mlx", RULES[..13].join(", "))
+            format!("unknown scale rule: expected {} or mlx", RULES[..12].join(", "))
         );
     }
 

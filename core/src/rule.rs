@@ -6,7 +6,7 @@
 //!
 //! In every rule `amax` is the group's largest magnitude, `gs` the global scale, every step one f32
 //! operation, `up(s)` the least power of two that is at least s, `down(s)` the greatest that is at
-//! most s, both clamped as [C2] clamps. Only *nearest* reads `ss`; the others have their own.
+//! most s, the result clamped as [C2] clamps. Only *nearest* reads `ss`; the others have their own.
 //!
 //! ```text
 //!                      e8m0 (MXFP4)                       e4m3 (NVFP4)
@@ -15,7 +15,7 @@
 //! rceil                up((amax / 6) / gs)                -
 //! even                 as floor; twice that where the     -
 //!                      mantissa of amax / gs >= 1.75
-//! search, search-256   that of least squared error of     that of least squared error of all
+//! search               that of least squared error of     that of least squared error of all
 //!                      floor's, the one below and above   bytes 0x00 to 0x7E
 //! four-six-mse         -                                  s = encode(amax / (6 * gs)), or
 //! four-six-mse-448                                        encode(1.5 * amax / (6 * gs)) if its
@@ -27,26 +27,24 @@
 //! compressed-tensors   as even                            encode((1 / gs) * (amax / 6)); 0.125
 //!                                                         where that is 0
 //! ggml                 2^(floor(log2(amax / gs)) - 2)     half-up((amax / 6) / gs)
-//! mlx                  2^round(log2((amax / 6) / gs));    encode((amax / 6) / gs)
-//!                      1 where amax is 0
+//! mlx                  up((amax / 6) / gs); 1 where       encode((amax / 6) / gs)
+//!                      that is 0
 //! ```
 //!
-//! Logarithms are rounded to f32, as those libraries compute them; round takes ties to even. The
+//! Logarithms are rounded to f32, as those libraries compute them. Exponents are clamped last. The
 //! codes that go with a rule ([`ScaleRule::tie`]) have ties toward zero for `ggml`, `mlx` and the
-//! MXFP4 of `modelopt`, and to even for all others. `search-256` and the `four-six` rules are for
-//! e4m3 alone.
+//! MXFP4 of `modelopt`, and to even for all others.
 //!
 //! The *global scale* that goes with a rule ([`ScaleRule::global_scale`]), for a tensor of largest
 //! magnitude A: MXFP4 1/3 for `nearest` and 1 for all others; NVFP4 1 for `ggml` and `mlx`, which
-//! have none, 1 / (2688 / A) for `compressed-tensors`, which divides by what it stores, A / 1536
-//! (256 * 6) for `search-256`, `four-six-mse` and `four-six-mae`, and A / 2688 (448 * 6) for the
-//! rest.
+//! have none, 1 / (2688 * (1 / A)) for `compressed-tensors`, which divides by what it stores, A /
+//! 1536 (256 * 6) for `four-six-mse` and `four-six-mae`, and A / 2688 (448 * 6) for the rest.
 //!
 //! An *error* is that of the group as it would be dequantized: |x| - v * d in f32, where v is the
-//! nearest magnitude of e2m1, ties to even, of |x| / d and d = decode(byte) * gs. Sums of errors are
-//! in f64, in four lanes (element i in lane i mod 4), then (0 + 1) + (2 + 3). Of equal errors the
-//! least byte is taken, in `four-six` that of 6. A group with NaN or infinite values has no error: it
-//! gets the byte of *nearest* with the usual ss.
+//! nearest magnitude of e2m1, ties to even, of |x| / d and d = decode(byte) * gs. Sums of errors
+//! are in f64, in four lanes (element i in lane i mod 4), then (0 + 1) + (2 + 3). Of equal errors
+//! the least byte is taken, in `four-six` that of 6. A group with NaN or infinite values has no
+//! error: it gets the byte of *nearest* with the usual ss.
 //!
 //! *Half-up*, of ggml: to the nearest e4m3, of two equals the larger; 0 below 2^-10; 448 from 256
 //! on.
@@ -60,10 +58,10 @@
 //! `quantize_row_nvfp4_ref` have it. `mlx`: 0.32.4 `mx.quantize` on the CPU. What bytes of these
 //! libraries differ all the same is counted in the tests of quant-linear.
 //!
-//! Worked example, MXFP4, gs = 1, a group whose largest magnitude is 7 (1.75 * 4): `floor` takes
-//! 4 / 4 = 1 (7 is clipped to 6), `even` 2, `rceil` up(7 / 6) = 2, `nearest` with ss = 4 encode(1.75)
-//! = 2. With largest magnitude 6: 1, 1, 1 and encode(1.5) = 2: a tie that goes up, so that *nearest*
-//! loses half the codes of a group that is in the format already.
+//! Worked example, MXFP4, gs = 1, a group whose largest magnitude is 7 (1.75 * 4): `floor` takes 4
+//! / 4 = 1 (7 is clipped to 6), `even` 2, `rceil` up(7 / 6) = 2, `nearest` with ss = 4 encode(1.75)
+//! = 2. With largest magnitude 6: 1, 1, 1 and encode(1.5) = 2: a tie that goes up, so that
+//! *nearest* loses half the codes of a group that is in the format already.
 //!
 //! [C2]: crate::contract#c2
 //! [C4.2]: crate::contract#c4.2
@@ -91,8 +89,6 @@ pub enum ScaleRule {
     Even,
     /// The byte of the least squared error: of three (e8m0), of all (e4m3).
     Search,
-    /// e4m3: as search, under a global scale that leaves room above: A / 1536.
-    Search256,
     /// e4m3: the byte that takes amax to 6, or that which takes it to 4, by squared error; global
     /// scale A / 1536, so that the largest group has both. arXiv 2512.02010.
     FourSixMse,
@@ -108,7 +104,7 @@ pub enum ScaleRule {
     CompressedTensors,
     /// As ggml 0.21, which llama.cpp uses.
     Ggml,
-    /// As MLX 0.32.
+    /// As MLX 0.32: the MXFP4 of rceil.
     Mlx,
 }
 
@@ -117,13 +113,12 @@ const LARGEST_256: f32 = 1536.0;
 
 impl ScaleRule {
     /// All rules.
-    pub const ALL: [ScaleRule; 14] = [
+    pub const ALL: [ScaleRule; 13] = [
         ScaleRule::Nearest,
         ScaleRule::Floor,
         ScaleRule::Rceil,
         ScaleRule::Even,
         ScaleRule::Search,
-        ScaleRule::Search256,
         ScaleRule::FourSixMse,
         ScaleRule::FourSixMae,
         ScaleRule::FourSixMse448,
@@ -146,8 +141,7 @@ impl ScaleRule {
             ScaleRule::Floor | ScaleRule::Rceil | ScaleRule::Even => {
                 matches!(scale, ScaleType::E8M0)
             }
-            ScaleRule::Search256
-            | ScaleRule::FourSixMse
+            ScaleRule::FourSixMse
             | ScaleRule::FourSixMae
             | ScaleRule::FourSixMse448
             | ScaleRule::FourSixMae448 => matches!(scale, ScaleType::E4M3),
@@ -197,13 +191,14 @@ impl ScaleRule {
             return Ok(usual);
         }
         Ok(match self {
-            ScaleRule::Search256 | ScaleRule::FourSixMse | ScaleRule::FourSixMae => {
+            ScaleRule::FourSixMse | ScaleRule::FourSixMae => {
                 let scale = amax / LARGEST_256;
                 if scale == 0.0 { usual } else { scale }
             }
             ScaleRule::CompressedTensors => {
-                // What it stores, and divides by; 1 where that overflows.
-                let stored = 2688.0 / amax.max(f32::MIN_POSITIVE);
+                // What it stores, and divides by: a number over a tensor is a product in torch. 1
+                // where that overflows.
+                let stored = 2688.0 * (1.0 / amax.max(f32::MIN_POSITIVE));
                 let scale = if stored.is_finite() { 1.0 / stored } else { 1.0 };
                 expect_positive(ScaleSetting::Global, scale)?;
                 scale

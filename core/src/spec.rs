@@ -281,8 +281,8 @@ impl QuantSpec {
         amax / (self.scale_scale * self.global_scale)
     }
 
-    /// The scale byte of a group whose largest magnitude is `amax`, by [`ScaleRule::Nearest`] (C4.2,
-    /// C10).
+    /// The scale byte of a group whose largest magnitude is `amax`, by [`ScaleRule::Nearest`]
+    /// (C4.2, C10).
     #[inline]
     pub fn encode_scale(&self, amax: f32) -> u8 {
         match self.element {

@@ -207,6 +207,18 @@ impl QuantizeQuery {
         }
     }
 
+    /// Checks that no scale byte is to be computed by another rule than `Nearest`, for backends
+    /// that know no others.
+    ///
+    /// # Errors
+    /// [`Unsupported::ScaleRule`].
+    pub const fn expect_nearest(&self) -> Result<(), Unsupported> {
+        match (self.rule, self.given_scales) {
+            (ScaleRule::Nearest, _) | (_, true) => Ok(()),
+            (rule, false) => Err(Unsupported::ScaleRule(rule)),
+        }
+    }
+
     /// The same with this transform, if any.
     #[must_use]
     pub const fn with_transform(self, transform: Option<TransformShape>) -> Self {

@@ -31,6 +31,9 @@ const LAST: u8 = E4m3::MAX.to_bits();
 /// of up to 128 errors that rounding moves by a few 2^-24 of the values.
 const SLACK: f64 = 1e-4;
 
+/// What carries any mantissa but 0 into the exponent.
+const UP: u32 = (1 << 23) - 1;
+
 /// The scale byte of a group of values, f32 after the transform, by the spec's rule (C4.1, C4.2):
 /// the one place that knows the rules. Backends call it for rules that they have no faster way for.
 pub fn group_scale(y: &[f32], spec: &QuantSpec) -> u8 {
@@ -45,10 +48,11 @@ pub fn group_scale(y: &[f32], spec: &QuantSpec) -> u8 {
         ScaleRule::Floor => of_exponent(exponent(largest / gs, 0).saturating_sub(2)),
         ScaleRule::Even => even(largest / gs),
         ScaleRule::CompressedTensors if e8m0 => even(largest / gs),
-        ScaleRule::Rceil => of_exponent(exponent(sixth / gs, (1 << 23) - 1)),
+        ScaleRule::Rceil => of_exponent(exponent(sixth / gs, UP)),
         ScaleRule::ModelOpt if e8m0 => modelopt_e8m0(sixth / gs),
         ScaleRule::Ggml if e8m0 => ggml_e8m0(largest / gs),
-        ScaleRule::Mlx if e8m0 => mlx_e8m0(sixth / gs),
+        ScaleRule::Mlx if e8m0 && sixth / gs == 0.0 => E8m0::ONE.to_bits(),
+        ScaleRule::Mlx if e8m0 => of_exponent(exponent(sixth / gs, UP)),
         ScaleRule::ModelOpt => {
             let s = largest / (6.0 * gs);
             E4m3::from_f32(if s == 0.0 { 1.0 } else { at_least(s, 1.0 / 512.0) }).to_bits()
@@ -61,7 +65,7 @@ pub fn group_scale(y: &[f32], spec: &QuantSpec) -> u8 {
         ScaleRule::Mlx => E4m3::from_f32(sixth / gs).to_bits(),
         _ if !largest.is_finite() => spec.scale_type().encode(largest / (6.0 * gs)),
         ScaleRule::Search if e8m0 => search_e8m0(y, largest, spec),
-        ScaleRule::Search | ScaleRule::Search256 => search_e4m3(y, largest, spec),
+        ScaleRule::Search => search_e4m3(y, largest, spec),
         ScaleRule::FourSixMse | ScaleRule::FourSixMse448 => four_six(y, largest, spec, square),
         ScaleRule::FourSixMae | ScaleRule::FourSixMae448 => four_six(y, largest, spec, f64::abs),
     }
@@ -129,12 +133,12 @@ fn even(s: f32) -> u8 {
     of_exponent(exponent(s, 1 << 21).saturating_sub(2))
 }
 
-/// log2 of a positive number, rounded to f32, where it is within 2^-10 of `k + half / 2`: the
-/// series there is exact to f64's last bits. `m` is the number over 2^(k + half / 2), as f64.
-fn log2_near(k: i32, half: f64, m: f64) -> f32 {
+/// log2 of `m * 2^k`, rounded to f32, for m within 2^-9 of 1: the series there is exact to f64's
+/// last bits.
+fn log2_near(k: i32, m: f64) -> f32 {
     let t = m - 1.0;
     let log = (t - t * t / 2.0 + t * t * t / 3.0) * core::f64::consts::LOG2_E;
-    (f64::from(k) + half + log) as f32
+    (f64::from(k) + log) as f32
 }
 
 /// The exponent and the mantissa, in [1, 2), of a finite positive number.
@@ -150,7 +154,7 @@ fn modelopt_e8m0(s: f32) -> u8 {
         return E8m0::from_f32(s).to_bits();
     }
     let (k, m) = split(s);
-    let whole = m == 1.0 || (m < 1.0 + 1.0 / 1024.0 && log2_near(k, 0.0, m) == k as f32);
+    let whole = m == 1.0 || (m < 1.0 + 1.0 / 1024.0 && log2_near(k, m) == k as f32);
     of_exponent(Exponent::Of(k + i32::from(!whole)))
 }
 
@@ -160,28 +164,8 @@ fn ggml_e8m0(s: f32) -> u8 {
         return E8m0::from_f32(s).to_bits();
     }
     let (k, m) = split(s);
-    let up = m > 2.0 - 1.0 / 512.0 && log2_near(k + 1, 0.0, m / 2.0) == (k + 1) as f32;
+    let up = m > 2.0 - 1.0 / 512.0 && log2_near(k + 1, m / 2.0) == (k + 1) as f32;
     of_exponent(Exponent::Of(k + i32::from(up) - 2))
-}
-
-/// MLX's MXFP4: the logarithm to the nearest whole number.
-fn mlx_e8m0(s: f32) -> u8 {
-    if s == 0.0 {
-        return E8m0::ONE.to_bits();
-    }
-    if !s.is_finite() {
-        return E8m0::from_f32(s).to_bits();
-    }
-    let (k, m) = split(s);
-    let ratio = m / core::f64::consts::SQRT_2;
-    let up = match (ratio - 1.0).abs() < 1.0 / 1024.0 {
-        false => ratio > 1.0,
-        true => {
-            let (log, half) = (log2_near(k, 0.5, ratio), k as f32 + 0.5);
-            log > half || (log == half && k % 2 != 0)
-        }
-    };
-    of_exponent(Exponent::Of(k + i32::from(up)))
 }
 
 /// ggml's e4m3 of a non-negative number.

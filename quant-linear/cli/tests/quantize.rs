@@ -7,7 +7,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use common::*;
-use fp4_core::Format;
+use fp4_core::{Format, ScaleRule};
 use quant_linear::{DenseOptions, FloatVec, QuantLinear, StoredTransform, state};
 use safetensors::{Dtype, SafeTensors};
 use serde_json::{Value, json};
@@ -72,12 +72,13 @@ fn a_file_becomes_the_layers_that_the_library_makes() {
                 ("format", "pt"),
                 ("note", "n"),
                 ("exact_fp4.format", name),
+                ("exact_fp4.scale_rule", "search"),
                 ("exact_fp4.transform", &transform),
                 ("exact_fp4.version", env!("CARGO_PKG_VERSION")),
             ] {
                 assert_eq!(metadata.get(key).map(String::as_str), Some(value), "{key}");
             }
-            assert_eq!(metadata.len(), 5);
+            assert_eq!(metadata.len(), 6);
         }
     }
 }
@@ -278,19 +279,86 @@ fn given_scales_are_written() {
 }
 
 #[test]
-fn the_usual_scales_are_those_of_the_contract() {
+fn the_usual_scales_of_weights_are_the_rules_and_of_activations_the_contracts() {
     let folder = Folder::new();
     let mut values = numbers(1, 4 * 64);
     values[7] = -26.88;
     write(&folder.at("in"), &[f32s("a.weight", &[4, 64], &values)]);
     for (name, weight, activation, ss) in
-        [("mxfp4", 1.0f32 / 3.0, 1.0f32 / 3.0, 4.0f32), ("nvfp4", 26.88f32 / 2688.0, 0.1, 6.0)]
+        [("mxfp4", 1.0f32, 1.0f32 / 3.0, 4.0f32), ("nvfp4", 26.88f32 / 2688.0, 0.1, 6.0)]
     {
         ok(&["quantize", &folder.arg("in"), "-o", &folder.arg(name), "--format", name]);
         let layer = layer(&folder.at(name), "a");
         assert_eq!(layer.weight_global_scale(), weight);
         assert_eq!(layer.activation_global_scale(), activation);
         assert_eq!(layer.activation_scale_scale(), ss);
+    }
+}
+
+#[test]
+fn every_scale_rule_writes_what_the_library_makes() {
+    let folder = Folder::new();
+    write(&folder.at("in"), &model());
+    let dense = by_name(&model());
+    for rule in ScaleRule::ALL {
+        for format in Format::ALL.into_iter().filter(|f| rule.is_for(f.scale_type())) {
+            let out = format!("{format}-{rule}");
+            let args = ["quantize", &folder.arg("in"), "-o", &folder.arg(&out), "--format"];
+            let args = [&args[..], &[format.name(), "--scale-rule", rule.name()]].concat();
+            let json = json(&args);
+            assert_eq!(json["scale_rule"], rule.name());
+            let options = DenseOptions { scale_rule: rule, ..DenseOptions::new(format) };
+            for prefix in LINEAR {
+                let want = expected(&dense[&format!("{prefix}.weight")], &options);
+                assert_same_layer(&layer(&folder.at(&out), prefix), &want);
+            }
+            let bytes = fs::read(folder.at(&out)).unwrap();
+            let metadata = SafeTensors::read_metadata(&bytes).unwrap().1.metadata().clone();
+            assert_eq!(metadata.unwrap()["exact_fp4.scale_rule"], rule.name());
+        }
+    }
+    // Two formats, one thread and the reference: the same bytes.
+    for format in ["mxfp4", "nvfp4"] {
+        for (out, more) in [("one", ["--threads", "1"]), ("plain", ["--backend", "reference"])] {
+            let args = ["quantize", &folder.arg("in"), "-o", &folder.arg(out), "--format", format];
+            ok(&[&args[..], &["--force"], &more].concat());
+            let written = fs::read(folder.at(&format!("{format}-search"))).unwrap();
+            assert!(fs::read(folder.at(out)).unwrap() == written, "{format} {out}");
+        }
+    }
+}
+
+#[test]
+fn a_scale_rule_of_the_other_format_is_an_error_that_lists_those_there_are() {
+    let folder = Folder::new();
+    write(&folder.at("in"), &model());
+    for (format, rule, instead) in
+        [("nvfp4", "floor", "four-six-mse"), ("mxfp4", "four-six-mae", "rceil")]
+    {
+        let args = ["quantize", &folder.arg("in"), "-o", &folder.arg("out"), "--format", format];
+        let args = [&args[..], &["--scale-rule", rule]].concat();
+        fails(&args, &["--scale-rule", format, rule, "choose", instead]);
+        assert!(!folder.at("out").exists());
+    }
+    let args = ["quantize", &folder.arg("in"), "-o", &folder.arg("out"), "--format", "mxfp4"];
+    fails(&[&args[..], &["--scale-rule", "best"]].concat(), &["best", "search", "mlx"]);
+}
+
+#[test]
+fn a_weight_that_was_quantized_once_is_written_again_without_a_loss() {
+    let folder = Folder::new();
+    let values = numbers(5, 64 * 128);
+    write(&folder.at("in"), &[f32s("a.weight", &[64, 128], &values)]);
+    for (format, rule) in [("mxfp4", "nearest"), ("mxfp4", "floor"), ("nvfp4", "four-six-mse")] {
+        let at = |name: &str| folder.arg(&format!("{format}-{rule}-{name}"));
+        ok(&["quantize", &folder.arg("in"), "-o", &at("q"), "-f", format, "--scale-rule", rule]);
+        ok(&["dequantize", &at("q"), "-o", &at("dense"), "--dtype", "f32"]);
+        // Whatever the tiles, the same global scale is found.
+        for memory in ["1GB", "64KiB"] {
+            let args = ["quantize", &at("dense"), "-o", &at("again"), "-f", format, "--force"];
+            let json = json(&[&args[..], &["--memory", memory]].concat());
+            assert_eq!(json["tensors"][0]["relative_error"], 0.0, "{format} {rule} {memory}");
+        }
     }
 }
 

@@ -24,6 +24,7 @@ fn a_recipe_gives_formats_by_name_and_its_record_makes_the_same_bytes() {
         format = \"mxfp4\"
         transform = \"hadamard\"
         transform_block = 64
+        scale_rule = \"even\"
         [[rules]]
         names = [\"embed_tokens.weight\"]
         format = \"nvfp4\"
@@ -54,6 +55,13 @@ fn a_recipe_gives_formats_by_name_and_its_record_makes_the_same_bytes() {
     let embedding = layer(&out, "embed_tokens");
     assert_eq!(embedding.weight_global_scale(), 0.25);
     assert_eq!(embedding.activation_global_scale(), 0.5);
+    let recorded = fs::read_to_string(folder.at("record")).unwrap();
+    for rule in ["even", "nearest", "search"] {
+        assert!(recorded.contains(&format!("\"scale_rule\": \"{rule}\"")), "{recorded}");
+    }
+    let bytes = fs::read(&out).unwrap();
+    let metadata = safetensors::SafeTensors::read_metadata(&bytes).unwrap().1.metadata().clone();
+    assert_eq!(metadata.unwrap()["exact_fp4.scale_rule"], "mixed");
     // The record, without any other option.
     let again = folder.arg("again");
     ok(&["quantize", &input, "-o", &again, "--recipe", &record]);
@@ -82,7 +90,14 @@ fn recipes_that_cannot_be_followed_are_errors_that_say_why() {
         ("[[rules]]\nnames = [\"a.bias\"]\nformat = \"mxfp4\"", &["a.bias", "cannot be quantized"]),
         ("[[rules]]\nmatch = \"a*\"\nunknown = 1", &["unknown"]),
         ("[[rules]]\nmatch = \"a*\"\ntransform_block = 64", &["transform_block"]),
-        ("[[rules]]\nmatch = \"a*\"\nscale_rule = \"up\"", &["scale_rule", "nearest"]),
+        (
+            "[[rules]]\nmatch = \"a*\"\nscale_rule = \"up\"",
+            &["rule 1", "scale_rule", "`up`", "nearest", "search"],
+        ),
+        (
+            "[[rules]]\nmatch = \"a*\"\nscale_rule = \"floor\"",
+            &["rule 1", "floor", "not for e4m3", "search"],
+        ),
         ("[[rules]]\nmatch = \"a*\"\nglobal_scale = -1.0", &["rule 1", "scale"]),
         ("tie = [\"q\"]", &["tie"]),
     ] {

@@ -205,6 +205,7 @@ fn other_settings_or_another_input_are_refused_and_what_is_kept_stays() {
         assert!(folder.snapshot() == kept, "{said}: something has changed");
     };
     refused("in", &["--transform", "hadamard"], "--transform was `none` and is `hadamard 32` now");
+    refused("in", &["--scale-rule", "nearest"], "--scale-rule was `search` and is `nearest` now");
     refused("in", &["--activation-scale", "0.5"], "--activation-scale was `default` and is `5e-1`");
     refused("in", &["--exclude", "l0.1.*"], "output model-0.safetensors was");
     // A file of the same bytes that was written later: nobody can tell without reading it.

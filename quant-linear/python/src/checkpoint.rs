@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use fp4_core::Format;
+use fp4_core::{Format, ScaleRule, ScaleType};
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 use quant_linear::atomic::Kind;
@@ -113,6 +113,7 @@ pub(crate) struct How {
     include: Vec<String>,
     exclude: Vec<String>,
     transform_block: Option<usize>,
+    scale_rule: String,
     weight_global_scale: Option<f32>,
     activation_global_scale: Option<f32>,
     activation_encoding: String,
@@ -138,12 +139,19 @@ impl How {
             }
             recipe.rules.push(RecipeRule::all_dense());
         }
+        let scale_rule = parse::<ScaleRule>(&self.scale_rule)?;
+        // Without a format any that the rule is for will do: no weight is quantized by it.
+        let any = match scale_rule.is_for(ScaleType::E4M3) {
+            true => Format::NvFp4,
+            false => Format::MxFp4,
+        };
         let options = DenseOptions {
             transform: self.transform_block.map(StoredTransform::hadamard).transpose()?,
+            scale_rule,
             weight_global_scale: self.weight_global_scale,
             activation_global_scale: self.activation_global_scale,
             activations: self.activation_encoding.parse()?,
-            ..DenseOptions::new(format.unwrap_or(Format::NvFp4))
+            ..DenseOptions::new(format.unwrap_or(any))
         };
         // Judged before anything is read.
         options.weight_spec(1.0)?;

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use fp4_core::{FloatType, Format, GroupSize, OwnedTransform, ScaleType};
+use fp4_core::{FloatType, Format, GroupSize, OwnedTransform, ScaleRule, ScaleType};
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 use quant_linear::{ActivationEncoding, DenseOptions, FloatVec, QuantLinear};
@@ -27,7 +27,7 @@ impl Layer {
     /// Quantizes a dense (out, in) weight, after the transform.
     #[staticmethod]
     #[pyo3(signature = (
-        weight, shape, format, transform, weight_global_scale, activation_global_scale,
+        weight, shape, format, transform, scale_rule, weight_global_scale, activation_global_scale,
         activation_encoding, bias
     ))]
     fn from_dense<'py>(
@@ -36,6 +36,7 @@ impl Layer {
         shape: [usize; 2],
         format: &str,
         transform: Option<DenseTransform<'py>>,
+        scale_rule: &str,
         weight_global_scale: Option<f32>,
         activation_global_scale: Option<f32>,
         activation_encoding: &str,
@@ -46,6 +47,7 @@ impl Layer {
         let bias = bias.as_ref().map(bytes).transpose()?.map(values::<f32>).transpose()?;
         let options = DenseOptions {
             transform: transform.map(OwnedTransform::from),
+            scale_rule: parse::<ScaleRule>(scale_rule)?,
             weight_global_scale,
             activation_global_scale,
             activations: activations(activation_encoding)?,

@@ -77,6 +77,21 @@ def test_a_state_comes_back_bit_for_bit(rng, tmp_path):
     np.testing.assert_array_equal(bits(without(x)), bits(layer.with_bias(None)(x)))
 
 
+def test_scale_rules_by_name(rng):
+    w = dense(rng)
+    for rule, scale in [("nearest", 1 / 3), ("search", 1), ("even", 1)]:
+        layer = fp4.Layer.from_dense(w, "mxfp4", scale_rule=rule)
+        assert layer.weight_global_scale == np.float32(scale)
+    # What is in the format stays as it is.
+    values = layer.weight().dequantize()
+    again = fp4.Layer.from_dense(values, "mxfp4")
+    np.testing.assert_array_equal(again.weight().dequantize(), values)
+    with pytest.raises(fp4.Fp4Error, match="floor is not for e4m3 scales; choose nearest, search"):
+        fp4.Layer.from_dense(w, "nvfp4", scale_rule="floor")
+    with pytest.raises(fp4.Fp4Error, match="unknown scale rule: expected nearest, floor"):
+        fp4.Layer.from_dense(w, "nvfp4", scale_rule="best")
+
+
 def test_states_that_are_none(rng):
     state = fp4.Layer.from_dense(dense(rng)).state_dict()
 

@@ -15,10 +15,10 @@ pub struct DenseOptions {
     pub transform: Option<StoredTransform>,
     /// How the scale bytes of the weight are found; activations keep the contract's rule.
     pub scale_rule: ScaleRule,
-    /// `None`: what goes with the rule ([`ScaleRule::global_scale`]). Where that comes of the largest
-    /// magnitude of the (transformed) weight, it must be finite then. A rule that searches takes
-    /// another where the weight is in the format already: that which it was quantized with, so that
-    /// no weight moves.
+    /// `None`: what goes with the rule ([`ScaleRule::global_scale`]). Where that comes of the
+    /// largest magnitude of the (transformed) weight, it must be finite then. A rule that searches
+    /// takes another where the weight is in the format already: that which it was quantized with,
+    /// so that no weight moves.
     pub weight_global_scale: Option<f32>,
     /// `None`: 1/3 for MXFP4, 0.1 for NVFP4. Never the weight's: a stored constant, so that a
     /// row's bits do not depend on its batch.
@@ -28,8 +28,8 @@ pub struct DenseOptions {
 }
 
 impl DenseOptions {
-    /// The rule for the scale bytes of weights unless another is chosen: of those that leave a weight
-    /// as it is that is in the format already, the one with the least error elsewhere.
+    /// The rule for the scale bytes of weights unless another is chosen: of those that leave a
+    /// weight as it is that is in the format already, the one with the least error elsewhere.
     pub const SCALE_RULE: ScaleRule = ScaleRule::Search;
 
     /// The usual settings of a format, with no transform.
@@ -53,7 +53,7 @@ impl DenseOptions {
     /// What looks for the global scale of a weight that is in the format already; `None` where that
     /// is not wanted, because one is given or the rule has its own.
     pub(crate) fn regrid(&self) -> Option<Regrid> {
-        let searches = matches!(self.scale_rule, ScaleRule::Search | ScaleRule::Search256);
+        let searches = self.scale_rule == ScaleRule::Search;
         (searches && self.weight_global_scale.is_none()).then(|| Regrid::new(self.format))
     }
 

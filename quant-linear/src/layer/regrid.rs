@@ -1,8 +1,8 @@
 //! The global scale of values that are in a format already.
 //!
 //! What was dequantized is `x = round(v * (s * gs))` for codes v, scales s and one gs, which the
-//! values do not tell. A quantizer that picks another gs loses what it need not lose: a third of the
-//! weights move. So gs is looked for, group by group:
+//! values do not tell. A quantizer that picks another gs loses what it need not lose: a third of
+//! the weights move. So gs is looked for, group by group:
 //!
 //! ```text
 //! first group     its largest magnitude is 6 or 4 steps (a group of less can be written with twice

@@ -412,9 +412,10 @@ fn new_tensors(
     tensors
 }
 
-/// What the header says of the whole file: the format and the transform, or that there are several.
+/// What the header says of the whole file: format, scale rule and transform, or that there are
+/// several.
 fn metadata_of(weights: &[Weight]) -> Result<Vec<(String, String)>, Error> {
-    let (mut format, mut transform) = (None, None);
+    let (mut format, mut transform, mut rule) = (None, None, None);
     let one = |known: &mut Option<String>, text: String| match known {
         Some(other) if *other != text => *known = Some("mixed".into()),
         _ => *known = Some(text),
@@ -434,9 +435,11 @@ fn metadata_of(weights: &[Weight]) -> Result<Vec<(String, String)>, Error> {
                 (None, view) => view.map_or("none".into(), |t| format!("hadamard{}", t.block())),
             },
         );
+        one(&mut rule, weight.options.scale_rule.to_string());
     }
     Ok([
         ("exact_fp4.format", format.unwrap_or_default()),
+        ("exact_fp4.scale_rule", rule.unwrap_or_default()),
         ("exact_fp4.transform", transform.unwrap_or_default()),
         ("exact_fp4.version", env!("CARGO_PKG_VERSION").to_string()),
     ]

@@ -260,8 +260,8 @@ impl Engine<'_> {
         Ok(spec)
     }
 
-    /// What decides the global scale of matrices after the transform, by one pass over them: a short
-    /// one where their largest magnitude does not count.
+    /// What decides the global scale of matrices after the transform, by one pass over them: a
+    /// short one where their largest magnitude does not count.
     fn known(
         &self,
         sources: &[DenseSource],

@@ -58,7 +58,6 @@ Scale rules, for the block scales of weights (activations have the contract's, n
     search              MXFP4: of three exponents, NVFP4: of all scale bytes, that of the least squared
                         error. It finds the global scale of weights that are in the format already,
                         and leaves those as they are
-    search-256          NVFP4: the same under the global scale of four-six
     four-six-mse, -mae  NVFP4: the scale that takes the largest weight of a group to 6, or to 4, by
                         squared or mean error (arXiv 2512.02010); with -448 under the usual global scale
     nearest             the contract's: MXFP4 with global scale 1/3

@@ -109,6 +109,7 @@ def how(
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
     transform_block: Optional[int] = None,
+    scale_rule: str = "search",
     weight_global_scale: Optional[float] = None,
     activation_global_scale: Optional[float] = None,
     activation_encoding: str = "fp4",
@@ -123,6 +124,8 @@ def how(
         include: globs on full names, instead of the default choice by role.
         exclude: globs of what stays dense.
         transform_block: block of a Hadamard transform, 16 to 128; none if ``None``.
+        scale_rule: how the scale bytes of weights are found: ``"search"``, ``"nearest"``, ``"floor"``,
+            ``"rceil"``, ``"even"``, ``"four-six-mse"``, ``"modelopt"`` and others.
         weight_global_scale, activation_global_scale: the usual ones if ``None``.
         activation_encoding: ``"fp4"``, ``"mxint8"`` or ``"fp4-rows"``.
         strict: a weight that cannot be quantized, or a pattern that matches nothing, is an error.
@@ -133,6 +136,7 @@ def how(
         "include": list(include),
         "exclude": list(exclude),
         "transform_block": transform_block,
+        "scale_rule": scale_rule,
         "weight_global_scale": weight_global_scale,
         "activation_global_scale": activation_global_scale,
         "activation_encoding": activation_encoding,
@@ -145,7 +149,7 @@ def quantize_checkpoint(
 ) -> dict[str, str]:
     """Quantizes the linear weights of a checkpoint to a new file or folder, as ``fp4 quantize``.
 
-    ``settings``: recipe, include, exclude, transform_block, weight_global_scale,
+    ``settings``: recipe, include, exclude, transform_block, scale_rule, weight_global_scale,
     activation_global_scale, activation_encoding, strict, as the command's options. The output must
     not exist; it is whole or not there.
 

@@ -107,6 +107,7 @@ class Layer:
         shape: Sequence[int],
         format: str,
         transform: Optional[_DenseTransform],
+        scale_rule: str,
         weight_global_scale: Optional[float],
         activation_global_scale: Optional[float],
         activation_encoding: str,

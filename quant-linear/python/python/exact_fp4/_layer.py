@@ -78,6 +78,7 @@ class Layer:
         format: str = "nvfp4",
         *,
         transform: Any = None,
+        scale_rule: str = "search",
         weight_global_scale: Optional[float] = None,
         activation_global_scale: Optional[float] = None,
         activation_encoding: str = "fp4",
@@ -85,8 +86,10 @@ class Layer:
     ) -> Layer:
         """Quantizes a dense weight (out, in), after the transform if there is one.
 
-        Scales that are ``None`` are the usual ones: of MXFP4 1/3; of NVFP4 amax / 2688 for the
-        weight and 0.1 for activations.
+        Scales that are ``None`` are the usual ones: of MXFP4 1 for the weight and 1/3 for
+        activations; of NVFP4 amax / 2688 for the weight and 0.1 for activations. A weight that is
+        in the format already gets the one that it had. ``scale_rule`` names how the scale bytes of
+        the weight are found, as ``fp4 quantize --scale-rule``.
         """
         a, values = dense(weight, "weight")
         if a.ndim != 2:
@@ -97,6 +100,7 @@ class Layer:
                 list(a.shape),
                 format,
                 dense_transform(transform),
+                scale_rule,
                 weight_global_scale,
                 activation_global_scale,
                 activation_encoding,
