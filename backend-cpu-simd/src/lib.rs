@@ -123,7 +123,7 @@ pub use rayon::{ThreadPool, ThreadPoolBuilder};
 
 use crate::engine::{Engine, by_engine};
 use crate::kernels::portable;
-use crate::quantize::TransformColumns;
+use crate::quantize::{RowScratch, TransformColumns};
 use crate::threads::TaskThreads;
 use crate::weight::Weight;
 
@@ -134,6 +134,7 @@ pub struct CpuSimd {
     threads: TaskThreads,
     engine: Engine,
     scratch: matmul::TileScratch,
+    row_scratch: RowScratch,
 }
 
 /// A weight prepared by [`CpuSimd`], in the form that the instruction set's kernels read; the
@@ -205,26 +206,29 @@ impl CpuSimd {
     }
 
     fn of_engine(engine: Engine) -> Self {
-        CpuSimd { threads: TaskThreads::default(), engine, scratch: matmul::TileScratch::default() }
+        let (threads, scratch, row_scratch) = Default::default();
+        CpuSimd { threads, engine, scratch, row_scratch }
     }
 
-    /// Quantizes `input`, transformed by `transform`, to `out`, whose shape is checked.
+    /// Quantizes `input`, transformed by `transform`, to `out`, whose shape and room for row scales
+    /// are checked.
     fn quantize_by(
         &self,
         input: &QuantizeInput<'_>,
         transform: Option<&TransformColumns>,
         out: &mut PackedMut<'_>,
     ) -> Result<QuantCounts, Error> {
-        let (threads, spec) = (&self.threads, input.spec());
+        let (threads, rows, spec) = (&self.threads, &self.row_scratch, input.spec());
         by_engine!(self.engine,
             kernels, () => if (spec.tie(), spec.rule())
                 == (TieMode::Even, fp4_core::ScaleRule::Nearest)
             {
-                return quantize::quantize(&kernels, threads, input, transform, out);
+                return quantize::quantize(&kernels, threads, rows, input, transform, out);
             },
             portable, () => {}
         );
-        quantize::quantize(&portable::Encoder::new(spec.tie()), threads, input, transform, out)
+        let portable = portable::Encoder::new(spec.tie());
+        quantize::quantize(&portable, threads, rows, input, transform, out)
     }
 
     /// Transforms the rows of a (rows, k) matrix (C5), in parallel: the same as
@@ -257,14 +261,15 @@ impl CpuSimd {
     }
 
     /// Frees the buffers that calls left for the next ones, of this backend and its clones. They
-    /// are at most 64 MiB; a call that finds none allocates.
+    /// are at most 68 MiB; a call that finds none allocates.
     pub fn release_scratch(&self) {
         self.scratch.release();
+        self.row_scratch.release();
     }
 
     /// Bytes of the buffers that calls left for the next ones.
     pub fn scratch_bytes(&self) -> usize {
-        self.scratch.bytes()
+        self.scratch.bytes() + self.row_scratch.bytes()
     }
 
     /// The instruction set of the kernels.
@@ -301,8 +306,8 @@ impl Named for CpuSimd {
 }
 
 impl Quantizer for CpuSimd {
-    fn supports_quantize(&self, query: &QuantizeQuery) -> Result<(), Unsupported> {
-        if query.row_scales { Err(Unsupported::RowScales) } else { Ok(()) }
+    fn supports_quantize(&self, _query: &QuantizeQuery) -> Result<(), Unsupported> {
+        Ok(())
     }
 
     fn quantize(
@@ -312,6 +317,7 @@ impl Quantizer for CpuSimd {
     ) -> Result<QuantCounts, Error> {
         check_environment()?;
         input.expect_output(out.shape())?;
+        input.expect_row_scales(out)?;
         self.supports_quantize(&input.query())?;
         let transform = input.transform().map(|t| TransformColumns::new(t, input.x().float_type()));
         self.quantize_by(input, transform.as_ref(), out)
