@@ -11,7 +11,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use fp4_core::{
     Buffer as What, Encoding, Epilogue, Error, FloatSliceMut, Matmul, MatmulQuery, Named, Packed,
     PackedMut, PackedShape, PackedView, PartialsMut, Paths, PreparedWeight, QuantCounts,
-    QuantizeInput, QuantizeQuery, Quantizer, Unsupported, backend::Resident, check_environment, nvfp4_row_scale,
+    QuantizeInput, QuantizeQuery, Quantizer, Unsupported, backend::Resident, check_environment,
+    nvfp4_row_scale,
 };
 
 use crate::build::arguments::{Counts, Outputs, Pointer, float_type};

@@ -124,9 +124,8 @@ pub(super) fn quantize<T: FloatValue>(
                 _ => {
                     // What is f32 already is not copied to `widened`, so it may be longer.
                     let step = if T::TYPE == FloatType::F32 { k } else { RUN };
-                    x.chunks(step).fold(0, |amax, x| {
-                        amax.max(encoder.largest(T::widened(x, &mut widened)))
-                    })
+                    x.chunks(step)
+                        .fold(0, |amax, x| amax.max(encoder.largest(T::widened(x, &mut widened))))
                 }
             };
             let spec = spec.of_row(f32::from_bits(amax));

@@ -4,7 +4,8 @@ use std::marker::PhantomData;
 
 use super::arguments::{
     DECODE_SHARED, DecodeArgs, DequantizeArgs, FoldArgs, MatmulArgs, PadArgs, PartialArgs,
-    QuantizeArgs, QuantizeFoldArgs, RowMetaArgs, SwizzleArgs, TransformArgs, WGMMA_SHARED, WgmmaArgs,
+    QuantizeArgs, QuantizeFoldArgs, RowMetaArgs, SwizzleArgs, TransformArgs, WGMMA_SHARED,
+    WgmmaArgs,
 };
 use super::sources::{self, Family};
 

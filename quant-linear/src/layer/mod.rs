@@ -67,8 +67,10 @@ pub(crate) enum Contents {
 pub(crate) struct Warned {
     /// A choice of backend that cannot be honoured, for each role.
     pub(crate) refused: [AtomicBool; 2],
-    /// ActivationEncoding beyond the range of their scale.
-    pub(crate) clipped: AtomicBool,
+    /// Activations beyond the range of their scale.
+    pub(crate) saturated: AtomicBool,
+    /// Groups of activations that became zeros.
+    pub(crate) flushed: AtomicBool,
 }
 
 #[derive(Debug)]
