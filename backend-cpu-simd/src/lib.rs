@@ -24,6 +24,9 @@
 //! | `WasmSimd128` | 16-bit pairs, `i32x4.dot_i16x8_s` | the same | as `Neon`, f32 transforms in f64 |
 //! | `Portable` | group dots of 16-bit pairs, sums in f64 and i64 | the same | 8 values at a time |
 //!
+//! Row scales (C4) take one pass more over the row, for its largest magnitude, and the same
+//! kernels; a transform is computed once.
+//!
 //! MXINT8 activations (C10) go through the group kernels; MXFP4 weights have kernels of their own
 //! on the levels that fold scales: 8 multiply-adds from the 4-bit panels, a shift by A's scale and
 //! an add.

@@ -231,8 +231,8 @@ struct TilePlace {
 };
 
 // The transform of the tile of this block, to be read from xs as [row][column]. 256 threads: 16
-// across the columns, 16 down the rows. Shared memory: x as [column][row], and of T the 16 values of
-// i at hand, as [i][column].
+// across the columns, 16 down the rows. Shared memory: x as [column][row], and of T the 16 values
+// of i at hand, as [i][column].
 template <class Dense, class Args>
 __device__ __forceinline__ TilePlace transform_tile(const Args& p, float* xs, float* ts) {
     const typename Dense::Value* x = (const typename Dense::Value*)p.x;

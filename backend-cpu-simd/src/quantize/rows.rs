@@ -9,8 +9,8 @@
 //!
 //! The first pass is a maximum over bits: those of non-negative floats order as their values, and
 //! a NaN's are above those of infinity. Its values are still in the first cache when the second
-//! reads them. Without a transform nothing is kept: f16 and bf16 are widened twice, which costs less
-//! than writing a row and reading it.
+//! reads them. Without a transform nothing is kept: f16 and bf16 are widened twice, which costs
+//! less than writing a row and reading it.
 //!
 //! Threads take whole rows. A single long row is one task.
 //!

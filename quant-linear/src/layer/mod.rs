@@ -390,6 +390,12 @@ impl QuantLinear {
     /// Turns counting on or off (off at first): what quantizing the activations did to them, and
     /// the paths that the matmul took. It costs next to nothing on the host; a device is waited
     /// for.
+    ///
+    /// Counted or not, a layer warns once, by its name, where in a call more than
+    /// [`SATURATED_SHARE`](crate::SATURATED_SHARE) of the groups or elements saturate, and once
+    /// where more than [`FLUSHED_SHARE`](crate::FLUSHED_SHARE) of the groups become zeros; of
+    /// activations that stay on a device only if counting is on. Another scale, encoding or
+    /// backend, and a clone, begin anew.
     pub fn set_counting(&mut self, on: bool) {
         self.counters = on.then(Arc::default);
     }

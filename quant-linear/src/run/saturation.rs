@@ -6,11 +6,11 @@
 //! flushed     groups that were not zeros and became zeros: more than FLUSHED_SHARE of all groups
 //! ```
 //!
-//! A stored global scale gs reaches from about `gs * ss * 2^-10` to `gs * ss * 448` (NVFP4; 0.1 and 6
-//! are 6e-4 and 268.8), whatever the model's activations are. What is above is written as the
-//! largest, infinities too; a group that is wholly below becomes zeros. Good data does neither, so
-//! the shares are small: one saturated value may be the one that a model is built around, whereas a
-//! few groups of next to nothing are lost without harm.
+//! A stored global scale gs reaches from about `gs * ss * 2^-10` to `gs * ss * 448` (NVFP4; of 0.1
+//! and 6 that is 6e-4 to 268.8), whatever the model's activations are. What is above is written as
+//! the largest, infinities too; a group that is wholly below becomes zeros. Good data does neither,
+//! so the shares are small: one saturated value may be the one that a model is built around,
+//! whereas a few groups of next to nothing are lost without harm.
 //!
 //! Both counts come with the quantization, so a call that has nothing to say does two comparisons.
 //! Nothing is locked, and the values are looked at only for the one warning.

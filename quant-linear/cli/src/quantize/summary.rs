@@ -64,7 +64,7 @@ impl Summary {
             "recipe": args.recipe.as_ref().map(|recipe| recipe.to_string_lossy()),
             "transform": transform,
             "transform_block": block,
-            "activations": args.activations.name(),
+            "activations": args.encoding().name(),
             "global_scale": match args.global_scale {
                 GlobalScale::Auto => json!("auto"),
                 GlobalScale::Value(value) => json!(value),
