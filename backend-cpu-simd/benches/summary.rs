@@ -28,7 +28,7 @@ use fp4_backend_cpu_simd::{CpuSimd, CpuWeight, Isa};
 use fp4_core::backend::{Resident, Sink, Source};
 use fp4_core::{
     Encoding, FloatSlice, Matmul, PackedMatrix, PackedView, Product, QuantSpec, QuantizeInput,
-    Quantizer,
+    Quantizer, Transform, hadamard,
 };
 use rayon::prelude::*;
 use serde::Serialize;
@@ -407,11 +407,13 @@ fn measure(
         }
         for encoding in Encoding::ALL {
             let key = |op| key(op, &encoding.to_string(), isa, 512, machine.threads);
-            if wanted(&key("quantize")) {
-                push(rows, options, quantize_row(&backend, machine, encoding));
-            }
             if wanted(&key("dequantize")) {
                 push(rows, options, dequantize_row(&backend, machine, encoding));
+            }
+        }
+        for (op, format, spec) in quantizations() {
+            if wanted(&key(op, &format, isa, 512, machine.threads)) {
+                push(rows, options, quantize_row(&backend, machine, (op, format, spec)));
             }
         }
     }
@@ -569,20 +571,42 @@ fn forward_row(
     }
 }
 
-fn quantize_row(backend: &CpuSimd, machine: &Machine, encoding: Encoding) -> Row {
+/// Every encoding, and NVFP4 with row scales; without a transform and with one of blocks of 32.
+fn quantizations() -> impl Iterator<Item = (&'static str, String, QuantSpec)> {
+    let rows = QuantSpec::of(Encoding::NvFp4).with_row_scales().expect("NVFP4 has them");
+    let usual = Encoding::ALL.map(|encoding| (encoding.to_string(), QuantSpec::of(encoding)));
+    let all: Vec<_> = usual.into_iter().chain([("nvfp4-rows".to_owned(), rows)]).collect();
+    ["quantize", "transform-quantize"]
+        .into_iter()
+        .flat_map(move |op| all.clone().into_iter().map(move |(format, spec)| (op, format, spec)))
+}
+
+fn quantize_row(
+    backend: &CpuSimd,
+    machine: &Machine,
+    (op, format, spec): (&'static str, String, QuantSpec),
+) -> Row {
     let (m, k) = (512, 4096);
     let x = values(&mut Rng(5), Data::Gaussian, m, k);
-    let spec = QuantSpec::of(encoding);
-    let mut packed = PackedMatrix::zeros(spec.shape(m, k).expect("whole groups"));
+    let mut h = [0f32; 32 * 32];
+    hadamard(32, &mut h).expect("a power of two");
+    let transform = Transform::shared(&h[..], 32).expect("a whole block");
     let input = QuantizeInput::new(&x[..], m, k, &spec).expect("a whole matrix");
+    let input = input
+        .with_transform((op == "transform-quantize").then_some(transform))
+        .expect("whole blocks");
+    let mut packed = PackedMatrix::zeros(input.shape());
+    let mut row_scales = vec![0f32; m];
     let mut run = || {
-        backend.quantize(&input, &mut packed.view_mut()).expect("quantizes");
+        let out = packed.view_mut().with_row_scales(&mut row_scales).expect("one for each row");
+        backend.quantize(&input, &mut { out }).expect("quantizes");
     };
     let seconds = machine.pool.install(|| fastest(machine.clock, machine.budget, &mut run));
-    let mut expected = PackedMatrix::zeros(packed.shape());
-    fp4_core::reference::quantize(&input, &mut expected.view_mut()).expect("quantizes");
-    assert!(packed == expected, "a wrong answer");
-    conversion_row("quantize", backend, machine, encoding, [m, k], seconds)
+    let (mut expected, mut scales) = (PackedMatrix::zeros(packed.shape()), vec![0f32; m]);
+    let out = expected.view_mut().with_row_scales(&mut scales).expect("one for each row");
+    fp4_core::reference::quantize(&input, &mut { out }).expect("quantizes");
+    assert!(packed == expected && row_scales == scales, "a wrong answer");
+    conversion_row(op, backend, machine, format, [m, k], seconds)
 }
 
 /// A row of a conversion between f32 and an encoding: bytes of the f32 side, beside a read of as
@@ -591,14 +615,14 @@ fn conversion_row(
     op: &'static str,
     backend: &CpuSimd,
     machine: &Machine,
-    encoding: Encoding,
+    format: String,
     [m, k]: [usize; 2],
     seconds: f64,
 ) -> Row {
     let value = (4 * m * k) as f64 / seconds / 1e9;
     Row {
         op,
-        format: encoding.to_string(),
+        format,
         isa: backend.isa().name(),
         threads: machine.threads,
         m,
@@ -629,5 +653,5 @@ fn dequantize_row(backend: &CpuSimd, machine: &Machine, encoding: Encoding) -> R
     fp4_core::reference::dequantize(packed.view(), scale, (&mut expected[..]).into())
         .expect("dequantizes");
     assert!(y.iter().zip(&expected).all(|(y, e)| y.to_bits() == e.to_bits()), "a wrong answer");
-    conversion_row("dequantize", backend, machine, encoding, [m, k], seconds)
+    conversion_row("dequantize", backend, machine, encoding.to_string(), [m, k], seconds)
 }

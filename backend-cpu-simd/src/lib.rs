@@ -24,6 +24,9 @@
 //! | `WasmSimd128` | 16-bit pairs, `i32x4.dot_i16x8_s` | the same | as `Neon`, f32 transforms in f64 |
 //! | `Portable` | group dots of 16-bit pairs, sums in f64 and i64 | the same | 8 values at a time |
 //!
+//! Row scales (C4) take one pass more over the row, for its largest magnitude, and the same
+//! kernels; a transform is computed once.
+//!
 //! MXINT8 activations (C10) go through the group kernels; MXFP4 weights have kernels of their own
 //! on the levels that fold scales: 8 multiply-adds from the 4-bit panels, a shift by A's scale and
 //! an add.
@@ -123,7 +126,7 @@ pub use rayon::{ThreadPool, ThreadPoolBuilder};
 
 use crate::engine::{Engine, by_engine};
 use crate::kernels::portable;
-use crate::quantize::TransformColumns;
+use crate::quantize::{RowScratch, TransformColumns};
 use crate::threads::TaskThreads;
 use crate::weight::Weight;
 
@@ -134,6 +137,7 @@ pub struct CpuSimd {
     threads: TaskThreads,
     engine: Engine,
     scratch: matmul::TileScratch,
+    row_scratch: RowScratch,
 }
 
 /// A weight prepared by [`CpuSimd`], in the form that the instruction set's kernels read; the
@@ -205,26 +209,29 @@ impl CpuSimd {
     }
 
     fn of_engine(engine: Engine) -> Self {
-        CpuSimd { threads: TaskThreads::default(), engine, scratch: matmul::TileScratch::default() }
+        let (threads, scratch, row_scratch) = Default::default();
+        CpuSimd { threads, engine, scratch, row_scratch }
     }
 
-    /// Quantizes `input`, transformed by `transform`, to `out`, whose shape is checked.
+    /// Quantizes `input`, transformed by `transform`, to `out`, whose shape and room for row scales
+    /// are checked.
     fn quantize_by(
         &self,
         input: &QuantizeInput<'_>,
         transform: Option<&TransformColumns>,
         out: &mut PackedMut<'_>,
     ) -> Result<QuantCounts, Error> {
-        let (threads, spec) = (&self.threads, input.spec());
+        let (threads, rows, spec) = (&self.threads, &self.row_scratch, input.spec());
         by_engine!(self.engine,
             kernels, () => if (spec.tie(), spec.rule())
                 == (TieMode::Even, fp4_core::ScaleRule::Nearest)
             {
-                return quantize::quantize(&kernels, threads, input, transform, out);
+                return quantize::quantize(&kernels, threads, rows, input, transform, out);
             },
             portable, () => {}
         );
-        quantize::quantize(&portable::Encoder::new(spec.tie()), threads, input, transform, out)
+        let portable = portable::Encoder::new(spec.tie());
+        quantize::quantize(&portable, threads, rows, input, transform, out)
     }
 
     /// Transforms the rows of a (rows, k) matrix (C5), in parallel: the same as
@@ -257,14 +264,15 @@ impl CpuSimd {
     }
 
     /// Frees the buffers that calls left for the next ones, of this backend and its clones. They
-    /// are at most 64 MiB; a call that finds none allocates.
+    /// are at most 68 MiB; a call that finds none allocates.
     pub fn release_scratch(&self) {
         self.scratch.release();
+        self.row_scratch.release();
     }
 
     /// Bytes of the buffers that calls left for the next ones.
     pub fn scratch_bytes(&self) -> usize {
-        self.scratch.bytes()
+        self.scratch.bytes() + self.row_scratch.bytes()
     }
 
     /// The instruction set of the kernels.
@@ -301,8 +309,8 @@ impl Named for CpuSimd {
 }
 
 impl Quantizer for CpuSimd {
-    fn supports_quantize(&self, query: &QuantizeQuery) -> Result<(), Unsupported> {
-        if query.row_scales { Err(Unsupported::RowScales) } else { Ok(()) }
+    fn supports_quantize(&self, _query: &QuantizeQuery) -> Result<(), Unsupported> {
+        Ok(())
     }
 
     fn quantize(
@@ -312,6 +320,7 @@ impl Quantizer for CpuSimd {
     ) -> Result<QuantCounts, Error> {
         check_environment()?;
         input.expect_output(out.shape())?;
+        input.expect_row_scales(out)?;
         self.supports_quantize(&input.query())?;
         let transform = input.transform().map(|t| TransformColumns::new(t, input.x().float_type()));
         self.quantize_by(input, transform.as_ref(), out)

@@ -35,6 +35,8 @@ impl CpuTensor {
 /// kernels read its packed form.
 pub struct CpuOperand {
     packed: PackedMatrix,
+    /// The scales of the rows, if it was quantized with any (C4).
+    row_scales: Vec<f32>,
     tiles: matmul::RowTiles,
     /// The format of the weight that it was multiplied with last: MXINT8 is packed for one of them,
     /// and a weight in the other packs it again.
@@ -68,11 +70,19 @@ impl CpuOperand {
         self.packed.view()
     }
 
+    /// The scales of the rows, if it was quantized with any: what the epilogue of its products
+    /// takes (C6).
+    pub fn row_scales(&self) -> Option<&[f32]> {
+        Some(&self.row_scales[..]).filter(|scales| !scales.is_empty())
+    }
+
     /// Makes room for a matrix that is to be written. The tiles are those of no matrix until it is
-    /// packed: a backend without tiles would leave those of another that filled it before.
+    /// packed: a backend without tiles would leave those of another that filled it before. And it
+    /// has no row scales.
     fn reshape(&mut self, shape: PackedShape) {
         self.packed.reshape(shape);
         self.tiles.clear();
+        self.row_scales.clear();
     }
 }
 
@@ -90,7 +100,7 @@ impl fmt::Debug for CpuTransform {
 impl CpuSimd {
     /// Brings the packed form of an operand into the kernels' form.
     fn pack(&self, operand: &mut CpuOperand) -> Result<(), Error> {
-        let CpuOperand { packed, tiles, weight } = operand;
+        let CpuOperand { packed, tiles, weight, .. } = operand;
         let b = match packed.shape().encoding() {
             Some(Encoding::MxInt8) => weight.get(),
             Some(Encoding::MxFp4) => Format::MxFp4,
@@ -120,6 +130,7 @@ impl Resident for CpuSimd {
     fn empty_operand(&self) -> Result<CpuOperand, Error> {
         Ok(CpuOperand {
             packed: PackedMatrix::zeros(PackedShape::of(Format::MxFp4, 0, 0)?),
+            row_scales: Vec::new(),
             tiles: matmul::RowTiles::default(),
             weight: WeightFormat::default(),
         })
@@ -135,7 +146,8 @@ impl Resident for CpuSimd {
     }
 
     fn operand_bytes(&self, operand: &CpuOperand) -> usize {
-        operand.packed.allocated_bytes() + operand.tiles.allocated_bytes()
+        let rows = operand.row_scales.capacity() * size_of::<f32>();
+        operand.packed.allocated_bytes() + operand.tiles.allocated_bytes() + rows
     }
 
     fn upload(&self, x: FloatSlice<'_>, to: &mut CpuTensor) -> Result<(), Error> {
@@ -181,8 +193,13 @@ impl Resident for CpuSimd {
         }
         self.supports_quantize(&input.query())?;
         out.reshape(input.shape());
-        let to = &mut out.packed.view_mut();
-        let counted = self.quantize_by(&input, transform.map(|t| &t.0), to)?;
+        let CpuOperand { packed, row_scales, .. } = out;
+        let mut to = packed.view_mut();
+        if spec.row_scales() {
+            row_scales.resize(rows, 0.0);
+            to = to.with_row_scales(row_scales)?;
+        }
+        let counted = self.quantize_by(&input, transform.map(|t| &t.0), &mut to)?;
         if let Some(counts) = counts {
             *counts = counted;
         }
@@ -208,13 +225,18 @@ impl Resident for CpuSimd {
         if let Some(format) = PreparedWeight::shape(b).format() {
             a.weight.set(format);
         }
+        let epilogue = epilogue.with_row_scales(epilogue.row_scales.or(a.row_scales()));
         let view = a.packed.view();
         let (by, rows) = ((&self.threads, &self.scratch), (view, &a.tiles));
         b.weight.matmul_tiles(by, rows, epilogue, out)
     }
 
     fn export(&self, from: &CpuOperand, out: &mut PackedMut<'_>) -> Result<(), Error> {
-        out.copy_from(from.packed.view())
+        out.copy_from(from.packed.view())?;
+        if let (Some(to), Some(from)) = (out.row_scales_mut(), from.row_scales()) {
+            to.copy_from_slice(from);
+        }
+        Ok(())
     }
 
     fn import(&self, from: PackedView<'_>, to: &mut CpuOperand) -> Result<(), Error> {

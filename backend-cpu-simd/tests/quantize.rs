@@ -78,10 +78,15 @@ fn check<T: Float>(backend: &CpuSimd, input: &QuantizeInput<'_>, case: &str) -> 
         (PackedMatrix::zeros(input.shape()), PackedMatrix::zeros(input.shape()));
     got.view_mut().buffers().0.fill(0xA5);
     got.view_mut().buffers().1.fill(0xA5);
-    let counts = backend.quantize(input, &mut got.view_mut()).unwrap();
-    let expected_counts = reference::quantize(input, &mut expected.view_mut()).unwrap();
+    // Garbage that nothing but row scales may overwrite.
+    let [mut rows, mut expected_rows] = [(); 2].map(|()| vec![-7f32; input.shape().rows()]);
+    let mut out = got.view_mut().with_row_scales(&mut rows).unwrap();
+    let counts = backend.quantize(input, &mut out).unwrap();
+    let mut out = expected.view_mut().with_row_scales(&mut expected_rows).unwrap();
+    let expected_counts = reference::quantize(input, &mut out).unwrap();
     let case = format!("{case} {}", T::TYPE);
     assert_eq!(counts, expected_counts, "{case}");
+    same_bits(&rows, &expected_rows, &format!("{case}: row scales"));
     assert_eq!(got.scales(), expected.scales(), "{case}");
     for (i, (g, e)) in got.codes().iter().zip(expected.codes()).enumerate() {
         assert_eq!(g, e, "{case}: byte {i} is {g:#04x}, expected {e:#04x}");
@@ -421,6 +426,108 @@ fn check_transformed(
         compared += check::<f32>(backend, &input, case);
     }
     compared
+}
+
+/// NVFP4 with row scales, and other scale-scales and tie modes with them.
+fn row_specs() -> Vec<QuantSpec> {
+    let settings = [6.0, 5.0, 0.75, 1000.0].into_iter().flat_map(|ss| {
+        let spec = QuantSpec::new(ScaleType::E4M3, GroupSize::G16, 0.1, ss).unwrap();
+        TieMode::ALL.map(|tie| spec.with_tie(tie).with_row_scales().unwrap())
+    });
+    settings.collect()
+}
+
+/// Rows of different families and magnitudes below each other, so that a row under the scale of
+/// another shows.
+fn unlike_rows(rng: &mut Rng, [rows, k]: [usize; 2], spec: &QuantSpec) -> Vec<f32> {
+    (0..rows)
+        .flat_map(|i| {
+            let by = [1.0, 1e3, 1e-30, 1e-41, 1e30][(i + rng.below(2)) % 5];
+            let data = DATA[(i * 4 + rng.below(4)) % DATA.len()];
+            values(rng, data, k, spec).into_iter().map(move |x| x * by).collect::<Vec<_>>()
+        })
+        .collect()
+}
+
+#[test]
+fn row_scales_equal_the_reference() {
+    each_isa(|on| {
+        let (mut rng, mut compared) = (Rng(25), 0);
+        for spec in row_specs() {
+            for shape in [[1, 16], [5, 48], [9, 128], [7, 144], [4, 1168], [3, 0], [0, 64]] {
+                let [rows, k] = shape;
+                let case = format!("{spec:?} {rows}x{k}");
+                let x = unlike_rows(&mut rng, shape, &spec);
+                compared += check_types(on, &x, shape, &spec, &case, None);
+                // Given scale bytes take the row's scale too.
+                let given: Vec<u8> = (0..rows * k / 16).map(|_| rng.byte()).collect();
+                compared += check_types(on, &x, shape, &spec, &case, Some(&given));
+            }
+            // A family alone: rows of zeros, of NaNs and infinities, of subnormals.
+            for data in DATA {
+                let x = values(&mut rng, data, 6 * 80, &spec);
+                let case = format!("{spec:?} {data:?}");
+                compared += check_types(on, &x, [6, 80], &spec, &case, None);
+            }
+        }
+        println!("compared {compared} codes and scales");
+        assert!(compared > 300_000);
+    });
+}
+
+#[test]
+fn row_scales_are_of_the_transformed_row() {
+    each_isa(|on| {
+        let (mut rng, mut compared) = (Rng(26), 0);
+        let spec = QuantSpec::usual(fp4_core::Format::NvFp4).with_row_scales().unwrap();
+        for block in [16, 32, 64, 128] {
+            for kind in 0..3 {
+                for shared in [true, false] {
+                    let shape @ [_, k] = [1 + rng.below(7), block * (1 + rng.below(9))];
+                    let blocks = if shared { 1 } else { k / block };
+                    let t = transform_values(&mut rng, block, blocks, kind);
+                    let t = match shared {
+                        true => Transform::shared(&t[..], block).unwrap(),
+                        false => Transform::per_block(&t[..], block, blocks).unwrap(),
+                    };
+                    let x = unlike_rows(&mut rng, shape, &spec);
+                    let case = format!("block {block} x {blocks} kind {kind} {shape:?}");
+                    compared += check_transformed(on, &x, shape, &spec, t, &case);
+                }
+            }
+        }
+        println!("compared {compared} codes and scales");
+        assert!(compared > 20_000);
+    });
+}
+
+#[test]
+fn row_scales_do_not_depend_on_threads_and_want_room() {
+    each_isa(|on| {
+        let (mut rng, mut compared) = (Rng(27), 0);
+        let spec = QuantSpec::usual(fp4_core::Format::NvFp4).with_row_scales().unwrap();
+        for shape @ [rows, k] in [[70, 1184], [1, 40_000], [3, 20_000]] {
+            let x = unlike_rows(&mut rng, shape, &spec);
+            let t = transform_values(&mut rng, 16, k / 16, 1);
+            let t = Transform::per_block(&t[..], 16, k / 16).unwrap();
+            let plain = QuantizeInput::new(&x[..], rows, k, &spec).unwrap();
+            for (threads, backend) in backends(on) {
+                compared += check::<f32>(&backend, &plain, &threads);
+                let transformed = plain.with_transform(Some(t)).unwrap();
+                compared += check::<f32>(&backend, &transformed, &threads);
+            }
+        }
+        println!("compared {compared} codes and scales");
+        assert!(compared > 0);
+        let x = [1f32; 64];
+        let input = QuantizeInput::new(&x[..], 4, 16, &spec).unwrap();
+        let mut out = PackedMatrix::zeros(input.shape());
+        out.view_mut().buffers().0.fill(0xA5);
+        let error = on.quantize(&input, &mut out.view_mut()).unwrap_err();
+        let what = fp4_core::Buffer::RowScales;
+        assert_eq!(error, Error::Len { what, expected: 4, got: 0 });
+        assert!(out.codes().iter().all(|&byte| byte == 0xA5));
+    });
 }
 
 #[test]

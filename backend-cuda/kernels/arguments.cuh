@@ -186,7 +186,7 @@ struct Settings {
     float divisor;      // ss * gs, rounded by the host
     float global_scale;
     float max_scale;    // the largest finite scale
-    int unused;
+    float scale_scale;  // ss, for the divisors of rows with scales of their own
 };
 static_assert(sizeof(Settings) == 32, "");
 
@@ -206,6 +206,7 @@ struct QuantizeArgs {
     u8* codes;
     u8* scales;
     Counts* counts;        // null if nobody asks
+    float* row_scales;     // null, or to be written: each row's global scale, instead of that in set
     i64 rows;
     int k;
     int k_pad;
@@ -213,14 +214,27 @@ struct QuantizeArgs {
     int shared_block;      // whether all column blocks share one
     Settings set;
 };
-static_assert(sizeof(QuantizeArgs) == 104, "");
+static_assert(sizeof(QuantizeArgs) == 112, "");
+
+// The transform alone.
+struct TransformArgs {
+    const void* x;
+    const void* transform; // blocks of the type of x
+    void* out;             // (rows, k) of the type of x
+    i64 rows;
+    int k;
+    int k_pad;
+    int block;
+    int shared_block;      // as in QuantizeArgs
+};
+static_assert(sizeof(TransformArgs) == 48, "");
 
 struct QuantizeFoldArgs {
     QuantizeArgs quantize;
     FoldedOperand to;
     u32* arrivals; // a zero for each strip
 };
-static_assert(sizeof(QuantizeFoldArgs) == 160, "");
+static_assert(sizeof(QuantizeFoldArgs) == 168, "");
 
 struct RowMetaArgs {
     PackedOperand operand;

@@ -18,6 +18,11 @@
 // of one output is never split, so its rounding is the contract's. 128 columns hold whole blocks
 // and whole groups, because both are powers of two up to 128.
 //
+// With row scales a row's global scale comes from its own amax (C4): the threads of a row read it
+// once for that, before they quantize it. A transform then is a launch of its own, because a tile
+// sees a part of a row: it writes the row in its own type, which y is rounded to anyway, and rows
+// are transformed once. Not yet run on hardware.
+//
 // Worked example, NVFP4 with gs = 0.1 and ss = 6: a group with amax 3 has s = 3 / 0.6 = 5, byte
 // 0x4A, divisor 0.5, and 3 becomes code 7 (6 * 0.5).
 #include "quantize.cuh"
@@ -27,7 +32,8 @@ using namespace fp4;
 
 #define QUANTIZE(name, Dense)                                                       \
     KERNEL void name(QuantizeArgs p) {                                              \
-        quantize_row<Dense>(p, blockIdx.x, (int)threadIdx.x, (int)blockDim.x);      \
+        SHARED(u32, maxima, [ROW_WARPS]);                                           \
+        quantize_row<Dense>(p, blockIdx.x, (int)threadIdx.x, (int)blockDim.x, maxima); \
     }                                                                               \
     EXPORT(name)
 
@@ -47,6 +53,19 @@ QUANTIZE(quantize_bf16, DenseBf16)
 TRANSFORM_QUANTIZE(transform_quantize_f32, DenseF32)
 TRANSFORM_QUANTIZE(transform_quantize_f16, DenseF16)
 TRANSFORM_QUANTIZE(transform_quantize_bf16, DenseBf16)
+
+#define TRANSFORM(name, Dense)                                                      \
+    KERNEL_BOUNDS(256, 2)                                                           \
+    void name(TransformArgs p) {                                                    \
+        SHARED(float, xs, [STRIP_COLS * X_STRIDE]);                                 \
+        SHARED(float, ts, [SLAB * T_STRIDE]);                                       \
+        transform_to<Dense>(p, xs, ts);                                             \
+    }                                                                               \
+    EXPORT(name)
+
+TRANSFORM(transform_f32, DenseF32)
+TRANSFORM(transform_f16, DenseF16)
+TRANSFORM(transform_bf16, DenseBf16)
 
 // Metadata of the rows of an operand: a warp a row.
 KERNEL void row_meta(RowMetaArgs p) {

@@ -25,6 +25,35 @@ __device__ __forceinline__ void load_eight(Dense, const u16* x, float (&y)[8]) {
     }
 }
 
+// The same to memory. What is widened narrows exactly.
+__device__ __forceinline__ void store_eight(DenseF32, float* x, const float (&y)[8]) {
+    u32 words[8];
+#pragma unroll
+    for (int i = 0; i < 8; i++) words[i] = __float_as_uint(y[i]);
+    ((uint4*)x)[0] = make_uint4(words[0], words[1], words[2], words[3]);
+    ((uint4*)x)[1] = make_uint4(words[4], words[5], words[6], words[7]);
+}
+
+template <class Dense>
+__device__ __forceinline__ void store_eight(Dense, u16* x, const float (&y)[8]) {
+    u32 words[4];
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+        words[i] = (u32)Dense::narrow(y[2 * i]) | (u32)Dense::narrow(y[2 * i + 1]) << 16;
+    }
+    *(uint4*)x = make_uint4(words[0], words[1], words[2], words[3]);
+}
+
+// The larger of a maximum and the magnitudes of eight values, as bits.
+__device__ __forceinline__ u32 larger_of_eight(u32 amax, const float (&y)[8]) {
+#pragma unroll
+    for (int i = 0; i < 8; i++) {
+        u32 magnitude = __float_as_uint(y[i]) & 0x7FFFFFFFu;
+        amax = magnitude > amax ? magnitude : amax;
+    }
+    return amax;
+}
+
 // What one thread counts (`QuantCounts` of the core):
 //
 //     clipped      elements with |x / d| > 7, or of MXINT8 with a quotient beyond 127.5, infinities
@@ -95,16 +124,10 @@ __device__ __forceinline__ uint2 encode_eight_int8(const float (&y)[8], u32 amax
 }
 
 // Quantizes the 8 columns from `col` that this lane holds. Every lane of the warp calls it; lanes
-// with col >= k_pad or without a row (row < 0) only take part in the shuffles.
+// with col >= k_pad or without a row (row < 0) only take part in the shuffles. `set` is the row's.
 __device__ __forceinline__ void quantize_eight(const float (&y)[8], i64 row, int col, const QuantizeArgs& p,
-                                               Tally& tally) {
-    const Settings& set = p.set;
-    u32 amax = 0;
-#pragma unroll
-    for (int i = 0; i < 8; i++) {
-        u32 magnitude = __float_as_uint(y[i]) & 0x7FFFFFFFu;
-        amax = magnitude > amax ? magnitude : amax;
-    }
+                                               const Settings& set, Tally& tally) {
+    u32 amax = larger_of_eight(0, y);
     for (int lanes = 1; lanes < set.group / 8; lanes *= 2) {
         u32 other = __shfl_xor_sync(ALL_LANES, amax, lanes);
         amax = other > amax ? other : amax;
@@ -139,17 +162,59 @@ __device__ __forceinline__ void quantize_eight(const float (&y)[8], i64 row, int
     }
 }
 
-// Quantizes one row by `lanes` threads, whole warps, of which this one has index `lane`; a row of
-// -1 is none.
+// The scale of a row whose largest magnitude has these bits: amax / 2688, 1 where that is 0 because
+// amax is, or not finite, and the least positive float where it underflows (C4, row scales).
+__device__ __forceinline__ float row_scale(u32 amax) {
+    if (amax == 0) return 1.0f;
+    float scale = __fdiv_rn(__uint_as_float(amax), 2688.0f);
+    u32 bits = __float_as_uint(scale) & 0x7FFFFFFFu;
+    if (bits >= INF_F32) return 1.0f;
+    return bits == 0 ? __uint_as_float(1u) : scale;
+}
+
+// Most warps that share a row, each of which has a place in the shared memory of `row_settings`.
+constexpr int ROW_WARPS = 8;
+
+// The settings of a row, with its own global scale if rows have one, by the threads that then
+// quantize it. If they are more than a warp they are the whole block, and `maxima` is shared.
 template <class Dense>
-__device__ __forceinline__ void quantize_row(const QuantizeArgs& p, i64 row, int lane, int lanes) {
+__device__ __forceinline__ Settings row_settings(const QuantizeArgs& p, i64 row, int lane, int lanes, u32* maxima) {
+    Settings set = p.set;
+    if (p.row_scales == nullptr) return set;
     const typename Dense::Value* x = (const typename Dense::Value*)p.x;
+    u32 amax = 0;
+    for (int col = 8 * lane; row >= 0 && col < p.k; col += 8 * lanes) {
+        float y[8];
+        load_eight(Dense(), x + row * p.k + col, y);
+        amax = larger_of_eight(amax, y);
+    }
+    for (int step = 1; step < 32; step *= 2) {
+        u32 other = __shfl_xor_sync(ALL_LANES, amax, step);
+        amax = other > amax ? other : amax;
+    }
+    if (lanes > 32) {
+        if (lane % 32 == 0) maxima[lane / 32] = amax;
+        __syncthreads();
+        for (int warp = 0; warp < lanes / 32; warp++) amax = maxima[warp] > amax ? maxima[warp] : amax;
+    }
+    set.global_scale = row_scale(amax);
+    set.divisor = __fmul_rn(set.scale_scale, set.global_scale);
+    if (row >= 0 && lane == 0) p.row_scales[row] = set.global_scale;
+    return set;
+}
+
+// Quantizes one row by `lanes` threads, whole warps, of which this one has index `lane`; a row of
+// -1 is none. `maxima` as in `row_settings`.
+template <class Dense>
+__device__ __forceinline__ void quantize_row(const QuantizeArgs& p, i64 row, int lane, int lanes, u32* maxima) {
+    const typename Dense::Value* x = (const typename Dense::Value*)p.x;
+    const Settings set = row_settings<Dense>(p, row, lane, lanes, maxima);
     Tally tally = {0, 0, 0, 0};
     for (int first = 0; first < p.k_pad; first += 8 * lanes) {
         int col = first + 8 * lane;
         float y[8] = {0, 0, 0, 0, 0, 0, 0, 0};
         if (row >= 0 && col < p.k) load_eight(Dense(), x + row * p.k + col, y);
-        quantize_eight(y, row, col, p, tally);
+        quantize_eight(y, row, col, p, set, tally);
     }
     add_counts(tally, p.counts);
 }
@@ -159,10 +224,17 @@ constexpr int X_STRIDE = STRIP_ROWS + 4; // floats of a column of x; keeps 16-by
 constexpr int T_STRIDE = STRIP_COLS + 4; // floats of a row of T, and of a row of y
 static_assert(STRIP_ROWS * T_STRIDE <= STRIP_COLS * X_STRIDE, "y takes the place of x");
 
-// 256 threads: 16 across the columns, 16 down the rows. Shared memory: x as [column][row], and of T
-// the 16 values of i at hand, as [i][column].
-template <class Dense>
-__device__ __forceinline__ void transform_quantize(const QuantizeArgs& p, float* xs, float* ts) {
+// What a thread of a tile of the transform holds: eight columns from `col` of a row, 16 rows apart.
+struct TilePlace {
+    i64 row_0;
+    int col_0, lane_col, lane_row;
+};
+
+// The transform of the tile of this block, to be read from xs as [row][column]. 256 threads: 16
+// across the columns, 16 down the rows. Shared memory: x as [column][row], and of T the 16 values
+// of i at hand, as [i][column].
+template <class Dense, class Args>
+__device__ __forceinline__ TilePlace transform_tile(const Args& p, float* xs, float* ts) {
     const typename Dense::Value* x = (const typename Dense::Value*)p.x;
     const typename Dense::Value* transform = (const typename Dense::Value*)p.transform;
     const int block = p.block, shared_block = p.shared_block, k = p.k, k_pad = p.k_pad;
@@ -225,16 +297,41 @@ __device__ __forceinline__ void transform_quantize(const QuantizeArgs& p, float*
         }
     }
     __syncthreads();
+    TilePlace place = {row_0, col_0, lane_col, lane_row};
+    return place;
+}
+
+// The transform and the quantization of a tile. Rows have no scales of their own here: those are
+// not known before all tiles of a row are transformed.
+template <class Dense>
+__device__ __forceinline__ void transform_quantize(const QuantizeArgs& p, float* xs, float* ts) {
+    const TilePlace at = transform_tile<Dense>(p, xs, ts);
     Tally tally = {0, 0, 0, 0};
 #pragma unroll 1
-    for (int r = lane_row; r < STRIP_ROWS; r += 16) {
+    for (int r = at.lane_row; r < STRIP_ROWS; r += 16) {
         float y[8];
 #pragma unroll
-        for (int c = 0; c < 8; c++) y[c] = xs[r * T_STRIDE + lane_col + c];
-        i64 row = row_0 + r < rows ? row_0 + r : -1;
-        quantize_eight(y, row, col_0 + lane_col, p, tally);
+        for (int c = 0; c < 8; c++) y[c] = xs[r * T_STRIDE + at.lane_col + c];
+        i64 row = at.row_0 + r < p.rows ? at.row_0 + r : -1;
+        quantize_eight(y, row, at.col_0 + at.lane_col, p, p.set, tally);
     }
     add_counts(tally, p.counts);
+}
+
+// The transform of a tile, to memory.
+template <class Dense>
+__device__ __forceinline__ void transform_to(const TransformArgs& p, float* xs, float* ts) {
+    typename Dense::Value* out = (typename Dense::Value*)p.out;
+    const TilePlace at = transform_tile<Dense>(p, xs, ts);
+    const int col = at.col_0 + at.lane_col;
+#pragma unroll 1
+    for (int r = at.lane_row; r < STRIP_ROWS; r += 16) {
+        float y[8];
+#pragma unroll
+        for (int c = 0; c < 8; c++) y[c] = xs[r * T_STRIDE + at.lane_col + c];
+        i64 row = at.row_0 + r;
+        if (row < p.rows && col < p.k) store_eight(Dense(), out + row * p.k + col, y);
+    }
 }
 
 } // namespace fp4

@@ -7,6 +7,9 @@
 //     with one              blocks take the tiles of 64 rows x 128 columns of quantize.cu; the last
 //                           block to finish a strip of 64 rows folds it, eight rows at a time
 //
+// Rows with scales of their own (C4) are always without a transform here, which is a launch before
+// (quantize.cu).
+//
 // Codes and scales are read again for folding, by the block that wrote them or from the L2 cache:
 // they are half a byte an element, where the values are two or four. The values are read once. What
 // it costs: without a transform M / 8 blocks, fewer than quantize.cu's M; with one, the strips that
@@ -50,7 +53,7 @@ using namespace fp4;
         SHARED(FoldScratch, scratch, [1]);                                                      \
         const QuantizeArgs& q = p.quantize;                                                     \
         int first_row = (int)blockIdx.x * FOLD_ROWS, row = first_row + (int)threadIdx.x / 32;   \
-        quantize_row<Dense>(q, row < q.rows ? row : -1, (int)threadIdx.x % 32, 32);             \
+        quantize_row<Dense>(q, row < q.rows ? row : -1, (int)threadIdx.x % 32, 32, nullptr);    \
         __syncthreads();                                                                        \
         fold_format(q.set.scale_type, q.codes, q.scales, first_row, (int)q.rows, q.k_pad, p.to, \
                     scratch[0]);                                                                \

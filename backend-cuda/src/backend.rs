@@ -12,6 +12,7 @@ use fp4_core::{
     Buffer as What, Encoding, Epilogue, Error, FloatSliceMut, Matmul, MatmulQuery, Named, Packed,
     PackedMut, PackedShape, PackedView, PartialsMut, Paths, PreparedWeight, QuantCounts,
     QuantizeInput, QuantizeQuery, Quantizer, Unsupported, backend::Resident, check_environment,
+    nvfp4_row_scale,
 };
 
 use crate::build::arguments::{Counts, Outputs, Pointer, float_type};
@@ -246,7 +247,7 @@ impl Cuda {
             b: &b.operand,
             outputs: Outputs {
                 out: output.pointer(),
-                row_scales: epilogue.row_scales.map_or(Pointer::NULL, |_| row_scales.pointer()),
+                row_scales: epilogue.row_scales.map_or(a.row_scales(), |_| row_scales.pointer()),
                 bias: bias.as_ref().map_or(Pointer::NULL, |bias| bias.pointer()),
                 alpha: epilogue.alpha,
                 out_type: float_type(out.float_type()),
@@ -311,9 +312,6 @@ fn expect_int(sizes: &[usize]) -> Result<(), Unsupported> {
 
 impl Quantizer for Cuda {
     fn supports_quantize(&self, query: &QuantizeQuery) -> Result<(), Unsupported> {
-        if query.row_scales {
-            return Err(Unsupported::RowScales);
-        }
         query.expect_nearest()?;
         expect_int(&[query.rows, query.k])
     }
@@ -325,8 +323,12 @@ impl Quantizer for Cuda {
     ) -> Result<QuantCounts, Error> {
         check_environment()?;
         input.expect_output(out.shape())?;
+        input.expect_row_scales(out)?;
         self.supports_quantize(&input.query())?;
         if out.shape().codes_len() == 0 {
+            // Rows without elements have row scales all the same.
+            let scales = out.row_scales_mut().filter(|_| input.spec().row_scales());
+            scales.into_iter().for_each(|scales| scales.fill(nvfp4_row_scale(0.0)));
             return Ok(QuantCounts::default());
         }
         let _operation = self.gpu.enter()?;

@@ -133,8 +133,9 @@ impl Resident for Cuda {
     }
 
     /// For a [`Sink::Resident`] the counts are 0: see [`Cuda::paths`]. A bias stays on the device
-    /// with the weight, and is copied there again only when it changes; row scales are copied, and
-    /// waited for, in every call, so a product with them is not for a graph.
+    /// with the weight, and is copied there again only when it changes; so do the row scales of an
+    /// operand. Those of an epilogue are copied, and waited for, in every call, so a product with
+    /// them is not for a graph.
     fn matmul_resident<B: Packed>(
         &self,
         a: &CudaOperand,
@@ -170,7 +171,7 @@ impl Resident for Cuda {
                     })
                 };
                 match epilogue.row_scales {
-                    None => queue(Pointer::NULL)?,
+                    None => queue(a.row_scales())?,
                     Some(values) => self.with_staging(|staging| {
                         let Staging { row_scales, .. } = staging;
                         row_scales.upload(&self.gpu.stream, bytemuck::cast_slice(values))?;

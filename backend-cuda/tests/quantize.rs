@@ -9,11 +9,11 @@ mod common;
 
 use common::{Rng, same_bits};
 use fp4_backend_cuda::{Cuda, MatmulKernel};
-use fp4_core::backend::{Resident, Source};
+use fp4_core::backend::{Resident, Sink, Source};
 use fp4_core::{
-    Error, Float, FloatType, Format, GroupSize, PackedMatrix, PackedMut, QuantCounts, QuantSpec,
-    QuantizeInput, QuantizeQuery, Quantizer, ScaleRule, ScaleType, Swizzle, TieMode, Transform,
-    Unsupported, bf16, f16, hadamard, reference,
+    Epilogue, Error, Float, FloatType, Format, GroupSize, Matmul, PackedMatrix, PackedMut,
+    QuantCounts, QuantSpec, QuantizeInput, QuantizeQuery, Quantizer, ScaleRule, ScaleType, Swizzle,
+    TieMode, Transform, Unsupported, bf16, f16, hadamard, reference,
 };
 
 /// Quantizes by both and compares; returns values quantized.
@@ -33,8 +33,13 @@ fn check<T: Float>(
     }
     let (mut got, mut expected) =
         (PackedMatrix::zeros(input.shape()), PackedMatrix::zeros(input.shape()));
-    let counts = cuda.quantize(&input, &mut got.view_mut()).unwrap();
-    let expected_counts = reference::quantize(&input, &mut expected.view_mut()).unwrap();
+    // Garbage that nothing but row scales may overwrite.
+    let [mut got_rows, mut expected_rows] = [(); 2].map(|()| vec![-7f32; rows]);
+    let mut out = got.view_mut().with_row_scales(&mut got_rows).unwrap();
+    let counts = cuda.quantize(&input, &mut out).unwrap();
+    let mut out = expected.view_mut().with_row_scales(&mut expected_rows).unwrap();
+    let expected_counts = reference::quantize(&input, &mut out).unwrap();
+    same_bits(&got_rows, &expected_rows, &format!("{case}: row scales"));
     assert_eq!(got.scales(), expected.scales(), "{case}: scales");
     assert_eq!(got.codes(), expected.codes(), "{case}: codes");
     assert_eq!(counts, expected_counts, "{case}: counts");
@@ -209,21 +214,138 @@ fn what_is_counted_is_what_the_reference_counts_from_the_host_and_on_the_device(
     assert!(each.iter().all(|&count| count > 50), "{all:?}");
 }
 
+/// NVFP4 with row scales.
+fn row_spec() -> QuantSpec {
+    QuantSpec::usual(Format::NvFp4).with_row_scales().unwrap()
+}
+
+/// Rows of different magnitudes below each other, some of zeros or of one kind alone, so that a row
+/// under the scale of another shows.
+fn unlike_rows<T: Float>(rng: &mut Rng, rows: usize, k: usize) -> Vec<T> {
+    let row = |rng: &mut Rng, i: usize| -> Vec<T> {
+        let unit = [1.0, 1e3, 1e-30, 1e-41, 1e30, 0.0][(i + rng.below(2)) % 6];
+        let odd = [f32::INFINITY, f32::NAN, f32::from_bits(0xFF80_0001), -0.0][rng.below(4)];
+        let at = if rng.below(4) == 0 { rng.below(k.max(1)) } else { k };
+        let value = |i| if i == at { odd } else { (rng.below(2001) as f32 / 1e3 - 1.0) * unit };
+        (0..k).map(value).map(T::from_f32).collect()
+    };
+    (0..rows).flat_map(|i| row(rng, i)).collect()
+}
+
 #[test]
-fn settings_that_the_kernels_do_not_know_are_refused_and_nothing_is_written() {
-    let cuda = Cuda::open(0).unwrap();
-    let spec = QuantSpec::usual(Format::NvFp4).with_row_scales().unwrap();
+fn row_scales_equal_the_reference() {
+    fn of_type<T: Float>(cuda: &Cuda, rng: &mut Rng) -> usize {
+        let mut values = 0;
+        for tie in TieMode::ALL {
+            let spec = row_spec().with_tie(tie);
+            // Up to a warp a row, up to a block, and more than one step of a block.
+            for (rows, k) in [(1, 16), (5, 96), (9, 272), (3, 2064), (2, 4112), (3, 0), (0, 32)] {
+                let x: Vec<T> = unlike_rows(rng, rows, k);
+                let given: Vec<u8> = (0..rows * k / 16).map(|_| rng.byte()).collect();
+                for given in [None, Some(&given[..])] {
+                    let case = format!("{} {tie:?} {rows}x{k}", T::TYPE);
+                    values += check(cuda, &x, [rows, k], &spec, None, given, &case);
+                }
+            }
+        }
+        for block in [16, 32, 64, 128] {
+            for blocks in [1, 3] {
+                let (rows, k) = ([1, 7, 66][rng.below(3)], 3 * block);
+                let t: Vec<f32> = (0..blocks * block * block).map(|_| rng.value()).collect();
+                let t = match blocks {
+                    1 => Transform::shared(&t[..], block),
+                    _ => Transform::per_block(&t[..], block, blocks),
+                };
+                let x: Vec<T> = unlike_rows(rng, rows, k);
+                let case = format!("{} block {block} x {blocks} rows {rows}", T::TYPE);
+                values += check(cuda, &x, [rows, k], &row_spec(), Some(t.unwrap()), None, &case);
+            }
+        }
+        values
+    }
+    let (cuda, mut rng) = (Cuda::open(0).unwrap(), Rng(25));
+    let values = of_type::<f32>(&cuda, &mut rng)
+        + of_type::<f16>(&cuda, &mut rng)
+        + of_type::<bf16>(&cuda, &mut rng);
+    println!("{values} values quantized");
+    assert!(values > 300_000, "{values}");
     let x = [1f32; 32];
+    let spec = row_spec();
     let input = QuantizeInput::new(&x[..], 2, 16, &spec).unwrap();
-    let (mut codes, mut scales, mut rows) = ([0xA5; 16], [0xA5; 2], [7f32; 2]);
-    let out = PackedMut::new(input.shape(), &mut codes, &mut scales).unwrap();
-    let refused = cuda.quantize(&input, &mut out.with_row_scales(&mut rows).unwrap());
-    assert_eq!(refused, Err(Error::Unsupported(Unsupported::RowScales)));
-    assert_eq!((codes, scales, rows), ([0xA5; 16], [0xA5; 2], [7.0; 2]));
-    let mut out = cuda.empty_operand().unwrap();
-    let from = Source::Host((&x[..]).into());
-    let refused = cuda.quantize_resident(from, [2, 16], &spec, None, &mut out, None);
-    assert_eq!(refused, Err(Error::Unsupported(Unsupported::RowScales)));
+    let (mut codes, mut scales) = ([0xA5; 16], [0xA5; 2]);
+    let mut out = PackedMut::new(input.shape(), &mut codes, &mut scales).unwrap();
+    let what = fp4_core::Buffer::RowScales;
+    assert_eq!(cuda.quantize(&input, &mut out), Err(Error::Len { what, expected: 2, got: 0 }));
+    assert_eq!((codes, scales), ([0xA5; 16], [0xA5; 2]));
+}
+
+/// By kernels that fold what they quantize, and by those that do not: codes, scale bytes, row
+/// scales, counts, and the product, which takes the operand's row scales.
+#[test]
+fn an_operand_keeps_its_row_scales_and_multiplies_by_them() {
+    let (mut rng, mut compared) = (Rng(26), 0);
+    let mut h = vec![0f32; 32 * 32];
+    hadamard(32, &mut h).unwrap();
+    let t = Transform::shared(&h[..], 32).unwrap();
+    let (n, spec) = (19, row_spec());
+    for kernel in [MatmulKernel::Wgmma, MatmulKernel::Mma, MatmulKernel::Auto] {
+        let cuda = Cuda::open(0).unwrap().with_matmul_kernel(kernel);
+        let (mut tensor, mut out) = (cuda.empty_tensor().unwrap(), cuda.empty_operand().unwrap());
+        for (rows, k) in [(1, 32), (67, 416), (130, 64), (0, 32), (3, 0)] {
+            let b = common::operand(&mut rng, Format::NvFp4, n, k, |rng| 0x30 + rng.byte() % 16);
+            let weight = cuda.prepare(b.view()).unwrap();
+            for transform in [None, Some(t)] {
+                let x: Vec<f32> = unlike_rows(&mut rng, rows, k);
+                let case = format!("{kernel:?} {rows}x{k} {}", transform.is_some());
+                let input = QuantizeInput::new(&x[..], rows, k, &spec).unwrap();
+                let input = input.with_transform(transform).unwrap();
+                let (mut packed, mut scales) =
+                    (PackedMatrix::zeros(input.shape()), vec![0f32; rows]);
+                let mut to = packed.view_mut().with_row_scales(&mut scales).unwrap();
+                let expected = reference::quantize(&input, &mut to).unwrap();
+                let mut product = vec![0f32; rows * n];
+                let epilogue = Epilogue::new(0.3).with_row_scales(Some(&scales));
+                reference::matmul(packed.view(), b.view(), epilogue, (&mut product[..]).into())
+                    .unwrap();
+
+                let loaded = transform.map(|t| cuda.load_transform(&t, FloatType::F32).unwrap());
+                let mut counts = QuantCounts::default();
+                cuda.upload((&x[..]).into(), &mut tensor).unwrap();
+                let (from, asked) = (Source::Resident(&tensor), Some(&mut counts));
+                let loaded = loaded.as_ref();
+                cuda.quantize_resident(from, [rows, k], &spec, loaded, &mut out, asked).unwrap();
+                assert_eq!(counts, expected, "{case}");
+                let (mut got, mut got_scales) =
+                    (PackedMatrix::zeros(input.shape()), vec![-7f32; rows]);
+                let mut to = got.view_mut().with_row_scales(&mut got_scales).unwrap();
+                cuda.export(&out, &mut to).unwrap();
+                assert!(got.view() == packed.view(), "{case}: codes or scales");
+                compared += same_bits(&got_scales, &scales, &format!("{case}: row scales"));
+                let mut y = vec![7f32; rows * n];
+                let sink = Sink::Host((&mut y[..]).into());
+                cuda.matmul_resident(&out, &weight, 0.3.into(), sink).unwrap();
+                compared += same_bits(&y, &product, &case);
+                let sink = Sink::Resident(&mut tensor, FloatType::F32);
+                cuda.matmul_resident(&out, &weight, 0.3.into(), sink).unwrap();
+                y.fill(7.0);
+                cuda.download(&tensor, (&mut y[..]).into()).unwrap();
+                compared += same_bits(&y, &product, &format!("{case} on the device"));
+                // Those of an epilogue take their place, and an import has none.
+                let ones = vec![1f32; rows];
+                let own = Epilogue::new(0.3).with_row_scales(Some(&ones));
+                cuda.matmul_resident(&out, &weight, own, Sink::Host((&mut y[..]).into())).unwrap();
+                let mut plain = vec![0f32; rows * n];
+                reference::matmul(packed.view(), b.view(), 0.3, (&mut plain[..]).into()).unwrap();
+                compared += same_bits(&y, &plain, &format!("{case} by the epilogue"));
+                cuda.import(packed.view(), &mut out).unwrap();
+                let sink = Sink::Host((&mut y[..]).into());
+                cuda.matmul_resident(&out, &weight, 0.3.into(), sink).unwrap();
+                compared += same_bits(&y, &plain, &format!("{case} imported"));
+            }
+        }
+    }
+    println!("{compared} values compared");
+    assert!(compared > 50_000, "{compared}");
 }
 
 #[test]

@@ -213,8 +213,10 @@ impl QuantSpec {
     }
 
     /// The settings of a row whose largest magnitude after the transform is `amax`: those with the
-    /// row's scale as global scale.
-    pub(crate) fn of_row(&self, amax: f32) -> Self {
+    /// row's scale, [`nvfp4_row_scale`], as global scale. For backends, where the settings ask for
+    /// row scales: every row is quantized as under settings of its own (C4).
+    #[must_use]
+    pub fn of_row(&self, amax: f32) -> Self {
         QuantSpec { global_scale: nvfp4_row_scale(amax), row_scales: false, ..*self }
     }
 

@@ -65,6 +65,7 @@ pub use run::counters::Counters;
 pub use run::device::DeviceTensor;
 pub use run::routing::{self, Backends, Choice, Explanation, Verdict};
 pub use run::runtime::Runtime;
+pub use run::saturation::{FLUSHED_SHARE, SATURATED_SHARE};
 pub use safetensors::{self, Dtype};
 pub use transform::{amax, larger_amax, transformed, transformed_amax};
 

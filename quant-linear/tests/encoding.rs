@@ -74,7 +74,11 @@ fn a_forward_gives_the_references_bits_by_every_encoding() {
                 let mut layer = layer(format, activations, block);
                 layer.set_bias(bias.then_some(&values(9, OUT)[..])).unwrap();
                 for backends in [Backends::available(), Backends::reference()] {
+                    let fastest = backends.list()[0].name().to_owned();
                     layer.set_backends(backends);
+                    let why = layer.explain(5, fp4_core::FloatType::F32).unwrap();
+                    let chosen = (why.quantize.chosen(), why.matmul.chosen());
+                    assert_eq!(chosen, (Some(&*fastest), Some(&*fastest)), "{why}");
                     compared += compare::<f32>(&layer, &spec);
                     compared += compare::<f16>(&layer, &spec);
                     compared += compare::<bf16>(&layer, &spec);

@@ -225,6 +225,68 @@ fn explain_lists_each_rejection() {
     assert_eq!(why.matmul.chosen(), Some(MOCK));
 }
 
+/// Row scales stay with the operand where its backend multiplies, go with the packed codes where
+/// another does, and are applied here where the backend does not know them.
+#[test]
+fn row_scales_go_where_the_activation_goes() {
+    let mut compared = 0;
+    for alpha_alone in [false, true] {
+        let mock = MockDevice { alpha_alone, ..MockDevice::default() };
+        for bias in [None, Some(&values(5, OUT)[..])] {
+            let mut layer = layer(&mock, Format::NvFp4)
+                .with_activations(ActivationEncoding::OwnRowScales)
+                .unwrap();
+            layer.set_bias(bias).unwrap();
+            let mut x = values(2, 3 * IN);
+            x[IN..2 * IN].iter_mut().for_each(|x| *x *= 1e4);
+            let by = |layer: &QuantLinear, [quantizer, matmul]: [&str; 2]| {
+                let mut layer = layer.clone();
+                layer.set_quantizer(quantizer);
+                layer.set_matmul(matmul);
+                layer
+            };
+            let pairs = [[MOCK, MOCK], [MOCK, "reference"], ["reference", MOCK]];
+            let expected = by(&layer, ["reference"; 2]).forward(&x, &[3, IN]).unwrap();
+            assert!(expected.iter().all(|y| y.is_finite()));
+            for pair in pairs {
+                let one = by(&layer, pair);
+                let case = format!("{pair:?} bias {} alpha alone {alpha_alone}", bias.is_some());
+                assert_eq!(one.forward(&x, &[3, IN]).unwrap(), expected, "{case}");
+                // Quantized by one, multiplied by another.
+                let quantized = one.quantize((&x[..]).into(), 3).unwrap();
+                for other in pairs {
+                    let mut y = vec![0f32; 3 * OUT];
+                    let other = by(&layer, other);
+                    other.forward_quantized_into(&quantized, (&mut y[..]).into()).unwrap();
+                    assert_eq!(y, expected, "{case}, multiplied by another");
+                    compared += y.len();
+                }
+                // From and to the device's memory.
+                let mut there = one.clone();
+                there.set_device(Some(MOCK)).unwrap();
+                let tensor = there.upload((&x[..]).into(), &[3, IN]).unwrap();
+                let y = there.forward_device(&tensor).unwrap();
+                let y = y.to_host().unwrap();
+                assert_eq!(
+                    y,
+                    quant_linear::FloatVec::F32(expected.clone()),
+                    "{case} on the device"
+                );
+            }
+        }
+    }
+    assert_eq!(compared, 2 * 2 * 3 * 3 * 3 * OUT);
+    // Fused, nothing crosses but the values and the result.
+    let mock = MockDevice::default();
+    let layer =
+        layer(&mock, Format::NvFp4).with_activations(ActivationEncoding::OwnRowScales).unwrap();
+    let x = values(2, 3 * IN);
+    layer.forward(&x, &[3, IN]).unwrap();
+    mock.transfers.take();
+    layer.forward(&x, &[3, IN]).unwrap();
+    assert_eq!(mock.transfers.take(), (1, 1));
+}
+
 #[test]
 fn explain_names_both_encodings() {
     let layer = layer(&MockDevice::default(), Format::NvFp4);

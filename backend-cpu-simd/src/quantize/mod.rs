@@ -13,9 +13,10 @@
 //! MXINT8 has rules of its own for the scale and the elements ([`int8`]).
 //!
 //! Rows follow each other without gaps in all buffers, and K is whole groups and blocks, so runs
-//! and tasks need not stop at the end of a row.
+//! and tasks need not stop at the end of a row. Row scales are another loop ([`rows`]).
 
 pub(crate) mod int8;
+mod rows;
 mod transform;
 
 use fp4_core::{
@@ -23,6 +24,7 @@ use fp4_core::{
     QuantizeInput, with_floats,
 };
 
+pub(crate) use rows::{RowScratch, largest};
 pub(crate) use transform::{FloatValue, TransformColumns};
 
 use crate::counts::{Counter, Groups};
@@ -47,6 +49,10 @@ pub(crate) trait Encode: Sync {
         groups: &mut Groups,
     );
 
+    /// The bits of the largest magnitude of whole groups, a NaN's if there is one: [`largest`],
+    /// compiled for the instruction set.
+    fn largest(&self, y: &[f32]) -> u32;
+
     /// Encodes whole groups as MXINT8: [`int8::run`], compiled for the instruction set.
     fn run_int8(&self, y: &[f32], scales: &mut [u8], elements: &mut [u8]) -> bool;
 
@@ -56,41 +62,53 @@ pub(crate) trait Encode: Sync {
 }
 
 /// Quantizes `input`, transformed by `transform`, to `out`, whose shape is checked, and counts.
+/// With row scales, whose room is checked too, the rows that a transform makes lie in `scratch`.
 pub(crate) fn quantize(
     encoder: &impl Encode,
     threads: &TaskThreads,
+    scratch: &RowScratch,
     input: &QuantizeInput<'_>,
     transform: Option<&TransformColumns>,
     out: &mut PackedMut<'_>,
 ) -> Result<QuantCounts, Error> {
-    with_floats!(FloatSlice, input.x(), x => {
-        quantize_typed(encoder, threads, x, input, transform, out)
+    let given = input.scales().is_some();
+    let (codes, scales, row_scales) = out.parts();
+    if let Some(given) = input.scales() {
+        scales.copy_from_slice(given);
+    }
+    let call = Call { encoder, threads, spec: input.spec(), given, transform };
+    let row_scales = row_scales.filter(|_| input.spec().row_scales());
+    with_floats!(FloatSlice, input.x(), x => match row_scales {
+        None => quantize_typed(call, x, codes, scales),
+        Some(rows) => rows::quantize(call, scratch, x, input.shape().k(), codes, scales, rows),
     })
 }
 
+/// A quantization, but for its values.
+struct Call<'a, E> {
+    encoder: &'a E,
+    threads: &'a TaskThreads,
+    spec: &'a QuantSpec,
+    given: bool,
+    transform: Option<&'a TransformColumns>,
+}
+
 fn quantize_typed<T: FloatValue>(
-    encoder: &impl Encode,
-    threads: &TaskThreads,
+    call: Call<'_, impl Encode>,
     x: &[T],
-    input: &QuantizeInput<'_>,
-    transform: Option<&TransformColumns>,
-    out: &mut PackedMut<'_>,
+    codes: &mut [u8],
+    scales: &mut [u8],
 ) -> Result<QuantCounts, Error> {
     if x.is_empty() {
         return Ok(QuantCounts::default());
     }
-    let spec = input.spec();
+    let Call { encoder, threads, spec, given, transform } = call;
     let group = spec.group().get();
     let work = x.len().saturating_mul(transform.map_or(1, |t| t.block() / 4));
     let tasks = threads.tasks(work, TASK_VALUES);
     let split = x.len().div_ceil(tasks).next_multiple_of(RUN);
-    let given = input.scales().is_some();
     let counter = Counter::new(spec, given);
     let per_byte = spec.element().per_byte();
-    let (codes, scales) = out.buffers();
-    if let Some(given) = input.scales() {
-        scales.copy_from_slice(given);
-    }
     let part = |task: usize, x: &[T], codes: &mut [u8], scales: &mut [u8]| {
         let (mut widened, mut transformed) = ([0f32; RUN], [0f32; RUN]);
         let (mut groups, mut counts) = (Groups::new(spec, given), QuantCounts::default());

@@ -136,7 +136,7 @@ structs! {
         divisor: f32,
         global_scale: f32,
         max_scale: f32,
-        unused: i32,
+        scale_scale: f32,
     }
     Counts { clipped: u64, scale_max: u64, flushed: u64, nan_groups: u64, }
     QuantizeArgs {
@@ -146,12 +146,23 @@ structs! {
         codes: Pointer,
         scales: Pointer,
         counts: Pointer,
+        row_scales: Pointer,
         rows: i64,
         k: i32,
         k_pad: i32,
         block: i32,
         shared_block: i32,
         set: Settings,
+    }
+    TransformArgs {
+        x: Pointer,
+        transform: Pointer,
+        out: Pointer,
+        rows: i64,
+        k: i32,
+        k_pad: i32,
+        block: i32,
+        shared_block: i32,
     }
     QuantizeFoldArgs { quantize: QuantizeArgs, to: FoldedOperand, arrivals: Pointer, }
     RowMetaArgs { operand: PackedOperand, rows: i64, k_pad: i32, encoding: i32, }

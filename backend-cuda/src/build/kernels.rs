@@ -4,7 +4,8 @@ use std::marker::PhantomData;
 
 use super::arguments::{
     DECODE_SHARED, DecodeArgs, DequantizeArgs, FoldArgs, MatmulArgs, PadArgs, PartialArgs,
-    QuantizeArgs, QuantizeFoldArgs, RowMetaArgs, SwizzleArgs, WGMMA_SHARED, WgmmaArgs,
+    QuantizeArgs, QuantizeFoldArgs, RowMetaArgs, SwizzleArgs, TransformArgs, WGMMA_SHARED,
+    WgmmaArgs,
 };
 use super::sources::{self, Family};
 
@@ -51,6 +52,7 @@ kernels! {
     QUANTIZE: QuantizeArgs, QUANTIZE, 0, ["quantize_f32", "quantize_f16", "quantize_bf16"];
     TRANSFORM_QUANTIZE: QuantizeArgs, QUANTIZE, 0,
         ["transform_quantize_f32", "transform_quantize_f16", "transform_quantize_bf16"];
+    TRANSFORM: TransformArgs, QUANTIZE, 0, ["transform_f32", "transform_f16", "transform_bf16"];
     ROW_META: RowMetaArgs, QUANTIZE, 0, ["row_meta"];
     QUANTIZE_FOLD: QuantizeFoldArgs, QUANTIZE_FOLD, 0,
         ["quantize_fold_f32", "quantize_fold_f16", "quantize_fold_bf16"];

@@ -27,6 +27,11 @@ pub struct CudaOperand {
     pub(crate) folded: Folded,
     /// Whether it was folded when it got its contents, as a graph that writes it does too.
     pub(crate) folds: bool,
+    /// A global scale for each row, where it was quantized with them (C4).
+    row_scales: Buffer,
+    has_row_scales: bool,
+    /// The values after the transform, where row scales need them whole.
+    pub(crate) transformed: Buffer,
     /// Host values on their way in, and bytes without padding on their way in or out.
     pub(crate) input: Buffer,
     pub(crate) staging: Buffer,
@@ -45,6 +50,9 @@ impl CudaOperand {
             meta: Buffer::default(),
             folded: Folded::default(),
             folds: false,
+            row_scales: Buffer::default(),
+            has_row_scales: false,
+            transformed: Buffer::default(),
             input: Buffer::default(),
             staging: Buffer::default(),
             counts: Buffer::default(),
@@ -60,7 +68,8 @@ impl CudaOperand {
     /// Bytes of device memory held.
     pub(crate) fn allocated_bytes(&self) -> usize {
         let CudaOperand { codes, scales, meta, input, staging, counts, .. } = self;
-        let own = [codes, scales, meta, input, staging, counts];
+        let CudaOperand { row_scales, transformed, .. } = self;
+        let own = [codes, scales, meta, input, staging, counts, row_scales, transformed];
         own.iter().map(|buffer| buffer.len()).sum::<usize>() + self.folded.allocated_bytes()
     }
 
@@ -69,9 +78,15 @@ impl CudaOperand {
         [self.k_pad / self.shape.element().per_byte(), self.k_pad / self.shape.group().get()]
     }
 
-    /// Makes room for a shape, to be folded or not. Every byte is written by what follows.
-    pub(crate) fn reshape(&mut self, shape: PackedShape, folds: bool) -> Result<(), Error> {
-        if (shape, folds) != (self.shape, self.folds) {
+    /// Makes room for a shape, to be folded or not, with row scales or without. Every byte is
+    /// written by what follows.
+    pub(crate) fn reshape(
+        &mut self,
+        shape: PackedShape,
+        folds: bool,
+        row_scales: bool,
+    ) -> Result<(), Error> {
+        if (shape, folds, row_scales) != (self.shape, self.folds, self.has_row_scales) {
             self.leave_graphs()?;
             // Until there is room, it is an operand without rows.
             (self.shape, self.k_pad) = (self.shape.resized(0, 0)?, 0);
@@ -87,18 +102,38 @@ impl CudaOperand {
         let meta =
             rows.checked_mul(size_of::<RowMeta>()).ok_or(Error::ShapeOverflow { rows, cols })?;
         self.meta.reserve(stream, meta)?;
+        if row_scales {
+            // As many as the metadata has, which are larger.
+            self.row_scales.reserve(stream, rows * size_of::<f32>())?;
+        }
         (self.shape, self.k_pad, self.folds) = (shape, k_pad, folds);
+        self.has_row_scales = row_scales;
         Ok(())
+    }
+
+    /// The row scales on the device; null if there are none.
+    pub(crate) fn row_scales(&self) -> Pointer {
+        if self.has_row_scales { self.row_scales.pointer() } else { Pointer::NULL }
+    }
+
+    /// Copies the row scales to the host, if there are any. The caller synchronizes.
+    pub(crate) fn download_row_scales(&self, out: &mut [f32]) -> Result<(), Error> {
+        match self.has_row_scales {
+            true => self.row_scales.download(&self.gpu.stream, bytemuck::cast_slice_mut(out)),
+            false => Ok(()),
+        }
     }
 
     /// Leaves to captured graphs the memory that they may use. A replay writes it in the layout of
     /// the capture: kernels that were told of another one would follow its offsets to anywhere.
     fn leave_graphs(&mut self) -> Result<(), Error> {
-        let used = [&self.codes, &self.scales, &self.meta].iter().any(|b| b.is_in_a_graph());
+        let CudaOperand { codes, scales, meta, row_scales, transformed, .. } = &*self;
+        let used = [codes, scales, meta, row_scales, transformed].iter().any(|b| b.is_in_a_graph());
         if used || self.folded.is_in_a_graph() {
             self.gpu.stream.gate.expect_running()?;
             // What goes to or comes from the host is in no graph, and may be on its way.
             (self.codes, self.scales, self.meta) = Default::default();
+            (self.row_scales, self.transformed) = Default::default();
             self.folded = Folded::default();
         }
         Ok(())
@@ -131,6 +166,7 @@ impl CudaOperand {
         self.input = Buffer::default();
         self.staging = Buffer::default();
         self.counts = Buffer::default();
+        (self.row_scales, self.transformed) = Default::default();
     }
 }
 

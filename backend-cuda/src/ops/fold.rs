@@ -149,8 +149,9 @@ mod tests {
         hadamard(32, &mut h).unwrap();
         let transform = Transform::shared(&h[..], 32).unwrap();
         let (mut compared, mut with_extras, mut incomplete) = (0, 0, 0);
-        for format in Format::ALL {
-            let spec = QuantSpec::usual(format);
+        let rows_too = QuantSpec::usual(Format::NvFp4).with_row_scales().unwrap();
+        let specs = Format::ALL.map(QuantSpec::usual).into_iter().chain([rows_too]);
+        for spec in specs {
             for (rows, k, outlier) in
                 [(1, 32, 1.0), (129, 416, 30.0), (70, 288, 1.0), (3, 0, 1.0), (9, 160, 1e12)]
             {
@@ -170,11 +171,13 @@ mod tests {
                         FloatType::F16 => (&half[..]).into(),
                         FloatType::Bf16 => (&brain[..]).into(),
                     };
-                    let case = format!("{format} {rows}x{k} {ty:?} {}", t.is_some());
+                    let case = format!("{spec:?} {rows}x{k} {ty:?} {}", t.is_some());
                     let input = QuantizeInput::new(values, rows, k, &spec).unwrap();
                     let input = input.with_transform(t).unwrap();
                     let mut packed = PackedMatrix::zeros(input.shape());
-                    reference::quantize(&input, &mut packed.view_mut()).unwrap();
+                    let mut row_scales = vec![0f32; rows];
+                    let mut to = packed.view_mut().with_row_scales(&mut row_scales).unwrap();
+                    reference::quantize(&input, &mut to).unwrap();
 
                     let t = t.map(|t| cuda.load_transform(&t, ty).unwrap());
                     let mut one = cuda.empty_operand().unwrap();

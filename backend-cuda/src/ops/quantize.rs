@@ -4,10 +4,10 @@ use fp4_core::{Error, FloatType, PackedShape, QuantSpec};
 
 use crate::build::arguments::{
     Counts, FOLD_ROWS, Pointer, QuantizeArgs, QuantizeFoldArgs, RowMetaArgs, STRIP_COLS,
-    STRIP_ROWS, Settings, element, encoding, float_type, scale_type, tie,
+    STRIP_ROWS, Settings, TransformArgs, element, encoding, float_type, scale_type, tie,
 };
 use crate::build::kernels::{
-    QUANTIZE, QUANTIZE_FOLD, ROW_META, TRANSFORM_QUANTIZE, TRANSFORM_QUANTIZE_FOLD,
+    QUANTIZE, QUANTIZE_FOLD, ROW_META, TRANSFORM, TRANSFORM_QUANTIZE, TRANSFORM_QUANTIZE_FOLD,
 };
 use crate::device::launch::{Grid, int};
 use crate::operand::folded::Folded;
@@ -47,6 +47,7 @@ impl Quantization<'_> {
             codes: out.codes.pointer(),
             scales: out.scales.pointer(),
             counts,
+            row_scales: out.row_scales(),
             rows: self.shape.rows() as i64,
             k: int(self.shape.k())?,
             k_pad: int(out.k_pad)?,
@@ -60,25 +61,60 @@ impl Quantization<'_> {
                 divisor: spec.scale_scale() * spec.global_scale(),
                 global_scale: spec.global_scale(),
                 max_scale: scale.max(),
-                unused: 0,
+                scale_scale: spec.scale_scale(),
             },
         })
     }
 }
 
+impl<'a> Quantization<'a> {
+    /// What is left to do. Of rows with scales of their own the transform is a launch before, and
+    /// what it writes is quantized: a tile does not see a whole row.
+    fn after_transform(&self, out: &mut CudaOperand) -> Result<Quantization<'a>, Error> {
+        let Some(t) = self.transform.filter(|_| self.spec.row_scales()) else { return Ok(*self) };
+        let ([rows, k], float_type) = ([self.shape.rows(), self.shape.k()], self.x.1);
+        let overflow = Error::ShapeOverflow { rows, cols: k };
+        let bytes = rows.checked_mul(k).and_then(|n| n.checked_mul(float_type.bytes()));
+        out.transformed.reserve(&out.gpu.stream, bytes.ok_or(overflow)?)?;
+        let args = TransformArgs {
+            x: self.x.0,
+            transform: t.values.pointer(),
+            out: out.transformed.pointer(),
+            rows: rows as i64,
+            k: int(k)?,
+            k_pad: int(out.k_pad)?,
+            block: int(t.shape.block.get())?,
+            shared_block: i32::from(t.shape.blocks.is_none()),
+        };
+        let kernel = &TRANSFORM[self::float_type(float_type) as usize];
+        let grid = Grid::row(tiles(rows, out.k_pad), TRANSFORM_THREADS);
+        // SAFETY: `x` has rows * k values, the transform the blocks of its shape, and `transformed`
+        // room for as many values as `x`.
+        unsafe { out.gpu.launch(kernel, grid, &args)? };
+        Ok(Quantization { x: (args.out, float_type), transform: None, ..*self })
+    }
+}
+
+/// Tiles of a transform kernel.
+fn tiles(rows: usize, k_pad: usize) -> usize {
+    rows.div_ceil(STRIP_ROWS) * (k_pad / STRIP_COLS)
+}
+
 /// Quantizes into `out`, and describes the rows for the matmul. All shapes have been checked to
 /// fit.
 pub(crate) fn quantize(what: &Quantization<'_>, out: &mut CudaOperand) -> Result<(), Error> {
-    out.reshape(what.shape, false)?;
+    out.reshape(what.shape, false, what.spec.row_scales())?;
+    let what = &what.after_transform(out)?;
     let args = what.arguments(out)?;
     let (rows, k_pad, float) = (what.shape.rows(), out.k_pad, float_type(what.x.1) as usize);
     let (kernel, grid) = if what.transform.is_some() {
-        let tiles = rows.div_ceil(STRIP_ROWS) * (k_pad / STRIP_COLS);
-        (&TRANSFORM_QUANTIZE[float], Grid::row(tiles, TRANSFORM_THREADS))
+        (&TRANSFORM_QUANTIZE[float], Grid::row(tiles(rows, k_pad), TRANSFORM_THREADS))
     } else {
-        // Eight columns a thread, whole warps, at most 256 threads.
-        let threads = (k_pad / 8).next_multiple_of(32).min(256);
-        (&QUANTIZE[float], Grid::row(if k_pad > 0 { rows } else { 0 }, threads))
+        // Eight columns a thread, whole warps, at most 256 threads. Rows without columns have
+        // scales all the same.
+        let threads = (k_pad / 8).next_multiple_of(32).clamp(32, 256);
+        let any = k_pad > 0 || what.spec.row_scales();
+        (&QUANTIZE[float], Grid::row(if any { rows } else { 0 }, threads))
     };
     // SAFETY: `x` has rows * k values, a transform the blocks of its shape, and given scales one
     // for each group, as the callers have checked; `out` has been given this shape.
@@ -92,10 +128,11 @@ pub(crate) fn quantize_and_fold(
     what: &Quantization<'_>,
     out: &mut CudaOperand,
 ) -> Result<bool, Error> {
-    out.reshape(what.shape, true)?;
+    out.reshape(what.shape, true, what.spec.row_scales())?;
     if !out.fold(Folded::begin)? {
         return Ok(false);
     }
+    let what = &what.after_transform(out)?;
     let quantize = what.arguments(out)?;
     let (k_pad, float) = (out.k_pad, float_type(what.x.1) as usize);
     let of = out.shape_to_fold()?;

@@ -13,7 +13,7 @@ use crate::operand::packed::CudaOperand;
 impl CudaOperand {
     /// Copies packed bytes from the host, adding the padding, and folds them if that is wanted.
     pub(crate) fn import(&mut self, from: PackedView<'_>, fold: bool) -> Result<(), Error> {
-        self.reshape(from.shape(), fold)?;
+        self.reshape(from.shape(), fold, false)?;
         let widths = self.row_bytes();
         let CudaOperand { codes, scales, staging, gpu, .. } = self;
         for (bytes, width, to) in
@@ -33,11 +33,13 @@ impl CudaOperand {
         self.describe_rows()
     }
 
-    /// Copies packed bytes to the host, without the padding. The caller synchronizes.
+    /// Copies packed bytes to the host, without the padding, and row scales if there are any and
+    /// there is room. The caller synchronizes.
     pub(crate) fn export(&self, spare: &mut Buffer, out: &mut PackedMut<'_>) -> Result<(), Error> {
         self.shape.expect_same(&out.shape())?;
         let (rows, widths) = (self.shape.rows(), self.row_bytes());
-        let (codes, scales) = out.buffers();
+        let (codes, scales, row_scales) = out.parts();
+        row_scales.map_or(Ok(()), |out| self.download_row_scales(out))?;
         for (bytes, width, from) in
             [(codes, widths[0], &self.codes), (scales, widths[1], &self.scales)]
         {

@@ -27,7 +27,8 @@ pub fn export(dir: &Path, cases: &[Case]) -> Result<usize, Error> {
     let mut exported = 0;
     for case in cases {
         let (name, parts) = match &case.kind {
-            Kind::Quantize(q) if q.threads == 0 => {
+            // The schema has no row scales, here and below, and no bias.
+            Kind::Quantize(q) if q.threads == 0 && !q.spec.row_scales() => {
                 let of = match q.spec.element() {
                     Element::E2m1 => q.spec.scale_type().name(),
                     Element::Int8 => Encoding::MxInt8.name(),
@@ -35,7 +36,6 @@ pub fn export(dir: &Path, cases: &[Case]) -> Result<usize, Error> {
                 let name = format!("quantize_{of}_{}", q.data);
                 (name, quantize(&oracle, case, q))
             }
-            // The schema has no row scales and no bias.
             Kind::Matmul(m) if is_whole(m) && !m.row_scales && !m.bias => {
                 let data = m.data.replace(':', "-");
                 let name = match m.a {

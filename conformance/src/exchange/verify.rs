@@ -371,7 +371,7 @@ impl Asked<'_> {
             return Err(self.core(Unsupported::Other("no quantizer").into()));
         };
         let shape = input.shape();
-        let out = quantize_into_garbage(&**quantizer, &input).map_err(|e| self.core(e))?;
+        let (out, _) = quantize_into_garbage(&**quantizer, &input).map_err(|e| self.core(e))?;
         let (codes, scales) = out.into_parts();
         Ok(BTreeMap::from([
             ("codes".into(), (Dtype::U8, vec![rows, shape.row_bytes()], codes)),

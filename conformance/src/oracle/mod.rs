@@ -7,6 +7,7 @@
 //!
 //! ```text
 //! quantize: y = x, or an fma chain over T rounded to x's type, rounded to x's type      C5
+//!           gs = the settings', or with row scales the row's own, by [`row_scale`]          C4
 //!           scale = given, or encode(amax / (ss * gs));  d = decode(scale) * gs            C4
 //!           code = encode(y / d), a zero with the sign of y where d = 0
 //!           or MXINT8's scale and elements, by [`mxint8`]                                 C10
@@ -34,12 +35,31 @@ pub struct Oracle {
 }
 
 /// Codes, two a byte, and scale bytes.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Quantized {
     /// Packed codes (C3).
     pub codes: Vec<u8>,
     /// Row-major scale bytes.
     pub scales: Vec<u8>,
+    /// Each row's global scale, if rows have their own.
+    pub row_scales: Option<Vec<f32>>,
+}
+
+/// The largest magnitude of some values, NaN if one of them is.
+fn largest(y: &[f32]) -> f32 {
+    match y.iter().any(|y| y.is_nan()) {
+        true => f32::NAN,
+        false => y.iter().map(|y| y.abs()).fold(0.0, f32::max),
+    }
+}
+
+/// The global scale of a row of its own, from its largest magnitude (C4, row scales).
+pub fn row_scale(amax: f32) -> f32 {
+    if amax == 0.0 || !amax.is_finite() {
+        return 1.0;
+    }
+    let quotient = amax / 2688.0;
+    if quotient == 0.0 { f32::from_bits(1) } else { quotient }
 }
 
 impl Oracle {
@@ -59,22 +79,21 @@ impl Oracle {
                 y.iter().map(|&y| mxint8::element(y, scale)).collect::<Vec<u8>>()
             };
             let codes = groups.zip(&scales).flat_map(elements).collect();
-            return Quantized { codes, scales };
+            return Quantized { codes, scales, row_scales: None };
         }
+        let (rows, k) = (input.shape().rows(), input.shape().k());
+        let row_scales: Option<Vec<f32>> = spec
+            .row_scales()
+            .then(|| (0..rows).map(|i| row_scale(largest(&y[i * k..(i + 1) * k]))).collect());
         let (mut codes, mut scales) = (Vec::new(), Vec::new());
         for (g, y) in y.chunks_exact(spec.group().get()).enumerate() {
+            let row = g / input.shape().row_groups();
+            let gs = row_scales.as_ref().map_or(spec.global_scale(), |scales| scales[row]);
             let scale = input.scales().map_or_else(
-                || {
-                    let amax = if y.iter().any(|y| y.is_nan()) {
-                        f32::NAN
-                    } else {
-                        y.iter().map(|y| y.abs()).fold(0.0, f32::max)
-                    };
-                    self.rules.scale(ty, amax / (spec.scale_scale() * spec.global_scale()))
-                },
+                || self.rules.scale(ty, largest(y) / (spec.scale_scale() * gs)),
                 |given| given[g],
             );
-            let d = scale_value(ty, scale) as f32 * spec.global_scale();
+            let d = scale_value(ty, scale) as f32 * gs;
             let code = |y: f32| {
                 let q = if d == 0.0 { 0f32.copysign(y) } else { y / d };
                 self.rules.e2m1(q, spec.tie())
@@ -82,7 +101,7 @@ impl Oracle {
             codes.extend(y.chunks_exact(2).map(|y| code(y[0]) | code(y[1]) << 4));
             scales.push(scale);
         }
-        Quantized { codes, scales }
+        Quantized { codes, scales, row_scales }
     }
 
     /// The values that are quantized: widened, and transformed if there is a transform (C5).

@@ -143,6 +143,8 @@ pub struct MatmulCase {
 pub struct PairCase {
     /// How A is encoded.
     pub a: Encoding,
+    /// True if the rows of A have scales of their own.
+    pub row_scales: bool,
     /// B's format.
     pub format: Format,
     /// Type of the values.
@@ -300,8 +302,14 @@ impl PairCase {
     /// The quantizations of A and B.
     pub fn sides(&self) -> [QuantizeCase; 2] {
         let [m, n, k] = self.shape;
-        [(self.a, m), (self.format.into(), n)].map(|(encoding, rows)| QuantizeCase {
-            spec: QuantSpec::of(encoding),
+        let spec = |encoding| {
+            let spec = QuantSpec::of(encoding);
+            // Of A alone, and of NVFP4, which has them.
+            spec.with_row_scales().ok().filter(|_| self.row_scales).unwrap_or(spec)
+        };
+        let a = (spec(self.a), m);
+        [a, (QuantSpec::of(self.format.into()), n)].map(|(spec, rows)| QuantizeCase {
+            spec,
             input: self.input,
             transform: self.transform,
             given: false,
@@ -356,7 +364,10 @@ fn quantize_cases(set: &QuantizeSet, index: usize) -> Vec<Case> {
         let group = GroupSize::new(set.groups[i[1]]).ok()?;
         let (gs, ss) = setting(&set.settings[i[4]])?;
         let tie = set.ties[i[3]].parse().ok()?;
-        let spec = QuantSpec::new(scale_type, group, gs, ss).ok()?.with_tie(tie);
+        let mut spec = QuantSpec::new(scale_type, group, gs, ss).ok()?.with_tie(tie);
+        if set.settings[i[4]].starts_with("rows") {
+            spec = spec.with_row_scales().ok()?;
+        }
         let transform = transform_kind(&set.transforms[i[5]])?;
         let chunk = transform.map_or(group.get(), |t| t.block.max(group.get()));
         let case = QuantizeCase {
@@ -509,12 +520,17 @@ fn pair_cases(set: &PairSet, index: usize) -> Vec<Case> {
     let draws = draw(&format!("pair{index}"), &lens, set.sample);
     let make = |i: &Vec<usize>| {
         let name = &set.formats[i[0]];
-        let (a, format) = product(name)?;
+        let (row_scales, pair) = match name.strip_suffix("-rows") {
+            Some(pair) => (true, pair),
+            None => (false, &name[..]),
+        };
+        let (a, format) = product(pair)?;
         let transform = transform_kind(&set.transforms[i[3]])?;
         let group = a.group().get();
         let chunk = transform.map_or(group, |t| t.block.max(group));
         let case = PairCase {
             a,
+            row_scales,
             format,
             input: set.inputs[i[1]].parse().ok()?,
             output: set.outputs[i[2]].parse().ok()?,
@@ -604,7 +620,9 @@ fn sizes(name: &str, tiles: &[usize]) -> Vec<usize> {
 fn setting(name: &str) -> Option<(f32, f32)> {
     Some(match name {
         "mxfp4" => (1.0 / 3.0, 4.0),
-        "nvfp4" => (0.1, 6.0),
+        // Of "rows", each with its own global scale, the first number takes no part.
+        "nvfp4" | "rows" => (0.1, 6.0),
+        "rows-5" => (3.0, 5.0),
         "one-4" => (1.0, 4.0),
         "one-6" => (1.0, 6.0),
         "sixth" => (1.0 / 6.0, 6.0),

@@ -47,7 +47,7 @@ pub struct QuantizeSet {
     pub inputs: Vec<String>,
     /// `even`, `zero`, `down`, `up`.
     pub ties: Vec<String>,
-    /// Named global scales and scale-scales.
+    /// Named global scales and scale-scales; `rows` and `rows-5` are row scales, of NVFP4 alone.
     pub settings: Vec<String>,
     /// `none`, `shared-BLOCK`, `blocks-BLOCK`.
     pub transforms: Vec<String>,
@@ -99,7 +99,7 @@ pub struct MatmulSet {
 pub struct PairSet {
     /// Number of cases to draw; absent: all.
     pub sample: Option<usize>,
-    /// `mxfp4`, `nvfp4`, `mxint8-mxfp4`, `mxint8-nvfp4`.
+    /// `mxfp4`, `nvfp4`, `mxint8-mxfp4`, `mxint8-nvfp4`; `nvfp4-rows` is with row scales.
     pub formats: Vec<String>,
     /// `f32`, `f16`, `bf16`.
     pub inputs: Vec<String>,

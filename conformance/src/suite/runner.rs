@@ -115,8 +115,9 @@ fn quantize_case(
         let run = || {
             let backend = threaded(registered, request.threads)?;
             let Some(quantizer) = backend.quantizer() else { return Ok(None) };
-            let got = quantize(&**quantizer, &input)?;
+            let (got, row_scales) = quantize(&**quantizer, &input)?;
             let mut comparison = Comparison::default();
+            compare_row_scales(&mut comparison, "row scales", &row_scales, &expected);
             let (ty, shape) = (input.shape().scale_type(), input.shape());
             let (meaning, columns) = (Meaning::Scale(ty), shape.row_groups());
             let (clause, codes) = of_element(shape.element());
@@ -150,15 +151,37 @@ pub(crate) fn input<'a>(
     }
 }
 
+/// A quantized matrix, and its row scales if it has any.
+pub(crate) type WithRowScales = (PackedMatrix, Option<Vec<f32>>);
+
 /// Quantizes into garbage.
 pub(crate) fn quantize(
     quantizer: &dyn Quantizer,
     input: &QuantizeInput<'_>,
-) -> Result<PackedMatrix, fp4_core::Error> {
+) -> Result<WithRowScales, fp4_core::Error> {
     quantizer.supports_quantize(&input.query())?;
     let mut out = garbage_matrix(input.shape())?;
-    quantizer.quantize(input, &mut out.view_mut())?;
-    Ok(out)
+    let garbage = f32::from_bits(u32::from_ne_bytes([GARBAGE; 4]));
+    let mut row_scales = input.spec().row_scales().then(|| vec![garbage; input.shape().rows()]);
+    let mut to = out.view_mut();
+    if let Some(row_scales) = &mut row_scales {
+        to = to.with_row_scales(row_scales)?;
+    }
+    quantizer.quantize(input, &mut to)?;
+    Ok((out, row_scales))
+}
+
+/// Compares row scales, where there are any, with the oracle's (C4).
+fn compare_row_scales(
+    comparison: &mut Comparison,
+    tensor: &str,
+    got: &Option<Vec<f32>>,
+    expected: &Quantized,
+) {
+    let [got, expected] = [got, &expected.row_scales]
+        .map(|scales| scales.iter().flatten().map(|scale| scale.to_bits()).collect::<Vec<u32>>());
+    let float = Meaning::Float(fp4_core::FloatType::F32);
+    comparison.compare("C4", tensor, float, 1, &got, &expected);
 }
 
 fn garbage_matrix(shape: PackedShape) -> Result<PackedMatrix, fp4_core::Error> {
@@ -420,10 +443,10 @@ fn pair_case(
                 let [a, b] = operands.as_ref().map_err(|error| Outcome::from(*error))?;
                 let mut comparison = Comparison::default();
                 pair.compare_operands(&mut comparison, [a, b]);
-                let output = pair.multiply(matmul, a, b)?;
+                let output = pair.multiply(matmul, a, &b.0)?;
                 pair.compare_output(&mut comparison, "output", &output);
                 if let (true, Some(_)) = (*q == m, registered.backend.as_resident()) {
-                    let [host, device] = pair.resident(&registered.backend, b)?;
+                    let [host, device] = pair.resident(&registered.backend, &b.0)?;
                     pair.compare_output(&mut comparison, "output of a resident forward", &host);
                     pair.compare_output(&mut comparison, "output from tensor to tensor", &device);
                 }
@@ -459,22 +482,34 @@ impl<'a> PairRun<'a> {
         let [a, b] = &sides;
         let (input_a, input_b) = (input(&a.0, &a.1)?, input(&b.0, &b.1)?);
         let operands = [oracle.quantize(&input_a), oracle.quantize(&input_b)];
-        let alpha = a.0.spec.global_scale() * b.0.spec.global_scale();
+        // Where the rows of A have scales of their own, its global scale takes no part.
+        let alpha = match a.0.spec.row_scales() {
+            true => b.0.spec.global_scale(),
+            false => a.0.spec.global_scale() * b.0.spec.global_scale(),
+        };
         let [qa, qb] = &operands;
         let view_a = PackedView::new(input_a.shape(), &qa.codes, &qa.scales)?;
         let view_b = PackedView::new(input_b.shape(), &qb.codes, &qb.scales)?;
         let sums = oracle.sums(view_a, view_b, 0..view_b.shape().row_groups());
-        let output = sums.iter().map(|sum| oracle.output(sum, alpha, request.output)).collect();
+        let finished = |(at, sum)| {
+            let scale = qa.row_scales.as_ref().map(|scales| scales[at / request.shape[1]]);
+            oracle.finished(sum, alpha, scale, None, request.output)
+        };
+        let output = sums.iter().enumerate().map(finished).collect();
         Ok(PairRun { request, sides, operands, output, alpha })
     }
 
-    fn quantize(&self, quantizer: &dyn Quantizer) -> Result<[PackedMatrix; 2], fp4_core::Error> {
+    fn quantize(&self, quantizer: &dyn Quantizer) -> Result<[WithRowScales; 2], fp4_core::Error> {
         let [a, b] = &self.sides;
         Ok([quantize(quantizer, &input(&a.0, &a.1)?)?, quantize(quantizer, &input(&b.0, &b.1)?)?])
     }
 
-    fn compare_operands(&self, comparison: &mut Comparison, got: [&PackedMatrix; 2]) {
-        for ((got, expected), name) in got.into_iter().zip(&self.operands).zip(["A", "B"]) {
+    fn compare_operands(&self, comparison: &mut Comparison, got: [&WithRowScales; 2]) {
+        for (((got, row_scales), expected), name) in
+            got.into_iter().zip(&self.operands).zip(["A", "B"])
+        {
+            let tensor = format!("row scales of {name}");
+            compare_row_scales(comparison, &tensor, row_scales, expected);
             let shape = got.shape();
             let meaning = Meaning::Scale(shape.scale_type());
             let (clause, codes) = of_element(shape.element());
@@ -495,14 +530,16 @@ impl<'a> PairRun<'a> {
     fn multiply(
         &self,
         matmul: &std::sync::Arc<dyn DynMatmul>,
-        a: &PackedMatrix,
+        (a, row_scales): &WithRowScales,
         b: &PackedMatrix,
     ) -> Result<Vec<u32>, fp4_core::Error> {
         let PairCase { a: encoding, format, output, shape: [m, n, k], .. } = *self.request;
-        matmul.supports_matmul(&MatmulQuery::new(format, [m, n, k], output).with_a(encoding))?;
+        let epilogue = Epilogue::new(self.alpha).with_row_scales(row_scales.as_deref());
+        let query = MatmulQuery::new(format, [m, n, k], output).with_a(encoding);
+        matmul.supports_matmul(&query.with_epilogue(&epilogue))?;
         let weight = matmul.clone().prepare_dyn(b.clone().into())?;
         let mut y = garbage(output, m * n);
-        weight.matmul(a.view(), self.alpha.into(), y.as_mut_slice())?;
+        weight.matmul(a.view(), epilogue, y.as_mut_slice())?;
         Ok(bits_of(y.as_slice()))
     }
 

@@ -8,8 +8,8 @@ use std::ops::Range;
 use fp4_core::{
     E2m1, Element, Epilogue, Error, ExactSum, Float, FloatSlice, FloatSliceMut, FloatType, Matmul,
     MatmulQuery, Named, Packed, PackedMut, PackedShape, PackedView, PartialsMut, Paths,
-    PreparedWeight, QuantCounts, QuantizeInput, QuantizeQuery, Quantizer, ScaleType, TieMode,
-    Unsupported, check_environment, finish_one, fma, mxint8, reference, with_floats,
+    PreparedWeight, QuantCounts, QuantSpec, QuantizeInput, QuantizeQuery, Quantizer, ScaleType,
+    TieMode, Unsupported, check_environment, finish_one, fma, mxint8, reference, with_floats,
 };
 
 use super::Fault;
@@ -108,6 +108,32 @@ impl Mutant {
             }
         }
         y
+    }
+
+    /// The settings of each row.
+    fn row_specs(&self, input: &QuantizeInput<'_>, y: &[f32]) -> Vec<QuantSpec> {
+        let (spec, rows, k) = (*input.spec(), input.shape().rows(), input.shape().k());
+        if !spec.row_scales() {
+            return vec![spec; rows];
+        }
+        let x = widened(input.x());
+        let from = if self.has(Fault::RowScaleBeforeTransform) { &x[..] } else { y };
+        let of = |i: usize| {
+            let row = match self.has(Fault::RowScaleOfTensor) {
+                true => from,
+                false => &from[i * k..(i + 1) * k],
+            };
+            let amax = match row.iter().any(|y| y.is_nan()) {
+                true => f32::NAN,
+                false => row.iter().fold(0f32, |amax, y| amax.max(y.abs())),
+            };
+            match self.fault {
+                Some(Fault::RowScaleSkipsInfinity) if amax.is_infinite() => spec.of_row(f32::MAX),
+                Some(Fault::RowScaleUnderflowIsOne) if amax < 3e-42 => spec.of_row(0.0),
+                _ => spec.of_row(amax),
+            }
+        };
+        (0..rows).map(of).collect()
     }
 
     fn scale(&self, ty: ScaleType, s: f32) -> u8 {
@@ -378,9 +404,6 @@ fn widened(values: FloatSlice<'_>) -> Vec<f32> {
 
 impl Quantizer for Mutant {
     fn supports_quantize(&self, query: &QuantizeQuery) -> Result<(), Unsupported> {
-        if query.row_scales {
-            return Err(Unsupported::RowScales);
-        }
         match self.limited && query.tie != TieMode::Even {
             true => Err(Unsupported::Other("ties to even only")),
             false => Ok(()),
@@ -394,14 +417,24 @@ impl Quantizer for Mutant {
     ) -> Result<QuantCounts, Error> {
         self.check_environment()?;
         input.expect_output(out.shape())?;
+        input.expect_row_scales(out)?;
         let y = self.transformed(input);
         let (spec, group) = (input.spec(), input.spec().group().get());
         let mut counts = QuantCounts::default();
-        let (codes, scales) = out.buffers();
+        let (codes, scales, row_scales) = out.parts();
+        let specs = self.row_specs(input, &y);
+        if let (Some(to), true) = (row_scales, spec.row_scales()) {
+            to.iter_mut().zip(&specs).for_each(|(to, spec)| *to = spec.global_scale());
+        }
         let y_groups = y.len() / group;
         let (int8, bytes) = (spec.element() == Element::Int8, input.shape().group_bytes());
         let groups = y.chunks_exact(group).zip(codes.chunks_exact_mut(bytes)).zip(scales);
         for (g, ((y, codes), scale)) in groups.enumerate() {
+            let row = g / input.shape().row_groups();
+            let spec = match self.fault {
+                Some(Fault::ScaleOfRowAbove) => &specs[row.saturating_sub(1)],
+                _ => &specs[row],
+            };
             let is_nan = |y: &f32| y.is_nan() && !self.has(Fault::AmaxSkipsNan);
             let amax = if y.iter().any(is_nan) {
                 f32::NAN

@@ -94,6 +94,10 @@ pub trait Resident: Quantizer + Matmul {
     /// Quantizes a (rows, k) matrix into the backend's own operand form (C4, C5). What that did to
     /// the values is written to `counts` if it is asked for: a device may have to be waited for.
     ///
+    /// Where the settings ask for row scales, the operand keeps them until it gets other contents:
+    /// [`matmul_resident`](Self::matmul_resident) multiplies by them, [`export`](Self::export)
+    /// writes them.
+    ///
     /// # Errors
     /// As [`Quantizer::quantize`].
     fn quantize_resident(
@@ -106,7 +110,9 @@ pub trait Resident: Quantizer + Matmul {
         counts: Option<&mut QuantCounts>,
     ) -> Result<(), Error>;
 
-    /// Multiplies an operand in the backend's own form (C6).
+    /// Multiplies an operand in the backend's own form (C6). An operand that was quantized with row
+    /// scales brings them along: the epilogue need not have them, and if it does, its own are
+    /// taken.
     ///
     /// # Errors
     /// As [`Matmul::matmul`].
@@ -119,7 +125,7 @@ pub trait Resident: Quantizer + Matmul {
     ) -> Result<Paths, Error>;
 
     /// Writes an operand as packed codes and row-major scales, for a mixed pair whose matmul is
-    /// another backend's.
+    /// another backend's; its row scales too, if it has them and `out` has room.
     ///
     /// # Errors
     /// A shape that does not fit, or a device failure.

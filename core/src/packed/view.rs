@@ -188,6 +188,11 @@ impl<'a> PackedMut<'a> {
         (self.codes, self.scales)
     }
 
+    /// All codes, all scale bytes, and the row scales if there is room for them.
+    pub fn parts(&mut self) -> (&mut [u8], &mut [u8], Option<&mut [f32]>) {
+        (self.codes, self.scales, self.row_scales.as_deref_mut())
+    }
+
     /// The code bytes and the scale bytes of row `i`.
     ///
     /// # Panics

@@ -139,9 +139,23 @@ pub(crate) fn scale_rules() -> impl TypedValueParser<Value = ScaleRule> {
     named(ScaleRule::ALL.map(ScaleRule::name))
 }
 
-/// How activations are quantized, by name.
+/// What `--activation-scale` says of row scales.
+pub(crate) const ROW: &str = "row";
+
+/// `--activations`: how activations are quantized, by name. Row scales are a scale, and asked for
+/// as one.
 pub(crate) fn activations() -> impl TypedValueParser<Value = ActivationEncoding> {
-    named(ActivationEncoding::ALL.map(ActivationEncoding::name))
+    let values = ActivationEncoding::ALL.map(|activations| {
+        let rows = activations == ActivationEncoding::OwnRowScales;
+        PossibleValue::new(activations.name()).hide(rows)
+    });
+    PossibleValuesParser::new(values).try_map(|name| match name.parse() {
+        Ok(ActivationEncoding::OwnRowScales) => {
+            Err(format!("`{name}` is asked for by --activation-scale {ROW}"))
+        }
+        Ok(activations) => Ok(activations),
+        Err(error) => Err(error.to_string()),
+    })
 }
 
 /// One of these names of values of a type; the help lists them.

@@ -14,7 +14,7 @@ use std::process::ExitCode;
 use anyhow::{Context, Result, bail, ensure};
 use quant_linear::atomic::Kind;
 use quant_linear::calibrate::{Observed, Recorder};
-use quant_linear::checkpoint::{Checkpoint, TensorSource, list};
+use quant_linear::checkpoint::{Checkpoint, list};
 use quant_linear::model::values::Values;
 use quant_linear_models::calibrate::{Runner, Sizes};
 use serde_json::json;

@@ -31,7 +31,7 @@ error with tensor and coordinate; --allow-changed takes it.
 again in those that have them (gpt-oss, mlx, gguf). What the config says of activations and of the
 cache of keys and values goes along, or a note says that it does not. Native states quantize the
 activations of the source's layers to mxint8 where the source does not quantize them to FP4, unless
---activations asks for another encoding. A folder keeps its other files, its config.json gets the
+--activations or --activation-scale row asks for another encoding. A folder keeps its other files, its config.json gets the
 block that the target's loader needs; beside a single OUT.safetensors it is OUT.config.json.";
 
 /// Arguments of `fp4 convert`.
@@ -52,6 +52,9 @@ pub(crate) struct Args {
     /// [default: as the source means it].
     #[arg(long, value_parser = args::activations())]
     activations: Option<ActivationEncoding>,
+    /// Give each row of the activations its own global scale, for NVFP4 and --to native.
+    #[arg(long, value_name = "row", value_parser = [args::ROW], conflicts_with = "activations")]
+    activation_scale: Option<String>,
     /// Refuse values that differ by roundings.
     #[arg(long)]
     exact: bool,
@@ -104,13 +107,18 @@ fn told(error: quant_linear::Error) -> anyhow::Error {
 /// Bad input, what the target cannot hold, or an I/O error; the output is then as it was before.
 pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     let input = args.source.open(&args.input)?;
+    let activations = match args.activation_scale {
+        Some(_) => Some(ActivationEncoding::OwnRowScales),
+        None => args.activations,
+    };
     ensure!(
-        args.activations.is_none() || args.to.name() == Native.name(),
-        "--activations is for --to native: what layers of {} do is what the config of the source \
+        activations.is_none() || args.to.name() == Native.name(),
+        "--{} is for --to native: what layers of {} do is what the config of the source \
          says; convert without it",
+        if args.activation_scale.is_some() { "activation-scale" } else { "activations" },
         args.to.name()
     );
-    let asked = LoadOptions { activations: args.activations, ..args.source.options() };
+    let asked = LoadOptions { activations, ..args.source.options() };
     let layers = args::find(&input, &asked)?;
     let one_file = one_file(&args.output)?;
     let gguf = args.to.name() == "gguf";
@@ -183,6 +191,7 @@ fn settings(args: &Args) -> stream::Settings {
         ("--to", args.to.name().to_string()),
         ("--format", format),
         ("--activations", activations.to_string()),
+        ("--activation-scale", args.activation_scale.as_deref().unwrap_or("as it is").to_string()),
         ("--exact", args.exact.to_string()),
         ("--allow-changed", args.allow_changed.to_string()),
     ];

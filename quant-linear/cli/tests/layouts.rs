@@ -413,7 +413,7 @@ fn activations_that_are_not_quantized_become_mxint8_and_that_is_said() {
     let args = ["convert", &gpt_oss, text(&out), "--to", "gguf", "--activations", "fp4"];
     fails(&args, &["--activations is for --to native", "gguf", "convert without it"]);
     let out = folder.path().join("c");
-    let args = ["convert", &gpt_oss, text(&out), "--to", "native", "--activations", "fp4-rows"];
+    let args = ["convert", &gpt_oss, text(&out), "--to", "native", "--activation-scale", "row"];
     fails(&args, &["cannot quantize activations to fp4-rows"]);
     assert!(!out.exists());
 }

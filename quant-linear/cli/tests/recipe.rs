@@ -258,9 +258,90 @@ fn what_activations_are_quantized_to_is_in_state_report_recipe_and_copies() {
     // Without, the file is as it always was; row scales are NVFP4's.
     ok(&[&args[..4], &["-o", &to("own")]].concat());
     assert!(!read(&folder.at("own")).contains_key("a.activation_encoding"));
-    ok(&[&args[..], &["fp4-rows", "-o", &to("rows")]].concat());
-    assert_eq!(layer(&folder.at("rows"), "narrow").activations().byte(), 2);
-    let mxfp4 = ["quantize", &input, "--format", "mxfp4", "--activations", "fp4-rows"];
-    fails(&[&mxfp4[..], &["-o", &to("no")]].concat(), &["fp4-rows", "nvfp4"]);
     fails(&[&args[..], &["int8", "-o", &to("no")]].concat(), &["int8", "mxint8"]);
+}
+
+#[test]
+fn row_scales_are_an_activation_scale_on_the_command_line_and_in_recipes() {
+    let folder = Folder::new();
+    let tensors = [
+        random("a.weight", Dtype::F32, &[16, 64], 7),
+        random("narrow.weight", Dtype::F32, &[8, 48], 8),
+    ];
+    write(&folder.at("in"), &tensors);
+    let (input, to) = (folder.arg("in"), |name: &str| folder.arg(name));
+    let args = ["quantize", &input, "--format", "nvfp4"];
+    let (rows, record) = (to("rows"), to("record"));
+    let row = ["--activation-scale", "row"];
+    let more = ["-o", &rows, "--write-recipe", &record];
+    let done = json(&[&args[..], &row, &more].concat());
+    assert_eq!(done["activations"], "fp4-rows");
+    assert_eq!(layer(&folder.at("rows"), "narrow").activations().byte(), 2);
+    assert_eq!(json(&["inspect", &rows])["layers"][0]["activations"], "fp4-rows");
+    let recipe = fs::read_to_string(folder.at("record")).unwrap();
+    assert!(recipe.contains(r#""activation_scale": "row""#), "{recipe}");
+    assert!(recipe.contains(r#""activations": "fp4""#), "{recipe}");
+    ok(&["quantize", &input, "-o", &to("again"), "--recipe", &record]);
+    assert_eq!(fs::read(folder.at("again")).unwrap(), fs::read(folder.at("rows")).unwrap());
+
+    // A rule's scale is its own; left out, it is that of the options, where the format is theirs.
+    let by = |name: &str, options: &[&str], rule: &str| {
+        let text = format!("[[rules]]\nmatch = \"*\"\n{rule}\n");
+        fs::write(folder.at("recipe"), text).unwrap();
+        let recipe = ["-o", &to(name), "--recipe", &to("recipe")];
+        [&["quantize", &input][..], options, &recipe]
+            .concat()
+            .iter()
+            .map(|a| (*a).to_owned())
+            .collect::<Vec<_>>()
+    };
+    fn strs(args: &[String]) -> Vec<&str> {
+        args.iter().map(String::as_str).collect()
+    }
+    let with_rows = ["--format", "nvfp4", "--activation-scale", "row"];
+    for (i, (options, rule, expected)) in [
+        (&[][..], "format = \"nvfp4\"\nactivation_scale = \"row\"", 2),
+        (&with_rows, "format = \"nvfp4\"", 2),
+        (&with_rows, "activations = \"fp4\"", 2),
+        (&with_rows, "activation_scale = 0.25", 0),
+        (&with_rows, "format = \"mxfp4\"", 0),
+        (&with_rows, "activations = \"mxint8\"", 1),
+        (&["--format", "nvfp4", "--activations", "mxint8"], "activation_scale = 0.5", 1),
+        (&["--format", "nvfp4", "--activations", "mxint8"], "activation_scale = \"row\"", 2),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let name = format!("out{i}");
+        ok(&strs(&by(&name, options, rule)));
+        assert_eq!(layer(&folder.at(&name), "a").activations().byte(), expected, "{rule}");
+    }
+    for (rule, said) in [
+        ("format = \"mxfp4\"\nactivation_scale = \"row\"", "row scales"),
+        ("activations = \"mxint8\"\nactivation_scale = \"row\"", "leave one of the two out"),
+        ("activations = \"fp4-rows\"", "activation_scale = \"row\""),
+        ("activations = \"int8\"", "expected fp4 or mxint8"),
+        ("activation_scale = \"rows\"", "activation_scale"),
+    ] {
+        fails(&strs(&by("no", &args[2..], rule)), &["rule 1", said]);
+    }
+    // On the command line.
+    let to_no = ["-o", &to("no")];
+    let mxfp4 = ["quantize", &input, "--format", "mxfp4"];
+    fails(&[&mxfp4[..], &row, &to_no].concat(), &["--activation-scale row is for --format nvfp4"]);
+    let both = [&args[..], &row, &["--activations", "mxint8"], &to_no].concat();
+    fails(&both, &["leave one of the two out"]);
+    let old = [&args[..], &["--activations", "fp4-rows"], &to_no].concat();
+    fails(&old, &["fp4-rows", "--activation-scale row"]);
+    let unknown = [&args[..], &["--activation-scale", "rows"], &to_no].concat();
+    fails(&unknown, &["`rows` is no scale", "or `row`"]);
+    // A quantized model gets them by a conversion to itself, and loses them by another.
+    ok(&[&args[..], &["-o", &to("own")]].concat());
+    ok(&["convert", &to("own"), &to("turned"), "--to", "native", "--activation-scale", "row"]);
+    assert_eq!(layer(&folder.at("turned"), "a").activations().byte(), 2);
+    ok(&["convert", &to("turned"), &to("back"), "--to", "native", "--activations", "fp4"]);
+    assert_eq!(layer(&folder.at("back"), "a").activations().byte(), 0);
+    let foreign = ["convert", &to("own"), &to("no"), "--to", "compressed-tensors"];
+    let foreign = [&foreign[..], &row].concat();
+    fails(&foreign, &["--activation-scale is for --to native"]);
 }

@@ -69,8 +69,10 @@ pub(crate) enum Contents {
 pub(crate) struct Warned {
     /// A choice of backend that cannot be honoured, for each role.
     pub(crate) refused: [AtomicBool; 2],
-    /// ActivationEncoding beyond the range of their scale.
-    pub(crate) clipped: AtomicBool,
+    /// Activations beyond the range of their scale.
+    pub(crate) saturated: AtomicBool,
+    /// Groups of activations that became zeros.
+    pub(crate) flushed: AtomicBool,
 }
 
 #[derive(Debug)]
@@ -390,6 +392,12 @@ impl QuantLinear {
     /// Turns counting on or off (off at first): what quantizing the activations did to them, and
     /// the paths that the matmul took. It costs next to nothing on the host; a device is waited
     /// for.
+    ///
+    /// Counted or not, a layer warns once, by its name, where in a call more than
+    /// [`SATURATED_SHARE`](crate::SATURATED_SHARE) of the groups or elements saturate, and once
+    /// where more than [`FLUSHED_SHARE`](crate::FLUSHED_SHARE) of the groups become zeros; of
+    /// activations that stay on a device only if counting is on. Another scale, encoding or
+    /// backend, and a clone, begin anew.
     pub fn set_counting(&mut self, on: bool) {
         self.counters = on.then(Arc::default);
     }

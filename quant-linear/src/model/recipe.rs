@@ -15,7 +15,8 @@
 //! transform_block = 64              # 16, 32, 64 or 128; 32 if left out
 //! scale_rule = "search"             # how block scales are found: a name of `ScaleRule`
 //! global_scale = "auto"             # or a number
-//! activation_scale = 0.1
+//! activation_scale = 0.1            # or "row": each row its own (NVFP4)
+//! activations = "fp4"               # or "mxint8"
 //! ```
 //!
 //! What a rule leaves out is as the options have it; their scales only where the format is theirs.
@@ -87,8 +88,8 @@ pub struct RecipeRule {
     pub global_scale: Option<GlobalScale>,
     /// Global scale of the activations.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub activation_scale: Option<f32>,
-    /// How activations are quantized: a name of [`ActivationEncoding`].
+    pub activation_scale: Option<ActivationScale>,
+    /// How activations are quantized: `fp4` or `mxint8`. Row scales are an `activation_scale`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub activations: Option<String>,
 }
@@ -161,6 +162,24 @@ pub enum GlobalScale {
     Value(f32),
     /// `auto`.
     Word(Auto),
+}
+
+/// A global scale of activations.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum ActivationScale {
+    /// A number, stored.
+    Value(f32),
+    /// `row`.
+    Word(Row),
+}
+
+/// The word `row`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Row {
+    /// Each row's own, by its largest magnitude: [`ActivationEncoding::OwnRowScales`].
+    Row,
 }
 
 /// The word `auto`.
@@ -282,8 +301,15 @@ impl RecipeRule {
                 Some(value) => GlobalScale::Value(value),
                 None => GlobalScale::Word(Auto::Auto),
             }),
-            activation_scale: options.activation_global_scale,
-            activations: Some(options.activations.name().into()),
+            // Where rows have their own, a stored one takes no part.
+            activation_scale: match options.activations {
+                ActivationEncoding::OwnRowScales => Some(ActivationScale::Word(Row::Row)),
+                _ => options.activation_global_scale.map(ActivationScale::Value),
+            },
+            activations: Some(match options.activations {
+                ActivationEncoding::OwnRowScales => ActivationEncoding::Own.name().into(),
+                other => other.name().into(),
+            }),
             ..RecipeRule::default()
         }
     }
@@ -301,6 +327,39 @@ impl RecipeRule {
         })
     }
 
+    /// How activations are quantized, by both settings that say it.
+    fn encoding(&self, given: &DenseOptions, format: Format) -> Result<ActivationEncoding, Error> {
+        use ActivationEncoding::{MxInt8, Own, OwnRowScales};
+        let invalid = |what: &str| Error::from(ModelError::Recipe(what.into()));
+        let named = self.activations.as_ref().map(|name| name.parse::<ActivationEncoding>());
+        let named = named.transpose().map_err(|_| {
+            let got = self.activations.as_deref().unwrap_or_default().escape_debug();
+            invalid(&format!("activations `{got}` are unknown; expected fp4 or mxint8"))
+        })?;
+        if named == Some(OwnRowScales) {
+            return Err(invalid(
+                "activations = \"fp4-rows\" is written activation_scale = \"row\"",
+            ));
+        }
+        // A scale that is left out is as the options have it, where the format is theirs.
+        let rows = match self.activation_scale {
+            Some(ActivationScale::Word(Row::Row)) => true,
+            Some(ActivationScale::Value(_)) => false,
+            None => given.activations == OwnRowScales && format == given.format,
+        };
+        match (named, self.activation_scale) {
+            (Some(MxInt8), Some(ActivationScale::Word(Row::Row))) => Err(invalid(
+                "activation_scale = \"row\" is of fp4 activations, and mxint8 has no such scale; \
+                 leave one of the two out",
+            )),
+            (Some(MxInt8), _) => Ok(MxInt8),
+            (None, None) if given.activations == MxInt8 => Ok(MxInt8),
+            (None, Some(ActivationScale::Value(_))) if given.activations == MxInt8 => Ok(MxInt8),
+            _ if rows => Ok(OwnRowScales),
+            _ => Ok(Own),
+        }
+    }
+
     fn options(&self, given: &DenseOptions) -> Result<Option<DenseOptions>, Error> {
         let invalid = |what: &str| Error::from(ModelError::Recipe(what.into()));
         let format = match self.format {
@@ -315,8 +374,7 @@ impl RecipeRule {
                 .map_err(|e| invalid(&format!("scale_rule is `{name}`: {e}")))?,
             None => given.scale_rule,
         };
-        let activations = self.activations.as_ref().map(|name| name.parse::<ActivationEncoding>());
-        let activations = activations.transpose().map_err(|e| invalid(&e.to_string()))?;
+        let activations = self.encoding(given, format)?;
         let same = |scale: Option<f32>| scale.filter(|_| format == given.format);
         let transform = match (self.transform, self.transform_block) {
             (Some(Transformed::Hadamard), block) => {
@@ -341,8 +399,12 @@ impl RecipeRule {
                 Some(GlobalScale::Word(Auto::Auto)) => None,
                 None => same(given.weight_global_scale),
             },
-            activation_global_scale: self.activation_scale.or(same(given.activation_global_scale)),
-            activations: activations.unwrap_or(given.activations),
+            activation_global_scale: match self.activation_scale {
+                Some(ActivationScale::Value(value)) => Some(value),
+                Some(ActivationScale::Word(Row::Row)) => None,
+                None => same(given.activation_global_scale),
+            },
+            activations,
         };
         options.activations.spec(options.activation_spec()?)?;
         // Judged before anything is read; the amax does not matter to a given scale.

@@ -19,7 +19,7 @@ use fp4_core::backend::erased::{DynResident, Opaque};
 use fp4_core::backend::{Sink, Source};
 use fp4_core::{
     Buffer, Epilogue, Float, FloatSlice, FloatSliceMut, FloatType, MatmulQuery, PackedMatrix,
-    Paths, QuantCounts, QuantizeInput, QuantizeQuery, ScaleSetting,
+    PackedShape, Paths, QuantCounts, QuantizeInput, QuantizeQuery, ScaleSetting,
 };
 
 use crate::error::Error;
@@ -27,6 +27,8 @@ use crate::layer::{ActivationEncoding, Loaded, Prepared, QuantLinear};
 use crate::run::activation::{Activation, Held, Settings};
 use crate::run::device::DeviceTensor;
 use crate::run::routing::{Explanation, Multiplier, Quantizing, Route};
+use crate::run::saturation::Saturation;
+use crate::run::scratch::Operand;
 use fp4_core::FloatVec;
 
 /// Where the activations are.
@@ -258,7 +260,13 @@ impl QuantLinear {
             }
             None => None,
         };
-        let stays = device.filter(|_| q.backend.is_same(m.backend));
+        let stays = match device {
+            Some(device) if q.backend.is_same(m.backend) => {
+                let query = self.query(rows, float_type)?;
+                self.takes_own(loaded, m, &query, float_type).then_some(device)
+            }
+            _ => None,
+        };
         let source = match (x, device) {
             (Input::Device(x), Some(device)) if x.is_on(device) => {
                 Some((device, Source::Resident(&*x.value)))
@@ -284,8 +292,7 @@ impl QuantLinear {
                 if stays.is_some() {
                     Held::Operand(operand)
                 } else {
-                    let mut packed = self.packed(shape);
-                    device.export_dyn(&*operand.value, &mut packed.view_mut())?;
+                    let packed = self.exported(loaded, device, &operand, shape, &mut row_scales)?;
                     runtime.scratch().give_operand(operand);
                     Held::Packed(packed)
                 }
@@ -302,11 +309,47 @@ impl QuantLinear {
             }
             (None, None) => return Err(Error::OnHost),
         };
-        self.count_quantized(&counts, loaded);
+        self.count_quantized(&counts, loaded, input.as_ref().map(QuantizeInput::x));
         let settings = Settings::of(loaded);
         let activation =
             Activation::new(held, runtime.clone(), settings, [rows, shape.k()], float_type);
         Ok(activation.with_row_scales(row_scales))
+    }
+
+    /// Whether a backend multiplies its own operands with all of the layer's epilogue: always, but
+    /// where the operand has row scales, which are then not to be had outside.
+    fn takes_own(
+        &self,
+        loaded: &Loaded,
+        m: &Multiplier<'_>,
+        query: &QuantizeQuery,
+        output: FloatType,
+    ) -> bool {
+        if !loaded.quantized_by.row_scales() {
+            return true;
+        }
+        let query = self.matmul_query(query, output);
+        let all = |q: MatmulQuery| q.with_row_scales(true).with_bias(loaded.bias.is_some());
+        query.is_ok_and(|query| m.role.supports_matmul(&all(query)).is_ok())
+    }
+
+    /// An operand as packed codes, and its row scales if the settings ask for them.
+    fn exported(
+        &self,
+        loaded: &Loaded,
+        device: &Arc<dyn DynResident>,
+        operand: &Operand,
+        shape: PackedShape,
+        row_scales: &mut Vec<f32>,
+    ) -> Result<PackedMatrix, Error> {
+        let mut packed = self.packed(shape);
+        let mut out = packed.view_mut();
+        if loaded.quantized_by.row_scales() {
+            row_scales.resize(shape.rows(), 0.0);
+            out = out.with_row_scales(row_scales)?;
+        }
+        device.export_dyn(&*operand.value, &mut out)?;
+        Ok(packed)
     }
 
     /// The second half: multiplies by `m`, and adds the bias here where `m` does not.
@@ -317,20 +360,46 @@ impl QuantLinear {
         m: &Multiplier<'_>,
         out: Output<'_>,
     ) -> Result<Paths, Error> {
-        let row_scales = loaded.quantized_by.row_scales().then(|| x.row_scales());
+        let query = self.query(x.rows(), x.float_type())?;
+        let scaled = loaded.quantized_by.row_scales();
+        // What leaves its backend does so here, with its row scales.
+        let (moved, mut moved_scales);
+        let (held, row_scales) = match x.held()? {
+            Held::Operand(operand)
+                if operand.backend.is_same(m.backend)
+                    && self.takes_own(loaded, m, &query, out.float_type()) =>
+            {
+                (x.held()?, None)
+            }
+            Held::Operand(operand) => {
+                let device = operand.backend.as_resident().ok_or(Error::OnHost)?;
+                let shape = loaded.quantized_by.shape(x.rows(), x.k())?;
+                moved_scales = Vec::new();
+                moved = Held::Packed(self.exported(
+                    loaded,
+                    device,
+                    operand,
+                    shape,
+                    &mut moved_scales,
+                )?);
+                (&moved, scaled.then_some(&moved_scales[..]))
+            }
+            held @ Held::Packed(_) => (held, scaled.then(|| x.row_scales())),
+        };
+        // With an operand's own row scales all of the epilogue is the backend's.
+        let own = scaled && row_scales.is_none();
         let epilogue = Epilogue::new(loaded.alpha()?)
             .with_row_scales(row_scales)
             .with_bias(loaded.bias.as_deref());
-        let query = self.query(x.rows(), x.float_type())?;
         let query = self.matmul_query(&query, out.float_type())?.with_epilogue(&epilogue);
         let alpha_alone = row_scales.is_none() && loaded.bias.is_none();
-        if alpha_alone || m.role.supports_matmul(&query).is_ok() {
-            return self.multiply_by(loaded, x, m, epilogue, out);
+        if own || alpha_alone || m.role.supports_matmul(&query).is_ok() {
+            return self.multiply_by(loaded, held, x.rows(), m, epilogue, out);
         }
         // alpha = 1 in f32 is the exact sum rounded once, where C6's last steps begin.
         let mut sums = vec![0f32; self.outputs(x.rows())?];
         let host = Output::Host(f32::wrap_mut(&mut sums));
-        let paths = self.multiply_by(loaded, x, m, Epilogue::new(1.0), host)?;
+        let paths = self.multiply_by(loaded, held, x.rows(), m, Epilogue::new(1.0), host)?;
         match out {
             Output::Host(out) => finish_sums(&sums, self.out_features(), epilogue, out),
             Output::Device(owner, value, ty) => {
@@ -342,18 +411,19 @@ impl QuantLinear {
         Ok(paths)
     }
 
+    /// Multiplies rows that are packed, or in the form of `m`'s backend.
     fn multiply_by(
         &self,
         loaded: &Loaded,
-        x: &Activation,
+        held: &Held,
+        rows: usize,
         m: &Multiplier<'_>,
         epilogue: Epilogue<'_>,
         out: Output<'_>,
     ) -> Result<Paths, Error> {
         let weight = loaded.weight.on(self.runtime().backends(), m)?;
         // In the backend's own form: nothing crosses.
-        let exported;
-        let packed = match (x.held()?, &*weight) {
+        let packed = match (held, &*weight) {
             (Held::Operand(operand), Prepared::Device(device, linear))
                 if operand.backend.is_same(m.backend) =>
             {
@@ -366,7 +436,7 @@ impl QuantLinear {
                         Ok(linear.matmul_dyn(&*operand.value, epilogue, sink)?)
                     }
                     Output::Device(owner, value, ty) => self.through_host(
-                        x.rows(),
+                        rows,
                         |host| {
                             Ok(linear.matmul_dyn(&*operand.value, epilogue, Sink::Host(host))?)
                         },
@@ -375,13 +445,7 @@ impl QuantLinear {
                 };
             }
             (Held::Packed(packed), _) => packed,
-            (Held::Operand(operand), _) => {
-                let device = operand.backend.as_resident().ok_or(Error::OnHost)?;
-                let mut packed = self.packed(loaded.quantized_by.shape(x.rows(), x.k())?);
-                device.export_dyn(&*operand.value, &mut packed.view_mut())?;
-                exported = packed;
-                &exported
-            }
+            (Held::Operand(_), _) => return Err(Error::OnHost),
         };
         match (&*weight, out) {
             (Prepared::Device(device, linear), Output::Device(owner, value, ty))
@@ -397,7 +461,7 @@ impl QuantLinear {
             }
             (weight, Output::Host(out)) => Ok(weight.matmul(packed.view(), epilogue, out)?),
             (weight, Output::Device(owner, value, ty)) => self.through_host(
-                x.rows(),
+                rows,
                 |host| Ok(weight.matmul(packed.view(), epilogue, host)?),
                 (owner, value, ty),
             ),
@@ -488,27 +552,18 @@ impl QuantLinear {
         }
     }
 
-    /// Adds to the counters, if they are on; warns of clipped activations, once.
-    fn count_quantized(&self, counts: &QuantCounts, loaded: &Loaded) {
+    /// Adds to the counters, if they are on; warns of activations that saturate or vanish, once of
+    /// each. `x` are the values, where they are on the host.
+    fn count_quantized(&self, counts: &QuantCounts, loaded: &Loaded, x: Option<FloatSlice<'_>>) {
         if let Some(counters) = &self.counters {
             counters.add_quantized(counts);
         }
-        if counts.clipped > 0 && !self.warned.clipped.swap(true, Relaxed) {
-            let who = self.prefix();
-            // What has no stored global scale is clipped at the end of f32's own range.
-            let why = match loaded.activations {
-                ActivationEncoding::Own => format!(
-                    "the activation global scale {:e} does not reach them, a larger one does",
-                    loaded.spec.global_scale()
-                ),
-                other => format!("{other} reaches to the end of f32, where they were"),
-            };
-            log::warn!(
-                "{who}{} of {} activations were clipped, infinities to finite values among them: \
-                 {why}; this is said once, `set_counting` counts",
-                counts.clipped,
-                counts.elements
-            );
+        let Saturation { saturated, flushed } = Saturation::of(counts);
+        if saturated && !self.warned.saturated.swap(true, Relaxed) {
+            log::warn!("{}{}", self.prefix(), Saturation::told(counts, loaded, x));
+        }
+        if flushed && !self.warned.flushed.swap(true, Relaxed) {
+            log::warn!("{}{}", self.prefix(), Saturation::told_flushed(counts, loaded));
         }
     }
 

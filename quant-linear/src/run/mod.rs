@@ -8,6 +8,7 @@
 //! | [`activation`] | activations quantized once for several layers |
 //! | [`device`] | tensors in a backend's memory |
 //! | [`counters`] | what quantization did, and which paths ran |
+//! | [`saturation`] | when what it did deserves a warning, and what mends it |
 
 pub(crate) mod activation;
 pub(crate) mod counters;
@@ -15,6 +16,7 @@ pub(crate) mod device;
 pub(crate) mod forward;
 pub mod routing;
 pub(crate) mod runtime;
+pub(crate) mod saturation;
 mod scratch;
 
 pub(crate) use routing::{Multiplier, Routing};

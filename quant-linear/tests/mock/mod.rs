@@ -38,6 +38,8 @@ pub(crate) struct MockDevice {
     pub(crate) refuse: Option<Format>,
     /// True if the quantizer refuses everything.
     pub(crate) refuse_quantize: bool,
+    /// True if the matmul multiplies by alpha and does no more.
+    pub(crate) alpha_alone: bool,
 }
 
 pub(crate) const MOCK: &str = "mock-device";
@@ -83,6 +85,9 @@ impl Matmul for MockDevice {
     type Prepared<B: Packed> = MockWeight;
 
     fn supports_matmul(&self, query: &MatmulQuery) -> Result<(), Unsupported> {
+        if self.alpha_alone && (query.row_scales || query.bias) {
+            return Err(Unsupported::RowScales);
+        }
         match self.refuse {
             Some(format) if query.b == format.into() => {
                 Err(Unsupported::Format { scale: format.scale_type(), group: format.group() })
@@ -124,24 +129,27 @@ impl Matmul for MockDevice {
     }
 }
 
+/// A quantized activation on the device, with its row scales if it has any.
+pub(crate) struct MockOperand(PackedMatrix, Option<Vec<f32>>);
+
 /// Dense values on the device.
 pub(crate) struct MockTensor(FloatVec);
 
 impl Resident for MockDevice {
     type Tensor = MockTensor;
-    type Operand = PackedMatrix;
+    type Operand = MockOperand;
     type Transform = StoredTransform;
 
     fn empty_tensor(&self) -> Result<MockTensor, Error> {
         Ok(MockTensor(FloatVec::zeros(FloatType::F32, 0)))
     }
 
-    fn operand_bytes(&self, operand: &PackedMatrix) -> usize {
-        operand.allocated_bytes()
+    fn operand_bytes(&self, operand: &MockOperand) -> usize {
+        operand.0.allocated_bytes()
     }
 
-    fn empty_operand(&self) -> Result<PackedMatrix, Error> {
-        Ok(PackedMatrix::zeros(QuantSpec::usual(Format::MxFp4).shape(0, 0)?))
+    fn empty_operand(&self) -> Result<MockOperand, Error> {
+        Ok(MockOperand(PackedMatrix::zeros(QuantSpec::usual(Format::MxFp4).shape(0, 0)?), None))
     }
 
     fn upload(&self, x: FloatSlice<'_>, to: &mut MockTensor) -> Result<(), Error> {
@@ -166,7 +174,7 @@ impl Resident for MockDevice {
         [rows, k]: [usize; 2],
         spec: &QuantSpec,
         transform: Option<&StoredTransform>,
-        out: &mut PackedMatrix,
+        out: &mut MockOperand,
         counts: Option<&mut QuantCounts>,
     ) -> Result<(), Error> {
         let x = match x {
@@ -177,9 +185,15 @@ impl Resident for MockDevice {
             Source::Resident(t) => t.0.as_slice(),
         };
         let transform = transform.map(|t| t.view().expect("checked when built"));
-        out.reshape(spec.shape(rows, k)?);
+        let MockOperand(packed, row_scales) = out;
+        packed.reshape(spec.shape(rows, k)?);
+        *row_scales = spec.row_scales().then(|| vec![0.0; rows]);
         let input = QuantizeInput::new(x, rows, k, spec)?.with_transform(transform)?;
-        let counted = reference::quantize(&input, &mut out.view_mut())?;
+        let mut to = packed.view_mut();
+        if let Some(row_scales) = row_scales {
+            to = to.with_row_scales(row_scales)?;
+        }
+        let counted = reference::quantize(&input, &mut to)?;
         if let Some(counts) = counts {
             *counts = counted;
         }
@@ -188,11 +202,12 @@ impl Resident for MockDevice {
 
     fn matmul_resident<B: Packed>(
         &self,
-        a: &PackedMatrix,
+        MockOperand(a, own): &MockOperand,
         b: &MockWeight,
         epilogue: Epilogue<'_>,
         out: Sink<'_, MockTensor>,
     ) -> Result<Paths, Error> {
+        let epilogue = epilogue.with_row_scales(epilogue.row_scales.or(own.as_deref()));
         let outputs = a.shape().rows() * b.0.shape().rows();
         match out {
             Sink::Host(out) => {
@@ -207,13 +222,25 @@ impl Resident for MockDevice {
         Ok(Paths::new(outputs as u64, 0, 0))
     }
 
-    fn export(&self, from: &PackedMatrix, out: &mut PackedMut<'_>) -> Result<(), Error> {
+    fn export(
+        &self,
+        MockOperand(from, own): &MockOperand,
+        out: &mut PackedMut<'_>,
+    ) -> Result<(), Error> {
         self.transfers.to_host.fetch_add(1, SeqCst);
+        if let (Some(to), Some(own)) = (out.row_scales_mut(), own) {
+            to.copy_from_slice(own);
+        }
         out.copy_from(from.view())
     }
 
-    fn import(&self, from: PackedView<'_>, to: &mut PackedMatrix) -> Result<(), Error> {
+    fn import(
+        &self,
+        from: PackedView<'_>,
+        MockOperand(to, own): &mut MockOperand,
+    ) -> Result<(), Error> {
         self.transfers.to_device.fetch_add(1, SeqCst);
+        *own = None;
         to.reshape(from.shape());
         to.view_mut().copy_from(from)
     }

@@ -22,7 +22,7 @@ use fp4_core::QuantSpec;
 
 use super::{Neon, NeonDotprod, NeonI8mm};
 use crate::counts::Groups;
-use crate::quantize::{Encode, FloatValue, int8};
+use crate::quantize::{self, Encode, FloatValue, int8};
 
 /// Ties to even: the same at every level.
 macro_rules! encode {
@@ -40,6 +40,10 @@ macro_rules! encode {
                 ) {
                     // SAFETY: the token proves NEON.
                     unsafe { run(y, spec, given, scales, codes, groups) }
+                }
+
+                fn largest(&self, y: &[f32]) -> u32 {
+                    quantize::largest(y)
                 }
 
                 fn run_int8(

@@ -87,11 +87,12 @@ pub(crate) struct Args {
     /// Global scale of the weights: `auto` (by the scale rule) or a number.
     #[arg(long, value_name = "auto|VALUE", default_value = "auto", allow_hyphen_values = true)]
     global_scale: GlobalScale,
-    /// Global scale of the activations, a stored constant [default: MXFP4 1/3, NVFP4 0.1].
-    #[arg(long, value_name = "VALUE", value_parser = parse_scale, allow_hyphen_values = true)]
-    activation_scale: Option<f32>,
-    /// How a layer quantizes its activations: in the format of its weight, in MXINT8 (8 bits, next
-    /// to no loss), or in NVFP4 with a global scale for each row.
+    /// Global scale of the activations: a number, stored, or `row`: each row's own, from its
+    /// largest magnitude (NVFP4), which fits uncalibrated [default: MXFP4 1/3, NVFP4 0.1].
+    #[arg(long, value_name = "row|VALUE", allow_hyphen_values = true)]
+    activation_scale: Option<ActivationScale>,
+    /// How a layer quantizes its activations: in the format of its weight, or in MXINT8 (8 bits,
+    /// next to no loss).
     #[arg(long, value_parser = args::activations(), default_value = ActivationEncoding::Own.name())]
     activations: ActivationEncoding,
     /// The backend that quantizes, by its name in `fp4 demo` [default: the fastest]. All give the
@@ -154,6 +155,24 @@ impl FromStr for GlobalScale {
     }
 }
 
+/// `--activation-scale`.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum ActivationScale {
+    Row,
+    Value(f32),
+}
+
+impl FromStr for ActivationScale {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if text == args::ROW {
+            return Ok(ActivationScale::Row);
+        }
+        parse_scale(text).map(ActivationScale::Value).map_err(|e| format!("{e}, or `row`"))
+    }
+}
+
 fn parse_scale(text: &str) -> Result<f32, String> {
     let value = text.parse::<f32>().ok().filter(|v| v.is_finite() && *v > 0.0);
     value.ok_or_else(|| format!("`{text}` is no scale; give a finite f32 number above 0"))
@@ -181,6 +200,14 @@ impl Args {
         Ok((self.transform == TransformArg::Hadamard).then_some(block))
     }
 
+    /// How activations are quantized.
+    fn encoding(&self) -> ActivationEncoding {
+        match self.activation_scale {
+            Some(ActivationScale::Row) => ActivationEncoding::OwnRowScales,
+            _ => self.activations,
+        }
+    }
+
     /// What decides the bytes of the output beside the input and the headers of its files.
     fn settings(&self, plan: &Plan, request: &Request) -> stream::Settings {
         let bits = |scale: f32| format!("{scale:e}");
@@ -196,7 +223,14 @@ impl Args {
                     GlobalScale::Value(value) => bits(value),
                 },
             ),
-            ("--activation-scale", self.activation_scale.map_or("default".into(), bits)),
+            (
+                "--activation-scale",
+                match self.activation_scale {
+                    None => "default".into(),
+                    Some(ActivationScale::Row) => args::ROW.into(),
+                    Some(ActivationScale::Value(value)) => bits(value),
+                },
+            ),
             ("--activations", self.activations.to_string()),
         ];
         // Of square matrices no header tells.
@@ -222,6 +256,13 @@ impl Args {
         self.scale_rule
             .expect_for(format.scale_type())
             .with_context(|| format!("--scale-rule does not suit --format {format}"))?;
+        let rows = self.encoding() == ActivationEncoding::OwnRowScales;
+        ensure!(
+            !rows || self.activations == ActivationEncoding::Own,
+            "--activation-scale row is of fp4 activations, and --activations {} has no such scale; \
+             leave one of the two out",
+            self.activations
+        );
         let options = DenseOptions {
             scale_rule: self.scale_rule,
             transform: block.map(StoredTransform::hadamard).transpose()?,
@@ -229,16 +270,19 @@ impl Args {
                 GlobalScale::Auto => None,
                 GlobalScale::Value(value) => Some(value),
             },
-            activation_global_scale: self.activation_scale,
-            activations: self.activations,
+            activation_global_scale: match self.activation_scale {
+                Some(ActivationScale::Value(value)) => Some(value),
+                _ => None,
+            },
+            activations: self.encoding(),
             ..DenseOptions::new(format)
         };
         // Judged before anything is read; the amax does not matter to a given scale.
         let weight = options.weight_spec(1.0).context("--global-scale does not suit the format")?;
         let activation =
             options.activation_spec().context("--activation-scale does not suit the format")?;
-        let by = self.activations.spec(activation);
-        by.context("--activations fp4-rows is for --format nvfp4")?;
+        let by = self.encoding().spec(activation);
+        by.context("--activation-scale row is for --format nvfp4")?;
         if !options.needs_amax() {
             check_product(weight.global_scale(), options.activation_factor()?)
                 .map_err(|error| told::error(error.into()))?;

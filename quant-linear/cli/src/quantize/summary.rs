@@ -65,7 +65,7 @@ impl Summary {
             "transform": transform,
             "transform_block": block,
             "scale_rule": args.scale_rule.name(),
-            "activations": args.activations.name(),
+            "activations": args.encoding().name(),
             "global_scale": match args.global_scale {
                 GlobalScale::Auto => json!("auto"),
                 GlobalScale::Value(value) => json!(value),

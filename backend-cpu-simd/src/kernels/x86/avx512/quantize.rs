@@ -30,7 +30,7 @@ use crate::counts::{GROUPS, Groups};
 use crate::kernels::x86::quantize_int8;
 use crate::kernels::x86::scales::{clears, scales};
 use crate::matmul::Kernels;
-use crate::quantize::{Encode, FloatValue, RUN};
+use crate::quantize::{self, Encode, FloatValue, RUN};
 
 /// Ties to even.
 impl Encode for Avx512 {
@@ -45,6 +45,13 @@ impl Encode for Avx512 {
     ) {
         // SAFETY: the token proves the features.
         unsafe { run(y, spec, given, scales, codes, groups) }
+    }
+
+    fn largest(&self, y: &[f32]) -> u32 {
+        self.enter(
+            #[inline(always)]
+            || quantize::largest(y),
+        )
     }
 
     fn run_int8(&self, y: &[f32], scales: &mut [u8], elements: &mut [u8]) -> bool {

@@ -20,6 +20,10 @@ impl Encode for AvxVnni {
         self.0.run(y, spec, given, scales, codes, groups);
     }
 
+    fn largest(&self, y: &[f32]) -> u32 {
+        self.0.largest(y)
+    }
+
     fn run_int8(&self, y: &[f32], scales: &mut [u8], elements: &mut [u8]) -> bool {
         self.0.run_int8(y, scales, elements)
     }
