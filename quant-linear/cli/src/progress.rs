@@ -23,6 +23,7 @@ pub(crate) fn bar(total: u64, quiet: bool) -> ProgressBar {
 }
 
 /// A bar of `total` steps; hidden as [`bar`] is.
+#[cfg(feature = "calibrate")]
 pub(crate) fn steps(total: u64, quiet: bool) -> ProgressBar {
     let bar = bar(total, quiet);
     if let Ok(style) = ProgressStyle::with_template("{bar:30} {pos}/{len} {eta} left {wide_msg}") {

@@ -2,6 +2,7 @@
 
 use crate::checkpoint::Arrangement;
 use crate::error::Error;
+use crate::layer::DenseOptions;
 use crate::model::plan::Weight;
 use crate::model::quantize::{Engine, Observer, Outcome};
 use crate::model::stream::Sink;
@@ -11,6 +12,19 @@ use crate::model::stream::Sink;
 pub enum Pipeline {}
 
 impl Pipeline {
+    /// What decides the bytes that it makes.
+    pub fn settings(&self) -> Vec<(String, String)> {
+        match *self {}
+    }
+
+    /// Checks the settings against each other.
+    ///
+    /// # Errors
+    /// None.
+    pub fn check(&self, _: &DenseOptions) -> Result<(), Error> {
+        match *self {}
+    }
+
     pub(super) fn transform_shape(&self, _: usize) -> Option<(fp4_core::FloatType, Vec<usize>)> {
         match *self {}
     }

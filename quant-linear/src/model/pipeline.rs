@@ -332,7 +332,11 @@ impl Engine<'_> {
         let Work { weight, pipeline, k, .. } = *work;
         let Pipeline { block, seed, damping, norm, .. } = *pipeline;
         match (pipeline.transform, gram) {
-            (TransformKind::Identity, _) => BlockTransform::identity(k, GroupSize::G16),
+            // A rule of a recipe may have one of its own.
+            (TransformKind::Identity, _) => match &work.options.transform {
+                Some(stored) => BlockTransform::from_stored(k, stored),
+                None => BlockTransform::identity(k, GroupSize::G16),
+            },
             (TransformKind::Random, _) => BlockTransform::random_orthogonal(k, block, seed),
             // The one that layers without a calibration have.
             (TransformKind::Hadamard, _) => {

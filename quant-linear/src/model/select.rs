@@ -186,6 +186,12 @@ impl<'a> Rule<'a> {
         let exclude = request.exclude.iter().map(|text| Ok((text.clone(), globs(&[text])?)));
         let options = Arc::new(request.options.clone());
         let recipe = request.recipe.as_ref().map(|recipe| recipe.compile(&options)).transpose()?;
+        let made = request.pipeline.as_ref().and_then(|pipeline| pipeline.transform_block());
+        let mut own = recipe.iter().flatten().filter_map(|wanted| wanted.options.as_ref());
+        if made.is_some() && own.any(|options| options.transform.is_some()) {
+            let text = "a rule has a transform, and another is made for all layers; leave one out";
+            return Err(ModelError::Recipe(text.into()).into());
+        }
         Ok(Rule {
             tensors,
             roles: Roles::new(Facts::new(config, tensors))?,

@@ -7,6 +7,8 @@
 //! report   per tensor, worst first; totals                              (summary)
 //! ```
 
+#[cfg(feature = "calibrate")]
+mod calibrated;
 mod help;
 mod row;
 mod summary;
@@ -15,11 +17,13 @@ mod told;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::str::FromStr;
+use std::sync::Arc;
 
 use anyhow::{Context, Result, bail, ensure};
 use fp4_core::{Format, ScaleRule, ScaleType};
 use quant_linear::atomic::{self, Kind};
 use quant_linear::checkpoint::{Checkpoint, Listing, TensorSource, list};
+use quant_linear::model::pipeline::Pipeline;
 use quant_linear::model::plan::Plan;
 use quant_linear::model::quantize::{Engine, Event, check_product};
 use quant_linear::model::recipe::{Recipe, RecipeRule};
@@ -88,8 +92,10 @@ pub(crate) struct Args {
     #[arg(long, value_name = "auto|VALUE", default_value = "auto", allow_hyphen_values = true)]
     global_scale: GlobalScale,
     /// Global scale of the activations: a number, stored, or `row`: each row's own, from its
-    /// largest magnitude (NVFP4), which fits uncalibrated [default: MXFP4 1/3, NVFP4 0.1].
-    #[arg(long, value_name = "row|VALUE", allow_hyphen_values = true)]
+    /// largest magnitude (NVFP4), which fits uncalibrated; with --calib a rule for NVFP4: `amax`,
+    /// `balanced` or `quantile:Q`, each with `*2` behind it for twice the room [default: MXFP4 1/3,
+    /// NVFP4 0.1, with --calib `amax`].
+    #[arg(long, value_name = "row|VALUE|RULE", allow_hyphen_values = true)]
     activation_scale: Option<ActivationScale>,
     /// How a layer quantizes its activations: in the format of its weight, or in MXINT8 (8 bits,
     /// next to no loss).
@@ -109,6 +115,9 @@ pub(crate) struct Args {
     /// Print one JSON object instead of tables, and no progress.
     #[arg(long)]
     json: bool,
+    #[cfg(feature = "calibrate")]
+    #[command(flatten)]
+    calibrated: calibrated::Args,
     #[command(flatten)]
     stream: args::Stream,
 }
@@ -118,9 +127,32 @@ pub(crate) struct Args {
 enum TransformArg {
     /// Weights and activations as they are.
     #[default]
+    #[value(alias = "i")]
     None,
     /// The orthonormal Hadamard matrix, one for all blocks.
+    #[value(alias = "h")]
     Hadamard,
+    /// A random orthogonal matrix, one for all blocks.
+    #[cfg(feature = "calibrate")]
+    #[value(alias = "r")]
+    Random,
+    /// One matrix for each block, made of the second moments of weight and activations (--calib).
+    #[cfg(feature = "calibrate")]
+    Wush,
+}
+
+impl TransformArg {
+    /// Its name.
+    fn name(self) -> &'static str {
+        match self {
+            TransformArg::None => "none",
+            TransformArg::Hadamard => "hadamard",
+            #[cfg(feature = "calibrate")]
+            TransformArg::Random => "random",
+            #[cfg(feature = "calibrate")]
+            TransformArg::Wush => "wush",
+        }
+    }
 }
 
 /// `--experts`.
@@ -160,6 +192,8 @@ impl FromStr for GlobalScale {
 enum ActivationScale {
     Row,
     Value(f32),
+    #[cfg(feature = "calibrate")]
+    Rule(quant_linear::calibrate::ActivationScale),
 }
 
 impl FromStr for ActivationScale {
@@ -169,7 +203,15 @@ impl FromStr for ActivationScale {
         if text == args::ROW {
             return Ok(ActivationScale::Row);
         }
-        parse_scale(text).map(ActivationScale::Value).map_err(|e| format!("{e}, or `row`"))
+        #[cfg(feature = "calibrate")]
+        if let Ok(rule) = text.parse() {
+            return Ok(ActivationScale::Rule(rule));
+        }
+        let more = match cfg!(feature = "calibrate") {
+            true => "`row`, or with --calib `amax`, `balanced` or `quantile:0.9999`",
+            false => "`row`",
+        };
+        parse_scale(text).map(ActivationScale::Value).map_err(|e| format!("{e}, or {more}"))
     }
 }
 
@@ -194,10 +236,27 @@ impl Args {
     fn block(&self) -> Result<Option<usize>> {
         ensure!(
             self.transform != TransformArg::None || self.transform_block.is_none(),
-            "--transform-block is given without --transform hadamard; add that, or leave it out"
+            "--transform-block is given without --transform; add that, or leave it out"
         );
         let block = self.transform_block.unwrap_or(DEFAULT_BLOCK);
-        Ok((self.transform == TransformArg::Hadamard).then_some(block))
+        Ok((self.transform != TransformArg::None).then_some(block))
+    }
+
+    /// How a calibration is used.
+    #[cfg(feature = "calibrate")]
+    fn pipeline(&self) -> Result<Option<Pipeline>> {
+        let rule = match self.activation_scale {
+            Some(ActivationScale::Rule(rule)) => Some(rule),
+            Some(ActivationScale::Row | ActivationScale::Value(_)) => None,
+            None => self.calibrated.calib.as_ref().map(|_| Default::default()),
+        };
+        let block = self.block()?.unwrap_or(DEFAULT_BLOCK);
+        self.calibrated.pipeline(self.transform, block, rule)
+    }
+
+    #[cfg(not(feature = "calibrate"))]
+    fn pipeline(&self) -> Result<Option<Pipeline>> {
+        Ok(None)
     }
 
     /// How activations are quantized.
@@ -214,7 +273,10 @@ impl Args {
         let block = self.block().ok().flatten();
         let mut settings = vec![
             ("--format", self.format.map_or("none", Format::name).to_string()),
-            ("--transform", block.map_or("none".into(), |block| format!("hadamard {block}"))),
+            (
+                "--transform",
+                block.map_or("none".into(), |b| format!("{} {b}", self.transform.name())),
+            ),
             ("--scale-rule", self.scale_rule.to_string()),
             (
                 "--global-scale",
@@ -229,6 +291,8 @@ impl Args {
                     None => "default".into(),
                     Some(ActivationScale::Row) => args::ROW.into(),
                     Some(ActivationScale::Value(value)) => bits(value),
+                    #[cfg(feature = "calibrate")]
+                    Some(ActivationScale::Rule(rule)) => rule.to_string(),
                 },
             ),
             ("--activations", self.activations.to_string()),
@@ -243,7 +307,9 @@ impl Args {
         if let Some(recipe) = &request.recipe {
             settings.push(("--recipe", recipe.to_json()));
         }
-        settings.into_iter().map(|(name, value)| (name.to_string(), value)).collect()
+        let settings = settings.into_iter().map(|(name, value)| (name.to_string(), value));
+        let pipeline = request.pipeline.as_ref().map(|pipeline| pipeline.settings());
+        settings.chain(pipeline.into_iter().flatten()).collect()
     }
 
     fn dense_options(&self, block: Option<usize>) -> Result<DenseOptions> {
@@ -292,8 +358,15 @@ impl Args {
 
     /// What is asked of the library.
     fn request(&self) -> Result<Request> {
-        let options = self.dense_options(self.block()?)?;
+        let pipeline = self.pipeline()?;
+        // A pipeline makes the transform itself.
+        let fixed = if pipeline.is_some() { None } else { self.block()? };
+        let options = self.dense_options(fixed)?;
+        if let Some(pipeline) = &pipeline {
+            pipeline.check(&options).map_err(told::error)?;
+        }
         Ok(Request {
+            pipeline: pipeline.map(Arc::new),
             include: self.include.clone(),
             exclude: self.exclude.clone(),
             recipe: self.recipe.as_ref().map(|path| self.read_recipe(path)).transpose()?,
@@ -326,8 +399,13 @@ impl Args {
     }
 
     /// Checks that a record may be written, before anything else is.
-    fn check_record(&self, folders: &[PathBuf]) -> Result<()> {
+    fn check_record(&self, folders: &[PathBuf], calibrated: bool) -> Result<()> {
         let Some(path) = &self.write_recipe else { return Ok(()) };
+        ensure!(
+            !calibrated,
+            "--write-recipe records no calibration, transform made for a layer or method; leave it \
+             out, and keep the command"
+        );
         output::check(&self.input, folders, path, Kind::File, self.force)
             .context("the record of --write-recipe")?;
         if let Some(output) = &self.output {
@@ -390,7 +468,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
         false => Listing::default(),
     };
     interrupt::clean_up()?;
-    args.check_record(&listing.real)?;
+    args.check_record(&listing.real, request.pipeline.is_some())?;
     let output = args.output.as_deref().filter(|_| !args.dry_run);
     if let Some(output) = output {
         let kind = if input.is_folder() { Kind::Folder } else { Kind::File };

@@ -10,7 +10,7 @@ use quant_linear::ActivationEncoding;
 use quant_linear::model::difference::Difference;
 use quant_linear::model::groups::{Figures, Groups};
 use quant_linear::model::plan::Weight;
-use quant_linear::model::quantize::{Outcome, Warning};
+use quant_linear::model::quantize::{LayerLoss, Outcome, Warning};
 
 use super::summary::put_figures;
 use crate::report;
@@ -43,6 +43,8 @@ pub(super) struct Row {
     pub(super) figures: Figures,
     not_finite_weights: u64,
     warned: Option<Warning>,
+    /// What the layer loses, on the sample rows of a calibration.
+    pub(super) losses: BTreeMap<usize, LayerLoss>,
 }
 
 impl Row {
@@ -68,6 +70,7 @@ impl Row {
             figures: Figures::default(),
             not_finite_weights: 0,
             warned: None,
+            losses: BTreeMap::new(),
         }
     }
 
@@ -80,6 +83,9 @@ impl Row {
 
     /// Adds what became of a weight.
     pub(super) fn add(&mut self, expert: Option<usize>, outcome: Outcome) {
+        if let Some(loss) = outcome.loss {
+            self.losses.insert(expert.unwrap_or(0), loss);
+        }
         self.done.insert(expert.unwrap_or(0), (outcome.difference, outcome.global_scale));
         self.not_finite_weights += outcome.not_finite_weights;
         self.warned = self.warned.or(outcome.warning);
@@ -145,6 +151,11 @@ impl Row {
         ]
     }
 
+    /// The tensor and what its layer loses.
+    pub(super) fn losses(&self) -> Option<[String; 5]> {
+        mean(self.losses.values()).map(|loss| loss_line(&self.name, loss))
+    }
+
     /// The row of the JSON report.
     pub(super) fn json(&self) -> Value {
         let mut json = json!({
@@ -171,6 +182,36 @@ impl Row {
         json["warning"] = json!(self.warned.map(|warning| warning.to_string()));
         report::put_difference(&mut json, "", &self.difference());
         put_figures(&mut json, &self.figures);
+        if let Some(loss) = mean(self.losses.values()) {
+            json["loss"] = loss_json(loss);
+        }
         json
     }
+}
+
+/// The mean of losses.
+pub(super) fn mean<'l>(losses: impl Iterator<Item = &'l LayerLoss>) -> Option<LayerLoss> {
+    let (mut n, mut sum) = (0u32, LayerLoss { weight: 0.0, layer: 0.0, before: 0.0 });
+    for loss in losses {
+        sum.weight += loss.weight;
+        sum.layer += loss.layer;
+        sum.before += loss.before;
+        n += 1;
+    }
+    let n = f64::from(n);
+    (n > 0.0).then(|| LayerLoss {
+        weight: sum.weight / n,
+        layer: sum.layer / n,
+        before: sum.before / n,
+    })
+}
+
+pub(super) fn loss_json(loss: LayerLoss) -> Value {
+    json!({ "weight": loss.weight, "layer": loss.layer, "before": loss.before })
+}
+
+pub(super) fn loss_line(name: &str, loss: LayerLoss) -> [String; 5] {
+    let share = |loss: f64| format!("{loss:.3e}");
+    let of = format!("{:.3}", loss.layer / loss.before);
+    [name.to_owned(), share(loss.weight), share(loss.layer), share(loss.before), of]
 }

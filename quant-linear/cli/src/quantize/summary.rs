@@ -16,9 +16,9 @@ use quant_linear::layout::STATE_NAMES;
 use quant_linear::model::difference::Difference;
 use quant_linear::model::groups::{Counts, Figures, Groups};
 use quant_linear::model::plan::{Plan, Skipped, UsedUp, Weight};
-use quant_linear::model::quantize::Outcome;
+use quant_linear::model::quantize::{LayerLoss, Outcome};
 
-use super::row::Row;
+use super::row::{Row, loss_json, loss_line, mean};
 use super::{Args, GlobalScale, TransformArg, told};
 
 use crate::report::{self, Page, Stream};
@@ -49,9 +49,10 @@ impl Summary {
     /// The report of a run that is about to start.
     pub(super) fn new(args: &Args, input: &Checkpoint, plan: &Plan) -> Self {
         let block = args.block().ok().flatten();
-        let (transform, domain) = match args.transform {
-            TransformArg::None => ("none", "weight"),
-            TransformArg::Hadamard => ("hadamard", "transformed weight"),
+        let transform = args.transform.name();
+        let domain = match args.transform {
+            TransformArg::None => "weight",
+            _ => "transformed weight",
         };
         let format = args.format.map(Format::name);
         let output = args.output.as_ref().filter(|_| !args.dry_run);
@@ -190,6 +191,9 @@ impl Summary {
         if !self.dry {
             report::put_difference(&mut totals, "", &difference);
             put_figures(&mut totals, &self.groups.figures());
+            if let Some(loss) = self.mean_loss() {
+                totals["mean_loss"] = loss_json(loss);
+            }
         }
         Report {
             head: &self.head,
@@ -212,6 +216,7 @@ impl Summary {
             page.line(format_args!(""))?;
             self.groups_table(page)?;
             page.line(format_args!(""))?;
+            self.losses_table(page)?;
             page.line(format_args!(
                 "error: ||w - dequantized|| / ||w|| (Frobenius), w being the {}; worst first; \
                  quantized by {}",
@@ -295,6 +300,25 @@ impl Summary {
             let none = String::new;
             rows.chain([[name, none(), none(), before, after, relative, db]])
         })
+    }
+
+    fn mean_loss(&self) -> Option<LayerLoss> {
+        mean(self.rows.iter().flat_map(|row| row.losses.values()))
+    }
+
+    /// What layers lose on the sample rows of a calibration, where there is one.
+    fn losses_table(&self, page: &mut Page<'_>) -> io::Result<()> {
+        let Some(all) = self.mean_loss() else { return Ok(()) };
+        let columns = ["tensor", ">loss, weight", ">weight + activations", ">before", ">of before"];
+        page.table(columns, || {
+            let total = loss_line("mean", all);
+            self.rows.iter().filter_map(Row::losses).chain([total])
+        })?;
+        page.line(format_args!(
+            "loss: ||x W^T - y||^2 / ||x W^T||^2 over the sample rows of the calibration; before: \
+             rounded to nearest, with no transform"
+        ))?;
+        page.line(format_args!(""))
     }
 
     fn groups_table(&self, page: &mut Page<'_>) -> io::Result<()> {

@@ -50,6 +50,10 @@ struct Model {
     /// A GGUF file, or a Hugging Face folder, of a Llama model; dense or FP4 of any layout
     #[arg(value_name = "MODEL")]
     path: PathBuf,
+    /// A .safetensors file or folder whose FP4 layers stand for the model's: what `fp4 quantize`
+    /// made of it
+    #[arg(long, value_name = "PATH")]
+    layers: Option<PathBuf>,
     /// How the head multiplies [default: as the other layers]
     #[arg(long, value_name = "ENCODING")]
     head: Option<Encoding>,
@@ -63,7 +67,8 @@ struct Model {
 
 impl Model {
     fn open(&self, encoding: Option<Encoding>) -> Result<Decoder> {
-        let mut decoder = Decoder::open(&self.path, Options { encoding, head: self.head })?;
+        let options = Options { encoding, head: self.head };
+        let mut decoder = Decoder::open_with(&self.path, self.layers.as_deref(), options)?;
         if let Some(name) = &self.backend {
             decoder.set_runtime(&runtime(name)?);
         }
