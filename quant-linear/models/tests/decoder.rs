@@ -8,8 +8,8 @@ use std::path::{Path, PathBuf};
 use fp4_core::Format;
 use quant_linear::checkpoint::gguf::{GgmlType, GgufArrangement, Planned, Value};
 use quant_linear::safetensors::{self, Dtype, tensor::TensorView};
-use quant_linear::{ActivationEncoding, Backends, Runtime};
-use quant_linear_models::decoder::{Decoder, Logits, Options, Step, TextTokenizer};
+use quant_linear::{ActivationEncoding, Backends, DenseOptions, QuantLinear, Runtime};
+use quant_linear_models::decoder::{Decoder, Logits, Options, Pass, Step, TextTokenizer};
 use quant_linear_models::linear::Encoding;
 use serde_json::json;
 use tempfile::TempDir;
@@ -500,4 +500,112 @@ fn tokenizers_that_are_not_known_or_damaged_are_errors() {
         let text = format!("{:#}", TextTokenizer::of(&checkpoint, 40).err().unwrap());
         assert!(text.contains(said), "{text}");
     }
+}
+
+/// What a pass shows of a model: layers, width and rows of every input, in order.
+fn seen(windows: &[Vec<u32>], threads: usize) -> Vec<(Vec<String>, usize, Vec<f32>)> {
+    let model = folder(&config(), &tensors());
+    let options = Options { encoding: Some(Encoding::F32), head: None };
+    let decoder = Decoder::open(model.path(), options).unwrap();
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+    let mut pass = Pass::new(decoder, windows.to_vec()).unwrap();
+    let mut all = Vec::new();
+    for _ in 0..pass.parts() {
+        let mut keep = |names: &[&str], k: usize, rows: &[f32]| {
+            let names = names.iter().map(ToString::to_string).collect();
+            all.push((names, k, rows.to_vec()));
+            Ok(())
+        };
+        pool.install(|| pass.run(&mut keep)).unwrap();
+    }
+    all
+}
+
+#[test]
+fn a_pass_shows_what_each_layer_is_given_window_by_window() {
+    let windows = [vec![3, 1, 4, 1, 5], vec![9, 2, 6], vec![5, 3, 5, 8, 9, 7, 9]];
+    let all = seen(&windows, 1);
+    assert_eq!(all.len(), (4 * BLOCKS + 1) * windows.len());
+    for (names, k, rows) in &all {
+        assert_eq!(*k, if names[0].ends_with("down_proj") { WIDE } else { HIDDEN });
+        assert_eq!(rows.len() % k, 0);
+    }
+    assert_eq!(
+        all[0].0,
+        ["q_proj", "k_proj", "v_proj"].map(|n| format!("model.layers.0.self_attn.{n}"))
+    );
+    // The head's inputs make the logits that a forward gives.
+    let model = folder(&config(), &tensors());
+    let options = Options { encoding: Some(Encoding::F32), head: None };
+    let decoder = Decoder::open(model.path(), options).unwrap();
+    let embedding = &tensors()["model.embed_tokens"].2;
+    for (window, (names, _, rows)) in windows.iter().zip(&all[4 * BLOCKS * windows.len()..]) {
+        assert_eq!(names[..], ["model.embed_tokens"]);
+        let mut sequence = decoder.sequence();
+        let step = Step { sequence: &mut sequence, tokens: window };
+        let logits = decoder.forward(&mut [step], Logits::All).unwrap();
+        for (row, logits) in rows.chunks_exact(HIDDEN).zip(logits.chunks_exact(VOCABULARY)) {
+            for (word, logit) in embedding.chunks_exact(HIDDEN).zip(logits) {
+                let own: f32 = row.iter().zip(word).map(|(a, b)| a * b).sum();
+                assert!((own - logit).abs() < 1e-4, "{own} {logit}");
+            }
+        }
+    }
+    // Neither threads nor the other windows change a bit.
+    for threads in [2, 3] {
+        assert_eq!(seen(&windows, threads), all);
+    }
+    let alone = seen(&windows[1..2], 1);
+    let own: Vec<_> = all.iter().skip(1).step_by(windows.len()).cloned().collect();
+    assert_eq!(alone, own);
+}
+
+#[test]
+fn what_a_pass_refuses_it_names() {
+    let open = || {
+        let model = folder(&config(), &tensors());
+        let options = Options { encoding: Some(Encoding::F32), head: None };
+        Decoder::open(model.path(), options).unwrap()
+    };
+    for (windows, said) in [
+        (vec![], "no window"),
+        (vec![vec![]], "a window of 0 tokens"),
+        (vec![vec![1; CONTEXT + 1]], "takes 1 to 64"),
+        (vec![vec![VOCABULARY as u32]], "outside the vocabulary"),
+    ] {
+        let text = Pass::new(open(), windows).err().unwrap().to_string();
+        assert!(text.contains(said), "{text}");
+    }
+    let mut pass = Pass::new(open(), vec![vec![1, 2]]).unwrap();
+    let refused = pass.run(&mut |_, _, _| anyhow::bail!("enough"));
+    assert_eq!(refused.unwrap_err().to_string(), "enough");
+}
+
+#[test]
+fn layers_of_another_file_stand_for_the_models_own() {
+    let model = folder(&config(), &tensors());
+    let name = "model.layers.1.mlp.down_proj";
+    let (rows, columns, values) = tensors()[name].clone();
+    let options = DenseOptions::new(Format::NvFp4);
+    let layer = QuantLinear::from_dense(&values[..], rows, columns, &options).unwrap();
+    let other = tempfile::tempdir().unwrap();
+    let path = other.path().join("layers.safetensors");
+    layer.save(&path, name).unwrap();
+    let open = |layers| Decoder::open_with(model.path(), layers, Options::default()).unwrap();
+    let (own, mixed) = (open(None), open(Some(&*path)));
+    assert_eq!(own.quantized().count(), 0);
+    assert_eq!(mixed.quantized().count(), 1);
+    let logits = |decoder: &Decoder| {
+        let mut sequence = decoder.sequence();
+        let step = Step { sequence: &mut sequence, tokens: &[1, 2, 3] };
+        decoder.forward(&mut [step], Logits::All).unwrap()
+    };
+    assert_ne!(logits(&own), logits(&mixed));
+    let encoding = Some(Encoding::Quantized {
+        format: Format::NvFp4,
+        activations: ActivationEncoding::Own,
+        hadamard: None,
+    });
+    let both = Decoder::open_with(model.path(), Some(&path), Options { encoding, head: None });
+    assert!(format!("{:#}", both.err().unwrap()).contains("stored in FP4 already"));
 }

@@ -5,6 +5,7 @@
 //! |---|---|---|---|
 //! | `LAYER.moments` | F32 | (k (k + 1) / 2) | lower triangle of the second moments ([`Gram`]) |
 //! | `LAYER.rows` | F32 | (rows kept, k) | sample rows, evenly spread over all |
+//! | `LAYER.extremes` | F32 | (16 or all rows, k) | the rows with the largest magnitudes |
 //! | `LAYER.values`, `LAYER.groups` | U64 | (2051) | counts of a [`Histogram`] |
 //! | `LAYER.amax` | F32 | () | the largest magnitude |
 //!
@@ -40,6 +41,10 @@ use crate::error::{CalibrateError, Error};
 const KEY: &str = "exact_fp4.calibration";
 /// The version of what is written.
 const VERSION: u32 = 1;
+/// Rows of the largest magnitudes that are kept. In language models a few tokens of thousands, the
+/// first ones above all, have inputs a hundred times larger than all others: evenly spread rows
+/// miss them, and a global scale that saturates on them breaks the model.
+const EXTREMES: usize = 16;
 
 /// One input in a header.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -50,8 +55,10 @@ pub struct Input {
     pub k: usize,
     /// Rows that were seen.
     pub rows: u64,
-    /// Rows that are kept.
+    /// Rows that are kept, evenly spread.
     pub kept: usize,
+    /// Rows that are kept for their magnitudes.
+    pub extremes: usize,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -69,6 +76,8 @@ pub struct Observed {
     moments: Moments,
     statistics: Statistics,
     kept: Vec<f32>,
+    /// Rows of the largest magnitudes, and these, the largest first.
+    extremes: Vec<(f32, Vec<f32>)>,
     /// Rows that will come, and how many of them are kept.
     expected: (u64, usize),
 }
@@ -82,6 +91,7 @@ impl Observed {
             moments: Moments::new(k),
             statistics: Statistics::new(k),
             kept: Vec::new(),
+            extremes: Vec::new(),
             expected: (rows, keep),
         }
     }
@@ -109,6 +119,13 @@ impl Observed {
         for (r, row) in (first..).zip(rows.chunks_exact(k.max(1))) {
             if keep as u64 >= all || passed(r + 1) > passed(r) {
                 self.kept.extend_from_slice(row);
+            }
+            let largest = row.iter().fold(0f32, |largest, x| largest.max(x.abs()));
+            // Of equal ones the first stays before.
+            let at = self.extremes.partition_point(|(other, _)| *other >= largest);
+            if at < EXTREMES {
+                self.extremes.insert(at, (largest, row.to_vec()));
+                self.extremes.truncate(EXTREMES);
             }
         }
         Ok(())
@@ -233,7 +250,7 @@ type Bytes = (String, Dtype, Vec<usize>, Vec<u8>);
 
 /// The tensors of an input.
 fn finish(observed: Observed) -> Result<(Input, Vec<Bytes>), Error> {
-    let Observed { layers, moments, statistics, kept, .. } = observed;
+    let Observed { layers, moments, statistics, kept, extremes, .. } = observed;
     let first = layers.first().cloned().unwrap_or_default();
     let k = moments.k();
     if moments.samples() == 0 {
@@ -246,15 +263,18 @@ fn finish(observed: Observed) -> Result<(Input, Vec<Bytes>), Error> {
     let u64s = |counts: Vec<u64>| counts.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<u8>>();
     let lower: Vec<f32> = gram.lower().into_iter().map(|v| v as f32).collect();
     let rows = kept.len().checked_div(k).unwrap_or(0);
+    let largest: Vec<f32> = extremes.iter().flat_map(|(_, row)| row).copied().collect();
     let (values, groups) = (statistics.values().counts(), statistics.groups().counts());
     let tensors = vec![
         (name("moments"), Dtype::F32, vec![lower.len()], f32s(&lower)),
         (name("rows"), Dtype::F32, vec![rows, k], f32s(&kept)),
+        (name("extremes"), Dtype::F32, vec![extremes.len(), k], f32s(&largest)),
         (name("values"), Dtype::U64, vec![values.len()], u64s(values)),
         (name("groups"), Dtype::U64, vec![groups.len()], u64s(groups)),
         (name("amax"), Dtype::F32, vec![], statistics.amax().to_le_bytes().to_vec()),
     ];
-    Ok((Input { layers, k, rows: gram.samples(), kept: rows }, tensors))
+    let (kept, extremes) = (rows, extremes.len());
+    Ok((Input { layers, k, rows: gram.samples(), kept, extremes }, tensors))
 }
 
 /// A calibration that is read.
@@ -374,6 +394,14 @@ impl Calibration {
     /// Those of reading; a tensor of another type or shape.
     pub fn rows(&self, input: &Input) -> Result<Vec<f32>, Error> {
         self.f32s(input, "rows", &[input.kept, input.k])
+    }
+
+    /// The rows of an input with the largest magnitudes, row-major.
+    ///
+    /// # Errors
+    /// Those of reading; a tensor of another type or shape.
+    pub fn extremes(&self, input: &Input) -> Result<Vec<f32>, Error> {
+        self.f32s(input, "extremes", &[input.extremes, input.k])
     }
 
     /// What is known of an input's values.

@@ -12,7 +12,7 @@
 //!
 //! Layers that take the same input (q, k and v) get one T, of all their weights, and one global
 //! scale of activations: so they share one quantized activation. Of T x nothing is stored: with a
-//! transform, statistics are those of the sample rows.
+//! transform, statistics are those of the sample rows and of the rows with the largest magnitudes.
 //!
 //! A weight is in memory as a whole, and with it K x K second moments in f64, five times over at
 //! the most.
@@ -446,6 +446,9 @@ impl Work<'_> {
             false => {
                 let mut seen = Statistics::new(k);
                 seen.add(&transform.activations_through(rows)?)?;
+                // Where one large input is, T x is large as well.
+                let extremes = calibration.extremes(input)?;
+                seen.add(&transform.activations_through(&extremes)?)?;
                 seen
             }
         };
