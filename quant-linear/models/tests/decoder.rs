@@ -9,6 +9,7 @@ use fp4_core::Format;
 use quant_linear::checkpoint::gguf::{GgmlType, GgufArrangement, Planned, Value};
 use quant_linear::safetensors::{self, Dtype, tensor::TensorView};
 use quant_linear::{ActivationEncoding, Backends, DenseOptions, QuantLinear, Runtime};
+use quant_linear_models::calibrate::{Runner, Sizes};
 use quant_linear_models::decoder::{Decoder, Logits, Options, Pass, Step, TextTokenizer};
 use quant_linear_models::linear::Encoding;
 use serde_json::json;
@@ -558,6 +559,40 @@ fn a_pass_shows_what_each_layer_is_given_window_by_window() {
     let alone = seen(&windows[1..2], 1);
     let own: Vec<_> = all.iter().skip(1).step_by(windows.len()).cloned().collect();
     assert_eq!(alone, own);
+}
+
+#[test]
+fn text_is_run_in_whole_windows() {
+    let (_kept, file) = gguf(&tokenizer_pairs(), &tensors());
+    let run = |text: &str, tokens, window| {
+        let mut runner = Runner::open(&file, text, Sizes { tokens, window })?;
+        let (mut inputs, mut rows) = (0, 0);
+        for _ in 0..runner.parts() {
+            runner.run(&mut |_, k, x| {
+                inputs += 1;
+                rows += x.len() / k;
+                Ok(())
+            })?;
+        }
+        assert_eq!(rows as u64, runner.rows() * (4 * BLOCKS as u64 + 1));
+        Ok::<_, anyhow::Error>((runner.rows(), inputs))
+    };
+    let text = "cab 07 cab 70 a b c 0 7 ac bb";
+    let tokens = {
+        let decoder = Decoder::open(&file, Options::default()).unwrap();
+        TextTokenizer::of(decoder.checkpoint(), 40).unwrap().encode(text).unwrap().len()
+    };
+    assert!(tokens > 20);
+    let per_window = 4 * BLOCKS + 1;
+    assert_eq!(run(text, 1000, 7).unwrap(), ((tokens / 7 * 7) as u64, tokens / 7 * per_window));
+    assert_eq!(run(text, 10, 5).unwrap(), (10, 2 * per_window));
+    assert_eq!(run(text, 9, 5).unwrap(), (5, per_window));
+    for (tokens, window, said) in
+        [(1000, 64, "a window 64: give more text"), (3, 5, "a window has 5"), (9, 0, "no tokens")]
+    {
+        let text = run(text, tokens, window).unwrap_err().to_string();
+        assert!(text.contains(said), "{text}");
+    }
 }
 
 #[test]

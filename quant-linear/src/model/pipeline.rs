@@ -282,6 +282,12 @@ impl Engine<'_> {
         outcome.not_finite_weights = dense.iter().filter(|x| !x.is_finite()).count() as u64;
         let gram = known.map(|(calibration, input)| calibration.gram(input)).transpose()?;
         let transform = self.transform_of(&work, gram.as_ref())?;
+        let looks = pipeline.needs_moments() || pipeline.transform == TransformKind::Wush;
+        outcome.warning = match input.filter(|_| looks) {
+            Some(input) if input.rows < k as u64 => Some(Warning::FewRows { rows: input.rows, k }),
+            _ if transform.raised().is_empty() => None,
+            _ => Some(Warning::Raised(transform.raised().len())),
+        };
         let through = transform.weight_through(&dense)?;
         let spec = self.spec_through(&work, &transform, &through, &mut outcome)?;
         outcome.global_scale = spec.global_scale();
@@ -367,7 +373,10 @@ impl Engine<'_> {
         let (weight, options) = (work.weight, work.options);
         if transform.is_identity() {
             // It may be in the format already: what is looked for there, is here too.
-            return self.weight_spec(weight, None, outcome, &mut |_| {});
+            let known = outcome.warning.take();
+            let spec = self.weight_spec(weight, None, outcome, &mut |_| {})?;
+            outcome.warning = outcome.warning.or(known);
+            return Ok(spec);
         }
         let own = amax(through.into());
         let largest = match weight.tied.as_ref().filter(|_| options.needs_amax()) {

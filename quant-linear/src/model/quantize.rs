@@ -71,6 +71,15 @@ pub enum Warning {
     Zero,
     /// Its largest magnitude, this one, gives no global scale, so it is 1.
     NotFinite(#[serde(with = "stream::bits")] f32),
+    /// Its calibration saw fewer rows than it has inputs: of the rest the damping decides.
+    FewRows {
+        /// Rows that were seen.
+        rows: u64,
+        /// Inputs.
+        k: usize,
+    },
+    /// So many blocks of its transform could not be undone before their damping was raised.
+    Raised(usize),
 }
 
 impl fmt::Display for Warning {
@@ -81,6 +90,15 @@ impl fmt::Display for Warning {
                 f.write_str("largest magnitude is NaN; global scale 1")
             }
             Warning::NotFinite(_) => f.write_str("largest magnitude is infinite; global scale 1"),
+            Warning::FewRows { rows, k } => write!(
+                f,
+                "calibrated on {rows} rows, fewer than its {k} inputs; give `fp4 calibrate` more text"
+            ),
+            Warning::Raised(blocks) => write!(
+                f,
+                "the damping of {blocks} blocks of the transform was raised until they could be \
+                 undone: their inputs are nearly dependent, or hardly used"
+            ),
         }
     }
 }
@@ -397,7 +415,10 @@ impl Job for Task<'_> {
         match self.what {
             What::Quantize(weight) => {
                 if let Some(pipeline) = &weight.pipeline {
-                    return pipeline.memory(weight.shape.rows(), weight.shape.k());
+                    let own = weight.shape.rows();
+                    let all = weight.siblings.as_deref();
+                    let rows = all.map_or(own, |all| all.iter().map(DenseSource::rows).sum());
+                    return pipeline.memory(own + rows, weight.shape.k());
                 }
                 let memory = self.engine.memory;
                 memory.of_tiles(weight.value_len()) + weight.source.scales_len(memory.tile_bytes())
