@@ -103,7 +103,7 @@ fn of(method: Method, h: MatRef<'_, f64>) -> Result<Mat<f64>, usize> {
 /// The position, from the end, of the first pivot that is not above zero.
 pub(super) fn inverse_factor(h: MatRef<'_, f64>) -> Result<Mat<f64>, usize> {
     let n = h.nrows();
-    let r = cholesky(h.reverse_rows_and_cols())?;
-    let inverse = inverse_of_lower(r.as_ref());
+    // R is gone before M is made: each has as many values as H.
+    let inverse = inverse_of_lower(cholesky(h.reverse_rows_and_cols())?.as_ref());
     Ok(Mat::from_fn(n, n, |i, j| if i < j { 0.0 } else { inverse[(n - 1 - j, n - 1 - i)] }))
 }

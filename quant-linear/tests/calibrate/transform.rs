@@ -252,6 +252,11 @@ fn bad_input_is_refused_by_name() {
     values[..2048].iter_mut().for_each(|x| *x = numbers.gaussian() as f32);
     let found = error(BlockTransform::from_stored(k, &stored(values.clone()).unwrap()));
     assert!(matches!(found, CalibrateError::Singular { block: 2, .. }), "{found}");
+    // Not singular, and still no product would be kept.
+    (0..32).for_each(|i| values[2048 + 33 * i] = if i == 7 { 1e-6 } else { 1.0 });
+    let found = error(BlockTransform::from_stored(k, &stored(values.clone()).unwrap()));
+    let CalibrateError::Singular { block: 2, condition, .. } = found else { panic!("{found}") };
+    assert!((condition / 1e6 - 1.0).abs() < 1e-5, "{condition}");
     values[1025] = f32::NAN;
     let found = error(BlockTransform::from_stored(k, &stored(values.clone()).unwrap()));
     assert!(matches!(found, CalibrateError::NotFinite { what: "transform", .. }), "{found}");
