@@ -16,9 +16,13 @@ use quant_linear::layout::Layers;
 use quant_linear::safetensors::Dtype;
 use quant_linear::{DenseOptions, LoadOptions, QuantLinear};
 
+fn open_in(folder: &str, name: &str) -> Checkpoint {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests").join(folder).join(name);
+    Checkpoint::open(&path).unwrap()
+}
+
 fn open(name: &str) -> Checkpoint {
-    Checkpoint::open(&Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/vectors").join(name))
-        .unwrap()
+    open_in("vectors", name)
 }
 
 /// What differs from what a library wrote, by why.
@@ -177,7 +181,7 @@ const INPUTS: [&str; 5] = ["gauss", "heavy", "grid", "grid_narrow", "edge_finite
 fn rules_of_libraries_write_their_bytes() {
     let mut seen = BTreeMap::new();
     for (format, name) in [(Format::MxFp4, "mxfp4"), (Format::NvFp4, "nvfp4")] {
-        let file = open(&format!("g_peers_{name}_subset.safetensors"));
+        let file = open_in("peers", &format!("g_peers_{name}_subset.safetensors"));
         let columns: &[(&str, ScaleRule)] = match format {
             Format::MxFp4 => &[
                 ("torchao_floor", ScaleRule::Floor),
