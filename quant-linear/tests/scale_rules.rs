@@ -302,7 +302,7 @@ fn in_format(format: Format, gs: f32, ty: FloatType, most: u32, seed: u64) -> Fl
         };
         let d = format.scale_type().decode(byte as u8) * gs;
         for _ in 0..format.group().get() {
-            let code = random() % (most + 1) | random() % 2 << 3;
+            let code = random() % (most + 1) + 8 * (random() % 2);
             weight.push(E2m1::from_bits(code as u8).to_f32() * d);
         }
     }
@@ -326,7 +326,7 @@ fn moved(weight: &FloatVec, options: &DenseOptions) -> usize {
 
 #[test]
 fn what_is_in_a_format_stays_as_it_is_whatever_its_global_scale_was() {
-    let scales = [1.0, 1.0 / 3.0, 0.1, 3.7e-5, 0.007_812_5, 1.234_567_9e-3, 2.5e-6];
+    let scales = [1.0, 1.0 / 3.0, 0.1, 3.7e-5, 0.007_812_5, 1.234_567e-3, 2.5e-6];
     for format in Format::ALL {
         for ty in FloatType::ALL {
             for (i, gs) in scales.into_iter().enumerate() {
