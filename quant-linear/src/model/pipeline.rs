@@ -49,7 +49,7 @@ pub enum Objective {
     #[default]
     Weight,
     /// The product with the activations as the layer quantizes them, by the sample rows alone:
-    /// there should be several times K of them.
+    /// there should be 8 times K of them or more, for fewer are overfitted.
     WeightAndActivations,
 }
 
