@@ -67,9 +67,8 @@
 //! [C4.2]: crate::contract#c4.2
 
 use crate::e2m1::TieMode;
-use crate::error::{Error, ScaleSetting};
+use crate::error::Error;
 use crate::format::{Format, ScaleType};
-use crate::spec::{MXFP4_GLOBAL_SCALE, expect_positive, nvfp4_global_scale};
 
 /// How a group's scale byte is found from its values (C4.2): the table is in the module's text,
 /// and below, each rule in words.
@@ -107,9 +106,6 @@ pub enum ScaleRule {
     /// As MLX 0.32: the MXFP4 of rceil.
     Mlx,
 }
-
-/// 256 * 6: the largest scale that half as much again can be added to, times the largest code.
-const LARGEST_256: f32 = 1536.0;
 
 impl ScaleRule {
     /// All rules.
@@ -173,37 +169,5 @@ impl ScaleRule {
     /// the tensor.
     pub const fn needs_amax(self, format: Format) -> bool {
         matches!(format, Format::NvFp4) && !matches!(self, ScaleRule::Ggml | ScaleRule::Mlx)
-    }
-
-    /// The global scale that goes with the rule, for a tensor whose largest magnitude is `amax`,
-    /// which counts only where [`needs_amax`](Self::needs_amax) says so.
-    ///
-    /// # Errors
-    /// [`Error::ScaleSetting`] if `amax` counts and is negative, infinite or NaN, or the quotient
-    /// is no scale; [`Error::Environment`].
-    pub fn global_scale(self, format: Format, amax: f32) -> Result<f32, Error> {
-        if !self.needs_amax(format) {
-            let nearest = matches!((self, format), (ScaleRule::Nearest, Format::MxFp4));
-            return Ok(if nearest { MXFP4_GLOBAL_SCALE } else { 1.0 });
-        }
-        let usual = nvfp4_global_scale(amax)?;
-        if amax == 0.0 {
-            return Ok(usual);
-        }
-        Ok(match self {
-            ScaleRule::FourSixMse | ScaleRule::FourSixMae => {
-                let scale = amax / LARGEST_256;
-                if scale == 0.0 { usual } else { scale }
-            }
-            ScaleRule::CompressedTensors => {
-                // What it stores, and divides by: a number over a tensor is a product in torch. 1
-                // where that overflows.
-                let stored = 2688.0 * (1.0 / amax.max(f32::MIN_POSITIVE));
-                let scale = if stored.is_finite() { 1.0 / stored } else { 1.0 };
-                expect_positive(ScaleSetting::Global, scale)?;
-                scale
-            }
-            _ => usual,
-        })
     }
 }
