@@ -9,8 +9,8 @@ use common::{Rng, each_isa, same_bits};
 use fp4_backend_cpu_simd::{CpuOperand, CpuSimd, Isa};
 use fp4_core::backend::{Resident, Sink, Source};
 use fp4_core::{
-    Error, FloatType, Format, Matmul, PackedMatrix, QuantSpec, QuantizeInput, Transform, hadamard,
-    reference,
+    Epilogue, Error, FloatType, Format, Matmul, PackedMatrix, QuantSpec, QuantizeInput, Transform,
+    hadamard, reference,
 };
 
 /// Counts the allocations of each thread.
@@ -46,10 +46,23 @@ fn weight(rng: &mut Rng, format: Format, n: usize, k: usize) -> PackedMatrix {
     packed
 }
 
-/// Each format of a weight with the activations of its own format, and with MXINT8's.
+/// Each format of a weight with the activations of its own format, and with MXINT8's; and NVFP4
+/// with row scales.
 fn products() -> impl Iterator<Item = (Format, QuantSpec)> {
     let both = |format| [QuantSpec::usual(format), QuantSpec::mxint8()];
-    Format::ALL.into_iter().flat_map(move |format| both(format).map(|spec| (format, spec)))
+    let rows = QuantSpec::usual(Format::NvFp4).with_row_scales().unwrap();
+    let all =
+        Format::ALL.into_iter().flat_map(move |format| both(format).map(|spec| (format, spec)));
+    all.chain([(Format::NvFp4, rows)])
+}
+
+/// An input by the reference, with its row scales, which are of no use unless it asks for them.
+fn by_reference(input: &QuantizeInput<'_>) -> (PackedMatrix, Vec<f32>) {
+    let (mut packed, mut rows) =
+        (PackedMatrix::zeros(input.shape()), vec![f32::NAN; input.shape().rows()]);
+    let mut out = packed.view_mut().with_row_scales(&mut rows).unwrap();
+    reference::quantize(input, &mut out).unwrap();
+    (packed, rows)
 }
 
 #[test]
@@ -70,17 +83,20 @@ fn the_fused_way_has_the_bits_of_the_two_steps() {
                     let t = transformed.then(|| Transform::shared(&h[..], 32).unwrap());
                     let input = QuantizeInput::new(&x[..], m, k, &spec).unwrap();
                     let input = input.with_transform(t).unwrap();
-                    let mut packed = PackedMatrix::zeros(input.shape());
-                    reference::quantize(&input, &mut packed.view_mut()).unwrap();
+                    let (packed, rows) = by_reference(&input);
+                    let rows = spec.row_scales().then_some(&rows[..]);
+                    let epilogue = Epilogue::new(0.3).with_row_scales(rows);
                     let mut expected = vec![0f32; m * n];
-                    reference::matmul(packed.view(), w.view(), 0.3, (&mut expected[..]).into())
-                        .unwrap();
+                    let out = (&mut expected[..]).into();
+                    reference::matmul(packed.view(), w.view(), epilogue, out).unwrap();
 
                     let t = t.map(|t| on.load_transform(&t, FloatType::F32).unwrap());
                     on.upload((&x[..]).into(), &mut tensor).unwrap();
                     let x = Source::Resident(&tensor);
                     on.quantize_resident(x, [m, k], &spec, t.as_ref(), &mut operand, None).unwrap();
                     assert_eq!(operand.packed(), packed.view());
+                    let kept = operand.row_scales().unwrap_or_default();
+                    compared += same_bits(kept, rows.unwrap_or_default(), "row scales");
                     let mut y = vec![0f32; m * n];
                     let out = Sink::Host((&mut y[..]).into());
                     on.matmul_resident(&operand, &prepared, 0.3.into(), out).unwrap();
@@ -93,12 +109,26 @@ fn the_fused_way_has_the_bits_of_the_two_steps() {
                     let mut imported = on.empty_operand().unwrap();
                     on.import(packed.view(), &mut imported).unwrap();
                     let sink = Sink::Resident(&mut out, FloatType::F32);
-                    on.matmul_resident(&imported, &prepared, 0.3.into(), sink).unwrap();
+                    // What is imported has none, and an epilogue's go before an operand's own.
+                    assert!(imported.row_scales().is_none());
+                    on.matmul_resident(&imported, &prepared, epilogue, sink).unwrap();
                     on.download(&out, (&mut y[..]).into()).unwrap();
                     compared += same_bits(&y, &expected, "imported");
-                    let mut exported = PackedMatrix::zeros(packed.shape());
-                    on.export(&operand, &mut exported.view_mut()).unwrap();
+                    let (mut exported, mut scales) =
+                        (PackedMatrix::zeros(packed.shape()), vec![-7f32; m]);
+                    let mut to = exported.view_mut().with_row_scales(&mut scales).unwrap();
+                    on.export(&operand, &mut to).unwrap();
                     assert_eq!(exported, packed);
+                    same_bits(&scales, rows.unwrap_or(&vec![-7.0; m]), "exported");
+                    if let Some(rows) = rows {
+                        let halves: Vec<f32> = rows.iter().map(|r| r / 2.0).collect();
+                        let own = epilogue.with_row_scales(Some(&halves));
+                        let out = (&mut expected[..]).into();
+                        reference::matmul(packed.view(), w.view(), own, out).unwrap();
+                        let out = Sink::Host((&mut y[..]).into());
+                        on.matmul_resident(&operand, &prepared, own, out).unwrap();
+                        compared += same_bits(&y, &expected, "by the epilogue's");
+                    }
                 }
             }
         }
@@ -122,14 +152,20 @@ fn decoding_allocates_nothing_in_the_steady_state() {
             let w = weight(&mut rng, format, 512, 512);
             let prepared = on.prepare(w.view()).unwrap();
             let mut operand = on.empty_operand().unwrap();
+            let mut h = vec![0f32; 32 * 32];
+            hadamard(32, &mut h).unwrap();
+            let t = Transform::shared(&h[..], 32).unwrap();
+            let t = on.load_transform(&t, FloatType::F32).unwrap();
             for m in [1, 16] {
                 let x: Vec<f32> = (0..m * 512).map(|_| rng.gauss()).collect();
                 let mut y = vec![0f32; m * 512];
                 let mut packed = PackedMatrix::zeros(spec.shape(m, 512).unwrap());
                 let mut step = || {
-                    let source = Source::Host((&x[..]).into());
-                    on.quantize_resident(source, [m, 512], &spec, None, &mut operand, None)
-                        .unwrap();
+                    for t in [Some(&t), None] {
+                        let source = Source::Host((&x[..]).into());
+                        on.quantize_resident(source, [m, 512], &spec, t, &mut operand, None)
+                            .unwrap();
+                    }
                     let out = Sink::Host((&mut y[..]).into());
                     on.matmul_resident(&operand, &prepared, 1.0.into(), out).unwrap();
                     on.export(&operand, &mut packed.view_mut()).unwrap();
@@ -155,16 +191,15 @@ fn fill(
     [m, k]: [usize; 2],
     spec: &QuantSpec,
     imported: bool,
-) -> PackedMatrix {
+) -> (PackedMatrix, Option<Vec<f32>>) {
     let input = QuantizeInput::new(x, m, k, spec).unwrap();
-    let mut packed = PackedMatrix::zeros(input.shape());
-    reference::quantize(&input, &mut packed.view_mut()).unwrap();
+    let (packed, rows) = by_reference(&input);
     if imported {
         on.import(packed.view(), operand).unwrap();
     } else {
         on.quantize_resident(Source::Host(x.into()), [m, k], spec, None, operand, None).unwrap();
     }
-    packed
+    (packed, spec.row_scales().then_some(rows))
 }
 
 #[test]
@@ -179,15 +214,20 @@ fn an_operand_has_the_references_bits_on_weights_of_any_instruction_set() {
         for (round, from) in Isa::available().chain(Isa::available()).enumerate() {
             let made = CpuSimd::with_isa(from).unwrap();
             let x: Vec<f32> = (0..m * k).map(|_| rng.gauss()).collect();
-            let packed = fill(&made, &mut operand, &x, [m, k], &spec, round % 2 == 1);
+            let imported = round % 2 == 1;
+            let (packed, rows) = fill(&made, &mut operand, &x, [m, k], &spec, imported);
+            let epilogue = Epilogue::new(0.3).with_row_scales(rows.as_deref());
+            // What is made there has its row scales with it.
+            let given = if imported { epilogue } else { 0.3.into() };
             let mut expected = vec![0f32; m * n];
-            reference::matmul(packed.view(), w.view(), 0.3, (&mut expected[..]).into()).unwrap();
+            let out = (&mut expected[..]).into();
+            reference::matmul(packed.view(), w.view(), epilogue, out).unwrap();
             for of in Isa::available() {
                 let prepared = CpuSimd::with_isa(of).unwrap().prepare(w.view()).unwrap();
                 for to in Isa::available() {
                     let (on, mut y) = (CpuSimd::with_isa(to).unwrap(), vec![0f32; m * n]);
                     let out = Sink::Host((&mut y[..]).into());
-                    on.matmul_resident(&operand, &prepared, 0.3.into(), out).unwrap();
+                    on.matmul_resident(&operand, &prepared, given, out).unwrap();
                     let case = format!("{format} {from}'s operand, {of}'s weight, on {to}");
                     compared += same_bits(&y, &expected, &case);
                 }
@@ -195,7 +235,7 @@ fn an_operand_has_the_references_bits_on_weights_of_any_instruction_set() {
         }
     }
     println!("compared {compared} outputs");
-    assert_eq!(compared, 4 * 2 * Isa::available().count().pow(3) * m * n);
+    assert_eq!(compared, 5 * 2 * Isa::available().count().pow(3) * m * n);
 }
 
 #[test]
@@ -211,7 +251,7 @@ fn one_operand_takes_every_activation_to_the_same_weights_of_both_formats() {
             let own = Format::ALL[round / 3 % 2];
             let spec = if round % 3 == 1 { QuantSpec::usual(own) } else { QuantSpec::mxint8() };
             let x: Vec<f32> = (0..m * k).map(|_| rng.gauss()).collect();
-            let packed = fill(on, &mut operand, &x, [m, k], &spec, round % 2 == 1);
+            let (packed, _) = fill(on, &mut operand, &x, [m, k], &spec, round % 2 == 1);
             assert_eq!(operand.packed(), packed.view());
             for format in [0, 1, 1, 0, 0] {
                 let (mut y, mut expected) = (vec![7f32; m * n], vec![0f32; m * n]);

@@ -103,7 +103,7 @@ fn activations_above_the_scale_are_said_once_with_share_largest_and_remedy() {
     x[7] = 1e30;
     assert_eq!(said(&mxfp4, &x), [""; 0]);
     x[7] = f32::NEG_INFINITY;
-    expect(&said(&mxfp4, &x), &["activations saturate", "`--activations mxint8`"]);
+    expect(&said(&mxfp4, &x), &["activations saturate", "Look for what makes them"]);
 }
 
 #[test]
@@ -139,8 +139,13 @@ fn good_data_is_silent_and_row_scales_fit_what_a_stored_scale_does_not() {
     for encoding in [ActivationEncoding::MxInt8, ActivationEncoding::OwnRowScales] {
         assert_eq!(said(&layer(Format::NvFp4, encoding), &x), [""; 0], "{encoding}");
     }
-    // A row of nearly nothing beside one value: not even a row's own scale reaches so far.
+    // No scale reaches infinity.
+    let mut infinite = x.clone();
+    infinite[3] = f32::INFINITY;
     let rows = layer(Format::NvFp4, ActivationEncoding::OwnRowScales);
+    let parts = ["activations saturate", "fp4-rows reaches to the end of f32", "Look for what"];
+    expect(&said(&rows, &infinite[..IN]), &parts);
+    // A row of nearly nothing beside one value: not even a row's own scale reaches so far.
     x[2 * IN] = 1e4;
     expect(&said(&rows, &x), &["activations vanish", "fp4-rows", "`--activations mxint8`"]);
 }

@@ -24,7 +24,7 @@ use fp4_core::{
     QuantizeInput, with_floats,
 };
 
-pub(crate) use rows::{RowScratch, largest};
+pub(crate) use rows::RowScratch;
 pub(crate) use transform::{FloatValue, TransformColumns};
 
 use crate::counts::{Counter, Groups};
@@ -49,8 +49,7 @@ pub(crate) trait Encode: Sync {
         groups: &mut Groups,
     );
 
-    /// The bits of the largest magnitude of whole groups, a NaN's if there is one: [`largest`],
-    /// compiled for the instruction set.
+    /// The bits of the largest magnitude of whole groups, those of some NaN if there is one.
     fn largest(&self, y: &[f32]) -> u32;
 
     /// Encodes whole groups as MXINT8: [`int8::run`], compiled for the instruction set.

@@ -28,21 +28,6 @@ use crate::counts::{Counter, Groups};
 /// Most values of rows that are kept for later calls: 4 MiB.
 const KEPT_VALUES: usize = 1 << 20;
 
-/// The bits of the largest magnitude, 0 of none; those of a NaN are above those of infinity.
-#[inline(always)]
-pub(crate) fn largest(y: &[f32]) -> u32 {
-    // Signed maxima are in every instruction set, and of magnitudes they are the same.
-    let mut lanes = [0i32; 32];
-    let (chunks, rest) = y.as_chunks::<32>();
-    for y in chunks {
-        for (lane, y) in lanes.iter_mut().zip(y) {
-            *lane = (*lane).max((y.to_bits() & 0x7FFF_FFFF) as i32);
-        }
-    }
-    let rest = rest.iter().map(|y| (y.to_bits() & 0x7FFF_FFFF) as i32);
-    lanes.into_iter().chain(rest).fold(0, i32::max) as u32
-}
-
 /// Transformed rows that a call leaves for the next ones, so that it need not allocate. The lock is
 /// held to push or pop.
 #[derive(Debug, Clone, Default)]
@@ -166,25 +151,44 @@ pub(super) fn quantize<T: FloatValue>(
 
 #[cfg(test)]
 mod tests {
+    use fp4_core::TieMode;
+
     use super::*;
+    use crate::Isa;
+    use crate::engine::{Engine, by_engine};
+    use crate::kernels::portable;
 
     #[test]
-    fn the_largest_bits_are_those_of_the_largest_magnitude_and_of_a_nan_if_there_is_one() {
-        for len in [0, 16, 31, 32, 96, 112, 128] {
-            for at in 0..len {
-                for (value, expected) in [
-                    (-3f32, 3f32.to_bits()),
-                    (f32::from_bits(0x8000_0001), 2f32.powi(-130).to_bits()),
-                    (f32::NEG_INFINITY, f32::INFINITY.to_bits()),
-                    (f32::from_bits(0xFF80_0001), 0x7F80_0001),
-                ] {
+    fn the_largest_bits_are_those_of_the_largest_magnitude_and_a_nan_s_if_there_is_one() {
+        let mut compared = 0;
+        for isa in Isa::available() {
+            let engine = Engine::new(isa).unwrap();
+            let largest = |y: &[f32]| {
+                by_engine!(engine,
+                    kernels, () => kernels.largest(y),
+                    portable, () => portable::Encoder::new(TieMode::Even).largest(y)
+                )
+            };
+            for len in [0, 16, 32, 48, 112, 128, 1040] {
+                for at in 0..len {
                     let mut y = vec![-(2f32.powi(-130)); len];
-                    y[at] = value;
-                    assert_eq!(largest(&y), expected, "{value:e} at {at} of {len}");
+                    for value in [-3.0, f32::MAX, f32::NEG_INFINITY] {
+                        y[at] = value;
+                        let expected = value.abs().to_bits();
+                        assert_eq!(largest(&y), expected, "{isa}: {value:e} at {at} of {len}");
+                    }
+                    for nan in [0x7F80_0001, 0xFFC0_0000] {
+                        y[at] = f32::from_bits(nan);
+                        y[(at + 7) % len] = f32::INFINITY;
+                        assert!(largest(&y) > 0x7F80_0000, "{isa}: {nan:#x} at {at} of {len}");
+                    }
+                    compared += 5;
                 }
+                assert_eq!(largest(&vec![-0.0; len]), 0);
             }
         }
-        assert_eq!(largest(&[-0.0; 16]), 0);
+        println!("compared {compared} magnitudes");
+        assert!(compared > 5000);
     }
 
     #[test]

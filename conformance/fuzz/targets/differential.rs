@@ -119,6 +119,8 @@ fn quantize(request: &Request, next: &mut dyn FnMut() -> u8) {
     let Ok(spec) = QuantSpec::new(ty, group, gs, ss) else { return };
     let spec = spec.with_tie(TieMode::ALL[usize::from(request.tie & 3)]);
     let spec = if request.tie & 12 == 12 { QuantSpec::mxint8() } else { spec };
+    let rows_too = request.tie & 16 != 0;
+    let spec = spec.with_row_scales().ok().filter(|_| rows_too).unwrap_or(spec);
     let group = spec.group();
     let block = [0, 16, 32, 64][usize::from(request.transform & 3)];
     let chunk = group.get().max(block);
@@ -155,7 +157,13 @@ fn quantize(request: &Request, next: &mut dyn FnMut() -> u8) {
         let shape = input.shape();
         let dirty = (vec![0xA5; shape.codes_len()], vec![0xA5; shape.scales_len()]);
         let mut out = PackedMatrix::new(shape, dirty.0, dirty.1).expect("right lengths");
-        quantizer.quantize(&input, &mut out.view_mut()).expect("an input that fits");
+        let mut row_scales = vec![-7f32; rows];
+        let mut to = out.view_mut().with_row_scales(&mut row_scales).expect("one for each row");
+        quantizer.quantize(&input, &mut to).expect("an input that fits");
+        if let Some(expected) = &expected.row_scales {
+            let bits = |scales: &[f32]| scales.iter().map(|r| r.to_bits()).collect::<Vec<_>>();
+            assert_eq!(bits(&row_scales), bits(expected), "{name}: row scales");
+        }
         assert_eq!(out.scales(), expected.scales, "{name}: scales");
         assert_eq!(out.codes(), expected.codes, "{name}: codes");
     }

@@ -10,6 +10,7 @@
 //! | `zeros` | +0 and whole zero groups among values | division by a zero scale |
 //! | `signed-zeros` | zeros of both signs, and values that round to zero | lost sign of zero |
 //! | `infnan` | infinities and NaNs of several payloads | C1, C4.1, C9 |
+//! | `unlike-rows` | Gaussian, each row of a magnitude of its own, the smallest subnormals among them | scales of a row |
 //! | `any-bits` | any bit pattern | anything |
 //! | `tie-code` | a midpoint of the elements times the group's unit, and one ulp beside it | tie modes, reciprocals |
 //! | `tie-scale` | a largest magnitude on a midpoint of the scale, and one ulp beside it | scale rounding |
@@ -23,7 +24,7 @@ use crate::random::Random;
 use crate::tensor::{Values, from_bits};
 
 /// The names of the families.
-pub const FAMILIES: [&str; 12] = [
+pub const FAMILIES: [&str; 13] = [
     "gauss",
     "heavy",
     "outlier",
@@ -32,6 +33,7 @@ pub const FAMILIES: [&str; 12] = [
     "zeros",
     "signed-zeros",
     "infnan",
+    "unlike-rows",
     "any-bits",
     "tie-code",
     "tie-scale",
@@ -95,6 +97,12 @@ pub fn values(family: &str, random: &mut Random, s: &Setting<'_>) -> Values {
         }
         "tie-code" => tie_codes(random, s, &mut x),
         "tie-scale" => tie_scales(random, s, &mut x),
+        "unlike-rows" => {
+            for row in x.chunks_exact_mut(k.max(1)) {
+                let exponent = random.pick(&[0, 3, -12, 60, -100, -147]);
+                row.iter_mut().for_each(|x| *x = (f64::from(*x) * 2f64.powi(exponent)) as f32);
+            }
+        }
         "zeros" => {
             for group in x.chunks_exact_mut(s.spec.group().get()) {
                 if random.one_in(3) {

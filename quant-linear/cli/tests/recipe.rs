@@ -321,10 +321,11 @@ fn row_scales_are_an_activation_scale_on_the_command_line_and_in_recipes() {
         ("activations = \"mxint8\"\nactivation_scale = \"row\"", "leave one of the two out"),
         ("activations = \"fp4-rows\"", "activation_scale = \"row\""),
         ("activations = \"int8\"", "expected fp4 or mxint8"),
-        ("activation_scale = \"rows\"", "activation_scale"),
     ] {
         fails(&strs(&by("no", &args[2..], rule)), &["rule 1", said]);
     }
+    let rows = by("no", &args[2..], "activation_scale = \"rows\"");
+    fails(&strs(&rows), &["line 3", "an activation_scale is a number or"]);
     // On the command line.
     let to_no = ["-o", &to("no")];
     let mxfp4 = ["quantize", &input, "--format", "mxfp4"];

@@ -166,7 +166,7 @@ pub enum GlobalScale {
 
 /// A global scale of activations.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-#[serde(untagged)]
+#[serde(untagged, expecting = "an activation_scale is a number or \"row\"")]
 pub enum ActivationScale {
     /// A number, stored.
     Value(f32),

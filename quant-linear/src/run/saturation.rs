@@ -27,6 +27,9 @@ pub const SATURATED_SHARE: f64 = 1e-5;
 /// zeros: one in a hundred.
 pub const FLUSHED_SHARE: f64 = 1e-2;
 
+/// A scale that reaches so far reaches all that a model has.
+const ALL_OF_F32: f32 = 1e37;
+
 /// What the counts of a call deserve.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Saturation {
@@ -63,21 +66,23 @@ impl Saturation {
         let turned = if loaded.transform.is_some() { " before the transform" } else { "" };
         let spec = &loaded.quantized_by;
         let reach = spec.global_scale() * spec.scale_scale() * spec.scale_type().max();
-        let reach =
-            match (spec.encoding().is_some_and(|e| e == Format::NvFp4.into()), spec.row_scales()) {
-                (true, false) => {
-                    format!("the global scale {:e} reaches to {reach:.3e}", spec.global_scale())
-                }
-                _ => format!("{} reaches to the end of f32, where they were", loaded.activations),
-            };
+        let (reach, remedy) = match loaded.activations {
+            ActivationEncoding::Own if reach < ALL_OF_F32 => (
+                format!("the global scale {:e} reaches to {reach:.3e}", spec.global_scale()),
+                remedy(loaded),
+            ),
+            other => (
+                format!("{other} reaches to the end of f32, where they were"),
+                "Look for what makes them in the layers before",
+            ),
+        };
         format!(
             "activations saturate: {clipped} of {elements} were clipped ({:.3} %), and {scale_max} of \
-             {groups} groups have the largest scale ({:.3} %){largest}{}; {reach}. {}; this is said \
-             once, `set_counting` counts",
+             {groups} groups have the largest scale ({:.3} %){largest}{}; {reach}. {remedy}; this is \
+             said once, `set_counting` counts",
             share(clipped, elements),
             share(scale_max, groups),
             if largest.is_empty() { "" } else { turned },
-            remedy(loaded),
         )
     }
 
@@ -114,7 +119,7 @@ fn remedy(loaded: &Loaded) -> &'static str {
         (ActivationEncoding::OwnRowScales, _) => {
             "Quantize with `--activations mxint8`, or set_activations(MxInt8)"
         }
-        (ActivationEncoding::MxInt8, _) => "Look for what makes them in the layer before",
+        (ActivationEncoding::MxInt8, _) => "Look for what makes them in the layers before",
     }
 }
 

@@ -15,7 +15,7 @@ use fp4_core::{E2m1, QuantSpec, ScaleRule, TieMode, reference};
 use wide::{bytemuck, f32x8, i32x8};
 
 use crate::counts::Groups;
-use crate::quantize::{self, Encode, FloatValue, int8};
+use crate::quantize::{Encode, FloatValue, int8};
 
 /// Largest magnitude of a group, NaN if any element is NaN (C4.1).
 fn amax(y: &[f32]) -> f32 {
@@ -65,7 +65,7 @@ impl Encode for Encoder {
     }
 
     fn largest(&self, y: &[f32]) -> u32 {
-        quantize::largest(y)
+        amax(y).to_bits()
     }
 
     fn run_int8(&self, y: &[f32], scales: &mut [u8], elements: &mut [u8]) -> bool {

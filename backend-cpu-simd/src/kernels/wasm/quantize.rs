@@ -24,7 +24,7 @@ use fp4_core::QuantSpec;
 
 use super::{WasmSimd128, transform};
 use crate::counts::Groups;
-use crate::quantize::{self, Encode, FloatValue, int8};
+use crate::quantize::{Encode, FloatValue, int8};
 
 impl Encode for WasmSimd128 {
     fn run(
@@ -61,7 +61,7 @@ impl Encode for WasmSimd128 {
     }
 
     fn largest(&self, y: &[f32]) -> u32 {
-        quantize::largest(y)
+        largest(y)
     }
 
     fn run_int8(&self, y: &[f32], scales: &mut [u8], elements: &mut [u8]) -> bool {

@@ -46,6 +46,30 @@ pub(super) fn scales(largest: __m256i, spec: &QuantSpec) -> ([u8; GROUPS], [f32;
     (low_bytes(bytes), units)
 }
 
+/// The bits of the largest magnitude of whole groups, a NaN's if there is one: of a row, for both
+/// instruction sets.
+#[target_feature(enable = "avx2")]
+pub(super) fn largest_bits(y: &[f32]) -> u32 {
+    // Four chains, because a maximum waits for the one before.
+    let mut all = [_mm256_setzero_si256(); 4];
+    let (chunks, rest) = y.as_chunks::<32>();
+    let mut step = |y: &[f32]| {
+        for (all, y) in all.iter_mut().zip(y.as_chunks::<8>().0) {
+            // SAFETY: 32 readable bytes.
+            let bits = unsafe { _mm256_loadu_si256(y.as_ptr().cast()) };
+            *all = _mm256_max_epu32(*all, _mm256_and_si256(bits, int(i32::MAX)));
+        }
+    };
+    chunks.iter().for_each(|y| step(y));
+    step(rest);
+    let [a, b, c, d] = all;
+    let all = _mm256_max_epu32(_mm256_max_epu32(a, b), _mm256_max_epu32(c, d));
+    let mut lanes = [0u32; 8];
+    // SAFETY: 32 writable bytes.
+    unsafe { _mm256_storeu_si256(lanes.as_mut_ptr().cast(), all) };
+    lanes.into_iter().fold(0, u32::max)
+}
+
 /// True if there is nothing to count in the groups of G of a run: [`Groups::look`] in vectors.
 ///
 /// [`Groups::look`]: crate::counts::Groups::look

@@ -28,9 +28,9 @@ use fp4_core::{GroupSize, QuantSpec};
 use super::Avx512;
 use crate::counts::{GROUPS, Groups};
 use crate::kernels::x86::quantize_int8;
-use crate::kernels::x86::scales::{clears, scales};
+use crate::kernels::x86::scales::{clears, largest_bits, scales};
 use crate::matmul::Kernels;
-use crate::quantize::{self, Encode, FloatValue, RUN};
+use crate::quantize::{Encode, FloatValue, RUN};
 
 /// Ties to even.
 impl Encode for Avx512 {
@@ -48,10 +48,8 @@ impl Encode for Avx512 {
     }
 
     fn largest(&self, y: &[f32]) -> u32 {
-        self.enter(
-            #[inline(always)]
-            || quantize::largest(y),
-        )
+        // SAFETY: the token proves AVX2.
+        unsafe { largest_bits(y) }
     }
 
     fn run_int8(&self, y: &[f32], scales: &mut [u8], elements: &mut [u8]) -> bool {
