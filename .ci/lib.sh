@@ -13,8 +13,8 @@ export CARGO_TARGET_DIR
 # Nothing is built twice here with a change between: no copies for it.
 export CARGO_INCREMENTAL=0
 
-# built: builds what the test command builds, with its programs and examples, so that nothing is
-# compiled for one step alone: another choice of packages would have other features. They are in $bin.
+# built: builds what the test command builds, with its programs and examples, which are then in
+# $bin. Nothing is compiled for one step alone: another choice of packages has other features.
 built() {
     cargo test --release --workspace --no-run --quiet
     bin=$CARGO_TARGET_DIR/release

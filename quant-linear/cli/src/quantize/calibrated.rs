@@ -33,7 +33,7 @@ pub(super) struct Args {
     #[arg(long, value_name = "SHARE", default_value_t = 0.01)]
     damping: f64,
     /// What errors are counted in: products with activations as they are (`weight`), or as the
-    /// layer quantizes them (`weight-and-activations`; calibrate with 8 times K --rows or more for it).
+    /// layer quantizes them (`weight-and-activations`: calibrate with 8 times K --rows or more).
     #[arg(long, value_name = "WHAT", default_value = "weight")]
     objective: Objective,
     /// Seed of the random transform.
