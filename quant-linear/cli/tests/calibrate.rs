@@ -20,7 +20,7 @@ const ROWS: usize = 400;
 fn inputs(seed: u64) -> Vec<f32> {
     let mut x = numbers(seed, ROWS * K);
     for row in x.chunks_exact_mut(K) {
-        row[5] = 30.0 * row[6] + row[5];
+        row[5] += 30.0 * row[6];
         row[77] *= 12.0;
         for i in 64..K {
             row[i] = 0.7 * row[i - 1] + 0.5 * row[i];

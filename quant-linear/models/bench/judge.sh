@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Judges the pipeline on a real model: quantizes it by each of a list of settings and prints a row of
-# a table for each: perplexity or cosines beside f32's, the mean layerwise loss of weight and
+# Judges the pipeline on a real model: quantizes it by each of a list of settings and prints for
+# each a row of a table: perplexity or cosines beside f32's, the mean layerwise loss of weight and
 # activations and its ratio to rounding to nearest, and the seconds that quantizing took.
 #
 # usage: judge.sh lm MODEL.gguf CALIBRATION-TEXT TEST-TEXT [SETTINGS-FILE]

@@ -27,7 +27,7 @@ pub struct Sizes {
 pub struct Runner(Kind);
 
 enum Kind {
-    Decoder(Pass),
+    Decoder(Box<Pass>),
     Encoder { encoder: Box<Encoder>, sentences: Vec<Vec<u32>>, layers: usize, next: usize },
 }
 
@@ -65,7 +65,7 @@ impl Runner {
         // Whole windows alone: the first tokens of a window are no usual ones.
         ids.truncate(tokens.min(ids.len()) / window * window);
         let windows = ids.chunks(window).map(<[u32]>::to_vec).collect();
-        Ok(Self(Kind::Decoder(Pass::new(decoder, windows)?)))
+        Ok(Self(Kind::Decoder(Box::new(Pass::new(decoder, windows)?))))
     }
 
     fn encoder(model: &Path, text: &str, sizes: Sizes) -> Result<Self> {

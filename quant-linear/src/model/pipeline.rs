@@ -278,8 +278,8 @@ impl Engine<'_> {
         let work = Work { weight, pipeline, options, input, rows, k };
         let dense = self.read_whole(&weight.source)?;
         on(Event::Bytes(weight.byte_len()));
-        let mut outcome = Outcome::default();
-        outcome.not_finite_weights = dense.iter().filter(|x| !x.is_finite()).count() as u64;
+        let not_finite_weights = dense.iter().filter(|x| !x.is_finite()).count() as u64;
+        let mut outcome = Outcome { not_finite_weights, ..Outcome::default() };
         let gram = known.map(|(calibration, input)| calibration.gram(input)).transpose()?;
         let transform = self.transform_of(&work, gram.as_ref())?;
         let looks = pipeline.needs_moments() || pipeline.transform == TransformKind::Wush;

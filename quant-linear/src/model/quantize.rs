@@ -57,7 +57,7 @@ pub enum Event<'e> {
     /// So many bytes were read already by the run that this one continues.
     Kept(u64),
     /// A weight is quantized, to the tensors of its file's arrangement.
-    Done(&'e Weight, &'e Arrangement, Outcome),
+    Done(&'e Weight, &'e Arrangement, Box<Outcome>),
 }
 
 /// Who is told of events.
@@ -170,6 +170,7 @@ impl Engine<'_> {
             stream::Event::Kept(bytes) => on(Event::Kept(bytes)),
             stream::Event::Done(task, outcome) => {
                 if let (What::Quantize(weight), Some(outcome)) = (&task.what, outcome) {
+                    let outcome = Box::new(outcome);
                     on(Event::Done(weight, &plan.layouts[weight.tensor.file], outcome));
                 }
             }

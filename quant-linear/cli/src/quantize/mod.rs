@@ -516,7 +516,7 @@ fn write(
         Event::Working(name) => progress::show(&bar, name),
         Event::Bytes(more) => bar.inc(more),
         Event::Kept(bytes) => progress::skip(&bar, bytes),
-        Event::Done(weight, _, outcome) => summary.add(weight, outcome),
+        Event::Done(weight, _, outcome) => summary.add(weight, *outcome),
     };
     let (needs, resume) = (plan.file_len(), args.stream.resume);
     let written = engine.write(plan, listing, output, &mut on);

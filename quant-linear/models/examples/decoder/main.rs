@@ -92,7 +92,8 @@ fn runtime(name: &str) -> Result<Runtime> {
     let available = Backends::available();
     let found = available.list().iter().find(|backend| backend.name() == name);
     let found = found.with_context(|| {
-        let names: Vec<&str> = available.list().iter().map(|backend| backend.name()).collect();
+        let names: Vec<&str> =
+            available.list().iter().map(fp4_core::backend::erased::Backend::name).collect();
         format!("there is no backend {name:?} here, there are {}", names.join(", "))
     })?;
     Ok(Runtime::new(Backends::reference().with(found.clone())))

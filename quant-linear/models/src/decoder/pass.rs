@@ -109,8 +109,8 @@ fn block(decoder: &Decoder, index: usize, window: &[u32], x: &mut [f32]) -> Resu
         seen.push((names, k, rows.to_vec()));
         Ok(())
     };
-    let rows = [0..window.len()];
-    let given = (&rows[..], &positions[..], &angles);
+    let rows = 0..window.len();
+    let given = (std::slice::from_ref(&rows), &positions[..], &angles);
     let ran = decoder.run_block(&decoder.blocks[index], index, x, &mut steps, given, &mut keep);
     ran.with_context(|| format!("in block {index}"))?;
     Ok(seen)
