@@ -272,7 +272,7 @@ fn search_e4m3(y: &[f32], largest: f32, spec: &QuantSpec) -> u8 {
             *best = (error, byte);
         }
     };
-    for byte in first..=first.saturating_add(7).max(0x0F).min(LAST) {
+    for byte in first..=first.saturating_add(7).clamp(0x0F, LAST) {
         look(byte, &mut best);
     }
     for byte in (0..first).rev() {
