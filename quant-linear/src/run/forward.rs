@@ -558,7 +558,8 @@ impl QuantLinear {
         if let Some(counters) = &self.counters {
             counters.add_quantized(counts);
         }
-        let Saturation { saturated, flushed } = Saturation::of(counts);
+        let Saturation { saturated, flushed } =
+            Saturation::of(counts, loaded.quantized_by.row_scales());
         if saturated && !self.warned.saturated.swap(true, Relaxed) {
             log::warn!("{}{}", self.prefix(), Saturation::told(counts, loaded, x));
         }

@@ -3,6 +3,8 @@
 //! ```text
 //! saturated   groups whose scale was clamped, of all groups, or elements clipped, of all elements:
 //!             more than SATURATED_SHARE in a call
+//!             of rows with scales of their own the elements alone: their largest group has the
+//!             largest scale, and a rounding may clamp it, at no loss
 //! flushed     groups that were not zeros and became zeros: more than FLUSHED_SHARE of all groups
 //! ```
 //!
@@ -43,10 +45,10 @@ fn exceeds(part: u64, whole: u64, share: f64) -> bool {
 }
 
 impl Saturation {
-    pub(crate) fn of(counts: &QuantCounts) -> Self {
+    pub(crate) fn of(counts: &QuantCounts, row_scales: bool) -> Self {
         let QuantCounts { elements, groups, clipped, scale_max, flushed, .. } = *counts;
         Saturation {
-            saturated: exceeds(scale_max, groups, SATURATED_SHARE)
+            saturated: !row_scales && exceeds(scale_max, groups, SATURATED_SHARE)
                 || exceeds(clipped, elements, SATURATED_SHARE),
             flushed: exceeds(flushed, groups, FLUSHED_SHARE),
         }
@@ -144,7 +146,7 @@ mod tests {
             let mut counts = QuantCounts::default();
             (counts.elements, counts.groups) = (1_600_000, 100_000);
             (counts.clipped, counts.scale_max, counts.flushed) = (clipped, scale_max, flushed);
-            let Saturation { saturated, flushed } = Saturation::of(&counts);
+            let Saturation { saturated, flushed } = Saturation::of(&counts, false);
             [saturated, flushed]
         };
         assert_eq!(of([0, 0, 0]), [false, false]);
@@ -153,7 +155,7 @@ mod tests {
         assert_eq!(of([16, 2, 1000]), [true, false]);
         assert_eq!(of([16, 1, 1001]), [false, true]);
         assert_eq!(
-            Saturation::of(&QuantCounts::default()),
+            Saturation::of(&QuantCounts::default(), false),
             Saturation { saturated: false, flushed: false }
         );
     }
