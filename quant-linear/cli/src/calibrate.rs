@@ -50,7 +50,7 @@ pub(crate) struct Args {
     #[arg(short, long)]
     output: PathBuf,
     /// Tokens of text at the most.
-    #[arg(long, default_value_t = 4096)]
+    #[arg(long, default_value_t = 8192)]
     tokens: usize,
     /// Tokens of a window.
     #[arg(long, default_value_t = 512)]

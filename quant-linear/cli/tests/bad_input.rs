@@ -327,7 +327,7 @@ fn bad_arguments() {
         (&["--activation-scale", "auto"], "above 0"),
         (&["--activation-scale", "3"], "--activation-scale"),
         (&["--transform", "hadamard", "--transform-block", "48"], "16, 32, 64 or 128"),
-        (&["--transform-block", "32"], "--transform hadamard"),
+        (&["--transform-block", "32"], "without --transform"),
         (&["--transform", "fourier"], "hadamard"),
         (&["--threads", "0"], "threads"),
         (&["--backend", "no-such"], "--backend no-such is unknown; there are"),

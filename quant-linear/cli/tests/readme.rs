@@ -16,7 +16,16 @@ fn every_command_of_the_readme_succeeds_in_its_order() {
     write(&folder.at("model.safetensors"), &model);
     let commands: Vec<_> =
         include_str!("../README.md").lines().filter_map(|line| line.strip_prefix("fp4 ")).collect();
-    assert_eq!(commands.len(), 5, "{commands:?}");
+    let inputs: Vec<_> = model
+        .iter()
+        .filter(|tensor| tensor.2.len() == 2)
+        .map(|(name, _, shape, _)| {
+            let name = name.replace(".weight", ".input");
+            random(&name, Dtype::F32, &[300, shape[1]], 17)
+        })
+        .collect();
+    write(&folder.at("activations.safetensors"), &inputs);
+    assert_eq!(commands.len(), 7, "{commands:?}");
     for command in commands {
         let args: Vec<_> = command.split(' ').collect();
         fp4(&args).current_dir(folder.path()).assert().success();

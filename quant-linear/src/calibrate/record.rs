@@ -22,8 +22,8 @@
 //! ```
 
 use std::collections::BTreeMap;
-use std::fs;
-use std::io::Write;
+use std::fs::{self, File};
+use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 
 use rayon::prelude::*;
@@ -33,12 +33,14 @@ use sha2::{Digest, Sha256};
 
 use super::gram::{Gram, Moments};
 use super::statistics::{Histogram, Statistics};
-use crate::atomic::{self, Kind, New};
+use crate::atomic::{Kind, New};
 use crate::checkpoint::{Arrangement, Checkpoint, byte_len};
 use crate::error::{CalibrateError, Error};
 
 /// What a header says of its inputs.
 const KEY: &str = "exact_fp4.calibration";
+/// The name of a part while it is written.
+const UNFINISHED: &str = "unfinished";
 /// The version of what is written.
 const VERSION: u32 = 1;
 /// Rows of the largest magnitudes that are kept. In language models a few tokens of thousands, the
@@ -165,17 +167,18 @@ impl Recorder {
         let text = serde_json::to_string_pretty(settings).unwrap_or_default();
         match fs::read_to_string(&journal) {
             Ok(begun) if begun == text => {}
-            Ok(begun) => {
+            Ok(begun) if serde_json::from_str::<Vec<(String, String)>>(&begun).is_ok() => {
                 let begun: Vec<(String, String)> = serde_json::from_str(&begun).unwrap_or_default();
                 let differs = settings.iter().find(|setting| !begun.contains(setting));
                 let setting = differs.map_or("parts of it", |(name, _)| name).to_string();
                 return Err(CalibrateError::OtherRun { setting }.into());
             }
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(io(&journal)(e)),
+            // None, or one that was killed while it was written.
+            _ => {
                 new.clear()?;
-                atomic::write_bytes(&journal, text.as_bytes())?;
+                fs::write(&journal, text.as_bytes()).map_err(io(&journal))?;
             }
-            Err(e) => return Err(io(&journal)(e)),
         }
         Ok(Recorder { new, parts, replace })
     }
@@ -218,10 +221,16 @@ impl Recorder {
             .map_err(|refusal| Error::checkpoint(&path, refusal))?;
         let mut order: Vec<_> = arrangement.tensors().iter().collect();
         order.sort_by_key(|(_, info)| info.data_offsets.0);
-        atomic::write(&path, |file| {
+        // Under its name it is whole: a run that goes on takes it as it is.
+        let new = self.new.building().join(UNFINISHED);
+        let write = || {
+            let mut file = BufWriter::with_capacity(1 << 20, File::create(&new)?);
             file.write_all(arrangement.header())?;
-            order.iter().try_for_each(|(name, _)| file.write_all(&data[*name]))
-        })
+            order.iter().try_for_each(|(name, _)| file.write_all(&data[*name]))?;
+            file.into_inner()?.sync_all()?;
+            fs::rename(&new, &path)
+        };
+        write().map_err(io(&path))
     }
 
     /// Writes the index, and puts the folder in its place.
@@ -238,6 +247,10 @@ impl Recorder {
                 map.insert(tensor.clone(), name.clone());
             }
         }
+        fs::remove_file(self.new.building().join(UNFINISHED)).or_else(|e| match e.kind() {
+            std::io::ErrorKind::NotFound => Ok(()),
+            _ => Err(io(self.new.building())(e)),
+        })?;
         let index = serde_json::json!({ "metadata": { "total_size": total }, "weight_map": map });
         let path = self.new.building().join("model.safetensors.index.json");
         let text = serde_json::to_string_pretty(&index).unwrap_or_default() + "\n";

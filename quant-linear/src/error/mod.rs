@@ -345,6 +345,12 @@ pub enum Error {
         /// What went wrong.
         error: Box<Error>,
     },
+    /// A transform that is not orthonormal, where it is to be undone.
+    #[error(
+        "the layer's transform is not orthonormal, and this program was built without the feature \
+         `calibrate`, which undoes such; build it with that"
+    )]
+    NotOrthonormal,
     /// A bias that has not one value for each output.
     #[error("a bias of {got} values, expected {out_features}: one for each output feature")]
     BiasLen {

@@ -1,6 +1,6 @@
 //! One tensor of A against one of B, streamed.
 
-use fp4_core::{FloatType, FloatVec, PackedMatrix, Transform, with_floats};
+use fp4_core::{Float, FloatType, FloatVec, PackedMatrix, Transform, with_floats};
 
 use crate::checkpoint::tiles::{DEFAULT_BLOCK_BYTES, Tile, tiles};
 use crate::checkpoint::{Checkpoint, Tensor, byte_len};
@@ -343,7 +343,8 @@ fn settings_differ(a: &Layer, b: &Layer) -> Vec<&'static str> {
     pairs.filter(|(a, b)| a != b).map(|(a, _)| a.0).collect()
 }
 
-/// The values of a dense tile, transformed as the layer's weight was.
+/// The values of a dense tile, transformed as the layer's weight was: W T^T by an orthonormal T, as
+/// C5 has it, and W T^-1 by another.
 pub(super) fn transformed(
     x: FloatVec,
     tile: &Tile,
@@ -352,9 +353,52 @@ pub(super) fn transformed(
     match transform {
         None => Ok(x),
         Some(t) => {
-            crate::transform::transformed(x.as_slice(), tile.cols, &dense::columns(t, tile)?)
+            let t = dense::columns(t, tile)?;
+            match is_orthonormal(&t) {
+                true => crate::transform::transformed(x.as_slice(), tile.cols, &t),
+                false => undone(&x, tile.cols, &t),
+            }
         }
     }
+}
+
+/// Is T T^T the identity, to 1e-4? A T of bf16 is it to no more than 1e-2.
+fn is_orthonormal(t: &Transform<'_>) -> bool {
+    let d = t.block();
+    let values: Vec<f64> = with_floats!(FloatSlice, t.values(), v => {
+        v.iter().map(|x| f64::from(Float::to_f32(*x))).collect()
+    });
+    values.chunks_exact(d * d).all(|block| {
+        block.chunks_exact(d).enumerate().all(|(i, a)| {
+            block.chunks_exact(d).enumerate().all(|(j, b)| {
+                let product: f64 = a.iter().zip(b).map(|(a, b)| a * b).sum();
+                (product - f64::from(u8::from(i == j))).abs() < 1e-4
+            })
+        })
+    })
+}
+
+/// W T^-1, in f32.
+#[cfg(feature = "calibrate")]
+fn undone(x: &FloatVec, k: usize, t: &Transform<'_>) -> Result<FloatVec, Error> {
+    use crate::calibrate::BlockTransform;
+    let (d, blocks) = (t.block(), t.shape().blocks);
+    let shape = blocks.map_or(vec![d, d], |blocks| vec![blocks, d, d]);
+    let values = with_floats!(FloatSlice, t.values(), v => {
+        v.iter().map(|x| Float::to_f32(*x)).collect::<Vec<_>>()
+    });
+    let transform = StoredTransform::new(FloatVec::F32(values), shape)?;
+    let x = with_floats!(FloatSlice, x.as_slice(), v => {
+        v.iter().map(|x| Float::to_f32(*x)).collect::<Vec<_>>()
+    });
+    let undone = BlockTransform::from_stored(k, &transform)?.weight_through(&x)?;
+    Ok(FloatVec::F32(undone))
+}
+
+/// Without linear algebra it is not known.
+#[cfg(not(feature = "calibrate"))]
+fn undone(_: &FloatVec, _: usize, _: &Transform<'_>) -> Result<FloatVec, Error> {
+    Err(Error::NotOrthonormal)
 }
 
 fn add(difference: &mut Difference, a: &FloatVec, b: &FloatVec) {

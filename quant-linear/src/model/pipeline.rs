@@ -133,10 +133,12 @@ impl Default for Pipeline {
 }
 
 impl Pipeline {
-    /// True if nothing differs from what is done without one.
+    /// True if nothing differs from what is done without one: a Hadamard matrix can be of the
+    /// options.
     pub fn is_plain(&self) -> bool {
-        self.transform == TransformKind::Identity
+        matches!(self.transform, TransformKind::Identity | TransformKind::Hadamard)
             && self.calibration.is_none()
+            && self.activation_scale.is_none()
             && !self.needs_moments()
     }
 
