@@ -324,7 +324,7 @@ fn files_that_are_no_losses_are_refused_before_anything_is_written() {
     assert!(stderr.contains("1 of them are no quantized layers"), "{stderr}");
     assert!(stderr.len() < 1000 && !stderr.contains(['\u{1b}', '\u{202e}']), "{stderr}");
     // And the page takes no place of theirs.
-    let losses = losses_file(&folder, "losses.json", &json!([entry("a", 0.5)]));
+    let losses = losses_file(&folder, "losses.txt", &json!([entry("a", 0.5)]));
     let before = folder.snapshot();
     fails(&["report", &a, &b, "-o", &losses, "--force", "--losses", &losses], &["is the input"]);
     assert_eq!(folder.snapshot(), before);

@@ -22,7 +22,7 @@ export function losses(report: Report, layers: Layer[], choice: Choice): HTMLEle
   const chart = new Chart(
     {
       title: "Loss by layer",
-      about: "‖x Wᵀ − y‖² / ‖x Wᵀ‖² on the sample rows of the calibration: what of a layer's output is lost. Before: rounded to nearest, with no transform. The axis is logarithmic; a loss of 0 has no point. Lower is better.",
+      about: "‖x Wᵀ − y‖² / ‖x Wᵀ‖² on the sample rows of the calibration: what of a layer's output is lost. Before: rounded to nearest, with no transform. The axis is logarithmic; a loss of 0 has no point. Lower is better; a weight that loses less here may be further from its reference.",
       series: SERIES.map(([series]) => series),
       axes: { x: axis, y: "loss" },
       value: number,

@@ -2,7 +2,8 @@
 //!
 //! ```text
 //! {"command": "quantize", "dry_run": false,
-//!  "tensors": [{"prefix": "l.0.up_proj", "loss": {"weight": 0.002, "layer": 0.01, "before": 0.04}, ..}, ..],
+//!  "tensors": [{"prefix": "l.0.up_proj", ..,
+//!               "loss": {"weight": 0.002, "layer": 0.01, "before": 0.04}}, ..],
 //!  "totals": {"mean_loss": {"weight": 0.002, "layer": 0.01, "before": 0.04}, ..}, ..}
 //! ```
 //!
