@@ -1,7 +1,8 @@
 //! `fp4 report`: one page about a checkpoint, or about two, to be looked at.
 //!
 //! ```text
-//! read    the numbers, tile by tile                                (quant_linear::model::report)
+//! read    the losses of the run that made B, if they are given     (quant_linear::model::report)
+//!         the numbers, tile by tile                                (quant_linear::model::report)
 //! write   the page of web/dist, made by web/build.mjs, with the numbers in its place for them
 //! ```
 //!
@@ -19,7 +20,8 @@ use anyhow::{Context, Result, bail, ensure};
 use indicatif::ProgressBar;
 use quant_linear::atomic::{self, Kind, New};
 use quant_linear::checkpoint::{Checkpoint, TensorSource};
-use quant_linear::model::report::{Event, Report};
+use quant_linear::model::quantize::LayerLoss;
+use quant_linear::model::report::{Event, Losses, Report};
 use quant_linear::text;
 use serde::Serialize;
 
@@ -45,6 +47,10 @@ pub(crate) struct Args {
     /// Replace the page if it exists.
     #[arg(long)]
     force: bool,
+    /// What `fp4 quantize --calib .. --json` printed when it wrote the quantized checkpoint: the
+    /// page shows what each layer lost, before (rounded to nearest) and after.
+    #[arg(long, value_name = "FILE")]
+    losses: Option<PathBuf>,
     #[command(flatten)]
     source: args::Source,
     /// Print the numbers as one JSON object, and no progress; the page is optional then.
@@ -73,18 +79,20 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
         for checkpoint in [Some(&a), b.as_ref()].into_iter().flatten() {
             check(checkpoint, output)?;
         }
-        if let Some(config) = &args.source.config {
-            output::check(config, &[], output, Kind::File, true)?;
+        for file in [&args.source.config, &args.losses].into_iter().flatten() {
+            output::check(file, &[], output, Kind::File, true)?;
         }
         output::check(&args.a, &[], output, Kind::File, args.force)?;
     }
+    let losses = args.losses.as_deref().map(Losses::read).transpose()?;
     let mut bar = ProgressBar::hidden();
     let mut on = |event: Event<'_>| match event {
         Event::Work(bytes) => bar = progress::bar(bytes, args.json),
         Event::Working(name) => progress::show(&bar, name),
         Event::Bytes(bytes) => bar.inc(bytes),
     };
-    let report = Report::new(&a, b.as_ref(), &args.source.options(), &mut on);
+    let options = args.source.options();
+    let report = Report::with_losses(&a, b.as_ref(), &options, losses.as_ref(), &mut on);
     let report = report.map_err(args::told)?;
     bar.finish_and_clear();
     let numbers =
@@ -168,8 +176,12 @@ fn said(output: &Path, report: &Report) -> String {
         0 => String::new(),
         n => format!("; {} not shown one by one", report::count(n, "row")),
     };
+    let loss = report.losses.as_ref().map(|run| {
+        let LayerLoss { layer, before, .. } = run.mean;
+        format!(", mean loss {before:.3e} before, {layer:.3e} after")
+    });
     let (path, error) = (text::path(output), error.unwrap_or_default());
-    format!("{path}: {layers}{error}{left_out}")
+    format!("{path}: {layers}{error}{}{left_out}", loss.unwrap_or_default())
 }
 
 #[cfg(test)]

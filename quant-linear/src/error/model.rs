@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use safetensors::Dtype;
 
 use crate::checkpoint::gguf::GgmlType;
+use crate::model::report::LossesError;
 use crate::text::{self, printable};
 
 /// What can be wrong with what is asked of a model.
@@ -317,6 +318,14 @@ pub enum ModelError {
         first: String,
         /// Another.
         second: String,
+    },
+    /// A file that gives a report no losses.
+    #[error("{}: {error}", text::path(.path))]
+    Losses {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        error: LossesError,
     },
     /// A recipe that cannot be read.
     #[error("the recipe is not valid: {}", printable(.0))]

@@ -33,6 +33,8 @@ export interface Plan {
   value: (y: number) => string;
   /** Does the axis of values begin at 0? */
   fromZero?: boolean;
+  /** Is it logarithmic? What is not above 0, or beyond its reach, has no point then. */
+  logarithmic?: boolean;
   /** Draw every position on the axis? */
   everyPosition?: boolean;
   height?: number;
@@ -43,6 +45,22 @@ export interface Plan {
 
 const colour = (name: string): string =>
   getComputedStyle(document.documentElement).getPropertyValue(name).trim();
+
+/** What a logarithmic axis can reach: the steps between its marks are known that far. */
+const REACH = { low: 1e-15, high: 1e15 };
+
+/** The ends of a logarithmic axis: one digit each, and more than one step apart. */
+function decades(low: number | null, high: number | null): [number, number] {
+  const within = (y: number, most: number) => Math.min(most, Math.max(REACH.low, y));
+  const digit = (y: number, round: (y: number) => number) => {
+    const power = Math.floor(Math.log10(y));
+    const text = `${round(Number((y / 10 ** power).toPrecision(6)))}e${power}`;
+    return Number(text);
+  };
+  const from = digit(within((low ?? 1e-3) / 1.1, REACH.high / 10), Math.floor);
+  const to = digit(within((high ?? 1) * 1.1, REACH.high), Math.ceil);
+  return [from, Math.max(to, 2 * from)];
+}
 
 const FONT = "12px system-ui, sans-serif";
 
@@ -130,7 +148,8 @@ export class Chart {
       ...axis(plan.axes.y),
       size: 58,
       space: 32,
-      values: (_, splits) => splits.map(plan.value),
+      // A logarithmic axis has lines without a number.
+      values: (_, splits: (number | null)[]) => splits.map((y) => (y === null ? "" : plan.value(y))),
     };
     const plot = new uPlot(
       {
@@ -140,7 +159,9 @@ export class Chart {
         scales: {
           x: { time: false, range: () => this.#range() },
           y: {
+            distr: plan.logarithmic ? 3 : 1,
             range: (_, low, high) => {
+              if (plan.logarithmic) return decades(low, high);
               if (plan.fromZero) return [0, high > 0 ? high * 1.06 : 1];
               const pad = (high - low) * 0.08 || Math.abs(high) * 0.1 || 1;
               return [low - pad, high + pad];
@@ -159,7 +180,7 @@ export class Chart {
           draw: [(u) => this.#drawMark(u)],
         },
       },
-      [this.#shown.x, ...this.#shown.values] as uPlot.AlignedData,
+      [this.#shown.x, ...this.#shown.values.map((list) => this.#drawn(list))] as uPlot.AlignedData,
       this.#place,
     );
     plot.over.addEventListener("click", () => {
@@ -167,6 +188,12 @@ export class Chart {
       if (at !== null && at !== undefined) plan.clicked?.(at);
     });
     return plot;
+  }
+
+  /** The values that have a place on the axis. */
+  #drawn(values: (number | null)[]): (number | null)[] {
+    if (!this.#plan.logarithmic) return values;
+    return values.map((y) => (y !== null && y >= REACH.low && y <= REACH.high ? y : null));
   }
 
   /** Half a step of room at both ends. */

@@ -77,6 +77,21 @@ export interface Worst {
   by_error: Group[];
 }
 
+/** What a layer lost on the sample rows of a calibration, as a share of the squares of its outputs. */
+export interface Loss {
+  weight: number | null;
+  layer: number | null;
+  before: number | null;
+}
+
+/** The run that it lost it in. */
+export interface Run {
+  path: string;
+  tensors: number;
+  layers_without: number;
+  mean: Loss;
+}
+
 export interface Totals {
   layers: number;
   bytes: number;
@@ -99,6 +114,7 @@ export interface Row {
   error: Figures | null;
   groups: Groups | null;
   worst_groups: Worst | null;
+  loss: Loss | null;
 }
 
 /** A row that is a quantized layer. */
@@ -119,6 +135,7 @@ export interface Report {
   rows: Row[];
   rows_left_out: number;
   worst_groups: Worst;
+  losses: Run | null;
   identical: number;
   only_in_a: Names;
   only_in_b: Names;
@@ -135,6 +152,12 @@ export function parse(text: string): Report {
 }
 
 export const isLayer = (row: Row): row is Layer => row.counts !== null;
+
+/** After over before; null where there is no such number. */
+export function ratio(loss: Loss | null): number | null {
+  if (loss === null || loss.layer === null || !loss.before) return null;
+  return loss.layer / loss.before;
+}
 
 /** The largest value of a histogram; null where it is empty. */
 export const largest = (pairs: Pair[]): number | null => pairs.at(-1)?.[0] ?? null;

@@ -1,4 +1,4 @@
-// One measure of all layers in the order of the model.
+// One measure of all layers in the order of the model, and what charts by layer have in common.
 
 import { Chart, type Plan, type Series, type Shown } from "./chart";
 import type { Choice } from "./choice";
@@ -17,7 +17,8 @@ interface Measure {
   compares: boolean;
 }
 
-const line = (label: string, colour: Series["colour"] = "--all", dashed = false): Series => ({
+/** A line of a chart by layer. */
+export const line = (label: string, colour: Series["colour"] = "--all", dashed = false): Series => ({
   label,
   colour,
   kind: "line",
@@ -97,32 +98,72 @@ const MEASURES: Measure[] = [
   },
 ];
 
+/** Says which layer is under the pointer, or chosen. */
+export class Readout {
+  readonly line = element("p", { class: "readout", "aria-live": "polite" });
+  #layers: Layer[];
+  #choice: Choice;
+  #hovered: number | null = null;
+
+  constructor(layers: Layer[], choice: Choice) {
+    this.#layers = layers;
+    this.#choice = choice;
+  }
+
+  /** What a chart by layer has beside its measure. */
+  plan(): Pick<Plan, "position" | "tick" | "hovered" | "clicked" | "height"> & { axis: string } {
+    const layers = this.#layers;
+    return {
+      axis: "layer, in the order of the model",
+      position: (x) => layers[x]?.name ?? "",
+      tick: (x) => String(x + 1),
+      height: 280,
+      hovered: (index) => {
+        this.#hovered = index;
+        this.tell();
+      },
+      clicked: (index) => this.#choice.choose(layers[index] ?? null),
+    };
+  }
+
+  tell(): void {
+    const layer = this.#hovered === null ? this.#choice.layer : this.#layers[this.#hovered];
+    this.line.textContent = layer ? layer.name : "Click a layer, or move with the arrow keys, to look at it alone.";
+    this.line.classList.toggle("dim", !layer);
+  }
+
+  /** Chooses by keyboard in a chart, and marks there what is chosen. */
+  follow(chart: Chart): void {
+    const [layers, choice] = [this.#layers, this.#choice];
+    chart.place.tabIndex = 0;
+    chart.place.addEventListener("keydown", (event) => {
+      const step = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
+      if (event.key === "Escape") choice.choose(null);
+      if (step === undefined) return;
+      event.preventDefault();
+      const at = choice.layer === null ? (step > 0 ? -1 : layers.length) : layers.indexOf(choice.layer);
+      choice.choose(layers[Math.min(layers.length - 1, Math.max(0, at + step))] ?? null);
+    });
+    choice.follow((layer) => {
+      chart.mark(layer === null ? null : layers.indexOf(layer));
+      this.tell();
+    });
+  }
+}
+
 /** The chart by layer, with its choice of measure and of layer. */
 export function byLayer(layers: Layer[], compared: boolean, choice: Choice): HTMLElement {
   const measures = MEASURES.filter((measure) => compared || !measure.compares);
-  const readout = element("p", { class: "readout", "aria-live": "polite" });
-  let hovered: number | null = null;
-
-  const tell = () => {
-    const layer = hovered === null ? choice.layer : layers[hovered];
-    readout.textContent = layer ? layer.name : "Click a layer, or move with the arrow keys, to look at it alone.";
-    readout.classList.toggle("dim", !layer);
-  };
+  const readout = new Readout(layers, choice);
+  const { axis, ...common } = readout.plan();
   const plan = (measure: Measure): Plan => ({
     title: `${measure.name[0]?.toUpperCase()}${measure.name.slice(1)} by layer`,
     about: measure.about,
     series: measure.series.map(([series]) => series),
-    axes: { x: "layer, in the order of the model", y: measure.axis },
-    position: (x) => layers[x]?.name ?? "",
-    tick: (x) => String(x + 1),
+    axes: { x: axis, y: measure.axis },
     value: measure.value,
     ...(measure.fromZero ? { fromZero: true } : {}),
-    height: 280,
-    hovered: (index) => {
-      hovered = index;
-      tell();
-    },
-    clicked: (index) => choice.choose(layers[index] ?? null),
+    ...common,
   });
   const shown = (measure: Measure): Shown => ({
     x: layers.map((_, i) => i),
@@ -139,22 +180,11 @@ export function byLayer(layers: Layer[], compared: boolean, choice: Choice): HTM
     },
   );
   const all = button("All layers", null, () => choice.choose(null));
-  const chart = new Chart(plan(first), element("div", { class: "controls" }, pick, all, readout));
+  const chart = new Chart(plan(first), element("div", { class: "controls" }, pick, all, readout.line));
   chart.show(shown(first), `${layers.length} layers`);
-  chart.place.tabIndex = 0;
-  chart.place.addEventListener("keydown", (event) => {
-    const step = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
-    if (event.key === "Escape") choice.choose(null);
-    if (step === undefined) return;
-    event.preventDefault();
-    const at = choice.layer === null ? (step > 0 ? -1 : layers.length) : layers.indexOf(choice.layer);
-    choice.choose(layers[Math.min(layers.length - 1, Math.max(0, at + step))] ?? null);
-  });
+  readout.follow(chart);
   choice.follow((layer) => {
     all.disabled = layer === null;
-    chart.mark(layer === null ? null : layers.indexOf(layer));
-    tell();
   });
   return chart.figure;
 }
-

@@ -1,7 +1,7 @@
 // The table of layers: sorted by any column, filtered by name, with a button on each layer.
 
 import type { Choice } from "./choice";
-import { type Report, type Row, isLayer, largest, smallest } from "./data";
+import { type Report, type Row, isLayer, largest, ratio, smallest } from "./data";
 import { type Child, button, element, scrolled, section } from "./dom";
 import { ABSENT, bytes, count, decibels, number, relative, share, sqnr } from "./text";
 
@@ -15,8 +15,19 @@ interface Column {
   key: (row: Row) => number | string | null;
   text: (row: Row) => string;
   compares?: boolean;
+  /** Does it need losses? */
+  loses?: boolean;
   numeric?: boolean;
 }
+
+const loss = (title: string, about: string, of: (row: Row) => number | null): Column => ({
+  title,
+  about,
+  key: of,
+  text: (row) => number(of(row)),
+  numeric: true,
+  loses: true,
+});
 
 const part = (of: (counts: NonNullable<Row["counts"]>) => [number, number]) => ({
   key: (row: Row) => {
@@ -93,6 +104,9 @@ const COLUMNS: Column[] = [
     numeric: true,
     compares: true,
   },
+  loss("Loss before", "On the sample rows of the calibration, rounded to nearest", (row) => row.loss?.before ?? null),
+  loss("After", "The same loss as the layer is", (row) => row.loss?.layer ?? null),
+  loss("Ratio", "Loss after over before", (row) => ratio(row.loss)),
   { title: "Zero groups", ...part((c) => [c.zero_groups, c.groups]) },
   { title: "Saturated", about: "Codes of magnitude 6", ...part((c) => [c.saturated, c.weights]) },
   {
@@ -135,7 +149,9 @@ function compare(keys: Keys, down: boolean): (a: Row, b: Row) => number {
 
 export function rows(report: Report, choice: Choice): HTMLElement {
   const compared = report.b !== null;
-  const columns = COLUMNS.filter((column) => compared || !column.compares);
+  const has = (column: Column) =>
+    (compared || !column.compares) && (report.losses !== null || !column.loses);
+  const columns = COLUMNS.filter(has);
   const lines = new Map(report.rows.map((row) => [row, line(row, columns, choice)]));
   const found = element("p", { class: "readout dim", "aria-live": "polite" });
   const body = element("tbody");

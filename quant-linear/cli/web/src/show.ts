@@ -6,6 +6,7 @@ import { type Report, isLayer } from "./data";
 import { detail } from "./detail";
 import { element } from "./dom";
 import { byLayer } from "./layers";
+import { losses } from "./losses";
 import { rows } from "./rows";
 import { cards, formats, heading, missing, problems, sizes } from "./summary";
 import { worst } from "./worst";
@@ -21,6 +22,7 @@ export function show(report: Report, place: HTMLElement): void {
   const add = (part: HTMLElement | null) => part && place.append(part);
   if (layers.length > 0) {
     add(element("section", { class: "wide" }, byLayer(layers, compared, choice)));
+    add(losses(report, layers, choice));
     add(detail(report, choice));
   }
   if (report.rows.length > 0) add(rows(report, choice));

@@ -1,4 +1,5 @@
-// Writes a small transformer's weights: node model.mjs OUT.safetensors
+// Writes a small transformer's weights, and inputs of its layers to calibrate with:
+// node model.mjs MODEL.safetensors [INPUTS.safetensors]
 //
 // Twelve blocks, F32, Gaussian, with what a report has to show: outliers that grow with depth, a
 // column of large values, a huge one that flushes its neighbours, an all-zero matrix, and a name
@@ -51,17 +52,36 @@ for (let block = 0; block < BLOCKS; block++) {
 tensors.set(HOSTILE, matrix(WIDTH, WIDTH, 9));
 tensors.set("lm_head.weight", matrix(256, WIDTH, 2));
 
-const header = {};
-let end = 0;
-for (const [name, { shape, values }] of tensors) {
-  header[name] = { dtype: "F32", shape, data_offsets: [end, end + values.byteLength] };
-  end += values.byteLength;
+/** Writes tensors as a safetensors file. */
+function save(path, tensors) {
+  const header = {};
+  let end = 0;
+  for (const [name, { shape, values }] of tensors) {
+    header[name] = { dtype: "F32", shape, data_offsets: [end, end + values.byteLength] };
+    end += values.byteLength;
+  }
+  let text = Buffer.from(JSON.stringify(header));
+  text = Buffer.concat([text, Buffer.alloc((8 - (text.length % 8)) % 8, " ")]);
+  const length = Buffer.alloc(8);
+  length.writeBigUInt64LE(BigInt(text.length));
+  const file = openSync(path, "w");
+  for (const part of [length, text]) writeSync(file, part);
+  for (const { values } of tensors.values()) writeSync(file, Buffer.from(values.buffer));
+  closeSync(file);
 }
-let text = Buffer.from(JSON.stringify(header));
-text = Buffer.concat([text, Buffer.alloc((8 - (text.length % 8)) % 8, " ")]);
-const length = Buffer.alloc(8);
-length.writeBigUInt64LE(BigInt(text.length));
-const file = openSync(process.argv[2], "w");
-for (const part of [length, text]) writeSync(file, part);
-for (const { values } of tensors.values()) writeSync(file, Buffer.from(values.buffer));
-closeSync(file);
+
+save(process.argv[2], tensors);
+if (process.argv[3] !== undefined) {
+  // Features that depend on each other, one of them large, the larger the deeper.
+  const inputs = new Map();
+  for (const [name, { shape }] of tensors) {
+    if (shape.length < 2 || name.startsWith("embed")) continue;
+    const depth = Number(/layers\.(\d+)/.exec(name)?.[1] ?? 0);
+    const input = matrix(2 * shape[1], shape[1], 7 + depth, (v, columns) => {
+      for (let i = 0; i < v.length; i++) if (i % columns > 0) v[i] = 0.8 * v[i - 1] + 0.4 * v[i];
+      for (let i = 5; i < v.length; i += columns) v[i] *= 4 + 6 * depth;
+    });
+    inputs.set(name.replace(/weight$/, "input"), input);
+  }
+  save(process.argv[3], inputs);
+}

@@ -12,6 +12,7 @@ use crate::model::compare::{self, Side};
 use crate::model::items::{Item, Items, Whole};
 use crate::model::report::counts::Counter;
 use crate::model::report::groups::{Measure, Worst};
+use crate::model::report::losses::Losses;
 use crate::model::report::reference::Reference;
 use crate::model::report::{
     Event, Figures, MAX_ROWS, NAME_CHARS, Names, PROBLEM_CHARS, Report, Row, Source, Totals,
@@ -47,8 +48,23 @@ impl Report {
         options: &LoadOptions,
         on: &mut dyn FnMut(Event<'_>),
     ) -> Result<Self, Error> {
+        Self::with_losses(a, b, options, None, on)
+    }
+
+    /// As [`new`](Self::new), with what the layers lost in the run that made them.
+    ///
+    /// # Errors
+    /// I/O errors; losses of tensors that are no quantized layers here, before anything is read.
+    pub fn with_losses(
+        a: &Checkpoint,
+        b: Option<&Checkpoint>,
+        options: &LoadOptions,
+        losses: Option<&Losses>,
+        on: &mut dyn FnMut(Event<'_>),
+    ) -> Result<Self, Error> {
         let find = |c| Layers::find(c, options);
         let layers = [find(a)?, b.map(find).transpose()?.unwrap_or_default()];
+        losses.map(|losses| losses.check(&layers)).transpose()?;
         let mut report = Report {
             version: VERSION,
             a: Source::new(a, &layers[0]),
@@ -58,6 +74,7 @@ impl Report {
             rows: vec![],
             rows_left_out: 0,
             worst_groups: Worst::new(WORST[1]),
+            losses: None,
             identical: 0,
             only_in_a: Names::default(),
             only_in_b: Names::default(),
@@ -69,7 +86,9 @@ impl Report {
         let theirs =
             sides.1.map(|(b, own)| Ok::<_, Error>((b, items((b, own), Some(sides.0), problems)?)));
         let theirs: Option<(_, _)> = theirs.transpose()?;
-        report.gather(a, &ours, theirs.as_ref().map(|(b, items)| (*b, items)), on)?;
+        let theirs = theirs.as_ref().map(|(b, items)| (*b, items));
+        report.gather(a, &ours, theirs, losses, on)?;
+        report.losses = losses.map(|losses| losses.run(&report.rows));
         report.bound();
         Ok(report)
     }
@@ -80,6 +99,7 @@ impl Report {
         a: &Checkpoint,
         ours: &BTreeMap<Cow<'_, str>, Item<'_>>,
         theirs: Option<(&Checkpoint, &BTreeMap<Cow<'_, str>, Item<'_>>)>,
+        losses: Option<&Losses>,
         on: &mut dyn FnMut(Event<'_>),
     ) -> Result<(), Error> {
         let mut work = vec![];
@@ -107,14 +127,20 @@ impl Report {
         on(Event::Work(work.iter().map(|(_, a, b)| bytes(a) + b.as_ref().map_or(0, bytes)).sum()));
         for (name, a, b) in &work {
             on(Event::Working(name));
-            self.item(name, a, b.as_ref())?;
+            self.item(name, a, b.as_ref(), losses)?;
             on(Event::Bytes(bytes(a) + b.as_ref().map_or(0, bytes)));
         }
         Ok(())
     }
 
     /// Reports on one name.
-    fn item(&mut self, name: &str, a: &Side<'_>, b: Option<&Side<'_>>) -> Result<(), Error> {
+    fn item(
+        &mut self,
+        name: &str,
+        a: &Side<'_>,
+        b: Option<&Side<'_>>,
+        losses: Option<&Losses>,
+    ) -> Result<(), Error> {
         // Between two layers B is reported on; else it is the side that is a layer.
         let (layer, own, other) = match (a.item, b.map(|b| (b, b.item))) {
             (_, Some((b, Item::Layer(layer)))) => (layer, b, Some(a)),
@@ -132,7 +158,7 @@ impl Report {
                 }
             },
         };
-        self.layer(own.from, layer, reference.as_ref())
+        self.layer(own.from, layer, reference.as_ref(), losses)
     }
 
     /// Reports on a layer.
@@ -141,6 +167,7 @@ impl Report {
         from: &Checkpoint,
         layer: &Layer,
         reference: Option<&(Reference<'_>, u64)>,
+        losses: Option<&Losses>,
     ) -> Result<(), Error> {
         let shape = layer.shape;
         let decoder = layer.decoder();
@@ -172,6 +199,7 @@ impl Report {
             error: difference.as_ref().map(Figures::from),
             groups,
             worst_groups: worst,
+            loss: losses.and_then(|losses| losses.of(&layer.module)),
         };
         self.totals.add(&row, difference.as_ref());
         self.formats.entry(row.format.clone()).or_default().add(&row, difference.as_ref());
@@ -212,6 +240,7 @@ impl Report {
             error: pair.difference.as_ref().map(Figures::from),
             groups: None,
             worst_groups: None,
+            loss: None,
         });
         Ok(())
     }

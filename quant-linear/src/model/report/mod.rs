@@ -9,6 +9,9 @@
 //! As for [`compare`](super::compare) a dense side is the reference, and between equals it is A;
 //! where a layer has a transform, the dense weight is transformed in the same way first.
 //!
+//! With the [`Losses`] of a calibrated run each layer has what it loses on the sample rows of the
+//! calibration, before (rounded to nearest) and after.
+//!
 //! A report is bounded, whatever the checkpoints hold. Rows beyond [`MAX_ROWS`] and names beyond
 //! [`MAX_NAMES`] are left out and counted, and what is longer than [`NAME_CHARS`] or
 //! [`PROBLEM_CHARS`] loses its middle; totals are over all. It takes memory for one tile at a time
@@ -30,6 +33,7 @@
 mod counts;
 mod gather;
 mod groups;
+mod losses;
 mod natural;
 mod reference;
 mod sizes;
@@ -39,10 +43,12 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 
 use crate::model::difference::Difference;
+use crate::model::quantize::LayerLoss;
 use crate::text;
 
 pub use counts::Counts;
 pub use groups::{Group, Groups, Quantiles, Worst};
+pub use losses::{Losses, LossesError, MAX_LOSSES, Run};
 pub use sizes::{Class, Source};
 
 /// The most rows of a report; of more, those with the largest error are kept, or the largest.
@@ -82,6 +88,8 @@ pub struct Report {
     pub rows_left_out: usize,
     /// The worst groups of all layers.
     pub worst_groups: Worst,
+    /// What the layers lost in the run that made them, where it is known.
+    pub losses: Option<Run>,
     /// Tensors outside quantized layers that are the same in both.
     pub identical: u64,
     /// Names that only A has.
@@ -139,6 +147,8 @@ pub struct Row {
     pub groups: Option<Groups>,
     /// The worst groups.
     pub worst_groups: Option<Worst>,
+    /// What the layer lost in the run that made it, where it is known.
+    pub loss: Option<LayerLoss>,
 }
 
 /// A [`Difference`] in numbers.
