@@ -204,7 +204,7 @@ fn calibrated() -> Folder {
 #[cfg(feature = "calibrate")]
 fn inputs(seed: u64) -> Vec<f32> {
     let mut x = common::numbers(seed, 200 * 64);
-    x.chunks_exact_mut(64).for_each(|row| row[5] = 30.0 * row[6] + row[5]);
+    x.chunks_exact_mut(64).for_each(|row| row[5] += 30.0 * row[6]);
     x
 }
 

@@ -4,10 +4,10 @@
 //! {"command": "quantize", "dry_run": false,
 //!  "tensors": [{"prefix": "l.0.up_proj", ..,
 //!               "loss": {"weight": 0.002, "layer": 0.01, "before": 0.04}}, ..],
-//!  "totals": {"mean_loss": {"weight": 0.002, "layer": 0.01, "before": 0.04}, ..}, ..}
+//!  "totals": {"mean_loss": {"weight": 0.002, "layer": 0.01, "before": 0.04}, ..}}
 //! ```
 //!
-//! All else in the file is passed over. A loss is no number (`null`) or a number that is at least 0.
+//! All else in the file is passed over. A loss is no number (`null`) or one that is at least 0.
 //! A tensor that holds experts has the mean over them, which each of its layers `PREFIX.0`,
 //! `PREFIX.1`, .. gets. Only tensors with a loss are kept, each under another prefix, so memory is
 //! bounded by the file, and the file by [`MAX_LOSSES`].
@@ -270,10 +270,8 @@ mod tests {
     }
 
     fn report(tensors: &str) -> String {
-        let mean = r#"{"weight": 1, "layer": 2, "before": 4}"#;
-        format!(
-            r#"{{"command": "quantize", "tensors": [{tensors}], "totals": {{"mean_loss": {mean}}}}}"#
-        )
+        let mean = r#"{"mean_loss": {"weight": 1, "layer": 2, "before": 4}}"#;
+        format!(r#"{{"command": "quantize", "tensors": [{tensors}], "totals": {mean}}}"#)
     }
 
     #[test]
@@ -315,7 +313,7 @@ mod tests {
             ("{}".into(), "missing field `command`"),
             (r#"{"command": "compare", "tensors": 7}"#.into(), "`fp4 compare` printed"),
             (format!(r#"{{"command": "{deep}"#), "EOF while parsing"),
-            (format!(r#"{{"x": {deep}"#), "recursion limit"),
+            (format!(r#"{{"x": {deep}"#), "EOF while parsing a list"),
             (r#"{"command": "quantize"}"#.into(), "missing field `tensors`"),
             (
                 r#"{"command": "quantize", "dry_run": true, "tensors": [], "totals": {}}"#.into(),
@@ -333,12 +331,13 @@ mod tests {
             ),
             (report(r#"{"prefix": "a", "loss": "much"}"#), "invalid type: string \"much\""),
             (
-                format!(
-                    r#"{{"command": "quantize", "tensors": [{{"prefix": "a", {loss}}}], "totals": {{}}}}"#
-                ),
+                report(&format!(r#"{{"prefix": "a", {loss}}}"#)).replace("mean_loss", "mean"),
                 "no `mean_loss`",
             ),
-            (report(&format!(r#"{{"prefix": "a", "loss": {long:?}}}"#)), "no report"),
+            (
+                report(&serde_json::json!({ "prefix": "a", "loss": long }).to_string()),
+                "invalid type",
+            ),
         ];
         for (text, needle) in cases {
             let beginning: String = text.chars().take(100).collect();
