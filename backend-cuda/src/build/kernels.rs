@@ -21,7 +21,7 @@ pub(crate) struct Kernel<A> {
 
 impl<A> Kernel<A> {
     /// A kernel of a test.
-    #[cfg(test)]
+    #[cfg(all(test, feature = "emulated"))]
     pub(crate) const fn test(family: &'static Family, name: &'static str) -> Self {
         Kernel { family, name, shared: 0, args: PhantomData }
     }

@@ -25,11 +25,16 @@ fn every_command_of_the_readme_succeeds_in_its_order() {
         })
         .collect();
     write(&folder.at("activations.safetensors"), &inputs);
-    assert_eq!(commands.len(), 7, "{commands:?}");
+    assert_eq!(commands.len(), 9, "{commands:?}");
     for command in commands {
+        let (command, into) = command.split_once(" > ").unwrap_or((command, ""));
         let args: Vec<_> = command.split(' ').collect();
-        fp4(&args).current_dir(folder.path()).assert().success();
+        let run = fp4(&args).current_dir(folder.path()).assert().success();
+        if !into.is_empty() {
+            std::fs::write(folder.at(into), &run.get_output().stdout).unwrap();
+        }
     }
+    assert!(folder.at("gained.html").is_file());
     assert!(folder.at("report.html").is_file());
     assert!(read(&folder.at("model-fp4.safetensors")).contains_key("a.e2m1"));
 }

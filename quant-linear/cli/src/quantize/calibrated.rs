@@ -30,7 +30,7 @@ pub(super) struct Args {
     #[arg(long)]
     act_order: bool,
     /// Added to the diagonals of second moments, as a share of their mean.
-    #[arg(long, value_name = "SHARE", default_value_t = 0.01)]
+    #[arg(long, value_name = "SHARE", default_value_t = 0.01, allow_hyphen_values = true)]
     damping: f64,
     /// What errors are counted in: products with activations as they are (`weight`), or as the
     /// layer quantizes them (`weight-and-activations`: calibrate with 8 times K --rows or more).
