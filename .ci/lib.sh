@@ -17,6 +17,8 @@ export CARGO_INCREMENTAL=0
 # $bin. Nothing is compiled for one step alone: another choice of packages has other features.
 built() {
     cargo test --release --workspace --no-run --quiet
+    # Examples with tests of their own are built as tests alone by that.
+    cargo build --release --workspace --examples --quiet
     bin=$CARGO_TARGET_DIR/release
 }
 
