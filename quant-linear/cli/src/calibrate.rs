@@ -10,6 +10,7 @@ use std::collections::BTreeMap;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::UNIX_EPOCH;
 
 use anyhow::{Context, Result, bail, ensure};
 use quant_linear::atomic::Kind;
@@ -102,7 +103,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     output::check(&args.model, &folders, &args.output, Kind::Folder, args.force)?;
     let is_tensors = |path: &&PathBuf| path.extension().is_some_and(|e| e == "safetensors");
     let done = match args.data.iter().filter(is_tensors).count() {
-        0 => text(args)?,
+        0 => text(args, &model)?,
         n if n == args.data.len() => activations(args, &model)?,
         _ => bail!("--data has both text and .safetensors files; give one kind at a time"),
     };
@@ -131,10 +132,17 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
 }
 
 /// Settings that decide the bytes.
-fn settings(args: &Args, digest: String) -> Result<Vec<(String, String)>> {
-    let model = args.model.canonicalize().context("reading the model's path")?;
+fn settings(args: &Args, model: &Checkpoint, digest: String) -> Result<Vec<(String, String)>> {
+    let path = args.model.canonicalize().context("reading the model's path")?;
+    // A model that was written anew has another length, or another time at least.
+    let files = model.files().iter().map(|(name, file)| {
+        let modified = file.modified().and_then(|time| time.duration_since(UNIX_EPOCH).ok());
+        format!("{name} {} {}", file.file_len(), modified.map_or(0, |time| time.as_nanos()))
+    });
+    let files: Vec<String> = files.collect();
     let all = [
-        ("model", model.to_string_lossy().into_owned()),
+        ("model", path.to_string_lossy().into_owned()),
+        ("model's files", files.join(", ")),
         ("--data", digest),
         ("--tokens", args.tokens.to_string()),
         ("--window", args.window.to_string()),
@@ -148,7 +156,7 @@ fn hex(hasher: Sha256) -> String {
 }
 
 /// Calibrates on text.
-fn text(args: &Args) -> Result<Done> {
+fn text(args: &Args, model: &Checkpoint) -> Result<Done> {
     let mut text = String::new();
     for path in &args.data {
         let more = std::fs::read_to_string(path).with_context(|| {
@@ -164,7 +172,7 @@ fn text(args: &Args) -> Result<Done> {
     let (parts, rows) = (runner.parts(), runner.rows());
     let mut hasher = Sha256::new();
     hasher.update(&text);
-    let settings = settings(args, hex(hasher))?;
+    let settings = settings(args, model, hex(hasher))?;
     let recorder = Recorder::begin(&args.output, parts, &settings, args.resume, args.force)?;
     let bar = progress::steps(parts as u64, args.json);
     let mut done = Done { rows, ..Done::default() };
@@ -233,7 +241,7 @@ fn activations(args: &Args, model: &Checkpoint) -> Result<Done> {
             hasher.update(&piece[..len]);
         }
     }
-    let settings = settings(args, hex(hasher))?;
+    let settings = settings(args, model, hex(hasher))?;
     let parts = layers.len();
     let recorder = Recorder::begin(&args.output, parts, &settings, args.resume, args.force)?;
     let bar = progress::steps(parts as u64, args.json);
