@@ -41,8 +41,8 @@ fn main() -> Result<()> {
             let options = DenseOptions { activations, ..DenseOptions::new(format) };
             let candle =
                 Encoder::load(&folder.config, &weights, &|parts| in_candle(parts, &options))?;
-            let own = own.embed(&tokens, &mut |_, _| {})?;
-            let candle = candle.embed(&tokens, &mut |_, _| {})?;
+            let own = own.embed(&tokens, &mut |_, _, _| Ok(()))?;
+            let candle = candle.embed(&tokens, &mut |_, _, _| Ok(()))?;
             let pairs = own.iter().flatten().zip(candle.iter().flatten());
             let bits = pairs.map(|(a, b)| (a.to_bits(), b.to_bits()));
             compared += own.iter().map(Vec::len).sum::<usize>();
