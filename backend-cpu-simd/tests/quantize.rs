@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{Rng, backends, each_isa, same_bits};
+use common::{Rng, backends, each_isa, same_bits, specs};
 use fp4_backend_cpu_simd::{CpuSimd, Isa};
 use fp4_core::{
     E2m1, Error, Float, FloatSlice, Format, GroupSize, PackedMatrix, QuantCounts, QuantSpec,
@@ -92,24 +92,6 @@ fn check<T: Float>(backend: &CpuSimd, input: &QuantizeInput<'_>, case: &str) -> 
         assert_eq!(g, e, "{case}: byte {i} is {g:#04x}, expected {e:#04x}");
     }
     got.scales().len() + 2 * got.codes().len()
-}
-
-fn specs() -> Vec<QuantSpec> {
-    let mut specs = Vec::new();
-    for scale in ScaleType::ALL {
-        for group in GroupSize::ALL {
-            let settings: [(f32, f32); 3] = match scale {
-                ScaleType::E8M0 => [(1.0 / 3.0, 4.0), (1.0, 6.0), (1e-30, 3.7)],
-                ScaleType::E4M3 => [(0.1, 6.0), (1e-3, 6.0), (1e-40, 5.0)],
-            };
-            for (gs, ss) in settings {
-                for tie in TieMode::ALL {
-                    specs.push(QuantSpec::new(scale, group, gs, ss).unwrap().with_tie(tie));
-                }
-            }
-        }
-    }
-    specs
 }
 
 #[test]
@@ -501,6 +483,24 @@ fn row_scales_are_of_the_transformed_row() {
     });
 }
 
+/// Plain and transformed, on any number of threads.
+fn check_threads(
+    on: &CpuSimd,
+    rng: &mut Rng,
+    x: &[f32],
+    [rows, k]: [usize; 2],
+    spec: &QuantSpec,
+) -> usize {
+    let t = transform_values(rng, 16, k / 16, 1);
+    let t = Transform::per_block(&t[..], 16, k / 16).unwrap();
+    let plain = QuantizeInput::new(x, rows, k, spec).unwrap();
+    let transformed = plain.with_transform(Some(t)).unwrap();
+    let both = |(threads, backend): (String, CpuSimd)| {
+        check::<f32>(&backend, &plain, &threads) + check::<f32>(&backend, &transformed, &threads)
+    };
+    backends(on).into_iter().map(both).sum()
+}
+
 #[test]
 fn row_scales_do_not_depend_on_threads_and_want_room() {
     each_isa(|on| {
@@ -508,14 +508,7 @@ fn row_scales_do_not_depend_on_threads_and_want_room() {
         let spec = QuantSpec::usual(fp4_core::Format::NvFp4).with_row_scales().unwrap();
         for shape @ [rows, k] in [[70, 1184], [1, 40_000], [3, 20_000]] {
             let x = unlike_rows(&mut rng, shape, &spec);
-            let t = transform_values(&mut rng, 16, k / 16, 1);
-            let t = Transform::per_block(&t[..], 16, k / 16).unwrap();
-            let plain = QuantizeInput::new(&x[..], rows, k, &spec).unwrap();
-            for (threads, backend) in backends(on) {
-                compared += check::<f32>(&backend, &plain, &threads);
-                let transformed = plain.with_transform(Some(t)).unwrap();
-                compared += check::<f32>(&backend, &transformed, &threads);
-            }
+            compared += check_threads(on, &mut rng, &x, [rows, k], &spec);
         }
         println!("compared {compared} codes and scales");
         assert!(compared > 0);
@@ -540,97 +533,10 @@ fn thread_count_never_changes_a_bit() {
             let gs = if scale == ScaleType::E8M0 { 1.0 / 3.0 } else { 0.1 };
             let spec = QuantSpec::new(scale, GroupSize::G32, gs, 5.0).unwrap();
             let x = values(&mut rng, Data::Heavy, rows * k, &spec);
-            let t = transform_values(&mut rng, 16, k / 16, 1);
-            let t = Transform::per_block(&t[..], 16, k / 16).unwrap();
-            let plain = QuantizeInput::new(&x[..], rows, k, &spec).unwrap();
-            for (threads, backend) in backends(on) {
-                compared += check::<f32>(&backend, &plain, &threads);
-                let transformed = plain.with_transform(Some(t)).unwrap();
-                compared += check::<f32>(&backend, &transformed, &threads);
-            }
+            compared += check_threads(on, &mut rng, &x, [rows, k], &spec);
         }
         println!("compared {compared} codes and scales");
         assert!(compared > 300_000);
-    });
-}
-
-/// Dequantizes to one type, and compares with the reference.
-fn check_dequantized<T: Float>(on: &CpuSimd, packed: &PackedMatrix, gs: f32, case: &str) -> usize {
-    let values = packed.shape().rows() * packed.shape().k();
-    let one = T::from_f32(1.0);
-    let (mut got, mut expected) = (vec![one; values], vec![T::default(); values]);
-    on.dequantize(packed.view(), gs, T::wrap_mut(&mut got)).unwrap();
-    reference::dequantize(packed.view(), gs, T::wrap_mut(&mut expected)).unwrap();
-    same_bits(&got, &expected, &format!("{case} {}", T::TYPE))
-}
-
-fn check_all_dequantized(on: &CpuSimd, packed: &PackedMatrix, gs: f32, case: &str) -> usize {
-    check_dequantized::<f32>(on, packed, gs, case)
-        + check_dequantized::<f16>(on, packed, gs, case)
-        + check_dequantized::<bf16>(on, packed, gs, case)
-}
-
-#[test]
-fn dequantize_equals_the_reference() {
-    each_isa(|on| {
-        let (mut rng, backends) = (Rng(24), backends(on));
-        let mut compared = 0;
-        for spec in specs().into_iter().filter(|s| s.tie() == TieMode::Even) {
-            for (rows, k) in [(0, 128), (2, 0), (1, 128), (3, 384), (65, 1152), (1, 65536)] {
-                let shape = spec.shape(rows, k).unwrap();
-                let codes = (0..shape.codes_len()).map(|_| rng.byte()).collect();
-                let scales = (0..shape.scales_len()).map(|_| rng.byte()).collect();
-                let packed = PackedMatrix::new(shape, codes, scales).unwrap();
-                let (threads, backend) = &backends[rng.below(backends.len())];
-                let gs = spec.global_scale();
-                let case = format!("dequantize {spec:?} {rows}x{k} {threads}");
-                compared += check_all_dequantized(backend, &packed, gs, &case);
-                let mut long = vec![0f32; rows * k + 1];
-                let error = backend.dequantize(packed.view(), gs, (&mut long[..]).into());
-                assert!(matches!(error, Err(Error::Len { .. })));
-                assert!(long.iter().all(|&x| x == 0.0));
-                let out = (&mut long[..rows * k]).into();
-                let error = backend.dequantize(packed.view(), f32::INFINITY, out);
-                assert!(matches!(error, Err(Error::ScaleSetting { .. })));
-            }
-        }
-        println!("compared {compared} values");
-        assert!(compared > 5_000_000);
-    });
-}
-
-#[test]
-fn every_code_in_every_place_under_every_scale_byte_dequantizes_to_the_reference() {
-    each_isa(|on| {
-        let mut compared = 0;
-        for ty in ScaleType::ALL {
-            for group in GroupSize::ALL {
-                // Ordinary values; f16 subnormals; f32 subnormals; overflow of f16 and of f32.
-                let settings: [f32; 4] = match ty {
-                    ScaleType::E8M0 => [1.0 / 3.0, 0.9 * 2f32.powi(-22), 1e-30, 1.9],
-                    ScaleType::E4M3 => [0.1, 1.1e-7, 1e-40, 7.5e35],
-                };
-                for gs in settings {
-                    // A row for each scale byte; every code goes through every place of 16.
-                    let spec = QuantSpec::new(ty, group, gs, 1.0).unwrap();
-                    let k = 256 * group.get() / 16;
-                    let shape = spec.shape(256, k).unwrap();
-                    let row_bytes = k / 2;
-                    let code = |i: usize| ((i + i / 16) % 16) as u8;
-                    let codes = (0..shape.codes_len())
-                        .map(|i| i % row_bytes)
-                        .map(|i| code(2 * i) | code(2 * i + 1) << 4)
-                        .collect();
-                    let row_groups = k / group.get();
-                    let scales = (0..shape.scales_len()).map(|i| (i / row_groups) as u8).collect();
-                    let packed = PackedMatrix::new(shape, codes, scales).unwrap();
-                    let case = format!("{spec:?}");
-                    compared += check_all_dequantized(on, &packed, gs, &case);
-                }
-            }
-        }
-        println!("compared {compared} values");
-        assert_eq!(compared, 3 * 2 * 4 * 256 * (256 + 512 + 1024 + 2048));
     });
 }
 

@@ -5,8 +5,7 @@
 
 mod common;
 mod mock;
-
-use std::sync::Mutex;
+mod warnings;
 
 use common::values;
 use fp4_core::backend::erased::Backend;
@@ -22,33 +21,10 @@ use quant_linear::{
 const OUT: usize = 5;
 const IN: usize = 64;
 
-/// Warnings seen by this thread's tests; the logger is global, so tests that read it take turns.
-static WARNINGS: Mutex<Vec<String>> = Mutex::new(Vec::new());
-static TURN: Mutex<()> = Mutex::new(());
-
-struct Collect;
-
-impl log::Log for Collect {
-    fn enabled(&self, _: &log::Metadata<'_>) -> bool {
-        true
-    }
-
-    fn log(&self, record: &log::Record<'_>) {
-        if record.level() == log::Level::Warn {
-            WARNINGS.lock().unwrap().push(record.args().to_string());
-        }
-    }
-
-    fn flush(&self) {}
-}
-
+/// What is warned of backends while `f` runs.
 fn warnings_of(f: impl FnOnce()) -> Vec<String> {
-    let _turn = TURN.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-    let _ = log::set_logger(&Collect);
-    log::set_max_level(log::LevelFilter::Debug);
-    WARNINGS.lock().unwrap().clear();
-    f();
-    WARNINGS.lock().unwrap().drain(..).filter(|w| w.starts_with("backend")).collect()
+    let all = warnings::warnings_of(f);
+    all.into_iter().filter(|w| w.starts_with("backend")).collect()
 }
 
 fn layer(mock: &MockDevice, format: Format) -> QuantLinear {

@@ -4,8 +4,7 @@
 #![allow(missing_docs)]
 
 mod common;
-
-use std::sync::Mutex;
+mod warnings;
 
 use common::values;
 use fp4_core::{Format, bf16};
@@ -13,38 +12,10 @@ use quant_linear::{
     ActivationEncoding, Backends, DenseOptions, FLUSHED_SHARE, QuantLinear, SATURATED_SHARE,
     StoredTransform,
 };
+use warnings::warnings_of;
 
 const OUT: usize = 5;
 const IN: usize = 160;
-
-/// Warnings of all tests of this file; the logger is global, so they take turns.
-static WARNINGS: Mutex<Vec<String>> = Mutex::new(Vec::new());
-static TURN: Mutex<()> = Mutex::new(());
-
-struct Collect;
-
-impl log::Log for Collect {
-    fn enabled(&self, _: &log::Metadata<'_>) -> bool {
-        true
-    }
-
-    fn log(&self, record: &log::Record<'_>) {
-        if record.level() == log::Level::Warn {
-            WARNINGS.lock().unwrap().push(record.args().to_string());
-        }
-    }
-
-    fn flush(&self) {}
-}
-
-fn warnings_of(f: impl FnOnce()) -> Vec<String> {
-    let _turn = TURN.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-    let _ = log::set_logger(&Collect);
-    log::set_max_level(log::LevelFilter::Warn);
-    WARNINGS.lock().unwrap().clear();
-    f();
-    WARNINGS.lock().unwrap().drain(..).collect()
-}
 
 fn layer(format: Format, activations: ActivationEncoding) -> QuantLinear {
     let options = DenseOptions { activations, ..DenseOptions::new(format) };

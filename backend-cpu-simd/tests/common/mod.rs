@@ -5,7 +5,9 @@
 use std::sync::Arc;
 
 use fp4_backend_cpu_simd::{CpuSimd, Isa};
-use fp4_core::{Encoding, Float, Format, PackedMatrix, PackedShape};
+use fp4_core::{
+    Encoding, Float, Format, GroupSize, PackedMatrix, PackedShape, QuantSpec, ScaleType, TieMode,
+};
 
 /// splitmix64 (Steele, Lea and Flood, 2014).
 pub(crate) struct Rng(pub(crate) u64);
@@ -175,4 +177,23 @@ pub(crate) fn same_bits<T: Float>(got: &[T], expected: &[T], case: &str) -> usiz
         assert_eq!(bits(g), bits(e), "{case}: element {i} is {g:?}, expected {e:?}");
     }
     got.len()
+}
+
+/// Settings of every scale type, group and tie mode.
+pub(crate) fn specs() -> Vec<QuantSpec> {
+    let mut specs = Vec::new();
+    for scale in ScaleType::ALL {
+        for group in GroupSize::ALL {
+            let settings: [(f32, f32); 3] = match scale {
+                ScaleType::E8M0 => [(1.0 / 3.0, 4.0), (1.0, 6.0), (1e-30, 3.7)],
+                ScaleType::E4M3 => [(0.1, 6.0), (1e-3, 6.0), (1e-40, 5.0)],
+            };
+            for (gs, ss) in settings {
+                for tie in TieMode::ALL {
+                    specs.push(QuantSpec::new(scale, group, gs, ss).unwrap().with_tie(tie));
+                }
+            }
+        }
+    }
+    specs
 }

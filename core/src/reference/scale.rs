@@ -8,8 +8,8 @@
 //! below u        amax is clipped, and its error alone grows as the byte falls: stop when it is
 //!                more than the best
 //! u to u + 7     all significands: looked at
-//! above          doubles of those. What 2d can write up to amax, d can, so no error under 2d is less
-//!                than that under d, and of equals the least byte is taken
+//! above          doubles of those. What 2d can write up to amax, d can, so no error under 2d is
+//!                less than that under d, and of equals the least byte is taken
 //! ```
 //!
 //! That d takes the nearest of its values holds in f32 too. A quotient that rounds to a tie takes

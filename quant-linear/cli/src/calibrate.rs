@@ -25,8 +25,8 @@ use crate::{interrupt, output, progress, report};
 
 /// `--help` of what is written.
 const WRITTEN: &str = "\
-Text: the model is run over it by a program of its own, in f32: Llama-style decoders (a GGUF file, or
-a Hugging Face folder) in windows of --window tokens, and BERT encoders with each line a sentence.
+Text: the model is run over it by the command itself, in f32: Llama-style decoders (a GGUF file or a
+Hugging Face folder) in windows of --window tokens, and BERT encoders with each line a sentence.
 Take text like the one that the model will see, and none that it is judged by later.
 
 Activations: every tensor NAME of a .safetensors file, or NAME.input, is rows of the input of the

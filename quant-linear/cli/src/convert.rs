@@ -31,8 +31,9 @@ error with tensor and coordinate; --allow-changed takes it.
 again in those that have them (gpt-oss, mlx, gguf). What the config says of activations and of the
 cache of keys and values goes along, or a note says that it does not. Native states quantize the
 activations of the source's layers to mxint8 where the source does not quantize them to FP4, unless
---activations or --activation-scale row asks for another encoding. A folder keeps its other files, its config.json gets the
-block that the target's loader needs; beside a single OUT.safetensors it is OUT.config.json.";
+--activations or --activation-scale row asks for another encoding. A folder keeps its other files,
+its config.json gets the block that the target's loader needs; beside a single OUT.safetensors it is
+OUT.config.json.";
 
 /// Arguments of `fp4 convert`.
 #[derive(Debug, clap::Args)]

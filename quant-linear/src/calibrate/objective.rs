@@ -11,8 +11,8 @@
 //!
 //! (expand both sides; the terms of second order in Q agree, and those of first order say what W'
 //! is). So it is the objective of weights alone with other second moments and another target: give
-//! [`quantize_weight`](super::quantize_weight) W' and H, with the same damping. The damping draws W'
-//! to W, not to 0: where the samples say nothing, the weight is kept. With Xq = X, W' is W.
+//! [`quantize_weight`](super::quantize_weight) W' and H, with the same damping. The damping draws
+//! W' to W, not to 0: where the samples say nothing, the weight is kept. With Xq = X, W' is W.
 //!
 //! W' is fitted to the samples, so it wants many: with fewer than some eight for each input it fits
 //! their noise, and loses more than it gains where a transform has left little to gain. A larger

@@ -7,7 +7,8 @@
 //! ```text
 //! first group     its largest magnitude is 6 or 4 steps (a group of less can be written with twice
 //!                 the steps), so gs = amax / (v * s) for the 15 products v * s that differ by more
-//!                 than a power of two: 15 candidates, each an interval of f32 by what rounding hides
+//!                 than a power of two: 15 candidates, each an interval of f32 by what rounding
+//!                 hides
 //! every group     a candidate stays if some s writes all of its values exactly; its interval
 //!                 shrinks to the gs for which that is so
 //! none left       the values are in no such format: nothing more is looked at

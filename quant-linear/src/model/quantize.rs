@@ -92,7 +92,8 @@ impl fmt::Display for Warning {
             Warning::NotFinite(_) => f.write_str("largest magnitude is infinite; global scale 1"),
             Warning::FewRows { rows, k } => write!(
                 f,
-                "calibrated on {rows} rows, fewer than its {k} inputs; give `fp4 calibrate` more text"
+                "calibrated on {rows} rows, fewer than its {k} inputs; give `fp4 calibrate` more \
+                 text"
             ),
             Warning::Raised(blocks) => write!(
                 f,

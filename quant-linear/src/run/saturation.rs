@@ -79,9 +79,9 @@ impl Saturation {
             ),
         };
         format!(
-            "activations saturate: {clipped} of {elements} were clipped ({:.3} %), and {scale_max} of \
-             {groups} groups have the largest scale ({:.3} %){largest}{}; {reach}. {remedy}; this is \
-             said once, `set_counting` counts",
+            "activations saturate: {clipped} of {elements} were clipped ({:.3} %), and {scale_max} \
+             of {groups} groups have the largest scale ({:.3} %){largest}{}; {reach}. {remedy}; \
+             this is said once, `set_counting` counts",
             share(clipped, elements),
             share(scale_max, groups),
             if largest.is_empty() { "" } else { turned },
@@ -98,8 +98,8 @@ impl Saturation {
             other => format!("{other} does not reach so far below a row's largest value"),
         };
         format!(
-            "activations vanish: {flushed} of {groups} groups became zeros ({:.3} %); {why}. {}; this \
-             is said once, `set_counting` counts",
+            "activations vanish: {flushed} of {groups} groups became zeros ({:.3} %); {why}. {}; \
+             this is said once, `set_counting` counts",
             100.0 * flushed as f64 / groups.max(1) as f64,
             remedy(loaded),
         )

@@ -41,8 +41,8 @@ fn the_worked_example_and_the_sums() {
     assert_eq!(halves.cross(150, 20).to_bits(), moments.cross(150, 20).to_bits());
 }
 
-/// ||X W^T - Xq Q^T||^2 + l ||W - Q||^2 and tr((Q - W') (H + l I) (Q - W')^T) differ by the same for
-/// every Q: brute force over Q, and by plain loops.
+/// ||X W^T - Xq Q^T||^2 + l ||W - Q||^2 and tr((Q - W') (H + l I) (Q - W')^T) differ by the same
+/// for every Q: brute force over Q, and by plain loops.
 #[test]
 fn the_target_stands_for_the_loss_of_weight_and_activations() {
     let (k, samples, rows, damping) = (6, 40, 2, 0.05);

@@ -48,18 +48,21 @@ Recipes: --recipe FILE gives formats by name, in TOML or JSON. The first rule th
 
 What is written: `X.weight` becomes `X.e2m1` (U8), `X.scale_quant` (F8_E8M0 or F8_E4M3),
   `X.weight_global_scale`, `X.activation_global_scale`, `X.activation_scale_scale` (F32) and with a
-  transform `X.transform` (F32), with --activations mxint8 or --activation-scale row
-  `X.activation_encoding` (U8: 1 is MXINT8, 2 is NVFP4 with row scales, `fp4-rows` in reports). The scales of an FP8 weight that was quantized are left out.
+  transform `X.transform` (F32; random and wush BF16), with --activations mxint8 or
+  --activation-scale row
+  `X.activation_encoding` (U8: 1 is MXINT8, 2 is NVFP4 with row scales, `fp4-rows` in reports). The
+  scales of an FP8 weight that was quantized are left out.
   Everything else is copied byte for byte.
   A bias stays a separate tensor `X.bias`, as it was. A quantized layer applies it only if asked:
   load it with Bias::Apply (the layer adds the bias) or with Bias::Ignore (you do).
 
 Scale rules, for the block scales of weights (activations have the contract's, nearest):
-    search              MXFP4: of three exponents, NVFP4: of all scale bytes, that of the least squared
-                        error. It finds the global scale of weights that are in the format already,
-                        and leaves those as they are
+    search              MXFP4: of three exponents, NVFP4: of all scale bytes, that of the least
+                        squared error. It finds the global scale of weights that are in the format
+                        already, and leaves those as they are
     four-six-mse, -mae  NVFP4: the scale that takes the largest weight of a group to 6, or to 4, by
-                        squared or mean error (arXiv 2512.02010); with -448 under the usual global scale
+                        squared or mean error (arXiv 2512.02010); with -448 under the usual global
+                        scale
     nearest             the contract's: MXFP4 with global scale 1/3
     floor, rceil, even  MXFP4: of the OCP specification; rounded up; up from a mantissa of 1.75
     modelopt, compressed-tensors, ggml, mlx
@@ -67,11 +70,13 @@ Scale rules, for the block scales of weights (activations have the contract's, n
 
 Scales: the automatic global scale of a weight is 1 in MXFP4; in NVFP4 its largest magnitude / 2688;
   the smallest positive f32 if that underflows; 1, with a warning, if all its values are zero or one
-  is not finite. Some scale rules have another (above): ggml and mlx 1, nearest 1/3 in MXFP4. With --tie the largest magnitude is that of all weights that one product reads: q, k and v
-  of a module, or gate and up.
+  is not finite. Some scale rules have another (above): ggml and mlx 1, nearest 1/3 in MXFP4. With
+  --tie the largest magnitude is that of all weights that one product reads: q, k and v of a module,
+  or gate and up.
   A stored global scale of NVFP4 activations, 0.1 or another, reaches to 2688 times itself and down
   to some 6e-3 of itself: what is above saturates, groups wholly below become zeros, and a layer
-  warns of both. --activation-scale row gives each row its own instead, its largest magnitude / 2688.
+  warns of both. --activation-scale row gives each row its own instead, its largest magnitude /
+  2688.
   A layer multiplies by weight global scale times activation global scale in f32, so that product
   must be finite and above 0: a weight for which it is not is an error that names it.
 
