@@ -65,7 +65,8 @@ pub(super) fn layer(
     options: &LoadOptions,
 ) -> Result<(Layer, usize), Error> {
     let read = |layout: &'static dyn Layout, module: &str| {
-        let layer = layout.layer(&At { source, module }, options)?;
+        let at = At { source, module };
+        let layer = layout.layer(&at, options)?.with_extras(&at);
         Ok::<_, Error>(layer.with_activations(&layout.activations(source), options))
     };
     let expert = module
@@ -149,7 +150,7 @@ impl Layers {
                 Ok(layer) => {
                     let said = said.entry(layout.name());
                     let said = said.or_insert_with(|| layout.activations(checkpoint));
-                    let layer = layer.with_activations(said, options);
+                    let layer = layer.with_extras(&at).with_activations(said, options);
                     layers.tensors.extend(layer.own.iter().cloned());
                     layers.good.insert(module.into(), layer);
                 }
@@ -164,7 +165,8 @@ impl Layers {
         Ok(layers)
     }
 
-    /// Where activations are quantized otherwise than header and config mean, by what is alike.
+    /// Where activations are quantized otherwise than header and config mean, by what is alike; and
+    /// what layers do beside the product with their weights.
     pub fn notes(&self) -> Vec<String> {
         let mut alike: BTreeMap<&str, (usize, &str)> = BTreeMap::new();
         for (module, layer) in &self.good {
@@ -174,7 +176,15 @@ impl Layers {
         let said = alike.into_iter().map(|(note, (layers, first))| {
             format!("the activations of {layers} layers, `{first}` the first, {note}")
         });
-        said.collect()
+        let untold = self.good.iter().filter_map(|(m, layer)| Some((m, layer.untold.as_ref()?)));
+        let first = untold.clone().next().map(|(module, what)| {
+            format!(
+                "{} layers, `{module}` the first, go with what no layer here computes ({what}): they \
+                 are not run, and their weights alone are others",
+                untold.count()
+            )
+        });
+        said.chain(first).collect()
     }
 
     /// What the modules are whose layouts are denied, in words, and the first of them.

@@ -17,6 +17,9 @@ use crate::layer::state;
 use crate::layout::write::{Done, DoneLayer, Fill, Held, NewTensor, Refused, Written};
 use crate::layout::{Activations, KvCache, Layer, Layers, Layout, kv_cache};
 use crate::model::dense::encoded;
+use crate::model::orientation::{self, recorded};
+use crate::model::roles::stacked_name;
+use crate::model::select::Orientation;
 
 /// A tensor that is carried along.
 #[derive(Debug, Clone)]
@@ -161,6 +164,17 @@ impl<'a> Plan<'a> {
         // Layers of other formats that the header lists stay listed.
         let listed = own.iter().filter(|(key, _)| self.same && *key == HEADER_LAYERS);
         metadata.extend(listed.map(|(key, value)| (key.clone(), value.clone())));
+        // It has been read once already, or there would be no plan.
+        let mut ways = orientation::of(&own).unwrap_or_default();
+        let of_file = self.weights.iter().filter(of_file);
+        let apart = of_file.filter(|planned| planned.weight.experts.is_none());
+        let apart = apart.map(|planned| planned.weight.sources[0].layer);
+        let unusual = apart.filter(|layer| {
+            layer.experts.is_some() && stacked_name(&layer.module).as_ref() != Some(&layer.tensor)
+        });
+        ways.extend(unusual.map(|layer| (layer.tensor.clone(), Orientation::OutIn)));
+        let ways = ways.iter().map(|(name, way)| (name.as_str(), *way));
+        orientation::record(&mut metadata, ways);
         metadata
     }
 
@@ -260,7 +274,10 @@ fn planned<'a>(
             && layer.layout.name() == options.target.name()
             && options.format.is_none_or(|format| layer.format() == Some(format))
     };
-    for mut weight in gather::weights(layers, options.target.stacks(), &kept) {
+    let recorded = recorded(input)?;
+    let all_of = layers.good.values().all(|layer| layer.layout.name() == target);
+    let same = all_of && !is_gguf(options.target);
+    for mut weight in gather::weights(layers, options.target.stacks(), &recorded, &kept) {
         let first = weight.sources[0].layer;
         let said = match first.scalars.activations {
             // What the state asks for, and no config says.
@@ -303,7 +320,11 @@ fn planned<'a>(
         let written = match held.untold {
             Some(untold) => Err(Refused::Transform(untold.into())),
             None if kept(first) && !options.target.stacks() => Ok(as_it_is(input, first)),
-            None => options.target.write(&held),
+            None => match options.target.write(&held) {
+                // What the config that stays says of it is all that its loader has.
+                Err(_) if same && rescaled.is_none() => Ok(as_it_is(input, first)),
+                written => written,
+            },
         };
         match written {
             Ok(written) => {
