@@ -401,6 +401,55 @@ fn mlx_experts_of_nvfp4_may_have_a_global_scale_each() {
 }
 
 #[test]
+fn parameters_of_torchao_have_their_own_names_and_experts_a_scale_each() {
+    let folder = Folder::new();
+    let path = |name: &str| folder.path().join(name);
+    let described =
+        r#"{"_type": "NVFP4Tensor", "_data": {"act_quant_kwargs": null, "block_size": 16}}"#;
+    let scales = [0.5f32, 3.0].iter().flat_map(|g| g.to_le_bytes()).collect();
+    let tensors = [
+        bytes("m.experts._w1_qdata", Dtype::U8, &[2, 4, 32], 0x21),
+        bytes("m.experts._w1_scale", Dtype::F8_E4M3, &[2, 4, 4], 0x38),
+        ("m.experts._w1_per_tensor_scale".into(), Dtype::F32, vec![2, 1, 1], scales),
+        bytes("m.a._weight_qdata", Dtype::U8, &[4, 32], 0x21),
+        bytes("m.a._weight_scale", Dtype::F8_E8M0, &[32, 16], 0x7F), // swizzled
+    ];
+    let header =
+        [("m.experts.w1", described), ("tensor_names", r#"["m.experts.w1", "m.a.weight"]"#)];
+    fs::write(path("in.safetensors"), serialized(&tensors, &header)).unwrap();
+    let input = path("in.safetensors");
+    let layers = json(&["inspect", text(&input)])["layers"].clone();
+    let one = |i: usize| ["name", "format", "shape", "experts"].map(|key| layers[i][key].clone());
+    let expected =
+        serde_json::json!(
+            [["m.a", "mxfp4", [4, 64], null], ["m.experts.w1", "nvfp4", [4, 64], 2],]
+        );
+    assert_eq!(serde_json::json!([one(0), one(1)]), expected);
+    ok(&["verify", text(&input)]);
+    let dense = path("d.safetensors");
+    ok(&["dequantize", text(&input), "-o", text(&dense)]);
+    let dense = read(&dense);
+    assert_eq!(dense.keys().collect::<Vec<_>>(), ["m.a.weight", "m.experts.w1"]);
+    let expected: Vec<_> =
+        [0.5, 3.0].iter().flat_map(|g| [0.5 * g, 1.0 * g].repeat(4 * 32)).collect();
+    assert_eq!(values(&dense, "m.experts.w1"), expected);
+    // In its own layout it stays as it is, described as it was.
+    ok(&["convert", text(&input), text(&path("same.safetensors")), "--to", "torchao"]);
+    assert_eq!(read(&input), read(&path("same.safetensors")));
+    let said = |file: &Path| json(&["inspect", text(file)])["files"][0]["metadata"].clone();
+    assert_eq!(said(&input), said(&path("same.safetensors")));
+    // Elsewhere the experts are layers, and one of them can be loaded from here too.
+    let native = path("n.safetensors");
+    ok(&["convert", text(&input), text(&native), "--to", "native"]);
+    assert_eq!(read(&native)["m.experts.w1.1.e2m1"].2, [4, 32]);
+    for file in [&input, &native] {
+        let name = "m.experts.w1.1";
+        let layer = quant_linear::QuantLinear::load(file, name, &Default::default()).unwrap();
+        assert_eq!((layer.out_features(), layer.in_features()), (4, 64));
+    }
+}
+
+#[test]
 fn what_a_layer_computes_beside_its_weight_is_neither_lost_nor_left_unsaid() {
     let folder = Folder::new();
     for (vector, extra, to, own) in [

@@ -269,7 +269,9 @@ pub(super) fn of_deepseek(config: &Config) -> Said<'_> {
 /// What torchao's header says.
 pub(super) fn of_torchao(source: &dyn TensorSource) -> Said<'_> {
     Box::new(move |module| {
+        // Of a module's weight, or of a parameter that has the name itself.
         let described = source.metadata(&join(module, "weight"));
+        let described = described.or_else(|| source.metadata(module));
         let described = described.and_then(|text| serde_json::from_str::<Value>(text).ok());
         let Some(described) = described else { return Activations::Unsaid };
         // An entry that is not there is none, as in the older files.

@@ -47,9 +47,8 @@ pub fn of(
     }
     let at = At { source, module };
     let marks = |layout: &&'static dyn Layout| {
-        let marked = |name: &String| layout.module(name) == Some(module);
         let names = layout.tensors(module);
-        names.iter().any(|name| marked(name) && source.header(name).is_some())
+        names.iter().any(|name| layout.module(name).is_some() && source.header(name).is_some())
     };
     let marks: Vec<_> = ALL.into_iter().filter(marks).collect();
     only(&at, &candidates(&at, &marks))
@@ -152,7 +151,7 @@ impl Layers {
                     let said = said.or_insert_with(|| layout.activations(checkpoint));
                     let layer = layer.with_extras(&at).with_activations(said, options);
                     layers.tensors.extend(layer.own.iter().cloned());
-                    layers.good.insert(module.into(), layer);
+                    layers.good.insert(layer.module.clone(), layer);
                 }
                 Err(error) => {
                     let own = layout.tensors(module).into_iter();

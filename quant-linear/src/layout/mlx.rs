@@ -37,9 +37,8 @@ const LARGEST: f32 = 6.0 * 448.0;
 /// The stored value that is worth a multiplier, or the nearest to it.
 fn stored_for(multiplier: f32) -> f32 {
     let product = multiplier * LARGEST;
-    let near = [0, -1, 1, -2, 2].map(|ulps: i32| {
-        f32::from_bits(product.to_bits().saturating_add_signed(ulps))
-    });
+    let near = [0, -1, 1, -2, 2]
+        .map(|ulps: i32| f32::from_bits(product.to_bits().saturating_add_signed(ulps)));
     let exact = near.into_iter().find(|stored| stored / LARGEST == multiplier);
     exact.unwrap_or(product)
 }

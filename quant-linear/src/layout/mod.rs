@@ -127,6 +127,12 @@ pub trait Layout: Sync + fmt::Debug {
         false
     }
 
+    /// True if the header describes every tensor: a layer that stays in the layout then stays as it
+    /// is, with its description.
+    fn describes(&self) -> bool {
+        false
+    }
+
     /// True if layers of both formats may be in one model.
     fn mixes(&self) -> bool {
         true

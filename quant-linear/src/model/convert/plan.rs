@@ -154,6 +154,9 @@ impl<'a> Plan<'a> {
     fn metadata(&self, input: &Checkpoint, file: usize) -> BTreeMap<String, String> {
         let own = input.files().get(file).map(|(_, file)| file.metadata().clone());
         let own = own.unwrap_or_default();
+        if self.same && self.options.target.describes() {
+            return own;
+        }
         let mut metadata = carried(&own);
         let of_file = |planned: &&Planned<'_>| planned.file == file;
         let layers: Vec<_> = self.weights.iter().filter(of_file).map(done).collect();
@@ -268,15 +271,16 @@ fn planned<'a>(
 ) -> Result<Vec<Planned<'a>>, Error> {
     let (mut all, mut cannot) = (vec![], vec![]);
     let target = options.target.name();
+    let recorded = recorded(input)?;
+    let all_of = layers.good.values().all(|layer| layer.layout.name() == target);
+    let same = all_of && options.format.is_none() && !is_gguf(options.target);
     // Experts that are one tensor stay one where nothing else is asked for.
     let kept = |layer: &Layer| {
         layer.experts.is_some()
-            && layer.layout.name() == options.target.name()
+            && layer.layout.name() == target
+            && (same || !options.target.describes())
             && options.format.is_none_or(|format| layer.format() == Some(format))
     };
-    let recorded = recorded(input)?;
-    let all_of = layers.good.values().all(|layer| layer.layout.name() == target);
-    let same = all_of && !is_gguf(options.target);
     for mut weight in gather::weights(layers, options.target.stacks(), &recorded, &kept) {
         let first = weight.sources[0].layer;
         let said = match first.scalars.activations {
@@ -320,9 +324,10 @@ fn planned<'a>(
         let written = match held.untold {
             Some(untold) => Err(Refused::Transform(untold.into())),
             None if kept(first) && !options.target.stacks() => Ok(as_it_is(input, first)),
+            None if same && options.target.describes() => Ok(as_it_is(input, first)),
             None => match options.target.write(&held) {
                 // What the config that stays says of it is all that its loader has.
-                Err(_) if same && rescaled.is_none() => Ok(as_it_is(input, first)),
+                Err(_) if same => Ok(as_it_is(input, first)),
                 written => written,
             },
         };

@@ -193,7 +193,10 @@ fn wrong(
             };
             of(&model["quantization"]).or_else(|| of(&model["quantization_config"]))
         }
-        "deepseek" => one(Claim::of(&Value::Null, "", "", &model["expert_dtype"])),
+        // At the top, or in the block, as newer files have it.
+        "deepseek" => [model, block]
+            .into_iter()
+            .find_map(|at| one(Claim::of(&Value::Null, "", "", &at["expert_dtype"]))),
         _ => None,
     }
 }

@@ -52,7 +52,7 @@ fn strays(checkpoint: &Checkpoint, layers: &Layers, findings: &mut Vec<Finding>)
     const MODULE: &str = "m";
     let parts: Vec<String> = ALL.iter().flat_map(|layout| layout.tensors(MODULE)).collect();
     // A dense tensor has one of these two, and means nothing by it.
-    let suffixes = parts.iter().map(|part| &part[MODULE.len()..]);
+    let suffixes = parts.iter().filter_map(|part| part.strip_prefix(MODULE));
     let suffixes: std::collections::BTreeSet<&str> =
         suffixes.filter(|part| !["", ".weight"].contains(part)).collect();
     let mut strays: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
