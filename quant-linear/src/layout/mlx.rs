@@ -6,10 +6,11 @@
 //! | `scales` | U8 ([experts,] out, in / G) | e8m0 of mxfp4, e4m3 of nvfp4 |
 //! | `global_scale` | F32 (experts), nvfp4 of experts only, may be absent | the largest magnitude |
 //!
-//! value = e2m1 * scale, and e2m1 * (scale * (global / 2688)) under a global scale, where 2688 is the
-//! largest e2m1 times the largest e4m3. e8m0 0xFF is infinite. Nothing in the file but the number of groups tells
-//! the two apart: `config.json` has a `mode` in `quantization`, with other modes for modules by
-//! name. Affine layers (`biases`, scales of a float type) are no FP4, and stay as they are.
+//! value = e2m1 * scale, and e2m1 * (scale * (global / 2688)) under a global scale, where 2688 is
+//! the largest e2m1 times the largest e4m3. e8m0 0xFF is infinite. Nothing in the file but the
+//! number of groups tells the two apart: `config.json` has a `mode` in `quantization`, with other
+//! modes for modules by name. Affine layers (`biases`, scales of a float type) are no FP4, and stay
+//! as they are.
 
 use fp4_core::{Format, ScaleType};
 use safetensors::Dtype;

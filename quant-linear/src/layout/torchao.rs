@@ -9,9 +9,9 @@
 //!
 //! Swizzled scales are (32 ceil(out / 128), 16 ceil(groups / 4)).
 //!
-//! A parameter of another name, as `experts.w1`, has the same tensors by its name: `experts._w1_qdata`
-//! and so on. Those of experts have a dimension before the others, row-major scales, and a scale of
-//! the tensor for all or for each, (experts, 1, 1).
+//! A parameter of another name, as `experts.w1`, has the same tensors by its name:
+//! `experts._w1_qdata` and so on. Those of experts have a dimension before the others, row-major
+//! scales, and a scale of the tensor for all or for each, (experts, 1, 1).
 //!
 //! value = e2m1 * (scale * global). The header describes each tensor in JSON under `X.weight`; the
 //! two shapes of scales never agree, so they tell the order too.
@@ -40,8 +40,9 @@ pub(super) struct TorchAo;
 const NAMES: [&str; 4] =
     ["_weight_qdata", "_weight_scale", "_weight_per_tensor_scale", "_weight_act_per_tensor_scale"];
 
-/// The parameter that a module's name means, and the names of its tensors: the `weight` of a module,
-/// or the parameter that is called so itself, with the line or without that its tensors begin with.
+/// The parameter that a module's name means, and the names of its tensors: the `weight` of a
+/// module, or the parameter that is called so itself, with the line or without that its tensors
+/// begin with.
 fn names(at: &At<'_>) -> (String, [String; 4]) {
     let plain = NAMES.map(|name| at.name(name));
     if at.source.header(&plain[0]).is_some() {

@@ -6,9 +6,9 @@
 //! ```
 //!
 //! In a quantized file it says how the dense weight of that name lay in the file that was
-//! quantized; in a dequantized one, how it lies there, whatever config.json says of such models. Names
-//! of tensors whose experts a conversion took apart are there too, where they are not the usual ones.
-//! Every file of a model lists its own weights.
+//! quantized; in a dequantized one, how it lies there, whatever config.json says of such models.
+//! Names of tensors whose experts a conversion took apart are there too, where they are not the
+//! usual ones. Every file of a model lists its own weights.
 
 use std::collections::BTreeMap;
 
