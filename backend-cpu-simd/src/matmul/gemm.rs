@@ -41,6 +41,7 @@
 //! *The rounding* is [`Sum::to_f32`]'s, in vectors when all exponents of a tile allow.
 
 use std::ops::Range;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 use fp4_core::{
     Buffer, Element, Epilogue, Error, ExactSum, Float, FloatSliceMut, PackedShape, PackedView,
@@ -107,6 +108,52 @@ pub(crate) fn matmul<K: Kernels>(
     let groups = 0..b.shape().row_groups();
     let call = TiledMatmul { kernels, threads, a, tiles: tiles.tiles(), b, groups };
     with_floats!(FloatSliceMut, out, out => call.run(out, &Finish { epilogue }))
+}
+
+/// A call cut into tasks, for any threads to run.
+pub(crate) trait CutCall: Sync {
+    /// Runs the next task that no thread has taken, if one is left.
+    fn run_next(&self) -> Option<Result<Paths, Error>>;
+}
+
+/// A [`matmul`] with outputs, cut into about `tasks` tasks. Operands, epilogue and output are
+/// checked.
+#[expect(clippy::too_many_arguments, reason = "those of `matmul` and the tasks")]
+pub(crate) fn cut<'a, K: Kernels + 'a>(
+    kernels: K,
+    threads: &'a TaskThreads,
+    a: PackedView<'a>,
+    tiles: &'a RowTiles,
+    b: &'a Panels,
+    epilogue: Epilogue<'a>,
+    out: FloatSliceMut<'a>,
+    tasks: usize,
+) -> Box<dyn CutCall + 'a> {
+    let groups = 0..b.shape().row_groups();
+    let call = TiledMatmul { kernels, threads, a, tiles: tiles.tiles(), b, groups };
+    let (cut, finish, next) = (call.cut(tasks.max(1)), Finish { epilogue }, AtomicUsize::new(0));
+    with_floats!(FloatSliceMut, out, out => {
+        let grid = OutputParts::new(out, b.shape().rows());
+        Box::new(CutMatmul { call, cut, grid, finish, next })
+    })
+}
+
+/// A product that is cut, and which of its tasks are taken.
+struct CutMatmul<'a, K, T> {
+    call: TiledMatmul<'a, K>,
+    cut: Cut,
+    grid: OutputParts<'a, T>,
+    finish: Finish<'a>,
+    /// The first task that is not taken.
+    next: AtomicUsize,
+}
+
+impl<K: Kernels, T: FloatValue> CutCall for CutMatmul<'_, K, T> {
+    fn run_next(&self) -> Option<Result<Paths, Error>> {
+        let task = self.next.fetch_add(1, Relaxed);
+        let run = || self.call.task(&self.cut, task, &self.grid, &self.finish);
+        (task < self.cut.tasks()).then(run)
+    }
 }
 
 /// Checks the operands, the epilogue and the output of a matmul.
