@@ -89,6 +89,26 @@ pub fn expect_grouped<M: Matmul, B: Packed>(
     })
 }
 
+/// What [`Matmul::grouped`] does by default: checks all, then multiplies one product after the
+/// other. It allocates nothing.
+///
+/// # Errors
+/// As [`Matmul::grouped`].
+pub fn one_by_one<M: Matmul, B: Packed>(
+    backend: &M,
+    products: &mut [GroupedProduct<'_, M::Prepared<B>>],
+) -> Result<Paths, GroupedError> {
+    expect_grouped::<M, B>(backend, products)?;
+    let mut all = Paths::default();
+    for (i, product) in products.iter_mut().enumerate() {
+        let GroupedProduct { a, b, epilogue, out, paths } = product;
+        let ran = backend.matmul::<B>(*a, b, *epilogue, out.reborrow());
+        *paths = ran.map_err(|error| GroupedError::of(i, error))?;
+        all.merge(paths);
+    }
+    Ok(all)
+}
+
 /// What was wrong with a grouped call, and in which of its products.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct GroupedError {

@@ -69,7 +69,7 @@ mod resident;
 
 use core::ops::Range;
 
-pub use grouped::{GroupedError, GroupedProduct, expect_grouped};
+pub use grouped::{GroupedError, GroupedProduct, expect_grouped, one_by_one};
 pub use query::{MatmulQuery, Paths, QuantizeInput, QuantizeQuery};
 pub use resident::{Resident, Sink, Source};
 
@@ -167,15 +167,7 @@ pub trait Matmul: Named {
     where
         Self: Sized,
     {
-        expect_grouped::<Self, B>(self, products)?;
-        let mut all = Paths::default();
-        for (i, product) in products.iter_mut().enumerate() {
-            let GroupedProduct { a, b, epilogue, out, paths } = product;
-            let ran = self.matmul::<B>(*a, b, *epilogue, out.reborrow());
-            *paths = ran.map_err(|error| GroupedError::of(i, error))?;
-            all.merge(paths);
-        }
-        Ok(all)
+        one_by_one::<Self, B>(self, products)
     }
 
     /// True if [`grouped`](Self::grouped) gains over a loop of products, so that a caller should
