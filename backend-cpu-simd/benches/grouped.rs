@@ -56,7 +56,13 @@ fn now(threads: usize, start: Instant) -> f64 {
 }
 
 /// Times of the loop and of the grouped call, in seconds.
-fn measure(backend: &CpuSimd, threads: usize, format: Format, mix: &Mix, budget: Duration) -> [f64; 2] {
+fn measure(
+    backend: &CpuSimd,
+    threads: usize,
+    format: Format,
+    mix: &Mix,
+    budget: Duration,
+) -> [f64; 2] {
     let (mut rng, [n, k]) = (Rng(7), mix.weight);
     let mut packed = |encoding: Encoding, rows: usize| {
         quantized(backend, encoding, &values(&mut rng, Data::Gaussian, rows, k), [rows, k])

@@ -17,8 +17,8 @@
 //! No sum is ever split between tasks, so that the bits are those of each product alone.
 //!
 //! Worked example: 2 threads, 64 experts with 25 rows each, N and K alike: 64 products of 1 / 64 of
-//! the work, a share is 1 / 16: all whole, 32 for each thread. One with 1600 rows beside them has half
-//! of the work and is cut into 8 shares.
+//! the work, a share is 1 / 16: all whole, 32 for each thread. One with 1600 rows beside them has
+//! half of the work and is cut into 8 shares.
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Mutex, OnceLock, PoisonError};

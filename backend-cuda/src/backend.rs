@@ -12,7 +12,8 @@ use fp4_core::{
     Buffer as What, Encoding, Epilogue, Error, FloatSliceMut, GroupedError, GroupedProduct, Matmul,
     MatmulQuery, Named, Packed, PackedMut, PackedShape, PackedView, PartialsMut, Paths,
     PreparedWeight, QuantCounts, QuantizeInput, QuantizeQuery, Quantizer, Unsupported,
-    backend::{Resident, one_by_one}, check_environment, nvfp4_row_scale,
+    backend::{Resident, one_by_one},
+    check_environment, nvfp4_row_scale,
 };
 
 use crate::build::arguments::{Counts, Outputs, Pointer, float_type};

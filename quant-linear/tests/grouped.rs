@@ -8,9 +8,7 @@ mod warnings;
 
 use common::values;
 use fp4_core::backend::erased::Backend;
-use fp4_core::{
-    Error as Core, FloatSliceMut, FloatType, Format, QuantCounts, bf16,
-};
+use fp4_core::{Error as Core, FloatSliceMut, FloatType, Format, QuantCounts, bf16};
 use mock::MockDevice;
 use quant_linear::{
     ActivationEncoding, Backends, DenseOptions, Error, QuantLinear, StoredTransform,
@@ -140,7 +138,8 @@ fn outputs_may_be_of_another_type() {
 fn layers_of_one_input_give_the_bits_that_they_give_alone_and_quantize_it_once() {
     for rows in [0, 1, 30] {
         let x = values(5, rows * IN);
-        for kinds in [[Kind::Usual; 3], [Kind::Usual, Kind::Int8, Kind::Bias], [Kind::RowScales; 3]] {
+        for kinds in [[Kind::Usual; 3], [Kind::Usual, Kind::Int8, Kind::Bias], [Kind::RowScales; 3]]
+        {
             for backends in [Backends::available(), Backends::reference()] {
                 let make = |(i, &kind): (usize, &Kind)| {
                     let mut layer = layer(i as u64 + 20, [96, 16, 33][i], kind);
@@ -152,8 +151,7 @@ fn layers_of_one_input_give_the_bits_that_they_give_alone_and_quantize_it_once()
                     layers.iter().map(|layer| layer.forward(&x, &[rows, IN]).unwrap()).collect();
                 layers.iter_mut().for_each(|layer| layer.set_counting(true));
                 let refs: Vec<&QuantLinear> = layers.iter().collect();
-                let mut got: Vec<Vec<f32>> =
-                    expected.iter().map(|y| vec![-7.5; y.len()]).collect();
+                let mut got: Vec<Vec<f32>> = expected.iter().map(|y| vec![-7.5; y.len()]).collect();
                 let mut outs: Vec<FloatSliceMut<'_>> =
                     got.iter_mut().map(|y| (&mut y[..]).into()).collect();
                 QuantLinear::forward_each_into(&refs, (&x[..]).into(), rows, &mut outs).unwrap();
@@ -254,8 +252,7 @@ fn what_does_not_fit_is_named_and_nothing_is_written() {
     let empty = QuantLinear::empty(IN, 16, false).unwrap();
     let call = |layers: &[&QuantLinear], x: &[f32], rows: &[usize], outputs: usize| {
         let mut y = vec![-7.5f32; outputs];
-        let result =
-            QuantLinear::forward_experts_into(layers, x.into(), rows, (&mut y[..]).into());
+        let result = QuantLinear::forward_experts_into(layers, x.into(), rows, (&mut y[..]).into());
         let written = y.iter().any(|&y| y != -7.5);
         assert_eq!(written, result.is_ok() && outputs > 0);
         result
@@ -266,7 +263,10 @@ fn what_does_not_fit_is_named_and_nothing_is_written() {
     let told = "3 layers in one call were given 2 numbers of rows; give one for each layer";
     assert_eq!(error.to_string(), told);
     let error = call(&all, &x, &[1, 2, 4], 112).unwrap_err();
-    assert!(error.to_string().contains("holds 768 values, its shape [7, 128] needs 896"), "{error}");
+    assert!(
+        error.to_string().contains("holds 768 values, its shape [7, 128] needs 896"),
+        "{error}"
+    );
     let error = call(&all, &x, &[1, 2, 3], 95).unwrap_err();
     let Error::Core(Core::Len { expected, got, .. }) = error else { panic!("{error}") };
     assert_eq!((expected, got), (96, 95));
@@ -277,12 +277,8 @@ fn what_does_not_fit_is_named_and_nothing_is_written() {
     let huge = call(&all, &x, &[usize::MAX, 1, 1], 96).unwrap_err();
     assert!(huge.to_string().starts_with("layer `experts.0`: "), "{huge}");
     let (x32, mut y) = (&x[..2 * IN], vec![-7.5f32; 31]);
-    let error = QuantLinear::forward_each_into(
-        &[&layers[1]],
-        x32.into(),
-        2,
-        &mut [(&mut y[..]).into()],
-    );
+    let error =
+        QuantLinear::forward_each_into(&[&layers[1]], x32.into(), 2, &mut [(&mut y[..]).into()]);
     assert!(error.unwrap_err().to_string().starts_with("layer `experts.1`: "));
     let error = QuantLinear::forward_each_into(&all, x32.into(), 2, &mut []).unwrap_err();
     assert!(error.to_string().contains("3 layers in one call were given 0 outputs"), "{error}");

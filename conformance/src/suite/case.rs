@@ -13,8 +13,8 @@
 //! ```
 //!
 //! A grouped case has products of so many rows each, `+` between them, or three products of one A
-//! (`one-17`). `/rows`, `/bias` or `/both` is appended where a product has row scales, a bias, or both, and
-//! `/threads-N` where the thread count is set. The data of a case are drawn from a
+//! (`one-17`). `/rows`, `/bias` or `/both` is appended where a matmul has row scales, a bias, or
+//! both, and `/threads-N` where the thread count is set. The data of a case are drawn from a
 //! generator seeded with the id, so an id means the same inputs in every profile and on every
 //! machine.
 

@@ -1,4 +1,4 @@
-//! Grouped products ([C6]): the bits of each product alone, and nothing written if one does not fit.
+//! Grouped products ([C6]): the bits of each alone, and nothing written if one does not fit.
 //!
 //! ```text
 //! for each product of the case:   expected = the oracle's answer, alone

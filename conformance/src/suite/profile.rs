@@ -102,8 +102,8 @@ pub struct MatmulSet {
 pub struct GroupedSet {
     /// Number of cases to draw; absent: all.
     pub sample: Option<usize>,
-    /// `mxfp4`, `nvfp4`, `mxint8-mxfp4`, `mxint8-nvfp4`, or `mixed`, which takes turns with them and
-    /// with shapes.
+    /// `mxfp4`, `nvfp4`, `mxint8-mxfp4`, `mxint8-nvfp4`, or `mixed`, which takes turns with them
+    /// and with shapes.
     pub formats: Vec<String>,
     /// Rows of each product, such as `0+1+17`; or `one-M`: three products of one A of M rows.
     pub rows: Vec<String>,

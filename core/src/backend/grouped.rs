@@ -8,9 +8,9 @@
 //! schedule. Experts that see a few rows each are too small to be cut for threads one by one, and
 //! together they are not.
 //!
-//! Worked example: 3 experts of weights (N, K), rows routed 2, 0, 1: three [`GroupedProduct`]s whose
-//! A are rows 0..2, 2..2 and 2..3 of the sorted activations, whose outputs are as many rows of N. The
-//! second one reads and writes nothing.
+//! Worked example: 3 experts of weights (N, K), rows routed 2, 0, 1: three [`GroupedProduct`]s
+//! whose A are rows 0..2, 2..2 and 2..3 of the sorted activations, whose outputs are as many rows
+//! of N. The second one reads and writes nothing.
 //!
 //! [C6]: crate::contract#c6
 

@@ -152,14 +152,14 @@ pub trait Matmul: Named {
         out: FloatSliceMut<'_>,
     ) -> Result<Paths, Error>;
 
-    /// Computes several products in one call, each with the bits that [`matmul`](Self::matmul) gives
-    /// it alone, and writes to each which paths ran for it; returns the paths of all. By default a
-    /// loop, which allocates nothing.
+    /// Computes several products in one call, each with the bits that [`matmul`](Self::matmul)
+    /// gives it alone, and writes to each which paths ran for it; returns the paths of all. By
+    /// default a loop, which allocates nothing.
     ///
     /// # Errors
     /// As [`matmul`](Self::matmul), with the index of the product. All operands, epilogues and
-    /// outputs are checked first: with one that does not fit, nothing is written. A device that fails
-    /// later may leave some of the outputs written.
+    /// outputs are checked first: with one that does not fit, nothing is written. A device that
+    /// fails later may leave some of the outputs written.
     fn grouped<B: Packed>(
         &self,
         products: &mut [GroupedProduct<'_, Self::Prepared<B>>],

@@ -35,14 +35,14 @@ impl QuantLinear {
     /// its outputs follow those of the experts before it. Each output has the bits that
     /// [`forward_into`](Self::forward_into) of its expert gives.
     ///
-    /// `x` is (sum of rows, in) row-major, sorted by expert: whoever routes tokens gathers their rows
-    /// so, and scatters the outputs back. Any `rows[e]` may be 0. All experts have the same input
-    /// features; their formats, scales, biases and backends may differ. `out` may be of another type
-    /// than `x`.
+    /// `x` is (sum of rows, in) row-major, sorted by expert: whoever routes tokens gathers their
+    /// rows so, and scatters the outputs back. Any `rows[e]` may be 0. All experts have the same
+    /// input features; their formats, scales, biases and backends may differ. `out` may be of
+    /// another type than `x`.
     ///
     /// Rows of neighbouring experts that quantize alike (the same settings and transform) are
-    /// quantized together, and a backend that can schedules all products as one; small experts then
-    /// share the threads evenly. Weights are prepared at the first call, or by
+    /// quantized together, and a backend that can schedules all products as one; small experts
+    /// then share the threads evenly. Weights are prepared at the first call, or by
     /// [`prepare`](Self::prepare).
     ///
     /// ```
@@ -50,7 +50,7 @@ impl QuantLinear {
     /// use quant_linear::{DenseOptions, QuantLinear};
     ///
     /// let expert = |seed: usize| {
-    ///     let w: Vec<f32> = (0..16 * 64).map(|i| ((i * seed % 101) as f32 - 50.0) / 99.0).collect();
+    ///     let w: Vec<f32> = (0..16 * 64).map(|i| (i * seed % 101) as f32 / 50.0 - 1.0).collect();
     ///     QuantLinear::from_dense(&w[..], 16, 64, &DenseOptions::new(Format::NvFp4))
     /// };
     /// let experts = [expert(37)?, expert(41)?, expert(43)?];
