@@ -225,6 +225,21 @@ fn bits_from(limbs: &[u64; LIMBS], position: usize) -> u64 {
     if shift == 0 { low } else { low | (high << (64 - shift)) }
 }
 
+/// `units * 2^exponent` rounded once to f32, as [`ExactSum::to_f32`], for an exponent that
+/// [`ExactSum::add_scaled`] takes.
+#[inline]
+pub(crate) fn round_units(units: i64, exponent: i32) -> f32 {
+    // Where nothing can be subnormal or infinite the conversion is the one rounding, and the power
+    // of two exact.
+    if (-126..=64).contains(&exponent) {
+        return units as f32 * f32::from_bits(((exponent + 127) as u32) << 23);
+    }
+    let mut sum = ExactSum::ZERO;
+    // The exponent is inside the range.
+    let _ = sum.add_scaled(units, exponent);
+    sum.to_f32()
+}
+
 /// An exact sum of NVFP4 products: an i64 in units of 2^-20, with a NaN flag.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct FixedSum {
@@ -478,6 +493,17 @@ mod tests {
         // One unit, where it has always to be.
         let unit = sum(&[(1, -264)]).to_bytes();
         assert_eq!((unit[0], unit[1], unit.iter().filter(|b| **b == 0).count()), (2, 1, 80));
+    }
+
+    #[test]
+    fn units_round_as_exact_sums_do_at_every_exponent() {
+        for units in [0, 1, -1, 3, (1 << 24) + 1, -(1 << 24) - 3, i64::MAX, i64::MIN] {
+            for exponent in LOW..=254 {
+                let (got, expected) = (round_units(units, exponent), sum(&[(units, exponent)]));
+                let expected = expected.to_f32();
+                assert_eq!(got.to_bits(), expected.to_bits(), "{units} 2^{exponent}");
+            }
+        }
     }
 
     #[test]
