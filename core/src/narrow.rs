@@ -8,9 +8,10 @@
 //! ```text
 //! span(row) = the least and the largest exponent of the scales that count     (once a row)
 //! for each row i of A, column j (row of B):
-//!     x, y = units of the scales: significand << (exponent - least of the row)
-//!     i32    S += dot * x * y                         if the spans fit 31 bits
-//!     i64    S += i64(dot * x) * i64(y)               if they fit 63, dot * x and y 31
+//!     for each group: v = dot * significand_a * significand_b                  32 bits
+//!                     t = exponent_a + exponent_b - (least of i + least of j)
+//!     i32    S += v << t                              if the spans fit 31 bits
+//!     i64    S += i64(v << min(t, h)) * i64(1 << t - min(t, h))    if they fit 63
 //!     else   S is the reference's sum
 //!     out = round(f32(S * 2^(least of i + least of j - 2)) * alpha), and so on
 //! ```
@@ -18,21 +19,23 @@
 //! # The bounds
 //!
 //! A group's `dot` is at most `D`: 144 G of doubled codes, 1536 G with MXINT8 ([C10]), whose unit
-//! is -7 for -2. A significand is at most `s`: 1 for e8m0, 15 for e4m3. With `n = K / G` groups and
-//! the spans (largest less least exponent) `a` and `b` of the two rows:
+//! is -7 for -2. A significand is at most `s`: 1 for e8m0, 15 for e4m3. With `n = K / G` groups,
+//! the spans (largest less least exponent) `a` and `b` of the two rows, and `h` the largest with
+//! `D s_a s_b 2^h < 2^31`:
 //!
 //! ```text
 //! i32    n D s_a s_b 2^(a + b) < 2^31
-//! i64    n D s_a s_b 2^(a + b) < 2^63, and (x, y) are (a, b) or (b, a) with
-//!        D s_x 2^x < 2^31 and s_y 2^y < 2^31
+//! i64    n D s_a s_b 2^(a + b) < 2^63 and a + b <= h + 30
 //! ```
 //!
-//! | product, K = 128 | i32 if a + b is at most | i64 if a + b is at most | and one of them at most |
-//! |---|---|---|---|
-//! | MXFP4 by MXFP4 | 16 | 48 | 18 |
-//! | NVFP4 by NVFP4 | 9 | always, up to K = 2^20 | always |
-//! | MXINT8 by MXFP4 | 13 | 45 | 15 |
-//! | MXINT8 by NVFP4 | 9 | 41 | 16 (A), 12 (B) |
+//! One 32 x 32 -> 64 multiply-add is what a processor of 32 bits has; a shift of 64 bits is not.
+//!
+//! | product, K = 128 | i32 if a + b is at most | i64 if a + b is at most |
+//! |---|---|---|
+//! | MXFP4 by MXFP4 | 16 | 48 |
+//! | NVFP4 by NVFP4 | 9 | 28, all that there is, up to K = 2^20 |
+//! | MXINT8 by MXFP4 | 13 | 45 |
+//! | MXINT8 by NVFP4 | 9 | 41 |
 //!
 //! Groups whose scale is +-0 do not count; those whose codes are all +-0 are left out where the row
 //! does not fit with them (padding has scale 2^-127, [C8]). Their `dot` is 0, so their units may be
@@ -40,7 +43,7 @@
 //! of two is exact where no output can be subnormal or overflow; elsewhere the wide sum rounds.
 //!
 //! Worked example, MXFP4, K = 64: scales 2^0 and 2^3 of A (a = 3), 2^-1 twice of B (b = 0). D is
-//! 4608 and 2 * 4608 * 8 is far below 2^31. Dots 4 and 144 give 4 * 1 * 1 + 144 * 8 * 1 = 1156 in
+//! 4608 and 2 * 4608 * 2^3 is far below 2^31. Dots 4 and 144 give (4 << 0) + (144 << 3) = 1156 in
 //! units of 2^(0 - 1 - 2): 144.5.
 //!
 //! Nothing here indexes a slice: a release build has no path to a panic, which the firmware example
@@ -60,21 +63,30 @@ use crate::epilogue::{Epilogue, finish_one};
 use crate::error::{Buffer, Error, Unsupported};
 use crate::exact::{ExactSum, PartialsMut, round_units};
 use crate::float::{FloatSliceMut, NAN_F32};
-use crate::format::{Element, GroupSize, ScaleType};
+use crate::format::{Element, Encoding, Format, Product, ScaleType};
 use crate::packed::{Packed, PackedMut, PackedShape, PackedView};
 use crate::reference::{self, Reference, ReferenceWeight};
 use crate::with_floats;
 
-/// The doubled values of the two codes of a byte, the even index first.
-static PAIRS: [[i16; 2]; 256] = {
-    let mut pairs = [[0; 2]; 256];
+/// The doubled values of the two codes of a byte, in 16 bits each, the even index low: a processor
+/// with a multiplication of halves loads both at once.
+static PAIRS: [u32; 256] = {
+    let mut pairs = [0; 256];
     let mut byte = 0;
     while byte < 256 {
-        pairs[byte] = [DOUBLED[byte & 0xF] as i16, DOUBLED[byte >> 4] as i16];
+        let (even, odd) = (DOUBLED[byte & 0xF] as u16, DOUBLED[byte >> 4] as u16);
+        pairs[byte] = even as u32 | ((odd as u32) << 16);
         byte += 1;
     }
     pairs
 };
+
+/// What [`PAIRS`] has of a byte.
+#[inline(always)]
+fn pair(byte: u8) -> [i32; 2] {
+    let pair = PAIRS[usize::from(byte)];
+    [i32::from(pair as i16), pair as i32 >> 16]
+}
 
 /// As [`reference::matmul`], with the narrowest sum that is proved exact for each output. Returns
 /// how many took which: `narrow` 32 bits, `planes` 64 (two words), `wide` the reference's sum.
@@ -89,10 +101,10 @@ pub fn matmul<'e>(
 ) -> Result<Paths, Error> {
     check_environment()?;
     let epilogue = epilogue.into();
-    a.shape().expect_product(&b.shape())?;
+    let product = a.shape().expect_product(&b.shape())?;
     epilogue.expect(a.shape().rows(), b.shape().rows())?;
     out.as_ref().expect_len(Buffer::Output, a.shape().rows() * b.shape().rows())?;
-    let room = Room::new(&a.shape(), &b.shape());
+    let room = Room::new(product, b.shape().row_groups());
     let mut paths = Paths::default();
     with_floats!(FloatSliceMut, out, out => {
         for (i, out) in out.chunks_exact_mut(b.shape().rows().max(1)).enumerate() {
@@ -244,49 +256,18 @@ impl Span {
     }
 }
 
-/// The units of a row's scales: integers, in units of two to the least exponent.
-#[derive(Clone, Copy)]
-struct Units<'a> {
-    scales: &'a [u8],
-    ty: ScaleType,
-    low: i32,
-    /// log2 of the groups of a sum that one scale serves.
-    shared: u32,
-}
-
-impl Units<'_> {
-    #[inline(always)]
-    fn of(&self, group: usize) -> i32 {
-        let byte = i32::from(self.scales.get(group >> self.shared).copied().unwrap_or(0));
-        let shift = |exponent: i32| (exponent - self.low) as u32;
-        // Of groups that do not count the shift may be anything, and the dot product is 0.
-        match self.ty {
-            ScaleType::E8M0 => 1i32.wrapping_shl(shift(byte - 127)),
-            ScaleType::E4M3 => {
-                let (exponent, mantissa) = ((byte >> 3) & 0xF, byte & 7);
-                let magnitude = mantissa + if exponent == 0 { 0 } else { 8 };
-                let magnitude = magnitude.wrapping_shl(shift(exponent.max(1) - 10));
-                if byte & 0x80 == 0 { magnitude } else { magnitude.wrapping_neg() }
-            }
-        }
-    }
-}
-
-/// How wide the spans of two rows may be together and alone; see the module's text.
+/// How wide the spans of two rows may be together; see the module's text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Room {
     /// For a sum in i32.
     narrow: i32,
     /// For a sum in i64.
     double: i32,
-    /// For the factor of the dot product, of A and of B.
-    first: [i32; 2],
-    /// For the other factor, of A and of B.
-    second: [i32; 2],
+    /// What one group may be shifted by in i32.
+    group: i32,
     /// Exponent of the dot product's unit.
     unit: i32,
-    element: Element,
-    group: GroupSize,
+    product: Product,
 }
 
 /// The largest `s` with `count << s` at most `most`; -1 if there is none.
@@ -295,41 +276,25 @@ fn room(count: u64, most: u64) -> i32 {
 }
 
 impl Room {
-    fn new(a: &PackedShape, b: &PackedShape) -> Self {
-        let (of_element, unit) = match a.element() {
+    /// For rows of this product, of so many groups of B.
+    fn new(product: Product, groups: usize) -> Self {
+        let (of_element, unit) = match product.a.element() {
             Element::E2m1 => (144, -2),
             Element::Int8 => (1536, -7),
         };
         let most = |ty| if ty == ScaleType::E8M0 { 1u64 } else { 15 };
-        let significands = [a, b].map(|shape| most(shape.scale_type()));
-        let dot = of_element * b.group().get() as u64;
+        let significands = most(product.a.scale_type()) * most(product.b.scale_type());
+        let one = of_element * product.b.group().get() as u64 * significands;
         // An empty sum needs as much as one group.
-        let groups = b.row_groups().max(1) as u64;
-        let all = groups.saturating_mul(dot * significands[0] * significands[1]);
-        let (word, long) = (i32::MAX as u64, i64::MAX as u64);
+        let all = one.saturating_mul(groups.max(1) as u64);
+        let group = room(one, i32::MAX as u64);
         Room {
-            narrow: room(all, word),
-            double: room(all, long),
-            first: significands.map(|s| room(dot * s, word)),
-            second: significands.map(|s| room(s, word)),
+            narrow: room(all, i32::MAX as u64),
+            double: room(all, i64::MAX as u64).min(group + 30),
+            group,
             unit,
-            element: a.element(),
-            group: b.group(),
+            product,
         }
-    }
-
-    fn fits_narrow(&self, a: Span, b: Span) -> bool {
-        a.width + b.width <= self.narrow
-    }
-
-    /// Whether a sum in i64 holds it, and then if A's units are the dot product's factor.
-    fn fits_double(&self, a: Span, b: Span) -> Option<bool> {
-        let fits = |first: usize, x: Span, y: Span| {
-            x.width <= self.first[first] && y.width <= self.second[1 - first]
-        };
-        let ways = [(true, fits(0, a, b)), (false, fits(1, b, a))];
-        let (a_first, _) = ways.into_iter().find(|&(_, fits)| fits)?;
-        (a.width + b.width <= self.double).then_some(a_first)
     }
 
     /// The sum of two rows, rounded once to f32.
@@ -342,98 +307,176 @@ impl Room {
             .or_else(|| self.with_spans(a, a.refined(), b, b.refined(), paths))
             .unwrap_or_else(|| {
                 paths.wide += 1;
-                self.wide(a, b)
+                let mut sum = Exact { sum: ExactSum::ZERO, unit: self.unit };
+                self.add(a, b, &mut sum);
+                sum.sum.to_f32()
             })
     }
 
-    fn with_spans<'a>(
+    fn with_spans(
         &self,
-        a: &Row<'a>,
+        a: &Row<'_>,
         span_a: Span,
-        b: &Row<'a>,
+        b: &Row<'_>,
         span_b: Span,
         paths: &mut Paths,
     ) -> Option<f32> {
-        let exponent = span_a.low + span_b.low + self.unit;
-        let shared = (a.shape.group().get() / self.group.get()).trailing_zeros();
-        let units = |row: &Row<'a>, span: Span, shared| Units {
-            scales: row.scales,
-            ty: row.shape.scale_type(),
-            low: span.low,
-            shared,
-        };
-        let (of_a, of_b) = (units(a, span_a, shared), units(b, span_b, 0));
-        if self.fits_narrow(span_a, span_b) {
-            let mut sum = 0i32;
-            self.for_each_group(a, b, |group, dot| sum += dot * of_a.of(group) * of_b.of(group));
+        let (low, width) = (span_a.low + span_b.low, span_a.width + span_b.width);
+        let exponent = low + self.unit;
+        if width <= self.narrow {
+            let mut sum = Word { sum: 0, low };
+            self.add(a, b, &mut sum);
             paths.narrow += 1;
-            return Some(round_units(sum.into(), exponent));
+            return Some(round_units(sum.sum.into(), exponent));
         }
-        let a_first = self.fits_double(span_a, span_b)?;
-        let (x, y) = if a_first { (of_a, of_b) } else { (of_b, of_a) };
-        let mut sum = 0i64;
-        self.for_each_group(a, b, |group, dot| {
-            sum += i64::from(dot * x.of(group)) * i64::from(y.of(group));
-        });
-        paths.planes += 1;
-        Some(round_units(sum, exponent))
+        if width <= self.double {
+            let mut sum = Long { sum: 0, low, most: self.group };
+            self.add(a, b, &mut sum);
+            paths.planes += 1;
+            return Some(round_units(sum.sum, exponent));
+        }
+        None
     }
 
-    fn wide(&self, a: &Row<'_>, b: &Row<'_>) -> f32 {
-        let mut sum = ExactSum::ZERO;
-        let shared = (a.shape.group().get() / self.group.get()).trailing_zeros();
-        self.for_each_group(a, b, |group, dot| {
-            let parts = |row: &Row<'_>, group: usize| {
-                row.scales.get(group).and_then(|&byte| row.shape.scale_type().parts(byte))
-            };
-            if let (Some(x), Some(y)) = (parts(a, group >> shared), parts(b, group)) {
-                let significand = i64::from(dot) * i64::from(x.significand * y.significand);
-                // The exponent of two scales and a unit is inside the sum's range.
-                let _ = sum.add_scaled(significand, x.exponent + y.exponent + self.unit);
-            }
-        });
-        sum.to_f32()
-    }
-
-    /// Calls `f` with every group of B and its dot product.
+    /// Adds every group of two rows.
     #[inline(always)]
-    fn for_each_group(&self, a: &Row<'_>, b: &Row<'_>, f: impl FnMut(usize, i32)) {
-        match (self.element, self.group) {
-            (Element::E2m1, GroupSize::G16) => each::<8, 8>(a.codes, b.codes, dot_codes, f),
-            (Element::E2m1, _) => each::<16, 16>(a.codes, b.codes, dot_codes, f),
-            (Element::Int8, GroupSize::G16) => each::<16, 8>(a.codes, b.codes, dot_int8, f),
-            (Element::Int8, _) => each::<32, 16>(a.codes, b.codes, dot_int8, f),
+    fn add(&self, a: &Row<'_>, b: &Row<'_>, sum: &mut impl Sum) {
+        match (self.product.a, self.product.b) {
+            (Encoding::MxInt8, Format::MxFp4) => groups::<32, 16, 1, _>(a, b, MX, MX, sum),
+            (Encoding::MxInt8, Format::NvFp4) => groups::<16, 8, 2, _>(a, b, MX, NV, sum),
+            (_, Format::MxFp4) => groups::<16, 16, 1, _>(a, b, MX, MX, sum),
+            (_, Format::NvFp4) => groups::<8, 8, 1, _>(a, b, NV, NV, sum),
         }
     }
 }
 
-/// Calls `f` with the number and the dot product of every group: A bytes of one row, B of the other.
-#[inline(always)]
-fn each<const A: usize, const B: usize>(
-    a: &[u8],
-    b: &[u8],
-    dot: impl Fn(&[u8; A], &[u8; B]) -> i32,
-    mut f: impl FnMut(usize, i32),
-) {
-    for (group, (a, b)) in a.as_chunks().0.iter().zip(b.as_chunks().0).enumerate() {
-        f(group, dot(a, b));
+const MX: ScaleType = ScaleType::E8M0;
+const NV: ScaleType = ScaleType::E4M3;
+
+/// A sum of groups in units of two to `low` plus the dot product's own.
+trait Sum {
+    /// Whether dot products are worth code of their own beside the sum.
+    const IN_LINE: bool = true;
+
+    /// Adds `value` 2^`exponent`.
+    fn add(&mut self, value: i32, exponent: i32);
+}
+
+/// In 32 bits.
+struct Word {
+    sum: i32,
+    low: i32,
+}
+
+impl Sum for Word {
+    #[inline(always)]
+    fn add(&mut self, value: i32, exponent: i32) {
+        // Of groups that do not count the shift may be anything, and the value is 0.
+        self.sum += value.wrapping_shl((exponent - self.low) as u32);
     }
 }
 
-/// The dot product of groups of codes, in units of 1/4.
+/// In 64 bits.
+struct Long {
+    sum: i64,
+    low: i32,
+    /// What a value can be shifted by in 32 bits.
+    most: i32,
+}
+
+impl Sum for Long {
+    #[inline(always)]
+    fn add(&mut self, value: i32, exponent: i32) {
+        let shift = exponent - self.low;
+        let first = shift.min(self.most);
+        let rest = 1i32.wrapping_shl((shift - first) as u32);
+        self.sum += i64::from(value.wrapping_shl(first as u32)) * i64::from(rest);
+    }
+}
+
+/// In 640.
+struct Exact {
+    sum: ExactSum,
+    unit: i32,
+}
+
+impl Sum for Exact {
+    const IN_LINE: bool = false;
+
+    fn add(&mut self, value: i32, exponent: i32) {
+        // The exponents of two scales and of a unit are inside the range.
+        let _ = self.sum.add_scaled(value.into(), exponent + self.unit);
+    }
+}
+
+/// The magnitude of a scale's significand, and the exponent. NaN, which no caller has, is a number.
 #[inline(always)]
-fn dot_codes<const N: usize>(a: &[u8; N], b: &[u8; N]) -> i32 {
-    a.iter().zip(b).fold(0, |dot, (&a, &b)| {
-        let ([a0, a1], [b0, b1]) = (PAIRS[usize::from(a)], PAIRS[usize::from(b)]);
-        dot + i32::from(a0) * i32::from(b0) + i32::from(a1) * i32::from(b1)
+fn significand(byte: u8, ty: ScaleType) -> (i32, i32) {
+    let byte = i32::from(byte);
+    match ty {
+        ScaleType::E8M0 => (1, byte - 127),
+        ScaleType::E4M3 => match ((byte >> 3) & 0xF, byte & 7) {
+            (0, mantissa) => (mantissa, -9),
+            (exponent, mantissa) => (mantissa | 8, exponent - 10),
+        },
+    }
+}
+
+/// Adds the groups of B, of B bytes; A bytes of the other row have as many elements, and a scale of
+/// its serves S groups.
+#[inline(always)]
+fn groups<const A: usize, const B: usize, const S: usize, T: Sum>(
+    a: &Row<'_>,
+    b: &Row<'_>,
+    of_a: ScaleType,
+    of_b: ScaleType,
+    sum: &mut T,
+) {
+    let codes_a = a.codes.as_chunks::<A>().0.as_chunks::<S>().0.iter();
+    let codes_b = b.codes.as_chunks::<B>().0.as_chunks::<S>().0.iter();
+    let scales = a.scales.iter().zip(b.scales.as_chunks::<S>().0);
+    for ((a, b), (&scale_a, scales_b)) in codes_a.zip(codes_b).zip(scales) {
+        let (significand_a, exponent_a) = significand(scale_a, of_a);
+        for ((a, b), &scale_b) in a.iter().zip(b).zip(scales_b) {
+            let (significand_b, exponent_b) = significand(scale_b, of_b);
+            let dot = if T::IN_LINE { dot(a, b) } else { dot_called(a, b) };
+            let value = dot * (significand_a * significand_b);
+            // e8m0 has no sign.
+            let signs = match (of_a, of_b) {
+                (ScaleType::E8M0, ScaleType::E8M0) => 0,
+                (ScaleType::E8M0, ScaleType::E4M3) => scale_b,
+                (ScaleType::E4M3, ScaleType::E8M0) => scale_a,
+                (ScaleType::E4M3, ScaleType::E4M3) => scale_a ^ scale_b,
+            };
+            let value = if signs & 0x80 == 0 { value } else { -value };
+            sum.add(value, exponent_a + exponent_b);
+        }
+    }
+}
+
+/// The dot product of a group of codes and one of codes, in units of 1/4, or of MXINT8 elements,
+/// twice the bytes, in units of 2^-7.
+#[inline(always)]
+fn dot<const A: usize, const B: usize>(a: &[u8; A], b: &[u8; B]) -> i32 {
+    if A == B {
+        return a.iter().zip(b).fold(0, |dot, (&a, &b)| {
+            let ([a0, a1], [b0, b1]) = (pair(a), pair(b));
+            dot + a0 * b0 + a1 * b1
+        });
+    }
+    a.as_chunks::<2>().0.iter().zip(b).fold(0, |dot, (&[a0, a1], &b)| {
+        let [b0, b1] = pair(b);
+        dot + i32::from(a0 as i8) * b0 + i32::from(a1 as i8) * b1
     })
 }
 
-/// The dot product of a group of MXINT8 elements and one of codes, in units of 2^-7.
-#[inline(always)]
-fn dot_int8<const A: usize, const B: usize>(a: &[u8; A], b: &[u8; B]) -> i32 {
-    a.as_chunks::<2>().0.iter().zip(b).fold(0, |dot, (&[a0, a1], &b)| {
-        let [b0, b1] = PAIRS[usize::from(b)];
-        dot + i32::from(a0 as i8) * i32::from(b0) + i32::from(a1 as i8) * i32::from(b1)
-    })
+/// As [`dot`], as the reference computes it: for the sum that is slow anyway.
+#[inline(never)]
+fn dot_called(a: &[u8], b: &[u8]) -> i32 {
+    let dot = if a.len() == b.len() {
+        reference::group_dot(a, b)
+    } else {
+        reference::group_dot_int8(a, b)
+    };
+    dot as i32
 }
