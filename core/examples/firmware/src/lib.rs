@@ -1,6 +1,46 @@
-//! `fp4-core` on a microcontroller: see the README.
+//! `fp4-core` on a microcontroller, without an allocator: see the README.
+//!
+//! | module | holds |
+//! |---|---|
+//! | [`operations`] | what the core does, each as a device would call it: measured alone |
+//! | [`vectors`] | the conformance suite's cases, read where they lie in flash, and judged |
+//! | [`int8`] | what FP4 is compared with |
+//! | [`board`] | a counter of instructions, and the stack |
 
 #![no_std]
 
 #[cfg(target_os = "none")]
 pub mod board;
+pub mod int8;
+pub mod operations;
+pub mod vectors;
+
+/// A program of one operation, for its size. It has a panic handler that cannot be linked: if it
+/// links, nothing in it can panic.
+#[cfg(target_os = "none")]
+#[macro_export]
+macro_rules! image {
+    ($operation:expr) => {
+        #[cfg(target_arch = "arm")]
+        use cortex_m_rt::entry;
+        #[cfg(target_arch = "riscv32")]
+        use riscv_rt::entry;
+
+        #[entry]
+        fn main() -> ! {
+            let operation: fn() = $operation;
+            loop {
+                operation();
+            }
+        }
+
+        #[panic_handler]
+        fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
+            unsafe extern "C" {
+                fn this_operation_can_panic() -> !;
+            }
+            // SAFETY: never runs: a program that keeps this call does not link.
+            unsafe { this_operation_can_panic() }
+        }
+    };
+}
