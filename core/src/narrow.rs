@@ -6,45 +6,54 @@
 //! sum that is proved to hold it; the [reference](mod@crate::reference) stays what defines it.
 //!
 //! ```text
-//! span(row) = the least and the largest exponent of the scales that count     (once a row)
-//! for each row i of A, column j (row of B):
-//!     for each group: v = dot * significand_a * significand_b                  32 bits
-//!                     t = exponent_a + exponent_b - (least of i + least of j)
-//!     i32    S += v << t                              if the spans fit 31 bits
-//!     i64    S += i64(v << min(t, h)) * i64(1 << t - min(t, h))    if they fit 63
-//!     else   S is the reference's sum
+//! span(row) = the least and the largest exponent that its scales have           once a row
+//! unit(scale) = significand * 2^(exponent - least of the row)                   31 bits
+//! for each row i of A, each tile of 16 columns j (rows of B), each chunk of 256 of K:
+//!     decode the chunk of A: two elements a word, the units of its scales
+//!     for each column, each group:
+//!         i32    S += dot * unit_a * unit_b        if the spans fit 31 bits
+//!         i64    S += i64(dot * unit_a) * unit_b   if they fit 63
+//!         else   S is the reference's sum
 //!     out = round(f32(S * 2^(least of i + least of j - 2)) * alpha), and so on
 //! ```
+//!
+//! A multiplication of words is two of elements, and one table decodes two codes:
+//!
+//! ```text
+//! (a0 + a1 2^16) (b1 + b0 2^16) = a0 b1 + (a0 b0 + a1 b1) 2^16     mod 2^32
+//! ```
+//!
+//! Over 16 elements the first term is at most 8 * 128 * 12 and the dot product 16 * 128 * 12, less
+//! than 2^15 both, so half a unit of 2^16 rounds the first away.
 //!
 //! # The bounds
 //!
 //! A group's `dot` is at most `D`: 144 G of doubled codes, 1536 G with MXINT8 ([C10]), whose unit
-//! is -7 for -2. A significand is at most `s`: 1 for e8m0, 15 for e4m3. With `n = K / G` groups,
-//! the spans (largest less least exponent) `a` and `b` of the two rows, and `h` the largest with
-//! `D s_a s_b 2^h < 2^31`:
+//! is -7 for -2. A significand is at most `s`: 1 for e8m0, 15 for e4m3. With `n = K / G` groups and
+//! the spans (largest less least exponent) `a` and `b` of the two rows:
 //!
 //! ```text
 //! i32    n D s_a s_b 2^(a + b) < 2^31
-//! i64    n D s_a s_b 2^(a + b) < 2^63 and a + b <= h + 30
+//! i64    n D s_a s_b 2^(a + b) < 2^63 and D s_a 2^a < 2^31 and s_b 2^b < 2^31
 //! ```
 //!
-//! One 32 x 32 -> 64 multiply-add is what a processor of 32 bits has; a shift of 64 bits is not.
+//! e4m3 has so few exponents that its rows are not looked at: they have a span of 14 above 2^-9.
 //!
-//! | product, K = 128 | i32 if a + b is at most | i64 if a + b is at most |
+//! | product, K = 128 | i32 | i64 |
 //! |---|---|---|
-//! | MXFP4 by MXFP4 | 16 | 48 |
-//! | NVFP4 by NVFP4 | 9 | 28, all that there is, up to K = 2^20 |
-//! | MXINT8 by MXFP4 | 13 | 45 |
-//! | MXINT8 by NVFP4 | 9 | 41 |
+//! | MXFP4 by MXFP4 | `a + b <= 16` | `a <= 18`, `b <= 30` |
+//! | NVFP4 by NVFP4 | never | always, up to K = 2^20 |
+//! | MXINT8 by MXFP4 | `a + b <= 13` | `a <= 15`, `b <= 30` |
+//! | MXINT8 by NVFP4 | never | `a <= 16` |
 //!
-//! Groups whose scale is +-0 do not count; those whose codes are all +-0 are left out where the row
-//! does not fit with them (padding has scale 2^-127, [C8]). Their `dot` is 0, so their units may be
-//! anything. The last step is one rounding: the sum is converted to f32 to nearest, and the power
-//! of two is exact where no output can be subnormal or overflow; elsewhere the wide sum rounds.
+//! Groups whose codes are all +-0 are left out of a span where the row does not fit with them
+//! (padding has scale 2^-127, [C8]): their `dot` is 0, so their units may be anything. The last
+//! step is one rounding: the sum is converted to f32 to nearest, and the power of two is exact where
+//! no output can be subnormal or overflow; elsewhere the wide sum rounds.
 //!
-//! Worked example, MXFP4, K = 64: scales 2^0 and 2^3 of A (a = 3), 2^-1 twice of B (b = 0). D is
-//! 4608 and 2 * 4608 * 2^3 is far below 2^31. Dots 4 and 144 give (4 << 0) + (144 << 3) = 1156 in
-//! units of 2^(0 - 1 - 2): 144.5.
+//! Worked example, MXFP4, K = 64: scales 2^0 and 2^3 of A (units 1 and 8), 2^-1 twice of B (units
+//! 1). D is 4608 and 2 * 4608 * 2^3 is far below 2^31. Dots 4 and 144 give 4 * 1 + 144 * 8 = 1156
+//! in units of 2^(0 - 1 - 2): 144.5.
 //!
 //! Nothing here indexes a slice: a release build has no path to a panic, which the firmware example
 //! shows by linking without one.
@@ -63,30 +72,37 @@ use crate::epilogue::{Epilogue, finish_one};
 use crate::error::{Buffer, Error, Unsupported};
 use crate::exact::{ExactSum, PartialsMut, round_units};
 use crate::float::{FloatSliceMut, NAN_F32};
-use crate::format::{Element, Encoding, Format, Product, ScaleType};
+use crate::format::{Element, Format, Product, ScaleType};
 use crate::packed::{Packed, PackedMut, PackedShape, PackedView};
 use crate::reference::{self, Reference, ReferenceWeight};
 use crate::with_floats;
 
-/// The doubled values of the two codes of a byte, in 16 bits each, the even index low: a processor
-/// with a multiplication of halves loads both at once.
-static PAIRS: [u32; 256] = {
+/// Columns that share a decoded chunk of A.
+const TILE: usize = 16;
+/// Elements of a chunk, a multiple of every group.
+const CHUNK: usize = 256;
+/// Elements of one dot product.
+const STEP: usize = 16;
+/// The exponent of a subnormal e4m3.
+const E4M3_LOW: i32 = -9;
+
+/// A table of the two codes of a byte: the doubled values of the even and of the odd index, each
+/// times its place.
+const fn pairs(even: u32, odd: u32) -> [u32; 256] {
     let mut pairs = [0; 256];
     let mut byte = 0;
     while byte < 256 {
-        let (even, odd) = (DOUBLED[byte & 0xF] as u16, DOUBLED[byte >> 4] as u16);
-        pairs[byte] = even as u32 | ((odd as u32) << 16);
+        let (low, high) = (DOUBLED[byte & 0xF] as u32, DOUBLED[byte >> 4] as u32);
+        pairs[byte] = low.wrapping_mul(even).wrapping_add(high.wrapping_mul(odd));
         byte += 1;
     }
     pairs
-};
-
-/// What [`PAIRS`] has of a byte.
-#[inline(always)]
-fn pair(byte: u8) -> [i32; 2] {
-    let pair = PAIRS[usize::from(byte)];
-    [i32::from(pair as i16), pair as i32 >> 16]
 }
+
+/// Of A: the odd index is the upper.
+static OF_A: [u32; 256] = pairs(1, 1 << 16);
+/// Of B: the even index is.
+static OF_B: [u32; 256] = pairs(1 << 16, 1);
 
 /// As [`reference::matmul`], with the narrowest sum that is proved exact for each output. Returns
 /// how many took which: `narrow` 32 bits, `planes` 64 (two words), `wide` the reference's sum.
@@ -108,13 +124,15 @@ pub fn matmul<'e>(
     let mut paths = Paths::default();
     with_floats!(FloatSliceMut, out, out => {
         for (i, out) in out.chunks_exact_mut(b.shape().rows().max(1)).enumerate() {
-            let row = Row::new(a, i);
+            let row = Row::new(a, i).refined();
             let scale = epilogue.row_scales.and_then(|scales| scales.get(i));
             let alpha = scale.map_or(epilogue.alpha, |scale| epilogue.alpha * scale);
-            for (j, y) in out.iter_mut().enumerate() {
-                let s32 = room.sum(&row, &Row::new(b, j), &mut paths);
-                let bias = epilogue.bias.and_then(|bias| bias.get(j).copied());
-                *y = finish_one(s32, alpha, bias);
+            for (tile, out) in out.chunks_mut(TILE).enumerate() {
+                let first = tile * TILE;
+                let s32 = room.tile(&row, b, first..first + out.len(), &mut paths);
+                for (j, (y, s32)) in (first..).zip(out.iter_mut().zip(s32)) {
+                    *y = finish_one(s32, alpha, epilogue.bias.and_then(|b| b.get(j).copied()));
+                }
             }
         }
     });
@@ -199,22 +217,42 @@ struct Row<'a> {
     span: Span,
 }
 
+/// Row `i` of a matrix whose rows have `len` bytes.
+fn row(all: &[u8], i: usize, len: usize) -> &[u8] {
+    all.get(i * len..(i + 1) * len).unwrap_or(&[])
+}
+
+/// Part `number` of a row, of `len` bytes or what is left.
+fn part(row: &[u8], number: usize, len: usize) -> &[u8] {
+    let rest = row.get(number * len..).unwrap_or(&[]);
+    rest.get(..len).unwrap_or(rest)
+}
+
 impl<'a> Row<'a> {
     fn new(matrix: PackedView<'a>, i: usize) -> Self {
         let shape = matrix.shape();
-        let part = |all: &'a [u8], len: usize| all.get(i * len..(i + 1) * len).unwrap_or(&[]);
-        let (codes, scales) =
-            (part(matrix.codes(), shape.row_bytes()), part(matrix.scales(), shape.row_groups()));
+        let codes = row(matrix.codes(), i, shape.row_bytes());
+        let scales = row(matrix.scales(), i, shape.row_groups());
         let span = Span::new(scales.iter().copied(), shape.scale_type());
         Row { codes, scales, shape, span }
     }
 
-    /// The span without the groups whose codes are all +-0.
-    fn refined(&self) -> Span {
+    /// The same without the groups whose codes are all +-0, of which a NaN counts nevertheless.
+    fn refined(self) -> Self {
         let magnitude = if self.shape.element() == Element::Int8 { 0xFF } else { 0x77 };
         let groups = self.codes.chunks_exact(self.shape.group_bytes().max(1)).zip(self.scales);
         let counts = groups.filter(|(codes, _)| codes.iter().any(|code| code & magnitude != 0));
-        Span::new(counts.map(|(_, &scale)| scale), self.shape.scale_type())
+        let span = Span::new(counts.map(|(_, &scale)| scale), self.shape.scale_type());
+        Row { span: Span { nan: self.span.nan, ..span }, ..self }
+    }
+
+    /// Chunk `number` of row `i`.
+    fn part(matrix: PackedView<'a>, i: usize, number: usize) -> Part<'a> {
+        let shape = matrix.shape();
+        let codes = row(matrix.codes(), i, shape.row_bytes());
+        let scales = row(matrix.scales(), i, shape.row_groups());
+        let codes = part(codes, number, CHUNK / shape.element().per_byte());
+        Part { codes, scales: part(scales, number, CHUNK / shape.group().get()) }
     }
 }
 
@@ -230,41 +268,138 @@ struct Span {
 }
 
 impl Span {
-    fn new(scales: impl Iterator<Item = u8>, ty: ScaleType) -> Self {
-        // Bytes without their sign are in the order of their magnitudes, NaN last, and so are their
-        // exponents. A zero, which only e4m3 has, moves past all.
-        let (mask, zero) = match ty {
-            ScaleType::E8M0 => (0xFFu32, 0),
-            ScaleType::E4M3 => (0x7F, 1),
-        };
-        let (mut least, mut largest) = (u32::MAX, 0);
-        for scale in scales {
-            let key = u32::from(scale) & mask;
-            largest = largest.max(key);
-            least = least.min(key.wrapping_sub(zero));
+    fn new(mut scales: impl Iterator<Item = u8>, ty: ScaleType) -> Self {
+        match ty {
+            ScaleType::E4M3 => {
+                Span { low: E4M3_LOW, width: 14, nan: scales.any(|scale| scale & 0x7F == 0x7F) }
+            }
+            ScaleType::E8M0 => {
+                let (mut least, mut largest) = (u32::MAX, 0);
+                for scale in scales {
+                    (least, largest) = (least.min(scale.into()), largest.max(scale.into()));
+                }
+                let nan = largest == 0xFF;
+                match least {
+                    u32::MAX => Span { low: 0, width: 0, nan },
+                    _ => Span { low: least as i32 - 127, width: (largest - least) as i32, nan },
+                }
+            }
         }
-        let exponent = |key: u32| match ty {
-            ScaleType::E8M0 => key as i32 - 127,
-            ScaleType::E4M3 => (key >> 3).max(1) as i32 - 10,
-        };
-        let nan = largest == mask;
-        if least == u32::MAX {
-            return Span { low: 0, width: 0, nan };
-        }
-        let low = exponent(least + zero);
-        Span { low, width: exponent(largest) - low, nan }
     }
 }
 
-/// How wide the spans of two rows may be together; see the module's text.
+/// A scale in units of two to `low`. Of groups that do not count it may be anything.
+#[inline(always)]
+fn unit(byte: u8, ty: ScaleType, low: i32) -> i32 {
+    let byte = i32::from(byte);
+    match ty {
+        ScaleType::E8M0 => 1i32.wrapping_shl((byte - 127 - low) as u32),
+        // `low` is that of the subnormals.
+        ScaleType::E4M3 => {
+            let (exponent, mantissa) = ((byte >> 3) & 0xF, byte & 7);
+            let magnitude = if exponent == 0 { mantissa } else { (mantissa | 8) << (exponent - 1) };
+            if byte & 0x80 == 0 { magnitude } else { -magnitude }
+        }
+    }
+}
+
+/// A part of a row of A.
+struct Chunk {
+    /// Two elements, or doubled codes, a word, the odd index times 2^16.
+    pairs: [[u32; STEP / 2]; CHUNK / STEP],
+    /// The unit of the scale of each.
+    units: [i32; CHUNK / STEP],
+}
+
+impl Chunk {
+    const EMPTY: Chunk = Chunk { pairs: [[0; STEP / 2]; CHUNK / STEP], units: [0; CHUNK / STEP] };
+
+    /// Decodes the chunk of this number.
+    fn decode(&mut self, a: &Row<'_>, number: usize) {
+        let (group, element) = (a.shape.group().get(), a.shape.element());
+        let codes = part(a.codes, number, CHUNK / element.per_byte());
+        let pairs = self.pairs.as_flattened_mut().iter_mut();
+        match element {
+            Element::E2m1 => pairs.zip(codes).for_each(|(pair, &code)| {
+                *pair = OF_A[usize::from(code)];
+            }),
+            Element::Int8 => pairs.zip(codes.as_chunks().0).for_each(|(pair, &[even, odd])| {
+                *pair = (even as i8 as u32).wrapping_add((odd as i8 as u32) << 16);
+            }),
+        }
+        let scales = part(a.scales, number, CHUNK / group);
+        for (units, &scale) in self.units.chunks_mut((group / STEP).max(1)).zip(scales) {
+            units.fill(unit(scale, a.shape.scale_type(), a.span.low));
+        }
+    }
+
+    /// The sum of this chunk by one of NVFP4.
+    fn by_nvfp4(&self, b: Part<'_>) -> i64 {
+        let mut sum = 0;
+        self.each::<1>(b, ScaleType::E4M3, 0, |x, y| sum += i64::from(x) * i64::from(y));
+        sum
+    }
+
+    /// The sum of this chunk by one of MXFP4.
+    fn by_mxfp4(&self, b: Part<'_>, low: i32) -> i64 {
+        let mut sum = 0;
+        self.each::<2>(b, ScaleType::E8M0, low, |x, y| sum += i64::from(x) * i64::from(y));
+        sum
+    }
+
+    /// As [`by_mxfp4`](Self::by_mxfp4), where 32 bits hold it.
+    fn by_mxfp4_narrow(&self, b: Part<'_>, low: i32) -> i32 {
+        let mut sum = 0;
+        self.each::<2>(b, ScaleType::E8M0, low, |x, y| sum += x * y);
+        sum
+    }
+
+    /// Calls `add` with the dot product of every group of B, of S steps, times the unit of A, and
+    /// with the unit of B.
+    #[inline(always)]
+    fn each<const S: usize>(
+        &self,
+        b: Part<'_>,
+        ty: ScaleType,
+        low: i32,
+        mut add: impl FnMut(i32, i32),
+    ) {
+        let a = self.pairs.as_chunks::<S>().0.iter().zip(self.units.as_chunks::<S>().0);
+        let codes = b.codes.as_chunks().0.as_chunks::<S>().0;
+        for ((pairs, units), (codes, &scale)) in a.zip(codes.iter().zip(b.scales)) {
+            let dot: i32 = pairs.iter().zip(codes).map(|(pairs, codes)| dot(pairs, codes)).sum();
+            add(dot * units[0], unit(scale, ty, low));
+        }
+    }
+}
+
+/// The dot product of a step: see the module's text.
+#[inline(always)]
+fn dot(pairs: &[u32; STEP / 2], codes: &[u8; STEP / 2]) -> i32 {
+    let products = pairs.iter().zip(codes).fold(1u32 << 15, |sum, (pair, &code)| {
+        sum.wrapping_add(pair.wrapping_mul(OF_B[usize::from(code)]))
+    });
+    products as i32 >> 16
+}
+
+/// Codes and scales of a chunk of a row of B.
+#[derive(Clone, Copy)]
+struct Part<'a> {
+    codes: &'a [u8],
+    scales: &'a [u8],
+}
+
+/// How wide the spans of two rows may be; see the module's text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Room {
-    /// For a sum in i32.
+    /// Together, for a sum in i32.
     narrow: i32,
-    /// For a sum in i64.
+    /// Together, for a sum in i64.
     double: i32,
-    /// What one group may be shifted by in i32.
-    group: i32,
+    /// That of A, for a sum in i64.
+    of_a: i32,
+    /// That of B, for a sum in i64.
+    of_b: i32,
     /// Exponent of the dot product's unit.
     unit: i32,
     product: Product,
@@ -275,6 +410,25 @@ fn room(count: u64, most: u64) -> i32 {
     most.checked_div(count).and_then(u64::checked_ilog2).map_or(-1, |s| s as i32)
 }
 
+/// What a sum is held in.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Sum {
+    Narrow,
+    Double,
+    Wide,
+    /// Nothing: a scale is NaN.
+    Nan,
+}
+
+/// The sum of one column.
+#[derive(Clone, Copy)]
+struct Column {
+    sum: i64,
+    /// The least exponent of its row of B.
+    low: i32,
+    held: Sum,
+}
+
 impl Room {
     /// For rows of this product, of so many groups of B.
     fn new(product: Product, groups: usize) -> Self {
@@ -283,200 +437,105 @@ impl Room {
             Element::Int8 => (1536, -7),
         };
         let most = |ty| if ty == ScaleType::E8M0 { 1u64 } else { 15 };
-        let significands = most(product.a.scale_type()) * most(product.b.scale_type());
-        let one = of_element * product.b.group().get() as u64 * significands;
+        let [of_a, of_b] = [product.a.scale_type(), product.b.scale_type()].map(most);
+        let dot = of_element * product.b.group().get() as u64;
         // An empty sum needs as much as one group.
-        let all = one.saturating_mul(groups.max(1) as u64);
-        let group = room(one, i32::MAX as u64);
+        let all = (dot * of_a * of_b).saturating_mul(groups.max(1) as u64);
+        let (word, long) = (i32::MAX as u64, i64::MAX as u64);
         Room {
-            narrow: room(all, i32::MAX as u64),
-            double: room(all, i64::MAX as u64).min(group + 30),
-            group,
+            narrow: room(all, word),
+            double: room(all, long),
+            of_a: room(dot * of_a, word),
+            of_b: room(of_b, word),
             unit,
             product,
         }
     }
 
-    /// The sum of two rows, rounded once to f32.
-    fn sum(&self, a: &Row<'_>, b: &Row<'_>, paths: &mut Paths) -> f32 {
-        if a.span.nan || b.span.nan {
-            paths.narrow += 1;
-            return f32::from_bits(NAN_F32);
+    /// What holds the sum of two rows of these spans.
+    fn held(&self, a: Span, b: Span) -> Sum {
+        let (both, alone) = (a.width + b.width, a.width <= self.of_a && b.width <= self.of_b);
+        match () {
+            () if a.nan || b.nan => Sum::Nan,
+            () if both <= self.narrow => Sum::Narrow,
+            () if both <= self.double && alone => Sum::Double,
+            () => Sum::Wide,
         }
-        self.with_spans(a, a.span, b, b.span, paths)
-            .or_else(|| self.with_spans(a, a.refined(), b, b.refined(), paths))
-            .unwrap_or_else(|| {
-                paths.wide += 1;
-                let mut sum = Exact { sum: ExactSum::ZERO, unit: self.unit };
-                self.add(a, b, &mut sum);
-                sum.sum.to_f32()
-            })
     }
 
-    fn with_spans(
+    /// The sums of a row of A by up to [`TILE`] rows of B, each rounded once to f32.
+    fn tile(
         &self,
         a: &Row<'_>,
-        span_a: Span,
-        b: &Row<'_>,
-        span_b: Span,
+        b: PackedView<'_>,
+        columns: Range<usize>,
         paths: &mut Paths,
-    ) -> Option<f32> {
-        let (low, width) = (span_a.low + span_b.low, span_a.width + span_b.width);
-        let exponent = low + self.unit;
-        if width <= self.narrow {
-            let mut sum = Word { sum: 0, low };
-            self.add(a, b, &mut sum);
-            paths.narrow += 1;
-            return Some(round_units(sum.sum.into(), exponent));
+    ) -> [f32; TILE] {
+        let mut sums = [Column { sum: 0, low: 0, held: Sum::Nan }; TILE];
+        for (sum, j) in sums.iter_mut().zip(columns.clone()) {
+            let mut row = Row::new(b, j);
+            sum.held = self.held(a.span, row.span);
+            if sum.held == Sum::Wide {
+                row = row.refined();
+                sum.held = self.held(a.span, row.span);
+            }
+            sum.low = row.span.low;
         }
-        if width <= self.double {
-            let mut sum = Long { sum: 0, low, most: self.group };
-            self.add(a, b, &mut sum);
-            paths.planes += 1;
-            return Some(round_units(sum.sum, exponent));
+        let mut chunk = Chunk::EMPTY;
+        for number in 0..b.shape().k().div_ceil(CHUNK) {
+            chunk.decode(a, number);
+            for (sum, j) in sums.iter_mut().zip(columns.clone()) {
+                let row = Row::part(b, j, number);
+                match (self.product.b, sum.held) {
+                    (_, Sum::Wide | Sum::Nan) => {}
+                    // Never in 32 bits.
+                    (Format::NvFp4, _) => sum.sum += chunk.by_nvfp4(row),
+                    (Format::MxFp4, Sum::Narrow) => {
+                        sum.sum += i64::from(chunk.by_mxfp4_narrow(row, sum.low));
+                    }
+                    (Format::MxFp4, Sum::Double) => sum.sum += chunk.by_mxfp4(row, sum.low),
+                }
+            }
         }
-        None
-    }
-
-    /// Adds every group of two rows.
-    #[inline(always)]
-    fn add(&self, a: &Row<'_>, b: &Row<'_>, sum: &mut impl Sum) {
-        match (self.product.a, self.product.b) {
-            (Encoding::MxInt8, Format::MxFp4) => groups::<32, 16, 1, _>(a, b, MX, MX, sum),
-            (Encoding::MxInt8, Format::NvFp4) => groups::<16, 8, 2, _>(a, b, MX, NV, sum),
-            (_, Format::MxFp4) => groups::<16, 16, 1, _>(a, b, MX, MX, sum),
-            (_, Format::NvFp4) => groups::<8, 8, 1, _>(a, b, NV, NV, sum),
-        }
-    }
-}
-
-const MX: ScaleType = ScaleType::E8M0;
-const NV: ScaleType = ScaleType::E4M3;
-
-/// A sum of groups in units of two to `low` plus the dot product's own.
-trait Sum {
-    /// Whether dot products are worth code of their own beside the sum.
-    const IN_LINE: bool = true;
-
-    /// Adds `value` 2^`exponent`.
-    fn add(&mut self, value: i32, exponent: i32);
-}
-
-/// In 32 bits.
-struct Word {
-    sum: i32,
-    low: i32,
-}
-
-impl Sum for Word {
-    #[inline(always)]
-    fn add(&mut self, value: i32, exponent: i32) {
-        // Of groups that do not count the shift may be anything, and the value is 0.
-        self.sum += value.wrapping_shl((exponent - self.low) as u32);
-    }
-}
-
-/// In 64 bits.
-struct Long {
-    sum: i64,
-    low: i32,
-    /// What a value can be shifted by in 32 bits.
-    most: i32,
-}
-
-impl Sum for Long {
-    #[inline(always)]
-    fn add(&mut self, value: i32, exponent: i32) {
-        let shift = exponent - self.low;
-        let first = shift.min(self.most);
-        let rest = 1i32.wrapping_shl((shift - first) as u32);
-        self.sum += i64::from(value.wrapping_shl(first as u32)) * i64::from(rest);
-    }
-}
-
-/// In 640.
-struct Exact {
-    sum: ExactSum,
-    unit: i32,
-}
-
-impl Sum for Exact {
-    const IN_LINE: bool = false;
-
-    fn add(&mut self, value: i32, exponent: i32) {
-        // The exponents of two scales and of a unit are inside the range.
-        let _ = self.sum.add_scaled(value.into(), exponent + self.unit);
-    }
-}
-
-/// The magnitude of a scale's significand, and the exponent. NaN, which no caller has, is a number.
-#[inline(always)]
-fn significand(byte: u8, ty: ScaleType) -> (i32, i32) {
-    let byte = i32::from(byte);
-    match ty {
-        ScaleType::E8M0 => (1, byte - 127),
-        ScaleType::E4M3 => match ((byte >> 3) & 0xF, byte & 7) {
-            (0, mantissa) => (mantissa, -9),
-            (exponent, mantissa) => (mantissa | 8, exponent - 10),
-        },
-    }
-}
-
-/// Adds the groups of B, of B bytes; A bytes of the other row have as many elements, and a scale of
-/// its serves S groups.
-#[inline(always)]
-fn groups<const A: usize, const B: usize, const S: usize, T: Sum>(
-    a: &Row<'_>,
-    b: &Row<'_>,
-    of_a: ScaleType,
-    of_b: ScaleType,
-    sum: &mut T,
-) {
-    let codes_a = a.codes.as_chunks::<A>().0.as_chunks::<S>().0.iter();
-    let codes_b = b.codes.as_chunks::<B>().0.as_chunks::<S>().0.iter();
-    let scales = a.scales.iter().zip(b.scales.as_chunks::<S>().0);
-    for ((a, b), (&scale_a, scales_b)) in codes_a.zip(codes_b).zip(scales) {
-        let (significand_a, exponent_a) = significand(scale_a, of_a);
-        for ((a, b), &scale_b) in a.iter().zip(b).zip(scales_b) {
-            let (significand_b, exponent_b) = significand(scale_b, of_b);
-            let dot = if T::IN_LINE { dot(a, b) } else { dot_called(a, b) };
-            let value = dot * (significand_a * significand_b);
-            // e8m0 has no sign.
-            let signs = match (of_a, of_b) {
-                (ScaleType::E8M0, ScaleType::E8M0) => 0,
-                (ScaleType::E8M0, ScaleType::E4M3) => scale_b,
-                (ScaleType::E4M3, ScaleType::E8M0) => scale_a,
-                (ScaleType::E4M3, ScaleType::E4M3) => scale_a ^ scale_b,
+        let mut s32 = [0f32; TILE];
+        for ((s32, sum), j) in s32.iter_mut().zip(&sums).zip(columns) {
+            let count = match sum.held {
+                Sum::Narrow | Sum::Nan => &mut paths.narrow,
+                Sum::Double => &mut paths.planes,
+                Sum::Wide => &mut paths.wide,
             };
-            let value = if signs & 0x80 == 0 { value } else { -value };
-            sum.add(value, exponent_a + exponent_b);
+            *count += 1;
+            *s32 = match sum.held {
+                Sum::Nan => f32::from_bits(NAN_F32),
+                Sum::Wide => self.exactly(a, &Row::new(b, j)),
+                _ => round_units(sum.sum, a.span.low + sum.low + self.unit),
+            };
         }
+        s32
     }
-}
 
-/// The dot product of a group of codes and one of codes, in units of 1/4, or of MXINT8 elements,
-/// twice the bytes, in units of 2^-7.
-#[inline(always)]
-fn dot<const A: usize, const B: usize>(a: &[u8; A], b: &[u8; B]) -> i32 {
-    if A == B {
-        return a.iter().zip(b).fold(0, |dot, (&a, &b)| {
-            let ([a0, a1], [b0, b1]) = (pair(a), pair(b));
-            dot + a0 * b0 + a1 * b1
-        });
+    /// One sum as the reference holds it.
+    #[inline(never)]
+    fn exactly(&self, a: &Row<'_>, b: &Row<'_>) -> f32 {
+        let group = b.shape.group().get();
+        let shared = (a.shape.group().get() / group).trailing_zeros();
+        let codes_a = a.codes.chunks_exact((group / a.shape.element().per_byte()).max(1));
+        let codes_b = b.codes.chunks_exact((group / 2).max(1));
+        let mut sum = ExactSum::ZERO;
+        for (g, ((codes_a, codes_b), &scale_b)) in codes_a.zip(codes_b).zip(b.scales).enumerate() {
+            let scale_a = a.scales.get(g >> shared).copied().unwrap_or(0);
+            let dot = match a.shape.element() {
+                Element::E2m1 => reference::group_dot(codes_a, codes_b),
+                Element::Int8 => reference::group_dot_int8(codes_a, codes_b),
+            };
+            let parts =
+                [(a, scale_a), (b, scale_b)].map(|(row, s)| row.shape.scale_type().parts(s));
+            if let [Some(x), Some(y)] = parts {
+                let significand = dot * i64::from(x.significand * y.significand);
+                // The exponents of two scales and of a unit are inside the range.
+                let _ = sum.add_scaled(significand, x.exponent + y.exponent + self.unit);
+            }
+        }
+        sum.to_f32()
     }
-    a.as_chunks::<2>().0.iter().zip(b).fold(0, |dot, (&[a0, a1], &b)| {
-        let [b0, b1] = pair(b);
-        dot + i32::from(a0 as i8) * b0 + i32::from(a1 as i8) * b1
-    })
-}
-
-/// As [`dot`], as the reference computes it: for the sum that is slow anyway.
-#[inline(never)]
-fn dot_called(a: &[u8], b: &[u8]) -> i32 {
-    let dot = if a.len() == b.len() {
-        reference::group_dot(a, b)
-    } else {
-        reference::group_dot_int8(a, b)
-    };
-    dot as i32
 }

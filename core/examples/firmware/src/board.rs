@@ -12,17 +12,28 @@ const PAINT: u8 = 0xA5;
 
 /// Instructions that `f` takes, to one part in a thousand or an instruction.
 pub fn instructions(f: impl FnOnce()) -> u32 {
-    const LOOP: u32 = 1 << 19;
-    let known = ticks(|| delay(LOOP));
+    const TURNS: u32 = 1 << 19;
+    let known = ticks(|| turn(TURNS));
     let ticks = u64::from(ticks(f));
-    // In each turn the loop subtracts and branches.
-    (ticks * u64::from(2 * LOOP) / u64::from(known)) as u32
+    (ticks * u64::from(2 * TURNS) / u64::from(known)) as u32
 }
 
+/// Two instructions, so many times.
 #[cfg(target_arch = "arm")]
-fn delay(turns: u32) {
-    // A turn for every two of these.
-    cortex_m::asm::delay(2 * turns);
+fn turn(times: u32) {
+    // SAFETY: it changes the register that it is given, and flags.
+    unsafe {
+        core::arch::asm!("2:", "subs {0}, #1", "bne 2b", inout(reg) times => _, options(nomem, nostack));
+    }
+}
+
+/// Two instructions, so many times.
+#[cfg(target_arch = "riscv32")]
+fn turn(times: u32) {
+    // SAFETY: it changes the register that it is given.
+    unsafe {
+        core::arch::asm!("2:", "addi {0}, {0}, -1", "bnez {0}, 2b", inout(reg) times => _, options(nomem, nostack));
+    }
 }
 
 #[cfg(target_arch = "arm")]
@@ -45,12 +56,6 @@ fn ticks(f: impl FnOnce()) -> u32 {
 }
 
 #[cfg(target_arch = "riscv32")]
-fn delay(turns: u32) {
-    // A turn for every two of these.
-    riscv::asm::delay(2 * turns);
-}
-
-#[cfg(target_arch = "riscv32")]
 fn ticks(f: impl FnOnce()) -> u32 {
     let from = riscv::register::minstret::read();
     f();
@@ -60,8 +65,6 @@ fn ticks(f: impl FnOnce()) -> u32 {
 /// Bytes of stack that `f` takes, from the frame of this function down: at least 64, at most 6144.
 #[inline(never)]
 pub fn stack(f: impl FnOnce()) -> usize {
-    let here = core::ptr::from_ref(&()) as usize;
-    let _ = here;
     let mark = 0u8;
     let top = (&raw const mark) as usize;
     paint(top);
