@@ -8,12 +8,13 @@
 //! ```text
 //! span(row) = the least and the largest exponent that its scales have           once a row
 //! unit(scale) = significand * 2^(exponent - least of the row)                   31 bits
-//! for each row i of A, each tile of 16 columns j (rows of B), each chunk of 256 of K:
-//!     decode the chunk of A: two elements a word, the units of its scales
-//!     for each column, each group:
-//!         i32    S += dot * unit_a * unit_b        if the spans fit 31 bits
-//!         i64    S += i64(dot * unit_a) * unit_b   if they fit 63
-//!         else   S is the reference's sum
+//! for each row i of A, column j (row of B):
+//!     for each chunk of 512 of K:
+//!         decode the chunk of A, unless it is the last one decoded: two elements a word
+//!         for each group:
+//!             i32    S += dot * unit_a * unit_b        if the spans fit 31 bits
+//!             i64    S += i64(dot * unit_a) * unit_b   if they fit 63
+//!             else   S is the reference's sum
 //!     out = round(f32(S * 2^(least of i + least of j - 2)) * alpha), and so on
 //! ```
 //!
@@ -77,10 +78,8 @@ use crate::packed::{Packed, PackedMut, PackedShape, PackedView};
 use crate::reference::{self, Reference, ReferenceWeight};
 use crate::with_floats;
 
-/// Columns that share a decoded chunk of A.
-const TILE: usize = 16;
 /// Elements of a chunk, a multiple of every group.
-const CHUNK: usize = 256;
+const CHUNK: usize = 512;
 /// Elements of one dot product.
 const STEP: usize = 16;
 /// The exponent of a subnormal e4m3.
@@ -122,17 +121,21 @@ pub fn matmul<'e>(
     out.as_ref().expect_len(Buffer::Output, a.shape().rows() * b.shape().rows())?;
     let room = Room::new(product, b.shape().row_groups());
     let mut paths = Paths::default();
+    let mut chunk = Chunk::EMPTY;
     with_floats!(FloatSliceMut, out, out => {
         for (i, out) in out.chunks_exact_mut(b.shape().rows().max(1)).enumerate() {
-            let row = Row::new(a, i).refined();
+            let row = Row::of(a, i);
+            let row = Row { span: row.refined(), ..row };
+            chunk.number = None;
             let scale = epilogue.row_scales.and_then(|scales| scales.get(i));
             let alpha = scale.map_or(epilogue.alpha, |scale| epilogue.alpha * scale);
-            for (tile, out) in out.chunks_mut(TILE).enumerate() {
-                let first = tile * TILE;
-                let s32 = room.tile(&row, b, first..first + out.len(), &mut paths);
-                for (j, (y, s32)) in (first..).zip(out.iter_mut().zip(s32)) {
-                    *y = finish_one(s32, alpha, epilogue.bias.and_then(|b| b.get(j).copied()));
-                }
+            let codes = b.codes().chunks_exact(b.shape().row_bytes().max(1));
+            let mut rows = codes.zip(b.scales().chunks_exact(b.shape().row_groups().max(1)));
+            for (j, y) in out.iter_mut().enumerate() {
+                // Without elements there are no chunks.
+                let (codes, scales) = rows.next().unwrap_or((&[], &[]));
+                let s32 = room.sum(&row, &mut chunk, &Row::new(codes, scales, b.shape()), &mut paths);
+                *y = finish_one(s32, alpha, epilogue.bias.and_then(|bias| bias.get(j).copied()));
             }
         }
     });
@@ -217,42 +220,39 @@ struct Row<'a> {
     span: Span,
 }
 
-/// Row `i` of a matrix whose rows have `len` bytes.
-fn row(all: &[u8], i: usize, len: usize) -> &[u8] {
-    all.get(i * len..(i + 1) * len).unwrap_or(&[])
-}
-
-/// Part `number` of a row, of `len` bytes or what is left.
-fn part(row: &[u8], number: usize, len: usize) -> &[u8] {
-    let rest = row.get(number * len..).unwrap_or(&[]);
+/// Part `number` of `all`, of `len` or what is left.
+fn part<T>(all: &[T], number: usize, len: usize) -> &[T] {
+    let rest = all.get(number * len..).unwrap_or(&[]);
     rest.get(..len).unwrap_or(rest)
 }
 
 impl<'a> Row<'a> {
-    fn new(matrix: PackedView<'a>, i: usize) -> Self {
-        let shape = matrix.shape();
-        let codes = row(matrix.codes(), i, shape.row_bytes());
-        let scales = row(matrix.scales(), i, shape.row_groups());
-        let span = Span::new(scales.iter().copied(), shape.scale_type());
+    #[inline(always)]
+    fn new(codes: &'a [u8], scales: &'a [u8], shape: PackedShape) -> Self {
+        let span = match shape.scale_type() {
+            ScaleType::E8M0 => Span::of_e8m0(scales.iter().copied()),
+            ScaleType::E4M3 => Span::of_e4m3(scales),
+        };
         Row { codes, scales, shape, span }
     }
 
-    /// The same without the groups whose codes are all +-0, of which a NaN counts nevertheless.
-    fn refined(self) -> Self {
+    /// Row `i` of a matrix.
+    fn of(matrix: PackedView<'a>, i: usize) -> Self {
+        let shape = matrix.shape();
+        let codes = part(matrix.codes(), i, shape.row_bytes());
+        Row::new(codes, part(matrix.scales(), i, shape.row_groups()), shape)
+    }
+
+    /// The span without the groups whose codes are all +-0, of which a NaN counts nevertheless.
+    #[inline(never)]
+    fn refined(&self) -> Span {
+        if self.shape.scale_type() == ScaleType::E4M3 {
+            return self.span;
+        }
         let magnitude = if self.shape.element() == Element::Int8 { 0xFF } else { 0x77 };
         let groups = self.codes.chunks_exact(self.shape.group_bytes().max(1)).zip(self.scales);
         let counts = groups.filter(|(codes, _)| codes.iter().any(|code| code & magnitude != 0));
-        let span = Span::new(counts.map(|(_, &scale)| scale), self.shape.scale_type());
-        Row { span: Span { nan: self.span.nan, ..span }, ..self }
-    }
-
-    /// Chunk `number` of row `i`.
-    fn part(matrix: PackedView<'a>, i: usize, number: usize) -> Part<'a> {
-        let shape = matrix.shape();
-        let codes = row(matrix.codes(), i, shape.row_bytes());
-        let scales = row(matrix.scales(), i, shape.row_groups());
-        let codes = part(codes, number, CHUNK / shape.element().per_byte());
-        Part { codes, scales: part(scales, number, CHUNK / shape.group().get()) }
+        Span { nan: self.span.nan, ..Span::of_e8m0(counts.map(|(_, &scale)| scale)) }
     }
 }
 
@@ -268,38 +268,50 @@ struct Span {
 }
 
 impl Span {
-    fn new(mut scales: impl Iterator<Item = u8>, ty: ScaleType) -> Self {
-        match ty {
-            ScaleType::E4M3 => {
-                Span { low: E4M3_LOW, width: 14, nan: scales.any(|scale| scale & 0x7F == 0x7F) }
-            }
-            ScaleType::E8M0 => {
-                let (mut least, mut largest) = (u32::MAX, 0);
-                for scale in scales {
-                    (least, largest) = (least.min(scale.into()), largest.max(scale.into()));
-                }
-                let nan = largest == 0xFF;
-                match least {
-                    u32::MAX => Span { low: 0, width: 0, nan },
-                    _ => Span { low: least as i32 - 127, width: (largest - least) as i32, nan },
-                }
-            }
+    fn of_e8m0(scales: impl Iterator<Item = u8>) -> Self {
+        let (mut least, mut largest) = (u32::MAX, 0);
+        for scale in scales {
+            (least, largest) = (least.min(scale.into()), largest.max(scale.into()));
         }
+        let nan = largest == 0xFF;
+        match least {
+            u32::MAX => Span { low: 0, width: 0, nan },
+            _ => Span { low: least as i32 - 127, width: (largest - least) as i32, nan },
+        }
+    }
+
+    fn of_e4m3(scales: &[u8]) -> Self {
+        // Without its sign a NaN is 0x7F, and one more sets the upper bit: four at a time.
+        let carry = |four: u32| (four & 0x7F7F_7F7F).wrapping_add(0x0101_0101);
+        let (fours, rest) = scales.as_chunks();
+        let fours = fours.iter().map(|&four| carry(u32::from_le_bytes(four)));
+        let rest = rest.iter().map(|&scale| carry(scale.into()));
+        let seen = fours.chain(rest).fold(0, |seen, carried| seen | carried);
+        Span { low: E4M3_LOW, width: 14, nan: seen & 0x8080_8080 != 0 }
     }
 }
 
-/// A scale in units of two to `low`. Of groups that do not count it may be anything.
+/// Every e4m3 byte in units of 2^-9.
+static E4M3_UNITS: [i32; 256] = {
+    let mut units = [0; 256];
+    let mut byte = 0;
+    while byte < 256 {
+        // NaN stays 0, and no caller has it.
+        if let Some(parts) = ScaleType::E4M3.parts(byte as u8) {
+            units[byte] = parts.significand << (parts.exponent - E4M3_LOW);
+        }
+        byte += 1;
+    }
+    units
+};
+
+/// A scale in units of two to `low`, which of e4m3 is its own. Of groups that do not count it may
+/// be anything.
 #[inline(always)]
 fn unit(byte: u8, ty: ScaleType, low: i32) -> i32 {
-    let byte = i32::from(byte);
     match ty {
-        ScaleType::E8M0 => 1i32.wrapping_shl((byte - 127 - low) as u32),
-        // `low` is that of the subnormals.
-        ScaleType::E4M3 => {
-            let (exponent, mantissa) = ((byte >> 3) & 0xF, byte & 7);
-            let magnitude = if exponent == 0 { mantissa } else { (mantissa | 8) << (exponent - 1) };
-            if byte & 0x80 == 0 { magnitude } else { -magnitude }
-        }
+        ScaleType::E8M0 => 1i32.wrapping_shl((i32::from(byte) - 127 - low) as u32),
+        ScaleType::E4M3 => E4M3_UNITS[usize::from(byte)],
     }
 }
 
@@ -309,13 +321,19 @@ struct Chunk {
     pairs: [[u32; STEP / 2]; CHUNK / STEP],
     /// The unit of the scale of each.
     units: [i32; CHUNK / STEP],
+    /// Which of the row's it is; none of another row.
+    number: Option<usize>,
 }
 
 impl Chunk {
-    const EMPTY: Chunk = Chunk { pairs: [[0; STEP / 2]; CHUNK / STEP], units: [0; CHUNK / STEP] };
+    const EMPTY: Chunk =
+        Chunk { pairs: [[0; STEP / 2]; CHUNK / STEP], units: [0; CHUNK / STEP], number: None };
 
-    /// Decodes the chunk of this number.
+    /// Decodes the chunk of this number, unless it is there.
     fn decode(&mut self, a: &Row<'_>, number: usize) {
+        if self.number.replace(number) == Some(number) {
+            return;
+        }
         let (group, element) = (a.shape.group().get(), a.shape.element());
         let codes = part(a.codes, number, CHUNK / element.per_byte());
         let pairs = self.pairs.as_flattened_mut().iter_mut();
@@ -420,15 +438,6 @@ enum Sum {
     Nan,
 }
 
-/// The sum of one column.
-#[derive(Clone, Copy)]
-struct Column {
-    sum: i64,
-    /// The least exponent of its row of B.
-    low: i32,
-    held: Sum,
-}
-
 impl Room {
     /// For rows of this product, of so many groups of B.
     fn new(product: Product, groups: usize) -> Self {
@@ -463,55 +472,38 @@ impl Room {
         }
     }
 
-    /// The sums of a row of A by up to [`TILE`] rows of B, each rounded once to f32.
-    fn tile(
-        &self,
-        a: &Row<'_>,
-        b: PackedView<'_>,
-        columns: Range<usize>,
-        paths: &mut Paths,
-    ) -> [f32; TILE] {
-        let mut sums = [Column { sum: 0, low: 0, held: Sum::Nan }; TILE];
-        for (sum, j) in sums.iter_mut().zip(columns.clone()) {
-            let mut row = Row::new(b, j);
-            sum.held = self.held(a.span, row.span);
-            if sum.held == Sum::Wide {
-                row = row.refined();
-                sum.held = self.held(a.span, row.span);
-            }
-            sum.low = row.span.low;
+    /// The sum of a row of A by one of B, rounded once to f32.
+    #[inline(never)]
+    fn sum(&self, a: &Row<'_>, chunk: &mut Chunk, b: &Row<'_>, paths: &mut Paths) -> f32 {
+        let (mut span, mut held) = (b.span, self.held(a.span, b.span));
+        if held == Sum::Wide {
+            span = b.refined();
+            held = self.held(a.span, span);
         }
-        let mut chunk = Chunk::EMPTY;
-        for number in 0..b.shape().k().div_ceil(CHUNK) {
+        let count = match held {
+            Sum::Narrow | Sum::Nan => &mut paths.narrow,
+            Sum::Double => &mut paths.planes,
+            Sum::Wide => &mut paths.wide,
+        };
+        *count += 1;
+        match held {
+            Sum::Nan => return f32::from_bits(NAN_F32),
+            Sum::Wide => return self.exactly(a, b),
+            Sum::Narrow | Sum::Double => {}
+        }
+        let (bytes, groups) = (CHUNK / 2, CHUNK / self.product.b.group().get());
+        let mut sum = 0;
+        for (number, codes) in b.codes.chunks(bytes).enumerate() {
             chunk.decode(a, number);
-            for (sum, j) in sums.iter_mut().zip(columns.clone()) {
-                let row = Row::part(b, j, number);
-                match (self.product.b, sum.held) {
-                    (_, Sum::Wide | Sum::Nan) => {}
-                    // Never in 32 bits.
-                    (Format::NvFp4, _) => sum.sum += chunk.by_nvfp4(row),
-                    (Format::MxFp4, Sum::Narrow) => {
-                        sum.sum += i64::from(chunk.by_mxfp4_narrow(row, sum.low));
-                    }
-                    (Format::MxFp4, Sum::Double) => sum.sum += chunk.by_mxfp4(row, sum.low),
-                }
-            }
-        }
-        let mut s32 = [0f32; TILE];
-        for ((s32, sum), j) in s32.iter_mut().zip(&sums).zip(columns) {
-            let count = match sum.held {
-                Sum::Narrow | Sum::Nan => &mut paths.narrow,
-                Sum::Double => &mut paths.planes,
-                Sum::Wide => &mut paths.wide,
-            };
-            *count += 1;
-            *s32 = match sum.held {
-                Sum::Nan => f32::from_bits(NAN_F32),
-                Sum::Wide => self.exactly(a, &Row::new(b, j)),
-                _ => round_units(sum.sum, a.span.low + sum.low + self.unit),
+            let b = Part { codes, scales: part(b.scales, number, groups) };
+            sum += match (self.product.b, held) {
+                // Never in 32 bits.
+                (Format::NvFp4, _) => chunk.by_nvfp4(b),
+                (Format::MxFp4, Sum::Narrow) => chunk.by_mxfp4_narrow(b, span.low).into(),
+                (Format::MxFp4, _) => chunk.by_mxfp4(b, span.low),
             };
         }
-        s32
+        round_units(sum, a.span.low + span.low + self.unit)
     }
 
     /// One sum as the reference holds it.
