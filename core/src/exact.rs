@@ -232,7 +232,9 @@ pub(crate) fn round_units(units: i64, exponent: i32) -> f32 {
     // Where nothing can be subnormal or infinite the conversion is the one rounding, and the power
     // of two exact.
     if (-126..=64).contains(&exponent) {
-        return units as f32 * f32::from_bits(((exponent + 127) as u32) << 23);
+        // What many processors have an instruction for, and what they call a function for.
+        let rounded = i32::try_from(units).map_or_else(|_| units as f32, |units| units as f32);
+        return rounded * f32::from_bits(((exponent + 127) as u32) << 23);
     }
     let mut sum = ExactSum::ZERO;
     // The exponent is inside the range.

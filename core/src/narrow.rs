@@ -329,11 +329,10 @@ impl Chunk {
     const EMPTY: Chunk =
         Chunk { pairs: [[0; STEP / 2]; CHUNK / STEP], units: [0; CHUNK / STEP], number: None };
 
-    /// Decodes the chunk of this number, unless it is there.
+    /// Decodes the chunk of this number. Seldom, so not in line.
+    #[inline(never)]
     fn decode(&mut self, a: &Row<'_>, number: usize) {
-        if self.number.replace(number) == Some(number) {
-            return;
-        }
+        self.number = Some(number);
         let (group, element) = (a.shape.group().get(), a.shape.element());
         let codes = part(a.codes, number, CHUNK / element.per_byte());
         let pairs = self.pairs.as_flattened_mut().iter_mut();
@@ -352,6 +351,7 @@ impl Chunk {
     }
 
     /// The sum of this chunk by one of NVFP4.
+    #[inline(never)]
     fn by_nvfp4(&self, b: Part<'_>) -> i64 {
         let mut sum = 0;
         self.each::<1>(b, ScaleType::E4M3, 0, |x, y| sum += i64::from(x) * i64::from(y));
@@ -359,6 +359,7 @@ impl Chunk {
     }
 
     /// The sum of this chunk by one of MXFP4.
+    #[inline(never)]
     fn by_mxfp4(&self, b: Part<'_>, low: i32) -> i64 {
         let mut sum = 0;
         self.each::<2>(b, ScaleType::E8M0, low, |x, y| sum += i64::from(x) * i64::from(y));
@@ -366,6 +367,7 @@ impl Chunk {
     }
 
     /// As [`by_mxfp4`](Self::by_mxfp4), where 32 bits hold it.
+    #[inline(never)]
     fn by_mxfp4_narrow(&self, b: Part<'_>, low: i32) -> i32 {
         let mut sum = 0;
         self.each::<2>(b, ScaleType::E8M0, low, |x, y| sum += x * y);
@@ -494,7 +496,9 @@ impl Room {
         let (bytes, groups) = (CHUNK / 2, CHUNK / self.product.b.group().get());
         let mut sum = 0;
         for (number, codes) in b.codes.chunks(bytes).enumerate() {
-            chunk.decode(a, number);
+            if chunk.number != Some(number) {
+                chunk.decode(a, number);
+            }
             let b = Part { codes, scales: part(b.scales, number, groups) };
             sum += match (self.product.b, held) {
                 // Never in 32 bits.
