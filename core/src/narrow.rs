@@ -134,7 +134,7 @@ pub fn matmul<'e>(
             for (j, y) in out.iter_mut().enumerate() {
                 // Without elements there are no chunks.
                 let (codes, scales) = rows.next().unwrap_or((&[], &[]));
-                let s32 = room.sum(&row, &mut chunk, &Row::new(codes, scales, b.shape()), &mut paths);
+                let s32 = room.sum(&row, &mut chunk, Part { codes, scales }, b, &mut paths);
                 *y = finish_one(s32, alpha, epilogue.bias.and_then(|bias| bias.get(j).copied()));
             }
         }
@@ -229,10 +229,7 @@ fn part<T>(all: &[T], number: usize, len: usize) -> &[T] {
 impl<'a> Row<'a> {
     #[inline(always)]
     fn new(codes: &'a [u8], scales: &'a [u8], shape: PackedShape) -> Self {
-        let span = match shape.scale_type() {
-            ScaleType::E8M0 => Span::of_e8m0(scales.iter().copied()),
-            ScaleType::E4M3 => Span::of_e4m3(scales),
-        };
+        let span = Span::new(scales, shape.scale_type());
         Row { codes, scales, shape, span }
     }
 
@@ -268,6 +265,14 @@ struct Span {
 }
 
 impl Span {
+    #[inline(always)]
+    fn new(scales: &[u8], ty: ScaleType) -> Self {
+        match ty {
+            ScaleType::E8M0 => Span::of_e8m0(scales.iter().copied()),
+            ScaleType::E4M3 => Span::of_e4m3(scales),
+        }
+    }
+
     fn of_e8m0(scales: impl Iterator<Item = u8>) -> Self {
         let (mut least, mut largest) = (u32::MAX, 0);
         for scale in scales {
@@ -402,11 +407,18 @@ fn dot(pairs: &[u32; STEP / 2], codes: &[u8; STEP / 2]) -> i32 {
     products as i32 >> 16
 }
 
-/// Codes and scales of a chunk of a row of B.
+/// Codes and scales of a row of B, or of a chunk of it.
 #[derive(Clone, Copy)]
 struct Part<'a> {
     codes: &'a [u8],
     scales: &'a [u8],
+}
+
+impl<'a> Part<'a> {
+    /// The row of this matrix that it is.
+    fn of(self, b: PackedView<'_>) -> Row<'a> {
+        Row::new(self.codes, self.scales, b.shape())
+    }
 }
 
 /// How wide the spans of two rows may be; see the module's text.
@@ -474,32 +486,41 @@ impl Room {
         }
     }
 
-    /// The sum of a row of A by one of B, rounded once to f32.
+    /// The sum of a row of A by `row` of B, rounded once to f32.
     #[inline(never)]
-    fn sum(&self, a: &Row<'_>, chunk: &mut Chunk, b: &Row<'_>, paths: &mut Paths) -> f32 {
-        let (mut span, mut held) = (b.span, self.held(a.span, b.span));
+    fn sum(
+        &self,
+        a: &Row<'_>,
+        chunk: &mut Chunk,
+        row: Part<'_>,
+        b: PackedView<'_>,
+        paths: &mut Paths,
+    ) -> f32 {
+        let mut span = Span::new(row.scales, self.product.b.scale_type());
+        let mut held = self.held(a.span, span);
         if held == Sum::Wide {
-            span = b.refined();
+            span = row.of(b).refined();
             held = self.held(a.span, span);
         }
-        let count = match held {
-            Sum::Narrow | Sum::Nan => &mut paths.narrow,
-            Sum::Double => &mut paths.planes,
-            Sum::Wide => &mut paths.wide,
-        };
-        *count += 1;
         match held {
-            Sum::Nan => return f32::from_bits(NAN_F32),
-            Sum::Wide => return self.exactly(a, b),
-            Sum::Narrow | Sum::Double => {}
+            Sum::Narrow => paths.narrow += 1,
+            Sum::Double => paths.planes += 1,
+            Sum::Nan => {
+                paths.narrow += 1;
+                return f32::from_bits(NAN_F32);
+            }
+            Sum::Wide => {
+                paths.wide += 1;
+                return self.exactly(a, &row.of(b));
+            }
         }
         let (bytes, groups) = (CHUNK / 2, CHUNK / self.product.b.group().get());
         let mut sum = 0;
-        for (number, codes) in b.codes.chunks(bytes).enumerate() {
+        for (number, codes) in row.codes.chunks(bytes).enumerate() {
             if chunk.number != Some(number) {
                 chunk.decode(a, number);
             }
-            let b = Part { codes, scales: part(b.scales, number, groups) };
+            let b = Part { codes, scales: part(row.scales, number, groups) };
             sum += match (self.product.b, held) {
                 // Never in 32 bits.
                 (Format::NvFp4, _) => chunk.by_nvfp4(b),
