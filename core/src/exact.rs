@@ -220,8 +220,9 @@ impl ExactSum {
 /// The 64 bits of `limbs` from bit `position` up.
 fn bits_from(limbs: &[u64; LIMBS], position: usize) -> u64 {
     let (limb, shift) = (position / 64, position % 64);
-    let low = limbs[limb] >> shift;
-    let high = limbs.get(limb + 1).copied().unwrap_or(0);
+    // Not by index: no processor gets a path to a panic for it.
+    let at = |limb: usize| limbs.get(limb).copied().unwrap_or(0);
+    let (low, high) = (at(limb) >> shift, at(limb + 1));
     if shift == 0 { low } else { low | (high << (64 - shift)) }
 }
 

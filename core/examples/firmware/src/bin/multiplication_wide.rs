@@ -1,6 +1,6 @@
-//! The operation alone, for its size, and to show that it cannot panic.
+//! The operation alone, for its size.
 
 #![no_std]
 #![no_main]
 
-firmware::image!(firmware::operations::images::multiplication_wide);
+firmware::image!(firmware::operations::images::multiplication_wide, may panic);
