@@ -9,7 +9,7 @@
 //! span(row) = the least and the largest exponent that its scales have           once a row
 //! unit(scale) = significand * 2^(exponent - least of the row)                   31 bits
 //! for each row i of A, column j (row of B):
-//!     for each chunk of 512 of K:
+//!     for each chunk of 256 of K:
 //!         decode the chunk of A, unless it is the last one decoded: two elements a word
 //!         for each group:
 //!             i32    S += dot * unit_a * unit_b        if the spans fit 31 bits
@@ -79,7 +79,7 @@ use crate::reference::{self, Reference, ReferenceWeight};
 use crate::with_floats;
 
 /// Elements of a chunk, a multiple of every group.
-const CHUNK: usize = 512;
+const CHUNK: usize = 256;
 /// Elements of one dot product.
 const STEP: usize = 16;
 /// The exponent of a subnormal e4m3.
