@@ -3,6 +3,7 @@
 
     run.py [--quick] [--before COMMIT] [--json FILE] [--minilm MODEL] [--target DIR]
     run.py --table FILE                     the tables again, of what --json wrote
+    --write, with either: into BENCHMARKS.md, in the place of those that are there
 
 It installs what it needs into DIR (target/compare of this folder if not given; it may be deleted): ggml's prebuilt
 libraries from npm, MKL and ONNX Runtime from PyPI. It builds the workers beside this file (candle with
@@ -43,6 +44,7 @@ PEERS = [
     ("gemm f32", "libraries", "gemm-f32", "mxfp4"),
 ]
 ROOFS = ["vpdpbusd-512", "vpdpbusd-256", "vpmaddubsw-256"]
+SETS = ["avx512-vnni", "avx-vnni", "avx2", "portable"]
 ROUNDS = 2
 
 
@@ -220,7 +222,8 @@ class Run:
         if words[0] == "none":
             reason = answer.removeprefix("none ")
             # `ours` has bits to be checked: no row may be missing without a word.
-            if name in ("ours", "before") and "does not have it" not in reason:
+            absent = work in ROOFS or "@" in work
+            if name in ("ours", "before") and not absent:
                 raise Failure(f"{name}, {line}: {reason}")
             self.note(work, reason)
             return None
@@ -271,6 +274,11 @@ def measure(run, quick, threads):
             works = [("ours", roof) for roof in ROOFS + ["read"]]
             works += [(name, work) for work in own for name in ours] + peers
             run.measure(shape, count, "hot", works, budget)
+    for m in (1, 8, 128):
+        print(f"instruction sets, M = {m}", file=sys.stderr, flush=True)
+        works = [("ours", roof) for roof in ROOFS + ["read"]]
+        works += [(name, f"{work}@{isa}") for isa in SETS for work in PRODUCTS for name in ours]
+        run.measure((m, 4096, 4096), 1, "hot", works, budget)
     for count in threads:
         print(f"cold weights, data of other kinds, quantization: {count} threads", file=sys.stderr, flush=True)
         works = [("ours", "read")] + [(name, work) for work in FORMATS + PRODUCTS for name in ours]
@@ -445,6 +453,7 @@ def render(report):
     measured = {key[2:] for key in results.of if key[0] == "ours" and key[1] == "mxfp4"}
     order = sorted(measured, key=lambda s: (s[3], s[1], s[2], s[0], s[4] == "cold"))
     has_before = any(key[0] == "before" for key in results.of)
+    ages = [True, False] if has_before else [False]
     text = [f"Measured on {report['date']}: {report['machine']}.", f"Command: `{report['command']}`, {report['took']} s."]
     if report["before"]:
         text.append(f"*Before* is commit {report['before']}, built and timed in the same run.")
@@ -511,7 +520,35 @@ def render(report):
             row += [times(results.over(("before", work), work, shape, threads, state))] if has_before else []
         rows.append([named(shape, state), threads, *row])
     out += ["### Products of packed operands, and layers with MXINT8 activations", table(header, rows)]
+    out += ["### Instruction sets", "Products of packed operands, one thread, M x 4096 x 4096, hot; of the roofline of "
+            "the set's own instruction from M = 8."]
+    header = ["kernels", "format", *(f"M = {m}{' before' if old else ''}" for m in (1, 8, 128) for old in ages)]
+    roofs, rows = dict(zip(SETS, ROOFS)), []
+    for isa in SETS:
+        for work in FORMATS:
+            row = []
+            for shape in [(m, 4096, 4096) for m in (1, 8, 128)]:
+                for old in ages:
+                    key = (f"product-{work}@{isa}", shape, 1, "hot", "before" if old else "ours")
+                    rate, roof = results.rate(*key), roofs.get(isa) and results.rate(roofs[isa], shape)
+                    share = results.fraction(*key) if shape[0] < 8 else rate and roof and rate / roof
+                    row.append("-" if rate is None else f"{rate:.0f} GMAC/s" + (f", {percent(share)}" if share else ""))
+            if set(row) != {"-"}:
+                rows.append([isa, work.upper(), *row])
+    out.append(table(header, rows))
     return "\n\n".join(out) + "\n"
+
+
+def show(report, write):
+    """Prints the tables, and puts them between their marks in BENCHMARKS.md if that is asked for."""
+    text, page = render(report), HERE.parent / "BENCHMARKS.md"
+    if write:
+        before, begin, rest = page.read_text().partition("<!-- run.py: begin -->\n")
+        _, end, after = rest.partition("<!-- run.py: end -->")
+        if not begin or not end:
+            raise Failure(f"{page}: the marks are missing between which the tables belong")
+        page.write_text(f"{before}{begin}{text}{end}{after}")
+    print(text)
 
 
 def machine():
@@ -538,10 +575,11 @@ def main():
     parser.add_argument("--target", metavar="DIR", type=pathlib.Path, default=HERE / "target/compare")
     parser.add_argument("--without", metavar="WORKER", action="append", default=[], help="candle or libraries")
     parser.add_argument("--threads", metavar="LIST", default="1,2", help="such as 1 or 1,2")
+    parser.add_argument("--write", action="store_true", help="put the tables into BENCHMARKS.md")
     parser.add_argument("--table", metavar="FILE", type=pathlib.Path, help="print the tables of this --json file")
     options = parser.parse_args()
     if options.table:
-        print(render(json.loads(options.table.read_text())))
+        show(json.loads(options.table.read_text()), options.write)
         return
     threads = [int(word) for word in options.threads.split(",")]
     target = options.target.resolve()
@@ -574,7 +612,7 @@ def main():
     }
     if options.json:
         options.json.write_text(json.dumps(report) + "\n")
-    print(render(report))
+    show(report, options.write)
 
 
 if __name__ == "__main__":

@@ -189,3 +189,64 @@ pub fn serve<'w>(
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn task(line: &str) -> Task {
+        line.parse().expect("a task")
+    }
+
+    #[test]
+    fn a_line_names_the_work_shape_threads_state_and_budget() {
+        let task = task("ggml-q4_K 8 512 64 2 cold 30");
+        let Task { what, m, n, k, threads, cold, budget } = task;
+        assert_eq!((&what[..], m, n, k, threads, cold), ("ggml-q4_K", 8, 512, 64, 2, true));
+        assert_eq!(budget, Duration::from_millis(30));
+    }
+
+    #[test]
+    fn a_bad_line_is_refused_with_what_was_given() {
+        for (line, said) in [
+            ("mxfp4 8 512 64 2 cold", "6 words, not 7"),
+            ("mxfp4 8 0 64 2 cold 30", "\"0\" is not a count"),
+            ("mxfp4 8 -1 64 2 cold 30", "\"-1\" is not a count"),
+            ("mxfp4 8 512 64 2 warm 30", "\"warm\" is neither hot nor cold"),
+        ] {
+            let error = line.parse::<Task>().expect_err(line);
+            assert!(error.contains(said), "{line}: {error}");
+        }
+    }
+
+    #[test]
+    fn a_weight_repeats_its_distinct_rows() {
+        let task = task("w 1 600 32 1 hot 1");
+        let rows = task.distinct(Data::Gaussian);
+        let w = task.repeated(&rows);
+        assert_eq!((rows.len(), w.len()), (256 * 32, 600 * 32));
+        assert_eq!(w[512 * 32..], rows[..88 * 32]);
+    }
+
+    #[test]
+    fn the_dense_row_passes_and_other_rows_do_not() {
+        let task = task("w 3 40 64 1 hot 1");
+        let mut y = task.expected([Data::Gaussian; 2]);
+        let expected = y.clone();
+        let (a, w) = (task.activations(Data::Gaussian), task.distinct(Data::Gaussian));
+        let one: f32 = a[2 * 64..].iter().zip(&w[5 * 64..6 * 64]).map(|(a, w)| a * w).sum();
+        assert_eq!(y[5], one);
+        assert_eq!(task.check(&y, &expected), Ok(()));
+        y.rotate_left(1);
+        assert!(task.check(&y, &expected).expect_err("rotated").starts_with("a wrong answer"));
+        y.fill(f32::NAN);
+        assert!(task.check(&y, &expected).is_err());
+    }
+
+    #[test]
+    fn cold_weights_fill_the_cache_twice() {
+        assert_eq!(task("w 1 1 32 1 hot 1").copies(100, 1000), 1);
+        assert_eq!(task("w 1 1 32 1 cold 1").copies(100, 1000), 20);
+        assert_eq!(task("w 1 1 32 1 cold 1").copies(1 << 20, 1000), 2);
+    }
+}

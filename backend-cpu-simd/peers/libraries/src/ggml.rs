@@ -248,7 +248,13 @@ impl Ggml {
 
     /// The product with the weight in a buffer of this type, or as it is if that is null; `None` if
     /// the type of buffer has no form of the weight.
-    fn product(&'static self, way: Pointer, ty: c_int, task: &Task, blocks: &[u8]) -> Option<Product> {
+    fn product(
+        &'static self,
+        way: Pointer,
+        ty: c_int,
+        task: &Task,
+        blocks: &[u8],
+    ) -> Option<Product> {
         let a = task.activations(Data::Gaussian);
         let f = &self.functions;
         let dims = [task.m, task.n, task.k].map(|dim| dim as i64);

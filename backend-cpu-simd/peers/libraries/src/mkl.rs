@@ -98,7 +98,17 @@ impl Mkl {
             let mut packed = vec![0u64; size / 8 + 16];
             let at = packed.as_mut_ptr().cast::<u8>();
             let at = at.add(at.align_offset(64)).cast();
-            (self.pack)(COL_MAJOR, A_MATRIX, TRANS, dims[1], dims[0], dims[2], w.as_ptr(), dims[2], at);
+            (self.pack)(
+                COL_MAJOR,
+                A_MATRIX,
+                TRANS,
+                dims[1],
+                dims[0],
+                dims[2],
+                w.as_ptr(),
+                dims[2],
+                at,
+            );
             packed
         };
         let y = vec![0i32; task.m * task.n];
@@ -138,7 +148,8 @@ impl Work for Bytes {
         // SAFETY: in columns, y is (n, m), the weight (n, k) and transposed, a (k, m).
         unsafe {
             gemm(
-                COL_MAJOR, form, NO_TRANS, FIX_OFFSET, n, m, k, 1.0, w, k, 0, a, k, 0, 0.0, y, n, &0,
+                COL_MAJOR, form, NO_TRANS, FIX_OFFSET, n, m, k, 1.0, w, k, 0, a, k, 0, 0.0, y, n,
+                &0,
             );
         }
     }

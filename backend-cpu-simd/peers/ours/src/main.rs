@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `mxfp4`, `nvfp4`, `mxint8-mxfp4`, `mxint8-nvfp4` | a layer: f32 in and out, activations quantized in it |
 //! | `product-` and those | operands that are packed already |
+//! | the same and `@avx2` | by the kernels of that instruction set instead of the best |
 //! | the same and `/outliers-t4` | of activations with outlier channels and t4 weights |
 //! | `quantize-` and an encoding | f32 (m, k) |
 //! | `vpdpbusd-512`, `vpdpbusd-256`, `vpmaddubsw-256` | the instruction, on registers |
@@ -60,8 +61,13 @@ fn make(task: &Task) -> Result<Box<dyn Work>, String> {
         Some(what) => (what, [Data::Outliers, Data::T4]),
         None => (&task.what[..], [Data::Gaussian; 2]),
     };
+    let (what, isa) = match what.split_once('@') {
+        Some((what, isa)) => (what, parsed(isa)?),
+        None => (what, Isa::best()),
+    };
+    let backend = CpuSimd::with_isa(isa).map_err(said)?;
     let product = what.strip_prefix("product-");
-    Ok(Box::new(Layer::new(task, product.unwrap_or(what), product.is_some(), data)?))
+    Ok(Box::new(Layer::new(task, backend, product.unwrap_or(what), product.is_some(), data)?))
 }
 
 /// What a library's error says.
@@ -110,12 +116,18 @@ struct Layer {
 }
 
 impl Layer {
-    fn new(task: &Task, product: &str, packed: bool, data: [Data; 2]) -> Result<Self, String> {
+    fn new(
+        task: &Task,
+        backend: CpuSimd,
+        product: &str,
+        packed: bool,
+        data: [Data; 2],
+    ) -> Result<Self, String> {
         let (a, b) = product.split_once('-').unwrap_or((product, product));
         let (a, b): (Encoding, Format) = (parsed(a)?, parsed(b)?);
         let Task { m, n, k, threads, .. } = *task;
         let pool = pool(threads)?;
-        let backend = CpuSimd::new().with_pool(pool.clone());
+        let backend = backend.with_pool(pool.clone());
         let distinct = task.distinct(data[1]);
         let amax = distinct.iter().fold(0f32, |amax, x| amax.max(x.abs()));
         let of_w = QuantSpec::for_weight(b, amax).map_err(said)?;
