@@ -105,6 +105,8 @@ struct Layer {
     data: [Data; 2],
     spec: QuantSpec,
     alpha: f32,
+    /// True if the activations have 4 bits too.
+    four_bit: bool,
     x: Vec<f32>,
     /// The activations, if the work starts with packed ones.
     a: Option<PackedMatrix>,
@@ -136,11 +138,12 @@ impl Layer {
         let copies = task.copies(w.codes().len(), last_level_cache());
         let weights = (0..copies).map(|_| weight.clone()).collect();
         let (spec, x) = (QuantSpec::of(a), task.activations(data[0]));
+        let four_bit = a.format().is_some();
         let a = packed.then(|| quantized(&backend, &spec, &x, [m, k])).transpose()?;
         let operand = backend.empty_operand().map_err(said)?;
         let alpha = spec.global_scale() * of_w.global_scale();
         let (task, y) = (task.clone(), vec![0f32; m * n]);
-        Ok(Layer { backend, pool, task, data, spec, alpha, x, a, w, weights, next: 0, operand, y })
+        Ok(Layer { backend, pool, task, data, spec, alpha, four_bit, x, a, w, weights, next: 0, operand, y })
     }
 }
 
@@ -178,7 +181,8 @@ impl Work for Layer {
         if y.iter().zip(&expected).any(|(y, e)| y.to_bits() != e.to_bits()) {
             return Err("a wrong answer: other bits than the portable kernels'".into());
         }
-        self.task.check(y, &self.task.expected(self.data))
+        let operands = if self.four_bit { 2 } else { 1 };
+        self.task.check(y, &self.task.expected(self.data), operands)
     }
 
     fn amount(&self) -> f64 {
