@@ -143,7 +143,22 @@ impl Layer {
         let operand = backend.empty_operand().map_err(said)?;
         let alpha = spec.global_scale() * of_w.global_scale();
         let (task, y) = (task.clone(), vec![0f32; m * n]);
-        Ok(Layer { backend, pool, task, data, spec, alpha, four_bit, x, a, w, weights, next: 0, operand, y })
+        Ok(Layer {
+            backend,
+            pool,
+            task,
+            data,
+            spec,
+            alpha,
+            four_bit,
+            x,
+            a,
+            w,
+            weights,
+            next: 0,
+            operand,
+            y,
+        })
     }
 }
 
