@@ -100,7 +100,7 @@ impl Task {
         self.repeated(&rows)
     }
 
-    /// Compares a last row with the dense one: each operand of 4 bits leaves a few percent of noise.
+    /// Compares a last row with the dense one: each operand of 4 bits leaves a few percent.
     ///
     /// # Errors
     /// How much more noise there is.
@@ -152,8 +152,8 @@ pub trait Work {
     }
 }
 
-/// Answers `run.py` until it closes the standard input. `make` prepares a product or tells why there
-/// is none; `forget` is called when the shape changes, before what was prepared is dropped.
+/// Answers `run.py` until it closes the standard input. `make` prepares a product or tells why
+/// there is none.
 pub fn serve<'w>(
     mut make: impl FnMut(&Task) -> Result<Box<dyn Work + 'w>, String>,
 ) -> std::io::Result<()> {

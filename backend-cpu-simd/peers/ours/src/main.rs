@@ -2,7 +2,7 @@
 //!
 //! | work | |
 //! |---|---|
-//! | `mxfp4`, `nvfp4`, `mxint8-mxfp4`, `mxint8-nvfp4` | a layer: f32 in and out, activations quantized in it |
+//! | `mxfp4`, `nvfp4`, `mxint8-mxfp4`, `mxint8-nvfp4` | a layer: f32 in and out |
 //! | `product-` and those | operands that are packed already |
 //! | the same and `@avx2` | by the kernels of that instruction set instead of the best |
 //! | the same and `/outliers-t4` | of activations with outlier channels and t4 weights |
