@@ -8,7 +8,7 @@
 //! | the same and `/outliers-t4` | of activations with outlier channels and t4 weights |
 //! | `quantize-` and an encoding | f32 (m, k) |
 //! | `vpdpbusd-512`, `vpdpbusd-256`, `vpmaddubsw-256` | the instruction, on registers |
-//! | `read` | as much memory as an MXFP4 weight (n, k) takes; cold: twice the last-level cache |
+//! | `read` | the bytes of an MXFP4 weight (n, k); cold: twice the last-level cache |
 //!
 //! The last row of each answer has the bits of the portable kernels, and is near the dense row.
 //! `run.py --before` builds this file in another commit's tree, so that it uses only what both have.
