@@ -11,7 +11,7 @@
 //! | `read` | the bytes of an MXFP4 weight (n, k); cold: twice the last-level cache |
 //!
 //! The last row of each answer has the bits of the portable kernels, and is near the dense row.
-//! `run.py --before` builds this file in another commit's tree, so that it uses only what both have.
+//! `run.py --before` builds this file in another commit's tree: it uses only what both have.
 
 #[allow(dead_code, unused_imports, reason = "each bench uses a part")]
 #[path = "../../../benches/common/roofline.rs"]
