@@ -12,7 +12,7 @@
 //! So experts with a few rows each share the threads evenly without being cut, and one with
 //! thousands is cut for all threads. Threads that come to a product that is taken go on to the
 //! next; the last ones are the smallest. Where consecutive products have the same A (q, k and v of
-//! one input), it is packed once.
+//! one input), it is packed once, or once by each thread that runs some of them whole.
 //!
 //! No sum is ever split between tasks, so that the bits are those of each product alone.
 //!
@@ -36,7 +36,8 @@ const SHARES: usize = 8;
 const TASK_MACS: usize = 1 << 18;
 /// Multiply-adds that an output costs at least: rounding and writing it, if K is small.
 const OUTPUT_MACS: usize = 64;
-/// Packed bytes of an A that several threads pack together; smaller ones are packed side by side.
+/// Packed bytes of an A that several threads pack together; smaller ones are packed side by side,
+/// if there are enough for the threads.
 const LARGE_BYTES: usize = 1 << 20;
 
 /// One product of a call, its operands checked.
@@ -144,7 +145,7 @@ fn in_one_region(
     let calls = calls.into_iter().enumerate().filter(|(_, call)| !call.out.is_empty());
     let (mut large, mut whole): (Vec<_>, Vec<_>) =
         calls.partition(|(_, call)| call.work() > share && call.weight.is_tiled());
-    // Consecutive products with one A stay together: the sort is stable.
+    // Stable: products of one A and one shape stay neighbours.
     large.sort_by_key(|(_, call)| std::cmp::Reverse(call.work()));
     whole.sort_by_key(|(_, call)| std::cmp::Reverse(call.work()));
 
@@ -159,10 +160,13 @@ fn in_one_region(
         }
         packed_of.push(at);
     }
-    for (tiles, of) in packed.iter_mut().filter(|(_, of)| of.a.codes().len() > LARGE_BYTES) {
+    let few = packed.len() < threads.count();
+    let together = |of: &GroupedCall<'_>| few || of.a.codes().len() > LARGE_BYTES;
+    for (tiles, of) in packed.iter_mut().filter(|(_, of)| together(of)) {
         of.weight.pack(threads, tiles, of.a)?;
     }
-    threads.run_mut(&mut packed, true, |(_, (tiles, of))| of.weight.pack(&alone, tiles, of.a))?;
+    // What is packed already is not packed again.
+    threads.run_mut(&mut packed, !few, |(_, (tiles, of))| of.weight.pack(&alone, tiles, of.a))?;
     let packed: Vec<ReusedTiles<'_>> = packed.into_iter().map(|(tiles, _)| tiles).collect();
 
     let cut = large.into_iter().zip(&packed_of).filter_map(|((product, call), &at)| {

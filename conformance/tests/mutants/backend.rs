@@ -6,7 +6,7 @@
 use std::ops::Range;
 
 use fp4_core::{
-    E2m1, Element, Epilogue, Error, ExactSum, Float, FloatSlice, FloatSliceMut, FloatType,
+    Buffer, E2m1, Element, Epilogue, Error, ExactSum, Float, FloatSlice, FloatSliceMut, FloatType,
     GroupedError, GroupedProduct, Matmul, MatmulQuery, Named, Packed, PackedMatrix, PackedMut,
     PackedShape, PackedView, PartialsMut, Paths, PreparedWeight, QuantCounts, QuantSpec,
     QuantizeInput, QuantizeQuery, Quantizer, ScaleType, TieMode, Unsupported,
@@ -510,6 +510,7 @@ impl Matmul for Mutant {
         a.shape().expect_product(&b.shape())?;
         let (m, n) = (a.shape().rows(), b.shape().rows());
         epilogue.expect(m, n)?;
+        out.as_ref().expect_len(Buffer::Output, m * n)?;
         with_floats!(FloatSliceMut, out.reborrow(), out => {
             for i in 0..m {
                 for j in 0..n {
