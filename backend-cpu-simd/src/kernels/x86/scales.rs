@@ -16,9 +16,53 @@ use std::arch::x86_64::*;
 
 use fp4_core::{QuantSpec, ScaleType};
 
-use super::NAN;
-use crate::counts::{GROUPS, LEAST, NOT_CLIPPED, NOT_FLUSHED, Plain};
-use crate::quantize::RUN;
+use super::{LANES, NAN};
+use crate::counts::{Groups, LEAST, NOT_CLIPPED, NOT_FLUSHED, Plain};
+use crate::quantize::reciprocal::{LARGEST, LAST_SIGNIFICAND, LEAST_UNIT, MOST_UNIT};
+use crate::quantize::{PART, RUN};
+
+/// The reciprocals of the groups of a part, in two parts each, the larger first.
+pub(super) type Reciprocals = [[f32; LANES]; 2];
+
+/// Parts of a run.
+pub(super) const PARTS: usize = RUN / PART;
+
+/// The scale bytes of a run's groups of G, whose largest magnitudes are in a vector for each part,
+/// unless they are given, and what is known of the groups; returns the reciprocals of each part,
+/// `None` where a group is to be divided.
+#[inline]
+#[target_feature(enable = "avx2,fma")]
+pub(super) fn groups<const G: usize>(
+    largest: &[__m256i],
+    spec: &QuantSpec,
+    given: bool,
+    to: &mut [u8],
+    known: &mut Groups,
+) -> [Option<Reciprocals>; PARTS] {
+    let mut all = [None; PARTS];
+    known.clear = true;
+    // Of all groups first: one's wait is filled by the others.
+    for (part, (&largest, reciprocal)) in largest.iter().zip(&mut all).enumerate() {
+        let first = part * (PART / G);
+        let to = to[first..].iter_mut().take(PART / G);
+        let mut units = [0f32; LANES];
+        if given {
+            units.iter_mut().zip(to).for_each(|(unit, scale)| *unit = spec.unit(*scale));
+        } else {
+            let bytes;
+            (bytes, units) = scales(largest, spec);
+            to.zip(bytes).for_each(|(scale, byte)| *scale = byte);
+        }
+        known.clear &= clears::<G>(largest, &units, &known.plain, known.top);
+        *reciprocal = reciprocals::<G>(largest, &units);
+        // The lanes past the groups are overwritten by the next part's, or not looked at.
+        known.units[first..first + LANES].copy_from_slice(&units);
+        let magnitudes = &mut known.largest[first..first + LANES];
+        // SAFETY: 32 writable bytes.
+        unsafe { _mm256_storeu_si256(magnitudes.as_mut_ptr().cast(), largest) };
+    }
+    all
+}
 
 #[inline]
 #[target_feature(enable = "avx2")]
@@ -30,20 +74,69 @@ fn int(v: i32) -> __m256i {
 /// worth under each: core's [`QuantSpec::encode_scale`] and [`QuantSpec::unit`].
 #[inline]
 #[target_feature(enable = "avx2")]
-pub(super) fn scales(largest: __m256i, spec: &QuantSpec) -> ([u8; GROUPS], [f32; GROUPS]) {
+fn scales(largest: __m256i, spec: &QuantSpec) -> ([u8; LANES], [f32; LANES]) {
     let divisor = spec.scale_scale() * spec.global_scale();
     let s = _mm256_div_ps(_mm256_castsi256_ps(largest), _mm256_set1_ps(divisor));
     let (bytes, values) = match spec.scale_type() {
         ScaleType::E4M3 => e4m3(s),
         ScaleType::E8M0 => e8m0(s),
     };
-    let mut units = [0f32; GROUPS];
+    let mut units = [0f32; LANES];
     // SAFETY: 32 writable bytes.
     unsafe {
         let worth = _mm256_mul_ps(values, _mm256_set1_ps(spec.global_scale()));
         _mm256_storeu_ps(units.as_mut_ptr(), worth);
     }
     (low_bytes(bytes), units)
+}
+
+/// The reciprocals of groups with these largest magnitudes and units, as two f32 each, the larger
+/// first; `None` if one is to be divided: [`reciprocal`] of each.
+///
+/// [`reciprocal`]: crate::quantize::reciprocal::reciprocal
+#[inline]
+#[target_feature(enable = "avx2,fma")]
+fn reciprocals<const G: usize>(largest: __m256i, units: &[f32; LANES]) -> Option<Reciprocals> {
+    // SAFETY: 32 readable bytes.
+    let d = unsafe { _mm256_loadu_ps(units.as_ptr()) };
+    let bits = _mm256_castps_si256(d);
+    let (one, none) = (_mm256_set1_ps(1.0), _mm256_setzero_ps());
+    let no_values = _mm256_castsi256_ps(_mm256_cmpeq_epi32(largest, _mm256_setzero_si256()));
+    let zero = _mm256_or_ps(
+        _mm256_cmp_ps::<_CMP_EQ_OQ>(d, none),
+        _mm256_and_ps(no_values, _mm256_cmp_ps::<_CMP_GE_OQ>(d, none)),
+    );
+    // Bits of positive floats order as their values; those of negative ones are below.
+    let outside = _mm256_or_si256(
+        _mm256_cmpgt_epi32(int(LEAST_UNIT.to_bits() as i32), bits),
+        _mm256_cmpgt_epi32(bits, int(MOST_UNIT.to_bits() as i32)),
+    );
+    let significand = int(LAST_SIGNIFICAND as i32);
+    let last = _mm256_cmpeq_epi32(_mm256_and_si256(bits, significand), significand);
+    let outside = _mm256_or_si256(outside, last);
+    let large = _mm256_cmpgt_epi32(largest, int(LARGEST.to_bits() as i32));
+    let outside = _mm256_or_ps(
+        _mm256_andnot_ps(zero, _mm256_castsi256_ps(outside)),
+        _mm256_castsi256_ps(large),
+    );
+    if _mm256_movemask_ps(outside) & there::<G>() != 0 {
+        return None;
+    }
+    // The processor takes long to divide by a subnormal.
+    let d = _mm256_blendv_ps(d, one, zero);
+    let nearest = _mm256_div_ps(one, d);
+    // The sign of what is left is -1 as an integer.
+    let above = _mm256_srai_epi32::<31>(_mm256_castps_si256(_mm256_fnmadd_ps(d, nearest, one)));
+    let high = _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(nearest), above));
+    let rest = _mm256_fnmadd_ps(d, high, one);
+    let low = _mm256_mul_ps(rest, high);
+    let low = _mm256_fmadd_ps(low, rest, low);
+    let mut reciprocals = [[0f32; LANES]; 2];
+    for (to, value) in reciprocals.iter_mut().zip([high, low]) {
+        // SAFETY: 32 writable bytes.
+        unsafe { _mm256_storeu_ps(to.as_mut_ptr(), _mm256_andnot_ps(zero, value)) };
+    }
+    Some(reciprocals)
 }
 
 /// The bits of the largest magnitude of whole groups, a NaN's if there is one: of a row, for both
@@ -70,35 +163,30 @@ pub(super) fn largest_bits(y: &[f32]) -> u32 {
     lanes.into_iter().fold(0, u32::max)
 }
 
-/// True if there is nothing to count in the groups of G of a run: [`Groups::look`] in vectors.
+/// True if there is nothing to count in the groups of G of a part: [`Groups::look`] in vectors.
 ///
 /// [`Groups::look`]: crate::counts::Groups::look
 #[inline]
 #[target_feature(enable = "avx2")]
-pub(super) fn clears<const G: usize>(
-    largest: __m256i,
-    units: &[f32; GROUPS],
-    plain: &Plain,
-    top: f32,
-) -> bool {
+fn clears<const G: usize>(largest: __m256i, units: &[f32; LANES], plain: &Plain, top: f32) -> bool {
     let inside = _mm256_andnot_si256(
         _mm256_cmpgt_epi32(int(plain.least), largest),
         _mm256_cmpgt_epi32(int(plain.end), largest),
     );
     let clear = _mm256_or_si256(inside, _mm256_cmpeq_epi32(largest, int(plain.zero)));
     let clear = _mm256_movemask_ps(_mm256_castsi256_ps(clear));
-    clear & groups::<G>() == groups::<G>() || looked_at::<G>(largest, units, top)
+    clear & there::<G>() == there::<G>() || looked_at::<G>(largest, units, top)
 }
 
-/// The groups that a run has; past them there is something else.
-const fn groups<const G: usize>() -> i32 {
-    (1 << (RUN / G)) - 1
+/// The groups that a part has; past them there is something else.
+const fn there<const G: usize>() -> i32 {
+    (1 << (PART / G)) - 1
 }
 
 /// The same for groups that are not all plain.
 #[inline(never)]
 #[target_feature(enable = "avx2")]
-fn looked_at<const G: usize>(largest: __m256i, units: &[f32; GROUPS], top: f32) -> bool {
+fn looked_at<const G: usize>(largest: __m256i, units: &[f32; LANES], top: f32) -> bool {
     let (amax, zero) = (_mm256_castsi256_ps(largest), _mm256_setzero_ps());
     // SAFETY: 32 readable bytes.
     let units = unsafe { _mm256_loadu_ps(units.as_ptr()) };
@@ -117,7 +205,7 @@ fn looked_at<const G: usize>(largest: __m256i, units: &[f32; GROUPS], top: f32) 
         _mm256_cmp_ps::<_CMP_GE_OQ>(d, zero),
     );
     let clear = _mm256_movemask_ps(_mm256_or_ps(none, _mm256_and_ps(inside, by_d)));
-    clear & groups::<G>() == groups::<G>()
+    clear & there::<G>() == there::<G>()
 }
 
 /// Non-negative values and NaN as e4m3 bytes, and what the bytes are worth.
@@ -166,7 +254,7 @@ fn e8m0(s: __m256) -> (__m256i, __m256) {
 /// The lowest byte of each of eight lanes, which are at most 255.
 #[inline]
 #[target_feature(enable = "avx2")]
-fn low_bytes(lanes: __m256i) -> [u8; GROUPS] {
+fn low_bytes(lanes: __m256i) -> [u8; LANES] {
     let words =
         _mm_packus_epi32(_mm256_castsi256_si128(lanes), _mm256_extracti128_si256::<1>(lanes));
     (_mm_cvtsi128_si64(_mm_packus_epi16(words, words)) as u64).to_le_bytes()
@@ -185,9 +273,9 @@ mod tests {
         }
         let mut compared = 0;
         for ty in ScaleType::ALL {
-            for bits in magnitudes().as_chunks::<GROUPS>().0 {
+            for bits in magnitudes().as_chunks::<LANES>().0 {
                 let s = bits.map(f32::from_bits);
-                let mut values = [0f32; GROUPS];
+                let mut values = [0f32; LANES];
                 // SAFETY: the CPU has the feature; 32 readable or writable bytes each.
                 let bytes = unsafe {
                     let s = _mm256_loadu_ps(s.as_ptr());
