@@ -1,5 +1,6 @@
 //! The quantizer beside every boundary, against a division in f32 and core's conversion, on every
-//! instruction set of this CPU: units of every significand, and every f16 and bf16 under many units.
+//! instruction set of this CPU: units of every significand, and every f16 and bf16 under many
+//! units.
 //!
 //! The tests over all 2^23 significands take a while and are ignored by default;
 //! `.ci/steps/exhaustive` runs them in release. The others take every 1,021st significand, those
@@ -43,12 +44,12 @@ impl Compared {
     }
 }
 
-/// Every instruction set, on the calling thread.
+/// Every instruction set with a quantizer of its own, on the calling thread: AVX-VNNI has AVX2's.
 fn backends() -> Vec<CpuSimd> {
     let pool = rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap();
     let pool = std::sync::Arc::new(pool);
     let on = |isa| CpuSimd::with_isa(isa).unwrap().with_pool(pool.clone());
-    Isa::available().map(on).collect()
+    Isa::available().filter(|&isa| isa != Isa::AvxVnni).map(on).collect()
 }
 
 /// What C4.3 makes of one value, packed two to a byte.
@@ -114,8 +115,8 @@ fn beside(d: f32, signs: u32) -> [f32; 32] {
     })
 }
 
-/// Settings with this unit, and the scale byte that has it: 1, or above 2 a power of two that leaves
-/// a global scale in [1, 2), because the largest scale times it is to be finite.
+/// Settings with this unit, and the scale byte that has it: 1, or above 2 a power of two that
+/// leaves a global scale in [1, 2), because the largest scale times it is to be finite.
 fn of_unit(d: f32, tie: TieMode) -> (QuantSpec, u8) {
     let exponent = (d.to_bits() >> 23).saturating_sub(127);
     let gs = f32::from_bits(d.to_bits() - (exponent << 23));
@@ -244,6 +245,6 @@ fn every_f16_and_bf16_under_some_units() {
 #[test]
 #[ignore = "takes a while; .ci/steps/exhaustive runs it"]
 fn every_f16_and_bf16_under_many_units() {
-    every_value("f16 codes", f16::from_bits, 1500);
-    every_value("bf16 codes", bf16::from_bits, 1500);
+    every_value("f16 codes", f16::from_bits, 300);
+    every_value("bf16 codes", bf16::from_bits, 300);
 }

@@ -10,9 +10,9 @@
 //!         code = the nearest, by the tie mode, and the sign
 //! ```
 //!
-//! No kernel divides by d, but for groups that are rare: where there is a fused multiply-add, by the
-//! [`reciprocal`] of d; else by thresholds ([`portable`](crate::kernels::portable)). That the codes
-//! are those of the rounded quotient is proved there.
+//! Kernels with a fused multiply-add divide by d only in groups that are rare: they multiply by the
+//! [`reciprocal`] of d. The portable ones compare with thresholds. That the codes are those of the
+//! rounded quotient is proved there. WASM's, which have no fused multiply-add, divide.
 //!
 //! MXINT8 has rules of its own for the scale and the elements ([`int8`]).
 //!
@@ -32,14 +32,14 @@ use fp4_core::{
 pub(crate) use rows::RowScratch;
 pub(crate) use transform::{FloatValue, TransformColumns};
 
-use crate::counts::{Counter, Groups};
+use crate::counts::{Counter, GROUPS, Groups};
 use crate::threads::TaskThreads;
 
 /// Values of the largest group, and of the largest block.
 pub(crate) const PART: usize = 128;
 /// Values quantized at a time: of enough groups to hide the latency of their scales, and of enough
 /// blocks to hide that of their chains.
-pub(crate) const RUN: usize = 4 * PART;
+pub(crate) const RUN: usize = 16 * GROUPS;
 /// Values worth a task of their own; fewer if each takes a row of the transform.
 const TASK_VALUES: usize = 1 << 14;
 

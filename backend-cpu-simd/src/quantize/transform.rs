@@ -13,15 +13,15 @@
 //! # Why a Hadamard matrix gets no fast transform
 //!
 //! A butterfly of log2(Bt) levels adds pairs, then pairs of sums: it rounds other partial sums than
-//! the chain does, which goes from left to right and rounds at every i, so the last bits differ.
-//! C5 fixes the chain because T may be any matrix. What chains do have in common is their beginnings:
-//! rows of a Hadamard matrix of size Bt whose first p entries agree have the same sums up to there, and
-//! of its rows only p differ in the first p entries. That is a third of all steps at most, and it is
-//! not made use of.
+//! the chain does, which goes from left to right and rounds at every i, so the last bits differ. C5
+//! fixes the chain because T may be any matrix. What chains do have in common is their beginnings:
+//! rows of a Hadamard matrix of size Bt whose first p entries agree have the same sums up to there,
+//! and of its rows only p differ in the first p entries. That is a third of all steps at most, and
+//! it is not made use of.
 //!
-//! So the chains are made fast as they are: an FMA has a latency of four cycles and two start in one, so
-//! that eight chains or more must be under way ([`Encode::chains`] takes several blocks), and a vector of
-//! T is loaded once for several blocks.
+//! So the chains are made fast as they are: an FMA has a latency of four cycles and two start in
+//! one, so that eight chains or more must be under way ([`Encode::chains`] takes several blocks),
+//! and a vector of T is loaded once for several blocks.
 //!
 //! # How to be fused without an FMA unit
 //!

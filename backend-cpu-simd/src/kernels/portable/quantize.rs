@@ -4,10 +4,10 @@
 //! There is no quotient: x is compared with the least magnitudes whose quotients have the codes 1
 //! to 7. Let m be the midpoint below a code and h half a unit in its last place. x / d rounds to m
 //! or above from d * (m - h) on, and above m past d * (m + h); which of the two it is, the tie mode
-//! says. No f32 lies on either: m - h and m + h have odd significands of 25 bits, which would divide
-//! that of x. So the threshold is that product rounded up to f32. It has at most 49 bits, and is
-//! exact in f64, where d may be subnormal and the threshold infinite. Bits of non-negative floats
-//! order as their values.
+//! says. No f32 lies on either: m - h and m + h have odd significands of 25 bits, which would
+//! divide that of x. So the threshold is that product rounded up to f32. It has at most 49 bits,
+//! and is exact in f64, where d may be subnormal and the threshold infinite. Bits of non-negative
+//! floats order as their values.
 //!
 //! Ties down and up differ by the sign of the quotient, so there are two sets of thresholds then.
 //! The places ([`Places`]) are made by asking core how it rounds each midpoint.

@@ -17,51 +17,62 @@ use std::arch::x86_64::*;
 use fp4_core::{QuantSpec, ScaleType};
 
 use super::{LANES, NAN};
-use crate::counts::{Groups, LEAST, NOT_CLIPPED, NOT_FLUSHED, Plain};
+use crate::counts::{GROUPS, Groups, LEAST, NOT_CLIPPED, NOT_FLUSHED, Plain};
 use crate::quantize::reciprocal::{LARGEST, LAST_SIGNIFICAND, LEAST_UNIT, MOST_UNIT};
-use crate::quantize::{PART, RUN};
 
-/// The reciprocals of the groups of a part, in two parts each, the larger first.
-pub(super) type Reciprocals = [[f32; LANES]; 2];
+/// The reciprocals of a run's groups, in two parts each.
+#[derive(Debug)]
+pub(super) struct Reciprocals {
+    /// The larger.
+    pub(super) high: [f32; GROUPS],
+    pub(super) low: [f32; GROUPS],
+    /// A bit for each group that is to be divided.
+    pub(super) divided: u32,
+}
 
-/// Parts of a run.
-pub(super) const PARTS: usize = RUN / PART;
-
-/// The scale bytes of a run's groups of G, whose largest magnitudes are in a vector for each part,
-/// unless they are given, and what is known of the groups; returns the reciprocals of each part,
-/// `None` where a group is to be divided.
+/// The scale bytes of a run's first `count` groups, whose largest magnitudes are in `known`, unless
+/// they are given; what is known of the groups; and their reciprocals. The largest magnitudes of a
+/// vector that is not full are to be those of some groups.
 #[inline]
 #[target_feature(enable = "avx2,fma")]
-pub(super) fn groups<const G: usize>(
-    largest: &[__m256i],
+pub(super) fn groups(
+    count: usize,
     spec: &QuantSpec,
     given: bool,
     to: &mut [u8],
     known: &mut Groups,
-) -> [Option<Reciprocals>; PARTS] {
-    let mut all = [None; PARTS];
-    known.clear = true;
-    // Of all groups first: one's wait is filled by the others.
-    for (part, (&largest, reciprocal)) in largest.iter().zip(&mut all).enumerate() {
-        let first = part * (PART / G);
-        let to = to[first..].iter_mut().take(PART / G);
-        let mut units = [0f32; LANES];
+) -> Reciprocals {
+    let mut all = Reciprocals { high: [0.0; GROUPS], low: [0.0; GROUPS], divided: 0 };
+    let Groups { largest, units, top, plain, clear } = known;
+    *clear = true;
+    let vectors = largest.as_chunks().0.iter().zip(units.as_chunks_mut::<LANES>().0);
+    let parts = all.high.as_chunks_mut().0.iter_mut().zip(all.low.as_chunks_mut().0);
+    for (v, ((largest, units), parts)) in vectors.zip(parts).take(count.div_ceil(LANES)).enumerate()
+    {
+        let (to, there) = (&mut to[v * LANES..], (1 << (count - v * LANES).min(LANES)) - 1);
+        let largest = _mm256_castps_si256(load(largest));
         if given {
             units.iter_mut().zip(to).for_each(|(unit, scale)| *unit = spec.unit(*scale));
         } else {
             let bytes;
-            (bytes, units) = scales(largest, spec);
-            to.zip(bytes).for_each(|(scale, byte)| *scale = byte);
+            (bytes, *units) = scales(largest, spec);
+            match to.first_chunk_mut() {
+                Some(to) => *to = bytes,
+                None => to.iter_mut().zip(bytes).for_each(|(scale, byte)| *scale = byte),
+            }
         }
-        known.clear &= clears::<G>(largest, &units, &known.plain, known.top);
-        *reciprocal = reciprocals::<G>(largest, &units);
-        // The lanes past the groups are overwritten by the next part's, or not looked at.
-        known.units[first..first + LANES].copy_from_slice(&units);
-        let magnitudes = &mut known.largest[first..first + LANES];
-        // SAFETY: 32 writable bytes.
-        unsafe { _mm256_storeu_si256(magnitudes.as_mut_ptr().cast(), largest) };
+        *clear &= clears(largest, units, plain, *top, there);
+        let divided = reciprocals(largest, units, parts);
+        all.divided |= ((divided & there) as u32) << (v * LANES);
     }
     all
+}
+
+#[inline]
+#[target_feature(enable = "avx2")]
+fn load(from: &[f32; LANES]) -> __m256 {
+    // SAFETY: 32 readable bytes.
+    unsafe { _mm256_loadu_ps(from.as_ptr()) }
 }
 
 #[inline]
@@ -90,15 +101,18 @@ fn scales(largest: __m256i, spec: &QuantSpec) -> ([u8; LANES], [f32; LANES]) {
     (low_bytes(bytes), units)
 }
 
-/// The reciprocals of groups with these largest magnitudes and units, as two f32 each, the larger
-/// first; `None` if one is to be divided: [`reciprocal`] of each.
+/// The reciprocals of groups with these largest magnitudes and units: [`reciprocal`] of each, to
+/// `parts`. Returns a bit for each that has none.
 ///
 /// [`reciprocal`]: crate::quantize::reciprocal::reciprocal
 #[inline]
 #[target_feature(enable = "avx2,fma")]
-fn reciprocals<const G: usize>(largest: __m256i, units: &[f32; LANES]) -> Option<Reciprocals> {
-    // SAFETY: 32 readable bytes.
-    let d = unsafe { _mm256_loadu_ps(units.as_ptr()) };
+fn reciprocals(
+    largest: __m256i,
+    units: &[f32; LANES],
+    parts: (&mut [f32; LANES], &mut [f32; LANES]),
+) -> i32 {
+    let d = load(units);
     let bits = _mm256_castps_si256(d);
     let (one, none) = (_mm256_set1_ps(1.0), _mm256_setzero_ps());
     let no_values = _mm256_castsi256_ps(_mm256_cmpeq_epi32(largest, _mm256_setzero_si256()));
@@ -119,9 +133,6 @@ fn reciprocals<const G: usize>(largest: __m256i, units: &[f32; LANES]) -> Option
         _mm256_andnot_ps(zero, _mm256_castsi256_ps(outside)),
         _mm256_castsi256_ps(large),
     );
-    if _mm256_movemask_ps(outside) & there::<G>() != 0 {
-        return None;
-    }
     // The processor takes long to divide by a subnormal.
     let d = _mm256_blendv_ps(d, one, zero);
     let nearest = _mm256_div_ps(one, d);
@@ -131,12 +142,11 @@ fn reciprocals<const G: usize>(largest: __m256i, units: &[f32; LANES]) -> Option
     let rest = _mm256_fnmadd_ps(d, high, one);
     let low = _mm256_mul_ps(rest, high);
     let low = _mm256_fmadd_ps(low, rest, low);
-    let mut reciprocals = [[0f32; LANES]; 2];
-    for (to, value) in reciprocals.iter_mut().zip([high, low]) {
+    for (to, value) in [(parts.0, high), (parts.1, low)] {
         // SAFETY: 32 writable bytes.
         unsafe { _mm256_storeu_ps(to.as_mut_ptr(), _mm256_andnot_ps(zero, value)) };
     }
-    Some(reciprocals)
+    _mm256_movemask_ps(outside)
 }
 
 /// The bits of the largest magnitude of whole groups, a NaN's if there is one: of a row, for both
@@ -163,34 +173,28 @@ pub(super) fn largest_bits(y: &[f32]) -> u32 {
     lanes.into_iter().fold(0, u32::max)
 }
 
-/// True if there is nothing to count in the groups of G of a part: [`Groups::look`] in vectors.
+/// True if there is nothing to count in the groups that are `there`, by a bit each:
+/// [`Groups::look`] in vectors.
 ///
 /// [`Groups::look`]: crate::counts::Groups::look
 #[inline]
 #[target_feature(enable = "avx2")]
-fn clears<const G: usize>(largest: __m256i, units: &[f32; LANES], plain: &Plain, top: f32) -> bool {
+fn clears(largest: __m256i, units: &[f32; LANES], plain: &Plain, top: f32, there: i32) -> bool {
     let inside = _mm256_andnot_si256(
         _mm256_cmpgt_epi32(int(plain.least), largest),
         _mm256_cmpgt_epi32(int(plain.end), largest),
     );
     let clear = _mm256_or_si256(inside, _mm256_cmpeq_epi32(largest, int(plain.zero)));
     let clear = _mm256_movemask_ps(_mm256_castsi256_ps(clear));
-    clear & there::<G>() == there::<G>() || looked_at::<G>(largest, units, top)
-}
-
-/// The groups that a part has; past them there is something else.
-const fn there<const G: usize>() -> i32 {
-    (1 << (PART / G)) - 1
+    clear & there == there || looked_at(largest, units, top, there)
 }
 
 /// The same for groups that are not all plain.
 #[inline(never)]
 #[target_feature(enable = "avx2")]
-fn looked_at<const G: usize>(largest: __m256i, units: &[f32; LANES], top: f32) -> bool {
+fn looked_at(largest: __m256i, units: &[f32; LANES], top: f32, there: i32) -> bool {
     let (amax, zero) = (_mm256_castsi256_ps(largest), _mm256_setzero_ps());
-    // SAFETY: 32 readable bytes.
-    let units = unsafe { _mm256_loadu_ps(units.as_ptr()) };
-    let d = _mm256_and_ps(units, _mm256_castsi256_ps(int(i32::MAX)));
+    let d = _mm256_and_ps(load(units), _mm256_castsi256_ps(int(i32::MAX)));
     let times = |by| _mm256_mul_ps(amax, _mm256_set1_ps(by));
     let inside = _mm256_and_ps(
         _mm256_cmp_ps::<_CMP_GE_OQ>(amax, _mm256_set1_ps(LEAST)),
@@ -205,7 +209,7 @@ fn looked_at<const G: usize>(largest: __m256i, units: &[f32; LANES], top: f32) -
         _mm256_cmp_ps::<_CMP_GE_OQ>(d, zero),
     );
     let clear = _mm256_movemask_ps(_mm256_or_ps(none, _mm256_and_ps(inside, by_d)));
-    clear & there::<G>() == there::<G>()
+    clear & there == there
 }
 
 /// Non-negative values and NaN as e4m3 bytes, and what the bytes are worth.

@@ -9,7 +9,7 @@
 //!         the cells from 0.75 on
 //! ```
 //!
-//! A part that has a group without a reciprocal is divided: [`encode`] of q = x / d,
+//! Of 32 values, those that have a group without a reciprocal are divided: [`encode`] of q = x / d,
 //!
 //! ```text
 //! of a = min(|q|, 6), NaN included, e = the exponent of max(a, 1), 0 to 2:
@@ -33,12 +33,11 @@ use std::arch::x86_64::*;
 use fp4_core::{FloatType, GroupSize, QuantSpec};
 
 use super::Avx2;
-use crate::counts::Groups;
-use crate::kernels::x86::scales::{self, PARTS};
-use crate::kernels::x86::{LANES, NAN, quantize_int8};
+use crate::counts::{GROUPS, Groups};
+use crate::kernels::x86::{LANES, NAN, quantize_int8, scales};
 use crate::matmul::Kernels;
 use crate::quantize::reciprocal::{CELL_LESS_ONE, CELL_SHIFT, CODES, FIRST, LAST_CELL, THIRD_ULP};
-use crate::quantize::{Encode, FloatValue, PART};
+use crate::quantize::{Encode, FloatValue};
 
 /// What the exponent of 2^22 adds to a code.
 const BIASED: i16 = 149 << 1;
@@ -128,65 +127,68 @@ fn groups<const G: usize>(
     codes: &mut [u8],
     known: &mut Groups,
 ) {
-    let mut largest_of = [_mm256_setzero_si256(); PARTS];
-    for (to, part) in largest_of.iter_mut().zip(y.chunks(PART)) {
-        *to = largest::<G>(part);
+    let groups = y.as_chunks::<G>().0;
+    let (eights, rest) = groups.as_chunks::<LANES>();
+    for (i, to) in known.largest.as_chunks_mut::<LANES>().0.iter_mut().enumerate() {
+        let largest = match eights.get(i) {
+            Some(eight) => largest(eight),
+            None if i == eights.len() => largest(rest),
+            None => break,
+        };
+        store(_mm256_castsi256_ps(largest), to);
     }
-    let largest_of = &largest_of[..y.len().div_ceil(PART)];
-    let reciprocals = scales::groups::<G>(largest_of, spec, given, scales, known);
-    let parts = y.chunks(PART).zip(codes.chunks_mut(PART / 2));
-    for (i, (y, codes)) in parts.enumerate() {
-        match &reciprocals[i] {
-            Some([high, low]) => {
-                let (fours, rest) = y.as_chunks::<8>().0.as_chunks::<4>();
-                let (whole, last) = codes.as_chunks_mut::<16>();
-                for (i, (y, codes)) in fours.iter().zip(whole).enumerate() {
-                    let of = |all: &[f32; LANES]| std::array::from_fn(|j| all[(4 * i + j) * 8 / G]);
-                    *codes = multiplied(y, of(high), of(low));
-                }
-                // A last group of 16.
-                if let [e, f] = rest {
-                    let of = |all: &[f32; LANES]| [all[y.len() / G - 1]; 4];
-                    let codes = multiplied(&[*e, *f, *e, *f], of(high), of(low));
-                    last.copy_from_slice(&codes[..8]);
-                }
-            }
-            None => {
-                let groups = y.as_chunks::<G>().0.iter().zip(codes.chunks_exact_mut(G / 2));
-                let units = &known.units[i * (PART / G)..];
-                groups.zip(units).for_each(|((y, codes), &d)| divided(y, d, codes));
-            }
+    // All scales of the run first: one group's wait is filled by the others.
+    let reciprocals = scales::groups(groups.len(), spec, given, scales, known);
+    let encode = |i: usize, y: &[[f32; 8]; 4]| {
+        let of = |all: &[f32; GROUPS]| -> [f32; 4] {
+            std::array::from_fn(|j| all[(4 * i + j) * 8 / G % GROUPS])
+        };
+        let groups = ((1 << 32usize.div_ceil(G)) - 1) << (32 * i / G);
+        if reciprocals.divided & groups == 0 {
+            multiplied(y, of(&reciprocals.high), of(&reciprocals.low))
+        } else {
+            divided(y, of(&known.units))
         }
+    };
+    let (fours, rest) = y.as_chunks::<8>().0.as_chunks::<4>();
+    let (whole, last) = codes.as_chunks_mut::<16>();
+    for (i, (y, codes)) in fours.iter().zip(whole).enumerate() {
+        *codes = encode(i, y);
+    }
+    // A last group of 16.
+    if let &[e, f] = rest {
+        let codes = encode(fours.len(), &[e, f, [0.0; 8], [0.0; 8]]);
+        last.copy_from_slice(&codes[..8]);
     }
 }
 
-/// The codes of a group by its quotients, or zeros with their signs if d is 0 (C4.3).
+/// The codes of 32 values by their quotients; `d` has the units of the four vectors' groups.
 #[cold]
 #[target_feature(enable = "avx2,fma")]
-fn divided(y: &[f32], d: f32, codes: &mut [u8]) {
+fn divided(y: &[[f32; 8]; 4], d: [f32; 4]) -> [u8; 16] {
+    let mut codes = [0; 16];
     // Two vectors of values are eight bytes of codes.
-    let pairs = y.as_chunks::<8>().0.as_chunks::<2>().0;
-    let pairs = pairs.iter().zip(codes.as_chunks_mut::<8>().0);
-    if d == 0.0 {
-        for ([e, f], codes) in pairs {
-            *codes = pack(signs([load(e), load(f)]));
-        }
-    } else {
-        let d = _mm256_set1_ps(d);
-        for ([e, f], codes) in pairs {
-            *codes = encode([_mm256_div_ps(load(e), d), _mm256_div_ps(load(f), d)]);
-        }
+    let pairs = y.as_chunks::<2>().0.iter().zip(d.as_chunks::<2>().0);
+    for (([e, f], [d, _]), codes) in pairs.zip(codes.as_chunks_mut::<8>().0) {
+        let (e, f, dd) = (load(e), load(f), _mm256_set1_ps(*d));
+        *codes = if *d == 0.0 {
+            // Zeros with their signs (C4.3).
+            pack(signs([e, f]))
+        } else {
+            encode([_mm256_div_ps(e, dd), _mm256_div_ps(f, dd)])
+        };
     }
+    codes
 }
 
-/// The bits of the largest magnitude of each group, a NaN's if there is one (C4.1). Past the most
-/// that a part has 1, because the processor takes long for the subnormal scales of zeros.
+/// The bits of the largest magnitude of each of up to eight groups, a NaN's if there is one (C4.1).
+/// Past the last 1, because the processor takes long for the subnormal scales of zeros.
 #[inline]
 #[target_feature(enable = "avx2")]
-fn largest<const G: usize>(y: &[f32]) -> __m256i {
+fn largest<const G: usize>(groups: &[[f32; G]]) -> __m256i {
     let mut all = [_mm256_castps_si256(_mm256_set1_ps(1.0)); LANES];
-    all[..PART / G].fill(_mm256_setzero_si256());
-    for (all, y) in all.iter_mut().zip(y.as_chunks::<G>().0) {
+    for (all, y) in all.iter_mut().zip(groups) {
+        *all = _mm256_setzero_si256();
         for y in y.as_chunks::<8>().0 {
             let bits = _mm256_and_si256(_mm256_castps_si256(load(y)), int(i32::MAX));
             *all = _mm256_max_epu32(*all, bits);
@@ -328,11 +330,12 @@ fn chains(block: usize, x: &[f32], columns: &[f32], y: &mut [f32]) {
     }
 }
 
-/// The outputs `first..first + 16` of blocks, R of them at a time. Returns the rest, which is fewer.
+/// The outputs `first..first + 16` of blocks, R of them at a time. Returns the rest, which is
+/// fewer.
 ///
 /// # Safety
-/// `x` and `y` are as long, and whole blocks; `columns` has `block * block` values; `first + 16` is at
-/// most `block`.
+/// `x` and `y` are as long, and whole blocks; `columns` has `block * block` values; `first + 16` is
+/// at most `block`.
 #[inline]
 #[target_feature(enable = "avx2,fma")]
 unsafe fn blocks<'a, const R: usize>(
@@ -375,6 +378,7 @@ mod tests {
 
     use super::*;
     use crate::kernels::x86::{check_largest, magnitudes};
+    use crate::quantize::PART;
 
     #[test]
     fn vectors_of_codes_are_cores_codes_each_in_its_place() {
@@ -408,7 +412,7 @@ mod tests {
         fn bits<const G: usize>(y: &[f32; PART]) -> [f32; LANES] {
             let mut got = [0f32; LANES];
             // SAFETY: the CPU has the features.
-            unsafe { store(_mm256_castsi256_ps(largest::<G>(y)), &mut got) };
+            unsafe { store(_mm256_castsi256_ps(largest(y.as_chunks::<G>().0)), &mut got) };
             got
         }
         let compared = [

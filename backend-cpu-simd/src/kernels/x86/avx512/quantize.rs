@@ -9,7 +9,7 @@
 //!         64 values, whose index has the sign above the cell
 //! ```
 //!
-//! A part that has a group without a reciprocal is divided: [`encode`] of q = x / d,
+//! Of 64 values, those that have a group without a reciprocal are divided: [`encode`] of q = x / d,
 //!
 //! ```text
 //! of a = min(|q|, 6), NaN included, e = the exponent of max(a, 1), 0 to 2:
@@ -35,12 +35,11 @@ use std::arch::x86_64::*;
 use fp4_core::{FloatType, GroupSize, QuantSpec};
 
 use super::Avx512;
-use crate::counts::Groups;
-use crate::kernels::x86::scales::{self, PARTS, Reciprocals};
-use crate::kernels::x86::{LANES, NAN, quantize_int8};
+use crate::counts::{GROUPS, Groups};
+use crate::kernels::x86::{LANES, NAN, quantize_int8, scales};
 use crate::matmul::Kernels;
 use crate::quantize::reciprocal::{CELL_LESS_ONE, CELL_SHIFT, CODES, FIRST, THIRD_ULP};
-use crate::quantize::{Encode, FloatValue, PART};
+use crate::quantize::{Encode, FloatValue};
 
 /// Ties to even.
 impl Encode for Avx512 {
@@ -114,65 +113,51 @@ fn groups<const G: usize>(
     codes: &mut [u8],
     known: &mut Groups,
 ) {
-    let (parts, rest) = y.as_chunks::<PART>();
-    let mut largest_of = [_mm256_setzero_si256(); PARTS];
-    for (to, part) in largest_of.iter_mut().zip(parts) {
-        *to = largest::<G>(part);
+    let groups = y.as_chunks::<G>().0;
+    let (eights, rest) = groups.as_chunks::<LANES>();
+    for (i, to) in known.largest.as_chunks_mut::<LANES>().0.iter_mut().enumerate() {
+        let largest = match eights.get(i) {
+            Some(eight) => largest(eight),
+            None if i == eights.len() => largest(rest),
+            None => break,
+        };
+        // SAFETY: 32 writable bytes.
+        unsafe { _mm256_storeu_si256(to.as_mut_ptr().cast(), largest) };
     }
-    // The last part of a task or a row: made whole by zeros.
-    let mut last = [0f32; PART];
+    // All scales of the run first: one group's wait is filled by the others.
+    let reciprocals = scales::groups(groups.len(), spec, given, scales, known);
+    let encode = |i: usize, y: &[[f32; 16]; 4]| {
+        let of = |all: &[f32; GROUPS]| -> [f32; 4] {
+            std::array::from_fn(|j| all[(4 * i + j) * 16 / G % GROUPS])
+        };
+        let groups = ((1 << 64usize.div_ceil(G)) - 1) << (64 * i / G);
+        if reciprocals.divided & groups == 0 {
+            multiplied(y, of(&reciprocals.high), of(&reciprocals.low))
+        } else {
+            divided(y, of(&known.units))
+        }
+    };
+    let (fours, rest) = y.as_chunks::<16>().0.as_chunks::<4>();
+    let (whole, last) = codes.as_chunks_mut::<32>();
+    for (i, (y, codes)) in fours.iter().zip(whole).enumerate() {
+        *codes = encode(i, y);
+    }
     if !rest.is_empty() {
-        last[..rest.len()].copy_from_slice(rest);
-        largest_of[parts.len()] = largest::<G>(&last);
-    }
-    let largest_of = &largest_of[..y.len().div_ceil(PART)];
-    let reciprocals = scales::groups::<G>(largest_of, spec, given, scales, known);
-    let units = |part: usize| &known.units[part * (PART / G)..][..PART / G];
-    let (codes, rest_codes) = codes.as_chunks_mut::<{ PART / 2 }>();
-    for (i, (part, codes)) in parts.iter().zip(codes).enumerate() {
-        encode_part::<G>(part, &reciprocals[i], units(i), codes);
-    }
-    if !rest.is_empty() {
-        let (i, mut codes) = (parts.len(), [0; PART / 2]);
-        encode_part::<G>(&last, &reciprocals[i], units(i), &mut codes);
-        rest_codes.copy_from_slice(&codes[..rest.len() / 2]);
+        // Made whole by zeros, under any unit.
+        let mut four = [[0f32; 16]; 4];
+        four[..rest.len()].copy_from_slice(rest);
+        last.copy_from_slice(&encode(fours.len(), &four)[..8 * rest.len()]);
     }
 }
 
-/// The codes of a part.
-#[inline]
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,fma")]
-fn encode_part<const G: usize>(
-    y: &[f32; PART],
-    reciprocals: &Option<Reciprocals>,
-    units: &[f32],
-    codes: &mut [u8; PART / 2],
-) {
-    let fours = y.as_chunks::<16>().0.as_chunks::<4>().0;
-    let fours = fours.iter().zip(codes.as_chunks_mut::<32>().0).enumerate();
-    match reciprocals {
-        Some([high, low]) => {
-            for (i, (y, codes)) in fours {
-                let of = |all: &[f32; LANES]| std::array::from_fn(|j| all[(4 * i + j) * 16 / G]);
-                *codes = multiplied(y, of(high), of(low));
-            }
-        }
-        None => {
-            for (i, (y, codes)) in fours {
-                *codes = divided(y, std::array::from_fn(|j| units[(4 * i + j) * 16 / G]));
-            }
-        }
-    }
-}
-
-/// The bits of the largest magnitude of each group, a NaN's if there is one (C4.1). Past the
-/// last 1, because the processor takes long for the subnormal scales of zeros.
+/// The bits of the largest magnitude of each of up to eight groups, a NaN's if there is one (C4.1).
+/// Past the last 1, because the processor takes long for the subnormal scales of zeros.
 #[inline]
 #[target_feature(enable = "avx512f,avx512dq")]
-fn largest<const G: usize>(y: &[f32; PART]) -> __m256i {
+fn largest<const G: usize>(groups: &[[f32; G]]) -> __m256i {
     let mut all = [_mm512_castps_si512(_mm512_set1_ps(1.0)); LANES];
-    all[..PART / G].fill(_mm512_setzero_si512());
-    for (all, y) in all.iter_mut().zip(y.as_chunks::<G>().0) {
+    for (all, y) in all.iter_mut().zip(groups) {
+        *all = _mm512_setzero_si512();
         for y in y.as_chunks::<16>().0 {
             *all = _mm512_max_epu32(*all, _mm512_castps_si512(_mm512_abs_ps(load(y))));
         }
@@ -359,11 +344,12 @@ fn chains(block: usize, x: &[f32], columns: &[f32], y: &mut [f32]) {
     }
 }
 
-/// The outputs `first..first + 16 * V` of blocks, R of them at a time. Returns the rest, which is fewer.
+/// The outputs `first..first + 16 * V` of blocks, R of them at a time. Returns the rest, which is
+/// fewer.
 ///
 /// # Safety
-/// `x` and `y` are as long, and whole blocks; `columns` has `block * block` values; `first + 16 * V` is
-/// at most `block`.
+/// `x` and `y` are as long, and whole blocks; `columns` has `block * block` values; `first + 16 *
+/// V` is at most `block`.
 #[inline]
 #[target_feature(enable = "avx512f,fma")]
 unsafe fn blocks<'a, const V: usize, const R: usize>(
@@ -408,6 +394,7 @@ mod tests {
 
     use super::*;
     use crate::kernels::x86::{check_largest, magnitudes};
+    use crate::quantize::PART;
 
     #[test]
     fn vectors_of_codes_are_cores_codes_each_in_its_place() {
@@ -443,7 +430,7 @@ mod tests {
         fn bits<const G: usize>(y: &[f32; PART]) -> [f32; LANES] {
             let mut got = [0f32; LANES];
             // SAFETY: the CPU has the features; 32 writable bytes.
-            unsafe { _mm256_storeu_si256(got.as_mut_ptr().cast(), largest::<G>(y)) };
+            unsafe { _mm256_storeu_si256(got.as_mut_ptr().cast(), largest(y.as_chunks::<G>().0)) };
             got
         }
         let compared = [
