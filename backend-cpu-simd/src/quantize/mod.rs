@@ -36,7 +36,8 @@ pub(crate) use transform::{FloatValue, TransformColumns};
 use crate::counts::{Counter, GROUPS, Groups};
 use crate::threads::TaskThreads;
 
-/// Values of the largest group, and of the largest block.
+/// Values of the largest group, and of eight groups of the smallest.
+#[cfg(target_arch = "x86_64")]
 pub(crate) const PART: usize = 128;
 /// Values quantized at a time: of enough groups to hide the latency of their scales, and of enough
 /// blocks to hide that of their chains.
