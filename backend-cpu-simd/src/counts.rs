@@ -29,7 +29,7 @@
 use fp4_core::{QuantCounts, QuantSpec, ScaleRule, ScaleType, reference};
 
 /// Most groups of a run.
-pub(crate) const GROUPS: usize = 8;
+pub(crate) const GROUPS: usize = 32;
 
 /// Magnitudes below this are not cleared: products with the margins are normal above it.
 pub(crate) const LEAST: f32 = 1.0 / (1u128 << 100) as f32;

@@ -10,6 +10,19 @@
 //!
 //! The order of each output's chain is the contract's; only different outputs share a vector.
 //!
+//! # Why a Hadamard matrix gets no fast transform
+//!
+//! A butterfly of log2(Bt) levels adds pairs, then pairs of sums: it rounds other partial sums than
+//! the chain does, which goes from left to right and rounds at every i, so the last bits differ. C5
+//! fixes the chain because T may be any matrix. What chains do have in common is their beginnings:
+//! rows of a Hadamard matrix of size Bt whose first p entries agree have the same sums up to there,
+//! and of its rows only p differ in the first p entries. That is a third of all steps at most, and
+//! it is not made use of.
+//!
+//! So the chains are made fast as they are: an FMA has a latency of four cycles and two start in
+//! one, so that eight chains or more must be under way ([`Encode::chains`] takes several blocks),
+//! and a vector of T is loaded once for several blocks.
+//!
 //! # How to be fused without an FMA unit
 //!
 //! `wide`'s `mul_add` is fused only where the build enables FMA ([`FUSED`]). Elsewhere each input
@@ -264,12 +277,14 @@ impl TransformColumns {
     ) {
         let size = self.block() * self.block();
         let count = self.columns.len() / size;
+        if count == 1 {
+            return encoder.chains::<T>(self.block(), x, &self.columns, y);
+        }
         let blocks = x.chunks_exact(self.block()).zip(y.chunks_exact_mut(self.block()));
         for (b, (x, y)) in blocks.enumerate() {
-            // A transform per block has K / block of them, so the count is a row's; a shared
-            // one has a count of 1.
+            // A transform per block has K / block of them, so the count is a row's.
             let start = (first + b) % count * size;
-            encoder.chains::<T>(x, &self.columns[start..start + size], y);
+            encoder.chains::<T>(self.block(), x, &self.columns[start..start + size], y);
         }
     }
 }

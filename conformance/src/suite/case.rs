@@ -718,6 +718,8 @@ fn setting(name: &str) -> Option<(f32, f32)> {
         "one-6" => (1.0, 6.0),
         "sixth" => (1.0 / 6.0, 6.0),
         "amax" => (3.7 / 2688.0, 6.0),
+        // Units of the largest significand, the hardest to have a reciprocal.
+        "last" => (f32::from_bits(0x3FFF_FFFF), 6.0),
         // Units as small as the smallest subnormals.
         "tiny" => (1.0 / (1 << 22) as f32, 4.0),
         "smallest" => (f32::from_bits(1), 6.0),

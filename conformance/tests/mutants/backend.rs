@@ -158,11 +158,38 @@ impl Mutant {
         }
     }
 
+    /// The quotient where a fault has it by a reciprocal in two parts, which is right but for the
+    /// fault.
+    fn by_reciprocal(fault: Fault, y: f32, d: f32) -> Option<f32> {
+        let nearest = 1.0 / d;
+        let is_last = d.to_bits() & 0x7F_FFFF == 0x7F_FFFF;
+        let in_range = (1e-18..1e18).contains(&d) && y.abs() < 1e18;
+        let above = fma(-d, nearest, 1.0) < 0.0;
+        let high = match fault {
+            Fault::ReciprocalBesideTies => {
+                let q = y * nearest;
+                let midpoints = [0.25, 0.75, 1.25, 1.75, 2.5, 3.5, 5.0];
+                return (in_range && !midpoints.contains(&q.abs())).then_some(q);
+            }
+            Fault::ReciprocalSubnormal => {
+                return (0.0 < d && d < 1e-18).then_some(y * nearest);
+            }
+            Fault::ReciprocalNegative if in_range && !is_last => nearest,
+            Fault::ReciprocalOfLast if in_range => {
+                f32::from_bits(nearest.to_bits() - u32::from(above))
+            }
+            _ => return None,
+        };
+        let low = fma(-d, high, 1.0) * high;
+        Some(fma(y, high, y * low))
+    }
+
     fn code(&self, y: f32, d: f32, tie: TieMode) -> u8 {
         let q = match self.fault {
             _ if d == 0.0 => 0f32.copysign(y),
             Some(Fault::Reciprocal) => y * (1.0 / d),
-            _ => y / d,
+            Some(fault) => Self::by_reciprocal(fault, y, d).unwrap_or(y / d),
+            None => y / d,
         };
         let tie = match self.fault {
             Some(Fault::TiesDown) => TieMode::Down,

@@ -4,8 +4,14 @@
 //! amax    the largest |x| as an integer: the bits of non-negative floats order as their values,
 //!         and a NaN's are above those of infinity
 //! scale   core's rule, once a group
-//! q       x / d, one IEEE division
-//! code    of a = min(|q|, 6), NaN included:
+//! code    by the reciprocal of the group's unit ([`reciprocal`]), where the proof is; a cell's code
+//!         is in a table of two registers
+//! ```
+//!
+//! A group that has no reciprocal is divided: [`encode`] of q = x / d,
+//!
+//! ```text
+//! of a = min(|q|, 6), NaN included:
 //!         a < 1    the last bits of a + 2^22, whose unit is 1/2: nearest even of 2a, in 0..=2
 //!         a >= 1   a's bits rounded to one bit of mantissa, ties to even, then moved so that 1 is code 2:
 //!                  (bits + 0x1FFFFF + (bits >> 22 & 1) - (252 << 22)) >> 22
@@ -14,7 +20,9 @@
 //! Worked example: 5 is 0x40A00000, between codes 6 and 7. Bit 22 is 0, so 0x1FFFFF is added, which
 //! does not carry into bit 22: 0x40BFFFFF >> 22 = 258, less 252 is code 6, the even one.
 //!
-//! The transform's chains are real fused multiply-adds, up to 32 outputs at a time.
+//! [`reciprocal`]: crate::quantize::reciprocal
+//!
+//! The transform's chains are real fused multiply-adds, sixteen outputs of four blocks at a time.
 
 use std::arch::aarch64::*;
 
@@ -22,6 +30,9 @@ use fp4_core::QuantSpec;
 
 use super::{Neon, NeonDotprod, NeonI8mm};
 use crate::counts::Groups;
+use crate::quantize::reciprocal::{
+    CELL_LESS_ONE, CELL_SHIFT, CODES, FIRST, LAST_CELL, THIRD_ULP, reciprocal,
+};
 use crate::quantize::{Encode, FloatValue, int8};
 
 /// Ties to even: the same at every level.
@@ -56,9 +67,15 @@ macro_rules! encode {
                     int8::run(y, scales, elements)
                 }
 
-                fn chains<T: FloatValue>(&self, x: &[f32], columns: &[f32], y: &mut [f32]) {
+                fn chains<T: FloatValue>(
+                    &self,
+                    block: usize,
+                    x: &[f32],
+                    columns: &[f32],
+                    y: &mut [f32],
+                ) {
                     // SAFETY: the token proves NEON.
-                    unsafe { chains(x, columns, y) }
+                    unsafe { chains(block, x, columns, y) }
                     y.iter_mut().for_each(|y| *y = T::from_f32(*y).to_f32());
                 }
             }
@@ -118,26 +135,55 @@ fn run(
         }
     }
     let groups = y.chunks_exact(group).zip(codes.chunks_exact_mut(group / 2));
-    for (((y, codes), scale), unit) in groups.zip(scales).zip(&mut known.units) {
+    let known_groups = known.largest.iter().zip(&mut known.units);
+    for (((y, codes), scale), (&largest, unit)) in groups.zip(scales).zip(known_groups) {
         let (y, codes) = (y.as_chunks::<16>().0, codes.as_chunks_mut::<8>().0);
-        let d = spec.unit(*scale);
-        *unit = d;
-        let dd = vdupq_n_f32(d);
-        for (y, codes) in y.iter().zip(codes) {
-            let [e, f, g, h] = load(y);
-            *codes = if d == 0.0 {
-                pack([sign(e), sign(f), sign(g), sign(h)])
-            } else {
-                pack([
-                    encode(vdivq_f32(e, dd)),
-                    encode(vdivq_f32(f, dd)),
-                    encode(vdivq_f32(g, dd)),
-                    encode(vdivq_f32(h, dd)),
-                ])
-            };
+        *unit = spec.unit(*scale);
+        match reciprocal(*unit, largest) {
+            Some(parts) => y.iter().zip(codes).for_each(|(y, to)| *to = multiplied(y, parts)),
+            None => y.iter().zip(codes).for_each(|(y, to)| *to = divided(y, *unit)),
         }
     }
     known.look(y.len() / group);
+}
+
+/// The codes of sixteen values by the two parts of their group's reciprocal.
+#[inline]
+#[target_feature(enable = "neon")]
+fn multiplied(y: &[f32; 16], [high, low]: [f32; 2]) -> [u8; 8] {
+    let [e, f, g, h] = load(y).map(|y| {
+        let q = vfmaq_n_f32(vmulq_n_f32(y, low), y, high);
+        let to_even = vfmaq_n_f32(q, q, THIRD_ULP);
+        let bits = vaddq_s32(vreinterpretq_s32_f32(to_even), vdupq_n_s32(CELL_LESS_ONE));
+        vreinterpretq_u16_s32(bits)
+    });
+    // The upper halves.
+    let words = [vuzp2q_u16(e, f), vuzp2q_u16(g, h)];
+    let [low, high] = words.map(|words| {
+        let from_first = vqsubq_u16(vshlq_n_u16::<1>(words), vdupq_n_u16(FIRST as u16));
+        vqshrn_n_u16::<{ CELL_SHIFT as i32 }>(from_first)
+    });
+    let cells = vminq_u8(vcombine_u8(low, high), vdupq_n_u8(LAST_CELL));
+    // SAFETY: 32 readable bytes.
+    let table = unsafe {
+        let at = CODES.as_ptr();
+        uint8x16x2_t(vld1q_u8(at), vld1q_u8(at.add(16)))
+    };
+    let magnitude = vqtbl2q_u8(table, cells);
+    let upper = vuzp2q_u8(vreinterpretq_u8_u16(words[0]), vreinterpretq_u8_u16(words[1]));
+    let sign = vandq_u8(vshrq_n_u8::<4>(upper), vdupq_n_u8(8));
+    let single = vreinterpretq_u16_u8(vorrq_u8(magnitude, sign));
+    // The second of a pair beside the first, low nibble first (C3).
+    let bytes = vmovn_u16(vsraq_n_u16::<4>(single, single));
+    vget_lane_u64::<0>(vreinterpret_u64_u8(bytes)).to_le_bytes()
+}
+
+/// The codes of sixteen values by their quotients, or zeros with their signs if d is 0 (C4.3).
+#[cold]
+#[target_feature(enable = "neon")]
+fn divided(y: &[f32; 16], d: f32) -> [u8; 8] {
+    let dd = vdupq_n_f32(d);
+    pack(load(y).map(|y| if d == 0.0 { sign(y) } else { encode(vdivq_f32(y, dd)) }))
 }
 
 /// The sign of each value as bit 3 of a code.
@@ -176,31 +222,37 @@ fn pack([e, f, g, h]: [uint32x4_t; 4]) -> [u8; 8] {
     vget_lane_u64::<0>(vreinterpret_u64_u8(bytes)).to_le_bytes()
 }
 
-/// The chains of one block: `y[j]` = fma chain over `x[i] * columns[i * x.len() + j]`.
+/// The chains of whole blocks: in each, `y[j]` = fma chain over `x[i] * columns[i * block + j]`.
 #[target_feature(enable = "neon")]
-fn chains(x: &[f32], columns: &[f32], y: &mut [f32]) {
-    if x.len() == 16 {
-        outputs::<1>(x, columns, 0, y);
-    } else {
-        (0..x.len()).step_by(32).for_each(|first| outputs::<2>(x, columns, first, y));
+fn chains(block: usize, x: &[f32], columns: &[f32], y: &mut [f32]) {
+    let fours = 4 * block * (x.len() / (4 * block));
+    let ((four, one), (y_four, y_one)) = (x.split_at(fours), y.split_at_mut(fours));
+    for first in (0..block).step_by(16) {
+        let blocks = four.chunks_exact(4 * block).zip(y_four.chunks_exact_mut(4 * block));
+        blocks.for_each(|(x, y)| outputs::<4>(block, x, columns, first, y));
+        let blocks = one.chunks_exact(block).zip(y_one.chunks_exact_mut(block));
+        blocks.for_each(|(x, y)| outputs::<1>(block, x, columns, first, y));
     }
 }
 
-/// The outputs `first..first + 16 * V` of a block.
+/// The outputs `first..first + 16` of R blocks.
 #[inline]
 #[target_feature(enable = "neon")]
-fn outputs<const V: usize>(x: &[f32], columns: &[f32], first: usize, y: &mut [f32]) {
-    let mut acc = [[vdupq_n_f32(0.0); 4]; V];
-    for (&x, row) in x.iter().zip(columns.chunks_exact(x.len())) {
-        let x = vdupq_n_f32(x);
-        for (acc, t) in acc.iter_mut().zip(row[first..].as_chunks::<16>().0) {
-            for (acc, t) in acc.iter_mut().zip(load(t)) {
-                *acc = vfmaq_f32(*acc, x, t);
+fn outputs<const R: usize>(block: usize, x: &[f32], columns: &[f32], first: usize, y: &mut [f32]) {
+    let mut acc = [[vdupq_n_f32(0.0); 4]; R];
+    let x: [&[f32]; R] = std::array::from_fn(|r| &x[r * block..(r + 1) * block]);
+    for (i, row) in columns.chunks_exact(block).enumerate() {
+        let t = load(&row[first..].as_chunks::<16>().0[0]);
+        for (acc, x) in acc.iter_mut().zip(x) {
+            for (acc, &t) in acc.iter_mut().zip(&t) {
+                *acc = vfmaq_n_f32(*acc, t, x[i]);
             }
         }
     }
-    for (y, acc) in y[first..].as_chunks_mut::<4>().0.iter_mut().zip(acc.as_flattened()) {
-        // SAFETY: 16 writable bytes.
-        unsafe { vst1q_f32(y.as_mut_ptr(), *acc) };
+    for (y, acc) in y.chunks_exact_mut(block).zip(acc) {
+        for (y, acc) in y[first..].as_chunks_mut::<4>().0.iter_mut().zip(acc) {
+            // SAFETY: 16 writable bytes.
+            unsafe { vst1q_f32(y.as_mut_ptr(), acc) };
+        }
     }
 }

@@ -72,8 +72,9 @@ impl Encode for Encoder {
         int8::run(y, scales, elements)
     }
 
-    fn chains<T: FloatValue>(&self, x: &[f32], columns: &[f32], y: &mut [f32]) {
-        T::chains(x, columns, y);
+    fn chains<T: FloatValue>(&self, block: usize, x: &[f32], columns: &[f32], y: &mut [f32]) {
+        let blocks = x.chunks_exact(block).zip(y.chunks_exact_mut(block));
+        blocks.for_each(|(x, y)| T::chains(x, columns, y));
         for y in y {
             *y = T::from_f32(*y).to_f32();
         }

@@ -68,8 +68,9 @@ impl Encode for WasmSimd128 {
         int8::run(y, scales, elements)
     }
 
-    fn chains<T: FloatValue>(&self, x: &[f32], columns: &[f32], y: &mut [f32]) {
-        transform::chains::<T>(x, columns, y);
+    fn chains<T: FloatValue>(&self, block: usize, x: &[f32], columns: &[f32], y: &mut [f32]) {
+        let blocks = x.chunks_exact(block).zip(y.chunks_exact_mut(block));
+        blocks.for_each(|(x, y)| transform::chains::<T>(x, columns, y));
         y.iter_mut().for_each(|y| *y = T::from_f32(*y).to_f32());
     }
 }

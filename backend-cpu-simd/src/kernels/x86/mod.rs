@@ -7,7 +7,7 @@
 //! | `avx2` | AVX2 with FMA and F16C | yes |
 //! | `operand` | codes of A into tiles, for all three (AVX2) | yes |
 //! | `quantize_int8` | the quantizer of MXINT8, for all three (AVX2) | yes |
-//! | `scales` | scale bytes of several groups at a time, for all three (AVX2) | yes |
+//! | `scales` | scale bytes and reciprocals of several groups at a time, for all three (AVX2) | yes |
 
 /// Returns the reason if the CPU lacks one of the features.
 macro_rules! need {
@@ -41,6 +41,9 @@ pub(crate) use avx_vnni::AvxVnni;
 pub(crate) use avx2::Avx2;
 pub(crate) use avx512::Avx512;
 
+/// Groups in a vector of scales, as many as 128 values have at most.
+const LANES: usize = 8;
+
 /// The canonical NaN of f32 (C9).
 const NAN: f32 = f32::from_bits(0x7FC0_0000);
 
@@ -66,10 +69,7 @@ fn magnitudes() -> Vec<u32> {
 /// Compares the largest magnitudes of groups, with one peak at each place of a run in turn; returns
 /// how many groups.
 #[cfg(test)]
-fn check_largest(
-    group: usize,
-    largest: impl Fn(&[f32; 128]) -> [f32; crate::counts::GROUPS],
-) -> usize {
+fn check_largest(group: usize, largest: impl Fn(&[f32; 128]) -> [f32; LANES]) -> usize {
     let mut compared = 0;
     for place in 0..128 {
         for peak in [-3.0, f32::from_bits(0x7F80_0001), -f32::NAN, f32::INFINITY] {

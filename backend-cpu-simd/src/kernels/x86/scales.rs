@@ -16,9 +16,64 @@ use std::arch::x86_64::*;
 
 use fp4_core::{QuantSpec, ScaleType};
 
-use super::NAN;
-use crate::counts::{GROUPS, LEAST, NOT_CLIPPED, NOT_FLUSHED, Plain};
-use crate::quantize::RUN;
+use super::{LANES, NAN};
+use crate::counts::{GROUPS, Groups, LEAST, NOT_CLIPPED, NOT_FLUSHED, Plain};
+use crate::quantize::reciprocal::{LARGEST, LAST_SIGNIFICAND, LEAST_UNIT, MOST_UNIT};
+
+/// The reciprocals of a run's groups, in two parts each.
+#[derive(Debug)]
+pub(super) struct Reciprocals {
+    /// The larger.
+    pub(super) high: [f32; GROUPS],
+    pub(super) low: [f32; GROUPS],
+    /// A bit for each group that is to be divided.
+    pub(super) divided: u32,
+}
+
+/// The scale bytes of a run's first `count` groups, whose largest magnitudes are in `known`, unless
+/// they are given; what is known of the groups; and their reciprocals. The largest magnitudes of a
+/// vector that is not full are to be those of some groups.
+#[inline]
+#[target_feature(enable = "avx2,fma")]
+pub(super) fn groups(
+    count: usize,
+    spec: &QuantSpec,
+    given: bool,
+    to: &mut [u8],
+    known: &mut Groups,
+) -> Reciprocals {
+    let mut all = Reciprocals { high: [0.0; GROUPS], low: [0.0; GROUPS], divided: 0 };
+    let Groups { largest, units, top, plain, clear } = known;
+    *clear = true;
+    let vectors = largest.as_chunks().0.iter().zip(units.as_chunks_mut::<LANES>().0);
+    let parts = all.high.as_chunks_mut().0.iter_mut().zip(all.low.as_chunks_mut().0);
+    for (v, ((largest, units), parts)) in vectors.zip(parts).take(count.div_ceil(LANES)).enumerate()
+    {
+        let (to, there) = (&mut to[v * LANES..], (1 << (count - v * LANES).min(LANES)) - 1);
+        let largest = _mm256_castps_si256(load(largest));
+        if given {
+            units.iter_mut().zip(to).for_each(|(unit, scale)| *unit = spec.unit(*scale));
+        } else {
+            let bytes;
+            (bytes, *units) = scales(largest, spec);
+            match to.first_chunk_mut() {
+                Some(to) => *to = bytes,
+                None => to.iter_mut().zip(bytes).for_each(|(scale, byte)| *scale = byte),
+            }
+        }
+        *clear &= clears(largest, units, plain, *top, there);
+        let divided = reciprocals(largest, units, parts);
+        all.divided |= ((divided & there) as u32) << (v * LANES);
+    }
+    all
+}
+
+#[inline]
+#[target_feature(enable = "avx2")]
+fn load(from: &[f32; LANES]) -> __m256 {
+    // SAFETY: 32 readable bytes.
+    unsafe { _mm256_loadu_ps(from.as_ptr()) }
+}
 
 #[inline]
 #[target_feature(enable = "avx2")]
@@ -30,20 +85,68 @@ fn int(v: i32) -> __m256i {
 /// worth under each: core's [`QuantSpec::encode_scale`] and [`QuantSpec::unit`].
 #[inline]
 #[target_feature(enable = "avx2")]
-pub(super) fn scales(largest: __m256i, spec: &QuantSpec) -> ([u8; GROUPS], [f32; GROUPS]) {
+fn scales(largest: __m256i, spec: &QuantSpec) -> ([u8; LANES], [f32; LANES]) {
     let divisor = spec.scale_scale() * spec.global_scale();
     let s = _mm256_div_ps(_mm256_castsi256_ps(largest), _mm256_set1_ps(divisor));
     let (bytes, values) = match spec.scale_type() {
         ScaleType::E4M3 => e4m3(s),
         ScaleType::E8M0 => e8m0(s),
     };
-    let mut units = [0f32; GROUPS];
+    let mut units = [0f32; LANES];
     // SAFETY: 32 writable bytes.
     unsafe {
         let worth = _mm256_mul_ps(values, _mm256_set1_ps(spec.global_scale()));
         _mm256_storeu_ps(units.as_mut_ptr(), worth);
     }
     (low_bytes(bytes), units)
+}
+
+/// The reciprocals of groups with these largest magnitudes and units: [`reciprocal`] of each, to
+/// `parts`. Returns a bit for each that has none.
+///
+/// [`reciprocal`]: crate::quantize::reciprocal::reciprocal
+#[inline]
+#[target_feature(enable = "avx2,fma")]
+fn reciprocals(
+    largest: __m256i,
+    units: &[f32; LANES],
+    parts: (&mut [f32; LANES], &mut [f32; LANES]),
+) -> i32 {
+    let d = load(units);
+    let bits = _mm256_castps_si256(d);
+    let (one, none) = (_mm256_set1_ps(1.0), _mm256_setzero_ps());
+    let no_values = _mm256_castsi256_ps(_mm256_cmpeq_epi32(largest, _mm256_setzero_si256()));
+    let zero = _mm256_or_ps(
+        _mm256_cmp_ps::<_CMP_EQ_OQ>(d, none),
+        _mm256_and_ps(no_values, _mm256_cmp_ps::<_CMP_GE_OQ>(d, none)),
+    );
+    // Bits of positive floats order as their values; those of negative ones are below.
+    let outside = _mm256_or_si256(
+        _mm256_cmpgt_epi32(int(LEAST_UNIT.to_bits() as i32), bits),
+        _mm256_cmpgt_epi32(bits, int(MOST_UNIT.to_bits() as i32)),
+    );
+    let significand = int(LAST_SIGNIFICAND as i32);
+    let last = _mm256_cmpeq_epi32(_mm256_and_si256(bits, significand), significand);
+    let outside = _mm256_or_si256(outside, last);
+    let large = _mm256_cmpgt_epi32(largest, int(LARGEST.to_bits() as i32));
+    let outside = _mm256_or_ps(
+        _mm256_andnot_ps(zero, _mm256_castsi256_ps(outside)),
+        _mm256_castsi256_ps(large),
+    );
+    // The processor takes long to divide by a subnormal.
+    let d = _mm256_blendv_ps(d, one, zero);
+    let nearest = _mm256_div_ps(one, d);
+    // The sign of what is left is -1 as an integer.
+    let above = _mm256_srai_epi32::<31>(_mm256_castps_si256(_mm256_fnmadd_ps(d, nearest, one)));
+    let high = _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(nearest), above));
+    let rest = _mm256_fnmadd_ps(d, high, one);
+    let low = _mm256_mul_ps(rest, high);
+    let low = _mm256_fmadd_ps(low, rest, low);
+    for (to, value) in [(parts.0, high), (parts.1, low)] {
+        // SAFETY: 32 writable bytes.
+        unsafe { _mm256_storeu_ps(to.as_mut_ptr(), _mm256_andnot_ps(zero, value)) };
+    }
+    _mm256_movemask_ps(outside)
 }
 
 /// The bits of the largest magnitude of whole groups, a NaN's if there is one: of a row, for both
@@ -70,39 +173,28 @@ pub(super) fn largest_bits(y: &[f32]) -> u32 {
     lanes.into_iter().fold(0, u32::max)
 }
 
-/// True if there is nothing to count in the groups of G of a run: [`Groups::look`] in vectors.
+/// True if there is nothing to count in the groups that are `there`, by a bit each:
+/// [`Groups::look`] in vectors.
 ///
 /// [`Groups::look`]: crate::counts::Groups::look
 #[inline]
 #[target_feature(enable = "avx2")]
-pub(super) fn clears<const G: usize>(
-    largest: __m256i,
-    units: &[f32; GROUPS],
-    plain: &Plain,
-    top: f32,
-) -> bool {
+fn clears(largest: __m256i, units: &[f32; LANES], plain: &Plain, top: f32, there: i32) -> bool {
     let inside = _mm256_andnot_si256(
         _mm256_cmpgt_epi32(int(plain.least), largest),
         _mm256_cmpgt_epi32(int(plain.end), largest),
     );
     let clear = _mm256_or_si256(inside, _mm256_cmpeq_epi32(largest, int(plain.zero)));
     let clear = _mm256_movemask_ps(_mm256_castsi256_ps(clear));
-    clear & groups::<G>() == groups::<G>() || looked_at::<G>(largest, units, top)
-}
-
-/// The groups that a run has; past them there is something else.
-const fn groups<const G: usize>() -> i32 {
-    (1 << (RUN / G)) - 1
+    clear & there == there || looked_at(largest, units, top, there)
 }
 
 /// The same for groups that are not all plain.
 #[inline(never)]
 #[target_feature(enable = "avx2")]
-fn looked_at<const G: usize>(largest: __m256i, units: &[f32; GROUPS], top: f32) -> bool {
+fn looked_at(largest: __m256i, units: &[f32; LANES], top: f32, there: i32) -> bool {
     let (amax, zero) = (_mm256_castsi256_ps(largest), _mm256_setzero_ps());
-    // SAFETY: 32 readable bytes.
-    let units = unsafe { _mm256_loadu_ps(units.as_ptr()) };
-    let d = _mm256_and_ps(units, _mm256_castsi256_ps(int(i32::MAX)));
+    let d = _mm256_and_ps(load(units), _mm256_castsi256_ps(int(i32::MAX)));
     let times = |by| _mm256_mul_ps(amax, _mm256_set1_ps(by));
     let inside = _mm256_and_ps(
         _mm256_cmp_ps::<_CMP_GE_OQ>(amax, _mm256_set1_ps(LEAST)),
@@ -117,7 +209,7 @@ fn looked_at<const G: usize>(largest: __m256i, units: &[f32; GROUPS], top: f32) 
         _mm256_cmp_ps::<_CMP_GE_OQ>(d, zero),
     );
     let clear = _mm256_movemask_ps(_mm256_or_ps(none, _mm256_and_ps(inside, by_d)));
-    clear & groups::<G>() == groups::<G>()
+    clear & there == there
 }
 
 /// Non-negative values and NaN as e4m3 bytes, and what the bytes are worth.
@@ -166,7 +258,7 @@ fn e8m0(s: __m256) -> (__m256i, __m256) {
 /// The lowest byte of each of eight lanes, which are at most 255.
 #[inline]
 #[target_feature(enable = "avx2")]
-fn low_bytes(lanes: __m256i) -> [u8; GROUPS] {
+fn low_bytes(lanes: __m256i) -> [u8; LANES] {
     let words =
         _mm_packus_epi32(_mm256_castsi256_si128(lanes), _mm256_extracti128_si256::<1>(lanes));
     (_mm_cvtsi128_si64(_mm_packus_epi16(words, words)) as u64).to_le_bytes()
@@ -185,9 +277,9 @@ mod tests {
         }
         let mut compared = 0;
         for ty in ScaleType::ALL {
-            for bits in magnitudes().as_chunks::<GROUPS>().0 {
+            for bits in magnitudes().as_chunks::<LANES>().0 {
                 let s = bits.map(f32::from_bits);
-                let mut values = [0f32; GROUPS];
+                let mut values = [0f32; LANES];
                 // SAFETY: the CPU has the feature; 32 readable or writable bytes each.
                 let bytes = unsafe {
                     let s = _mm256_loadu_ps(s.as_ptr());

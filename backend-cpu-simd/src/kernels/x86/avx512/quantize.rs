@@ -3,9 +3,16 @@
 //! ```text
 //! amax    the largest |x| as an integer: the bits of non-negative floats order as their values,
 //!         and a NaN's are above those of infinity; up to eight groups are reduced together
-//! scale   core's rule, for all groups of a run at a time
-//! q       x / d, one IEEE division
-//! code    of a = min(|q|, 6), NaN included, e = the exponent of max(a, 1), 0 to 2:
+//! scale   core's rule, and the reciprocals of the units, for eight groups at a time
+//! code    by the reciprocal of the group's unit ([`reciprocal`]), where the proof is: the upper
+//!         halves of two vectors of bits in one, cells from two of those, and one look into a table for
+//!         64 values, whose index has the sign above the cell
+//! ```
+//!
+//! Of 64 values, those that have a group without a reciprocal are divided: [`encode`] of q = x / d,
+//!
+//! ```text
+//! of a = min(|q|, 6), NaN included, e = the exponent of max(a, 1), 0 to 2:
 //!         sum = a + 2^e * (2^22 + 3), one fused operation, whose unit is 2^(e - 1)
 //!         code = the low bits of bits + (bits >> 22), where bits are those of the sum
 //! ```
@@ -19,18 +26,20 @@
 //! nearest even is 2^23 + 8, so n = 2 and the code is 2 + 2 * 1 = 4, the even one. 5 has e = 2 and
 //! unit 2: n = 2, code 6.
 //!
-//! The transform's chains are real fused multiply-adds, one vector of outputs each.
+//! [`reciprocal`]: crate::quantize::reciprocal
+//!
+//! The transform's chains are real fused multiply-adds, of sixteen vectors of outputs at a time.
 
 use std::arch::x86_64::*;
 
-use fp4_core::{GroupSize, QuantSpec};
+use fp4_core::{FloatType, GroupSize, QuantSpec};
 
 use super::Avx512;
 use crate::counts::{GROUPS, Groups};
-use crate::kernels::x86::quantize_int8;
-use crate::kernels::x86::scales::{clears, largest_bits, scales};
+use crate::kernels::x86::{LANES, NAN, quantize_int8, scales};
 use crate::matmul::Kernels;
-use crate::quantize::{Encode, FloatValue, RUN};
+use crate::quantize::reciprocal::{CELL_LESS_ONE, CELL_SHIFT, CODES, FIRST, THIRD_ULP};
+use crate::quantize::{Encode, FloatValue};
 
 /// Ties to even.
 impl Encode for Avx512 {
@@ -49,7 +58,7 @@ impl Encode for Avx512 {
 
     fn largest(&self, y: &[f32]) -> u32 {
         // SAFETY: the token proves AVX2.
-        unsafe { largest_bits(y) }
+        unsafe { scales::largest_bits(y) }
     }
 
     fn run_int8(&self, y: &[f32], scales: &mut [u8], elements: &mut [u8]) -> bool {
@@ -57,13 +66,15 @@ impl Encode for Avx512 {
         unsafe { quantize_int8::run(y, scales, elements) }
     }
 
-    fn chains<T: FloatValue>(&self, x: &[f32], columns: &[f32], y: &mut [f32]) {
+    fn chains<T: FloatValue>(&self, block: usize, x: &[f32], columns: &[f32], y: &mut [f32]) {
         // SAFETY: the token proves the features.
-        unsafe { chains(x, columns, y) }
-        self.enter(
-            #[inline(always)]
-            || y.iter_mut().for_each(|y| *y = T::from_f32(*y).to_f32()),
-        );
+        unsafe { chains(block, x, columns, y) }
+        if T::TYPE != FloatType::F32 {
+            self.enter(
+                #[inline(always)]
+                || y.iter_mut().for_each(|y| *y = T::from_f32(*y).to_f32()),
+            );
+        }
     }
 }
 
@@ -83,32 +94,6 @@ fn run(
     codes: &mut [u8],
     known: &mut Groups,
 ) {
-    match (<&[f32; RUN]>::try_from(y), <&mut [u8; RUN / 2]>::try_from(&mut *codes)) {
-        (Ok(y), Ok(codes)) => whole(y, spec, given, scales, codes, known),
-        // The last run of a task: made whole by zeros.
-        _ => {
-            let (mut all, mut all_codes) = ([0f32; RUN], [0; RUN / 2]);
-            let mut all_scales = [0; GROUPS];
-            all[..y.len()].copy_from_slice(y);
-            all_scales[..scales.len()].copy_from_slice(scales);
-            whole(&all, spec, given, &mut all_scales, &mut all_codes, known);
-            scales.copy_from_slice(&all_scales[..scales.len()]);
-            codes.copy_from_slice(&all_codes[..codes.len()]);
-        }
-    }
-}
-
-/// A run of 128 values; `scales` may be longer than it has groups.
-#[inline]
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,fma")]
-fn whole(
-    y: &[f32; RUN],
-    spec: &QuantSpec,
-    given: bool,
-    scales: &mut [u8],
-    codes: &mut [u8; RUN / 2],
-    known: &mut Groups,
-) {
     match spec.group() {
         GroupSize::G16 => groups::<16>(y, spec, given, scales, codes, known),
         GroupSize::G32 => groups::<32>(y, spec, given, scales, codes, known),
@@ -117,50 +102,62 @@ fn whole(
     }
 }
 
-/// A run in groups of G.
+/// Groups of G, up to a run of them.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,fma")]
 fn groups<const G: usize>(
-    y: &[f32; RUN],
+    y: &[f32],
     spec: &QuantSpec,
     given: bool,
-    to: &mut [u8],
-    codes: &mut [u8; RUN / 2],
+    scales: &mut [u8],
+    codes: &mut [u8],
     known: &mut Groups,
 ) {
-    let largest = largest::<G>(y);
-    let Groups { largest: magnitudes, units, top, plain, clear } = known;
-    // SAFETY: 32 writable bytes.
-    unsafe { _mm256_storeu_si256(magnitudes.as_mut_ptr().cast(), largest) };
-    if given {
-        units.iter_mut().zip(&*to).for_each(|(unit, &scale)| *unit = spec.unit(scale));
-    } else {
-        // All scales of the run first: one group's wait is filled by the others.
-        let bytes;
-        (bytes, *units) = scales(largest, spec);
-        to.iter_mut().zip(bytes).for_each(|(scale, byte)| *scale = byte);
+    let groups = y.as_chunks::<G>().0;
+    let (eights, rest) = groups.as_chunks::<LANES>();
+    for (i, to) in known.largest.as_chunks_mut::<LANES>().0.iter_mut().enumerate() {
+        let largest = match eights.get(i) {
+            Some(eight) => largest(eight),
+            None if i == eights.len() => largest(rest),
+            None => break,
+        };
+        // SAFETY: 32 writable bytes.
+        unsafe { _mm256_storeu_si256(to.as_mut_ptr().cast(), largest) };
     }
-    *clear = clears::<G>(largest, units, plain, *top);
-    let vectors = y.as_chunks::<16>().0;
-    for (i, codes) in codes.as_chunks_mut::<32>().0.iter_mut().enumerate() {
-        let quotient = |j: usize| quotient(&vectors[4 * i + j], units[(4 * i + j) * 16 / G]);
-        *codes = pack([
-            encode(quotient(0)),
-            encode(quotient(1)),
-            encode(quotient(2)),
-            encode(quotient(3)),
-        ]);
+    // All scales of the run first: one group's wait is filled by the others.
+    let reciprocals = scales::groups(groups.len(), spec, given, scales, known);
+    let encode = |i: usize, y: &[[f32; 16]; 4]| {
+        let of = |all: &[f32; GROUPS]| -> [f32; 4] {
+            std::array::from_fn(|j| all[(4 * i + j) * 16 / G % GROUPS])
+        };
+        let groups = ((1 << 64usize.div_ceil(G)) - 1) << (64 * i / G);
+        if reciprocals.divided & groups == 0 {
+            multiplied(y, of(&reciprocals.high), of(&reciprocals.low))
+        } else {
+            divided(y, of(&known.units))
+        }
+    };
+    let (fours, rest) = y.as_chunks::<16>().0.as_chunks::<4>();
+    let (whole, last) = codes.as_chunks_mut::<32>();
+    for (i, (y, codes)) in fours.iter().zip(whole).enumerate() {
+        *codes = encode(i, y);
+    }
+    if !rest.is_empty() {
+        // Made whole by zeros, under any unit.
+        let mut four = [[0f32; 16]; 4];
+        four[..rest.len()].copy_from_slice(rest);
+        last.copy_from_slice(&encode(fours.len(), &four)[..8 * rest.len()]);
     }
 }
 
-/// The bits of the largest magnitude of each group, a NaN's if there is one (C4.1). Past the
-/// last 1, because the processor takes long for the subnormal scales of zeros.
+/// The bits of the largest magnitude of each of up to eight groups, a NaN's if there is one (C4.1).
+/// Past the last 1, because the processor takes long for the subnormal scales of zeros.
 #[inline]
 #[target_feature(enable = "avx512f,avx512dq")]
-fn largest<const G: usize>(y: &[f32; RUN]) -> __m256i {
-    let mut all = [_mm512_castps_si512(_mm512_set1_ps(1.0)); GROUPS];
-    all[..RUN / G].fill(_mm512_setzero_si512());
-    for (all, y) in all.iter_mut().zip(y.as_chunks::<G>().0) {
+fn largest<const G: usize>(groups: &[[f32; G]]) -> __m256i {
+    let mut all = [_mm512_castps_si512(_mm512_set1_ps(1.0)); LANES];
+    for (all, y) in all.iter_mut().zip(groups) {
+        *all = _mm512_setzero_si512();
         for y in y.as_chunks::<16>().0 {
             *all = _mm512_max_epu32(*all, _mm512_castps_si512(_mm512_abs_ps(load(y))));
         }
@@ -180,6 +177,78 @@ fn largest<const G: usize>(y: &[f32; RUN]) -> __m256i {
         _mm512_shuffle_i32x4::<0b10_00_10_00>(pairs, pairs),
         _mm512_shuffle_i32x4::<0b11_01_11_01>(pairs, pairs),
     ))
+}
+
+/// The codes of the cells of positive values, then of negative ones.
+const SIGNED_CODES: [u8; 64] = {
+    let mut codes = [0; 64];
+    let mut i = 0;
+    while i < 32 {
+        codes[i] = CODES[i];
+        codes[i + 32] = CODES[i] | 8;
+        i += 1;
+    }
+    codes
+};
+
+/// Where the pairs of codes of four vectors are, in order: in the lowest two bytes of each lane, of
+/// the first two vectors, then of the others, two lanes each in every quarter.
+const PAIRS: [u8; 64] = {
+    let mut order = [0; 64];
+    let mut i = 0;
+    while i < 32 {
+        let (vector, quarter, pair) = (i / 8, i / 2 % 4, i % 2);
+        order[i] = (16 * quarter + 8 * (vector / 2) + 4 * pair + vector % 2) as u8;
+        i += 1;
+    }
+    order
+};
+
+/// The codes of 64 values by the reciprocals of their groups, a vector's in one place of `high` and
+/// `low`: [`reciprocal`](crate::quantize::reciprocal).
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,fma")]
+fn multiplied(y: &[[f32; 16]; 4], high: [f32; 4], low: [f32; 4]) -> [u8; 32] {
+    let rounded = |v: usize| {
+        let y = load(&y[v]);
+        let low = _mm512_mul_ps(y, _mm512_set1_ps(low[v]));
+        let q = _mm512_fmadd_ps(y, _mm512_set1_ps(high[v]), low);
+        let to_even = _mm512_fmadd_ps(q, _mm512_set1_ps(THIRD_ULP), q);
+        _mm512_add_epi32(_mm512_castps_si512(to_even), _mm512_set1_epi32(CELL_LESS_ONE))
+    };
+    // The upper halves, of the one in the even places, of the other in the odd ones.
+    let words = |a, b| {
+        let a = _mm512_srli_epi32::<16>(a);
+        _mm512_mask_blend_epi16(0xAAAA_AAAA, a, b)
+    };
+    let (e, f) = (words(rounded(0), rounded(1)), words(rounded(2), rounded(3)));
+    let cells = |words| {
+        let magnitude = _mm512_add_epi16(words, words);
+        _mm512_srli_epi16::<CELL_SHIFT>(_mm512_subs_epu16(magnitude, _mm512_set1_epi16(FIRST)))
+    };
+    let cells = _mm512_packus_epi16(cells(e), cells(f));
+    let cells = _mm512_min_epu8(cells, _mm512_set1_epi8(31));
+    let signs = _mm512_srli_epi16::<2>(_mm512_packs_epi16(e, f));
+    let index = _mm512_ternarylogic_epi32::<0xCA>(_mm512_set1_epi8(32), signs, cells);
+    let mut codes = [0; 32];
+    // SAFETY: 64 readable bytes each and 32 writable bytes.
+    unsafe {
+        let table = _mm512_loadu_si512(SIGNED_CODES.as_ptr().cast());
+        let order = _mm512_loadu_si512(PAIRS.as_ptr().cast());
+        let single = _mm512_permutexvar_epi8(index, table);
+        let pairs = _mm512_or_si512(single, _mm512_srli_epi32::<12>(single));
+        let in_order = _mm512_castsi512_si256(_mm512_permutexvar_epi8(order, pairs));
+        _mm256_storeu_si256(codes.as_mut_ptr().cast(), in_order);
+    }
+    codes
+}
+
+/// The codes of 64 values by their quotients; `d` has the units of the four vectors' groups.
+#[cold]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,fma")]
+fn divided(y: &[[f32; 16]; 4], d: [f32; 4]) -> [u8; 32] {
+    let code = |i: usize| encode(quotient(&y[i], d[i]));
+    pack([code(0), code(1), code(2), code(3)])
 }
 
 /// x / d, or a zero with the sign of x if d is 0 (C4.3).
@@ -241,32 +310,82 @@ fn pack([e, f, g, h]: [__m512i; 4]) -> [u8; 32] {
     codes
 }
 
-/// The chains of one block: `y[j]` = fma chain over `x[i] * columns[i * x.len() + j]`.
+/// The chains of whole blocks: in each, `y[j]` = fma chain over `x[i] * columns[i * block + j]`.
+/// NaN is canonical (C9).
+///
+/// # Panics
+/// Unless `x` and `y` are as long, whole blocks, and `columns` a square.
 #[target_feature(enable = "avx512f,fma")]
-fn chains(x: &[f32], columns: &[f32], y: &mut [f32]) {
-    match x.len() {
-        16 => block::<1>(x, columns, y),
-        32 => block::<2>(x, columns, y),
-        64 => block::<4>(x, columns, y),
-        _ => block::<8>(x, columns, y),
+fn chains(block: usize, x: &[f32], columns: &[f32], y: &mut [f32]) {
+    assert!(x.len() == y.len() && x.len() % block == 0 && columns.len() == block * block);
+    for first in (0..block).step_by(64) {
+        let (mut x, mut y) = (x, &mut *y);
+        // SAFETY: what is left of `x` and `y` is at least as many blocks, `columns` are those of
+        // one, and the vectors from `first` on are in it.
+        unsafe {
+            match block {
+                16 => {
+                    (x, y) = blocks::<1, 16>(block, first, x, columns, y);
+                    (x, y) = blocks::<1, 4>(block, first, x, columns, y);
+                    blocks::<1, 1>(block, first, x, columns, y);
+                }
+                32 => {
+                    (x, y) = blocks::<2, 8>(block, first, x, columns, y);
+                    (x, y) = blocks::<2, 4>(block, first, x, columns, y);
+                    blocks::<2, 1>(block, first, x, columns, y);
+                }
+                _ => {
+                    (x, y) = blocks::<4, 4>(block, first, x, columns, y);
+                    (x, y) = blocks::<4, 2>(block, first, x, columns, y);
+                    blocks::<4, 1>(block, first, x, columns, y);
+                }
+            }
+        }
     }
 }
 
-/// A block of 16 * V.
+/// The outputs `first..first + 16 * V` of blocks, R of them at a time. Returns the rest, which is
+/// fewer.
+///
+/// # Safety
+/// `x` and `y` are as long, and whole blocks; `columns` has `block * block` values; `first + 16 *
+/// V` is at most `block`.
 #[inline]
 #[target_feature(enable = "avx512f,fma")]
-fn block<const V: usize>(x: &[f32], columns: &[f32], y: &mut [f32]) {
-    let mut acc = [_mm512_setzero_ps(); V];
-    for (&x, row) in x.iter().zip(columns.chunks_exact(16 * V)) {
-        let x = _mm512_set1_ps(x);
-        for (acc, t) in acc.iter_mut().zip(row.as_chunks::<16>().0) {
-            *acc = _mm512_fmadd_ps(x, load(t), *acc);
+unsafe fn blocks<'a, const V: usize, const R: usize>(
+    block: usize,
+    first: usize,
+    x: &'a [f32],
+    columns: &[f32],
+    y: &'a mut [f32],
+) -> (&'a [f32], &'a mut [f32]) {
+    let whole = x.len() / (R * block) * (R * block);
+    let ((now, x), (to, y)) = (x.split_at(whole), y.split_at_mut(whole));
+    for (x, y) in now.chunks_exact(R * block).zip(to.chunks_exact_mut(R * block)) {
+        let mut acc = [[_mm512_setzero_ps(); V]; R];
+        for i in 0..block {
+            // SAFETY: `i` is less than `block`, `first + 16 * V` is not more.
+            let t: [__m512; V] = std::array::from_fn(|v| unsafe {
+                _mm512_loadu_ps(columns.as_ptr().add(i * block + first + 16 * v))
+            });
+            for (r, acc) in acc.iter_mut().enumerate() {
+                // SAFETY: `x` is R blocks.
+                let x = _mm512_set1_ps(unsafe { *x.get_unchecked(r * block + i) });
+                for (acc, &t) in acc.iter_mut().zip(&t) {
+                    *acc = _mm512_fmadd_ps(x, t, *acc);
+                }
+            }
+        }
+        for (y, acc) in y.chunks_exact_mut(block).zip(acc) {
+            for (y, acc) in y[first..].as_chunks_mut::<16>().0.iter_mut().zip(acc) {
+                let nan = _mm512_cmp_ps_mask::<_CMP_UNORD_Q>(acc, acc);
+                let acc = _mm512_mask_mov_ps(acc, nan, _mm512_set1_ps(NAN));
+                // SAFETY: 64 writable bytes.
+                unsafe { _mm512_storeu_ps(y.as_mut_ptr(), acc) };
+            }
         }
     }
-    for (y, acc) in y.as_chunks_mut::<16>().0.iter_mut().zip(acc) {
-        // SAFETY: 64 writable bytes.
-        unsafe { _mm512_storeu_ps(y.as_mut_ptr(), acc) };
-    }
+    (x, y)
 }
 
 #[cfg(test)]
@@ -275,6 +394,7 @@ mod tests {
 
     use super::*;
     use crate::kernels::x86::{check_largest, magnitudes};
+    use crate::quantize::PART;
 
     #[test]
     fn vectors_of_codes_are_cores_codes_each_in_its_place() {
@@ -307,10 +427,10 @@ mod tests {
             println!("not checked: no AVX-512");
             return;
         }
-        fn bits<const G: usize>(y: &[f32; RUN]) -> [f32; GROUPS] {
-            let mut got = [0f32; GROUPS];
+        fn bits<const G: usize>(y: &[f32; PART]) -> [f32; LANES] {
+            let mut got = [0f32; LANES];
             // SAFETY: the CPU has the features; 32 writable bytes.
-            unsafe { _mm256_storeu_si256(got.as_mut_ptr().cast(), largest::<G>(y)) };
+            unsafe { _mm256_storeu_si256(got.as_mut_ptr().cast(), largest(y.as_chunks::<G>().0)) };
             got
         }
         let compared = [

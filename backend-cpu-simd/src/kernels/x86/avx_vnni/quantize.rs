@@ -28,7 +28,7 @@ impl Encode for AvxVnni {
         self.0.run_int8(y, scales, elements)
     }
 
-    fn chains<T: FloatValue>(&self, x: &[f32], columns: &[f32], y: &mut [f32]) {
-        self.0.chains::<T>(x, columns, y);
+    fn chains<T: FloatValue>(&self, block: usize, x: &[f32], columns: &[f32], y: &mut [f32]) {
+        self.0.chains::<T>(block, x, columns, y);
     }
 }
