@@ -47,8 +47,8 @@
 //! | MXINT8 by MXFP4 | `a + b <= 13` | `a <= 15`, `b <= 30` |
 //! | MXINT8 by NVFP4 | never | `a <= 16` |
 //!
-//! Groups whose codes are all +-0 are left out of a span where the row does not fit with them
-//! (padding has scale 2^-127, [C8]): their `dot` is 0, so their units may be anything. The last
+//! Groups whose codes are all +-0 are left out of the span of A, and of that of B where the row does
+//! not fit with them (padding has scale 2^-127, [C8]): their `dot` is 0, so their units may be anything. The last
 //! step is one rounding: the sum is converted to f32 to nearest, and the power of two is exact
 //! where no output can be subnormal or overflow; elsewhere the wide sum rounds.
 //!
