@@ -101,7 +101,8 @@ mod swizzle;
 mod transform;
 
 pub use backend::{
-    Matmul, MatmulQuery, Named, Paths, PreparedWeight, QuantizeInput, QuantizeQuery, Quantizer,
+    GroupedError, GroupedProduct, Matmul, MatmulQuery, Named, Paths, PreparedWeight, QuantizeInput,
+    QuantizeQuery, Quantizer,
 };
 pub use counts::QuantCounts;
 pub use e2m1::{E2m1, TieMode};

@@ -41,6 +41,7 @@
 //! *The rounding* is [`Sum::to_f32`]'s, in vectors when all exponents of a tile allow.
 
 use std::ops::Range;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 use fp4_core::{
     Buffer, Element, Epilogue, Error, ExactSum, Float, FloatSliceMut, PackedShape, PackedView,
@@ -107,6 +108,52 @@ pub(crate) fn matmul<K: Kernels>(
     let groups = 0..b.shape().row_groups();
     let call = TiledMatmul { kernels, threads, a, tiles: tiles.tiles(), b, groups };
     with_floats!(FloatSliceMut, out, out => call.run(out, &Finish { epilogue }))
+}
+
+/// A call cut into tasks, for any threads to run.
+pub(crate) trait CutCall: Sync {
+    /// Runs the next task that no thread has taken, if one is left.
+    fn run_next(&self) -> Option<Result<Paths, Error>>;
+}
+
+/// A [`matmul`] with outputs, cut into about `tasks` tasks. Operands, epilogue and output are
+/// checked.
+#[expect(clippy::too_many_arguments, reason = "those of `matmul` and the tasks")]
+pub(crate) fn cut<'a, K: Kernels + 'a>(
+    kernels: K,
+    threads: &'a TaskThreads,
+    a: PackedView<'a>,
+    tiles: &'a RowTiles,
+    b: &'a Panels,
+    epilogue: Epilogue<'a>,
+    out: FloatSliceMut<'a>,
+    tasks: usize,
+) -> Box<dyn CutCall + 'a> {
+    let groups = 0..b.shape().row_groups();
+    let call = TiledMatmul { kernels, threads, a, tiles: tiles.tiles(), b, groups };
+    let (cut, finish, next) = (call.cut(tasks.max(1)), Finish { epilogue }, AtomicUsize::new(0));
+    with_floats!(FloatSliceMut, out, out => {
+        let grid = OutputParts::new(out, b.shape().rows());
+        Box::new(CutMatmul { call, cut, grid, finish, next })
+    })
+}
+
+/// A product that is cut, and which of its tasks are taken.
+struct CutMatmul<'a, K, T> {
+    call: TiledMatmul<'a, K>,
+    cut: Cut,
+    grid: OutputParts<'a, T>,
+    finish: Finish<'a>,
+    /// The first task that is not taken.
+    next: AtomicUsize,
+}
+
+impl<K: Kernels, T: FloatValue> CutCall for CutMatmul<'_, K, T> {
+    fn run_next(&self) -> Option<Result<Paths, Error>> {
+        let task = self.next.fetch_add(1, Relaxed);
+        let run = || self.call.task(&self.cut, task, &self.grid, &self.finish);
+        (task < self.cut.tasks()).then(run)
+    }
 }
 
 /// Checks the operands, the epilogue and the output of a matmul.
@@ -325,6 +372,26 @@ struct Buffers {
     units: Units,
 }
 
+/// How a call is cut into tasks: blocks of tiles that stay in the cache, by runs of panels.
+#[derive(Debug, Clone, Copy)]
+struct Cut {
+    blocks: usize,
+    /// Tiles of a block; the last one may have fewer.
+    block: usize,
+    /// Panels of a task; the last one of a block may have fewer.
+    split: usize,
+    /// Tasks of a block.
+    across: usize,
+    /// Panels that are taken at a time.
+    step: usize,
+}
+
+impl Cut {
+    fn tasks(&self) -> usize {
+        self.blocks * self.across
+    }
+}
+
 /// One call of the driver.
 struct TiledMatmul<'a, K> {
     kernels: K,
@@ -364,55 +431,78 @@ impl<K: Kernels> TiledMatmul<'_, K> {
         if out.is_empty() {
             return Ok(Paths::default());
         }
+        let grid = OutputParts::new(out, self.b.shape().rows());
+        let cut = self.cut(self.threads.tasks(self.macs(), TASK_MACS));
+        self.threads.for_each(cut.tasks(), |task| self.task(&cut, task, &grid, sink))
+    }
+
+    /// Multiply-adds of the call.
+    fn macs(&self) -> usize {
         let (m, n) = (self.a.shape().rows(), self.b.shape().rows());
-        let grid = OutputParts::new(out, n);
+        m.saturating_mul(n).saturating_mul(self.a.shape().k())
+    }
+
+    /// The kernels on pairs of panels, if one stretch takes all chunks.
+    fn pairs(&self) -> Option<<K::Fold as FoldKernels>::Pairs> {
+        let fold = self.fold().filter(|_| !self.int8() && self.chunks().len() <= FOLD_CHUNKS);
+        fold.and_then(|fold| fold.pair_kernels(self.a.shape().rows()))
+    }
+
+    /// Cuts a call that has outputs into about `tasks` tasks.
+    fn cut(&self, tasks: usize) -> Cut {
         let (tiles, panels) = (self.tiles.len(), self.b.panels().len());
         let tile_bytes = (self.tiles[0].meta.len() * self.a.shape().k()).max(1);
-        // Panels in pairs, if one stretch takes all chunks.
-        let pairs = self.fold().filter(|_| !self.int8()).and_then(|fold| fold.pair_kernels(m));
-        let pairs = pairs.filter(|_| self.chunks().len() <= FOLD_CHUNKS);
-        let (step, most) = if pairs.is_some() { (2, PAIR_TILES) } else { (1, usize::MAX) };
+        let (step, most) = if self.pairs().is_some() { (2, PAIR_TILES) } else { (1, usize::MAX) };
         let blocks = tiles.div_ceil((BLOCK_BYTES / tile_bytes).clamp(1, most));
         let block = tiles.div_ceil(blocks);
         let blocks = tiles.div_ceil(block);
-        let macs = m.saturating_mul(n).saturating_mul(self.a.shape().k());
-        let tasks = self.threads.tasks(macs, TASK_MACS);
         let split = panels.div_ceil(tasks.div_ceil(blocks).min(panels)).next_multiple_of(step);
-        let across = panels.div_ceil(split);
-        self.threads.for_each(blocks * across, |task| {
-            let tiles = &self.tiles[task / across * block..tiles.min((task / across + 1) * block)];
-            let first = task % across * split;
-            let mut buffers = Buffers {
-                expanded: vec![Line([0; 64]); pairs.map_or(0, |_| PAIR_CHUNKS * 2 * STEPS)],
-                pairs: vec![[[[0; COLUMNS]; MAX_ROWS]; 2]; pairs.map_or(0, |_| tiles.len())],
-                sums: [[0; COLUMNS]; MAX_ROWS],
-                corrections: [0; MAX_ROWS],
-                units: [[0; COLUMNS]; MAX_ROWS],
-            };
-            let mut paths = Paths::default();
-            let end = panels.min(first + split);
-            for p in (first..end).step_by(step) {
-                let next = self.b.run_of_codes(p + step..end.min(p + 2 * step));
-                if let Some(kernels) = pairs {
-                    let pair = p..end.min(p + 2);
-                    self.multiply_pair(kernels, tiles, pair, next, &mut buffers, |r| {
-                        grid.prefetch(r, p * COLUMNS);
-                    });
+        Cut { blocks, block, split, across: panels.div_ceil(split), step }
+    }
+
+    /// Computes and writes the outputs of task `task` of a cut. `grid` is all of the call's output;
+    /// each task is to be run once.
+    fn task<T: Send>(
+        &self,
+        &Cut { block, split, across, step, .. }: &Cut,
+        task: usize,
+        grid: &OutputParts<'_, T>,
+        sink: &impl RowWriter<T>,
+    ) -> Result<Paths, Error> {
+        let (tiles, panels) = (self.tiles.len(), self.b.panels().len());
+        let pairs = self.pairs();
+        let tiles = &self.tiles[task / across * block..tiles.min((task / across + 1) * block)];
+        let first = task % across * split;
+        let mut buffers = Buffers {
+            expanded: vec![Line([0; 64]); pairs.map_or(0, |_| PAIR_CHUNKS * 2 * STEPS)],
+            pairs: vec![[[[0; COLUMNS]; MAX_ROWS]; 2]; pairs.map_or(0, |_| tiles.len())],
+            sums: [[0; COLUMNS]; MAX_ROWS],
+            corrections: [0; MAX_ROWS],
+            units: [[0; COLUMNS]; MAX_ROWS],
+        };
+        let mut paths = Paths::default();
+        let end = panels.min(first + split);
+        for p in (first..end).step_by(step) {
+            let next = self.b.run_of_codes(p + step..end.min(p + 2 * step));
+            if let Some(kernels) = pairs {
+                let pair = p..end.min(p + 2);
+                self.multiply_pair(kernels, tiles, pair, next, &mut buffers, |r| {
+                    grid.prefetch(r, p * COLUMNS);
+                });
+            }
+            for (t, tile) in tiles.iter().enumerate() {
+                if step == 1 {
+                    let rows = tile.first..tile.first + tile.meta.len();
+                    rows.for_each(|r| grid.prefetch(r, p * COLUMNS));
                 }
-                for (t, tile) in tiles.iter().enumerate() {
-                    if step == 1 {
-                        let rows = tile.first..tile.first + tile.meta.len();
-                        rows.for_each(|r| grid.prefetch(r, p * COLUMNS));
-                    }
-                    for half in 0..step.min(end - p) {
-                        let ready = (step == 2).then_some(Ready { tile: t, half });
-                        let buffers = &mut buffers;
-                        paths.merge(&self.tile(tile, p + half, ready, buffers, &grid, sink)?);
-                    }
+                for half in 0..step.min(end - p) {
+                    let ready = (step == 2).then_some(Ready { tile: t, half });
+                    let buffers = &mut buffers;
+                    paths.merge(&self.tile(tile, p + half, ready, buffers, grid, sink)?);
                 }
             }
-            Ok(paths)
-        })
+        }
+        Ok(paths)
     }
 
     /// Sums of plane 0 of the tiles with plane 0 of one panel or two. `next` is read soon; `soon`
