@@ -178,6 +178,13 @@ class Worker:
         if self.process:
             self.process.kill()
 
+    def restart(self, **environment):
+        self.stop()
+        if self.process:
+            self.process.wait()
+        self.process = None
+        self.environment.update(environment)
+
 
 class Run:
     """All measurements of one run."""
@@ -207,6 +214,9 @@ class Run:
         worker = self.workers.get(name)
         if worker is None:
             return None
+        # Candle has threads of its own, as many as the environment said when it started.
+        if name == "candle" and worker.environment.get("RAYON_NUM_THREADS") != str(threads):
+            worker.restart(RAYON_NUM_THREADS=str(threads))
         line = f"{work} {shape[0]} {shape[1]} {shape[2]} {threads} {state} {budget}"
         answer, end = worker.ask(line)
         ty = work.removeprefix("ggml-")

@@ -1,5 +1,6 @@
-//! How the benches take time, and the cache that decides what is cold. Of time: other load on a machine only ever adds, so that the fastest of many
-//! samples is the nearest to the work's own time.
+//! How the benches take time, and the size of the cache that decides what is cold. Other load on a
+//! machine only ever adds, so that the fastest of many samples is the nearest to the work's own
+//! time.
 
 #![allow(dead_code, unreachable_pub, reason = "each bench uses a part, and one is a library")]
 

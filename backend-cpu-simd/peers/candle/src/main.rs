@@ -58,7 +58,7 @@ impl Work for Layer {
     fn check(&mut self) -> Result<(), String> {
         let y = self.pool.install(|| self.product());
         let y = y.get(self.task.m - 1).and_then(|y| y.to_vec1::<f32>()).map_err(said)?;
-        self.task.check(&y, &self.task.expected([Data::Gaussian; 2]))
+        self.task.check(&y, &self.task.expected([Data::Gaussian; 2]), 1)
     }
 
     fn amount(&self) -> f64 {

@@ -100,16 +100,16 @@ impl Task {
         self.repeated(&rows)
     }
 
-    /// Compares a last row with the dense one: 4 bits leave a few percent of noise.
+    /// Compares a last row with the dense one: each operand of 4 bits leaves a few percent.
     ///
     /// # Errors
     /// How much more noise there is.
-    pub fn check(&self, y: &[f32], expected: &[f32]) -> Result<(), String> {
+    pub fn check(&self, y: &[f32], expected: &[f32], operands: u8) -> Result<(), String> {
         assert_eq!(y.len(), expected.len(), "a row of the output");
         let square = |x: f32| f64::from(x).powi(2);
         let noise: f64 = y.iter().zip(expected).map(|(&y, &e)| square(y - e)).sum();
         let power: f64 = expected.iter().map(|&e| square(e)).sum();
-        if noise < 0.04 * power {
+        if noise < 0.04 * f64::from(operands) * power {
             return Ok(());
         }
         Err(format!("a wrong answer: noise {noise:.3e} beside a signal of {power:.3e}"))
@@ -152,8 +152,8 @@ pub trait Work {
     }
 }
 
-/// Answers `run.py` until it closes the standard input. `make` prepares a product or tells why there
-/// is none; `forget` is called when the shape changes, before what was prepared is dropped.
+/// Answers `run.py` until it closes the standard input. `make` prepares a product or tells why
+/// there is none.
 pub fn serve<'w>(
     mut make: impl FnMut(&Task) -> Result<Box<dyn Work + 'w>, String>,
 ) -> std::io::Result<()> {
@@ -236,11 +236,11 @@ mod tests {
         let (a, w) = (task.activations(Data::Gaussian), task.distinct(Data::Gaussian));
         let one: f32 = a[2 * 64..].iter().zip(&w[5 * 64..6 * 64]).map(|(a, w)| a * w).sum();
         assert_eq!(y[5], one);
-        assert_eq!(task.check(&y, &expected), Ok(()));
+        assert_eq!(task.check(&y, &expected, 1), Ok(()));
         y.rotate_left(1);
-        assert!(task.check(&y, &expected).expect_err("rotated").starts_with("a wrong answer"));
+        assert!(task.check(&y, &expected, 1).expect_err("rotated").starts_with("a wrong answer"));
         y.fill(f32::NAN);
-        assert!(task.check(&y, &expected).is_err());
+        assert!(task.check(&y, &expected, 1).is_err());
     }
 
     #[test]

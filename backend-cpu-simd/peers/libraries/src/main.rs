@@ -82,7 +82,7 @@ impl Work for Gemm {
     fn check(&mut self) -> Result<(), String> {
         self.run();
         let last = &self.y[self.y.len() - self.task.n..];
-        self.task.check(last, &self.task.expected([Data::Gaussian; 2]))
+        self.task.check(last, &self.task.expected([Data::Gaussian; 2]), 1)
     }
 
     fn amount(&self) -> f64 {

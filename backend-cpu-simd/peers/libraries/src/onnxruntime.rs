@@ -78,7 +78,7 @@ impl Work for Layer {
 
     fn check(&mut self) -> Result<(), String> {
         self.product(true);
-        self.task.check(&self.y, &self.task.expected([Data::Gaussian; 2]))
+        self.task.check(&self.y, &self.task.expected([Data::Gaussian; 2]), 1)
     }
 
     fn amount(&self) -> f64 {

@@ -2,16 +2,16 @@
 //!
 //! | work | |
 //! |---|---|
-//! | `mxfp4`, `nvfp4`, `mxint8-mxfp4`, `mxint8-nvfp4` | a layer: f32 in and out, activations quantized in it |
+//! | `mxfp4`, `nvfp4`, `mxint8-mxfp4`, `mxint8-nvfp4` | a layer: f32 in and out |
 //! | `product-` and those | operands that are packed already |
 //! | the same and `@avx2` | by the kernels of that instruction set instead of the best |
 //! | the same and `/outliers-t4` | of activations with outlier channels and t4 weights |
 //! | `quantize-` and an encoding | f32 (m, k) |
 //! | `vpdpbusd-512`, `vpdpbusd-256`, `vpmaddubsw-256` | the instruction, on registers |
-//! | `read` | as much memory as an MXFP4 weight (n, k) takes; cold: twice the last-level cache |
+//! | `read` | the bytes of an MXFP4 weight (n, k); cold: twice the last-level cache |
 //!
 //! The last row of each answer has the bits of the portable kernels, and is near the dense row.
-//! `run.py --before` builds this file in another commit's tree, so that it uses only what both have.
+//! `run.py --before` builds this file in another commit's tree: it uses only what both have.
 
 #[allow(dead_code, unused_imports, reason = "each bench uses a part")]
 #[path = "../../../benches/common/roofline.rs"]
@@ -105,6 +105,8 @@ struct Layer {
     data: [Data; 2],
     spec: QuantSpec,
     alpha: f32,
+    /// True if the activations have 4 bits too.
+    four_bit: bool,
     x: Vec<f32>,
     /// The activations, if the work starts with packed ones.
     a: Option<PackedMatrix>,
@@ -136,11 +138,27 @@ impl Layer {
         let copies = task.copies(w.codes().len(), last_level_cache());
         let weights = (0..copies).map(|_| weight.clone()).collect();
         let (spec, x) = (QuantSpec::of(a), task.activations(data[0]));
+        let four_bit = a.format().is_some();
         let a = packed.then(|| quantized(&backend, &spec, &x, [m, k])).transpose()?;
         let operand = backend.empty_operand().map_err(said)?;
         let alpha = spec.global_scale() * of_w.global_scale();
         let (task, y) = (task.clone(), vec![0f32; m * n]);
-        Ok(Layer { backend, pool, task, data, spec, alpha, x, a, w, weights, next: 0, operand, y })
+        Ok(Layer {
+            backend,
+            pool,
+            task,
+            data,
+            spec,
+            alpha,
+            four_bit,
+            x,
+            a,
+            w,
+            weights,
+            next: 0,
+            operand,
+            y,
+        })
     }
 }
 
@@ -178,7 +196,8 @@ impl Work for Layer {
         if y.iter().zip(&expected).any(|(y, e)| y.to_bits() != e.to_bits()) {
             return Err("a wrong answer: other bits than the portable kernels'".into());
         }
-        self.task.check(y, &self.task.expected(self.data))
+        let operands = if self.four_bit { 2 } else { 1 };
+        self.task.check(y, &self.task.expected(self.data), operands)
     }
 
     fn amount(&self) -> f64 {
