@@ -13,7 +13,7 @@
 #![no_std]
 
 use fp4_core::{Error, Format, PackedMut, PackedShape, PackedView, QuantSpec, QuantizeInput};
-use fp4_core::{check_environment, reference};
+use fp4_core::{check_environment, narrow, reference};
 
 /// Input features: two groups of NVFP4.
 pub const K: usize = 32;
@@ -41,7 +41,7 @@ pub fn forward(x: &[f32; K], y: &mut [f32; N]) -> Result<(), Error> {
     let shape = PackedShape::of(Format::NvFp4, N, K)?;
     let weight = PackedView::new(shape, CODES.as_flattened(), SCALES.as_flattened())?;
     let alpha = WEIGHT_SCALE * spec.global_scale();
-    reference::matmul(a.as_view(), weight, alpha, (&mut y[..]).into())
+    narrow::matmul(a.as_view(), weight, alpha, (&mut y[..]).into()).map(|_| ())
 }
 
 /// What a board does where a program for a desk would print and end.

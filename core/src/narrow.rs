@@ -47,10 +47,11 @@
 //! | MXINT8 by MXFP4 | `a + b <= 13` | `a <= 15`, `b <= 30` |
 //! | MXINT8 by NVFP4 | never | `a <= 16` |
 //!
-//! Groups whose codes are all +-0 are left out of a span where the row does not fit with them
-//! (padding has scale 2^-127, [C8]): their `dot` is 0, so their units may be anything. The last
-//! step is one rounding: the sum is converted to f32 to nearest, and the power of two is exact where
-//! no output can be subnormal or overflow; elsewhere the wide sum rounds.
+//! Groups whose codes are all +-0 are left out of the span of A, and of that of B where the row
+//! does not fit with them (padding has scale 2^-127, [C8]): their `dot` is 0, so their units may
+//! be anything. The last step is one rounding: the sum is converted to f32 to nearest, and the
+//! power of two is exact where no output can be subnormal or overflow; elsewhere the wide sum
+//! rounds.
 //!
 //! Worked example, MXFP4, K = 64: scales 2^0 and 2^3 of A (units 1 and 8), 2^-1 twice of B (units
 //! 1). D is 4608 and 2 * 4608 * 2^3 is far below 2^31. Dots 4 and 144 give 4 * 1 + 144 * 8 = 1156
