@@ -47,6 +47,7 @@
 //! | `counts` | what a quantization did, counted by the group |
 //! | `grouped` | several products in one call, in one parallel region |
 //! | `resident` | activations kept in the kernels' form |
+//! | `cost` | how long work takes, about |
 //! | `threads` | which rayon pool runs the tasks, and the check of the environment in each |
 //! | `limits` | tile sizes and bounds of each, for tests to sit on |
 //! | `environment` | a changed floating-point environment, for tests |
@@ -78,6 +79,7 @@
 
 #![deny(unsafe_op_in_unsafe_fn)]
 
+mod cost;
 mod counts;
 mod dequantize;
 mod engine;

@@ -30,7 +30,8 @@ use fp4_core::{Error, Format, PackedShape, PackedView};
 use self::fill::PanelRows;
 use super::PanelView;
 use super::meta::{Extremes, Reach, RowMeta};
-use super::operand::{CHUNK, COLUMNS, Form, LINES, Line, TASK_BYTES, chunk_groups};
+use super::operand::{CHUNK, COLUMNS, Form, LINES, Line, chunk_groups};
+use crate::cost::Cost;
 use crate::threads::TaskThreads;
 
 /// How a plane of a panel relates to the columns.
@@ -181,13 +182,13 @@ impl Panels {
         let scale_bytes = COLUMNS * chunk_groups(&shape);
         let mut codes = vec![Line([0; 64]); count * chunks * LINES];
         let mut scales = vec![0; count * chunks * scale_bytes];
-        let split = count.div_ceil(threads.tasks(shape.codes_len(), TASK_BYTES)).max(1);
+        let plan = threads.plan(Cost::reorder(shape.codes_len()));
+        let split = count.div_ceil(plan.tasks).max(1);
         let mut panels = Vec::with_capacity(count);
         if chunks > 0 {
             let lines = codes.chunks_mut(split * chunks * LINES);
             let tasks = lines.zip(scales.chunks_mut(split * chunks * scale_bytes));
-            let tasks: Vec<_> = tasks.enumerate().collect();
-            let made = threads.run(tasks, |(t, (codes, scales))| {
+            let made = threads.run(plan, tasks.enumerate(), |(t, (codes, scales))| {
                 let lines = codes.chunks_exact_mut(chunks * LINES);
                 let panels = lines.zip(scales.chunks_exact_mut(chunks * scale_bytes));
                 let fill = panels.enumerate().map(|(p, (codes, scales))| {
