@@ -98,6 +98,7 @@ mod limits;
     allow(dead_code, unused_imports, reason = "no kernels plug into the tiles")
 )]
 mod matmul;
+mod memory;
 mod quantize;
 mod resident;
 mod threads;

@@ -268,7 +268,9 @@ mod tests {
                 let runs: Vec<_> = (0..count).map(|_| AtomicUsize::new(0)).collect();
                 let paths = threads.for_each(8, count, |units| {
                     assert!(!units.is_empty());
-                    runs[units.clone()].iter().for_each(|run| drop(run.fetch_add(1, Relaxed)));
+                    for run in &runs[units.clone()] {
+                        run.fetch_add(1, Relaxed);
+                    }
                     Ok(Paths::new(units.len() as u64, 0, 0))
                 });
                 assert_eq!(paths.unwrap().narrow, count as u64);
@@ -312,7 +314,7 @@ mod tests {
                 }
             };
             let pool = threads.pool.as_ref().unwrap();
-            outside.spawn(|| pool.join(hold, hold));
+            outside.spawn(move || pool.join(hold, hold));
             while busy.load(Relaxed) < 2 {
                 std::hint::spin_loop();
             }

@@ -32,6 +32,7 @@ use super::PanelView;
 use super::meta::{Extremes, Reach, RowMeta};
 use super::operand::{CHUNK, COLUMNS, Form, LINES, Line, chunk_groups};
 use crate::cost::Cost;
+use crate::memory::{copied, filled};
 use crate::threads::TaskThreads;
 
 /// How a plane of a panel relates to the columns.
@@ -161,7 +162,7 @@ impl Panel {
 }
 
 /// The prepared weight B (N, K).
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub(crate) struct Panels {
     shape: PackedShape,
     format: Format,
@@ -172,6 +173,17 @@ pub(crate) struct Panels {
     panels: Vec<Panel>,
 }
 
+impl Clone for Panels {
+    fn clone(&self) -> Self {
+        Panels {
+            codes: copied(&self.codes),
+            scales: copied(&self.scales),
+            panels: self.panels.clone(),
+            ..*self
+        }
+    }
+}
+
 impl Panels {
     /// Reorders the weight.
     pub(crate) fn new(threads: &TaskThreads, b: PackedView<'_>, form: Form) -> Result<Self, Error> {
@@ -180,8 +192,8 @@ impl Panels {
         let chunks = shape.k().div_ceil(CHUNK);
         let count = shape.rows().div_ceil(COLUMNS);
         let scale_bytes = COLUMNS * chunk_groups(&shape);
-        let mut codes = vec![Line([0; 64]); count * chunks * LINES];
-        let mut scales = vec![0; count * chunks * scale_bytes];
+        let mut codes = filled(count * chunks * LINES, Line([0; 64]));
+        let mut scales = filled(count * chunks * scale_bytes, 0);
         let plan = threads.plan(Cost::reorder(shape.codes_len()));
         let split = count.div_ceil(plan.tasks).max(1);
         let mut panels = Vec::with_capacity(count);
