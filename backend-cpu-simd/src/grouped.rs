@@ -12,13 +12,13 @@
 //! So experts with a few rows each share the threads evenly without being cut, and one with
 //! thousands is cut for all threads. Threads that come to a product that is taken go on to the
 //! next; the last ones are the smallest. Where consecutive products have the same A (q, k and v of
-//! one input), it is packed once.
+//! one input), it is packed once, or once by each thread that runs some of them whole.
 //!
 //! No sum is ever split between tasks, so that the bits are those of each product alone.
 //!
 //! Worked example: 2 threads, 64 experts with 25 rows each, N and K alike: 64 products of 1 / 64 of
-//! the work, a share is 1 / 16: all whole, 32 for each thread. One with 1600 rows beside them has half
-//! of the work and is cut into 8 shares.
+//! the work, a share is 1 / 16: all whole, 32 for each thread. One with 1600 rows beside them has
+//! half of the work and is cut into 8 shares.
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Mutex, OnceLock, PoisonError};
@@ -35,7 +35,8 @@ use crate::weight::Weight;
 const SHARES: usize = 8;
 /// Multiply-adds that an output costs at least: rounding and writing it, if K is small.
 const OUTPUT_MACS: usize = 64;
-/// Packed bytes of an A that several threads pack together; smaller ones are packed side by side.
+/// Packed bytes of an A that several threads pack together; smaller ones are packed side by side,
+/// if there are enough for the threads.
 const LARGE_BYTES: usize = 1 << 20;
 
 /// One product of a call, its operands checked.
@@ -150,7 +151,7 @@ fn in_one_region(
     let calls = calls.into_iter().enumerate().filter(|(_, call)| !call.out.is_empty());
     let (mut large, mut whole): (Vec<_>, Vec<_>) =
         calls.partition(|(_, call)| call.work() > share && call.weight.is_tiled());
-    // Consecutive products with one A stay together: the sort is stable.
+    // Stable: products of one A and one shape stay neighbours.
     large.sort_by_key(|(_, call)| std::cmp::Reverse(call.work()));
     whole.sort_by_key(|(_, call)| std::cmp::Reverse(call.work()));
 
@@ -165,10 +166,15 @@ fn in_one_region(
         }
         packed_of.push(at);
     }
-    for (tiles, of) in packed.iter_mut().filter(|(_, of)| of.a.codes().len() > LARGE_BYTES) {
+    let few = packed.len() < plan.threads;
+    let together = |of: &GroupedCall<'_>| few || of.a.codes().len() > LARGE_BYTES;
+    for (tiles, of) in packed.iter_mut().filter(|(_, of)| together(of)) {
         of.weight.pack(threads, tiles, of.a)?;
     }
-    threads.run(plan, packed.iter_mut(), |(tiles, of)| of.weight.pack(&alone, tiles, of.a))?;
+    // What is packed already is not packed again.
+    let side_by_side = if few { Plan::ONE } else { plan };
+    threads
+        .run(side_by_side, packed.iter_mut(), |(tiles, of)| of.weight.pack(&alone, tiles, of.a))?;
     let packed: Vec<ReusedTiles<'_>> = packed.into_iter().map(|(tiles, _)| tiles).collect();
 
     let cut = large.into_iter().zip(&packed_of).filter_map(|((product, call), &at)| {

@@ -116,6 +116,7 @@ use std::fmt;
 use std::marker::PhantomData;
 use std::ops::Range;
 use std::sync::Arc;
+use std::time::Duration;
 
 use fp4_core::{
     Buffer, Encoding, Epilogue, Error, FloatSlice, FloatSliceMut, GroupedError, GroupedProduct,
@@ -195,7 +196,8 @@ impl Default for CpuSimd {
 
 impl CpuSimd {
     /// The backend with the fastest instruction set that this CPU has, on rayon's current thread
-    /// pool: the global one, or the one whose thread calls.
+    /// pool: the global one, or the one whose thread calls. A call runs on as many of its threads as
+    /// its estimated time is worth, a short one on the calling thread alone.
     pub fn new() -> Self {
         Self::of_engine(Engine::best())
     }
@@ -209,10 +211,23 @@ impl CpuSimd {
     }
 
     /// The same backend on a thread pool of its own. The bits are the same with any number of
-    /// threads.
+    /// threads. The thread that calls works too, whether it is of the pool or not, and at most as
+    /// many of the pool as make its number of threads.
     #[must_use]
     pub fn with_pool(self, pool: Arc<ThreadPool>) -> Self {
-        CpuSimd { threads: TaskThreads::of_pool(pool), ..self }
+        CpuSimd { threads: self.threads.on_pool(pool), ..self }
+    }
+
+    /// The same backend, whose threads look for work for `awake` after their last before they sleep,
+    /// 10 ms at most; by default they do so for as long as rayon's threads do, some microseconds.
+    ///
+    /// For loops of short calls with pauses, such as decoding: a thread that sleeps is woken up for
+    /// each call, which takes longer than a small product. It costs the processor's time, so it is
+    /// off unless asked for. Make such calls from inside of the pool
+    /// ([`ThreadPool::install`]): else one more thread is awake than has work.
+    #[must_use]
+    pub fn with_spinning(self, awake: Duration) -> Self {
+        CpuSimd { threads: self.threads.spinning(awake), ..self }
     }
 
     fn of_engine(engine: Engine) -> Self {

@@ -19,9 +19,11 @@
 
 mod region;
 
+use std::cell::Cell;
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use fp4_core::{Error, Paths, check_environment};
 
@@ -36,6 +38,8 @@ const TASK_NS: u64 = 4_000;
 /// Most tasks for each thread: the last one to end has at most an eighth of its share to go.
 const TASKS: usize = 8;
 
+/// Longest that a helper looks for more work.
+pub(crate) const MOST_AWAKE: Duration = Duration::from_millis(10);
 /// Most jobs that wait for a thread: more would find none that is idle.
 const MOST_WAITING: usize = 1024;
 
@@ -46,6 +50,8 @@ pub(crate) struct TaskThreads {
     alone: bool,
     /// Jobs of this and its clones that wait for a thread.
     waiting: Arc<AtomicUsize>,
+    /// How long a helper looks for more work before it sleeps, beyond what rayon's do.
+    awake: Duration,
 }
 
 /// On how many threads a call runs, and into about how many tasks it is cut for them.
@@ -55,15 +61,25 @@ pub(crate) struct Plan {
     pub(crate) tasks: usize,
 }
 
+impl Plan {
+    /// The calling thread, and one task.
+    pub(crate) const ONE: Plan = Plan { threads: 1, tasks: 1 };
+}
+
 impl TaskThreads {
-    /// The threads of `pool`.
-    pub(crate) fn of_pool(pool: Arc<rayon::ThreadPool>) -> Self {
-        TaskThreads { pool: Some(pool), ..Self::default() }
+    /// The threads of `pool`, with the same settings.
+    pub(crate) fn on_pool(&self, pool: Arc<rayon::ThreadPool>) -> Self {
+        TaskThreads { pool: Some(pool), awake: self.awake, ..Self::default() }
     }
 
     /// The thread that calls and no other: for what runs inside of a task.
     pub(crate) fn alone() -> Self {
         TaskThreads { alone: true, ..Self::default() }
+    }
+
+    /// The same threads, which look for work for so long after their last before they sleep.
+    pub(crate) fn spinning(self, awake: Duration) -> Self {
+        TaskThreads { awake: awake.min(MOST_AWAKE), ..self }
     }
 
     /// How many threads there are.
@@ -180,7 +196,7 @@ impl TaskThreads {
 
     /// Asks `helpers` threads of the pool to work in a region.
     fn ask(&self, region: &Arc<Region>, helpers: usize) {
-        for job in Job::halves(region, helpers, &self.waiting) {
+        for job in Job::halves(region, helpers, self.awake, &self.waiting) {
             match &self.pool {
                 Some(pool) => pool.spawn(|| job.run()),
                 None => rayon::spawn(|| job.run()),
@@ -194,6 +210,8 @@ struct Job {
     region: Arc<Region>,
     /// How many others.
     helpers: usize,
+    /// How long it looks for more work afterwards.
+    awake: Duration,
     /// How many jobs wait for a thread.
     waiting: Arc<AtomicUsize>,
 }
@@ -204,6 +222,7 @@ impl Job {
     fn halves(
         region: &Arc<Region>,
         helpers: usize,
+        awake: Duration,
         waiting: &Arc<AtomicUsize>,
     ) -> impl Iterator<Item = Job> {
         let halves = [helpers.div_ceil(2), helpers / 2].into_iter().filter(|&half| half > 0);
@@ -212,19 +231,43 @@ impl Job {
                 waiting.fetch_sub(1, Relaxed);
                 return None;
             }
-            Some(Job { region: region.clone(), helpers: half - 1, waiting: waiting.clone() })
+            let (region, waiting) = (region.clone(), waiting.clone());
+            Some(Job { region, helpers: half - 1, awake, waiting })
         })
     }
 
     fn run(self) {
         self.waiting.fetch_sub(1, Relaxed);
         if self.region.is_open() {
-            for job in Job::halves(&self.region, self.helpers, &self.waiting) {
+            for job in Job::halves(&self.region, self.helpers, self.awake, &self.waiting) {
                 rayon::spawn(|| job.run());
             }
             self.region.help();
         }
+        if !self.awake.is_zero() {
+            look_for_work(self.awake);
+        }
     }
+}
+
+thread_local! {
+    /// True while this thread of a pool looks for work.
+    static AWAKE: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Runs jobs of this thread's pool until there was none for so long.
+fn look_for_work(awake: Duration) {
+    if AWAKE.replace(true) {
+        return; // the job that ended is one of those
+    }
+    let mut last = Instant::now();
+    while last.elapsed() < awake {
+        match rayon::yield_now() {
+            Some(rayon::Yield::Executed) => last = Instant::now(),
+            _ => std::hint::spin_loop(),
+        }
+    }
+    AWAKE.set(false);
 }
 
 #[cfg(test)]
@@ -234,7 +277,7 @@ mod tests {
 
     fn pools() -> Vec<TaskThreads> {
         let of = |n: usize| rayon::ThreadPoolBuilder::new().num_threads(n).build().unwrap();
-        let pools = [1, 2, 3, 8].map(|n| TaskThreads::of_pool(Arc::new(of(n))));
+        let pools = [1, 2, 3, 8].map(|n| TaskThreads::default().on_pool(Arc::new(of(n))));
         pools.into_iter().chain([TaskThreads::default(), TaskThreads::alone()]).collect()
     }
 
@@ -297,9 +340,34 @@ mod tests {
     }
 
     #[test]
+    fn a_helper_stays_awake_if_asked_to_and_for_a_bounded_time() {
+        for awake in [Duration::ZERO, Duration::from_secs(3600)] {
+            let pool = Arc::new(rayon::ThreadPoolBuilder::new().num_threads(2).build().unwrap());
+            let threads = TaskThreads::default().on_pool(pool.clone()).spinning(awake);
+            let any_awake = || pool.broadcast(|_| AWAKE.get()).contains(&true);
+            // A helper comes, as each waits for the other.
+            let seen = (0..100).any(|_| {
+                let inside = AtomicUsize::new(0);
+                let both = |_| {
+                    inside.fetch_add(1, Relaxed);
+                    while inside.load(Relaxed) < 2 {
+                        std::hint::spin_loop();
+                    }
+                    Ok(Paths::default())
+                };
+                threads.for_each(2, 2, both).unwrap();
+                any_awake()
+            });
+            assert_eq!(seen, !awake.is_zero());
+            std::thread::sleep(20 * MOST_AWAKE);
+            assert!(!any_awake(), "awake after {:?}", 20 * MOST_AWAKE);
+        }
+    }
+
+    #[test]
     fn a_call_does_not_wait_for_a_pool_that_is_busy_and_leaves_few_jobs() {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(2).build().unwrap();
-        let threads = TaskThreads::of_pool(Arc::new(pool));
+        let threads = TaskThreads::default().on_pool(Arc::new(pool));
         let (busy, free) = (AtomicUsize::new(0), AtomicBool::new(false));
         let nested = |units: Range<usize>| Ok(Paths::new(units.len() as u64, 0, 0));
         std::thread::scope(|outside| {

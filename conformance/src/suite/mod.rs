@@ -25,6 +25,7 @@
 pub mod case;
 mod core_checks;
 mod environment;
+mod grouped;
 pub mod outcome;
 mod profile;
 pub mod run_report;
@@ -41,7 +42,7 @@ use serde::Serialize;
 pub use globset::Error as PatternError;
 pub(crate) use runner::{input as quantize_input, quantize as quantize_into_garbage};
 
-pub use profile::{CoreSet, EnvironmentSet, MatmulSet, PairSet, Profile, QuantizeSet};
+pub use profile::{CoreSet, EnvironmentSet, GroupedSet, MatmulSet, PairSet, Profile, QuantizeSet};
 
 use self::case::{Case, Declared, Kind, Way, cases};
 use self::run_report::RunReport;

@@ -8,9 +8,9 @@
 //! schedule. Experts that see a few rows each are too small to be cut for threads one by one, and
 //! together they are not.
 //!
-//! Worked example: 3 experts of weights (N, K), rows routed 2, 0, 1: three [`GroupedProduct`]s whose
-//! A are rows 0..2, 2..2 and 2..3 of the sorted activations, whose outputs are as many rows of N. The
-//! second one reads and writes nothing.
+//! Worked example: 3 experts of weights (N, K), rows routed 2, 0, 1: three [`GroupedProduct`]s
+//! whose A are rows 0..2, 2..2 and 2..3 of the sorted activations, whose outputs are as many rows
+//! of N. The second one reads and writes nothing.
 //!
 //! [C6]: crate::contract#c6
 
@@ -87,6 +87,26 @@ pub fn expect_grouped<M: Matmul, B: Packed>(
         let supported = |query: MatmulQuery| Ok(backend.supports_matmul(&query)?);
         product.query().and_then(supported).map_err(|error| GroupedError::of(i, error))
     })
+}
+
+/// What [`Matmul::grouped`] does by default: checks all, then multiplies one product after the
+/// other. It allocates nothing.
+///
+/// # Errors
+/// As [`Matmul::grouped`].
+pub fn one_by_one<M: Matmul, B: Packed>(
+    backend: &M,
+    products: &mut [GroupedProduct<'_, M::Prepared<B>>],
+) -> Result<Paths, GroupedError> {
+    expect_grouped::<M, B>(backend, products)?;
+    let mut all = Paths::default();
+    for (i, product) in products.iter_mut().enumerate() {
+        let GroupedProduct { a, b, epilogue, out, paths } = product;
+        let ran = backend.matmul::<B>(*a, b, *epilogue, out.reborrow());
+        *paths = ran.map_err(|error| GroupedError::of(i, error))?;
+        all.merge(paths);
+    }
+    Ok(all)
 }
 
 /// What was wrong with a grouped call, and in which of its products.

@@ -69,7 +69,7 @@ mod resident;
 
 use core::ops::Range;
 
-pub use grouped::{GroupedError, GroupedProduct, expect_grouped};
+pub use grouped::{GroupedError, GroupedProduct, expect_grouped, one_by_one};
 pub use query::{MatmulQuery, Paths, QuantizeInput, QuantizeQuery};
 pub use resident::{Resident, Sink, Source};
 
@@ -152,14 +152,14 @@ pub trait Matmul: Named {
         out: FloatSliceMut<'_>,
     ) -> Result<Paths, Error>;
 
-    /// Computes several products in one call, each with the bits that [`matmul`](Self::matmul) gives
-    /// it alone, and writes to each which paths ran for it; returns the paths of all. By default a
-    /// loop, which allocates nothing.
+    /// Computes several products in one call, each with the bits that [`matmul`](Self::matmul)
+    /// gives it alone, and writes to each which paths ran for it; returns the paths of all. By
+    /// default a loop, which allocates nothing.
     ///
     /// # Errors
     /// As [`matmul`](Self::matmul), with the index of the product. All operands, epilogues and
-    /// outputs are checked first: with one that does not fit, nothing is written. A device that fails
-    /// later may leave some of the outputs written.
+    /// outputs are checked first: with one that does not fit, nothing is written. A device that
+    /// fails later may leave some of the outputs written.
     fn grouped<B: Packed>(
         &self,
         products: &mut [GroupedProduct<'_, Self::Prepared<B>>],
@@ -167,15 +167,7 @@ pub trait Matmul: Named {
     where
         Self: Sized,
     {
-        expect_grouped::<Self, B>(self, products)?;
-        let mut all = Paths::default();
-        for (i, product) in products.iter_mut().enumerate() {
-            let GroupedProduct { a, b, epilogue, out, paths } = product;
-            let ran = self.matmul::<B>(*a, b, *epilogue, out.reborrow());
-            *paths = ran.map_err(|error| GroupedError::of(i, error))?;
-            all.merge(paths);
-        }
-        Ok(all)
+        one_by_one::<Self, B>(self, products)
     }
 
     /// True if [`grouped`](Self::grouped) gains over a loop of products, so that a caller should
