@@ -91,7 +91,7 @@ mod tests {
     fn a_product_s_cost_grows_with_each_dimension_and_saturates() {
         for isa in Isa::ALL {
             let ns = |mnk| Cost::matmul(isa, mnk).ns();
-            assert_eq!(ns([0, 4096, 4096]) == 0, false, "{isa}: the weights are read");
+            assert!(ns([0, 4096, 4096]) > 0, "{isa}: the weights are read");
             assert!(ns([8, 64, 64]) < ns([9, 64, 64]), "{isa}");
             assert!(ns([8, 64, 64]) < ns([8, 80, 64]) && ns([8, 64, 64]) < ns([8, 64, 96]));
             assert_eq!(ns([usize::MAX; 3]), u64::MAX / 1000, "{isa}");

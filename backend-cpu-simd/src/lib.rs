@@ -48,12 +48,14 @@
 //! | `grouped` | several products in one call, in one parallel region |
 //! | `resident` | activations kept in the kernels' form |
 //! | `cost` | how long work takes, about |
+//! | `memory` | large buffers in huge pages |
 //! | `threads` | which rayon pool runs the tasks, and the check of the environment in each |
 //! | `limits` | tile sizes and bounds of each, for tests to sit on |
 //! | `environment` | a changed floating-point environment, for tests |
 //!
 //! `unsafe` is in `kernels` (loads and stores of vectors, calls of kernels by the holder of the
-//! proof), in `matmul` (the output that several threads write) and in `environment` (the control
+//! proof), in `matmul` (the output that several threads write), in `threads` (a borrow that outlives
+//! the threads that came), in `memory` (advice about pages) and in `environment` (the control
 //! register). `cargo bench` prints speeds beside rooflines and peers of the same run.
 //!
 //! # Example
@@ -98,6 +100,14 @@ mod limits;
     allow(dead_code, unused_imports, reason = "no kernels plug into the tiles")
 )]
 mod matmul;
+#[cfg_attr(
+    not(any(
+        target_arch = "x86_64",
+        target_arch = "aarch64",
+        all(target_arch = "wasm32", target_feature = "simd128")
+    )),
+    allow(dead_code, reason = "no kernels plug into the tiles")
+)]
 mod memory;
 mod quantize;
 mod resident;
@@ -196,8 +206,8 @@ impl Default for CpuSimd {
 
 impl CpuSimd {
     /// The backend with the fastest instruction set that this CPU has, on rayon's current thread
-    /// pool: the global one, or the one whose thread calls. A call runs on as many of its threads as
-    /// its estimated time is worth, a short one on the calling thread alone.
+    /// pool: the global one, or the one whose thread calls. A call runs on as many of its threads
+    /// as its estimated time is worth, a short one on the calling thread alone.
     pub fn new() -> Self {
         Self::of_engine(Engine::best())
     }
@@ -218,8 +228,8 @@ impl CpuSimd {
         CpuSimd { threads: self.threads.on_pool(pool), ..self }
     }
 
-    /// The same backend, whose threads look for work for `awake` after their last before they sleep,
-    /// 10 ms at most; by default they do so for as long as rayon's threads do, some microseconds.
+    /// The same backend, whose threads look for work for `awake` after their last before they
+    /// sleep, 10 ms at most; by default for as long as rayon's threads do, some microseconds.
     ///
     /// For loops of short calls with pauses, such as decoding: a thread that sleeps is woken up for
     /// each call, which takes longer than a small product. It costs the processor's time, so it is

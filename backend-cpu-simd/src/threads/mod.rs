@@ -217,8 +217,8 @@ struct Job {
 }
 
 impl Job {
-    /// Two jobs, or fewer, for `helpers` threads: each asks two others, so that no thread wakes many.
-    /// None if so many jobs wait already that the pool must be busy.
+    /// Two jobs, or fewer, for `helpers` threads: each asks two others, so that no thread wakes
+    /// many. None if so many jobs wait already that the pool must be busy.
     fn halves(
         region: &Arc<Region>,
         helpers: usize,
@@ -271,8 +271,9 @@ fn look_for_work(awake: Duration) {
 }
 
 #[cfg(test)]
-#[cfg(not(target_family = "wasm"))]
 mod tests {
+    #![cfg(not(target_family = "wasm"))]
+
     use super::*;
 
     fn pools() -> Vec<TaskThreads> {

@@ -1,8 +1,8 @@
 //! Work that the calling thread shares with those that come in time.
 //!
-//! A scope of rayon's ends when every job that was spawned in it has run: if the threads of the pool
-//! are busy, or slow to wake up, the caller waits for jobs that have nothing left to do. A region
-//! ends when the threads that came have left, and turns away those that come later.
+//! A scope of rayon's ends when every job that was spawned in it has run: if the threads of the
+//! pool are busy, or slow to wake up, the caller waits for jobs that have nothing left to do. A
+//! region ends when the threads that came have left, and turns away those that come later.
 //!
 //! ```text
 //! state = CLOSED bit | threads inside
@@ -18,8 +18,8 @@ use std::thread::Thread;
 
 /// The bit of a region that is closed.
 const CLOSED: usize = 1 << (usize::BITS - 1);
-/// How often the caller looks whether the helpers have left before it sleeps: for some microseconds,
-/// then with a yield each time.
+/// How often the caller looks whether the helpers have left before it sleeps: for some
+/// microseconds, then with a yield each time.
 const SPINS: usize = 200;
 const LOOKS: usize = 220;
 
@@ -114,6 +114,8 @@ impl Region {
 
 #[cfg(test)]
 mod tests {
+    #![cfg(not(target_family = "wasm"))]
+
     use super::*;
 
     #[test]
