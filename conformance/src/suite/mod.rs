@@ -39,6 +39,7 @@ use fp4_core::backend::erased::Backend;
 use globset::{GlobBuilder, GlobMatcher};
 use serde::Serialize;
 
+pub(crate) use core_checks::swizzled;
 pub use globset::Error as PatternError;
 pub(crate) use runner::{input as quantize_input, quantize as quantize_into_garbage};
 
