@@ -270,10 +270,9 @@ fn look_for_work(awake: Duration) {
     AWAKE.set(false);
 }
 
+#[cfg(not(target_family = "wasm"))] // it has no threads
 #[cfg(test)]
 mod tests {
-    #![cfg(not(target_family = "wasm"))]
-
     use super::*;
 
     fn pools() -> Vec<TaskThreads> {
@@ -396,7 +395,7 @@ mod tests {
         // The jobs find their regions closed.
         let pool = threads.pool.as_ref().unwrap();
         while threads.waiting.load(Relaxed) > 0 {
-            pool.install(|| rayon::yield_now());
+            pool.install(rayon::yield_now);
         }
     }
 }

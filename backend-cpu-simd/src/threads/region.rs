@@ -112,10 +112,9 @@ impl Region {
     }
 }
 
+#[cfg(not(target_family = "wasm"))] // it has no threads
 #[cfg(test)]
 mod tests {
-    #![cfg(not(target_family = "wasm"))]
-
     use super::*;
 
     #[test]
