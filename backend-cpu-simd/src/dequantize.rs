@@ -29,6 +29,7 @@ use fp4_core::{
 use half::{bf16, f16};
 use wide::bytemuck;
 
+use crate::cost::Cost;
 use crate::threads::TaskThreads;
 
 /// Values worth a task of their own.
@@ -148,14 +149,11 @@ fn typed<T: Float, const B: usize, L: LookUp>(
             kernel.look_up(groups, bytemuck::cast_slice_mut(out));
         }
     };
-    let tasks = threads.tasks(out.len(), TASK_VALUES);
-    if tasks == 1 {
-        part(packed.codes(), packed.scales(), out);
-        return Ok(());
-    }
-    let split = out.len().div_ceil(tasks).next_multiple_of(group);
+    let plan = threads.plan(Cost::dequantize(out.len()));
+    let split = out.len().div_ceil(plan.tasks.min(out.len() / TASK_VALUES).max(1));
+    let split = split.next_multiple_of(group).max(group);
     let tasks = packed.codes().chunks(split / 2).zip(packed.scales().chunks(split / group));
-    threads.run(tasks.zip(out.chunks_mut(split)).collect(), |((codes, scales), out)| {
+    threads.run(plan, tasks.zip(out.chunks_mut(split)), |((codes, scales), out)| {
         part(codes, scales, out);
         Ok(())
     })?;
@@ -169,10 +167,11 @@ fn int8<T: Float>(
     out: &mut [T],
 ) -> Result<(), Error> {
     let (group, scale_type) = (packed.shape().group().get(), packed.shape().scale_type());
-    let split = out.len().div_ceil(threads.tasks(out.len(), TASK_VALUES));
+    let plan = threads.plan(Cost::dequantize(out.len()));
+    let split = out.len().div_ceil(plan.tasks);
     let split = split.next_multiple_of(group).max(group);
     let tasks = packed.codes().chunks(split).zip(packed.scales().chunks(split / group));
-    threads.run(tasks.zip(out.chunks_mut(split)).collect(), |((elements, scales), out)| {
+    threads.run(plan, tasks.zip(out.chunks_mut(split)), |((elements, scales), out)| {
         let groups = elements.chunks_exact(group).zip(out.chunks_exact_mut(group));
         for ((elements, out), &scale) in groups.zip(scales) {
             let d = scale_type.decode(scale);

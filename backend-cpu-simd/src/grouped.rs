@@ -25,15 +25,14 @@ use std::sync::{Mutex, OnceLock, PoisonError};
 
 use fp4_core::{Epilogue, Error, FloatSliceMut, GroupedError, PackedView, Paths};
 
+use crate::cost::Cost;
 use crate::matmul::{CutCall, ReusedTiles, TileScratch};
-use crate::threads::TaskThreads;
+use crate::threads::{Plan, TaskThreads};
 use crate::weight::Weight;
 
 /// Into how many shares for each thread the work of a call is thought to be cut: what is larger
 /// than one is cut indeed.
 const SHARES: usize = 8;
-/// Multiply-adds worth a task of their own.
-const TASK_MACS: usize = 1 << 18;
 /// Multiply-adds that an output costs at least: rounding and writing it, if K is small.
 const OUTPUT_MACS: usize = 64;
 /// Packed bytes of an A that several threads pack together; smaller ones are packed side by side,
@@ -49,7 +48,12 @@ pub(crate) struct GroupedCall<'a> {
 }
 
 impl<'a> GroupedCall<'a> {
-    /// What the product costs, in multiply-adds.
+    fn cost(&self) -> Cost {
+        let (a, b) = (self.a.shape(), self.weight.shape());
+        Cost::matmul(self.weight.isa(), [a.rows(), b.rows(), a.k()])
+    }
+
+    /// What the product costs beside others, in multiply-adds.
     fn work(&self) -> usize {
         self.out.len().saturating_mul(self.a.shape().k().max(OUTPUT_MACS))
     }
@@ -66,10 +70,11 @@ pub(crate) fn run(
 ) -> Result<Vec<Paths>, GroupedError> {
     let threads = by.0;
     let work = calls.iter().fold(0usize, |all, call| all.saturating_add(call.work()));
-    if calls.len() == 1 || threads.tasks(work, TASK_MACS) == 1 {
+    let plan = threads.plan(calls.iter().map(GroupedCall::cost).fold(Cost::NONE, Cost::and));
+    if calls.len() == 1 || plan.threads == 1 {
         one_by_one(by, calls)
     } else {
-        in_one_region(by, calls, work / (SHARES * threads.count()))
+        in_one_region(by, calls, plan, work / (SHARES * plan.threads))
     }
 }
 
@@ -138,6 +143,7 @@ impl<'a> Job<'a> {
 fn in_one_region(
     (threads, scratch): (&TaskThreads, &TileScratch),
     calls: Vec<GroupedCall<'_>>,
+    plan: Plan,
     share: usize,
 ) -> Result<Vec<Paths>, GroupedError> {
     let mut each = vec![Paths::default(); calls.len()];
@@ -160,13 +166,15 @@ fn in_one_region(
         }
         packed_of.push(at);
     }
-    let few = packed.len() < threads.count();
+    let few = packed.len() < plan.threads;
     let together = |of: &GroupedCall<'_>| few || of.a.codes().len() > LARGE_BYTES;
     for (tiles, of) in packed.iter_mut().filter(|(_, of)| together(of)) {
         of.weight.pack(threads, tiles, of.a)?;
     }
     // What is packed already is not packed again.
-    threads.run_mut(&mut packed, !few, |(_, (tiles, of))| of.weight.pack(&alone, tiles, of.a))?;
+    let side_by_side = if few { Plan::ONE } else { plan };
+    threads
+        .run(side_by_side, packed.iter_mut(), |(tiles, of)| of.weight.pack(&alone, tiles, of.a))?;
     let packed: Vec<ReusedTiles<'_>> = packed.into_iter().map(|(tiles, _)| tiles).collect();
 
     let cut = large.into_iter().zip(&packed_of).filter_map(|((product, call), &at)| {
@@ -181,7 +189,7 @@ fn in_one_region(
     let jobs: Vec<Job<'_>> = cut.chain(whole).collect();
 
     let failed = OnceLock::new();
-    let walked = threads.for_each(threads.count(), |_| {
+    let walked = threads.for_each(plan.threads, plan.threads, |_| {
         let mut rows = ReusedTiles::of(scratch.take());
         for job in jobs.iter().take_while(|_| failed.get().is_none()) {
             if let Err(error) = job.run(&alone, &mut rows) {

@@ -47,12 +47,15 @@
 //! | `counts` | what a quantization did, counted by the group |
 //! | `grouped` | several products in one call, in one parallel region |
 //! | `resident` | activations kept in the kernels' form |
+//! | `cost` | how long work takes, about |
+//! | `memory` | large buffers in huge pages |
 //! | `threads` | which rayon pool runs the tasks, and the check of the environment in each |
 //! | `limits` | tile sizes and bounds of each, for tests to sit on |
 //! | `environment` | a changed floating-point environment, for tests |
 //!
 //! `unsafe` is in `kernels` (loads and stores of vectors, calls of kernels by the holder of the
-//! proof), in `matmul` (the output that several threads write) and in `environment` (the control
+//! proof), in `matmul` (the output that several threads write), in `threads` (a borrow that outlives
+//! the threads that came), in `memory` (advice about pages) and in `environment` (the control
 //! register). `cargo bench` prints speeds beside rooflines and peers of the same run.
 //!
 //! # Example
@@ -78,6 +81,7 @@
 
 #![deny(unsafe_op_in_unsafe_fn)]
 
+mod cost;
 mod counts;
 mod dequantize;
 mod engine;
@@ -96,6 +100,15 @@ mod limits;
     allow(dead_code, unused_imports, reason = "no kernels plug into the tiles")
 )]
 mod matmul;
+#[cfg_attr(
+    not(any(
+        target_arch = "x86_64",
+        target_arch = "aarch64",
+        all(target_arch = "wasm32", target_feature = "simd128")
+    )),
+    allow(dead_code, reason = "no kernels plug into the tiles")
+)]
+mod memory;
 mod quantize;
 mod resident;
 mod threads;
@@ -113,6 +126,7 @@ use std::fmt;
 use std::marker::PhantomData;
 use std::ops::Range;
 use std::sync::Arc;
+use std::time::Duration;
 
 use fp4_core::{
     Buffer, Encoding, Epilogue, Error, FloatSlice, FloatSliceMut, GroupedError, GroupedProduct,
@@ -192,7 +206,8 @@ impl Default for CpuSimd {
 
 impl CpuSimd {
     /// The backend with the fastest instruction set that this CPU has, on rayon's current thread
-    /// pool: the global one, or the one whose thread calls.
+    /// pool: the global one, or the one whose thread calls. A call runs on as many of its threads
+    /// as its estimated time is worth, a short one on the calling thread alone.
     pub fn new() -> Self {
         Self::of_engine(Engine::best())
     }
@@ -206,10 +221,23 @@ impl CpuSimd {
     }
 
     /// The same backend on a thread pool of its own. The bits are the same with any number of
-    /// threads.
+    /// threads. The thread that calls works too, whether it is of the pool or not, and at most as
+    /// many of the pool as make its number of threads.
     #[must_use]
     pub fn with_pool(self, pool: Arc<ThreadPool>) -> Self {
-        CpuSimd { threads: TaskThreads::of_pool(pool), ..self }
+        CpuSimd { threads: self.threads.on_pool(pool), ..self }
+    }
+
+    /// The same backend, whose threads look for work for `awake` after their last before they
+    /// sleep, 10 ms at most; by default for as long as rayon's threads do, some microseconds.
+    ///
+    /// For loops of short calls with pauses, such as decoding: a thread that sleeps is woken up for
+    /// each call, which takes longer than a small product. It costs the processor's time, so it is
+    /// off unless asked for. Make such calls from inside of the pool
+    /// ([`ThreadPool::install`]): else one more thread is awake than has work.
+    #[must_use]
+    pub fn with_spinning(self, awake: Duration) -> Self {
+        CpuSimd { threads: self.threads.spinning(awake), ..self }
     }
 
     fn of_engine(engine: Engine) -> Self {

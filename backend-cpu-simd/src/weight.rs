@@ -11,6 +11,7 @@ use fp4_core::{
 };
 
 use crate::engine::{Engine, by_engine, engine_with};
+use crate::isa::Isa;
 use crate::kernels::portable;
 use crate::matmul::{self, CutCall, ReusedTiles, TileScratch};
 use crate::threads::TaskThreads;
@@ -36,6 +37,11 @@ impl Weight {
             _kernels, panels => panels.shape(),
             portable, panels => panels.shape()
         )
+    }
+
+    /// The instruction set of its kernels.
+    pub(crate) fn isa(&self) -> Isa {
+        by_engine!(self.0, kernels, _ => matmul::isa(kernels), portable, _ => Isa::Portable)
     }
 
     pub(crate) fn allocated_bytes(&self) -> usize {

@@ -241,7 +241,7 @@ fn what_does_not_fit_names_its_product_and_nothing_is_written() {
     each_isa(|on| {
         for (_, backend) in backends(on) {
             let weights = ab.each_ref().map(|(_, b)| backend.prepare(b.view()).unwrap());
-            let mut call = |break_it: &dyn Fn(&mut GroupedProduct<'_, CpuWeight<_>>)| {
+            let call = |break_it: &dyn Fn(&mut GroupedProduct<'_, CpuWeight<_>>)| {
                 let mut got = [vec![-7.5f32; 20], vec![], vec![-7.5; 21]];
                 let mut products: Vec<_> = (ab.iter().zip(&weights).zip(&mut got))
                     .map(|(((a, _), b), out)| GroupedProduct::new(a.view(), b, 1.0, &mut out[..]))

@@ -54,19 +54,21 @@ use super::panels::{Panel, Panels};
 use super::sum::{ExactSums, PLAIN_EXPONENTS, Sum, fits_63_bits};
 use super::tiles::{RowTile, RowTiles, TilePlane};
 use super::{FoldKernels, Kernels, OutputRow, PairKernels, Scaling, Step, Steps, Sums};
+use crate::cost::Cost;
 use crate::quantize::FloatValue;
 use crate::threads::TaskThreads;
 
-/// Multiply-adds worth a task of their own.
-const TASK_MACS: usize = 1 << 18;
+/// Into how many units of work to cut a call for each thread, at least, if there are so many tiles.
+const UNITS: usize = 4;
 /// Bytes of A that are multiplied with one panel after the other: they should stay in the
-/// second-level cache.
-const BLOCK_BYTES: usize = 5 << 18;
+/// second-level cache, beside the panels that pass through it and the outputs. (At twice as many
+/// M = 512 is 3% slower on a cache of 2 MB.)
+const BLOCK_BYTES: usize = 11 << 16;
 /// Most tiles that are multiplied with one pair of panels after the other.
 const PAIR_TILES: usize = 24;
-/// Chunks of a pair of panels that are expanded at a time: 12 KB, in the first-level cache with as
-/// many of a tile.
-const PAIR_CHUNKS: usize = 12;
+/// Chunks of a pair of panels that are expanded at a time: 16 KB, in the first-level cache with as
+/// many of a tile (7 KB) and its sums (3 KB).
+const PAIR_CHUNKS: usize = 16;
 /// Steps of a sparse plane that are multiplied at a time.
 const LIST: usize = 64;
 /// Chunks whose sum fits 32 bits in the fold form.
@@ -131,10 +133,11 @@ pub(crate) fn cut<'a, K: Kernels + 'a>(
 ) -> Box<dyn CutCall + 'a> {
     let groups = 0..b.shape().row_groups();
     let call = TiledMatmul { kernels, threads, a, tiles: tiles.tiles(), b, groups };
-    let (cut, finish, next) = (call.cut(tasks.max(1)), Finish { epilogue }, AtomicUsize::new(0));
+    let (cut, finish, next) = (call.cut(tasks), Finish { epilogue }, AtomicUsize::new(0));
+    let units = cut.units.div_ceil(tasks.max(1));
     with_floats!(FloatSliceMut, out, out => {
         let grid = OutputParts::new(out, b.shape().rows());
-        Box::new(CutMatmul { call, cut, grid, finish, next })
+        Box::new(CutMatmul { call, cut, units, grid, finish, next })
     })
 }
 
@@ -142,17 +145,19 @@ pub(crate) fn cut<'a, K: Kernels + 'a>(
 struct CutMatmul<'a, K, T> {
     call: TiledMatmul<'a, K>,
     cut: Cut,
+    /// Units of a task.
+    units: usize,
     grid: OutputParts<'a, T>,
     finish: Finish<'a>,
-    /// The first task that is not taken.
+    /// The first unit that is not taken.
     next: AtomicUsize,
 }
 
 impl<K: Kernels, T: FloatValue> CutCall for CutMatmul<'_, K, T> {
     fn run_next(&self) -> Option<Result<Paths, Error>> {
-        let task = self.next.fetch_add(1, Relaxed);
-        let run = || self.call.task(&self.cut, task, &self.grid, &self.finish);
-        (task < self.cut.tasks()).then(run)
+        let start = self.next.fetch_add(self.units, Relaxed);
+        let units = start..self.cut.units.min(start + self.units);
+        (!units.is_empty()).then(|| self.call.part(&self.cut, units, &self.grid, &self.finish))
     }
 }
 
@@ -372,23 +377,28 @@ struct Buffers {
     units: Units,
 }
 
-/// How a call is cut into tasks: blocks of tiles that stay in the cache, by runs of panels.
-#[derive(Debug, Clone, Copy)]
+/// How a call is cut into units of work: blocks of tiles that stay in the cache, by the panels that
+/// are taken at a time. Unit `block * across + i` is step i of a block.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Cut {
-    blocks: usize,
     /// Tiles of a block; the last one may have fewer.
     block: usize,
-    /// Panels of a task; the last one of a block may have fewer.
-    split: usize,
-    /// Tasks of a block.
-    across: usize,
-    /// Panels that are taken at a time.
+    /// Panels of a step; the last one may have fewer.
     step: usize,
+    /// Steps, and so units, of a block.
+    across: usize,
+    /// Units of all blocks.
+    units: usize,
 }
 
 impl Cut {
-    fn tasks(&self) -> usize {
-        self.blocks * self.across
+    /// For so many tiles and panels; at least `least` units, if there are so many tiles.
+    fn new([tiles, panels]: [usize; 2], block: usize, step: usize, least: usize) -> Self {
+        let across = panels.div_ceil(step);
+        // As even as can be.
+        let blocks = tiles.div_ceil(block).max(least.div_ceil(across).min(tiles));
+        let block = tiles.div_ceil(blocks);
+        Cut { block, step, across, units: tiles.div_ceil(block) * across }
     }
 }
 
@@ -432,14 +442,11 @@ impl<K: Kernels> TiledMatmul<'_, K> {
             return Ok(Paths::default());
         }
         let grid = OutputParts::new(out, self.b.shape().rows());
-        let cut = self.cut(self.threads.tasks(self.macs(), TASK_MACS));
-        self.threads.for_each(cut.tasks(), |task| self.task(&cut, task, &grid, sink))
-    }
-
-    /// Multiply-adds of the call.
-    fn macs(&self) -> usize {
-        let (m, n) = (self.a.shape().rows(), self.b.shape().rows());
-        m.saturating_mul(n).saturating_mul(self.a.shape().k())
+        let groups = self.groups.len() * self.b.shape().group().get();
+        let mnk = [self.a.shape().rows(), self.b.shape().rows(), groups];
+        let threads = self.threads.plan(Cost::matmul(K::ISA, mnk)).threads;
+        let cut = self.cut(if threads == 1 { 1 } else { UNITS * threads });
+        self.threads.for_each(threads, cut.units, |units| self.part(&cut, units, &grid, sink))
     }
 
     /// The kernels on pairs of panels, if one stretch takes all chunks.
@@ -448,56 +455,75 @@ impl<K: Kernels> TiledMatmul<'_, K> {
         fold.and_then(|fold| fold.pair_kernels(self.a.shape().rows()))
     }
 
-    /// Cuts a call that has outputs into about `tasks` tasks.
-    fn cut(&self, tasks: usize) -> Cut {
-        let (tiles, panels) = (self.tiles.len(), self.b.panels().len());
+    /// Cuts a call that has outputs, into `least` units if it can be.
+    fn cut(&self, least: usize) -> Cut {
         let tile_bytes = (self.tiles[0].meta.len() * self.a.shape().k()).max(1);
         let (step, most) = if self.pairs().is_some() { (2, PAIR_TILES) } else { (1, usize::MAX) };
-        let blocks = tiles.div_ceil((BLOCK_BYTES / tile_bytes).clamp(1, most));
-        let block = tiles.div_ceil(blocks);
-        let blocks = tiles.div_ceil(block);
-        let split = panels.div_ceil(tasks.div_ceil(blocks).min(panels)).next_multiple_of(step);
-        Cut { blocks, block, split, across: panels.div_ceil(split), step }
+        let block = (BLOCK_BYTES / tile_bytes).clamp(1, most);
+        Cut::new([self.tiles.len(), self.b.panels().len()], block, step, least)
     }
 
-    /// Computes and writes the outputs of task `task` of a cut. `grid` is all of the call's output;
-    /// each task is to be run once.
-    fn task<T: Send>(
+    /// Computes and writes the outputs of some units of a cut. `grid` is all of the call's output;
+    /// each unit is to be run once.
+    fn part<T: Send>(
         &self,
-        &Cut { block, split, across, step, .. }: &Cut,
-        task: usize,
+        cut: &Cut,
+        units: Range<usize>,
         grid: &OutputParts<'_, T>,
         sink: &impl RowWriter<T>,
     ) -> Result<Paths, Error> {
-        let (tiles, panels) = (self.tiles.len(), self.b.panels().len());
         let pairs = self.pairs();
-        let tiles = &self.tiles[task / across * block..tiles.min((task / across + 1) * block)];
-        let first = task % across * split;
         let mut buffers = Buffers {
             expanded: vec![Line([0; 64]); pairs.map_or(0, |_| PAIR_CHUNKS * 2 * STEPS)],
-            pairs: vec![[[[0; COLUMNS]; MAX_ROWS]; 2]; pairs.map_or(0, |_| tiles.len())],
+            pairs: vec![[[[0; COLUMNS]; MAX_ROWS]; 2]; pairs.map_or(0, |_| cut.block)],
             sums: [[0; COLUMNS]; MAX_ROWS],
             corrections: [0; MAX_ROWS],
             units: [[0; COLUMNS]; MAX_ROWS],
         };
         let mut paths = Paths::default();
-        let end = panels.min(first + split);
-        for p in (first..end).step_by(step) {
+        let mut start = units.start;
+        while start < units.end {
+            let block = start / cut.across;
+            let end = units.end.min((block + 1) * cut.across);
+            let tiles = block * cut.block..self.tiles.len().min((block + 1) * cut.block);
+            let panel = |unit: usize| (unit - block * cut.across) * cut.step;
+            let panels = panel(start)..self.b.panels().len().min(panel(end));
+            let (tiles, step) = (&self.tiles[tiles], cut.step);
+            paths.merge(&self.block(tiles, panels, step, &mut buffers, grid, sink)?);
+            start = end;
+        }
+        Ok(paths)
+    }
+
+    /// Computes and writes the outputs of tiles and panels, `step` panels at a time.
+    fn block<T: Send>(
+        &self,
+        tiles: &[RowTile],
+        panels: Range<usize>,
+        step: usize,
+        buffers: &mut Buffers,
+        grid: &OutputParts<'_, T>,
+        sink: &impl RowWriter<T>,
+    ) -> Result<Paths, Error> {
+        let (pairs, end) = (self.pairs(), panels.end);
+        let mut paths = Paths::default();
+        for p in panels.step_by(step) {
             let next = self.b.run_of_codes(p + step..end.min(p + 2 * step));
+            // Outputs are asked for a tile ahead, and no earlier: lines of rows that are a multiple
+            // of 4 KB apart have few places in a cache, and many would push each other out.
+            let soon = |tile: &RowTile| {
+                let rows = tile.first..tile.first + tile.meta.len();
+                rows.for_each(|r| grid.prefetch(r, p * COLUMNS));
+            };
             if let Some(kernels) = pairs {
-                let pair = p..end.min(p + 2);
-                self.multiply_pair(kernels, tiles, pair, next, &mut buffers, |r| {
-                    grid.prefetch(r, p * COLUMNS);
-                });
+                soon(&tiles[0]);
+                self.multiply_pair(kernels, tiles, p..end.min(p + 2), next, buffers);
             }
             for (t, tile) in tiles.iter().enumerate() {
-                if step == 1 {
-                    let rows = tile.first..tile.first + tile.meta.len();
-                    rows.for_each(|r| grid.prefetch(r, p * COLUMNS));
-                }
+                let ahead = if step == 1 { Some(tile) } else { tiles.get(t + 1) };
+                ahead.into_iter().for_each(soon);
                 for half in 0..step.min(end - p) {
                     let ready = (step == 2).then_some(Ready { tile: t, half });
-                    let buffers = &mut buffers;
                     paths.merge(&self.tile(tile, p + half, ready, buffers, grid, sink)?);
                 }
             }
@@ -505,8 +531,7 @@ impl<K: Kernels> TiledMatmul<'_, K> {
         Ok(paths)
     }
 
-    /// Sums of plane 0 of the tiles with plane 0 of one panel or two. `next` is read soon; `soon`
-    /// is told which rows' outputs will be written soon.
+    /// Sums of plane 0 of the tiles with plane 0 of one panel or two. `next` is read soon.
     fn multiply_pair(
         &self,
         kernels: impl PairKernels,
@@ -514,7 +539,6 @@ impl<K: Kernels> TiledMatmul<'_, K> {
         panels: Range<usize>,
         next: &[Line],
         buffers: &mut Buffers,
-        soon: impl Fn(usize),
     ) {
         let Buffers { expanded, pairs, .. } = buffers;
         pairs[..tiles.len()].as_flattened_mut().fill([[0; COLUMNS]; MAX_ROWS]);
@@ -528,9 +552,6 @@ impl<K: Kernels> TiledMatmul<'_, K> {
             }
             let slots = part.start - chunks.start..part.end - chunks.start;
             for (tile, sums) in tiles.iter().zip(&mut *pairs) {
-                if part.end == chunks.end {
-                    (tile.first..tile.first + tile.meta.len()).for_each(&soon);
-                }
                 let mut a = tile.view(0);
                 let step = STEPS * a.rows;
                 a.codes = &a.codes[slots.start * step..slots.end * step];

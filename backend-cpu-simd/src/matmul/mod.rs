@@ -336,6 +336,11 @@ impl PairKernels for Never {
     }
 }
 
+/// The instruction set of `kernels`.
+pub(crate) fn isa<K: Kernels>(_: K) -> Isa {
+    K::ISA
+}
+
 /// Prepares a weight for `kernels`.
 pub(crate) fn prepare<K: Kernels>(
     kernels: K,

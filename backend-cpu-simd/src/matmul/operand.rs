@@ -81,8 +81,6 @@ pub(crate) const FOLD_LIMIT: i32 = 8;
 pub(crate) const INT8_LIMIT_A: i32 = 32;
 /// A shift that leaves nothing of 32 bits, in a vector's lanes as in [`u32::checked_shl`].
 pub(crate) const NO_SHIFT: i16 = 32;
-/// Packed bytes worth a task of their own.
-pub(super) const TASK_BYTES: usize = 1 << 16;
 
 /// How operands are laid out and multiplied.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -15,8 +15,9 @@ use std::ops::Range;
 use fp4_core::{Element, Error, Format, PackedShape, PackedView};
 
 use super::meta::{Extremes, MAX_PLANES, Planes, RowMeta, ScaleCounts};
-use super::operand::{CHUNK, Form, INT8_LIMIT_A, NO_SHIFT, STEPS, TASK_BYTES};
+use super::operand::{CHUNK, Form, INT8_LIMIT_A, NO_SHIFT, STEPS};
 use super::{FoldKernels, Kernels};
+use crate::cost::Cost;
 use crate::isa::Isa;
 use crate::threads::TaskThreads;
 
@@ -368,8 +369,8 @@ impl RowTiles {
             tile.fill(kernels, form, &TileSource::new(a, b, rows, groups.clone()));
             Ok(())
         };
-        let worth = threads.tasks(a.shape().codes_len(), TASK_BYTES) > 1;
-        threads.run_mut(&mut self.tiles[..count], worth, fill)?;
+        let plan = threads.plan(Cost::pack(m, a.shape().row_bytes()));
+        threads.run(plan, self.tiles[..count].iter_mut().enumerate(), fill)?;
         self.of = Some((K::ISA, a.shape(), b));
         Ok(())
     }

@@ -33,6 +33,7 @@ use fp4_core::{
 pub(crate) use rows::RowScratch;
 pub(crate) use transform::{FloatValue, TransformColumns};
 
+use crate::cost::Cost;
 use crate::counts::{Counter, GROUPS, Groups};
 use crate::threads::TaskThreads;
 
@@ -42,11 +43,15 @@ pub(crate) const PART: usize = 128;
 /// Values quantized at a time: of enough groups to hide the latency of their scales, and of enough
 /// blocks to hide that of their chains.
 pub(crate) const RUN: usize = 16 * GROUPS;
-/// Values worth a task of their own; fewer if each takes a row of the transform.
-const TASK_VALUES: usize = 1 << 14;
+
+/// Picoseconds of a value in vectors, about.
+const VALUE_PS: u64 = 250;
 
 /// The inner loops of a quantizer.
 pub(crate) trait Encode: Sync {
+    /// Picoseconds of a value, about, for [`Cost::quantize`].
+    const VALUE_PS: u64 = VALUE_PS;
+
     /// Encodes whole groups: their scale bytes, unless they are `given`, and their codes (C4).
     /// Tells what they are like.
     fn run(
@@ -102,6 +107,14 @@ struct Call<'a, E> {
     transform: Option<&'a TransformColumns>,
 }
 
+impl<E: Encode> Call<'_, E> {
+    /// Of quantizing so many values.
+    fn cost(&self, values: usize) -> Cost {
+        let transform = self.transform.map_or(0, TransformColumns::block);
+        Cost::quantize(values, E::VALUE_PS).and(Cost::transform(values, transform))
+    }
+}
+
 fn quantize_typed<T: FloatValue>(
     call: Call<'_, impl Encode>,
     x: &[T],
@@ -111,11 +124,10 @@ fn quantize_typed<T: FloatValue>(
     if x.is_empty() {
         return Ok(QuantCounts::default());
     }
+    let plan = call.threads.plan(call.cost(x.len()));
     let Call { encoder, threads, spec, given, transform } = call;
     let group = spec.group().get();
-    let work = x.len().saturating_mul(transform.map_or(1, |t| t.block() / 4));
-    let tasks = threads.tasks(work, TASK_VALUES);
-    let split = x.len().div_ceil(tasks).next_multiple_of(RUN);
+    let split = x.len().div_ceil(plan.tasks).next_multiple_of(RUN);
     let counter = Counter::new(spec, given);
     let per_byte = spec.element().per_byte();
     let part = |task: usize, x: &[T], codes: &mut [u8], scales: &mut [u8]| {
@@ -148,13 +160,10 @@ fn quantize_typed<T: FloatValue>(
         counts.groups += (x.len() / group) as u64;
         counts
     };
-    if tasks == 1 {
-        return Ok(part(0, x, codes, scales));
-    }
     let tasks = x.chunks(split).zip(codes.chunks_mut(split / per_byte));
     let tasks = tasks.zip(scales.chunks_mut(split / group)).enumerate();
     let counts = threads
-        .run(tasks.collect(), |(task, ((x, codes), scales))| Ok(part(task, x, codes, scales)))?;
+        .run(plan, tasks, |(task, ((x, codes), scales))| Ok(part(task, x, codes, scales)))?;
     Ok(counts.into_iter().sum())
 }
 
@@ -191,10 +200,10 @@ fn transform_typed<T: FloatValue>(
     if x.is_empty() {
         return Ok(());
     }
-    let tasks = threads.tasks(x.len().saturating_mul(columns.block() / 4), TASK_VALUES);
-    let split = x.len().div_ceil(tasks).next_multiple_of(RUN);
+    let plan = threads.plan(Cost::transform(x.len(), columns.block()));
+    let split = x.len().div_ceil(plan.tasks).next_multiple_of(RUN);
     let parts = x.chunks(split).zip(out.chunks_mut(split)).enumerate();
-    threads.run(parts.collect(), |(task, (x, out))| {
+    threads.run(plan, parts, |(task, (x, out))| {
         let (mut widened, mut transformed) = ([0f32; RUN], [0f32; RUN]);
         for (run, (x, out)) in x.chunks(RUN).zip(out.chunks_mut(RUN)).enumerate() {
             let first = (task * split + run * RUN) / columns.block();

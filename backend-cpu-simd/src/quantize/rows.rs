@@ -22,7 +22,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use fp4_core::{Error, FloatType, QuantCounts};
 
-use super::{Call, Encode, FloatValue, RUN, TASK_VALUES};
+use super::{Call, Encode, FloatValue, RUN};
 use crate::counts::{Counter, Groups};
 
 /// Most values of rows that are kept for later calls: 4 MiB.
@@ -88,6 +88,7 @@ pub(super) fn quantize<T: FloatValue>(
         row_scales.fill(call.spec.of_row(0.0).global_scale());
         return Ok(QuantCounts::default());
     }
+    let plan = call.threads.plan(call.cost(x.len()));
     let Call { encoder, threads, spec, given, transform } = call;
     let group = spec.group().get();
     let (bytes, groups) = (k / spec.element().per_byte(), k / group);
@@ -135,15 +136,10 @@ pub(super) fn quantize<T: FloatValue>(
         counts.groups += (x.len() / group) as u64;
         counts
     };
-    let work = x.len().saturating_mul(transform.map_or(1, |t| t.block() / 4));
-    let tasks = threads.tasks(work, TASK_VALUES).min(row_scales.len());
-    if tasks == 1 {
-        return Ok(part(x, codes, scales, row_scales));
-    }
-    let rows = row_scales.len().div_ceil(tasks);
+    let rows = row_scales.len().div_ceil(plan.tasks);
     let tasks = x.chunks(rows * k).zip(codes.chunks_mut(rows * bytes));
     let tasks = tasks.zip(scales.chunks_mut(rows * groups)).zip(row_scales.chunks_mut(rows));
-    let counts = threads.run(tasks.collect(), |(((x, codes), scales), row_scales)| {
+    let counts = threads.run(plan, tasks, |(((x, codes), scales), row_scales)| {
         Ok(part(x, codes, scales, row_scales))
     })?;
     Ok(counts.into_iter().sum())

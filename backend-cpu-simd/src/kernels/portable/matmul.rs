@@ -63,14 +63,14 @@ use fp4_core::{
 use wide::{bytemuck, f64x4, i16x8, i32x4};
 
 use super::operand::{Blocks, BytePanels, CodePairs, MR, NR, STEP, StepColumns};
+use crate::cost::Cost;
+use crate::isa::Isa;
 use crate::matmul::expect_call;
 use crate::matmul::meta::RowMeta;
 use crate::matmul::operand::Terms;
 use crate::matmul::sum::{ExactSums, Sum, fits_63_bits};
 use crate::threads::TaskThreads;
 
-/// Multiply-adds worth a task of their own.
-const TASK_MACS: usize = 1 << 18;
 /// Rows whose unpacked A is kept near the CPU while panels stream by.
 const ROWS: usize = 64;
 
@@ -136,8 +136,10 @@ fn run<T: Send>(
     let blocks = Blocks::new(threads, a, b.shape().group(), groups.clone())?;
     let k = groups.len() * b.shape().group().get();
     let kernel = PortableMatmul::new(a.shape(), b.shape(), groups);
-    let tasks = cut(threads, [m, n, k], out);
-    let paths = threads.run(tasks, |mut task| kernel.task(&blocks, b, &mut task, &emit))?;
+    let plan = threads.plan(Cost::matmul(Isa::Portable, [m, n, k]));
+    let tasks = cut(plan.tasks, [m, n], out);
+    let paths = threads
+        .run(plan, tasks.into_iter(), |mut task| kernel.task(&blocks, b, &mut task, &emit))?;
     Ok(paths.iter().fold(Paths::default(), |mut all, paths| {
         all.merge(paths);
         all
@@ -146,12 +148,7 @@ fn run<T: Send>(
 
 /// Cuts the output into tasks: first by columns, so that each reads its own part of B, then by
 /// rows.
-fn cut<'a, T>(
-    threads: &TaskThreads,
-    [m, n, k]: [usize; 3],
-    out: &'a mut [T],
-) -> Vec<PortableTask<'a, T>> {
-    let tasks = threads.tasks(m.saturating_mul(n).saturating_mul(k), TASK_MACS);
+fn cut<'a, T>(tasks: usize, [m, n]: [usize; 2], out: &'a mut [T]) -> Vec<PortableTask<'a, T>> {
     let panels = n.div_ceil(NR);
     let split_panels = panels.div_ceil(tasks.min(panels));
     let across = panels.div_ceil(split_panels);

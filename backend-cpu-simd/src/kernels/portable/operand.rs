@@ -25,6 +25,7 @@
 use fp4_core::{E2m1, Element, Error, GroupSize, PackedMut, PackedShape, PackedView};
 use wide::{bytemuck, i16x8};
 
+use crate::cost::Cost;
 use crate::matmul::meta::RowMeta;
 use crate::threads::TaskThreads;
 
@@ -34,8 +35,6 @@ pub(crate) const MR: usize = 4;
 pub(crate) const NR: usize = 8;
 /// Elements of K in one step.
 pub(crate) const STEP: usize = 4;
-/// Packed bytes worth a task of their own.
-const TASK_BYTES: usize = 1 << 16;
 
 /// Both doubled codes of a byte of packed codes, low nibble first.
 const PAIRS: [[i16; 2]; 256] = {
@@ -89,10 +88,11 @@ impl BytePanels {
         let panels = shape.rows().div_ceil(NR);
         let mut codes = vec![[i16x8::splat(0); 2]; panels * steps];
         let mut scales = vec![[0; NR]; panels * groups];
-        let split = panels.div_ceil(threads.tasks(shape.codes_len(), TASK_BYTES)).max(1);
+        let plan = threads.plan(Cost::reorder(shape.codes_len()));
+        let split = panels.div_ceil(plan.tasks).max(1);
         if groups > 0 {
             let tasks = codes.chunks_mut(split * steps).zip(scales.chunks_mut(split * groups));
-            threads.run(tasks.enumerate().collect(), |(t, (codes, scales))| {
+            threads.run(plan, tasks.enumerate(), |(t, (codes, scales))| {
                 let panels = codes.chunks_exact_mut(steps).zip(scales.chunks_exact_mut(groups));
                 for (p, (codes, scales)) in panels.enumerate() {
                     fill_panel(&b, (t * split + p) * NR, codes, scales);
@@ -120,9 +120,9 @@ impl BytePanels {
             return Ok(());
         }
         let (codes, scales) = out.buffers();
-        let worth = threads.tasks(codes.len(), TASK_BYTES) > 1;
+        let plan = threads.plan(Cost::reorder(codes.len()));
         let rows = codes.chunks_exact_mut(2 * steps).zip(scales.chunks_exact_mut(groups));
-        threads.run_mut(&mut rows.collect::<Vec<_>>(), worth, |(j, (codes, scales))| {
+        threads.run(plan, rows.enumerate(), |(j, (codes, scales))| {
             let (p, c) = (j / NR, j % NR);
             let from = &self.codes[p * steps..(p + 1) * steps];
             let zeros = &self.negative_zeros[j * steps / 2..(j + 1) * steps / 2];
@@ -140,7 +140,8 @@ impl BytePanels {
             let from = &self.scales[p * groups..(p + 1) * groups];
             scales.iter_mut().zip(from).for_each(|(scale, from)| *scale = from[c]);
             Ok(())
-        })
+        })?;
+        Ok(())
     }
 
     /// Bytes allocated.
@@ -217,10 +218,11 @@ impl<'a> Blocks<'a> {
         let mut pairs = vec![[0; 2]; shape.rows() * steps];
         let mut meta = vec![RowMeta::default(); shape.rows()];
         let blocks = shape.rows().div_ceil(MR);
-        let split = blocks.div_ceil(threads.tasks(shape.codes_len(), TASK_BYTES)).max(1) * MR;
+        let plan = threads.plan(Cost::pack(shape.rows(), shape.row_bytes()));
+        let split = blocks.div_ceil(plan.tasks).max(1) * MR;
         if steps > 0 {
             let tasks = pairs.chunks_mut(split * steps).zip(meta.chunks_mut(split));
-            threads.run(tasks.enumerate().collect(), |(t, (pairs, meta))| {
+            threads.run(plan, tasks.enumerate(), |(t, (pairs, meta))| {
                 let blocks = pairs.chunks_mut(MR * steps).zip(meta.chunks_mut(MR));
                 for (b, (pairs, meta)) in blocks.enumerate() {
                     let (first, rows) = (t * split + b * MR, meta.len());

@@ -38,6 +38,8 @@ pub(crate) struct Encoder {
 }
 
 impl Encode for Encoder {
+    const VALUE_PS: u64 = 2000;
+
     fn run(
         &self,
         y: &[f32],

@@ -30,7 +30,9 @@ use fp4_core::{Error, Format, PackedShape, PackedView};
 use self::fill::PanelRows;
 use super::PanelView;
 use super::meta::{Extremes, Reach, RowMeta};
-use super::operand::{CHUNK, COLUMNS, Form, LINES, Line, TASK_BYTES, chunk_groups};
+use super::operand::{CHUNK, COLUMNS, Form, LINES, Line, chunk_groups};
+use crate::cost::Cost;
+use crate::memory::{copied, filled};
 use crate::threads::TaskThreads;
 
 /// How a plane of a panel relates to the columns.
@@ -160,7 +162,7 @@ impl Panel {
 }
 
 /// The prepared weight B (N, K).
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub(crate) struct Panels {
     shape: PackedShape,
     format: Format,
@@ -171,6 +173,17 @@ pub(crate) struct Panels {
     panels: Vec<Panel>,
 }
 
+impl Clone for Panels {
+    fn clone(&self) -> Self {
+        Panels {
+            codes: copied(&self.codes),
+            scales: copied(&self.scales),
+            panels: self.panels.clone(),
+            ..*self
+        }
+    }
+}
+
 impl Panels {
     /// Reorders the weight.
     pub(crate) fn new(threads: &TaskThreads, b: PackedView<'_>, form: Form) -> Result<Self, Error> {
@@ -179,15 +192,15 @@ impl Panels {
         let chunks = shape.k().div_ceil(CHUNK);
         let count = shape.rows().div_ceil(COLUMNS);
         let scale_bytes = COLUMNS * chunk_groups(&shape);
-        let mut codes = vec![Line([0; 64]); count * chunks * LINES];
-        let mut scales = vec![0; count * chunks * scale_bytes];
-        let split = count.div_ceil(threads.tasks(shape.codes_len(), TASK_BYTES)).max(1);
+        let mut codes = filled(count * chunks * LINES, Line([0; 64]));
+        let mut scales = filled(count * chunks * scale_bytes, 0);
+        let plan = threads.plan(Cost::reorder(shape.codes_len()));
+        let split = count.div_ceil(plan.tasks).max(1);
         let mut panels = Vec::with_capacity(count);
         if chunks > 0 {
             let lines = codes.chunks_mut(split * chunks * LINES);
             let tasks = lines.zip(scales.chunks_mut(split * chunks * scale_bytes));
-            let tasks: Vec<_> = tasks.enumerate().collect();
-            let made = threads.run(tasks, |(t, (codes, scales))| {
+            let made = threads.run(plan, tasks.enumerate(), |(t, (codes, scales))| {
                 let lines = codes.chunks_exact_mut(chunks * LINES);
                 let panels = lines.zip(scales.chunks_exact_mut(chunks * scale_bytes));
                 let fill = panels.enumerate().map(|(p, (codes, scales))| {

@@ -6,10 +6,9 @@ use std::ops::Range;
 use fp4_core::{Element, Error, ExactSum, PackedMut, PackedView, ScaleType, reference};
 
 use super::{Exceptions, Panel, Panels, place};
+use crate::cost::Cost;
 use crate::matmul::meta::MAX_PLANES;
-use crate::matmul::operand::{
-    CHUNK, CHUNK_BYTES, COLUMNS, Form, LINES, TASK_BYTES, Terms, chunk_groups,
-};
+use crate::matmul::operand::{CHUNK, CHUNK_BYTES, COLUMNS, Form, LINES, Terms, chunk_groups};
 use crate::matmul::sum::power_of_two;
 use crate::threads::TaskThreads;
 
@@ -76,16 +75,17 @@ impl Panels {
             return Ok(());
         }
         let (row, groups) = (self.shape.row_bytes(), self.shape.row_groups());
-        let worth = threads.tasks(codes.len(), TASK_BYTES) > 1;
+        let plan = threads.plan(Cost::reorder(codes.len()));
         let rows = codes.chunks_exact_mut(row).zip(scales.chunks_exact_mut(groups));
-        threads.run_mut(&mut rows.collect::<Vec<_>>(), worth, |(j, (codes, scales))| {
+        threads.run(plan, rows.enumerate(), |(j, (codes, scales))| {
             for (chunk, bytes) in codes.chunks_mut(CHUNK_BYTES).enumerate() {
                 bytes.copy_from_slice(&self.packed_codes(j, chunk)[..bytes.len()]);
             }
             let packed = self.packed_scales(j, 0..groups);
             scales.iter_mut().zip(packed).for_each(|(to, byte)| *to = byte);
             Ok(())
-        })
+        })?;
+        Ok(())
     }
 
     /// True if a scale of column `j` over the groups `groups` is NaN.
