@@ -599,7 +599,8 @@ impl<K: Kernels> TiledMatmul<'_, K> {
         let corrections = &mut buffers.corrections[..rows];
         match steps {
             Steps::Dense { a: 0, count, .. } if count * rows == plane.sums.len() => {
-                corrections.copy_from_slice(&plane.totals);
+                corrections.copy_from_slice(&plane.corrections[..rows]);
+                return;
             }
             Steps::Dense { a, count, .. } => {
                 corrections.fill(0);

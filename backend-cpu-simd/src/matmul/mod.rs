@@ -32,7 +32,7 @@ pub(crate) use gemm::{TiledOperands, expect as expect_call};
 pub(crate) use operand::Form;
 pub(crate) use panels::Panels;
 pub(crate) use scratch::TileScratch;
-pub(crate) use tiles::{FoldRow, RowOfTile, RowTiles, TileView};
+pub(crate) use tiles::{FoldTile, RowOfTile, RowTiles, TileView};
 
 use crate::isa::Isa;
 use crate::threads::TaskThreads;
@@ -261,14 +261,15 @@ pub(crate) trait FoldKernels: Copy + Send + Sync + std::fmt::Debug {
     /// Most rows of a tile of `m` rows of A.
     fn rows(self, m: usize) -> usize;
 
-    /// Packs a row, and returns its total.
+    /// Packs a plane of a tile; writes the sums of each slot and row, and their totals, if sums are
+    /// offset.
     fn pack_fold(
         self,
-        from: FoldRow<'_>,
-        at: RowOfTile,
+        from: FoldTile<'_>,
         codes: &mut [i32],
         sums: &mut [i32],
-    ) -> i32;
+        totals: &mut [i32; MAX_ROWS],
+    );
 
     /// Packs a row of MXINT8, whole chunks of elements.
     fn pack_int8(self, from: &[u8], at: RowOfTile, codes: &mut [i32], init: &mut [[i32; 2]]);
@@ -309,7 +310,7 @@ impl FoldKernels for Never {
         match self {}
     }
 
-    fn pack_fold(self, _: FoldRow<'_>, _: RowOfTile, _: &mut [i32], _: &mut [i32]) -> i32 {
+    fn pack_fold(self, _: FoldTile<'_>, _: &mut [i32], _: &mut [i32], _: &mut [i32; MAX_ROWS]) {
         match self {}
     }
 

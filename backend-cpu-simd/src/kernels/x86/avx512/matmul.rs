@@ -52,7 +52,7 @@ use crate::isa::Isa;
 use crate::kernels::x86::{NAN, operand, prefetch};
 use crate::matmul::operand::{COLUMNS, Form, LINES, Line, MAX_ROWS, STEPS};
 use crate::matmul::{
-    FoldKernels, FoldRow, Kernels, OutputRow, PairKernels, PanelView, RowOfTile, Scaling, StepAt,
+    FoldKernels, FoldTile, Kernels, OutputRow, PairKernels, PanelView, RowOfTile, Scaling, StepAt,
     Steps, Sums, TileView, expect_inside,
 };
 
@@ -214,13 +214,13 @@ impl FoldKernels for Avx512 {
 
     fn pack_fold(
         self,
-        from: FoldRow<'_>,
-        at: RowOfTile,
+        from: FoldTile<'_>,
         codes: &mut [i32],
         sums: &mut [i32],
-    ) -> i32 {
+        totals: &mut [i32; MAX_ROWS],
+    ) {
         // SAFETY: `self` proves AVX2.
-        unsafe { operand::fold(from, at, codes, sums) }
+        unsafe { operand::fold(from, codes, sums, totals) }
     }
 
     fn pack_int8(self, from: &[u8], at: RowOfTile, codes: &mut [i32], init: &mut [[i32; 2]]) {
