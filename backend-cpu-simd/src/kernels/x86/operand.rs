@@ -175,13 +175,18 @@ pub(super) fn group(
     init: &mut [[i32; 2]],
 ) {
     let pack = |slot: usize, bytes: &[u8; 16], codes: &mut [i32], init: &mut [[i32; 2]]| {
-        // The steps' lanes are 0 4 1 5 2 6 3 7; wanted are those of half 0, then of half 1.
+        // The low nibbles' four steps, of which two are of each half, then the high nibbles'; wanted
+        // is a step of each half in turn.
+        let steps = look_up(bytes, &TABLES[1]);
         let order = _mm256_setr_epi32(0, 2, 4, 6, 1, 3, 5, 7);
-        let steps = _mm256_permutevar8x32_epi32(look_up(bytes, &TABLES[1]), order);
         let to = &mut codes[(slot * rows + row) * STEPS..][..STEPS];
         // SAFETY: `to` is 32 writable bytes.
-        unsafe { _mm256_storeu_si256(to.as_mut_ptr().cast(), steps) };
-        init[slot * rows + row] = less_halves(steps, split);
+        unsafe {
+            let steps = _mm256_permutevar8x32_epi32(steps, order);
+            _mm256_storeu_si256(to.as_mut_ptr().cast(), steps);
+        }
+        let by_halves = _mm256_permute4x64_epi64::<0b11_01_10_00>(steps);
+        init[slot * rows + row] = less_halves(by_halves, split);
     };
     let (chunks, rest) = from.as_chunks::<16>();
     for (slot, bytes) in chunks.iter().enumerate() {
