@@ -72,6 +72,8 @@ pub(crate) struct RowTile {
     /// Metadata of the rows, over all of K.
     pub(crate) meta: Vec<RowMeta>,
     pub(crate) complete: Vec<bool>,
+    /// Bases of the rows; past the last row that of the first.
+    pub(crate) bases: [i32; MAX_ROWS],
     pub(crate) extremes: Extremes,
     /// True if the planes share the codes and differ in their scales: group form and MXINT8.
     shared: bool,
@@ -178,6 +180,7 @@ impl RowTile {
             first: 0,
             meta: Vec::new(),
             complete: Vec::new(),
+            bases: [0; MAX_ROWS],
             extremes: Extremes::of(std::iter::empty()),
             shared: false,
             codes: Vec::new(),
@@ -252,6 +255,8 @@ impl RowTile {
             self.complete.push(complete);
             self.scratch.planes.push(planes);
         }
+        self.bases = [self.meta.first().map_or(0, |meta| meta.base); MAX_ROWS];
+        self.bases.iter_mut().zip(&self.meta).for_each(|(base, meta)| *base = meta.base);
         self.extremes = Extremes::of(self.meta.iter().zip(self.complete.iter().copied()));
         self.count = (0..self.meta.len()).map(|row| self.scratch.count(row)).max().unwrap_or(1);
         while self.planes.len() < self.count {

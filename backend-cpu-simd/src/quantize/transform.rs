@@ -54,19 +54,6 @@ pub(crate) trait FloatValue: Float {
     /// The chains of one block: `y[j]` = fma chain over `x[i] * columns[i * x.len() + j]`.
     fn chains(x: &[f32], columns: &[f32], y: &mut [f32]);
 
-    /// The values as f32, if that is their type.
-    #[cfg_attr(
-        not(any(
-            target_arch = "x86_64",
-            target_arch = "aarch64",
-            all(target_arch = "wasm32", target_feature = "simd128")
-        )),
-        allow(dead_code, reason = "no kernels plug into the tiles")
-    )]
-    fn as_f32(_values: &mut [Self]) -> Option<&mut [f32]> {
-        None
-    }
-
     /// Rounds each value as [`Float::from_f32`].
     #[cfg_attr(
         not(any(
@@ -90,10 +77,6 @@ impl FloatValue for f32 {
         } else {
             chains::<f64x8>(x, columns, y, |x, t, acc| to_f32_precision(add_to_odd(x * t, acc)));
         }
-    }
-
-    fn as_f32(values: &mut [Self]) -> Option<&mut [f32]> {
-        Some(values)
     }
 
     #[inline(always)]
