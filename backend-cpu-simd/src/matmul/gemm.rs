@@ -48,7 +48,7 @@ use fp4_core::{
     finish_one, with_floats,
 };
 
-use super::operand::{COLUMNS, Form, Line, MAX_ROWS, STEPS, Terms};
+use super::operand::{COLUMNS, Form, LINES, Line, MAX_ROWS, STEPS, Terms};
 use super::output::{OutputParts, OutputTile};
 use super::panels::{Panel, Panels};
 use super::rounding::{Bases, Rounding};
@@ -65,9 +65,12 @@ const TASK_MACS: usize = 1 << 18;
 const BLOCK_BYTES: usize = 5 << 18;
 /// Most tiles that are multiplied with one pair of panels after the other.
 const PAIR_TILES: usize = 24;
-/// Chunks of a pair of panels that are expanded at a time: 12 KB, in the first-level cache with as
+/// Chunks of pairs of panels that are expanded at a time: 12 KB, in the first-level cache with as
 /// many of a tile.
 const PAIR_CHUNKS: usize = 12;
+/// Bytes of panels that are multiplied with one tile after the other: they stay in the first-level
+/// cache, and what is written of a row is together. One panel of a long K is more.
+const PANEL_BYTES: usize = 12 << 10;
 /// Steps of a sparse plane that are multiplied at a time.
 const LIST: usize = 64;
 /// Chunks whose sum fits 32 bits in the fold form.
@@ -163,10 +166,9 @@ impl<T: FloatValue> TileWriter<T> for Finish<'_> {
         mut out: OutputTile<'_, T>,
     ) -> Result<(), Error> {
         let (row, column) = (sums.tile.first, sums.p * COLUMNS);
-        if let Some(by) = sums
-            .plain_bases()
-            .and_then(|bases| Rounding::new(bases, &self.epilogue, [row, column], sums.corrections))
-        {
+        if let Some(by) = sums.plain_bases().and_then(|bases| {
+            Rounding::new(bases, &self.epilogue, [row, column], sums.corrections())
+        }) {
             let kernels = sums.call.operands.kernels;
             match sums.in_32_bits {
                 true => kernels.round_sums(sums.sums, &by, out),
@@ -211,10 +213,10 @@ struct TileSums<'a, K> {
     panel: &'a Panel,
     /// Index of the panel.
     p: usize,
-    /// True if the sums are in `sums` less `corrections`, else they are in `units`.
+    /// True if the sums are in `sums` less the corrections of plane 0 of the tile, else they are in
+    /// `units`.
     in_32_bits: bool,
     sums: &'a Sums,
-    corrections: &'a [i32; MAX_ROWS],
     units: &'a Units,
     /// True if every output has a sum, none is NaN, and all exponents are plain.
     plain: bool,
@@ -241,6 +243,12 @@ impl<K: Kernels> TileSums<'_, K> {
             && fits_63_bits(terms.dot, a.reach, b.reach, live)
     }
 
+    /// What 32-bit sums are too large by.
+    #[inline(always)]
+    fn corrections(&self) -> &[i32; MAX_ROWS] {
+        &self.tile.planes()[0].corrections
+    }
+
     fn with_sum<R>(
         &self,
         r: usize,
@@ -249,7 +257,7 @@ impl<K: Kernels> TileSums<'_, K> {
     ) -> Result<R, Error> {
         if self.is_narrow(r, c) {
             let units = if self.in_32_bits {
-                i64::from(self.sums[r][c].wrapping_sub(self.corrections[r]))
+                i64::from(self.sums[r][c].wrapping_sub(self.corrections()[r]))
             } else {
                 self.units[r][c]
             };
@@ -377,10 +385,15 @@ impl<'a, K: Kernels> TiledMatmul<'a, K> {
         let tasks = threads.tasks(macs, TASK_MACS);
         let split = panels.div_ceil(tasks.div_ceil(blocks).min(panels)).next_multiple_of(step);
         let across = panels.div_ceil(split);
+        let (in_parts, chunks) = (self.chunks.len() > PAIR_CHUNKS, self.chunks.len().max(1));
+        // Panels at a time.
+        let width = match pairs {
+            Some(_) => 2 * (PAIR_CHUNKS / chunks).max(1),
+            None => (PANEL_BYTES / (chunks * LINES * size_of::<Line>())).max(1),
+        };
         threads.for_each(blocks * across, |task| {
             let tiles = &self.tiles[task / across * block..tiles.min((task / across + 1) * block)];
             let first = task % across * split;
-            let in_parts = self.chunks.len() > PAIR_CHUNKS;
             let mut buffers = Buffers {
                 expanded: vec![Line([0; 64]); pairs.map_or(0, |_| PAIR_CHUNKS * 2 * STEPS)],
                 pairs: vec![
@@ -393,18 +406,19 @@ impl<'a, K: Kernels> TiledMatmul<'a, K> {
                 paths: PathCounts::default(),
             };
             let end = panels.min(first + split);
-            for p in (first..end).step_by(step) {
-                let next = b.run_of_codes(p + step..end.min(p + 2 * step));
+            for p in (first..end).step_by(width) {
+                let next = b.run_of_codes((p + width).min(end)..end.min(p + 2 * width));
+                let (panels, buffers) = (p..end.min(p + width), &mut buffers);
                 if let Some(kernels) = pairs {
-                    let pair = p..end.min(p + 2);
-                    let buffers = &mut buffers;
-                    self.pair(kernels, tiles, pair, next, buffers, &grid, sink)?;
+                    self.pairs(kernels, tiles, panels, next, buffers, &grid, sink)?;
                     continue;
                 }
                 for tile in tiles {
                     let rows = tile.first..tile.first + tile.meta.len();
-                    rows.for_each(|r| grid.prefetch(r, p * COLUMNS));
-                    self.tile(tile, p, None, &mut buffers, &grid, sink)?;
+                    for p in panels.clone() {
+                        rows.clone().for_each(|r| grid.prefetch(r, p * COLUMNS, COLUMNS));
+                        self.tile(tile, p, None, buffers, &grid, sink)?;
+                    }
                 }
             }
             let PathCounts { narrow, planes, wide } = buffers.paths;
@@ -412,11 +426,11 @@ impl<'a, K: Kernels> TiledMatmul<'a, K> {
         })
     }
 
-    /// Computes and writes the outputs of the tiles and one panel or two, plane 0 with plane 0 by
-    /// pairs. `next` is read soon.
-    #[expect(clippy::too_many_arguments, reason = "those of `tile` and the pair's")]
+    /// Computes and writes the outputs of the tiles and some panels, plane 0 with plane 0 by pairs:
+    /// as many pairs as are expanded at a time, or one in parts. `next` is read soon.
+    #[expect(clippy::too_many_arguments, reason = "those of `tile` and the pairs'")]
     #[inline]
-    fn pair<T: Send>(
+    fn pairs<T: Send>(
         &self,
         kernels: impl PairKernels,
         tiles: &[RowTile],
@@ -429,30 +443,37 @@ impl<'a, K: Kernels> TiledMatmul<'a, K> {
         let chunks = self.chunks.clone();
         // Without any chunk the sums are zeros, which a part without chunks makes too.
         let parts = chunks.len().div_ceil(PAIR_CHUNKS).max(1);
-        let mut next = next.chunks(next.len().div_ceil((parts * tiles.len()).max(1)).max(1));
+        let pairs = panels.len().div_ceil(2);
+        let products = parts * tiles.len() * pairs;
+        let mut next = next.chunks(next.len().div_ceil(products.max(1)).max(1));
         for part in 0..parts {
             let start = chunks.start + part * PAIR_CHUNKS;
             let of_part = start..chunks.end.min(start + PAIR_CHUNKS);
-            for (half, p) in panels.clone().enumerate() {
-                let view = self.operands.b.view(p, 0);
-                kernels.expand(view, of_part.clone(), half, &mut buffers.expanded);
+            let lines = of_part.len() * 2 * STEPS;
+            for (at, p) in panels.clone().enumerate() {
+                let to = &mut buffers.expanded[at / 2 * lines..];
+                kernels.expand(self.operands.b.view(p, 0), of_part.clone(), at % 2, to);
             }
             let slots = of_part.start - chunks.start..of_part.end - chunks.start;
             for (t, tile) in tiles.iter().enumerate() {
-                if part + 1 == parts {
-                    let rows = tile.first..tile.first + tile.meta.len();
-                    rows.for_each(|r| grid.prefetch(r, panels.start * COLUMNS));
-                }
                 let mut a = tile.view(0);
                 let step = STEPS * a.rows;
                 a.codes = &a.codes[slots.start * step..slots.end * step];
                 let at = if parts == 1 { 0 } else { t };
-                let (next, sums) = (next.next().unwrap_or(&[]), &mut buffers.pairs[at]);
-                kernels.fold_pair(a, &buffers.expanded, next, part > 0, sums);
-                if part + 1 == parts {
-                    for (half, p) in panels.clone().enumerate() {
-                        let ready = Some(Ready { at, half });
-                        self.tile(tile, p, ready, buffers, grid, sink)?;
+                for pair in 0..pairs {
+                    let first = panels.start + 2 * pair;
+                    if part + 1 == parts {
+                        let rows = tile.first..tile.first + tile.meta.len();
+                        rows.for_each(|r| grid.prefetch(r, first * COLUMNS, 2 * COLUMNS));
+                    }
+                    let b = &buffers.expanded[pair * lines..][..lines];
+                    let (next, sums) = (next.next().unwrap_or(&[]), &mut buffers.pairs[at]);
+                    kernels.fold_pair(a, b, next, part > 0, sums);
+                    if part + 1 == parts {
+                        for (half, p) in (first..panels.end.min(first + 2)).enumerate() {
+                            let ready = Some(Ready { at, half });
+                            self.tile(tile, p, ready, buffers, grid, sink)?;
+                        }
                     }
                 }
             }
@@ -489,7 +510,6 @@ impl<'a, K: Kernels> TiledMatmul<'a, K> {
             p,
             in_32_bits,
             sums: ready.map_or(&buffers.sums, |Ready { at, half }| &buffers.pairs[at][half]),
-            corrections: &buffers.corrections,
             units: &buffers.units,
             plain,
         };
@@ -522,10 +542,9 @@ impl<'a, K: Kernels> TiledMatmul<'a, K> {
         let plane_a = &tile.planes()[0];
         let most = self.most_chunks(plane_a, panel.first_max());
         if tile.planes().len() == 1 && panel.planes() == 1 && slots <= most {
-            let steps = Steps::Dense { a: 0, b: first, count: slots };
-            match ready {
-                Some(_) => self.correct(tile, 0, steps, buffers),
-                None => self.kernel(tile, PlanePair { a: 0, b: 0 }, p, steps, buffers),
+            if ready.is_none() {
+                let steps = Steps::Dense { a: 0, b: first, count: slots };
+                self.kernel(tile, PlanePair { a: 0, b: 0 }, p, steps, buffers);
             }
             return true;
         }
@@ -539,7 +558,7 @@ impl<'a, K: Kernels> TiledMatmul<'a, K> {
                     self.correct(tile, 0, steps, buffers);
                     buffers.sums = buffers.pairs[at][half];
                 }
-                None => self.kernel(tile, PlanePair { a: 0, b: 0 }, p, steps, buffers),
+                None => self.multiply_steps(tile, PlanePair { a: 0, b: 0 }, p, steps, buffers),
             }
             self.drain(plane_a, &plane_b.shift, buffers);
         }
@@ -557,13 +576,13 @@ impl<'a, K: Kernels> TiledMatmul<'a, K> {
                     list[len] = step;
                     len += 1;
                     if len == LIST.min(most) {
-                        self.kernel(tile, planes, p, Steps::List(&list[..len]), buffers);
+                        self.multiply_steps(tile, planes, p, Steps::List(&list[..len]), buffers);
                         self.drain(plane_a, &plane_b.shift, buffers);
                         len = 0;
                     }
                 }
                 if len > 0 {
-                    self.kernel(tile, planes, p, Steps::List(&list[..len]), buffers);
+                    self.multiply_steps(tile, planes, p, Steps::List(&list[..len]), buffers);
                     self.drain(plane_a, &plane_b.shift, buffers);
                 }
             }
@@ -580,7 +599,23 @@ impl<'a, K: Kernels> TiledMatmul<'a, K> {
         }
     }
 
-    /// Multiplies the steps of a plane of the tile and one of the panel.
+    /// Multiplies the steps of a plane of the tile and one of the panel, and finds what the sums
+    /// are too large by.
+    fn multiply_steps(
+        &self,
+        tile: &RowTile,
+        planes: PlanePair,
+        p: usize,
+        steps: Steps<'_>,
+        buffers: &mut Buffers,
+    ) {
+        self.kernel(tile, planes, p, steps, buffers);
+        self.correct(tile, planes.a, steps, buffers);
+    }
+
+    /// Multiplies the steps of a plane of the tile and one of the panel. Inlined, as the steps
+    /// would be copied by vectors that wait for their parts to be written.
+    #[inline(always)]
     fn kernel(
         &self,
         tile: &RowTile,
@@ -596,7 +631,6 @@ impl<'a, K: Kernels> TiledMatmul<'a, K> {
             Some(kernels) => kernels.fold(a, b, steps, &mut buffers.sums),
             None => self.operands.kernels.group(a, b, steps, &mut buffers.sums),
         }
-        self.correct(tile, planes.a, steps, buffers);
     }
 
     /// What the sums over the steps of plane `i` of the tile are too large by.

@@ -231,6 +231,20 @@ impl RowMeta {
         RowMeta { nan, live, base, reach }
     }
 
+    /// Adds the shifts plus one of e8m0 scales of the row, which is in one plane: the shift is that
+    /// of the scale over 2^base, and 0 is added for NaN and for what is past the reach. Groups that
+    /// are not live may have any shift of the plane.
+    #[inline(always)]
+    pub(crate) fn shifts(&self, scales: &[u8], to: &mut Vec<u8>) {
+        let least = (self.base + 127) as u8;
+        // A NaN's byte is past every other, but not always by more than the reach.
+        let octaves = (u64::BITS - self.reach.leading_zeros()) as u8;
+        to.extend(scales.iter().map(|&scale| {
+            let shift = scale.wrapping_sub(least);
+            if shift < octaves { shift + 1 } else { 0 }
+        }));
+    }
+
     /// Writes the scales of groups of the row over 2^base, for a row whose reach is an i16: 0 for
     /// NaN and for what is past the reach. Groups that are not live may have any value: their dots
     /// are 0.
@@ -351,6 +365,14 @@ impl Planes {
         let of_plane = self.of_byte.iter().zip(&self.scaled);
         let of_plane = of_plane.filter(|(of, _)| usize::from(**of) == plane);
         of_plane.map(|(_, scaled)| i32::from(scaled.abs())).max().unwrap_or(0)
+    }
+
+    /// The shift plus one of an e8m0 scale over the base of plane `plane`, 0 if it is not in it.
+    #[inline(always)]
+    pub(crate) fn shift(&self, plane: usize, byte: u8) -> u8 {
+        let byte = usize::from(byte);
+        let inside = usize::from(self.of_byte[byte]) == plane && self.scaled[byte] != 0;
+        if inside { self.scaled[byte].trailing_zeros() as u8 + 1 } else { 0 }
     }
 
     /// Lays windows one by one: where they hold most groups, or else from the lowest exponent up.
@@ -490,6 +512,15 @@ mod tests {
                     let scales: Vec<u8> = groups.iter().map(|g| g.1).collect();
                     let mut scaled = vec![0; scales.len()];
                     meta.scaled(format.scale_type(), &scales, &mut scaled);
+                    if format == Format::MxFp4 && limit == 8 {
+                        let mut shifts = vec![];
+                        meta.shifts(&scales, &mut shifts);
+                        let of = |s: &i16| if *s == 0 { 0 } else { s.trailing_zeros() as u8 + 1 };
+                        assert!(shifts.iter().eq(scaled.iter().map(of).collect::<Vec<_>>().iter()));
+                        let live = groups.iter().filter(|g| g.0 & 0x77 != 0);
+                        assert!(live.clone().all(|g| planes.shift(0, g.1)
+                            == shifts[groups.iter().position(|h| h == g).unwrap()]));
+                    }
                     for (&(code, scale), scaled) in groups.iter().zip(scaled) {
                         let nan = format.scale_type().is_nan(scale);
                         if code & 0x77 != 0 || nan {

@@ -214,13 +214,13 @@ pub(crate) trait Kernels: Copy + Send + Sync + std::fmt::Debug {
 
     /// Rounds the sums less the corrections of each row of the tile, and writes the outputs.
     #[inline(always)]
-    fn round_sums<T: FloatValue>(self, sums: &Sums, by: &Rounding, out: OutputTile<'_, T>) {
+    fn round_sums<T: FloatValue>(self, sums: &Sums, by: &Rounding<'_>, out: OutputTile<'_, T>) {
         by.sums(sums, out);
     }
 
     /// The same for 64-bit sums, which need no corrections.
     #[inline(always)]
-    fn round_units<T: FloatValue>(self, units: &Units, by: &Rounding, out: OutputTile<'_, T>) {
+    fn round_units<T: FloatValue>(self, units: &Units, by: &Rounding<'_>, out: OutputTile<'_, T>) {
         by.units(units, out);
     }
 }

@@ -42,12 +42,13 @@ impl<'a, T> OutputParts<'a, T> {
         }
     }
 
-    /// Asks for the cache lines of the values from `column` of row `row` on, 128 bytes, to be
-    /// written soon: a row of the output is far from the next, and the wait would be long.
+    /// Asks for the cache lines of `count` values from `column` of row `row` on, to be written
+    /// soon: a row of the output is far from the next, and the wait would be long.
     #[inline]
-    pub(crate) fn prefetch(&self, row: usize, column: usize) {
+    pub(crate) fn prefetch(&self, row: usize, column: usize, count: usize) {
         let at = self.values.wrapping_add(row * self.columns + column).cast::<i8>();
-        for at in [at, at.wrapping_add(64)] {
+        for line in (0..count * size_of::<T>()).step_by(64) {
+            let at = at.wrapping_add(line);
             #[cfg(target_arch = "x86_64")]
             // SAFETY: a prefetch reads and writes nothing, and faults at no address.
             unsafe {

@@ -42,9 +42,9 @@ const MOST_APART: i32 = 63;
 /// How the sums of a tile with a panel become outputs. What is past the last row or column is
 /// anything.
 #[derive(Debug, Clone)]
-pub(crate) struct Rounding {
+pub(crate) struct Rounding<'a> {
     /// What the 32-bit sums of each row are too large by.
-    pub(crate) corrections: [i32; MAX_ROWS],
+    pub(crate) corrections: &'a [i32; MAX_ROWS],
     /// Factors of rows.
     pub(crate) rows: [f32; MAX_ROWS],
     /// The rows' alphas, if they are not in [`rows`](Self::rows).
@@ -70,7 +70,7 @@ pub(crate) struct Bases<'a> {
     pub(crate) unit: i32,
 }
 
-impl Rounding {
+impl<'a> Rounding<'a> {
     /// For a tile whose first row and column are `row` and `column`, all of whose exponents are
     /// plain; none if the columns' are too far apart.
     #[inline(always)]
@@ -78,7 +78,7 @@ impl Rounding {
         bases: Bases<'_>,
         epilogue: &Epilogue<'_>,
         [row, column]: [usize; 2],
-        corrections: &[i32; MAX_ROWS],
+        corrections: &'a [i32; MAX_ROWS],
     ) -> Option<Self> {
         if bases.most - bases.least > MOST_APART {
             return None;
@@ -109,7 +109,7 @@ impl Rounding {
             of_panel
         });
         Some(Rounding {
-            corrections: *corrections,
+            corrections,
             rows,
             alphas: (!exact).then_some(alphas),
             columns: bases.columns.map(|base| power_of_two(base - bases.least)),

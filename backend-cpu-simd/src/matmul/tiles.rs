@@ -30,7 +30,7 @@ pub(crate) struct TilePlane {
     codes: Vec<i32>,
     /// Fold form: sums of 32 values, for each slot and row.
     pub(crate) sums: Vec<i32>,
-    /// Fold form: what sums over all slots are too large by, for each row.
+    /// What sums over all slots are too large by, for each row: zeros but in the fold form.
     pub(crate) corrections: [i32; MAX_ROWS],
     /// Group form and MXINT8: scaled scales or shifts, for each slot and row.
     scales: Vec<[i16; 4]>,
@@ -294,6 +294,7 @@ impl RowTile {
                     })
                 }));
             }
+            plane.corrections = [0; MAX_ROWS];
             plane.shift.clear();
             plane.max = 0;
             for (row, meta) in self.meta.iter().enumerate() {
@@ -326,14 +327,20 @@ impl RowTile {
                 || {
                     scratch.shifts.clear();
                     for (row, meta) in meta.iter().enumerate() {
-                        scratch.scale(from, row, meta, p);
-                        let shift =
-                            |&s: &i16| [1, 2, 4, 8].map(|t| u8::from(s >= t)).iter().sum::<u8>();
-                        if p == 0 {
-                            scratch.shifts.extend(scratch.scaled.iter().map(shift));
-                        } else {
-                            let scaled = slots.iter().map(|&slot| &scratch.scaled[slot as usize]);
-                            scratch.shifts.extend(scaled.map(shift));
+                        let scales = &from.a.row_scales(from.rows.start + row)[from.groups.clone()];
+                        match scratch.planes[row] {
+                            None if p > 0 => scratch.shifts.extend(slots.iter().map(|_| 0)),
+                            None => meta.shifts(scales, &mut scratch.shifts),
+                            Some(at) => {
+                                let planes = &scratch.several[at];
+                                let shift = |&byte: &u8| planes.shift(p, byte);
+                                match p {
+                                    0 => scratch.shifts.extend(scales.iter().map(shift)),
+                                    _ => scratch.shifts.extend(
+                                        slots.iter().map(|&slot| shift(&scales[slot as usize])),
+                                    ),
+                                }
+                            }
                         }
                     }
                 },

@@ -96,13 +96,13 @@ impl Kernels for Avx2 {
     }
 
     #[inline(always)]
-    fn round_sums<T: FloatValue>(self, sums: &Sums, by: &Rounding, out: OutputTile<'_, T>) {
+    fn round_sums<T: FloatValue>(self, sums: &Sums, by: &Rounding<'_>, out: OutputTile<'_, T>) {
         // SAFETY: `self` proves the features.
         unsafe { output::round_sums(sums, by, out) }
     }
 
     #[inline(always)]
-    fn round_units<T: FloatValue>(self, units: &Units, by: &Rounding, out: OutputTile<'_, T>) {
+    fn round_units<T: FloatValue>(self, units: &Units, by: &Rounding<'_>, out: OutputTile<'_, T>) {
         // SAFETY: `self` proves the features.
         unsafe { output::round_units(units, by, out) }
     }

@@ -14,7 +14,11 @@ use crate::quantize::FloatValue;
 /// See [`Kernels::round_sums`](crate::matmul::Kernels::round_sums).
 #[inline]
 #[target_feature(enable = "avx2,f16c")]
-pub(super) fn round_sums<T: FloatValue>(sums: &Sums, by: &Rounding, mut out: OutputTile<'_, T>) {
+pub(super) fn round_sums<T: FloatValue>(
+    sums: &Sums,
+    by: &Rounding<'_>,
+    mut out: OutputTile<'_, T>,
+) {
     for r in 0..out.rows() {
         let mut y = [_mm256_setzero_ps(); 2];
         for (half, y) in y.iter_mut().enumerate() {
@@ -32,7 +36,11 @@ pub(super) fn round_sums<T: FloatValue>(sums: &Sums, by: &Rounding, mut out: Out
 /// 64-bit integers in vectors.
 #[inline]
 #[target_feature(enable = "avx2,f16c")]
-pub(super) fn round_units<T: FloatValue>(units: &Units, by: &Rounding, mut out: OutputTile<'_, T>) {
+pub(super) fn round_units<T: FloatValue>(
+    units: &Units,
+    by: &Rounding<'_>,
+    mut out: OutputTile<'_, T>,
+) {
     for r in 0..out.rows() {
         let sums = units[r].map(|units| units as f32);
         let mut y = [_mm256_setzero_ps(); 2];
@@ -48,7 +56,7 @@ pub(super) fn round_units<T: FloatValue>(units: &Units, by: &Rounding, mut out: 
 /// The outputs of half of row `r` for sums that are rounded to f32.
 #[inline]
 #[target_feature(enable = "avx2")]
-fn finish(sums: __m256, by: &Rounding, r: usize, half: usize) -> __m256 {
+fn finish(sums: __m256, by: &Rounding<'_>, r: usize, half: usize) -> __m256 {
     let load = |row: &[f32; COLUMNS]| {
         // SAFETY: a half is 32 readable bytes.
         unsafe { _mm256_loadu_ps(row.as_ptr().add(half * COLUMNS / 2)) }

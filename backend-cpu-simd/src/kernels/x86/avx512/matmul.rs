@@ -160,6 +160,7 @@ impl Kernels for Avx512 {
         unsafe { operand::group_int8(from, at, false, codes, init) }
     }
 
+    #[inline]
     fn group(self, a: TileView<'_>, b: PanelView<'_>, steps: Steps<'_>, sums: &mut Sums) {
         expect_inside(Form::Group, a, b, steps);
         assert_eq!(b.groups, 2, "MXFP4 has the fold form");
@@ -184,13 +185,13 @@ impl Kernels for Avx512 {
     }
 
     #[inline(always)]
-    fn round_sums<T: FloatValue>(self, sums: &Sums, by: &Rounding, out: OutputTile<'_, T>) {
+    fn round_sums<T: FloatValue>(self, sums: &Sums, by: &Rounding<'_>, out: OutputTile<'_, T>) {
         // SAFETY: `self` proves the features.
         unsafe { output::round_sums(sums, by, out) }
     }
 
     #[inline(always)]
-    fn round_units<T: FloatValue>(self, units: &Units, by: &Rounding, out: OutputTile<'_, T>) {
+    fn round_units<T: FloatValue>(self, units: &Units, by: &Rounding<'_>, out: OutputTile<'_, T>) {
         // SAFETY: `self` proves the features.
         unsafe { output::round_units(units, by, out) }
     }
@@ -228,6 +229,7 @@ impl FoldKernels for Avx512 {
         int8::multiply(self, a, b, steps, sums);
     }
 
+    #[inline]
     fn fold(self, a: TileView<'_>, b: PanelView<'_>, steps: Steps<'_>, sums: &mut Sums) {
         expect_inside(Form::Fold, a, b, steps);
         // SAFETY: `self` proves the features; all steps are inside their buffers; R is the

@@ -14,7 +14,11 @@ use crate::quantize::FloatValue;
 /// See [`Kernels::round_sums`](crate::matmul::Kernels::round_sums).
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
-pub(super) fn round_sums<T: FloatValue>(sums: &Sums, by: &Rounding, mut out: OutputTile<'_, T>) {
+pub(super) fn round_sums<T: FloatValue>(
+    sums: &Sums,
+    by: &Rounding<'_>,
+    mut out: OutputTile<'_, T>,
+) {
     let columns = Columns::new(by, out.columns());
     for r in 0..out.rows() {
         // SAFETY: a row of sums is 64 readable bytes.
@@ -29,7 +33,11 @@ pub(super) fn round_sums<T: FloatValue>(sums: &Sums, by: &Rounding, mut out: Out
 /// See [`Kernels::round_units`](crate::matmul::Kernels::round_units).
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
-pub(super) fn round_units<T: FloatValue>(units: &Units, by: &Rounding, mut out: OutputTile<'_, T>) {
+pub(super) fn round_units<T: FloatValue>(
+    units: &Units,
+    by: &Rounding<'_>,
+    mut out: OutputTile<'_, T>,
+) {
     let columns = Columns::new(by, out.columns());
     for r in 0..out.rows() {
         let (low, high) = units[r].split_at(COLUMNS / 2);
@@ -54,7 +62,7 @@ struct Columns {
 impl Columns {
     #[inline]
     #[target_feature(enable = "avx512f")]
-    fn new(by: &Rounding, count: usize) -> Self {
+    fn new(by: &Rounding<'_>, count: usize) -> Self {
         let mask = ((1u32 << count) - 1) as __mmask16;
         // SAFETY: 64 readable bytes each.
         unsafe {
@@ -67,7 +75,7 @@ impl Columns {
     /// The outputs of row `r` for sums that are rounded to f32.
     #[inline]
     #[target_feature(enable = "avx512f")]
-    fn finish(&self, sums: __m512, by: &Rounding, r: usize) -> __m512 {
+    fn finish(&self, sums: __m512, by: &Rounding<'_>, r: usize) -> __m512 {
         let y = _mm512_mul_ps(_mm512_mul_ps(sums, self.factors), _mm512_set1_ps(by.rows[r]));
         let y = match &by.alphas {
             Some(alphas) => _mm512_mul_ps(y, _mm512_set1_ps(alphas[r])),

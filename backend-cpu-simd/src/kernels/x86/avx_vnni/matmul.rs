@@ -122,12 +122,12 @@ impl Kernels for AvxVnni {
     }
 
     #[inline(always)]
-    fn round_sums<T: FloatValue>(self, sums: &Sums, by: &Rounding, out: OutputTile<'_, T>) {
+    fn round_sums<T: FloatValue>(self, sums: &Sums, by: &Rounding<'_>, out: OutputTile<'_, T>) {
         self.0.round_sums(sums, by, out);
     }
 
     #[inline(always)]
-    fn round_units<T: FloatValue>(self, units: &Units, by: &Rounding, out: OutputTile<'_, T>) {
+    fn round_units<T: FloatValue>(self, units: &Units, by: &Rounding<'_>, out: OutputTile<'_, T>) {
         self.0.round_units(units, by, out);
     }
 }
