@@ -40,8 +40,8 @@ fn look_up(bytes: &[u8; 16], table: &[i8; 16]) -> __m256i {
     _mm256_shuffle_epi8(table, _mm256_and_si256(nibbles, _mm256_set1_epi8(0xF)))
 }
 
-/// See [`FoldKernels::pack_fold`](crate::matmul::FoldKernels::pack_fold): four rows at a time, so that
-/// what is written of a step is together.
+/// See [`FoldKernels::pack_fold`](crate::matmul::FoldKernels::pack_fold): four rows at a time, so
+/// that what is written of a step is together.
 #[target_feature(enable = "avx2")]
 pub(super) fn fold(
     from: FoldTile<'_>,
@@ -175,8 +175,8 @@ pub(super) fn group(
     init: &mut [[i32; 2]],
 ) {
     let pack = |slot: usize, bytes: &[u8; 16], codes: &mut [i32], init: &mut [[i32; 2]]| {
-        // The low nibbles' four steps, of which two are of each half, then the high nibbles'; wanted
-        // is a step of each half in turn.
+        // The low nibbles' four steps, of which two are of each half, then the high nibbles';
+        // wanted is a step of each half in turn.
         let steps = look_up(bytes, &TABLES[1]);
         let order = _mm256_setr_epi32(0, 2, 4, 6, 1, 3, 5, 7);
         let to = &mut codes[(slot * rows + row) * STEPS..][..STEPS];

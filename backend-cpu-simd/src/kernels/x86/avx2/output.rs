@@ -1,5 +1,5 @@
-//! The rounding of a tile's sums, eight columns of a row at a time: [`Rounding`]'s operations in its
-//! order. The rows of the last panel are made whole and copied as far as they go.
+//! The rounding of a tile's sums, eight columns of a row at a time: [`Rounding`]'s operations in
+//! its order. The rows of the last panel are made whole and copied as far as they go.
 
 use std::arch::x86_64::*;
 
