@@ -1,5 +1,5 @@
 //! Criterion benches of each path, for watching one change at a time; the `summary` bench has the
-//! comparison with rooflines and peers. Answers are compared with the portable kernels'.
+//! comparison with rooflines. Answers are compared with the portable kernels'.
 
 #![allow(missing_docs)]
 

@@ -1,43 +1,39 @@
-//! One table: what each path reaches, beside rooflines (and peers) measured in the same run.
+//! One table: what each path reaches, beside rooflines measured in the same run.
 //!
 //! ```text
 //! cargo bench -p fp4-backend-cpu-simd --bench summary -- [--quick] [--json] [--filter TEXT]
-//! cargo bench --manifest-path backend-cpu-simd/peers/Cargo.toml -- [the same options]
 //! ```
 //!
-//! The second is the same bench with the peers (candle, gemm), which take minutes to build.
+//! `peers/run.py` compares with other libraries, and with the tree before.
 //!
 //! Every row's answer is compared with the portable kernels' (one output row), which the tests
-//! compare with the reference. A time is the fastest of several samples, for the work, the
-//! rooflines and the peers alike: other load on the machine only ever adds. One thread is timed by
+//! compare with the reference. A time is the fastest of several samples, for the work and the
+//! rooflines alike: other load on the machine only ever adds. One thread is timed by
 //! its processor time, several by the wall. Rooflines: `vpdpbusd` of the same width, or
 //! `vpmaddubsw` for AVX2, on registers for products of 8 and more rows; streaming reads (of a
 //! buffer as large as the weights if they are hot, larger than the last-level cache if cold) for
 //! the others and for quantization. `--filter` keeps rows whose key, such as `gemm mxfp4
 //! avx512-vnni m512 t1 n4096 gaussian t4`, has TEXT.
 
-pub(crate) mod common;
+mod common;
 
-use std::collections::BTreeMap;
-use std::hint::black_box;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use common::{Data, Rng, quantized, values};
+use common::{Clock, Data, Dot, Read, Rng, fastest, last_level_cache, quantized, values};
 use fp4_backend_cpu_simd::{CpuSimd, CpuWeight, Isa};
 use fp4_core::backend::{Resident, Sink, Source};
 use fp4_core::{
     Encoding, FloatSlice, Matmul, PackedMatrix, PackedView, Product, QuantSpec, QuantizeInput,
     Quantizer, Transform, hadamard,
 };
-use rayon::prelude::*;
 use serde::Serialize;
 
 #[derive(Debug, Serialize)]
-pub(crate) struct Row {
-    pub(crate) op: &'static str,
+struct Row {
+    op: &'static str,
     /// The format of the weight, behind the encoding of the activations if that is another.
-    pub(crate) format: String,
+    format: String,
     isa: &'static str,
     threads: usize,
     m: usize,
@@ -46,174 +42,40 @@ pub(crate) struct Row {
     data_a: &'static str,
     data_w: &'static str,
     weights: &'static str,
-    pub(crate) value: f64,
-    pub(crate) unit: &'static str,
+    value: f64,
+    unit: &'static str,
     roofline: f64,
     fraction: f64,
-    peers: BTreeMap<&'static str, f64>,
 }
 
-/// How time is taken.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Clock {
-    /// The calling thread's processor time: other processes do not count. For one thread.
-    Thread,
-    /// The wall's.
-    Wall,
-}
-
-impl Clock {
-    /// Seconds since some moment.
-    fn now(self, start: Instant) -> f64 {
-        #[cfg(unix)]
-        if self == Clock::Thread {
-            let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-            // SAFETY: `time` is writable.
-            let failed = unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &mut time) };
-            assert_eq!(failed, 0, "the thread's clock");
-            return time.tv_sec as f64 + time.tv_nsec as f64 * 1e-9;
-        }
-        start.elapsed().as_secs_f64()
-    }
-}
-
-/// Seconds of the fastest sample: at least five, unless they take a second.
-pub(crate) fn fastest(clock: Clock, budget: Duration, mut f: impl FnMut()) -> f64 {
-    f();
-    let (start, mut best, mut samples) = (Instant::now(), f64::INFINITY, 0);
-    let second = Duration::from_secs(1).max(budget);
-    while samples < 5 && start.elapsed() < second || start.elapsed() < budget {
-        let sample = clock.now(start);
-        f();
-        best = best.min(clock.now(start) - sample);
-        samples += 1;
-    }
-    best
-}
-
-/// Bytes of the last-level cache, 32 MiB if the system does not say.
-fn last_level_cache() -> usize {
-    let read = |i: usize| {
-        let path = format!("/sys/devices/system/cpu/cpu0/cache/index{i}/size");
-        let size = std::fs::read_to_string(path).ok()?;
-        Some(size.trim().strip_suffix('K')?.parse::<usize>().ok()? << 10)
+/// GMAC/s of 8-bit dot products on registers, by the threads of `pool`, with the instruction that
+/// the kernels of `isa` have.
+fn dot_peak(isa: Isa, pool: &rayon::ThreadPool, budget: Duration) -> Option<f64> {
+    let dot = match isa {
+        Isa::Avx512Vnni => Dot::Vnni512,
+        Isa::AvxVnni => Dot::Vnni256,
+        Isa::Avx2 => Dot::Maddubs,
+        _ => return None,
     };
-    (0..5).filter_map(read).max().unwrap_or(32 << 20)
-}
-
-/// GMAC/s of one core's 8-bit dot products on registers.
-#[cfg(target_arch = "x86_64")]
-fn dot_peak(isa: Isa, budget: Duration) -> Option<f64> {
-    use std::arch::x86_64::*;
-    #[target_feature(enable = "avx512f,avx512vnni")]
-    fn zmm(n: usize) -> i32 {
-        let mut acc = [_mm512_setzero_si512(); 20];
-        let (a, b) = (black_box(_mm512_set1_epi8(3)), black_box(_mm512_set1_epi8(5)));
-        for _ in 0..n {
-            for acc in &mut acc {
-                *acc = _mm512_dpbusd_epi32(*acc, a, b);
-            }
-        }
-        _mm512_reduce_add_epi32(acc.into_iter().fold(a, |sum, acc| _mm512_xor_si512(sum, acc)))
-    }
-    #[target_feature(enable = "avx2,avxvnni")]
-    fn ymm_vnni(n: usize) -> i32 {
-        let mut acc = [_mm256_setzero_si256(); 12];
-        let (a, b) = (black_box(_mm256_set1_epi8(3)), black_box(_mm256_set1_epi8(5)));
-        for _ in 0..n {
-            for acc in &mut acc {
-                *acc = _mm256_dpbusd_avx_epi32(*acc, a, b);
-            }
-        }
-        acc.into_iter().fold(0, |sum, acc| sum ^ _mm256_extract_epi32::<0>(acc))
-    }
-    #[target_feature(enable = "avx2")]
-    fn ymm(n: usize) -> i32 {
-        let mut acc: [__m256i; 12] = std::array::from_fn(|i| _mm256_set1_epi8(i as i8));
-        let b = black_box(_mm256_set1_epi8(5));
-        for _ in 0..n {
-            for acc in &mut acc {
-                *acc = _mm256_maddubs_epi16(*acc, b);
-            }
-        }
-        acc.into_iter().fold(0, |sum, acc| sum ^ _mm256_extract_epi32::<0>(acc))
-    }
-    const N: usize = 100_000;
-    if isa == Isa::Avx512Vnni && is_x86_feature_detected!("avx512vnni") {
-        let run = || {
-            // SAFETY: the CPU has the features.
-            black_box(unsafe { zmm(black_box(N)) });
-        };
-        let seconds = fastest(Clock::Thread, budget, run);
-        return Some((N * 20 * 64) as f64 / seconds / 1e9);
-    }
-    if isa == Isa::AvxVnni && is_x86_feature_detected!("avxvnni") {
-        let run = || {
-            // SAFETY: the CPU has the features.
-            black_box(unsafe { ymm_vnni(black_box(N)) });
-        };
-        let seconds = fastest(Clock::Thread, budget, run);
-        return Some((N * 12 * 32) as f64 / seconds / 1e9);
-    }
-    if isa != Isa::Portable && is_x86_feature_detected!("avx2") {
-        let run = || {
-            // SAFETY: the CPU has the feature.
-            black_box(unsafe { ymm(black_box(N)) });
-        };
-        let seconds = fastest(Clock::Thread, budget, run);
-        return Some((N * 12 * 32) as f64 / seconds / 1e9);
-    }
-    None
-}
-
-#[cfg(not(target_arch = "x86_64"))]
-fn dot_peak(_isa: Isa, _budget: Duration) -> Option<f64> {
-    None
-}
-
-/// Reads all words, asking for them ahead as the kernels do: without that a core waits for its
-/// translations of addresses and reads half as fast.
-fn sum_of(words: &[u64]) -> u64 {
-    let mut sums = [0; 32];
-    for line in words.chunks_exact(32) {
-        #[cfg(target_arch = "x86_64")]
-        for ahead in 0..4 {
-            use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-            let at = line.as_ptr().cast::<i8>().wrapping_add(4096 + 64 * ahead);
-            // SAFETY: a prefetch faults at no address.
-            unsafe { _mm_prefetch::<_MM_HINT_T0>(at) };
-        }
-        for (sum, word) in sums.iter_mut().zip(line) {
-            *sum ^= word;
-        }
-    }
-    sums.into_iter().fold(0, |a, b| a ^ b)
+    let threads = pool.current_num_threads();
+    let seconds = pool.install(|| fastest(Clock::of(threads), budget, || dot.run()));
+    Some((threads * dot.macs()) as f64 / seconds / 1e9)
 }
 
 /// GB/s of reading `bytes` bytes again and again, by the threads of `pool`.
 fn read_peak(pool: &rayon::ThreadPool, bytes: usize, budget: Duration) -> f64 {
-    let words = vec![1u64; bytes / 8];
-    let part = words.len().div_ceil(pool.current_num_threads());
-    let clock = clock(pool.current_num_threads());
-    let seconds = pool.install(|| {
-        fastest(clock, budget, || {
-            black_box(words.par_chunks(part).map(sum_of).reduce(|| 0, |a, b| a ^ b));
-        })
-    });
-    bytes as f64 / seconds / 1e9
-}
-
-/// The thread's processor time where there is one thread, else the wall's.
-fn clock(threads: usize) -> Clock {
-    if threads == 1 { Clock::Thread } else { Clock::Wall }
+    let read = Read::new(bytes);
+    let clock = Clock::of(pool.current_num_threads());
+    let seconds = pool.install(|| fastest(clock, budget, || read.run()));
+    read.bytes() as f64 / seconds / 1e9
 }
 
 /// Everything measured once for a number of threads.
-pub(crate) struct Machine {
-    pub(crate) threads: usize,
-    pub(crate) clock: Clock,
-    pub(crate) pool: Arc<rayon::ThreadPool>,
-    pub(crate) budget: Duration,
+struct Machine {
+    threads: usize,
+    clock: Clock,
+    pool: Arc<rayon::ThreadPool>,
+    budget: Duration,
     hot_read: f64,
     cold_read: f64,
 }
@@ -244,15 +106,7 @@ impl Options {
     }
 }
 
-/// What measures the peers of a row: its speed over that of other libraries at the same product.
-pub(crate) type Peers<'a> = &'a dyn Fn(&Machine, [usize; 3], &Row) -> BTreeMap<&'static str, f64>;
-
-#[allow(dead_code, reason = "the bench with peers has this file as a module")]
 fn main() {
-    main_with(&|_, _, _| BTreeMap::new());
-}
-
-pub(crate) fn main_with(peers: Peers<'_>) {
     let options = Options::parse();
     let budget = Duration::from_millis(if options.quick { 60 } else { 400 });
     let cache = last_level_cache();
@@ -266,7 +120,7 @@ pub(crate) fn main_with(peers: Peers<'_>) {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("a pool");
         let machine = Machine {
             threads,
-            clock: clock(threads),
+            clock: Clock::of(threads),
             budget,
             hot_read: read_peak(&pool, 9 << 20, budget),
             cold_read: read_peak(&pool, 2 * cache, budget),
@@ -276,7 +130,7 @@ pub(crate) fn main_with(peers: Peers<'_>) {
             "{threads} threads read {:.1} GB/s from 9 MB, {:.1} GB/s from memory",
             machine.hot_read, machine.cold_read
         );
-        measure(&machine, cache, &options, peers, &mut rows);
+        measure(&machine, cache, &options, &mut rows);
     }
     if options.json {
         return; // printed as they were measured
@@ -293,10 +147,8 @@ pub(crate) fn main_with(peers: Peers<'_>) {
         "weights",
         "value",
         "of roofline",
-        "times a peer",
     ]);
     for row in &rows {
-        let peers: Vec<_> = row.peers.iter().map(|(name, r)| format!("{name} {r:.2}")).collect();
         table.add_row([
             row.op.to_string(),
             row.format.clone(),
@@ -307,7 +159,6 @@ pub(crate) fn main_with(peers: Peers<'_>) {
             row.weights.to_string(),
             format!("{:.1} {}", row.value, row.unit),
             if row.fraction > 0.0 { format!("{:.0}%", 100.0 * row.fraction) } else { "-".into() },
-            peers.join(", "),
         ]);
     }
     println!("{table}");
@@ -340,13 +191,7 @@ fn cases(quick: bool) -> Vec<Case> {
     cases
 }
 
-fn measure(
-    machine: &Machine,
-    cache: usize,
-    options: &Options,
-    peers: Peers<'_>,
-    rows: &mut Vec<Row>,
-) {
+fn measure(machine: &Machine, cache: usize, options: &Options, rows: &mut Vec<Row>) {
     let wanted = |key: &str| key.contains(&options.filter);
     for isa in Isa::ALL {
         let Ok(backend) = CpuSimd::with_isa(isa) else {
@@ -354,7 +199,7 @@ fn measure(
             continue;
         };
         let backend = backend.with_pool(machine.pool.clone());
-        let peak = dot_peak(isa, machine.budget).map(|peak| peak * machine.threads as f64);
+        let peak = dot_peak(isa, &machine.pool, machine.budget);
         if let Some(peak) = peak {
             eprintln!("{isa}, {} threads: {peak:.0} GMAC/s on registers", machine.threads);
         }
@@ -383,12 +228,7 @@ fn measure(
                 let a = quantized(&backend, product.a, &a, [m, k]);
                 check(&backend, a.view(), &weight, &w);
                 let case = Measured { backend: &backend, machine, peak, a, w: &w, product, data };
-                let mut hot = case.row(&[&weight], "hot");
-                let best = isa == Isa::best();
-                if data == [Data::Gaussian; 2] && best && machine.threads == 1 && n == 4096 {
-                    hot.peers = peers(machine, [m, n, k], &hot);
-                }
-                push(rows, options, hot);
+                push(rows, options, case.row(&[&weight], "hot"));
                 if m <= 8 && !cold.is_empty() {
                     let cold = case.row(&cold.iter().collect::<Vec<_>>(), "cold");
                     push(rows, options, cold);
@@ -398,11 +238,7 @@ fn measure(
         for (product, [n, k], m) in forwards() {
             let key = key("forward", &name(product), isa, m, machine.threads);
             if wanted(&format!("{key} n{n} k{k}")) {
-                let mut row = forward_row(&backend, machine, product, [m, n, k]);
-                if isa == Isa::best() && machine.threads == 1 {
-                    row.peers = peers(machine, [m, n, k], &row);
-                }
-                push(rows, options, row);
+                push(rows, options, forward_row(&backend, machine, product, [m, n, k]));
             }
         }
         for encoding in Encoding::ALL {
@@ -504,7 +340,6 @@ impl Measured<'_> {
             unit,
             roofline,
             fraction: if roofline > 0.0 { value / roofline } else { 0.0 },
-            peers: Default::default(),
         }
     }
 }
@@ -567,7 +402,6 @@ fn forward_row(
         unit: "GMAC/s",
         roofline: 0.0,
         fraction: 0.0,
-        peers: BTreeMap::new(),
     }
 }
 
@@ -635,7 +469,6 @@ fn conversion_row(
         unit: "GB/s",
         roofline: machine.hot_read,
         fraction: value / machine.hot_read,
-        peers: Default::default(),
     }
 }
 

@@ -45,6 +45,7 @@
 //! | `dequantize` | the dequantizer: tables by scale byte, and the trait of its look-ups |
 //! | `kernels` | a folder for each instruction set, with the same file names; each states its proof of exactness |
 //! | `counts` | what a quantization did, counted by the group |
+//! | `grouped` | several products in one call, in one parallel region |
 //! | `resident` | activations kept in the kernels' form |
 //! | `threads` | which rayon pool runs the tasks, and the check of the environment in each |
 //! | `limits` | tile sizes and bounds of each, for tests to sit on |
@@ -82,6 +83,7 @@ mod dequantize;
 mod engine;
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 pub mod environment;
+mod grouped;
 mod isa;
 mod kernels;
 mod limits;
@@ -113,9 +115,10 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use fp4_core::{
-    Buffer, Encoding, Epilogue, Error, FloatSlice, FloatSliceMut, Matmul, MatmulQuery, Named,
-    Packed, PackedMut, PackedShape, PackedView, PartialsMut, Paths, PreparedWeight, QuantCounts,
-    QuantizeInput, QuantizeQuery, Quantizer, TieMode, Transform, Unsupported, check_environment,
+    Buffer, Encoding, Epilogue, Error, FloatSlice, FloatSliceMut, GroupedError, GroupedProduct,
+    Matmul, MatmulQuery, Named, Packed, PackedMut, PackedShape, PackedView, PartialsMut, Paths,
+    PreparedWeight, QuantCounts, QuantizeInput, QuantizeQuery, Quantizer, TieMode, Transform,
+    Unsupported, backend::expect_grouped, check_environment,
 };
 
 pub use crate::isa::{Isa, ParseIsaError};
@@ -125,6 +128,7 @@ pub use crate::resident::{CpuOperand, CpuTensor, CpuTransform};
 pub use rayon::{ThreadPool, ThreadPoolBuilder};
 
 use crate::engine::{Engine, by_engine};
+use crate::grouped::GroupedCall;
 use crate::kernels::portable;
 use crate::quantize::{RowScratch, TransformColumns};
 use crate::threads::TaskThreads;
@@ -357,6 +361,32 @@ impl Matmul for CpuSimd {
         out: FloatSliceMut<'_>,
     ) -> Result<Paths, Error> {
         b.weight.matmul((&self.threads, &self.scratch), a, epilogue, out)
+    }
+
+    /// In one parallel region, the small products whole and the large ones cut, so that all threads
+    /// have as much to do; with one thread, one after the other. An A that is given to consecutive
+    /// products as the same view is packed for the kernels once.
+    fn grouped<B: Packed>(
+        &self,
+        products: &mut [GroupedProduct<'_, CpuWeight<B>>],
+    ) -> Result<Paths, GroupedError> {
+        expect_grouped::<Self, B>(self, products)?;
+        let calls = products.iter_mut().map(|product| {
+            let GroupedProduct { a, b, epilogue, out, .. } = product;
+            let (weight, out) = (&b.weight, out.reborrow());
+            GroupedCall { weight, a: *a, epilogue: *epilogue, out }
+        });
+        let each = grouped::run((&self.threads, &self.scratch), calls.collect())?;
+        let mut all = Paths::default();
+        for (product, paths) in products.iter_mut().zip(each) {
+            product.paths = paths;
+            all.merge(&paths);
+        }
+        Ok(all)
+    }
+
+    fn schedules_grouped(&self) -> bool {
+        true
     }
 
     /// As the reference, except for [`Error::PartialOverflow`]: it is reported when a sum leaves

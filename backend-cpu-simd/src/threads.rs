@@ -8,16 +8,31 @@ use std::sync::Arc;
 use fp4_core::{Error, Paths, check_environment};
 use rayon::prelude::*;
 
-/// A rayon pool: one of the caller's, or rayon's current one.
+/// A rayon pool: one of the caller's, or rayon's current one; or no thread but the one that calls.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct TaskThreads {
     pool: Option<Arc<rayon::ThreadPool>>,
+    alone: bool,
 }
 
 impl TaskThreads {
     /// The threads of `pool`.
     pub(crate) fn of_pool(pool: Arc<rayon::ThreadPool>) -> Self {
-        TaskThreads { pool: Some(pool) }
+        TaskThreads { pool: Some(pool), alone: false }
+    }
+
+    /// The thread that calls and no other: for what runs inside of a task.
+    pub(crate) const fn alone() -> Self {
+        TaskThreads { pool: None, alone: true }
+    }
+
+    /// How many threads there are.
+    pub(crate) fn count(&self) -> usize {
+        match &self.pool {
+            _ if self.alone => 1,
+            Some(pool) => pool.current_num_threads(),
+            None => rayon::current_num_threads(),
+        }
     }
 
     /// Into how many tasks to cut work of `work` units, if a task of `least` units is worth a
@@ -27,10 +42,7 @@ impl TaskThreads {
         if worth <= 1 {
             return 1;
         }
-        let threads = match &self.pool {
-            Some(pool) => pool.current_num_threads(),
-            None => rayon::current_num_threads(),
-        };
+        let threads = self.count();
         if threads == 1 { 1 } else { worth.min(8 * threads) }
     }
 
@@ -46,7 +58,7 @@ impl TaskThreads {
             check_environment()?;
             f(task)
         };
-        if tasks.len() <= 1 {
+        if tasks.len() <= 1 || self.alone {
             return tasks.into_iter().map(checked).collect();
         }
         let all = || tasks.into_par_iter().map(checked).collect();
@@ -80,7 +92,7 @@ impl TaskThreads {
             all.merge(&paths);
             Ok(all)
         };
-        if count <= 1 {
+        if count <= 1 || self.alone {
             return (0..count).map(checked).try_fold(Paths::default(), |all, p| merge(all, p?));
         }
         let all = || (0..count).into_par_iter().map(checked).try_reduce(Paths::default, merge);
@@ -99,7 +111,7 @@ impl TaskThreads {
         worth: bool,
         f: impl Fn((usize, &mut T)) -> Result<(), Error> + Sync + Send,
     ) -> Result<(), Error> {
-        if items.len() <= 1 || !worth {
+        if items.len() <= 1 || !worth || self.alone {
             return items.iter_mut().enumerate().try_for_each(f);
         }
         let checked = |item: (usize, &mut T)| {

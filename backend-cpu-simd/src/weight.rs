@@ -12,7 +12,7 @@ use fp4_core::{
 
 use crate::engine::{Engine, by_engine, engine_with};
 use crate::kernels::portable;
-use crate::matmul::{self, TileScratch};
+use crate::matmul::{self, CutCall, ReusedTiles, TileScratch};
 use crate::threads::TaskThreads;
 
 /// Panels in the form of an instruction set's kernels, with the proof that the CPU has it.
@@ -75,6 +75,71 @@ impl Weight {
                 matmul::matmul_tiles(kernels, threads, scratch, a, tiles, b, epilogue, out)
             },
             portable, b => portable::matmul::matmul(threads, a, b, epilogue, out)
+        )
+    }
+
+    /// As [`matmul`](Self::matmul), by tiles that may hold the rows from the product before; the
+    /// operands and the environment are checked.
+    pub(crate) fn matmul_reusing<'a>(
+        &self,
+        threads: &TaskThreads,
+        rows: &mut ReusedTiles<'a>,
+        a: PackedView<'a>,
+        epilogue: Epilogue<'_>,
+        out: FloatSliceMut<'_>,
+    ) -> Result<Paths, Error> {
+        by_engine!(self.0,
+            kernels, b => matmul::matmul_reusing(kernels, threads, rows, a, b, epilogue, out),
+            portable, b => portable::matmul::matmul(threads, a, b, epilogue, out)
+        )
+    }
+
+    /// True if rows are packed into tiles for it, and its products can be [`cut`](Self::cut).
+    pub(crate) fn is_tiled(&self) -> bool {
+        by_engine!(self.0, _kernels, _ => true, portable, _ => false)
+    }
+
+    /// True if tiles that hold the rows `of` for the weight `other` are of use here, for `a`.
+    pub(crate) fn shares_tiles(
+        &self,
+        a: PackedView<'_>,
+        other: &Weight,
+        of: PackedView<'_>,
+    ) -> bool {
+        let kernels = |weight: &Weight| std::mem::discriminant(&weight.0);
+        kernels(self) == kernels(other)
+            && self.shape().format() == other.shape().format()
+            && matmul::is_same(&a, &of)
+    }
+
+    /// Packs rows for [`cut`](Self::cut), unless they are packed already.
+    pub(crate) fn pack<'a>(
+        &self,
+        threads: &TaskThreads,
+        rows: &mut ReusedTiles<'a>,
+        a: PackedView<'a>,
+    ) -> Result<(), Error> {
+        by_engine!(self.0,
+            kernels, b => matmul::pack_reusing(kernels, threads, rows, a, b),
+            portable, _ => Ok(())
+        )
+    }
+
+    /// A product with outputs, its rows in `tiles`, in about so many tasks; `None` unless it
+    /// [`is_tiled`](Self::is_tiled).
+    pub(crate) fn cut<'a>(
+        &'a self,
+        threads: &'a TaskThreads,
+        (a, tiles): (PackedView<'a>, &'a matmul::RowTiles),
+        epilogue: Epilogue<'a>,
+        out: FloatSliceMut<'a>,
+        tasks: usize,
+    ) -> Option<Box<dyn CutCall + 'a>> {
+        by_engine!(self.0,
+            kernels, b => {
+                Some(matmul::gemm::cut(kernels, threads, a, tiles, b, epilogue, out, tasks))
+            },
+            portable, _ => None
         )
     }
 

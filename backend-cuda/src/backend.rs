@@ -9,10 +9,11 @@ use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use fp4_core::{
-    Buffer as What, Encoding, Epilogue, Error, FloatSliceMut, Matmul, MatmulQuery, Named, Packed,
-    PackedMut, PackedShape, PackedView, PartialsMut, Paths, PreparedWeight, QuantCounts,
-    QuantizeInput, QuantizeQuery, Quantizer, Unsupported, backend::Resident, check_environment,
-    nvfp4_row_scale,
+    Buffer as What, Encoding, Epilogue, Error, FloatSliceMut, GroupedError, GroupedProduct, Matmul,
+    MatmulQuery, Named, Packed, PackedMut, PackedShape, PackedView, PartialsMut, Paths,
+    PreparedWeight, QuantCounts, QuantizeInput, QuantizeQuery, Quantizer, Unsupported,
+    backend::{Resident, one_by_one},
+    check_environment, nvfp4_row_scale,
 };
 
 use crate::build::arguments::{Counts, Outputs, Pointer, float_type};
@@ -407,6 +408,18 @@ impl Matmul for Cuda {
             operand.import(a, matmul::folds_activation(self.kernel, &self.gpu, a.shape()))?;
             self.matmul_to_host(operand, b, &epilogue, out, [output, row_scales, paths])
         })
+    }
+
+    /// One product after the other, each copied to the device and back: no kernel takes several.
+    fn grouped<B: Packed>(
+        &self,
+        products: &mut [GroupedProduct<'_, CudaWeight<B>>],
+    ) -> Result<Paths, GroupedError> {
+        for (i, product) in products.iter().enumerate() {
+            let own = self.own(&product.b.operand.gpu);
+            own.map_err(|error| GroupedError::of(i, error))?;
+        }
+        one_by_one::<Self, B>(self, products)
     }
 
     fn partial<B: Packed>(

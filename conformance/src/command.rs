@@ -6,10 +6,11 @@
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use crate::exchange::{Verification, answer, export, is_exchange, verify};
+use crate::exchange::{Verification, answer, compact, export, is_exchange, verify};
 use crate::files;
 use crate::registry::{Known, changed_environment, with_reference};
 use crate::report::Counts;
+use crate::suite::case::Case;
 use crate::suite::{Profile, Registered, Suite};
 use crate::text::{Shown, shown_json};
 use crate::vectors::{Folder, write_subset};
@@ -112,6 +113,17 @@ enum Vectors {
         #[arg(long)]
         filter: Option<String>,
     },
+    /// Writes cases of a profile, with the oracle's outputs, as one file of bytes: for firmware.
+    Compact {
+        /// The file to write.
+        file: PathBuf,
+        /// Which cases.
+        #[arg(long, default_value = "quick")]
+        profile: String,
+        /// Only cases whose id matches this glob.
+        #[arg(long)]
+        filter: Option<String>,
+    },
     /// Writes a backend's answers to exported files: what a program of your own would write.
     Answer {
         /// The exported folder.
@@ -185,6 +197,9 @@ fn run(command: Command, known: &[Known]) -> anyhow::Result<bool> {
         }
         Command::Vectors(Vectors::Export { dir, profile, filter }) => {
             export_cases(&dir, &profile, filter.as_deref())
+        }
+        Command::Vectors(Vectors::Compact { file, profile, filter }) => {
+            write_compact(&file, &profile, filter.as_deref())
         }
         Command::Vectors(Vectors::Answer { dir, answers, backend }) => {
             let [answered, unsupported] = answer(&dir, &answers, open(&backend, known)?.backend())?;
@@ -292,12 +307,30 @@ fn list(name: &str) -> anyhow::Result<bool> {
     Ok(true)
 }
 
-fn export_cases(dir: &Path, name: &str, filter: Option<&str>) -> anyhow::Result<bool> {
+/// The cases of a profile whose id matches.
+fn chosen(name: &str, filter: Option<&str>) -> anyhow::Result<Vec<Case>> {
     let mut suite = Suite::new(profile(name)?);
     if let Some(filter) = filter {
         suite = suite.matching(filter)?;
     }
-    let cases = suite.cases();
+    Ok(suite.cases())
+}
+
+fn write_compact(file: &Path, name: &str, filter: Option<&str>) -> anyhow::Result<bool> {
+    let cases = chosen(name, filter)?;
+    let (bytes, written) = compact(&cases)?;
+    std::fs::write(file, &bytes).with_context(|| file.display().to_string())?;
+    println!(
+        "compact: {written} cases, {} bytes in {}; {} others have no compact form",
+        bytes.len(),
+        file.display(),
+        cases.len() - written
+    );
+    Ok(true)
+}
+
+fn export_cases(dir: &Path, name: &str, filter: Option<&str>) -> anyhow::Result<bool> {
+    let cases = chosen(name, filter)?;
     let exported = export(dir, &cases)?;
     println!(
         "export: {exported} cases in {}; {} others are not whole calls of one backend",

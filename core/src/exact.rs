@@ -220,9 +220,27 @@ impl ExactSum {
 /// The 64 bits of `limbs` from bit `position` up.
 fn bits_from(limbs: &[u64; LIMBS], position: usize) -> u64 {
     let (limb, shift) = (position / 64, position % 64);
-    let low = limbs[limb] >> shift;
-    let high = limbs.get(limb + 1).copied().unwrap_or(0);
+    // Not by index: no processor gets a path to a panic for it.
+    let at = |limb: usize| limbs.get(limb).copied().unwrap_or(0);
+    let (low, high) = (at(limb) >> shift, at(limb + 1));
     if shift == 0 { low } else { low | (high << (64 - shift)) }
+}
+
+/// `units * 2^exponent` rounded once to f32, as [`ExactSum::to_f32`], for an exponent that
+/// [`ExactSum::add_scaled`] takes.
+#[inline]
+pub(crate) fn round_units(units: i64, exponent: i32) -> f32 {
+    // Where nothing can be subnormal or infinite the conversion is the one rounding, and the power
+    // of two exact.
+    if (-126..=64).contains(&exponent) {
+        // What many processors have an instruction for, and what they call a function for.
+        let rounded = i32::try_from(units).map_or_else(|_| units as f32, |units| units as f32);
+        return rounded * f32::from_bits(((exponent + 127) as u32) << 23);
+    }
+    let mut sum = ExactSum::ZERO;
+    // The exponent is inside the range.
+    let _ = sum.add_scaled(units, exponent);
+    sum.to_f32()
 }
 
 /// An exact sum of NVFP4 products: an i64 in units of 2^-20, with a NaN flag.
@@ -478,6 +496,17 @@ mod tests {
         // One unit, where it has always to be.
         let unit = sum(&[(1, -264)]).to_bytes();
         assert_eq!((unit[0], unit[1], unit.iter().filter(|b| **b == 0).count()), (2, 1, 80));
+    }
+
+    #[test]
+    fn units_round_as_exact_sums_do_at_every_exponent() {
+        for units in [0, 1, -1, 3, (1 << 24) + 1, -(1 << 24) - 3, i64::MAX, i64::MIN] {
+            for exponent in LOW..=254 {
+                let (got, expected) = (round_units(units, exponent), sum(&[(units, exponent)]));
+                let expected = expected.to_f32();
+                assert_eq!(got.to_bits(), expected.to_bits(), "{units} 2^{exponent}");
+            }
+        }
     }
 
     #[test]

@@ -25,6 +25,7 @@
 //! | [`check_environment`] | the floating-point environment | [C9] |
 //! | [`mxint8`] | the 8-bit elements of activations | [C10] |
 //! | [`mod@reference`] | all of it, scalar and readable | [C1] to [C10] |
+//! | [`narrow`] | the matmul again, in 32 or 64 bits where that is proved enough: for firmware | [C6] |
 //! | [`backend`] | the traits that backends implement | |
 //! | [`contract`] | the clauses themselves: what every bit must be | all |
 //!
@@ -86,6 +87,7 @@ mod fma;
 mod format;
 pub mod mxint8;
 mod names;
+pub mod narrow;
 #[cfg(feature = "num-traits")]
 mod numbers;
 #[cfg(feature = "alloc")]
@@ -99,7 +101,8 @@ mod swizzle;
 mod transform;
 
 pub use backend::{
-    Matmul, MatmulQuery, Named, Paths, PreparedWeight, QuantizeInput, QuantizeQuery, Quantizer,
+    GroupedError, GroupedProduct, Matmul, MatmulQuery, Named, Paths, PreparedWeight, QuantizeInput,
+    QuantizeQuery, Quantizer,
 };
 pub use counts::QuantCounts;
 pub use e2m1::{E2m1, TieMode};

@@ -105,7 +105,11 @@ impl Swizzle {
     pub fn swizzle(&self, scales: &[u8], swizzled: &mut [u8]) -> Result<(), Error> {
         self.expect_lens(scales.len(), swizzled.len())?;
         swizzled.fill(0);
-        self.for_each(|index, offset| swizzled[offset] = scales[index]);
+        self.for_each(|index, offset| {
+            if let (Some(to), Some(from)) = (swizzled.get_mut(offset), scales.get(index)) {
+                *to = *from;
+            }
+        });
         Ok(())
     }
 
@@ -115,16 +119,21 @@ impl Swizzle {
     /// [`Error::Len`] unless `swizzled` has [`len`](Self::len) bytes and `scales` rows * cols.
     pub fn unswizzle(&self, swizzled: &[u8], scales: &mut [u8]) -> Result<(), Error> {
         self.expect_lens(scales.len(), swizzled.len())?;
-        self.for_each(|index, offset| scales[index] = swizzled[offset]);
+        self.for_each(|index, offset| {
+            if let (Some(to), Some(from)) = (scales.get_mut(index), swizzled.get(offset)) {
+                *to = *from;
+            }
+        });
         Ok(())
     }
 
     /// Calls `f(row-major index, swizzled offset)` for every byte that is not padding.
     fn for_each(&self, mut f: impl FnMut(usize, usize)) {
-        for index in 0..self.rows * self.cols {
-            let (row, col) = (index / self.cols, index % self.cols);
-            if let Some(offset) = self.offset(row, col) {
-                f(index, offset);
+        for row in 0..self.rows {
+            for col in 0..self.cols {
+                if let Some(offset) = self.offset(row, col) {
+                    f(row * self.cols + col, offset);
+                }
             }
         }
     }

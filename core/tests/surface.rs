@@ -66,8 +66,10 @@ fn operands_of_a_product_agree_in_format_and_k() {
     let weight = Error::ElementMismatch { expected: Element::E2m1, got: Element::Int8 };
     assert_eq!(a.expect_product(&int8), Err(weight));
     assert_eq!(int8.expect_product(&int8), Err(weight));
-    let huge = shape(Format::MxFp4, 1 << 40, 0);
-    let overflow = Error::ShapeOverflow { rows: 1 << 40, cols: 1 << 40 };
+    // A square that no usize holds, of 64 bits or of 32.
+    let rows = 1 << (usize::BITS / 2 + 8);
+    let huge = shape(Format::MxFp4, rows, 0);
+    let overflow = Error::ShapeOverflow { rows, cols: rows };
     assert_eq!(huge.expect_product(&huge), Err(overflow));
 }
 

@@ -42,6 +42,7 @@
 //! ([`Rounding`]).
 
 use std::ops::Range;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 use fp4_core::{
     Buffer, Element, Epilogue, Error, ExactSum, FloatSliceMut, PackedShape, PackedView, Paths,
@@ -110,6 +111,52 @@ pub(crate) fn matmul<K: Kernels>(
     let operands = TiledOperands { kernels, threads, a, b };
     let call = TiledMatmul::new(operands, tiles, 0..b.shape().row_groups());
     with_floats!(FloatSliceMut, out, out => call.run(out, &Finish { epilogue }))
+}
+
+/// A call cut into tasks, for any threads to run.
+pub(crate) trait CutCall: Sync {
+    /// Runs the next task that no thread has taken, if one is left.
+    fn run_next(&self) -> Option<Result<Paths, Error>>;
+}
+
+/// A [`matmul`] with outputs, cut into about `tasks` tasks. Operands, epilogue and output are
+/// checked.
+#[expect(clippy::too_many_arguments, reason = "those of `matmul` and the tasks")]
+pub(crate) fn cut<'a, K: Kernels + 'a>(
+    kernels: K,
+    threads: &'a TaskThreads,
+    a: PackedView<'a>,
+    tiles: &'a RowTiles,
+    b: &'a Panels,
+    epilogue: Epilogue<'a>,
+    out: FloatSliceMut<'a>,
+    tasks: usize,
+) -> Box<dyn CutCall + 'a> {
+    let operands = TiledOperands { kernels, threads, a, b };
+    let call = TiledMatmul::new(operands, tiles, 0..b.shape().row_groups());
+    let (cut, finish, next) = (call.cut(tasks.max(1)), Finish { epilogue }, AtomicUsize::new(0));
+    with_floats!(FloatSliceMut, out, out => {
+        let grid = OutputParts::new(out, b.shape().rows());
+        Box::new(CutMatmul { call, cut, grid, finish, next })
+    })
+}
+
+/// A product that is cut, and which of its tasks are taken.
+struct CutMatmul<'a, K, T> {
+    call: TiledMatmul<'a, K>,
+    cut: Cut,
+    grid: OutputParts<'a, T>,
+    finish: Finish<'a>,
+    /// The first task that is not taken.
+    next: AtomicUsize,
+}
+
+impl<K: Kernels, T: FloatValue> CutCall for CutMatmul<'_, K, T> {
+    fn run_next(&self) -> Option<Result<Paths, Error>> {
+        let task = self.next.fetch_add(1, Relaxed);
+        let run = || self.call.task(&self.cut, task, &self.grid, &self.finish);
+        (task < self.cut.tasks()).then(run)
+    }
 }
 
 /// Checks the operands, the epilogue and the output of a matmul.
@@ -332,6 +379,26 @@ struct Buffers {
     paths: PathCounts,
 }
 
+/// How a call is cut into tasks: blocks of tiles that stay in the cache, by runs of panels.
+#[derive(Debug, Clone, Copy)]
+struct Cut {
+    blocks: usize,
+    /// Tiles of a block; the last one may have fewer.
+    block: usize,
+    /// Panels of a task; the last one of a block may have fewer.
+    split: usize,
+    /// Tasks of a block.
+    across: usize,
+    /// Panels that are taken at a time.
+    width: usize,
+}
+
+impl Cut {
+    fn tasks(&self) -> usize {
+        self.blocks * self.across
+    }
+}
+
 /// One call of the driver.
 struct TiledMatmul<'a, K> {
     operands: TiledOperands<'a, K>,
@@ -369,61 +436,85 @@ impl<'a, K: Kernels> TiledMatmul<'a, K> {
         if out.is_empty() {
             return Ok(Paths::default());
         }
-        let TiledOperands { threads, a, b, .. } = self.operands;
-        let (m, n) = (a.shape().rows(), b.shape().rows());
-        let grid = OutputParts::new(out, n);
-        let (tiles, panels) = (self.tiles.len(), b.panels().len());
-        let tile_bytes = (self.tiles[0].meta.len() * a.shape().k()).max(1);
-        // Panels in pairs, if one stretch takes all chunks.
-        let pairs = self.fold().filter(|_| !self.int8()).and_then(|fold| fold.pair_kernels(m));
-        let pairs = pairs.filter(|_| self.chunks.len() <= FOLD_CHUNKS);
-        let (step, most) = if pairs.is_some() { (2, PAIR_TILES) } else { (1, usize::MAX) };
+        let TiledOperands { threads, b, .. } = self.operands;
+        let grid = OutputParts::new(out, b.shape().rows());
+        let cut = self.cut(threads.tasks(self.macs(), TASK_MACS));
+        threads.for_each(cut.tasks(), |task| self.task(&cut, task, &grid, sink))
+    }
+
+    /// Multiply-adds of the call.
+    fn macs(&self) -> usize {
+        let (a, b) = (self.operands.a.shape(), self.operands.b.shape());
+        a.rows().saturating_mul(b.rows()).saturating_mul(a.k())
+    }
+
+    /// The kernels on pairs of panels, if one stretch takes all chunks.
+    fn pair_kernels(&self) -> Option<<K::Fold as FoldKernels>::Pairs> {
+        let fold = self.fold().filter(|_| !self.int8() && self.chunks.len() <= FOLD_CHUNKS);
+        fold.and_then(|fold| fold.pair_kernels(self.operands.a.shape().rows()))
+    }
+
+    /// Cuts a call that has outputs into about `tasks` tasks.
+    fn cut(&self, tasks: usize) -> Cut {
+        let (tiles, panels) = (self.tiles.len(), self.operands.b.panels().len());
+        let tile_bytes = (self.tiles[0].meta.len() * self.operands.a.shape().k()).max(1);
+        let in_pairs = self.pair_kernels().is_some();
+        let (step, most) = if in_pairs { (2, PAIR_TILES) } else { (1, usize::MAX) };
         let blocks = tiles.div_ceil((BLOCK_BYTES / tile_bytes).clamp(1, most));
         let block = tiles.div_ceil(blocks);
         let blocks = tiles.div_ceil(block);
-        let macs = m.saturating_mul(n).saturating_mul(a.shape().k());
-        let tasks = threads.tasks(macs, TASK_MACS);
         let split = panels.div_ceil(tasks.div_ceil(blocks).min(panels)).next_multiple_of(step);
-        let across = panels.div_ceil(split);
-        let (in_parts, chunks) = (self.chunks.len() > PAIR_CHUNKS, self.chunks.len().max(1));
-        // Panels at a time.
-        let width = match pairs {
-            Some(_) => 2 * (PAIR_CHUNKS / chunks).max(1),
-            None => (PANEL_BYTES / (chunks * LINES * size_of::<Line>())).max(1),
+        let chunks = self.chunks.len().max(1);
+        let width = match in_pairs {
+            true => 2 * (PAIR_CHUNKS / chunks).max(1),
+            false => (PANEL_BYTES / (chunks * LINES * size_of::<Line>())).max(1),
         };
-        threads.for_each(blocks * across, |task| {
-            let tiles = &self.tiles[task / across * block..tiles.min((task / across + 1) * block)];
-            let first = task % across * split;
-            let mut buffers = Buffers {
-                expanded: vec![Line([0; 64]); pairs.map_or(0, |_| PAIR_CHUNKS * 2 * STEPS)],
-                pairs: vec![
-                    [[[0; COLUMNS]; MAX_ROWS]; 2];
-                    pairs.map_or(0, |_| if in_parts { tiles.len() } else { 1 })
-                ],
-                sums: [[0; COLUMNS]; MAX_ROWS],
-                corrections: [0; MAX_ROWS],
-                units: [[0; COLUMNS]; MAX_ROWS],
-                paths: PathCounts::default(),
-            };
-            let end = panels.min(first + split);
-            for p in (first..end).step_by(width) {
-                let next = b.run_of_codes((p + width).min(end)..end.min(p + 2 * width));
-                let (panels, buffers) = (p..end.min(p + width), &mut buffers);
-                if let Some(kernels) = pairs {
-                    self.pairs(kernels, tiles, panels, next, buffers, &grid, sink)?;
-                    continue;
-                }
-                for tile in tiles {
-                    let rows = tile.first..tile.first + tile.meta.len();
-                    for p in panels.clone() {
-                        rows.clone().for_each(|r| grid.prefetch(r, p * COLUMNS, COLUMNS));
-                        self.tile(tile, p, None, buffers, &grid, sink)?;
-                    }
+        Cut { blocks, block, split, across: panels.div_ceil(split), width }
+    }
+
+    /// Computes and writes the outputs of task `task` of a cut. `grid` is all of the call's output;
+    /// each task is to be run once.
+    fn task<T: Send>(
+        &self,
+        &Cut { block, split, across, width, .. }: &Cut,
+        task: usize,
+        grid: &OutputParts<'_, T>,
+        sink: &impl TileWriter<T>,
+    ) -> Result<Paths, Error> {
+        let (b, pairs) = (self.operands.b, self.pair_kernels());
+        let (tiles, panels) = (self.tiles.len(), b.panels().len());
+        let tiles = &self.tiles[task / across * block..tiles.min((task / across + 1) * block)];
+        let first = task % across * split;
+        let in_parts = self.chunks.len() > PAIR_CHUNKS;
+        let mut buffers = Buffers {
+            expanded: vec![Line([0; 64]); pairs.map_or(0, |_| PAIR_CHUNKS * 2 * STEPS)],
+            pairs: vec![
+                [[[0; COLUMNS]; MAX_ROWS]; 2];
+                pairs.map_or(0, |_| if in_parts { tiles.len() } else { 1 })
+            ],
+            sums: [[0; COLUMNS]; MAX_ROWS],
+            corrections: [0; MAX_ROWS],
+            units: [[0; COLUMNS]; MAX_ROWS],
+            paths: PathCounts::default(),
+        };
+        let end = panels.min(first + split);
+        for p in (first..end).step_by(width) {
+            let next = b.run_of_codes((p + width).min(end)..end.min(p + 2 * width));
+            let (panels, buffers) = (p..end.min(p + width), &mut buffers);
+            if let Some(kernels) = pairs {
+                self.pairs(kernels, tiles, panels, next, buffers, grid, sink)?;
+                continue;
+            }
+            for tile in tiles {
+                let rows = tile.first..tile.first + tile.meta.len();
+                for p in panels.clone() {
+                    rows.clone().for_each(|r| grid.prefetch(r, p * COLUMNS, COLUMNS));
+                    self.tile(tile, p, None, buffers, grid, sink)?;
                 }
             }
-            let PathCounts { narrow, planes, wide } = buffers.paths;
-            Ok(Paths::new(narrow, planes, wide))
-        })
+        }
+        let PathCounts { narrow, planes, wide } = buffers.paths;
+        Ok(Paths::new(narrow, planes, wide))
     }
 
     /// Computes and writes the outputs of the tiles and some panels, plane 0 with plane 0 by pairs:

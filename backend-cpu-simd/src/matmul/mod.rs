@@ -30,11 +30,11 @@ use std::ops::Range;
 
 use fp4_core::{Epilogue, Error, FloatSliceMut, Format, PackedView, Paths};
 
-pub(crate) use gemm::{TiledOperands, expect as expect_call};
+pub(crate) use gemm::{CutCall, TiledOperands, expect as expect_call};
 pub(crate) use operand::Form;
 pub(crate) use output::OutputTile;
 pub(crate) use panels::Panels;
-pub(crate) use scratch::TileScratch;
+pub(crate) use scratch::{ReusedTiles, TileScratch, is_same};
 pub(crate) use tiles::{FoldTile, RowOfTile, RowTiles, TileView};
 
 use crate::isa::Isa;
@@ -372,4 +372,32 @@ pub(crate) fn matmul_tiles<K: Kernels>(
     }
     gemm::expect(a.shape(), b.shape(), &epilogue, &out)?;
     gemm::matmul(kernels, threads, a, tiles, b, epilogue, out)
+}
+
+/// As [`matmul`], by tiles that may hold A from the product before; the operands are checked.
+pub(crate) fn matmul_reusing<'a, K: Kernels>(
+    kernels: K,
+    threads: &TaskThreads,
+    rows: &mut ReusedTiles<'a>,
+    a: PackedView<'a>,
+    b: &Panels,
+    epilogue: Epilogue<'_>,
+    out: FloatSliceMut<'_>,
+) -> Result<Paths, Error> {
+    if out.is_empty() {
+        return Ok(Paths::default());
+    }
+    rows.pack(kernels, threads, a, b.format())?;
+    gemm::matmul(kernels, threads, a, rows.tiles(), b, epilogue, out)
+}
+
+/// Packs A for [`gemm::cut`], unless it is packed already.
+pub(crate) fn pack_reusing<'a, K: Kernels>(
+    kernels: K,
+    threads: &TaskThreads,
+    rows: &mut ReusedTiles<'a>,
+    a: PackedView<'a>,
+    b: &Panels,
+) -> Result<(), Error> {
+    rows.pack(kernels, threads, a, b.format())
 }

@@ -2,7 +2,10 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::RowTiles;
+use fp4_core::{Error, Format, PackedView};
+
+use super::{Kernels, RowTiles};
+use crate::threads::TaskThreads;
 
 /// Most bytes that are kept: the tiles of some thousand rows.
 const KEPT_BYTES: usize = 64 << 20;
@@ -26,7 +29,7 @@ impl TileScratch {
     }
 
     /// Tiles of an earlier call, or none.
-    pub(super) fn take(&self) -> RowTiles {
+    pub(crate) fn take(&self) -> RowTiles {
         let mut kept = self.kept();
         let Some((tiles, bytes)) = kept.tiles.pop() else { return RowTiles::default() };
         kept.bytes -= bytes;
@@ -34,7 +37,7 @@ impl TileScratch {
     }
 
     /// Keeps tiles for a later call, if there is room.
-    pub(super) fn give(&self, tiles: RowTiles) {
+    pub(crate) fn give(&self, tiles: RowTiles) {
         let bytes = tiles.allocated_bytes();
         let mut kept = self.kept();
         if kept.bytes + bytes <= KEPT_BYTES {
@@ -55,6 +58,53 @@ impl TileScratch {
     pub(crate) fn bytes(&self) -> usize {
         self.kept().bytes
     }
+}
+
+/// Tiles that several products of one call use, one after the other or at once: an A that is in
+/// them is not packed again.
+pub(crate) struct ReusedTiles<'a> {
+    tiles: RowTiles,
+    /// What was packed into them last.
+    of: Option<PackedView<'a>>,
+}
+
+impl<'a> ReusedTiles<'a> {
+    /// Tiles whose contents are of no use.
+    pub(crate) fn of(tiles: RowTiles) -> Self {
+        ReusedTiles { tiles, of: None }
+    }
+
+    pub(crate) fn tiles(&self) -> &RowTiles {
+        &self.tiles
+    }
+
+    pub(crate) fn into_tiles(self) -> RowTiles {
+        self.tiles
+    }
+
+    /// Packs `a` for a weight in format `b`, unless that is what the tiles hold.
+    pub(super) fn pack<K: Kernels>(
+        &mut self,
+        kernels: K,
+        threads: &TaskThreads,
+        a: PackedView<'a>,
+        b: Format,
+    ) -> Result<(), Error> {
+        let same = self.of.as_ref().is_some_and(|of| is_same(of, &a));
+        if same && self.tiles.hold(K::ISA, a.shape(), b) {
+            return Ok(());
+        }
+        self.of = None;
+        super::pack(kernels, threads, a, b, &mut self.tiles)?;
+        self.of = Some(a);
+        Ok(())
+    }
+}
+
+/// True if two views are of the same bytes: of one place in memory.
+pub(crate) fn is_same(a: &PackedView<'_>, b: &PackedView<'_>) -> bool {
+    let place = |v: &PackedView<'_>| (v.codes().as_ptr_range(), v.scales().as_ptr_range());
+    a.shape() == b.shape() && place(a) == place(b)
 }
 
 #[cfg(test)]

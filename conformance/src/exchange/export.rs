@@ -82,7 +82,7 @@ pub fn export(dir: &Path, cases: &[Case]) -> Result<usize, Error> {
     Ok(exported)
 }
 
-fn is_whole(case: &MatmulCase) -> bool {
+pub(super) fn is_whole(case: &MatmulCase) -> bool {
     case.threads == 0 && case.way == Way::Whole
 }
 

@@ -6,12 +6,14 @@
 //! verify   the suite compares the answers with DIR's expected outputs, bit for bit: all of them,
 //!          or, where told so, those that there are
 //! check    a backend of ours answers and is verified in one go
+//! compact  cases and expected outputs as one file of bytes, for a program that judges itself
 //! ```
 //!
 //! The schema is documented in `conformance/README.md`. Expected outputs are the oracle's. Two
 //! kinds of files: `quantize` (outputs `codes`, `scales`) and `matmul` (output `y`), both of whole
 //! calls.
 
+mod compact;
 mod export;
 mod verify;
 
@@ -24,6 +26,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::files;
 
+pub use compact::{COMPACT_VERSION, compact};
 pub use export::export;
 pub use verify::{Verification, answer, is_exchange, verify};
 

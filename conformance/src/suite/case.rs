@@ -3,6 +3,8 @@
 //! ```text
 //! quantize/e4m3.g16/bf16/even/nvfp4/shared-32/computed/3x96/tie-code
 //! matmul/mxfp4/15x17x2080/spread:41/alpha-usual/f16/split-3
+//! grouped/mixed/0+1+2+17/33x160/nan/both/f32
+//! grouped/nvfp4/one-17/33x160/near/alpha/bf16
 //! pair/nvfp4/f32-bf16/blocks-16/3x17x160/outlier
 //! pair/mxint8-nvfp4/f32-bf16/none/3x17x160/outlier
 //! quantize/mxint8/f32/none/3x96/tie-code
@@ -10,8 +12,9 @@
 //! environment/daz/matmul/mxfp4
 //! ```
 //!
-//! `/rows`, `/bias` or `/both` is appended where a product has row scales, a bias, or both, and
-//! `/threads-N` where the thread count is set. The data of a case are drawn from a
+//! A grouped case has products of so many rows each, `+` between them, or three products of one A
+//! (`one-17`). `/rows`, `/bias` or `/both` is appended where a matmul has row scales, a bias, or
+//! both, and `/threads-N` where the thread count is set. The data of a case are drawn from a
 //! generator seeded with the id, so an id means the same inputs in every profile and on every
 //! machine.
 
@@ -20,7 +23,9 @@ use std::fmt;
 
 use fp4_core::{Encoding, FloatType, Format, GroupSize, PackedMatrix, QuantSpec, ScaleType};
 
-use super::profile::{CoreSet, EnvironmentSet, MatmulSet, PairSet, Profile, QuantizeSet, draw};
+use super::profile::{
+    CoreSet, EnvironmentSet, GroupedSet, MatmulSet, PairSet, Profile, QuantizeSet, draw,
+};
 use crate::data::operands::operands;
 use crate::data::values::{OwnedTransform, Setting, given_scales, transform, values};
 use crate::oracle::rules::Rules;
@@ -51,6 +56,8 @@ pub enum Kind {
     Quantize(QuantizeCase),
     /// Multiply two packed matrices.
     Matmul(MatmulCase),
+    /// Several products in one call.
+    Grouped(GroupedCase),
     /// Quantize two matrices and multiply them.
     Pair(PairCase),
     /// A function of the core that backends do not have.
@@ -134,6 +141,17 @@ pub struct MatmulCase {
     pub row_scales: bool,
     /// There is a bias.
     pub bias: bool,
+    /// Thread count; 0 is the backend as it was registered.
+    pub threads: usize,
+}
+
+/// Several products in one call.
+#[derive(Debug, Clone)]
+pub struct GroupedCase {
+    /// Each of them, [`Way::Whole`]; its data are those of the case's id with `/` and its index.
+    pub products: Vec<MatmulCase>,
+    /// All of them have the A of the first.
+    pub one_input: bool,
     /// Thread count; 0 is the backend as it was registered.
     pub threads: usize,
 }
@@ -332,6 +350,9 @@ pub fn cases(profile: &Profile, declared: &Declared) -> Vec<Case> {
     for (i, set) in profile.matmul.iter().enumerate() {
         cases.extend(matmul_cases(set, i, declared));
     }
+    for (i, set) in profile.grouped.iter().enumerate() {
+        cases.extend(grouped_cases(set, i));
+    }
     for (i, set) in profile.pair.iter().enumerate() {
         cases.extend(pair_cases(set, i));
     }
@@ -464,13 +485,7 @@ fn matmul_case(set: &MatmulSet, i: &[usize], data: &str, [m, n]: [usize; 2]) -> 
     let (a, format) = product(name)?;
     let k = set.ks[i[3]].next_multiple_of(a.group().get());
     let epilogue = set.epilogues[i[9]].as_str();
-    let (row_scales, bias) = match epilogue {
-        "alpha" => (false, false),
-        "rows" => (true, false),
-        "bias" => (false, true),
-        "both" => (true, true),
-        _ => return None,
-    };
+    let (row_scales, bias) = row_scales_and_bias(epilogue)?;
     let case = MatmulCase {
         a,
         format,
@@ -496,6 +511,82 @@ fn matmul_case(set: &MatmulSet, i: &[usize], data: &str, [m, n]: [usize; 2]) -> 
     clauses.extend((case.way == Way::Padded).then_some("C8"));
     clauses.extend((case.data.contains("nan") || case.alpha.is_nan()).then_some("C9"));
     Some(Case { id, clauses, kind: Kind::Matmul(case) })
+}
+
+/// What there is besides alpha, by name.
+fn row_scales_and_bias(epilogue: &str) -> Option<(bool, bool)> {
+    Some(match epilogue {
+        "alpha" => (false, false),
+        "rows" => (true, false),
+        "bias" => (false, true),
+        "both" => (true, true),
+        _ => return None,
+    })
+}
+
+fn grouped_cases(set: &GroupedSet, index: usize) -> Vec<Case> {
+    let lens = [
+        set.formats.len(),
+        set.rows.len(),
+        set.ns.len(),
+        set.ks.len(),
+        set.data.len(),
+        set.epilogues.len(),
+        set.outputs.len(),
+        set.threads.len(),
+    ];
+    let draws = draw(&format!("grouped{index}"), &lens, set.sample);
+    draws.iter().filter_map(|i| grouped_case(set, i)).collect()
+}
+
+/// The pairs of encodings that `mixed` takes turns with.
+const MIXED: [&str; 4] = ["mxfp4", "nvfp4", "mxint8-nvfp4", "mxint8-mxfp4"];
+
+fn grouped_case(set: &GroupedSet, i: &[usize]) -> Option<Case> {
+    let (formats, rows) = (&set.formats[i[0]], &set.rows[i[1]]);
+    let (n, k, data) = (set.ns[i[2]], set.ks[i[3]], &set.data[i[4]]);
+    let (epilogue, output, threads) = (&set.epilogues[i[5]], &set.outputs[i[6]], set.threads[i[7]]);
+    let (one_input, rows_of_each) = match rows.strip_prefix("one-") {
+        Some(rows) => (true, vec![rows.parse().ok()?; 3]),
+        None => (false, rows.split('+').map(str::parse).collect::<Result<Vec<usize>, _>>().ok()?),
+    };
+    let (row_scales, bias) = row_scales_and_bias(epilogue)?;
+    let product = |(at, &m): (usize, &usize)| {
+        let mixed = formats == "mixed";
+        // Of one A: in MXINT8, which goes with both formats.
+        let from = if one_input { 2 } else { 0 };
+        let name = if mixed { MIXED[from + at % (4 - from)] } else { formats };
+        let (a, format) = product(name)?;
+        Some(MatmulCase {
+            a,
+            format,
+            // Experts have one shape; what is mixed has several, and one input has one K.
+            shape: [
+                m,
+                if mixed || one_input { n + 7 * (at % 3) } else { n },
+                if mixed && !one_input { k + 32 * (at % 2) } else { k }.next_multiple_of(32),
+            ],
+            data: data.clone(),
+            // No two alike.
+            alpha: 0.37 - 0.21 * at as f32,
+            output: match output.as_str() {
+                "mixed" => FloatType::ALL[at % 3],
+                output => output.parse().ok()?,
+            },
+            way: Way::Whole,
+            row_scales: row_scales && at % 3 != 1,
+            bias: bias && at % 3 != 2,
+            threads,
+        })
+    };
+    let products = rows_of_each.iter().enumerate().map(product).collect::<Option<Vec<_>>>()?;
+    let threaded = Threads(threads);
+    let id = format!("grouped/{formats}/{rows}/{n}x{k}/{data}/{epilogue}/{output}{threaded}");
+    let mut clauses = vec!["C2", "C3", "C6"];
+    clauses.extend(products.iter().any(|p| p.a == Encoding::MxInt8).then_some("C10"));
+    clauses.extend(data.contains("nan").then_some("C9"));
+    let request = GroupedCase { products, one_input, threads };
+    Some(Case { id, clauses, kind: Kind::Grouped(request) })
 }
 
 /// A family, or for `spread:bounds` each declared spread and one past it.

@@ -51,6 +51,20 @@ fn bytes(random: &mut Random, len: usize) -> Vec<u8> {
     (0..len).map(|_| random.byte()).collect()
 }
 
+/// A matrix of scale bytes in 128 x 4 tiles, by the text of C7.
+pub(crate) fn swizzled(scales: &[u8], rows: usize, cols: usize) -> Vec<u8> {
+    let (tiles_down, tiles_across) = (rows.div_ceil(128), cols.div_ceil(4));
+    let mut swizzled = vec![0; tiles_down * tiles_across * 512];
+    for r in 0..rows {
+        for c in 0..cols {
+            let tile = (r / 128) * tiles_across + c / 4;
+            let (r_in, c_in) = (r % 128, c % 4);
+            swizzled[tile * 512 + (r_in % 32) * 16 + (r_in / 32) * 4 + c_in] = scales[r * cols + c];
+        }
+    }
+    swizzled
+}
+
 fn swizzle(
     comparison: &mut Comparison,
     random: &mut Random,
@@ -58,16 +72,8 @@ fn swizzle(
     cols: usize,
 ) -> Result<(), fp4_core::Error> {
     let layout = Swizzle::new(rows, cols)?;
-    let (tiles_down, tiles_across) = (rows.div_ceil(128), cols.div_ceil(4));
     let scales = bytes(random, rows * cols);
-    let mut expected = vec![0; tiles_down * tiles_across * 512];
-    for r in 0..rows {
-        for c in 0..cols {
-            let tile = (r / 128) * tiles_across + c / 4;
-            let (r_in, c_in) = (r % 128, c % 4);
-            expected[tile * 512 + (r_in % 32) * 16 + (r_in / 32) * 4 + c_in] = scales[r * cols + c];
-        }
-    }
+    let mut expected = swizzled(&scales, rows, cols);
     let mut got = vec![0xA5; layout.len()];
     layout.swizzle(&scales, &mut got)?;
     comparison.bytes("C7", "swizzled", Meaning::Integer, 512, &got, &expected);

@@ -23,9 +23,9 @@
 use fp4_core::backend::erased::Backend;
 use fp4_core::backend::{Sink, Source};
 use fp4_core::{
-    Error, ExactSum, FpEnvironment, MatmulQuery, PackedMatrix, Partials, PartialsMut, QuantSpec,
-    QuantizeInput, Transform, Unsupported, check_environment, finish, nvfp4_global_scale,
-    reference,
+    Error, ExactSum, FpEnvironment, GroupedProduct, MatmulQuery, PackedMatrix, Partials,
+    PartialsMut, QuantSpec, QuantizeInput, Transform, Unsupported, check_environment, finish,
+    nvfp4_global_scale, reference,
 };
 
 use super::Registered;
@@ -203,8 +203,12 @@ fn of_backend(backend: &Backend, case: &EnvironmentCase, caller: Caller<'_>) -> 
                 });
             } else {
                 caller(&mut || {
-                    let y = (&mut y[..]).into();
-                    vec![reply("matmul", weight.matmul(packed.view(), 1.0.into(), y))]
+                    let out = (&mut y[..]).into();
+                    let alone = weight.matmul(packed.view(), 1.0.into(), out);
+                    let product = GroupedProduct::new(packed.view(), &*weight, 1.0, &mut y[..]);
+                    let grouped = matmul.grouped_dyn(&mut [product]);
+                    let grouped = grouped.map_err(|error| error.error);
+                    vec![reply("matmul", alone), reply("grouped", grouped)]
                 });
             }
         }

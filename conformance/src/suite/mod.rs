@@ -25,6 +25,7 @@
 pub mod case;
 mod core_checks;
 mod environment;
+mod grouped;
 pub mod outcome;
 mod profile;
 pub mod run_report;
@@ -38,10 +39,11 @@ use fp4_core::backend::erased::Backend;
 use globset::{GlobBuilder, GlobMatcher};
 use serde::Serialize;
 
+pub(crate) use core_checks::swizzled;
 pub use globset::Error as PatternError;
 pub(crate) use runner::{input as quantize_input, quantize as quantize_into_garbage};
 
-pub use profile::{CoreSet, EnvironmentSet, MatmulSet, PairSet, Profile, QuantizeSet};
+pub use profile::{CoreSet, EnvironmentSet, GroupedSet, MatmulSet, PairSet, Profile, QuantizeSet};
 
 use self::case::{Case, Declared, Kind, Way, cases};
 use self::run_report::RunReport;

@@ -25,6 +25,9 @@ pub struct Profile {
     pub quantize: Vec<QuantizeSet>,
     /// Sets of matmuls.
     pub matmul: Vec<MatmulSet>,
+    /// Sets of products in one call.
+    #[serde(default)]
+    pub grouped: Vec<GroupedSet>,
     /// Sets of quantizations followed by a matmul.
     pub pair: Vec<PairSet>,
     /// Sets of layouts and conversions that have one home, in the core.
@@ -89,6 +92,31 @@ pub struct MatmulSet {
     /// `alpha` (alone, the default), `rows`, `bias`, `both`: what there is besides alpha.
     #[serde(default = "alpha_alone")]
     pub epilogues: Vec<String>,
+    /// Thread counts; 0 is the backend as it was registered.
+    pub threads: Vec<usize>,
+}
+
+/// Axes of cases of several products in one call.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct GroupedSet {
+    /// Number of cases to draw; absent: all.
+    pub sample: Option<usize>,
+    /// `mxfp4`, `nvfp4`, `mxint8-mxfp4`, `mxint8-nvfp4`, or `mixed`, which takes turns with them
+    /// and with shapes.
+    pub formats: Vec<String>,
+    /// Rows of each product, such as `0+1+17`; or `one-M`: three products of one A of M rows.
+    pub rows: Vec<String>,
+    /// N; `mixed` and `one-M` have some larger ones too.
+    pub ns: Vec<usize>,
+    /// K, rounded up to whole groups; `mixed` has larger ones too.
+    pub ks: Vec<usize>,
+    /// Data families.
+    pub data: Vec<String>,
+    /// `alpha` (alone), `rows`, `bias`, `both`: what most products have besides alpha.
+    pub epilogues: Vec<String>,
+    /// `f32`, `f16`, `bf16`, or `mixed`.
+    pub outputs: Vec<String>,
     /// Thread counts; 0 is the backend as it was registered.
     pub threads: Vec<usize>,
 }
@@ -174,8 +202,9 @@ impl Profile {
     pub fn one_in(mut self, share: usize) -> Profile {
         let quantize = self.quantize.iter_mut().map(|set| &mut set.sample);
         let matmul = self.matmul.iter_mut().map(|set| &mut set.sample);
+        let grouped = self.grouped.iter_mut().map(|set| &mut set.sample);
         let pair = self.pair.iter_mut().map(|set| &mut set.sample);
-        for sample in quantize.chain(matmul).chain(pair).flatten() {
+        for sample in quantize.chain(matmul).chain(grouped).chain(pair).flatten() {
             *sample = sample.div_ceil(share.max(1));
         }
         self

@@ -13,6 +13,7 @@ use rayon::prelude::*;
 use super::case::{Case, Clause, Kind, MatmulCase, PairCase, QuantizeCase, QuantizeData, Way};
 use super::core_checks;
 use super::environment;
+use super::grouped;
 use super::outcome::{Comparison, Meaning, Outcome};
 use super::run_report::{RunReport, Subject};
 use super::{Registered, Suite};
@@ -48,7 +49,7 @@ pub(super) fn run(suite: &Suite, cases: &[Case], progress: impl Fn(usize, usize)
     report
 }
 
-type Outcomes = Vec<(Subject, Outcome)>;
+pub(super) type Outcomes = Vec<(Subject, Outcome)>;
 
 fn run_case(suite: &Suite, case: &Case, alive: &[bool]) -> Outcomes {
     let result = match &case.kind {
@@ -57,6 +58,7 @@ fn run_case(suite: &Suite, case: &Case, alive: &[bool]) -> Outcomes {
         }
         Kind::Quantize(quantize) => quantize_case(suite, case, quantize, alive),
         Kind::Matmul(matmul) => matmul_case(suite, case, matmul, alive),
+        Kind::Grouped(request) => grouped::check(suite, case, request, alive),
         Kind::Pair(pair) => pair_case(suite, case, pair, alive),
         Kind::Environment(request) => {
             let changer = suite.changer.as_deref();
@@ -68,7 +70,7 @@ fn run_case(suite: &Suite, case: &Case, alive: &[bool]) -> Outcomes {
 }
 
 /// The backends to check, by index.
-fn subjects<'a>(
+pub(super) fn subjects<'a>(
     suite: &'a Suite,
     alive: &'a [bool],
 ) -> impl Iterator<Item = (usize, &'a Registered)> {
@@ -76,7 +78,7 @@ fn subjects<'a>(
 }
 
 /// The backend with the thread count of a case.
-fn threaded(registered: &Registered, threads: usize) -> Result<Backend, Outcome> {
+pub(super) fn threaded(registered: &Registered, threads: usize) -> Result<Backend, Outcome> {
     match (threads, &registered.threaded) {
         (0, _) => Ok(registered.backend.clone()),
         (threads, Some(make)) => Ok(make(threads)),
@@ -220,14 +222,14 @@ fn matmul_case(
 }
 
 /// A product to compute in the way of its case.
-struct Product<'a> {
-    oracle: &'a Oracle,
-    request: &'a MatmulCase,
-    a: &'a PackedMatrix,
-    b: &'a PackedMatrix,
-    sums: &'a [Wide],
+pub(super) struct Product<'a> {
+    pub(super) oracle: &'a Oracle,
+    pub(super) request: &'a MatmulCase,
+    pub(super) a: &'a PackedMatrix,
+    pub(super) b: &'a PackedMatrix,
+    pub(super) sums: &'a [Wide],
     /// Row scales and bias.
-    epilogue: [Option<Vec<f32>>; 2],
+    pub(super) epilogue: [Option<Vec<f32>>; 2],
 }
 
 /// What a backend computed.
@@ -277,13 +279,13 @@ impl Product<'_> {
         Ok(Computed { output, ..Computed::default() })
     }
 
-    fn epilogue(&self) -> Epilogue<'_> {
+    pub(super) fn epilogue(&self) -> Epilogue<'_> {
         let [row_scales, bias] = self.epilogue.each_ref().map(Option::as_deref);
         Epilogue::new(self.request.alpha).with_row_scales(row_scales).with_bias(bias)
     }
 
     /// The bits of the output at an index.
-    fn expected(&self, index: usize) -> u32 {
+    pub(super) fn expected(&self, index: usize) -> u32 {
         let MatmulCase { shape: [_, n, _], alpha, output, .. } = *self.request;
         let [row_scales, bias] = &self.epilogue;
         let scale = row_scales.as_ref().map(|scales| scales[index / n]);

@@ -6,10 +6,11 @@
 use std::ops::Range;
 
 use fp4_core::{
-    E2m1, Element, Epilogue, Error, ExactSum, Float, FloatSlice, FloatSliceMut, FloatType, Matmul,
-    MatmulQuery, Named, Packed, PackedMut, PackedShape, PackedView, PartialsMut, Paths,
-    PreparedWeight, QuantCounts, QuantSpec, QuantizeInput, QuantizeQuery, Quantizer, ScaleType,
-    TieMode, Unsupported, check_environment, finish_one, fma, mxint8, reference, with_floats,
+    Buffer, E2m1, Element, Epilogue, Error, ExactSum, Float, FloatSlice, FloatSliceMut, FloatType,
+    GroupedError, GroupedProduct, Matmul, MatmulQuery, Named, Packed, PackedMatrix, PackedMut,
+    PackedShape, PackedView, PartialsMut, Paths, PreparedWeight, QuantCounts, QuantSpec,
+    QuantizeInput, QuantizeQuery, Quantizer, ScaleType, TieMode, Unsupported,
+    backend::expect_grouped, check_environment, finish_one, fma, mxint8, reference, with_floats,
 };
 
 use super::Fault;
@@ -535,6 +536,7 @@ impl Matmul for Mutant {
         a.shape().expect_product(&b.shape())?;
         let (m, n) = (a.shape().rows(), b.shape().rows());
         epilogue.expect(m, n)?;
+        out.as_ref().expect_len(Buffer::Output, m * n)?;
         with_floats!(FloatSliceMut, out.reborrow(), out => {
             for i in 0..m {
                 for j in 0..n {
@@ -566,6 +568,58 @@ impl Matmul for Mutant {
         Ok(Paths::default())
     }
 
+    fn grouped<B: Packed>(
+        &self,
+        products: &mut [GroupedProduct<'_, Self::Prepared<B>>],
+    ) -> Result<Paths, GroupedError> {
+        if !self.has(Fault::GroupedWritesFirst) {
+            expect_grouped::<Self, B>(self, products)?;
+        }
+        // Those that have rows, by place.
+        let full: Vec<usize> =
+            (0..products.len()).filter(|&i| products[i].a.shape().rows() > 0).collect();
+        let wrong: Vec<_> = (0..products.len())
+            .map(|i| {
+                let own = &products[i];
+                let (mut a, mut b, mut epilogue) = (owned(own.a), own.b, own.epilogue);
+                let same = |other: &&GroupedProduct<'_, Self::Prepared<B>>| {
+                    own.a.shape().expect_same_format(&other.a.shape()).is_ok()
+                        && own.a.shape().k() == other.a.shape().k()
+                        && other.b.shape() == own.b.shape()
+                };
+                let next = products.get(i + 1).filter(same);
+                match self.fault {
+                    Some(Fault::GroupedRowsOfNext) if next.is_some() => {
+                        a = with_last_row(a, next.map(|next| next.a));
+                    }
+                    Some(Fault::GroupedEmptyShifts) => {
+                        let rank = full.iter().position(|&at| at == i).unwrap_or(0);
+                        if let Some(shifted) = products.get(rank).filter(same) {
+                            (b, epilogue.alpha) = (shifted.b, shifted.epilogue.alpha);
+                        }
+                    }
+                    Some(Fault::GroupedAlphaOfFirst) => {
+                        epilogue.alpha = products[0].epilogue.alpha;
+                    }
+                    Some(Fault::GroupedBiasOfLast) if epilogue.bias.is_some() => {
+                        let n = own.b.shape().rows();
+                        let biases = products.iter().rev().filter_map(|p| p.epilogue.bias);
+                        epilogue.bias = biases.into_iter().find(|bias| bias.len() == n);
+                    }
+                    _ => {}
+                }
+                (a, b, epilogue)
+            })
+            .collect();
+        let mut all = Paths::default();
+        for (i, (product, (a, b, epilogue))) in products.iter_mut().zip(&wrong).enumerate() {
+            let ran = self.matmul::<B>(a.view(), b, *epilogue, product.out.reborrow());
+            product.paths = ran.map_err(|error| GroupedError::of(i, error))?;
+            all.merge(&product.paths);
+        }
+        Ok(all)
+    }
+
     fn export_weight<B: Packed>(
         &self,
         b: &Self::Prepared<B>,
@@ -593,6 +647,25 @@ impl Matmul for Mutant {
             out => reference::partial(a, b.0.view(), groups, out),
         }
     }
+}
+
+/// A copy of a matrix.
+fn owned(a: PackedView<'_>) -> PackedMatrix {
+    let mut copy = PackedMatrix::zeros(a.shape());
+    copy.view_mut().copy_from(a).expect("of the same shape");
+    copy
+}
+
+/// The matrix with the first row of the next one as its last, if both have rows.
+fn with_last_row(mut a: PackedMatrix, next: Option<PackedView<'_>>) -> PackedMatrix {
+    let rows = a.shape().rows();
+    if let Some(next) = next.filter(|next| rows > 0 && next.shape().rows() > 0) {
+        let mut view = a.view_mut();
+        let (codes, scales) = view.row(rows - 1);
+        codes.copy_from_slice(next.row_codes(0));
+        scales.copy_from_slice(next.row_scales(0));
+    }
+    a
 }
 
 /// One rounding from f64 to the type, where the contract has two.

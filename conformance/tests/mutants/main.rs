@@ -101,6 +101,11 @@ faults! {
     Int8CorrectionLost: "the correction for biased weights is lost on the last odd group",
     Int8NibbleSigned: "the low nibble plane of an MXINT8 element has a sign",
     Int8ScaleOfHalf: "two NVFP4 groups take two scales of an MXINT8 row",
+    GroupedRowsOfNext: "a grouped product takes its last row from the product after it",
+    GroupedEmptyShifts: "a product without rows shifts the weights and alphas of those after it",
+    GroupedAlphaOfFirst: "all products of a call have the alpha of the first",
+    GroupedBiasOfLast: "products with a bias have that of the last one as wide",
+    GroupedWritesFirst: "a grouped call writes before all its operands are checked",
     EnvironmentIgnored: "computes under flush-to-zero and changed rounding",
 }
 

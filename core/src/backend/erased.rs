@@ -6,11 +6,15 @@
 
 use alloc::boxed::Box;
 use alloc::sync::Arc;
+use alloc::vec::Vec;
 use core::any::Any;
 use core::fmt;
 use core::ops::Range;
 
-use super::{Matmul, MatmulQuery, Named, Paths, PreparedWeight, Quantizer, Resident, Sink, Source};
+use super::{
+    GroupedError, GroupedProduct, Matmul, MatmulQuery, Named, Paths, PreparedWeight, Quantizer,
+    Resident, Sink, Source,
+};
 use crate::counts::QuantCounts;
 use crate::epilogue::Epilogue;
 use crate::error::{Error, Unsupported};
@@ -43,10 +47,22 @@ pub trait DynMatmul: Named + Send + Sync {
     /// # Errors
     /// As [`Matmul::prepare`].
     fn prepare_dyn(self: Arc<Self>, b: Arc<PackedMatrix>) -> Result<Box<dyn DynWeight>, Error>;
+
+    /// As [`Matmul::grouped`], for weights that this very backend prepared.
+    ///
+    /// # Errors
+    /// As [`Matmul::grouped`]; [`Error::ForeignOperand`] for another's weight, a clone's included.
+    fn grouped_dyn(
+        &self,
+        products: &mut [GroupedProduct<'_, dyn DynWeight>],
+    ) -> Result<Paths, GroupedError>;
+
+    /// As [`Matmul::schedules_grouped`].
+    fn schedules_grouped(&self) -> bool;
 }
 
 /// A prepared weight together with the backend that multiplies by it.
-pub trait DynWeight: Send + Sync {
+pub trait DynWeight: Any + Send + Sync {
     /// Shape and format of the weight.
     fn shape(&self) -> PackedShape;
 
@@ -203,11 +219,33 @@ where
         let weight = self.prepare(b)?;
         Ok(Box::new(Bound { backend: self, weight }))
     }
+
+    fn grouped_dyn(
+        &self,
+        products: &mut [GroupedProduct<'_, dyn DynWeight>],
+    ) -> Result<Paths, GroupedError> {
+        let (mut own, mut each) = (Vec::new(), Vec::new());
+        for (i, product) in products.iter_mut().enumerate() {
+            let GroupedProduct { a, b, epilogue, out, paths } = product;
+            let bound: Option<&Bound<T>> = (*b as &dyn Any).downcast_ref();
+            let bound = bound.filter(|bound| core::ptr::eq(Arc::as_ptr(&bound.backend), self));
+            let bound = bound.ok_or(GroupedError::of(i, Error::ForeignOperand))?;
+            own.push(GroupedProduct::new(*a, &bound.weight, *epilogue, out.reborrow()));
+            each.push(paths);
+        }
+        let all = self.grouped(&mut own)?;
+        each.into_iter().zip(&own).for_each(|(paths, own)| *paths = own.paths);
+        Ok(all)
+    }
+
+    fn schedules_grouped(&self) -> bool {
+        Matmul::schedules_grouped(self)
+    }
 }
 
 impl<T> DynWeight for Bound<T>
 where
-    T: Matmul + Send + Sync,
+    T: Matmul + Send + Sync + 'static,
     T::Prepared<Arc<PackedMatrix>>: Send + Sync,
 {
     fn shape(&self) -> PackedShape {
@@ -309,7 +347,7 @@ where
 
 impl<T> DynLinear for Bound<T>
 where
-    T: Resident + Send + Sync,
+    T: Resident + Send + Sync + 'static,
     T::Prepared<Arc<PackedMatrix>>: Send + Sync,
 {
     fn matmul_dyn(

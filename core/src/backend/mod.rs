@@ -46,6 +46,13 @@
 //! accumulators. Sums of parts merge to the sum of the whole, over threads, devices or machines,
 //! and [`finish`](crate::finish) rounds once. It is optional: [`Matmul::supports_partial`] says.
 //!
+//! # Many products in one call
+//!
+//! [`Matmul::grouped`] takes a list of products, the experts of a mixture or several weights of one
+//! input, each with the bits that it has alone. By default it is the loop that a caller would
+//! write; a backend with threads schedules all of it at once, and says so
+//! ([`Matmul::schedules_grouped`]).
+//!
 //! # Writing a backend
 //!
 //! Implement [`Named`] and [`Quantizer`] or [`Matmul`] or both. Call
@@ -56,11 +63,13 @@
 
 #[cfg(feature = "alloc")]
 pub mod erased;
+mod grouped;
 mod query;
 mod resident;
 
 use core::ops::Range;
 
+pub use grouped::{GroupedError, GroupedProduct, expect_grouped, one_by_one};
 pub use query::{MatmulQuery, Paths, QuantizeInput, QuantizeQuery};
 pub use resident::{Resident, Sink, Source};
 
@@ -142,6 +151,31 @@ pub trait Matmul: Named {
         epilogue: Epilogue<'_>,
         out: FloatSliceMut<'_>,
     ) -> Result<Paths, Error>;
+
+    /// Computes several products in one call, each with the bits that [`matmul`](Self::matmul)
+    /// gives it alone, and writes to each which paths ran for it; returns the paths of all. By
+    /// default a loop, which allocates nothing.
+    ///
+    /// # Errors
+    /// As [`matmul`](Self::matmul), with the index of the product. All operands, epilogues and
+    /// outputs are checked first: with one that does not fit, nothing is written. A device that
+    /// fails later may leave some of the outputs written.
+    fn grouped<B: Packed>(
+        &self,
+        products: &mut [GroupedProduct<'_, Self::Prepared<B>>],
+    ) -> Result<Paths, GroupedError>
+    where
+        Self: Sized,
+    {
+        one_by_one::<Self, B>(self, products)
+    }
+
+    /// True if [`grouped`](Self::grouped) gains over a loop of products, so that a caller should
+    /// rather pass packed operands through host memory than multiply one by one in a backend's own
+    /// form.
+    fn schedules_grouped(&self) -> bool {
+        false
+    }
 
     /// Adds the exact sums over the weight's groups `groups` along K to `out`, (M, N) row-major.
     ///

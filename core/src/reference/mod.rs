@@ -34,9 +34,9 @@ use crate::packed::{Packed, PackedMut, PackedShape, PackedView};
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Reference;
 
-/// A weight prepared for [`Reference`]: whatever holds the packed matrix, as it is.
+/// A weight prepared for [`Reference`] or [`Narrow`](crate::narrow::Narrow): whatever holds the packed matrix, as it is.
 #[derive(Debug, Clone, Copy)]
-pub struct ReferenceWeight<B>(B);
+pub struct ReferenceWeight<B>(pub(crate) B);
 
 impl<B: Packed> PreparedWeight for ReferenceWeight<B> {
     fn shape(&self) -> PackedShape {

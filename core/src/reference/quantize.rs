@@ -64,45 +64,38 @@ fn quantize_typed<T: Float>(
         scales.into_iter().flatten().for_each(|scale| *scale = nvfp4_row_scale(0.0));
         return counts;
     }
-    let groups = input.shape().row_groups();
-    for (i, row) in x.chunks_exact(k).enumerate() {
+    let shape = input.shape();
+    let (groups, group) = (shape.row_groups().max(1), shape.group().get());
+    let mut given = input.scales().map(|given| given.chunks_exact(groups));
+    let (codes, scales, mut row_scales) = out.parts();
+    let codes = codes.chunks_exact_mut(shape.row_bytes().max(1));
+    let rows = x.chunks_exact(k).zip(codes.zip(scales.chunks_exact_mut(groups)));
+    for (i, (row, (codes, scales))) in rows.enumerate() {
         let mut spec = *input.spec();
         if spec.row_scales() {
             let mut largest = 0f32;
-            for_each_chunk(row, input, |_, y| largest = larger(largest, amax(y)));
+            for_each_chunk(row, input, |y| largest = larger(largest, amax(y)));
             spec = spec.of_row(largest);
-            if let Some(scales) = out.row_scales_mut() {
-                scales[i] = spec.global_scale();
+            if let Some(scale) = row_scales.as_deref_mut().and_then(|scales| scales.get_mut(i)) {
+                *scale = spec.global_scale();
             }
         }
-        let given = input.scales().map(|given| &given[i * groups..(i + 1) * groups]);
-        let (codes, scales) = out.row(i);
-        if let Some(given) = given {
-            scales.copy_from_slice(given);
-        }
-        let group = spec.group().get();
-        for_each_chunk(row, input, |first, y| {
-            for (g, y) in y.chunks_exact(group).enumerate() {
-                let g = first / group + g;
-                if given.is_none() {
-                    scales[g] = group_scale(y, &spec);
-                }
-                let bytes = input.shape().group_bytes();
-                let codes = &mut codes[g * bytes..(g + 1) * bytes];
-                quantize_group(y, &spec, scales[g], codes);
-                counts += count_group(y, &spec, scales[g], given.is_some(), codes);
+        let mut given = given.as_mut().and_then(Iterator::next).map(<[u8]>::iter);
+        let mut out = codes.chunks_exact_mut(shape.group_bytes().max(1)).zip(scales);
+        for_each_chunk(row, input, |y| {
+            for (y, (codes, scale)) in y.chunks_exact(group).zip(&mut out) {
+                let stored = given.as_mut().and_then(Iterator::next);
+                *scale = stored.copied().unwrap_or_else(|| group_scale(y, &spec));
+                quantize_group(y, &spec, *scale, codes);
+                counts += count_group(y, &spec, *scale, stored.is_some(), codes);
             }
         });
     }
     counts
 }
 
-/// Hands the values of a row, transformed, to `f` in whole groups, with the index of the first.
-fn for_each_chunk<T: Float>(
-    row: &[T],
-    input: &QuantizeInput<'_>,
-    mut f: impl FnMut(usize, &[f32]),
-) {
+/// Hands the values of a row, transformed, to `f` in whole groups.
+fn for_each_chunk<T: Float>(row: &[T], input: &QuantizeInput<'_>, mut f: impl FnMut(&[f32])) {
     let group = input.spec().group().get();
     let chunk = input.transform().map_or(group, |t| group.max(t.block()));
     for (c, x) in row.chunks_exact(chunk).enumerate() {
@@ -112,7 +105,7 @@ fn for_each_chunk<T: Float>(
             Some(t) => transform_chunk(x, t, c * chunk / t.block(), y),
             None => y.iter_mut().zip(x).for_each(|(y, x)| *y = x.to_f32()),
         }
-        f(c * chunk, y);
+        f(y);
     }
 }
 

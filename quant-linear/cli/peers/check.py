@@ -188,9 +188,12 @@ def place(bits):
 def of_name(ours, name):
     """The tensor of this name. `fp4 dequantize` makes NAME.0, NAME.1, .. one tensor again."""
     expert = re.fullmatch(r"(.+)\.(\d+)\.weight", name)
-    if name in ours or not expert or expert[1] not in ours:
+    if name in ours or not expert:
         return ours.get(name)
-    (_, *shape), bits = ours[expert[1]]
+    stacked = ours.get(expert[1]) or ours.get(f"{expert[1]}.weight")
+    if stacked is None:
+        return None
+    (_, *shape), bits = stacked
     each = shape[0] * shape[1]
     return shape, bits[int(expert[2]) * each :][:each]
 
@@ -313,6 +316,8 @@ def main():
     if not args.fp4.is_file():
         parser.error(f"there is no {args.fp4}; build it: cargo build --release --bin fp4")
 
+    # What libraries compile runs in folders of its own.
+    args.target = args.target.resolve()
     work = args.target / "work"
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)

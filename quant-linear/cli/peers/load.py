@@ -304,12 +304,22 @@ def mlx(folder):
     import mlx.core as mx
     import mlx.nn as nn
 
-    def values(weight, settings):
-        return mx.dequantize(*weight, **settings, dtype=mx.float32)
+    def values(weight, scales, globals_, settings):
+        settings = {key: settings[key] for key in ("mode", "group_size", "bits")}
+        settings["dtype"] = mx.float32
+        if globals_ is None:
+            return mx.dequantize(weight, scales, **settings)
+        each = range(len(globals_))
+        of = [mx.dequantize(weight[e], scales[e], global_scale=globals_[e], **settings) for e in each]
+        return mx.stack(of)
 
     found = {}
+    config = config_of(folder)
     whole = is_model(folder, foreign=r"\.experts\.\w+\.\d+\.")
-    if whole and config_of(folder)["model_type"] in MLX_MODELS:
+    # mlx-lm's gpt-oss looks for the first sliding layer, and fails if there is none.
+    if config.get("model_type") == "gpt_oss":
+        whole = whole and "sliding_attention" in config["layer_types"]
+    if whole and config["model_type"] in MLX_MODELS:
         from mlx.utils import tree_flatten
         from mlx_lm.utils import load_model
 
@@ -320,20 +330,21 @@ def mlx(folder):
         for name, leaf in leaves:
             settings = {key: getattr(leaf, key, None) for key in ("mode", "group_size", "bits")}
             if settings["mode"] in ("mxfp4", "nvfp4"):
-                found[f"{name}.weight"] = values((leaf.weight, leaf.scales), settings)
+                globals_ = getattr(leaf, "global_scale", None)
+                found[f"{name}.weight"] = values(leaf.weight, leaf.scales, globals_, settings)
         return "mlx_lm load_model, mx.dequantize", found
     tensors = {}
     for path in sorted(folder.glob("*.safetensors")):
         tensors.update(mx.load(str(path)))
-    block = config_of(folder)["quantization"]
+    block = config["quantization"]
     plain = {key: value for key, value in block.items() if not isinstance(value, dict)}
     for name in sorted(tensors):
         if name.endswith(".scales"):
             module = name.removesuffix(".scales")
             settings = block.get(module, plain)
-            found[f"{module}.weight"] = values(
-                (tensors[f"{module}.weight"], tensors[name]), settings
-            )
+            globals_ = tensors.get(f"{module}.global_scale")
+            weight = tensors[f"{module}.weight"]
+            found[f"{module}.weight"] = values(weight, tensors[name], globals_, settings)
     return "mx.load, mx.dequantize by the written config", found
 
 

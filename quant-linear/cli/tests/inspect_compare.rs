@@ -456,4 +456,9 @@ fn blocks_without_values_are_refused_by_name() {
     let said = ["`blk.0.ffn_up_exps.weight` cannot be carried along", "Q4_K"];
     fails(&["dequantize", &folder.arg("k"), "-o", &folder.arg("d.safetensors")], &said);
     assert!(!folder.at("d.safetensors").exists());
+    // FP4 has values, and is no source to be quantized again.
+    write_gguf(&folder.at("f"), GgmlType::MXFP4, &[4, 256]);
+    let said = ["cannot be carried along: it is MXFP4, which is FP4 already", "`fp4 dequantize`"];
+    let out = folder.arg("q.safetensors");
+    fails(&["quantize", &folder.arg("f"), "-o", &out, "-f", "nvfp4"], &said);
 }

@@ -319,6 +319,192 @@ fn experts_of_mlx_are_one_tensor() {
 }
 
 #[test]
+fn experts_that_were_taken_apart_are_one_tensor_again_under_the_name_that_it_had() {
+    let folder = Folder::new();
+    let path = |name: &str| folder.path().join(name);
+    for (module, dense) in [
+        ("m.switch_mlp.up_proj", "m.switch_mlp.up_proj.weight"),
+        ("blk.0.ffn_up_exps", "blk.0.ffn_up_exps.weight"),
+        ("m.block_sparse_moe.input_linear", "m.block_sparse_moe.input_linear.weight"),
+        // What the header records, of which transformers' parameter would have no `.weight`.
+        ("m.experts.up_proj", "m.experts.up_proj.weight"),
+        ("m.odd.up_proj", "m.odd.up_proj.weight"),
+    ] {
+        let tensors = [
+            bytes(&format!("{module}.weight"), Dtype::U32, &[2, 4, 8], 0x21),
+            bytes(&format!("{module}.scales"), Dtype::U8, &[2, 4, 2], 120),
+        ];
+        let mlx = path("m.safetensors");
+        write(&mlx, &tensors);
+        ok(&["convert", text(&mlx), text(&path("n.safetensors")), "--to", "native", "--force"]);
+        let native = path("n.safetensors");
+        ok(&["dequantize", text(&native), "-o", text(&path("d.safetensors")), "--force"]);
+        assert_eq!(read(&path("d.safetensors"))[dense].2, [2, 4, 64], "{module}");
+        ok(&["convert", text(&native), text(&path("b.safetensors")), "--to", "mlx", "--force"]);
+        assert_eq!(read(&mlx), read(&path("b.safetensors")), "{module}");
+    }
+}
+
+/// Values of a tensor in F32.
+fn values(tensors: &std::collections::BTreeMap<String, Tensor>, name: &str) -> Vec<f32> {
+    let bytes = tensors[name].3.chunks_exact(4);
+    bytes.map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect()
+}
+
+#[test]
+fn mlx_experts_of_nvfp4_may_have_a_global_scale_each() {
+    let folder = Folder::new();
+    let path = |name: &str| folder.path().join(name);
+    let module = "m.switch_mlp.up_proj";
+    let globals = [3.7f32, 0.0123];
+    let global = globals.iter().flat_map(|g| g.to_le_bytes()).collect();
+    let tensors = [
+        bytes(&format!("{module}.weight"), Dtype::U32, &[2, 4, 8], 0x21),
+        bytes(&format!("{module}.scales"), Dtype::U8, &[2, 4, 4], 0x3B),
+        (format!("{module}.global_scale"), Dtype::F32, vec![2], global),
+    ];
+    let input = path("in");
+    fs::create_dir(&input).unwrap();
+    write(&input.join("model.safetensors"), &tensors);
+    let mode = serde_json::json!({ "group_size": 16, "bits": 4, "mode": "nvfp4" });
+    fs::write(input.join("config.json"), serde_json::json!({ "quantization": mode }).to_string())
+        .unwrap();
+    // e2m1 * (scale * (global / 2688)), as mlx 0.32.4 computes it, bit for bit.
+    let expected: Vec<_> = globals
+        .iter()
+        .flat_map(|g| [0.5, 1.0].repeat(128).into_iter().map(move |e| e * (1.375 * (g / 2688.0))))
+        .collect();
+    ok(&["dequantize", text(&input), "-o", text(&path("d.safetensors"))]);
+    let dense = read(&path("d.safetensors"));
+    assert_eq!(values(&dense, &format!("{module}.weight")), expected);
+    assert_eq!(dense.len(), 1);
+    let (native, back) = (path("native"), path("back"));
+    let told = json(&["convert", text(&input), text(&native), "--to", "native"]);
+    assert_eq!(told["totals"]["values_differ"], 0);
+    let told = json(&["convert", text(&native), text(&back), "--to", "mlx", "--exact"]);
+    assert_eq!(told["totals"]["values_differ"], 0);
+    let after = read(&back.join("model.safetensors"));
+    let scales = values(&after, &format!("{module}.global_scale"));
+    assert_eq!(scales.iter().map(|g| g / 2688.0).collect::<Vec<_>>(), globals.map(|g| g / 2688.0));
+    assert_eq!(config(&back)["quantization"][module]["global_scale"], true);
+    ok(&["verify", text(&back)]);
+    // A plain linear layer has no place for one.
+    let one = path("one.safetensors");
+    let state = [
+        bytes("a.e2m1", Dtype::U8, &[4, 16], 0x21),
+        bytes("a.scale_quant", Dtype::F8_E4M3, &[4, 2], 0x3B),
+        ("a.weight_global_scale".into(), Dtype::F32, vec![], 0.5f32.to_le_bytes().into()),
+    ];
+    write(&one, &state);
+    let out = path("no");
+    fails(&["convert", text(&one), text(&out), "--to", "mlx"], &["stores no global scale", "5e-1"]);
+}
+
+#[test]
+fn parameters_of_torchao_have_their_own_names_and_experts_a_scale_each() {
+    let folder = Folder::new();
+    let path = |name: &str| folder.path().join(name);
+    let described =
+        r#"{"_type": "NVFP4Tensor", "_data": {"act_quant_kwargs": null, "block_size": 16}}"#;
+    let scales = [0.5f32, 3.0].iter().flat_map(|g| g.to_le_bytes()).collect();
+    let tensors = [
+        bytes("m.experts._w1_qdata", Dtype::U8, &[2, 4, 32], 0x21),
+        bytes("m.experts._w1_scale", Dtype::F8_E4M3, &[2, 4, 4], 0x38),
+        ("m.experts._w1_per_tensor_scale".into(), Dtype::F32, vec![2, 1, 1], scales),
+        bytes("m.a._weight_qdata", Dtype::U8, &[4, 32], 0x21),
+        bytes("m.a._weight_scale", Dtype::F8_E8M0, &[32, 16], 0x7F), // swizzled
+    ];
+    let header =
+        [("m.experts.w1", described), ("tensor_names", r#"["m.experts.w1", "m.a.weight"]"#)];
+    fs::write(path("in.safetensors"), serialized(&tensors, &header)).unwrap();
+    let input = path("in.safetensors");
+    let layers = json(&["inspect", text(&input)])["layers"].clone();
+    let one = |i: usize| ["name", "format", "shape", "experts"].map(|key| layers[i][key].clone());
+    let expected =
+        serde_json::json!(
+            [["m.a", "mxfp4", [4, 64], null], ["m.experts.w1", "nvfp4", [4, 64], 2],]
+        );
+    assert_eq!(serde_json::json!([one(0), one(1)]), expected);
+    ok(&["verify", text(&input)]);
+    let dense = path("d.safetensors");
+    ok(&["dequantize", text(&input), "-o", text(&dense)]);
+    let dense = read(&dense);
+    assert_eq!(dense.keys().collect::<Vec<_>>(), ["m.a.weight", "m.experts.w1"]);
+    let expected: Vec<_> =
+        [0.5, 3.0].iter().flat_map(|g| [0.5 * g, 1.0 * g].repeat(4 * 32)).collect();
+    assert_eq!(values(&dense, "m.experts.w1"), expected);
+    // In its own layout it stays as it is, described as it was.
+    ok(&["convert", text(&input), text(&path("same.safetensors")), "--to", "torchao"]);
+    assert_eq!(read(&input), read(&path("same.safetensors")));
+    let said = |file: &Path| json(&["inspect", text(file)])["files"][0]["metadata"].clone();
+    assert_eq!(said(&input), said(&path("same.safetensors")));
+    // Elsewhere the experts are layers, and one of them can be loaded from here too.
+    let native = path("n.safetensors");
+    ok(&["convert", text(&input), text(&native), "--to", "native"]);
+    assert_eq!(read(&native)["m.experts.w1.1.e2m1"].2, [4, 32]);
+    for file in [&input, &native] {
+        let name = "m.experts.w1.1";
+        let layer = quant_linear::QuantLinear::load(file, name, &Default::default()).unwrap();
+        assert_eq!((layer.out_features(), layer.in_features()), (4, 64));
+    }
+}
+
+#[test]
+fn what_a_layer_computes_beside_its_weight_is_neither_lost_nor_left_unsaid() {
+    let folder = Folder::new();
+    for (vector, extra, to, own) in [
+        ("f_modelopt_nvfp4", "svdquant_lora_a", "ct", "modelopt"),
+        ("h_quark_mxfp4", "input_rotation", "ct", "quark"),
+        ("f_ct_nvfp4", "weight_g_idx", "modelopt", "ct"),
+    ] {
+        let input = model(&folder, vector);
+        let file = input.join("model.safetensors");
+        let module = "model.layers.0.mlp.down_proj";
+        let mut tensors: Vec<_> = read(&file).into_values().collect();
+        tensors.push(bytes(&format!("{module}.{extra}"), Dtype::F32, &[4, 96], 1));
+        write(&file, &tensors);
+        let name = format!("{module}.{extra}");
+        let out = folder.path().join(format!("{vector}.out"));
+        fails(&["convert", text(&input), text(&out), "--to", to], &[&name]);
+        let dense = folder.path().join(format!("{vector}.dense"));
+        let told = ok(&["dequantize", text(&input), "-o", text(&dense)]);
+        assert!(told.contains(&format!("{name}, which is not undone")), "{told}");
+        let note = ok(&["inspect", text(&input)]);
+        assert!(note.contains("no layer here computes") && note.contains(&name), "{note}");
+        let error = quant_linear::QuantLinear::load(&file, module, &Default::default());
+        assert!(error.unwrap_err().to_string().contains(&name), "{vector}");
+        // Its own layout keeps it.
+        ok(&["convert", text(&input), text(&out), "--to", own]);
+        assert!(read(&out.join("model.safetensors")).contains_key(&name), "{vector}");
+    }
+}
+
+#[test]
+fn mxfp4_of_modelopt_stays_where_it_is_and_nothing_else_becomes_it() {
+    let folder = Folder::new();
+    let input = folder.path().join("in");
+    fs::create_dir(&input).unwrap();
+    let tensors = [
+        bytes("a.weight", Dtype::U8, &[4, 32], 0x21),
+        bytes("a.weight_scale", Dtype::U8, &[4, 2], 120),
+        bytes("m.experts.up_proj", Dtype::U8, &[2, 32, 4], 0x21),
+        bytes("m.experts.up_proj_weight_scale", Dtype::U8, &[2, 2, 4], 120),
+    ];
+    write(&input.join("model.safetensors"), &tensors);
+    let block = serde_json::json!({ "quant_method": "modelopt", "quant_algo": "MXFP4" });
+    let value = serde_json::json!({ "quantization_config": block });
+    fs::write(input.join("config.json"), value.to_string()).unwrap();
+    let [same, native, back] = ["same", "native", "back"].map(|name| folder.path().join(name));
+    ok(&["convert", text(&input), text(&same), "--to", "modelopt"]);
+    let file = |folder: &Path| read(&folder.join("model.safetensors"));
+    assert_eq!(file(&input), file(&same));
+    assert_eq!(config(&same), value);
+    ok(&["convert", text(&input), text(&native), "--to", "native"]);
+    let no = ["modelopt cannot hold 3 of the weights", "it holds no mxfp4 weights"];
+    fails(&["convert", text(&native), text(&back), "--to", "modelopt"], &no);
+}
+
+#[test]
 fn a_transform_that_only_the_config_tells_of_is_not_lost() {
     let folder = Folder::new();
     let input = model(&folder, "f_ct_nvfp4");
@@ -355,6 +541,11 @@ fn layers_that_a_header_lists_without_their_prefix_are_comfys() {
         json(&["inspect", text(&path)])["layers"][0]["layout"].clone()
     };
     assert_eq!(layout(r#"{"layers": {"a": {"format": "nvfp4"}}}"#), "comfyui");
+    let told = ok(&["verify", text(&path)]);
+    assert!(!told.contains("no such module"), "{told}");
+    layout(r#"{"layers": {"a": {"format": "nvfp4"}, "gone": {"format": "nvfp4"}}}"#);
+    let (told, _) = code(&["verify", text(&path)], 1);
+    assert!(told.contains("the header names it as `nvfp4`, and there is no such module"), "{told}");
     // A header that lists others denies this one, and ModelOpt writes no such header.
     assert_eq!(layout(r#"{"layers": {"b": {"format": "nvfp4"}}}"#), Value::Null);
 }

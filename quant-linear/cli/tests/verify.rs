@@ -632,6 +632,23 @@ fn broken_files_are_a_finding_and_what_is_no_checkpoint_is_unreadable() {
 }
 
 #[test]
+fn eight_bits_of_mlx_beside_fp4_are_no_strays() {
+    let folder = Folder::new();
+    let word =
+        |name: &str, n: usize| (name.to_string(), Dtype::U32, vec![4, n], vec![0x21; 16 * n]);
+    let scale = |name: &str| (name.to_string(), Dtype::U8, vec![4, 2], vec![120; 8]);
+    let tensors = [word("a.weight", 8), scale("a.scales"), word("b.weight", 16), scale("b.scales")];
+    write(&folder.at("model.safetensors"), &tensors);
+    let found = |b: Value| {
+        let own = json!({ "group_size": 32, "bits": 4, "mode": "mxfp4", "b": b });
+        fs::write(folder.at("config.json"), json!({ "quantization": own }).to_string()).unwrap();
+        verify(&[&folder.arg("")], 0).0.into_iter().map(|(_, kind, _)| kind).collect::<Vec<_>>()
+    };
+    let eight = found(json!({ "group_size": 32, "bits": 8, "mode": "mxfp8" }));
+    assert!(!eight.iter().any(|kind| kind == "stray-tensor"), "{eight:?}");
+}
+
+#[test]
 fn a_gguf_file_is_not_judged_by_the_config_beside_it() {
     let folder = Folder::new();
     fs::copy(vectors().join("h_gguf_nvfp4.gguf"), folder.at("m.gguf")).unwrap();

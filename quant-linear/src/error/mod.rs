@@ -276,6 +276,16 @@ pub enum Error {
         /// Values there are.
         got: usize,
     },
+    /// A call of several layers that was not given one of something for each.
+    #[error("{layers} layers in one call were given {got} {what}; give one for each layer")]
+    GroupedLen {
+        /// Of what there is one for each layer.
+        what: &'static str,
+        /// The number of layers.
+        layers: usize,
+        /// How many were given.
+        got: usize,
+    },
     /// A dense weight that does not fill the shape given for it.
     #[error(
         "the weight holds {got} values, and {out_features} x {in_features} (out x in features) \

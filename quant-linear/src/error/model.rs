@@ -142,8 +142,7 @@ pub enum ModelError {
     },
     /// A tensor in blocks that have no values here, which no safetensors type holds either.
     #[error(
-        "tensor `{}` cannot be carried along: {reason}; convert the model to safetensors with the \
-         software that made it",
+        "tensor `{}` cannot be carried along: {reason}",
         printable(.name)
     )]
     NoValues {
@@ -361,8 +360,17 @@ pub enum Reason {
     #[error("it is {0}, expected F32, F16, BF16 or F8_E4M3 with scales")]
     Type(Dtype),
     /// Blocks of a GGUF file that have no values here.
-    #[error("it is {0}, whose blocks are not decoded here; start from another file")]
+    #[error(
+        "it is {0}, whose blocks are not decoded here; start from another file, or convert the \
+         model to safetensors with the software that made it"
+    )]
     Blocks(GgmlType),
+    /// Blocks of a GGUF file that are FP4 already.
+    #[error(
+        "it is {0}, which is FP4 already; `fp4 convert --to native` keeps its codes, and \
+         `fp4 dequantize` makes it dense"
+    )]
+    Quantized(GgmlType),
     /// FP8 without the scales that give it its values.
     #[error("it is F8_E4M3, and no scales are beside it, named as `weight_scale_inv` or `scale`")]
     NoScales,
@@ -425,6 +433,7 @@ impl Reason {
             Excluded | Kept(_) | NotIncluded | Recipe | Name | Rank(_) | ScalesOf(_) => false,
             Type(_)
             | Blocks(_)
+            | Quantized(_)
             | NoScales
             | ScalesType { .. }
             | ScalesShape { .. }

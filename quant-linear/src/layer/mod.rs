@@ -115,10 +115,15 @@ impl QuantLinear {
 
     /// Runs `f`, and says in its error which layer it was.
     pub(crate) fn named<R>(&self, f: impl FnOnce() -> Result<R, Error>) -> Result<R, Error> {
-        f().map_err(|error| match &self.name {
+        f().map_err(|error| self.name_error(error))
+    }
+
+    /// An error that says which layer it was.
+    pub(crate) fn name_error(&self, error: Error) -> Error {
+        match &self.name {
             Some(name) => Error::Layer { name: name.to_string(), error: Box::new(error) },
             None => error,
-        })
+        }
     }
 
     /// How log lines of this layer begin: "layer `name`: ", or nothing.

@@ -108,19 +108,21 @@ impl Prepared {
         epilogue: Epilogue<'_>,
         out: FloatSliceMut<'_>,
     ) -> Result<Paths, fp4_core::Error> {
+        self.by_packed().matmul(a, epilogue, out)
+    }
+
+    /// The weight, as it multiplies activations in packed form.
+    pub(crate) fn by_packed(&self) -> &dyn DynWeight {
         match self {
-            Prepared::Host(w) => w.matmul(a, epilogue, out),
-            Prepared::Device(_, w) => w.matmul(a, epilogue, out),
+            Prepared::Host(w) => &**w,
+            Prepared::Device(_, w) => &**w,
         }
     }
 
     /// The packed bytes that the weight was prepared from.
     fn export(&self, shape: PackedShape) -> Result<PackedMatrix, Error> {
         let mut packed = PackedMatrix::zeros(shape);
-        match self {
-            Prepared::Host(w) => w.export_weight(&mut packed.view_mut())?,
-            Prepared::Device(_, w) => w.export_weight(&mut packed.view_mut())?,
-        }
+        self.by_packed().export_weight(&mut packed.view_mut())?;
         Ok(packed)
     }
 }

@@ -20,6 +20,7 @@
 //! Worked example: a group with `"input_activations": {"num_bits": 8, "type": "float"}` is 4-bit
 //! weights and 8-bit activations. Another layout's config must not make 4 bits of them.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use fp4_core::Encoding;
@@ -28,7 +29,7 @@ use serde_json::Value;
 use crate::checkpoint::{Config, TensorSource};
 use crate::layer::ActivationEncoding;
 use crate::layer::state::join;
-use crate::layout::names::{Names, wild};
+use crate::layout::names::{Names, Regular, wild};
 use crate::text::short;
 
 /// How the activations of a layer are quantized.
@@ -130,26 +131,28 @@ pub(super) fn by_groups(block: &Value, kept: bool) -> Said<'_> {
     let said = |group: &&Value| Activations::of_scheme(&group["input_activations"], kept);
     let all: Vec<_> = groups.iter().map(said).collect();
     let alike = all.windows(2).all(|two| two[0] == two[1]);
-    // A class takes what no name and no pattern does.
-    let (mut named, mut classes, mut of) = (vec![], None, vec![]);
+    // As the library has it: a full name comes first, then expressions in the order of their text,
+    // then a class; names that a loader puts others before, as parts of names, between the two.
+    let (mut named, mut classes) = (vec![], None);
     for (at, group) in groups.iter().enumerate() {
         let targets = group["targets"].as_array().into_iter().flatten();
         for target in targets.filter_map(Value::as_str) {
             match target.starts_with(|c: char| c.is_ascii_uppercase()) && !target.contains('.') {
                 true => _ = classes.get_or_insert(at),
-                false => {
-                    named.push(target);
-                    of.push(at);
-                }
+                false => named.push((target, at)),
             }
         }
     }
-    let names = Names::new(named);
+    named.sort_by_key(|(target, _)| (!target.starts_with("re:"), *target));
+    let of: Vec<_> = named.iter().map(|(_, at)| *at).collect();
+    let full: HashMap<&str, usize> = named.iter().copied().collect();
+    let names = Names::new(named.into_iter().map(|(target, _)| target));
     Box::new(move |module| {
         if alike {
             return all.first().cloned().unwrap_or_default();
         }
-        let group = names.position(module).map(|at| of[at]).or(classes);
+        let exact = full.get(module).copied();
+        let group = exact.or_else(|| names.position(module).map(|at| of[at])).or(classes);
         group.map_or(Activations::Unsaid, |group| all[group].clone())
     })
 }
@@ -189,10 +192,14 @@ pub(super) fn of_quark(config: &Config) -> Said<'_> {
     let layers = &block["layer_quant_config"];
     let patterns = layers.as_object().into_iter().flatten().filter(|(name, _)| name.contains('*'));
     let patterns: Vec<_> = patterns.collect();
+    // `Linear`, `nn.Linear`: the last part of the class's name.
+    let mut types = block["layer_type_quant_config"].as_object().into_iter().flatten();
+    let linear = |ty: &str| ty.trim_end_matches("'>").rsplit('.').next() == Some("Linear");
+    let linear = types.find(|(ty, _)| linear(ty)).map(|(_, settings)| settings);
+    let rest = linear.unwrap_or(&block["global_quant_config"]);
     Box::new(move |module| {
         let pattern = || patterns.iter().find(|(pattern, _)| wild(pattern, module));
-        let own = layers.get(module).or_else(|| pattern().map(|(_, settings)| *settings));
-        of(own.unwrap_or(&block["global_quant_config"]))
+        of(layers.get(module).or_else(|| pattern().map(|(_, settings)| *settings)).unwrap_or(rest))
     })
 }
 
@@ -202,8 +209,9 @@ pub(super) fn of_auto_round(config: &Config) -> Said<'_> {
     if !block.is_object() {
         return Box::new(|_| Activations::Unsaid);
     }
+    let extra = Extra::new(&block["extra_config"]);
     Box::new(move |module| {
-        let extra = &block["extra_config"][module];
+        let extra = extra.of(module);
         let one = |key: &str| if extra[key].is_null() { &block[key] } else { &extra[key] };
         let ty = short(one("act_data_type").as_str().unwrap_or_default());
         match one("act_bits").as_u64() {
@@ -215,6 +223,32 @@ pub(super) fn of_auto_round(config: &Config) -> Said<'_> {
             }
         }
     })
+}
+
+/// AutoRound's `extra_config`: settings by a module's name, or by an expression that is found
+/// anywhere in it.
+pub(crate) struct Extra<'c> {
+    block: &'c Value,
+    settings: Vec<&'c Value>,
+    expressions: Regular,
+}
+
+impl<'c> Extra<'c> {
+    /// Of this block.
+    pub(crate) fn new(block: &'c Value) -> Self {
+        let odd = ['*', '+', '?', '^', '$', '(', ')', '[', ']', '{', '}', '|', '\\'];
+        let all = block.as_object().into_iter().flatten();
+        let all = all.filter(|(key, _)| key.contains(odd));
+        let (keys, settings): (Vec<_>, Vec<_>) = all.map(|(key, value)| (key, value)).unzip();
+        let keys = keys.into_iter().cloned().enumerate();
+        Extra { block, settings, expressions: Regular::new(keys) }
+    }
+
+    /// What it says of a module.
+    pub(crate) fn of(&self, module: &str) -> &'c Value {
+        let found = || self.expressions.position(module).map(|at| self.settings[at]);
+        self.block.get(module).or_else(found).unwrap_or(&Value::Null)
+    }
 }
 
 /// What FP-Quant's config says: there is one type for both operands.
@@ -235,7 +269,9 @@ pub(super) fn of_deepseek(config: &Config) -> Said<'_> {
 /// What torchao's header says.
 pub(super) fn of_torchao(source: &dyn TensorSource) -> Said<'_> {
     Box::new(move |module| {
+        // Of a module's weight, or of a parameter that has the name itself.
         let described = source.metadata(&join(module, "weight"));
+        let described = described.or_else(|| source.metadata(module));
         let described = described.and_then(|text| serde_json::from_str::<Value>(text).ok());
         let Some(described) = described else { return Activations::Unsaid };
         // An entry that is not there is none, as in the older files.
@@ -350,6 +386,21 @@ mod tests {
     }
 
     #[test]
+    fn a_full_name_comes_before_an_expression_of_a_group_before_it() {
+        let block = json!({ "config_groups": {
+            "group_0": { "targets": ["re:.*experts\\.\\d+\\..*"], "input_activations": scheme(4) },
+            "group_1": { "targets": ["m.experts.0.up_proj"], "input_activations": null },
+            "group_2": { "targets": ["re:.*[qk]_proj$", "Linear"], "input_activations": scheme(8) },
+        } });
+        let said = by_groups(&block, true);
+        assert_eq!(said("m.experts.0.up_proj"), Activations::Dense);
+        assert_eq!(said("m.experts.1.up_proj"), Activations::Same);
+        for module in ["m.q_proj", "m.down_proj"] {
+            assert!(matches!(said(module), Activations::Other { .. }), "{module}");
+        }
+    }
+
+    #[test]
     fn each_tool_says_it_in_its_own_words() {
         let config = |block: Value| Config::of(json!({ "quantization_config": block }));
         let is_other = |a: Activations| matches!(a, Activations::Other { .. });
@@ -367,11 +418,19 @@ mod tests {
         let said = of_quark(&quark);
         assert!(is_other(said("m.q_proj")));
         assert_eq!(said("m.k_proj"), Activations::Same);
+        let typed = config(json!({
+            "global_quant_config": { "input_tensors": { "dtype": "fp8_e4m3" } },
+            "layer_type_quant_config": { "torch.nn.Linear": { "input_tensors": null } },
+        }));
+        assert_eq!(of_quark(&typed)("m"), Activations::Dense);
         let auto = config(json!({ "act_bits": 8, "act_data_type": "mx_fp", "extra_config": {
             "m": { "act_bits": 4 }, "n": { "act_bits": 16 },
+            "layers\\.\\d+\\.(q|k)_proj": { "act_bits": 16 }, "layers.1.q_proj": { "act_bits": 4 },
         } }));
         let said = of_auto_round(&auto);
         assert!(is_other(said("x")));
+        let of = ["model.layers.17.k_proj", "layers.1.q_proj"].map(&said);
+        assert_eq!(of, [Activations::Dense, Activations::Same]);
         assert_eq!([said("m"), said("n")], [Activations::Same, Activations::Dense]);
     }
 

@@ -71,6 +71,27 @@ impl<'a> At<'a> {
         state::scalar(self.source, &self.name(suffix))
     }
 
+    /// Scales in a vector: one, or one for each expert.
+    pub(super) fn one_or_each(
+        &self,
+        suffix: &str,
+        experts: usize,
+    ) -> Result<Option<Vec<f32>>, Error> {
+        let name = self.name(suffix);
+        let Some((dtype, shape)) = self.source.header(&name) else { return Ok(None) };
+        if dtype != Dtype::F32 {
+            return Err(Error::Dtype { name, expected: "F32", got: dtype });
+        }
+        let count: usize = shape.iter().product();
+        if shape.len() > 1 || count != 1 && count != experts {
+            let expected = format!("(1), or one for each of {experts} experts");
+            return Err(Error::Shape { name, expected, got: shape });
+        }
+        let bytes = self.source.bytes(&name)?;
+        let values = bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]));
+        Ok(Some(values.collect()))
+    }
+
     /// A scalar that must be there.
     pub(super) fn needed(&self, layout: &'static str, suffix: &str) -> Result<f32, Error> {
         self.scalar(suffix)?.ok_or_else(|| incomplete(layout, self.name(suffix)))

@@ -220,10 +220,7 @@ pub(super) fn layer(
     let mut layer = Layer::plain(layout, at, shape, place, Arithmetic::new(order_of, scale));
     let transforms = &at.source.config().quantization()["transform_config"];
     let some = transforms.as_object().is_some_and(|config| !config.is_empty());
-    layer.untold = match at.has("weight_g_idx") {
-        true => Some(at.name("weight_g_idx")),
-        false => some.then(|| "`transform_config` of the config".into()),
-    };
+    layer.untold = some.then(|| "`transform_config` of the config".into());
     let own = if nv { &NAMES[..] } else { &NAMES[..2] };
     layer.own = at.present(own);
     if !nv {

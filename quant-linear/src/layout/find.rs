@@ -47,9 +47,8 @@ pub fn of(
     }
     let at = At { source, module };
     let marks = |layout: &&'static dyn Layout| {
-        let marked = |name: &String| layout.module(name) == Some(module);
         let names = layout.tensors(module);
-        names.iter().any(|name| marked(name) && source.header(name).is_some())
+        names.iter().any(|name| layout.module(name).is_some() && source.header(name).is_some())
     };
     let marks: Vec<_> = ALL.into_iter().filter(marks).collect();
     only(&at, &candidates(&at, &marks))
@@ -65,7 +64,8 @@ pub(super) fn layer(
     options: &LoadOptions,
 ) -> Result<(Layer, usize), Error> {
     let read = |layout: &'static dyn Layout, module: &str| {
-        let layer = layout.layer(&At { source, module }, options)?;
+        let at = At { source, module };
+        let layer = layout.layer(&at, options)?.with_extras(&at);
         Ok::<_, Error>(layer.with_activations(&layout.activations(source), options))
     };
     let expert = module
@@ -149,9 +149,9 @@ impl Layers {
                 Ok(layer) => {
                     let said = said.entry(layout.name());
                     let said = said.or_insert_with(|| layout.activations(checkpoint));
-                    let layer = layer.with_activations(said, options);
+                    let layer = layer.with_extras(&at).with_activations(said, options);
                     layers.tensors.extend(layer.own.iter().cloned());
-                    layers.good.insert(module.into(), layer);
+                    layers.good.insert(layer.module.clone(), layer);
                 }
                 Err(error) => {
                     let own = layout.tensors(module).into_iter();
@@ -164,7 +164,8 @@ impl Layers {
         Ok(layers)
     }
 
-    /// Where activations are quantized otherwise than header and config mean, by what is alike.
+    /// Where activations are quantized otherwise than header and config mean, by what is alike; and
+    /// what layers do beside the product with their weights.
     pub fn notes(&self) -> Vec<String> {
         let mut alike: BTreeMap<&str, (usize, &str)> = BTreeMap::new();
         for (module, layer) in &self.good {
@@ -174,7 +175,15 @@ impl Layers {
         let said = alike.into_iter().map(|(note, (layers, first))| {
             format!("the activations of {layers} layers, `{first}` the first, {note}")
         });
-        said.collect()
+        let untold = self.good.iter().filter_map(|(m, layer)| Some((m, layer.untold.as_ref()?)));
+        let first = untold.clone().next().map(|(module, what)| {
+            format!(
+                "{} layers, `{module}` the first, go with what no layer here computes ({what}): they \
+                 are not run, and their weights alone are others",
+                untold.count()
+            )
+        });
+        said.chain(first).collect()
     }
 
     /// What the modules are whose layouts are denied, in words, and the first of them.

@@ -43,23 +43,6 @@ fn arithmetic(scale_type: ScaleType) -> Arithmetic {
     Arithmetic { zero: Zero::Unsigned, ..Arithmetic::new(Order::ProductTimes, scale) }
 }
 
-/// Scales that multiply: one, or one for each expert.
-fn globals(at: &At<'_>, suffix: &str, experts: usize) -> Result<Option<Vec<Global>>, Error> {
-    let name = at.name(suffix);
-    let Some((dtype, shape)) = at.source.header(&name) else { return Ok(None) };
-    if dtype != Dtype::F32 {
-        return Err(Error::Dtype { name, expected: "F32", got: dtype });
-    }
-    let count: usize = shape.iter().product();
-    if shape.len() > 1 || count != 1 && count != experts {
-        let expected = format!("(1), or one for each of {experts} experts");
-        return Err(Error::Shape { name, expected, got: shape });
-    }
-    let bytes = at.source.bytes(&name)?;
-    let values = bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]));
-    Ok(Some(values.map(Global::times).collect()))
-}
-
 impl Layout for Gguf {
     fn name(&self) -> &'static str {
         "gguf"
@@ -105,8 +88,9 @@ impl Layout for Gguf {
         layer.experts = experts;
         layer.own = at.present(&NAMES);
         let count = experts.unwrap_or(1);
-        let own = globals(at, NAMES[1], count)?.unwrap_or_else(|| vec![Global::ONE]);
-        layer.with_scales(own, globals(at, NAMES[2], count)?)
+        let times = |scales: Vec<f32>| scales.into_iter().map(Global::times).collect::<Vec<_>>();
+        let own = at.one_or_each(NAMES[1], count)?.map_or_else(|| vec![Global::ONE], times);
+        layer.with_scales(own, at.one_or_each(NAMES[2], count)?.map(times))
     }
 
     fn stacks(&self) -> bool {

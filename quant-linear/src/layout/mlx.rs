@@ -4,10 +4,13 @@
 //! |---|---|---|
 //! | `weight` | U32 ([experts,] out, in / 8) | nibble i of a word = element i |
 //! | `scales` | U8 ([experts,] out, in / G) | e8m0 of mxfp4, e4m3 of nvfp4 |
+//! | `global_scale` | F32 (experts), nvfp4 of experts only, may be absent | the largest magnitude |
 //!
-//! value = e2m1 * scale; e8m0 0xFF is infinite. Nothing in the file but the number of groups tells
-//! the two apart: `config.json` has a `mode` in `quantization`, with other modes for modules by
-//! name. Affine layers (`biases`, scales of a float type) are no FP4, and stay as they are.
+//! value = e2m1 * scale, and e2m1 * (scale * (global / 2688)) under a global scale, where 2688 is
+//! the largest e2m1 times the largest e4m3. e8m0 0xFF is infinite. Nothing in the file but the
+//! number of groups tells the two apart: `config.json` has a `mode` in `quantization`, with other
+//! modes for modules by name. Affine layers (`biases`, scales of a float type) are no FP4, and stay
+//! as they are.
 
 use fp4_core::{Format, ScaleType};
 use safetensors::Dtype;
@@ -27,7 +30,19 @@ use crate::layout::{
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Mlx;
 
-const NAMES: [&str; 2] = ["weight", "scales"];
+const NAMES: [&str; 3] = ["weight", "scales", "global_scale"];
+
+/// What a global scale is divided by: the largest e2m1 times the largest e4m3.
+const LARGEST: f32 = 6.0 * 448.0;
+
+/// The stored value that is worth a multiplier, or the nearest to it.
+fn stored_for(multiplier: f32) -> f32 {
+    let product = multiplier * LARGEST;
+    let near = [0, -1, 1, -2, 2]
+        .map(|ulps: i32| f32::from_bits(product.to_bits().saturating_add_signed(ulps)));
+    let exact = near.into_iter().find(|stored| stored / LARGEST == multiplier);
+    exact.unwrap_or(product)
+}
 
 fn arithmetic(scale_type: ScaleType) -> Arithmetic {
     let scale = match scale_type {
@@ -110,8 +125,15 @@ impl Layout for Mlx {
             Place::Apart { codes, nibbles: Nibbles::LowEven, scales, order: ScaleOrder::Rows };
         let mut layer = Layer::plain(&Mlx, at, shape, place, arithmetic(scale_type));
         layer.experts = experts;
-        layer.own = at.present(&NAMES);
-        layer.with_scales(vec![Global::ONE], None)
+        layer.own = at.present(&NAMES[..2]);
+        let stored = match scale_type {
+            ScaleType::E4M3 => at.one_or_each(NAMES[2], experts.unwrap_or(1))?,
+            ScaleType::E8M0 => None,
+        };
+        let Some(stored) = stored else { return layer.with_scales(vec![Global::ONE], None) };
+        layer.own.push(at.name(NAMES[2]));
+        let globals = stored.iter().map(|stored| Global::times(stored / LARGEST));
+        layer.with_scales(globals.collect(), None)
     }
 
     fn stacks(&self) -> bool {
@@ -121,14 +143,28 @@ impl Layout for Mlx {
     fn write(&self, held: &Held<'_>) -> Result<Written, Refused> {
         held.expect_format(&[Format::MxFp4, Format::NvFp4])?;
         held.expect_no_transform()?;
-        held.expect_no_global()?;
+        let global = held.expect_no_global();
+        // Only layers of experts take one, and only of NVFP4.
+        let experts = held.experts.filter(|_| held.shape.format() == Some(Format::NvFp4));
+        let globals = match (global, experts) {
+            (Ok(()), _) => None,
+            (Err(refused), None) => return Err(refused),
+            (Err(_), Some(experts)) => {
+                let each = held.globals.iter().map(|global| global.multiplier()).cycle();
+                Some(each.take(experts).map(stored_for).collect::<Vec<_>>())
+            }
+        };
+        if let Some(at) = globals.iter().flatten().position(|stored| !stored.is_finite()) {
+            let global = held.globals[at % held.globals.len()].multiplier();
+            return Err(Refused::Global(global));
+        }
         let (rows, k) = (held.shape.rows(), held.shape.k());
         let stacked = |last: usize| match held.experts {
             Some(experts) => vec![experts, rows / experts.max(1), last],
             None => vec![rows, last],
         };
         let scales = held.scales(held.name(NAMES[1]), Dtype::U8);
-        let tensors = vec![
+        let mut tensors = vec![
             NewTensor {
                 name: held.name(NAMES[0]),
                 dtype: Dtype::U32,
@@ -137,7 +173,16 @@ impl Layout for Mlx {
             },
             NewTensor { shape: stacked(held.shape.row_groups()), ..scales },
         ];
-        Ok(held.written(tensors, arithmetic(held.shape.scale_type())))
+        let arithmetic = arithmetic(held.shape.scale_type());
+        let Some(stored) = globals else { return Ok(held.written(tensors, arithmetic)) };
+        tensors.push(NewTensor {
+            name: held.name(NAMES[2]),
+            dtype: Dtype::F32,
+            shape: vec![stored.len()],
+            fill: Fill::Bytes(stored.iter().flat_map(|stored| stored.to_le_bytes()).collect()),
+        });
+        let globals = stored.into_iter().map(|stored| stored / LARGEST).collect();
+        Ok(Written { tensors, arithmetic, globals })
     }
 
     fn config(
@@ -155,8 +200,15 @@ impl Layout for Mlx {
         let count = |format: &Format| done.layers.iter().filter(|l| l.format == *format).count();
         let main = done.formats().into_iter().max_by_key(count).unwrap_or(Format::MxFp4);
         let mut block = settings(main);
-        for layer in done.layers.iter().filter(|layer| layer.format != main) {
-            block[&layer.module] = settings(layer.format);
+        for layer in done.layers {
+            // The loader makes room for a global scale where the config says so.
+            let global = layer.tensors.contains(&join(&layer.module, NAMES[2]));
+            if global || layer.format != main {
+                block[&layer.module] = settings(layer.format);
+            }
+            if global {
+                block[&layer.module][NAMES[2]] = json!(true);
+            }
         }
         config.insert("quantization".into(), block.clone());
         config.insert("quantization_config".into(), block);

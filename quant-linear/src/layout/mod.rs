@@ -60,6 +60,7 @@ use crate::error::Error;
 use crate::layer::state::Scalars;
 use crate::layer::{ActivationEncoding, StoredTransform};
 
+pub(crate) use activations::Extra;
 pub use activations::{Activations, KvCache, Said, kv_cache, outputs};
 pub use at::At;
 pub use find::{Layers, of};
@@ -123,6 +124,12 @@ pub trait Layout: Sync + fmt::Debug {
 
     /// True if one tensor holds all experts of a 3-D weight.
     fn stacks(&self) -> bool {
+        false
+    }
+
+    /// True if the header describes every tensor: a layer that stays in the layout then stays as it
+    /// is, with its description.
+    fn describes(&self) -> bool {
         false
     }
 
@@ -243,8 +250,8 @@ pub struct Layer {
     pub transform: Option<TransformHeader>,
     /// Name of a vector that multiplies the activations' features first.
     pub pre_scale: Option<(String, Dtype)>,
-    /// What the config says of the layer that its weight alone does not: a transform, another order
-    /// of features. Whoever runs the layer without it gets wrong outputs.
+    /// What config or tensors say of the layer that its weight alone does not: a transform, another
+    /// order of features, a low-rank branch. Whoever runs it without that gets wrong outputs.
     pub untold: Option<String>,
     /// Names of the tensors that it is made of.
     pub own: Vec<String>,
@@ -267,6 +274,12 @@ impl TransformHeader {
         self.stored.iter().product::<usize>() * self.shape.float_type.bytes()
     }
 }
+
+/// Tensors of a module by which a layer of other software computes more than the product with its
+/// weight: another order of features (compressed-tensors), a low-rank branch (ModelOpt's SVDQuant),
+/// a rotation of the activations (Quark), adapters (mlx-lm).
+const EXTRAS: [&str; 6] =
+    ["weight_g_idx", "svdquant_lora_a", "svdquant_lora_b", "input_rotation", "lora_a", "lora_b"];
 
 /// Bytes of a transform that are read at a time.
 const PIECE: usize = 1 << 23;
@@ -328,6 +341,15 @@ impl Layer {
         self.scalars.activation_global_scale = inputs.as_deref().map(|i| first(i).multiplier());
         (self.globals, self.inputs) = (globals, inputs);
         Ok(self)
+    }
+
+    /// The layer, with what the tensors beside it make of it that no layer here does.
+    pub(crate) fn with_extras(mut self, at: &At<'_>) -> Self {
+        let beside = |name: &&&str| self.is_foreign() && at.has(name);
+        let found = EXTRAS.iter().find(beside).map(|name| at.name(name));
+        let found = found.filter(|name| !self.own.contains(name));
+        self.untold = self.untold.or(found);
+        self
     }
 
     /// The layer with activations as the options ask, as its state says, or as is nearest to what

@@ -8,18 +8,21 @@
 //!
 //! A config may list as many modules as there are layers, so names are not compared one by one:
 //! what a module begins and ends with, up to each of its dots, is looked up. Patterns are tried in
-//! turn. Of regular expressions `.*`, `\.`, `^`, `$` and groups of alternatives are understood; one
-//! with anything else names nothing here.
+//! turn, regular expressions in one pass. Those are Python's, and are read by a crate that takes no
+//! time but what the text is long: so one that looks around or refers back names nothing here, and
+//! neither do those past the bounds.
 
 use std::collections::HashMap;
 use std::iter;
 
+use regex::{RegexBuilder, RegexSet, RegexSetBuilder};
+
 /// How many dots of a module, from either end, are looked at: a layer is a few parts deep.
 const DEPTH: usize = 32;
 
-/// The most patterns that a regular expression's alternatives may come to, and how long it may be.
-const MAX_ALTERNATIVES: usize = 64;
-const MAX_REGEX: usize = 4096;
+/// How long all regular expressions of a list may be together, and how large one may become.
+const MAX_REGEX: usize = 1 << 16;
+const MAX_COMPILED: usize = 1 << 17;
 
 /// A list, ready to be asked.
 #[derive(Debug, Default)]
@@ -27,27 +30,30 @@ pub(crate) struct Names<'c> {
     entries: Vec<&'c str>,
     /// The first place of each name.
     places: HashMap<&'c str, usize>,
-    /// The entry of each pattern, and what it comes to.
-    patterns: Vec<(usize, Vec<String>)>,
+    /// The entries with `*`.
+    patterns: Vec<usize>,
+    regular: Regular,
 }
 
 impl<'c> Names<'c> {
     /// The list of these entries.
     pub(crate) fn new(entries: impl IntoIterator<Item = &'c str>) -> Self {
         let mut names = Names::default();
+        let mut regular = vec![];
         for entry in entries {
             let at = names.entries.len();
             names.entries.push(entry);
             match entry.strip_prefix("re:") {
-                Some(regex) => names.patterns.push((at, regular(regex).unwrap_or_default())),
+                Some(text) => regular.push((at, format!("^(?:{text})"))),
                 None => {
                     names.places.entry(entry).or_insert(at);
                     if entry.contains('*') {
-                        names.patterns.push((at, vec![entry.to_string()]));
+                        names.patterns.push(at);
                     }
                 }
             }
         }
+        names.regular = Regular::new(regular);
         names
     }
 
@@ -57,9 +63,9 @@ impl<'c> Names<'c> {
         let ends = module.rmatch_indices('.').take(DEPTH).map(|(dot, _)| &module[dot + 1..]);
         let all = iter::once(module).chain(beginnings).chain(ends);
         let exact = all.filter_map(|name| self.places.get(name)).copied().min();
-        let mut patterns = self.patterns.iter().take_while(|(at, _)| exact.is_none_or(|e| *at < e));
-        let matching = patterns.find(|(_, all)| all.iter().any(|pattern| wild(pattern, module)));
-        matching.map(|(at, _)| *at).or(exact)
+        let mut patterns = self.patterns.iter().take_while(|at| exact.is_none_or(|e| **at < e));
+        let pattern = patterns.find(|at| wild(self.entries[**at], module)).copied();
+        [exact, pattern, self.regular.position(module)].into_iter().flatten().min()
     }
 
     /// The first entry that names a module.
@@ -68,46 +74,35 @@ impl<'c> Names<'c> {
     }
 }
 
-/// The patterns that a regular expression comes to; `None` if it is not understood.
-fn regular(regex: &str) -> Option<Vec<String>> {
-    if regex.len() > MAX_REGEX {
-        return None;
-    }
-    let regex = regex.trim_start_matches('^');
-    let (regex, whole) = match regex.strip_suffix('$') {
-        Some(regex) => (regex, true),
-        None => (regex, false),
-    };
-    let patterns = alternatives(regex)?.into_iter().map(|one| {
-        let plain = one.replace(".*", "*").replace("\\.", ".");
-        let odd = ['[', ']', '(', ')', '{', '}', '|', '+', '?', '\\', '^', '$'];
-        (!plain.contains(odd)).then(|| if whole { plain } else { plain + "*" })
-    });
-    patterns.collect()
+/// Regular expressions, each with what it stands for.
+#[derive(Debug, Default)]
+pub(crate) struct Regular {
+    /// What each of the set stands for.
+    of: Vec<usize>,
+    set: Option<RegexSet>,
 }
 
-/// A regular expression once for each choice of its groups' alternatives.
-fn alternatives(regex: &str) -> Option<Vec<String>> {
-    let (mut all, mut rest) = (vec![String::new()], regex);
-    while let Some((before, group)) = rest.split_once('(') {
-        let (inside, after) = group.split_once(')')?;
-        let inside = inside.strip_prefix("?:").unwrap_or(inside);
-        let repeated = after.starts_with(['*', '+', '?', '{']);
-        if before.ends_with('\\') || inside.contains('(') || repeated {
-            return None;
-        }
-        let each = |one: &String| {
-            let choices = inside.split('|').map(|choice| format!("{one}{before}{choice}"));
-            choices.collect::<Vec<_>>()
+impl Regular {
+    /// Those of these that are understood.
+    pub(crate) fn new(all: impl IntoIterator<Item = (usize, String)>) -> Self {
+        let mut len = 0;
+        let mut understood = |text: &str| {
+            len += text.len();
+            len <= MAX_REGEX && RegexBuilder::new(text).size_limit(MAX_COMPILED).build().is_ok()
         };
-        all = all.iter().flat_map(each).take(MAX_ALTERNATIVES + 1).collect();
-        if all.len() > MAX_ALTERNATIVES {
-            return None;
-        }
-        rest = after;
+        let (of, texts): (Vec<_>, Vec<_>) =
+            all.into_iter().filter(|(_, text)| understood(text)).unzip();
+        // No larger than all of its parts.
+        let most = MAX_COMPILED.saturating_mul(texts.len().max(1));
+        let set = RegexSetBuilder::new(texts).size_limit(most).build();
+        Regular { of, set: set.ok() }
     }
-    all.iter_mut().for_each(|one| one.push_str(rest));
-    Some(all)
+
+    /// What the first that matches stands for.
+    pub(crate) fn position(&self, text: &str) -> Option<usize> {
+        let set = self.set.as_ref().filter(|set| !set.is_empty())?;
+        set.matches(text).iter().next().map(|at| self.of[at])
+    }
 }
 
 /// Does a pattern with `*` match a whole text?
@@ -150,7 +145,14 @@ mod tests {
             ("re:model\\.layers\\.0.*", "model.layers.0.mlp.up_proj", true),
             ("re:.*(q|k)_proj", "model.q_proj", true),
             ("re:.*(?:q|k)_proj$", "model.v_proj", false),
-            ("re:.*(q|k)+_proj", "model.q_proj", false), // not understood
+            ("re:.*(q|k)+_proj", "model.q_proj", true),
+            ("re:.*self_attn\\.[qkv]_proj$", "model.layers.3.self_attn.k_proj", true),
+            ("re:.*self_attn\\.[qkv]_proj$", "model.layers.3.self_attn.o_proj", false),
+            ("re:.*experts\\.\\d+\\.up_proj", "layers.3.mlp.experts.17.up_proj", true),
+            ("re:mlp.*", "model.layers.3.mlp.up_proj", false), // from the beginning on
+            ("re:model|lm_head", "lm_head", true),
+            ("re:^(?!.*up_proj)model", "model.q_proj", false), // not understood
+            ("re:(", "(", false),
         ] {
             assert_eq!(Names::new([entry]).first(module).is_some(), expected, "{entry} {module}");
         }
@@ -167,6 +169,18 @@ mod tests {
         assert_eq!(Names::new(list[4..].to_vec()).first("a.x"), Some("a"));
         assert_eq!(names.first("b"), None);
         assert_eq!(Names::new([""]).first(""), Some(""));
+    }
+
+    #[test]
+    fn regular_expressions_past_the_bounds_name_nothing() {
+        for entry in [format!("re:{}", "a{9999}".repeat(9)), format!("re:{}", "a|".repeat(40_000))]
+        {
+            let names = Names::new([entry.as_str(), "re:b"]);
+            assert_eq!(names.position("a"), None);
+        }
+        let many = vec!["re:.*x[0-9]+y"; 2000];
+        let names = Names::new(many.iter().copied().chain(["re:b"]));
+        assert_eq!((names.position("ax17y"), names.position("b")), (Some(0), Some(2000)));
     }
 
     #[test]

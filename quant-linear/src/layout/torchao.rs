@@ -9,6 +9,10 @@
 //!
 //! Swizzled scales are (32 ceil(out / 128), 16 ceil(groups / 4)).
 //!
+//! A parameter of another name, as `experts.w1`, has the same tensors by its name:
+//! `experts._w1_qdata` and so on. Those of experts have a dimension before the others, row-major
+//! scales, and a scale of the tensor for all or for each, (experts, 1, 1).
+//!
 //! value = e2m1 * (scale * global). The header describes each tensor in JSON under `X.weight`; the
 //! two shapes of scales never agree, so they tell the order too.
 
@@ -22,7 +26,7 @@ use crate::layer::state::join;
 use crate::layout::LoadOptions;
 use crate::layout::activations;
 use crate::layout::at::module_of;
-use crate::layout::at::{format_of, incomplete};
+use crate::layout::at::{format_of, incomplete, stacked_rows};
 use crate::layout::write::{self, Done, DoneLayer, Held, Refused, Written};
 use crate::layout::{
     Activations, Arithmetic, At, Global, Layer, Layout, Nibbles, Order, Place, Said, ScaleBytes,
@@ -36,6 +40,40 @@ pub(super) struct TorchAo;
 const NAMES: [&str; 4] =
     ["_weight_qdata", "_weight_scale", "_weight_per_tensor_scale", "_weight_act_per_tensor_scale"];
 
+/// The parameter that a module's name means, and the names of its tensors: the `weight` of a
+/// module, or the parameter that is called so itself, with the line or without that its tensors
+/// begin with.
+fn names(at: &At<'_>) -> (String, [String; 4]) {
+    let plain = NAMES.map(|name| at.name(name));
+    if at.source.header(&plain[0]).is_some() {
+        return (at.name("weight"), plain);
+    }
+    of_parameter(at.module)
+}
+
+fn of_parameter(module: &str) -> (String, [String; 4]) {
+    let (path, last) = module.rsplit_once('.').unwrap_or(("", module));
+    let last = last.strip_prefix('_').unwrap_or(last);
+    let part = |name: &str| join(path, &format!("_{last}{}", &name["_weight".len()..]));
+    (join(path, last), NAMES.map(part))
+}
+
+/// The scale of a tensor: one, or one for each expert.
+fn globals(at: &At<'_>, name: &str, experts: usize) -> Result<Option<Vec<Global>>, Error> {
+    let Some((dtype, shape)) = at.source.header(name) else { return Ok(None) };
+    if dtype != Dtype::F32 {
+        return Err(Error::Dtype { name: name.into(), expected: "F32", got: dtype });
+    }
+    let ones = shape.iter().skip(1).all(|&dim| dim == 1);
+    if !ones || ![1, experts].contains(shape.first().unwrap_or(&1)) {
+        let expected = format!("(), or one for each of {experts} experts, as (experts, 1, 1)");
+        return Err(Error::Shape { name: name.into(), expected, got: shape });
+    }
+    let bytes = at.source.bytes(name)?;
+    let values = bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]));
+    Ok(Some(values.map(Global::times).collect()))
+}
+
 impl Layout for TorchAo {
     fn name(&self) -> &'static str {
         "torchao"
@@ -46,23 +84,36 @@ impl Layout for TorchAo {
     }
 
     fn module<'n>(&self, tensor: &'n str) -> Option<&'n str> {
-        module_of(tensor, "_weight_qdata")
+        module_of(tensor, NAMES[0]).or_else(|| {
+            let parameter = tensor.strip_suffix("_qdata")?;
+            let last = parameter.rsplit('.').next()?;
+            (last.len() > 1 && last.starts_with('_')).then_some(parameter)
+        })
     }
 
     fn tensors(&self, module: &str) -> Vec<String> {
-        NAMES.iter().map(|name| join(module, name)).collect()
+        let plain = NAMES.iter().map(|name| join(module, name));
+        plain.chain(of_parameter(module).1).collect()
     }
 
     fn could(&self, at: &At<'_>) -> bool {
-        at.dtype(NAMES[0]) == Some(Dtype::U8)
-            && matches!(at.dtype(NAMES[1]), Some(Dtype::F8_E8M0 | Dtype::F8_E4M3) | None)
+        let (_, [codes, scales, ..]) = names(at);
+        let dtype = |name: &str| at.source.header(name).map(|(dtype, _)| dtype);
+        dtype(&codes) == Some(Dtype::U8)
+            && matches!(dtype(&scales), Some(Dtype::F8_E8M0 | Dtype::F8_E4M3) | None)
+    }
+
+    fn describes(&self) -> bool {
+        true
     }
 
     fn layer(&self, at: &At<'_>, _options: &LoadOptions) -> Result<Layer, Error> {
-        let (codes, scales) = (at.name(NAMES[0]), at.name(NAMES[1]));
+        let (tensor, [codes, scales, global, input]) = names(at);
         let header = |name: &String| {
             at.source.header(name).ok_or_else(|| incomplete(self.name(), name.clone()))
         };
+        let own = [&codes, &scales, &global, &input].map(Clone::clone).into_iter();
+        let own = own.filter(|name| at.source.header(name).is_some()).collect();
         let ((code_type, code_shape), (got, scale_shape)) = (header(&codes)?, header(&scales)?);
         if code_type != Dtype::U8 {
             return Err(Error::Dtype { name: codes, expected: "U8", got: code_type });
@@ -75,29 +126,50 @@ impl Layout for TorchAo {
                 return Err(Error::Dtype { name: scales, expected, got });
             }
         };
-        let &[rows, bytes] = &code_shape[..] else {
-            let expected = "(out, in / 2)".into();
-            return Err(Error::Shape { name: codes, expected, got: code_shape });
+        let (experts, out, bytes) = match code_shape[..] {
+            [out, bytes] => (None, out, bytes),
+            [experts, out, bytes] => (Some(experts), out, bytes),
+            _ => {
+                let expected = "([experts,] out, in / 2)".into();
+                return Err(Error::Shape { name: codes, expected, got: code_shape });
+            }
         };
+        let rows = stacked_rows(&codes, experts.unwrap_or(1), out)?;
         let overflow = fp4_core::Error::ShapeOverflow { rows, cols: bytes };
         let k = bytes.checked_mul(2).ok_or(overflow)?;
         let shape = PackedShape::of(format_of(scale_type), rows, k)?;
-        let [row_major, swizzled] = scale_shapes(rows, shape.row_groups())?;
-        let order = match &scale_shape[..] {
-            got if got == row_major => ScaleOrder::Rows,
-            got if got == swizzled => ScaleOrder::Swizzled,
-            _ => {
-                let expected = format!("{row_major:?}, or {swizzled:?} if they are swizzled");
+        let groups = shape.row_groups();
+        let order = match experts {
+            Some(experts) if scale_shape == [experts, out, groups] => ScaleOrder::Rows,
+            Some(experts) => {
+                let expected = format!("({experts}, {out}, {groups}), row-major");
                 return Err(Error::Shape { name: scales, expected, got: scale_shape });
+            }
+            None => {
+                let [row_major, swizzled] = scale_shapes(rows, groups)?;
+                match &scale_shape[..] {
+                    got if got == row_major => ScaleOrder::Rows,
+                    got if got == swizzled => ScaleOrder::Swizzled,
+                    _ => {
+                        let expected =
+                            format!("{row_major:?}, or {swizzled:?} if they are swizzled");
+                        return Err(Error::Shape { name: scales, expected, got: scale_shape });
+                    }
+                }
             }
         };
         let place = Place::Apart { codes, nibbles: Nibbles::LowEven, scales, order };
         let arithmetic = Arithmetic::new(Order::ScaleTimes, scale);
-        let mut layer = Layer::plain(&TorchAo, at, shape, place, arithmetic);
-        layer.own = at.present(&NAMES);
-        let global = at.scalar(NAMES[2])?.map_or(Global::ONE, Global::times);
-        let input = at.scalar(NAMES[3])?.map(|input| vec![Global::times(input)]);
-        layer.with_scales(vec![global], input)
+        // A parameter that is no `weight` of a module has the name itself.
+        let module = match tensor == at.name("weight") {
+            true => at.module.to_string(),
+            false => tensor.clone(),
+        };
+        let plain = Layer::plain(&TorchAo, at, shape, place, arithmetic);
+        let layer = Layer { module, tensor, experts, own, ..plain };
+        let count = experts.unwrap_or(1);
+        let global = globals(at, &global, count)?.unwrap_or_else(|| vec![Global::ONE]);
+        layer.with_scales(global, globals(at, &input, count)?)
     }
 
     fn activations<'c>(&self, source: &'c dyn TensorSource) -> Said<'c> {

@@ -103,6 +103,9 @@ impl DenseSource {
         let (matrices, rows, k) = dimensions(&shape);
         let blocks = tensor.ggml.filter(|ty| ty.dtype().is_none());
         let stored = match (state::float_type(tensor.info.dtype), blocks) {
+            (_, Some(ty @ (GgmlType::MXFP4 | GgmlType::NVFP4))) => {
+                return Err(Reason::Quantized(ty));
+            }
             (_, Some(ty)) => {
                 gguf::dequantize(ty, &[], &mut []).map_err(|_| Reason::Blocks(ty))?;
                 Stored::Blocks(ty)

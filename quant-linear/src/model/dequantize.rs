@@ -100,7 +100,8 @@ impl<'a> Plan<'a> {
             notes: vec![],
             warnings: vec![],
         };
-        for weight in weights(layers, true, &|_| false) {
+        let recorded = orientation::recorded(input)?;
+        for weight in weights(layers, true, &recorded, &|_| false) {
             let file = weight.sources[0].layer.own.first().map_or(0, |name| file_of(name));
             plan.add(input, weight, file)?;
         }

@@ -7,7 +7,8 @@
 //!
 //! In a quantized file it says how the dense weight of that name lay in the file that was
 //! quantized; in a dequantized one, how it lies there, whatever config.json says of such models.
-//! Every file of a model lists its own weights.
+//! Names of tensors whose experts a conversion took apart are there too, where they are not the
+//! usual ones. Every file of a model lists its own weights.
 
 use std::collections::BTreeMap;
 
@@ -38,11 +39,20 @@ pub(super) fn record<'w>(
 pub(super) fn recorded(checkpoint: &Checkpoint) -> Result<BTreeMap<String, Orientation>, Error> {
     let mut all = BTreeMap::new();
     for (_, file) in checkpoint.files() {
-        let Some(record) = file.metadata().get(KEY) else { continue };
-        let record: BTreeMap<String, Orientation> = serde_json::from_str(record).map_err(|e| {
+        let record = of(file.metadata()).map_err(|e| {
             Error::checkpoint(checkpoint.path(), Refusal::Orientation(e.to_string()))
         })?;
         all.extend(record);
     }
     Ok(all)
+}
+
+/// What one header records.
+///
+/// # Errors
+/// A record that cannot be read.
+pub(super) fn of(
+    metadata: &BTreeMap<String, String>,
+) -> Result<BTreeMap<String, Orientation>, serde_json::Error> {
+    metadata.get(KEY).map_or(Ok(BTreeMap::new()), |record| serde_json::from_str(record))
 }

@@ -47,13 +47,14 @@ impl Settings {
         Settings { spec: loaded.quantized_by, transform: loaded.transform.clone() }
     }
 
-    fn same(&self, other: &Settings) -> bool {
-        let transform = match (&self.transform, &other.transform) {
-            (None, None) => true,
-            (Some(a), Some(b)) => Arc::ptr_eq(a, b) || a.stored() == b.stored(),
-            _ => false,
-        };
-        transform && self.spec == other.spec
+    pub(super) fn same(&self, other: &Settings) -> bool {
+        // The spec first: to compare transforms may take long.
+        self.spec == other.spec
+            && match (&self.transform, &other.transform) {
+                (None, None) => true,
+                (Some(a), Some(b)) => Arc::ptr_eq(a, b) || a.stored() == b.stored(),
+                _ => false,
+            }
     }
 }
 

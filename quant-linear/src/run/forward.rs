@@ -210,7 +210,7 @@ impl QuantLinear {
     }
 
     /// Number of outputs.
-    fn outputs(&self, rows: usize) -> Result<usize, Error> {
+    pub(super) fn outputs(&self, rows: usize) -> Result<usize, Error> {
         let cols = self.out_features();
         let outputs = rows.checked_mul(cols);
         outputs.ok_or(fp4_core::Error::ShapeOverflow { rows, cols }.into())
@@ -482,7 +482,7 @@ impl QuantLinear {
     }
 
     /// A packed matrix of a shape; contents unspecified.
-    fn packed(&self, shape: fp4_core::PackedShape) -> PackedMatrix {
+    pub(super) fn packed(&self, shape: fp4_core::PackedShape) -> PackedMatrix {
         match self.runtime().scratch().packed() {
             Some(mut packed) => {
                 packed.reshape(shape);
@@ -493,7 +493,7 @@ impl QuantLinear {
     }
 
     /// What quantizing `rows` rows of activations of a type asks of a backend.
-    fn query(&self, rows: usize, input: FloatType) -> Result<QuantizeQuery, Error> {
+    pub(super) fn query(&self, rows: usize, input: FloatType) -> Result<QuantizeQuery, Error> {
         let loaded = self.loaded()?;
         let shape = loaded.quantized_by.shape(rows, self.in_features())?;
         let transform = loaded.transform.as_ref().map(|t| t.stored().view()).transpose()?;
@@ -501,7 +501,11 @@ impl QuantLinear {
         Ok(query.with_transform(transform.map(|t| t.shape())))
     }
 
-    fn matmul_query(&self, q: &QuantizeQuery, output: FloatType) -> Result<MatmulQuery, Error> {
+    pub(super) fn matmul_query(
+        &self,
+        q: &QuantizeQuery,
+        output: FloatType,
+    ) -> Result<MatmulQuery, Error> {
         let loaded = self.loaded()?;
         let format = loaded.weight.shape().expect_format()?;
         let query = MatmulQuery::new(format, [q.rows, self.out_features(), q.k], output);
@@ -509,7 +513,7 @@ impl QuantLinear {
     }
 
     /// The backends that quantize and multiply, with the logging that routing owes.
-    fn pick(
+    pub(super) fn pick(
         &self,
         query: QuantizeQuery,
         output: FloatType,
@@ -554,7 +558,12 @@ impl QuantLinear {
 
     /// Adds to the counters, if they are on; warns of activations that saturate or vanish, once of
     /// each. `x` are the values, where they are on the host.
-    fn count_quantized(&self, counts: &QuantCounts, loaded: &Loaded, x: Option<FloatSlice<'_>>) {
+    pub(super) fn count_quantized(
+        &self,
+        counts: &QuantCounts,
+        loaded: &Loaded,
+        x: Option<FloatSlice<'_>>,
+    ) {
         if let Some(counters) = &self.counters {
             counters.add_quantized(counts);
         }
@@ -568,8 +577,16 @@ impl QuantLinear {
         }
     }
 
+    /// True if a quantization that did this would make the layer warn.
+    pub(super) fn has_yet_to_warn(&self, counts: &QuantCounts, loaded: &Loaded) -> bool {
+        let Saturation { saturated, flushed } =
+            Saturation::of(counts, loaded.quantized_by.row_scales());
+        saturated && !self.warned.saturated.load(Relaxed)
+            || flushed && !self.warned.flushed.load(Relaxed)
+    }
+
     /// Adds to the counters, if they are on.
-    fn count_paths(&self, paths: &Paths) {
+    pub(super) fn count_paths(&self, paths: &Paths) {
         if let Some(counters) = &self.counters {
             counters.add_paths(paths);
         }

@@ -5,6 +5,7 @@
 //! | [`runtime`] | backends, open devices and scratch, shared by layers |
 //! | [`routing`] | the list of backends, a choice for each role, the reasons |
 //! | [`forward`] | quantize, multiply, round once |
+//! | [`grouped`] | several layers in one call |
 //! | [`activation`] | activations quantized once for several layers |
 //! | [`device`] | tensors in a backend's memory |
 //! | [`counters`] | what quantization did, and which paths ran |
@@ -14,6 +15,7 @@ pub(crate) mod activation;
 pub(crate) mod counters;
 pub(crate) mod device;
 pub(crate) mod forward;
+mod grouped;
 pub mod routing;
 pub(crate) mod runtime;
 pub(crate) mod saturation;

@@ -7,6 +7,8 @@ use std::ops::Range;
 use fp4_core::PackedShape;
 
 use crate::layout::{Global, Layer, Layers};
+use crate::model::roles::stacked_name;
+use crate::model::select::Orientation;
 
 /// Some rows of a layer.
 #[derive(Debug, Clone)]
@@ -37,15 +39,27 @@ pub struct Weight<'a> {
 }
 
 /// The weights of layers, for a target that holds 3-D tensors or not, and keeps some as they are.
+/// `recorded` names tensors that a header says more of.
 pub fn weights<'a>(
     layers: &'a Layers,
     stacks: bool,
+    recorded: &BTreeMap<String, Orientation>,
     kept: &dyn Fn(&Layer) -> bool,
 ) -> Vec<Weight<'a>> {
     let mut all = vec![];
     let mut joined = BTreeMap::new();
+    let recorded: BTreeSet<&str> = recorded.keys().map(String::as_str).collect();
+    // Under the name that the header has, or as such tensors are named.
+    let named = |name: &str| {
+        let dense = format!("{name}.weight");
+        match (recorded.contains(name), recorded.contains(&*dense)) {
+            (true, _) => Some(name.to_string()),
+            (false, true) => Some(dense),
+            _ => stacked_name(name),
+        }
+    };
     if stacks {
-        joined = experts(layers);
+        joined = experts(layers, &named);
     }
     let members: BTreeSet<_> =
         joined.values().flatten().map(|layer| layer.module.clone()).collect();
@@ -57,22 +71,25 @@ pub fn weights<'a>(
             _ => all.push(whole(layer)),
         }
     }
-    all.extend(joined.into_iter().map(|(name, layers)| stacked(name, &layers)));
+    all.extend(joined.into_iter().map(|(name, layers)| {
+        stacked(name, named(name).unwrap_or_else(|| name.to_string()), &layers)
+    }));
     all
 }
 
-/// Layers that were experts of one 3-D tensor: `NAME.0`, `NAME.1` and so on, all alike, and
-/// `experts` among the components of NAME.
-fn experts(layers: &Layers) -> BTreeMap<&str, Vec<&Layer>> {
+/// Layers that were experts of one 3-D tensor: `NAME.0`, `NAME.1` and so on, all alike, of a NAME
+/// that such tensors have.
+fn experts<'a>(
+    layers: &'a Layers,
+    named: &dyn Fn(&str) -> Option<String>,
+) -> BTreeMap<&'a str, Vec<&'a Layer>> {
     let mut groups: BTreeMap<&str, BTreeMap<usize, &Layer>> = BTreeMap::new();
     for (module, layer) in &layers.good {
         let Some((name, last)) = module.rsplit_once('.') else { continue };
         let number = last.parse::<usize>().ok().filter(|n| n.to_string() == last);
-        // `experts.3` itself is a module; `experts.down_proj.3` and `ffn_down_exps.3` are matrices.
-        let last_name = name.rsplit('.').next().unwrap_or_default();
-        let of_experts = last_name != "experts" && name.split('.').any(|part| part == "experts")
-            || last_name.ends_with("_exps");
-        if let (Some(expert), true, None) = (number, of_experts, layer.experts) {
+        if let (Some(expert), None) = (number, layer.experts)
+            && named(name).is_some()
+        {
             groups.entry(name).or_default().insert(expert, layer);
         }
     }
@@ -115,7 +132,7 @@ fn one(layer: &Layer, expert: usize) -> Weight<'_> {
     }
 }
 
-fn stacked<'a>(name: &str, layers: &[&'a Layer]) -> Weight<'a> {
+fn stacked<'a>(name: &str, tensor: String, layers: &[&'a Layer]) -> Weight<'a> {
     let first = layers[0];
     let rows = first.shape.rows();
     let globals: Vec<_> = layers.iter().map(|layer| layer.globals[0]).collect();
@@ -123,7 +140,7 @@ fn stacked<'a>(name: &str, layers: &[&'a Layer]) -> Weight<'a> {
         layers.iter().map(|layer| layer.inputs.as_ref().map(|inputs| inputs[0])).collect();
     Weight {
         module: name.to_string(),
-        tensor: name.to_string(),
+        tensor,
         experts: Some(layers.len()),
         // No larger than the files that hold the parts.
         shape: first.shape.resized(rows * layers.len(), first.shape.k()).unwrap_or(first.shape),

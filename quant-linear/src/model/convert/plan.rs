@@ -17,6 +17,9 @@ use crate::layer::state;
 use crate::layout::write::{Done, DoneLayer, Fill, Held, NewTensor, Refused, Written};
 use crate::layout::{Activations, KvCache, Layer, Layers, Layout, kv_cache};
 use crate::model::dense::encoded;
+use crate::model::orientation::{self, recorded};
+use crate::model::roles::stacked_name;
+use crate::model::select::Orientation;
 
 /// A tensor that is carried along.
 #[derive(Debug, Clone)]
@@ -151,6 +154,9 @@ impl<'a> Plan<'a> {
     fn metadata(&self, input: &Checkpoint, file: usize) -> BTreeMap<String, String> {
         let own = input.files().get(file).map(|(_, file)| file.metadata().clone());
         let own = own.unwrap_or_default();
+        if self.same && self.options.target.describes() {
+            return own;
+        }
         let mut metadata = carried(&own);
         let of_file = |planned: &&Planned<'_>| planned.file == file;
         let layers: Vec<_> = self.weights.iter().filter(of_file).map(done).collect();
@@ -161,6 +167,17 @@ impl<'a> Plan<'a> {
         // Layers of other formats that the header lists stay listed.
         let listed = own.iter().filter(|(key, _)| self.same && *key == HEADER_LAYERS);
         metadata.extend(listed.map(|(key, value)| (key.clone(), value.clone())));
+        // It has been read once already, or there would be no plan.
+        let mut ways = orientation::of(&own).unwrap_or_default();
+        let of_file = self.weights.iter().filter(of_file);
+        let apart = of_file.filter(|planned| planned.weight.experts.is_none());
+        let apart = apart.map(|planned| planned.weight.sources[0].layer);
+        let unusual = apart.filter(|layer| {
+            layer.experts.is_some() && stacked_name(&layer.module).as_ref() != Some(&layer.tensor)
+        });
+        ways.extend(unusual.map(|layer| (layer.tensor.clone(), Orientation::OutIn)));
+        let ways = ways.iter().map(|(name, way)| (name.as_str(), *way));
+        orientation::record(&mut metadata, ways);
         metadata
     }
 
@@ -254,13 +271,17 @@ fn planned<'a>(
 ) -> Result<Vec<Planned<'a>>, Error> {
     let (mut all, mut cannot) = (vec![], vec![]);
     let target = options.target.name();
+    let recorded = recorded(input)?;
+    let all_of = layers.good.values().all(|layer| layer.layout.name() == target);
+    let same = all_of && options.format.is_none() && !is_gguf(options.target);
     // Experts that are one tensor stay one where nothing else is asked for.
     let kept = |layer: &Layer| {
         layer.experts.is_some()
-            && layer.layout.name() == options.target.name()
+            && layer.layout.name() == target
+            && (same || !options.target.describes())
             && options.format.is_none_or(|format| layer.format() == Some(format))
     };
-    for mut weight in gather::weights(layers, options.target.stacks(), &kept) {
+    for mut weight in gather::weights(layers, options.target.stacks(), &recorded, &kept) {
         let first = weight.sources[0].layer;
         let said = match first.scalars.activations {
             // What the state asks for, and no config says.
@@ -303,7 +324,12 @@ fn planned<'a>(
         let written = match held.untold {
             Some(untold) => Err(Refused::Transform(untold.into())),
             None if kept(first) && !options.target.stacks() => Ok(as_it_is(input, first)),
-            None => options.target.write(&held),
+            None if same && options.target.describes() => Ok(as_it_is(input, first)),
+            None => match options.target.write(&held) {
+                // What the config that stays says of it is all that its loader has.
+                Err(_) if same => Ok(as_it_is(input, first)),
+                written => written,
+            },
         };
         match written {
             Ok(written) => {

@@ -169,8 +169,7 @@ impl Roles {
             return false;
         }
         let moe = |part: &str| {
-            ["experts", "routed_experts", "local_experts", "switch_mlp", "moe", "block_sparse_moe"]
-                .contains(&part)
+            EXPERTS.contains(&part) || ["switch_mlp", "moe", "block_sparse_moe"].contains(&part)
         };
         let usual = path.split('.').any(moe) || last.ends_with("_exps") || last == "experts";
         usual || self.expert_names.is_match(format!(".{name}"))
@@ -212,6 +211,26 @@ impl Roles {
 pub(crate) fn is_conv1d(name: &str) -> bool {
     let stem = name.strip_suffix(".weight").unwrap_or(name);
     facts::CONV1D.contains(&stem.rsplit('.').next().unwrap_or(stem))
+}
+
+/// Parts of the paths of tensors with one matrix for each expert.
+const EXPERTS: [&str; 3] = ["experts", "routed_experts", "local_experts"];
+
+/// The name of the tensor that has the matrices `NAME.0`, `NAME.1` and so on, if such tensors have
+/// names like NAME: as transformers names a parameter of its own, or else the weight of a module.
+///
+/// `experts.3` itself is a module; `experts.down_proj.3` and `ffn_down_exps.3` are matrices.
+pub(crate) fn stacked_name(name: &str) -> Option<String> {
+    let (path, last) = name.rsplit_once('.').unwrap_or(("", name));
+    let within = |parts: &[&str]| path.split('.').any(|part| parts.contains(&part));
+    let module = last.ends_with("_exps")
+        || within(&["switch_mlp"])
+        || ["input_linear", "output_linear"].contains(&last);
+    match (module, within(&EXPERTS) && !EXPERTS.contains(&last)) {
+        (true, _) => Some(format!("{name}.weight")),
+        (false, true) => Some(name.into()),
+        (false, false) => None,
+    }
 }
 
 /// Does an expert's name say that it leads out of the inner dimension, or into it?

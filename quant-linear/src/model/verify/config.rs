@@ -10,20 +10,21 @@
 //! | MLX | `quantization`, with modules by name | |
 //! | DeepSeek | `expert_dtype` | |
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use fp4_core::Format;
 use serde_json::Value;
 
 use crate::checkpoint::{Checkpoint, Config, TensorSource};
 use crate::layout::names::Names;
-use crate::layout::{ALL, At, Layer, Layers, Layout};
+use crate::layout::{ALL, At, Extra, Layer, Layers, Layout};
 use crate::model::verify::{Finding, Severity};
 use crate::text::short;
 
 pub(super) fn check(checkpoint: &Checkpoint, layers: &Layers, findings: &mut Vec<Finding>) {
     let config = checkpoint.config();
     let (lists, groups) = (lists(config), [false, true].map(|f| Groups::new(config, f)));
+    let extra = Extra::new(&config.quantization()["extra_config"]);
     if let Some(problem) = config.problem() {
         let message = problem.to_string();
         findings.push(Finding::of_all(Severity::Error, "config-unreadable", message));
@@ -38,7 +39,7 @@ pub(super) fn check(checkpoint: &Checkpoint, layers: &Layers, findings: &mut Vec
         if let Some(message) = denied(checkpoint, layer) {
             said.entry(("config-layout", message)).or_default().push(module);
         }
-        if let Some(message) = format(config, &groups, layer) {
+        if let Some(message) = format(config, &groups, &extra, layer) {
             said.entry(("config-format", message)).or_default().push(module);
         }
         if let Some(message) = ignored(&lists, module) {
@@ -126,8 +127,13 @@ impl Claim {
 }
 
 /// What the config says wrong of the format: each list must have a claim that holds.
-fn format(config: &Config, groups: &[Groups<'_>; 2], layer: &Layer) -> Option<String> {
-    let wrong = wrong(config, groups, layer)?;
+fn format(
+    config: &Config,
+    groups: &[Groups<'_>; 2],
+    extra: &Extra<'_>,
+    layer: &Layer,
+) -> Option<String> {
+    let wrong = wrong(config, groups, extra, layer)?;
     Some(format!(
         "the config says {wrong}: a loader that follows it fails or misreads the layer; give the \
          config that belongs to the tensors"
@@ -141,7 +147,12 @@ fn all_wrong(claims: &[&Claim], format: Format) -> Option<String> {
     against?.into_iter().next()
 }
 
-fn wrong(config: &Config, groups: &[Groups<'_>; 2], layer: &Layer) -> Option<String> {
+fn wrong(
+    config: &Config,
+    groups: &[Groups<'_>; 2],
+    extra: &Extra<'_>,
+    layer: &Layer,
+) -> Option<String> {
     let (block, model, module) = (config.quantization(), config.model(), layer.module.as_str());
     let format = layer.format()?;
     let one = |claim: Claim| all_wrong(&[&claim], format);
@@ -159,7 +170,7 @@ fn wrong(config: &Config, groups: &[Groups<'_>; 2], layer: &Layer) -> Option<Str
             of(block).or_else(|| of(hf)).or_else(grouped)
         }
         "auto-round" => {
-            let extra = &block["extra_config"][module];
+            let extra = extra.of(module);
             let key = |key: &str| if extra[key].is_null() { &block[key] } else { &extra[key] };
             one(Claim {
                 group: key("group_size").as_u64(),
@@ -182,7 +193,10 @@ fn wrong(config: &Config, groups: &[Groups<'_>; 2], layer: &Layer) -> Option<Str
             };
             of(&model["quantization"]).or_else(|| of(&model["quantization_config"]))
         }
-        "deepseek" => one(Claim::of(&Value::Null, "", "", &model["expert_dtype"])),
+        // At the top, or in the block, as newer files have it.
+        "deepseek" => [model, block]
+            .into_iter()
+            .find_map(|at| one(Claim::of(&Value::Null, "", "", &at["expert_dtype"]))),
         _ => None,
     }
 }
@@ -255,9 +269,31 @@ fn ignored(lists: &[(&'static str, Names<'_>)], module: &str) -> Option<String> 
     })
 }
 
+/// What ComfyUI's list is called.
+const HEADER: &str = "the header";
+
+/// How many dots of a module are looked at.
+const DEPTH: usize = 32;
+
+/// What a module's name ends with, after each of its dots.
+fn ends(module: &str) -> impl Iterator<Item = &str> {
+    module.rmatch_indices('.').take(DEPTH).map(|(dot, _)| &module[dot + 1..])
+}
+
 /// Layers that header or config list, and that are not there.
-fn absent(checkpoint: &Checkpoint, layers: &Layers, findings: &mut Vec<Finding>) {
+fn absent<'l>(checkpoint: &'l Checkpoint, layers: &'l Layers, findings: &mut Vec<Finding>) {
     let config = checkpoint.config();
+    // The header's names may lack a prefix that the tensors have.
+    let listed = |end: &&str| config.header_layers().is_some_and(|l| l.contains_key(*end));
+    let of = |modules: &mut dyn Iterator<Item = &'l str>| -> HashSet<&'l str> {
+        match config.header_layers() {
+            Some(_) => modules.flat_map(ends).filter(listed).collect(),
+            None => HashSet::new(),
+        }
+    };
+    let fp4_ends = of(&mut layers.good.keys().chain(layers.bad.keys()).map(String::as_str));
+    let all = checkpoint.tensors().keys();
+    let all_ends = of(&mut all.filter_map(|name| Some(name.rsplit_once('.')?.0)));
     let lists = [
         (
             "the config's `quantized_layers`",
@@ -269,9 +305,10 @@ fn absent(checkpoint: &Checkpoint, layers: &Layers, findings: &mut Vec<Finding>)
             config.hf_quant()["quantization"]["quantized_layers"].as_object(),
             "quant_algo",
         ),
-        ("the header", config.header_layers(), "format"),
+        (HEADER, config.header_layers(), "format"),
     ];
     for (list, entries, key) in lists {
+        let is_end = |ends: &HashSet<&str>, module: &str| list == HEADER && ends.contains(module);
         for (module, entry) in entries.into_iter().flatten() {
             let format = entry[key].as_str().unwrap_or_default();
             let inside = format!("{module}.");
@@ -279,8 +316,10 @@ fn absent(checkpoint: &Checkpoint, layers: &Layers, findings: &mut Vec<Finding>)
             let next = |names: Option<&String>| names.is_some_and(under);
             let quantized = layers.good.contains_key(module)
                 || layers.bad.contains_key(module)
+                || is_end(&fp4_ends, module)
                 || next(layers.good.range(inside.clone()..).next().map(|(name, _)| name));
-            let there = next(checkpoint.tensors().range(inside.clone()..).next().map(|(n, _)| n));
+            let there = is_end(&all_ends, module)
+                || next(checkpoint.tensors().range(inside.clone()..).next().map(|(n, _)| n));
             let fp4 = format.to_ascii_lowercase().contains("fp4");
             let what = match (quantized, there) {
                 (true, _) => continue,

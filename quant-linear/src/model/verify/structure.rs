@@ -7,7 +7,7 @@ use fp4_core::Format;
 use safetensors::Dtype;
 
 use crate::checkpoint::{Checkpoint, TensorSource};
-use crate::layout::{ALL, Global, Layers};
+use crate::layout::{ALL, At, Global, Layers};
 use crate::model::ties::{CROSS, Tie};
 use crate::model::verify::{Finding, Severity};
 
@@ -52,7 +52,7 @@ fn strays(checkpoint: &Checkpoint, layers: &Layers, findings: &mut Vec<Finding>)
     const MODULE: &str = "m";
     let parts: Vec<String> = ALL.iter().flat_map(|layout| layout.tensors(MODULE)).collect();
     // A dense tensor has one of these two, and means nothing by it.
-    let suffixes = parts.iter().map(|part| &part[MODULE.len()..]);
+    let suffixes = parts.iter().filter_map(|part| part.strip_prefix(MODULE));
     let suffixes: std::collections::BTreeSet<&str> =
         suffixes.filter(|part| !["", ".weight"].contains(part)).collect();
     let mut strays: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
@@ -96,8 +96,13 @@ fn is_other(checkpoint: &Checkpoint, module: &str, suffix: &str, name: &str) -> 
     let ours = ["weight", "weight_packed", "qweight"];
     // A block of ggml's holds its scales itself.
     let blocks = checkpoint.ggml_type(&format!("{module}.weight")).is_some();
+    // MLX has words and scale bytes for eight bits too, and says so.
+    let at = At { source: checkpoint, module };
+    let mlx = of("weight") == Some(Dtype::U32)
+        && crate::layout::named("mlx").is_some_and(|mlx| mlx.says(&at) == Some(false));
     eight_bits
         || blocks
+        || mlx
         || common
         || ours.iter().any(|name| integers(of(name)))
         || ["biases", "qzeros", "g_idx"].iter().any(|name| of(name).is_some())

@@ -1,0 +1,87 @@
+//! What differs between the boards: a counter of instructions, and the stack.
+//!
+//! Under `-icount shift=0` qemu's clock moves by one nanosecond an instruction. The counter of a
+//! Cortex-M is SysTick, which counts at the board's frequency: a loop whose instructions are known
+//! says how many one tick is. RISC-V has a counter of instructions.
+
+/// Bytes below the stack pointer that are painted, and so can be seen to be used.
+const PAINTED: usize = 6 * 1024;
+/// Bytes of them that the painting itself may use: the least that is told.
+const MARGIN: usize = 64;
+const PAINT: u8 = 0xA5;
+
+/// Instructions that `f` takes, to one part in a thousand or an instruction.
+pub fn instructions(f: impl FnOnce()) -> u32 {
+    const TURNS: u32 = 1 << 19;
+    let known = ticks(|| turn(TURNS));
+    let ticks = u64::from(ticks(f));
+    (ticks * u64::from(2 * TURNS) / u64::from(known)) as u32
+}
+
+/// Two instructions, so many times.
+#[cfg(target_arch = "arm")]
+fn turn(times: u32) {
+    // SAFETY: it changes the register that it is given, and flags.
+    unsafe {
+        core::arch::asm!("2:", "subs {0}, #1", "bne 2b", inout(reg) times => _, options(nomem, nostack));
+    }
+}
+
+/// Two instructions, so many times.
+#[cfg(target_arch = "riscv32")]
+fn turn(times: u32) {
+    // SAFETY: it changes the register that it is given.
+    unsafe {
+        core::arch::asm!("2:", "addi {0}, {0}, -1", "bnez {0}, 2b", inout(reg) times => _, options(nomem, nostack));
+    }
+}
+
+#[cfg(target_arch = "arm")]
+fn ticks(f: impl FnOnce()) -> u32 {
+    use cortex_m::peripheral::SYST;
+    use cortex_m::peripheral::syst::SystClkSource;
+
+    // SAFETY: there is one thread and no interrupt, so nothing else uses SysTick.
+    let mut timer = unsafe { cortex_m::Peripherals::steal() }.SYST;
+    timer.set_clock_source(SystClkSource::Core);
+    timer.set_reload(0x00FF_FFFF);
+    timer.clear_current();
+    timer.enable_counter();
+    let from = SYST::get_current();
+    f();
+    let to = SYST::get_current();
+    assert!(!timer.has_wrapped(), "longer than SysTick counts");
+    timer.disable_counter();
+    from.wrapping_sub(to) & 0x00FF_FFFF
+}
+
+#[cfg(target_arch = "riscv32")]
+fn ticks(f: impl FnOnce()) -> u32 {
+    let from = riscv::register::minstret::read();
+    f();
+    riscv::register::minstret::read().wrapping_sub(from) as u32
+}
+
+/// Bytes of stack that `f` takes, from the frame of this function down: at least 64, at most 6144.
+#[inline(never)]
+pub fn stack(f: impl FnOnce()) -> usize {
+    let mark = 0u8;
+    let top = (&raw const mark) as usize;
+    paint(top);
+    f();
+    let lowest = top - PAINTED;
+    let untouched = (lowest..top - MARGIN).take_while(|&address| {
+        // SAFETY: the range is RAM below the stack, which nothing else uses; any byte is valid.
+        unsafe { core::ptr::read_volatile(address as *const u8) == PAINT }
+    });
+    PAINTED - untouched.count()
+}
+
+#[inline(never)]
+fn paint(top: usize) {
+    for address in top - PAINTED..top - MARGIN {
+        // SAFETY: the range is RAM below the frames of this function and of its caller, which
+        // belongs to no value until a function is called.
+        unsafe { core::ptr::write_volatile(address as *mut u8, PAINT) };
+    }
+}
