@@ -80,6 +80,68 @@ fn row_scales_and_bias_of_every_kind_equal_the_reference() {
 }
 
 #[test]
+fn every_edge_of_a_tile_and_a_panel_equals_the_reference_in_every_type() {
+    each_isa(|on| {
+        let (mut rng, mut compared) = (Rng(84), 0);
+        for format in Format::ALL {
+            for (m, n) in (1..=29).flat_map(|m| (1..=18).chain([31, 32, 33]).map(move |n| (m, n))) {
+                let k = if (m + n) % 3 == 0 { 96 } else { 32 };
+                let a = operand(&mut rng, format, m, k, Scales::Close);
+                let b = operand(&mut rng, format, n, k, Scales::Close);
+                let (rows, bias) = (values(&mut rng, m), values(&mut rng, n));
+                let with = (m + n) % 4;
+                let epilogue = Epilogue::new(-0.37)
+                    .with_row_scales((with & 1 != 0).then_some(&rows))
+                    .with_bias((with & 2 != 0).then_some(&bias));
+                let case = format!("{format} {m}x{n}x{k} with {with}");
+                compared += check::<f32>(on, &a, &b, epilogue, &case);
+                compared += check::<f16>(on, &a, &b, epilogue, &case);
+                compared += check::<bf16>(on, &a, &b, epilogue, &case);
+            }
+        }
+        println!("compared {compared} outputs");
+        assert!(compared > 1_000_000);
+    });
+}
+
+#[test]
+fn scales_and_alphas_at_the_ends_of_their_types_equal_the_reference() {
+    let lowest = [0, 1, 2, 60, 63, 64, 124, 127, 190, 191, 220, 250, 251];
+    let lowest_e4m3 = [0x00, 0x01, 0x07, 0x08, 0x38, 0x70, 0x77, 0x80, 0x81, 0xF7];
+    let alphas = [1.0, -0.0, 1e-38, f32::MIN_POSITIVE, -1e-45, f32::MAX, f32::INFINITY, f32::NAN];
+    each_isa(|on| {
+        let (mut rng, mut compared) = (Rng(85), 0);
+        for format in Format::ALL {
+            let lowest = if format == Format::MxFp4 { &lowest[..] } else { &lowest_e4m3 };
+            for round in 0..400 {
+                let (m, n) = (1 + rng.below(30), 1 + rng.below(40));
+                let [a, b] = [m, n].map(|count| {
+                    let mut packed = operand(&mut rng, format, count, 96, Scales::Close);
+                    // One end for all rows or columns, or any for each.
+                    let (one, all) = (lowest[rng.below(lowest.len())], rng.below(2) == 0);
+                    for i in 0..count {
+                        let least = if all { one } else { lowest[rng.below(lowest.len())] };
+                        for scale in packed.view_mut().row(i).1 {
+                            *scale = least + rng.byte() % 4;
+                        }
+                    }
+                    packed
+                });
+                let (rows, bias) = (values(&mut rng, m), values(&mut rng, n));
+                let epilogue = Epilogue::new(alphas[round % alphas.len()])
+                    .with_row_scales((round % 3 == 0).then_some(&rows))
+                    .with_bias((round % 5 == 0).then_some(&bias));
+                let case = format!("{format} round {round}");
+                compared += check::<f32>(on, &a, &b, epilogue, &case);
+                compared += check::<bf16>(on, &a, &b, epilogue, &case);
+            }
+        }
+        println!("compared {compared} outputs");
+        assert!(compared > 500_000);
+    });
+}
+
+#[test]
 fn threads_and_rows_of_a_batch_never_change_a_bit_of_an_epilogue() {
     each_isa(|on| {
         let mut rng = Rng(82);

@@ -81,6 +81,32 @@ fn windows_hold_four_octaves_and_a_fifth_takes_a_plane() {
 }
 
 #[test]
+fn the_scale_of_a_dead_group_widens_no_window() {
+    each_isa(|on| {
+        let mut compared = 0;
+        for (format, least, ends) in
+            [(Format::MxFp4, 120, [0, 254]), (Format::NvFp4, 0x38, [0x01, 0x7E])]
+        {
+            for (dead, zeros) in ends.into_iter().flat_map(|end| [(end, 0x00), (end, 0x80)]) {
+                let groups: Vec<_> = (0..12u8)
+                    .map(|g| if g == 7 { (zeros, dead) } else { (0x71 ^ g, least + g % 4) })
+                    .collect();
+                for rows in [1, 2, 5, 27] {
+                    let a = matrix(format, &vec![groups.clone(); rows]);
+                    let b = matrix(format, &vec![groups.clone(); 19]);
+                    let case = format!("{format}: {dead:#x}, {rows} rows");
+                    let (count, paths) = check(on, &a, &b, &case);
+                    assert_eq!((paths.planes, paths.wide), (0, 0), "{case}");
+                    compared += count;
+                }
+            }
+        }
+        println!("compared {compared} outputs");
+        assert_eq!(compared, 2 * 4 * 35 * 19);
+    });
+}
+
+#[test]
 fn scaled_scales_on_the_limits_and_past_them() {
     // In units of the smallest: 15 * 2^3 = 120 and 15 * 2^4 = 240 are the largest products of a
     // significand and a power of two below 127 and 258; 2^7 = 128 and 9 * 2^5 = 288 the first past.

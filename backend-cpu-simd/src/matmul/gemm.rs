@@ -38,22 +38,24 @@
 //! [`ExactSum`] over its groups, alone. For NVFP4 every K up to 2^20 passes and every row is
 //! complete.
 //!
-//! *The rounding* is [`Sum::to_f32`]'s, in vectors when all exponents of a tile allow.
+//! *The rounding* is [`Sum::to_f32`]'s, in vectors when all exponents of a tile allow
+//! ([`Rounding`]).
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 use fp4_core::{
-    Buffer, Element, Epilogue, Error, ExactSum, Float, FloatSliceMut, PackedShape, PackedView,
-    Paths, finish_one, with_floats,
+    Buffer, Element, Epilogue, Error, ExactSum, FloatSliceMut, PackedShape, PackedView, Paths,
+    finish_one, with_floats,
 };
 
-use super::operand::{COLUMNS, Form, Line, MAX_ROWS, STEPS, Terms};
-use super::output::OutputParts;
+use super::operand::{COLUMNS, Form, LINES, Line, MAX_ROWS, STEPS, Terms};
+use super::output::{OutputParts, OutputTile};
 use super::panels::{Panel, Panels};
+use super::rounding::{Bases, Rounding};
 use super::sum::{ExactSums, PLAIN_EXPONENTS, Sum, fits_63_bits};
 use super::tiles::{RowTile, RowTiles, TilePlane};
-use super::{FoldKernels, Kernels, OutputRow, PairKernels, Scaling, Step, Steps, Sums};
+use super::{FoldKernels, Kernels, PairKernels, Step, Steps, Sums, Units};
 use crate::cost::Cost;
 use crate::quantize::FloatValue;
 use crate::threads::TaskThreads;
@@ -66,9 +68,12 @@ const UNITS: usize = 4;
 const BLOCK_BYTES: usize = 11 << 16;
 /// Most tiles that are multiplied with one pair of panels after the other.
 const PAIR_TILES: usize = 24;
-/// Chunks of a pair of panels that are expanded at a time: 16 KB, in the first-level cache with as
+/// Chunks of pairs of panels that are expanded at a time: 16 KB, in the first-level cache with as
 /// many of a tile (7 KB) and its sums (3 KB).
 const PAIR_CHUNKS: usize = 16;
+/// Bytes of panels that are multiplied with one tile after the other: they stay in the first-level
+/// cache, and what is written of a row is together. One panel of a long K is more.
+const PANEL_BYTES: usize = 12 << 10;
 /// Steps of a sparse plane that are multiplied at a time.
 const LIST: usize = 64;
 /// Chunks whose sum fits 32 bits in the fold form.
@@ -86,10 +91,8 @@ pub(crate) fn int8_chunks(max_a: i32, max_b: i32) -> usize {
     i32::MAX as usize / chunk
 }
 
-/// 64-bit sums of a tile with a panel.
-type Units = [[i64; COLUMNS]; MAX_ROWS];
-
 /// A packed A and a prepared B.
+#[derive(Clone, Copy)]
 pub(crate) struct TiledOperands<'a, K> {
     pub(crate) kernels: K,
     pub(crate) threads: &'a TaskThreads,
@@ -107,8 +110,8 @@ pub(crate) fn matmul<K: Kernels>(
     epilogue: Epilogue<'_>,
     out: FloatSliceMut<'_>,
 ) -> Result<Paths, Error> {
-    let groups = 0..b.shape().row_groups();
-    let call = TiledMatmul { kernels, threads, a, tiles: tiles.tiles(), b, groups };
+    let operands = TiledOperands { kernels, threads, a, b };
+    let call = TiledMatmul::new(operands, tiles, 0..b.shape().row_groups());
     with_floats!(FloatSliceMut, out, out => call.run(out, &Finish { epilogue }))
 }
 
@@ -131,8 +134,8 @@ pub(crate) fn cut<'a, K: Kernels + 'a>(
     out: FloatSliceMut<'a>,
     tasks: usize,
 ) -> Box<dyn CutCall + 'a> {
-    let groups = 0..b.shape().row_groups();
-    let call = TiledMatmul { kernels, threads, a, tiles: tiles.tiles(), b, groups };
+    let operands = TiledOperands { kernels, threads, a, b };
+    let call = TiledMatmul::new(operands, tiles, 0..b.shape().row_groups());
     let (cut, finish, next) = (call.cut(tasks), Finish { epilogue }, AtomicUsize::new(0));
     let units = cut.units.div_ceil(tasks.max(1));
     with_floats!(FloatSliceMut, out, out => {
@@ -188,15 +191,18 @@ impl<K: Kernels> ExactSums for TiledOperands<'_, K> {
         let TiledOperands { kernels, threads, a, b } = *self;
         let mut tiles = RowTiles::default();
         tiles.fill(kernels, threads, &a, b.format(), groups.clone())?;
-        TiledMatmul { kernels, threads, a, tiles: tiles.tiles(), b, groups }.run(out, &Emit(emit))
+        TiledMatmul::new(*self, &tiles, groups).run(out, &Emit(emit))
     }
 }
 
-/// What becomes of the sums of one row of a tile.
-trait RowWriter<T>: Sync {
-    /// Writes the sums of row `r` to `out`, one for each column that exists.
-    fn row<K: Kernels>(&self, sums: &TileSums<'_, K>, r: usize, out: &mut [T])
-    -> Result<(), Error>;
+/// What becomes of the sums of a tile with a panel.
+trait TileWriter<T>: Sync {
+    /// Writes the sums of the rows and columns that exist.
+    fn write<K: Kernels>(
+        &self,
+        sums: &TileSums<'_, K>,
+        out: OutputTile<'_, T>,
+    ) -> Result<(), Error>;
 }
 
 /// Rounds the sums and finishes them: row scales, alpha, bias, the rounding to the output type.
@@ -204,67 +210,51 @@ struct Finish<'a> {
     epilogue: Epilogue<'a>,
 }
 
-impl<T: FloatValue> RowWriter<T> for Finish<'_> {
+impl<T: FloatValue> TileWriter<T> for Finish<'_> {
     #[inline(always)]
-    fn row<K: Kernels>(
+    fn write<K: Kernels>(
         &self,
         sums: &TileSums<'_, K>,
-        r: usize,
-        out: &mut [T],
+        mut out: OutputTile<'_, T>,
     ) -> Result<(), Error> {
-        let mut y = [0f32; COLUMNS];
-        let alpha = self.epilogue.row_alpha(sums.tile.first + r);
-        let bias = self.epilogue.bias.map(|bias| &bias[sums.p * COLUMNS..][..out.len()]);
-        if sums.plain {
-            let base = sums.tile.meta[r].base + sums.call.terms().unit;
-            let by = Scaling { base, column_bases: sums.panel.bases(), alpha };
-            // A whole row of f32 is written where it belongs.
-            if let Some(Ok(out)) = T::as_f32(out).map(<&mut OutputRow>::try_from) {
-                sums.scale(r, by, out);
-                add_bias(out, bias);
-                return Ok(());
+        let (row, column) = (sums.tile.first, sums.p * COLUMNS);
+        if let Some(by) = sums.plain_bases().and_then(|bases| {
+            Rounding::new(bases, &self.epilogue, [row, column], sums.corrections())
+        }) {
+            let kernels = sums.call.operands.kernels;
+            match sums.in_32_bits {
+                true => kernels.round_sums(sums.sums, &by, out),
+                false => kernels.round_units(sums.units, &by, out),
             }
-            sums.scale(r, by, &mut y);
-        } else {
-            for (c, y) in y.iter_mut().enumerate().take(out.len()) {
+            return Ok(());
+        }
+        for r in 0..out.rows() {
+            let alpha = self.epilogue.row_alpha(row + r);
+            for (c, y) in out.row(r).iter_mut().enumerate() {
                 let nan = sums.is_nan(r, c);
                 let sum = if nan { f32::NAN } else { sums.with_sum(r, c, |s| Ok(s.to_f32()))? };
-                *y = finish_one(sum, alpha, None);
+                *y = finish_one(sum, alpha, self.epilogue.column_bias(column + c));
             }
         }
-        add_bias(&mut y, bias);
-        if let Ok(out) = <&mut [T; COLUMNS]>::try_from(&mut *out) {
-            T::narrow(&y, out);
-        } else {
-            let mut narrowed = [T::default(); COLUMNS];
-            T::narrow(&y, &mut narrowed);
-            out.copy_from_slice(&narrowed[..out.len()]);
-        }
         Ok(())
-    }
-}
-
-/// Adds the bias of the columns that exist, if there is one (C6); a NaN becomes canonical.
-#[inline(always)]
-fn add_bias(y: &mut OutputRow, bias: Option<&[f32]>) {
-    for (y, bias) in y.iter_mut().zip(bias.unwrap_or_default()) {
-        *y = Float::from_f32(*y + bias);
     }
 }
 
 /// Hands each sum to a function.
 struct Emit<F>(F);
 
-impl<T, F: Fn(&mut T, bool, Sum<'_>) -> Result<(), Error> + Sync> RowWriter<T> for Emit<F> {
-    fn row<K: Kernels>(
+impl<T, F: Fn(&mut T, bool, Sum<'_>) -> Result<(), Error> + Sync> TileWriter<T> for Emit<F> {
+    fn write<K: Kernels>(
         &self,
         sums: &TileSums<'_, K>,
-        r: usize,
-        out: &mut [T],
+        mut out: OutputTile<'_, T>,
     ) -> Result<(), Error> {
-        out.iter_mut()
-            .enumerate()
-            .try_for_each(|(c, y)| sums.with_sum(r, c, |sum| self.0(y, sums.is_nan(r, c), sum)))
+        for r in 0..out.rows() {
+            for (c, y) in out.row(r).iter_mut().enumerate() {
+                sums.with_sum(r, c, |sum| self.0(y, sums.is_nan(r, c), sum))?;
+            }
+        }
+        Ok(())
     }
 }
 
@@ -275,10 +265,10 @@ struct TileSums<'a, K> {
     panel: &'a Panel,
     /// Index of the panel.
     p: usize,
-    /// True if the sums are in `sums` less `corrections`, else they are in `units`.
+    /// True if the sums are in `sums` less the corrections of plane 0 of the tile, else they are in
+    /// `units`.
     in_32_bits: bool,
     sums: &'a Sums,
-    corrections: &'a [i32; MAX_ROWS],
     units: &'a Units,
     /// True if every output has a sum, none is NaN, and all exponents are plain.
     plain: bool,
@@ -287,8 +277,9 @@ struct TileSums<'a, K> {
 impl<K: Kernels> TileSums<'_, K> {
     /// True if a scale in the range of the call is NaN in row `r` or column `c`.
     fn is_nan(&self, r: usize, c: usize) -> bool {
-        let (a, b, groups) = (&self.call.a, self.call.b, self.call.groups.clone());
-        let (scale_type, of_a) = (a.shape().scale_type(), self.call.terms().scales_of_a(&groups));
+        let (a, b, groups) =
+            (&self.call.operands.a, self.call.operands.b, self.call.groups.clone());
+        let (scale_type, of_a) = (a.shape().scale_type(), self.call.terms.scales_of_a(&groups));
         let any = |scales: &[u8]| scales[of_a.clone()].iter().any(|&s| scale_type.is_nan(s));
         self.tile.meta[r].nan && any(a.row_scales(self.tile.first + r))
             || b.is_nan(self.p * COLUMNS + c, &groups)
@@ -297,11 +288,17 @@ impl<K: Kernels> TileSums<'_, K> {
     /// True if the sum of row `r` and column `c` is in `sums` or `units`.
     fn is_narrow(&self, r: usize, c: usize) -> bool {
         let (a, b) = (&self.tile.meta[r], self.panel.meta(c));
-        let terms = self.call.terms();
+        let terms = self.call.terms;
         let live = terms.live(a.live, b.live, self.call.groups.len());
         self.tile.complete[r]
             && self.panel.is_complete(c)
             && fits_63_bits(terms.dot, a.reach, b.reach, live)
+    }
+
+    /// What 32-bit sums are too large by.
+    #[inline(always)]
+    fn corrections(&self) -> &[i32; MAX_ROWS] {
+        &self.tile.planes()[0].corrections
     }
 
     fn with_sum<R>(
@@ -312,44 +309,52 @@ impl<K: Kernels> TileSums<'_, K> {
     ) -> Result<R, Error> {
         if self.is_narrow(r, c) {
             let units = if self.in_32_bits {
-                i64::from(self.sums[r][c].wrapping_sub(self.corrections[r]))
+                i64::from(self.sums[r][c].wrapping_sub(self.corrections()[r]))
             } else {
                 self.units[r][c]
             };
-            let unit = self.call.terms().unit;
+            let unit = self.call.terms.unit;
             let exponent = self.tile.meta[r].base + self.panel.bases()[c] + unit;
             return f(Sum::Narrow { units, exponent });
         }
         let (i, j) = (self.tile.first + r, self.p * COLUMNS + c);
-        let sum: ExactSum = self.call.b.exact_sum(&self.call.a, i, j, self.call.groups.clone())?;
+        let TiledOperands { a, b, .. } = &self.call.operands;
+        let sum: ExactSum = b.exact_sum(a, i, j, self.call.groups.clone())?;
         f(Sum::Wide(&sum))
     }
 
-    /// Rounds and scales row `r`, all of whose outputs are plain.
+    /// The exponents of the tile and the panel, if all outputs are plain.
     #[inline(always)]
-    fn scale(&self, r: usize, by: Scaling<'_>, to: &mut OutputRow) {
-        let kernels = self.call.kernels;
-        if self.in_32_bits {
-            kernels.scale_sums(&self.sums[r], self.corrections[r], by, to);
-        } else {
-            kernels.scale_units(&self.units[r], by, to);
-        }
+    fn plain_bases(&self) -> Option<Bases<'_>> {
+        let extremes = self.panel.extremes();
+        self.plain.then_some(Bases {
+            rows: &self.tile.bases,
+            columns: self.panel.bases(),
+            least: extremes.least_base,
+            most: extremes.most_base,
+            unit: self.call.terms.unit,
+        })
     }
 
-    /// How many outputs each path computed.
-    fn paths(&self) -> Paths {
+    /// How many outputs took the wide path.
+    fn wide(&self) -> u64 {
+        if self.plain {
+            return 0;
+        }
         let (rows, columns) = (self.tile.meta.len(), self.panel.columns());
-        let wide = if self.plain {
-            0
-        } else {
-            let outputs = (0..rows).flat_map(|r| (0..columns).map(move |c| (r, c)));
-            outputs.filter(|&(r, c)| !self.is_narrow(r, c)).count() as u64
-        };
-        let others = (rows * columns) as u64 - wide;
-        let one = self.tile.planes().len() == 1 && self.panel.planes() == 1;
-        let (narrow, planes) = if one { (others, 0) } else { (0, others) };
-        Paths::new(narrow, planes, wide)
+        let outputs = (0..rows).flat_map(|r| (0..columns).map(move |c| (r, c)));
+        outputs.filter(|&(r, c)| !self.is_narrow(r, c)).count() as u64
     }
+}
+
+/// How many outputs each path computed: [`Paths`] to count with. Not returned from tile to tile,
+/// because whole vectors of counts just written one by one would be read when all stores before
+/// them, those of the outputs, have reached the cache.
+#[derive(Debug, Clone, Copy, Default)]
+struct PathCounts {
+    narrow: u64,
+    planes: u64,
+    wide: u64,
 }
 
 /// A plane of a tile and one of a panel.
@@ -362,7 +367,7 @@ struct PlanePair {
 /// Where the sums of plane 0 of a tile with one of a pair of panels are in [`Buffers::pairs`].
 #[derive(Debug, Clone, Copy)]
 struct Ready {
-    tile: usize,
+    at: usize,
     half: usize,
 }
 
@@ -370,11 +375,13 @@ struct Ready {
 struct Buffers {
     /// Some chunks of two panels expanded. Empty where panels are not taken in pairs.
     expanded: Vec<Line>,
-    /// Sums of plane 0 of each tile with the two. As empty.
+    /// Sums of plane 0 of a tile with the two, of each tile if the panels are expanded in parts. As
+    /// empty.
     pairs: Vec<[Sums; 2]>,
     sums: Sums,
     corrections: [i32; MAX_ROWS],
     units: Units,
+    paths: PathCounts,
 }
 
 /// How a call is cut into units of work: blocks of tiles that stay in the cache, by the panels that
@@ -404,63 +411,66 @@ impl Cut {
 
 /// One call of the driver.
 struct TiledMatmul<'a, K> {
-    kernels: K,
-    threads: &'a TaskThreads,
-    a: PackedView<'a>,
+    operands: TiledOperands<'a, K>,
     /// A over the groups `groups`.
     tiles: &'a [RowTile],
-    b: &'a Panels,
     /// B's.
     groups: Range<usize>,
+    /// The chunks of the range.
+    chunks: Range<usize>,
+    terms: Terms,
 }
 
-impl<K: Kernels> TiledMatmul<'_, K> {
+impl<'a, K: Kernels> TiledMatmul<'a, K> {
+    /// Over the groups `groups` of B, for which the tiles were filled.
+    fn new(operands: TiledOperands<'a, K>, tiles: &'a RowTiles, groups: Range<usize>) -> Self {
+        let per = super::operand::chunk_groups(&operands.b.shape());
+        let chunks = groups.start / per..groups.end.div_ceil(per);
+        let terms = Terms::new(operands.a.shape(), operands.b.shape());
+        TiledMatmul { operands, tiles: tiles.tiles(), groups, chunks, terms }
+    }
+
     /// The kernels of the fold form, if that is B's.
     #[inline(always)]
     fn fold(&self) -> Option<K::Fold> {
-        self.kernels.for_fold(self.b.form())
+        self.operands.kernels.for_fold(self.operands.b.form())
     }
 
     /// True if A is in MXINT8.
     #[inline(always)]
     fn int8(&self) -> bool {
-        self.a.shape().element() == Element::Int8
+        self.operands.a.shape().element() == Element::Int8
     }
 
-    fn terms(&self) -> Terms {
-        Terms::new(self.a.shape(), self.b.shape())
-    }
-
-    /// The chunks of the range.
-    fn chunks(&self) -> Range<usize> {
-        let per = super::operand::chunk_groups(&self.b.shape());
-        self.groups.start / per..self.groups.end.div_ceil(per)
-    }
-
-    fn run<T: Send>(&self, out: &mut [T], sink: &impl RowWriter<T>) -> Result<Paths, Error> {
+    fn run<T: Send>(&self, out: &mut [T], sink: &impl TileWriter<T>) -> Result<Paths, Error> {
         if out.is_empty() {
             return Ok(Paths::default());
         }
-        let grid = OutputParts::new(out, self.b.shape().rows());
-        let groups = self.groups.len() * self.b.shape().group().get();
-        let mnk = [self.a.shape().rows(), self.b.shape().rows(), groups];
-        let threads = self.threads.plan(Cost::matmul(K::ISA, mnk)).threads;
-        let cut = self.cut(if threads == 1 { 1 } else { UNITS * threads });
-        self.threads.for_each(threads, cut.units, |units| self.part(&cut, units, &grid, sink))
+        let TiledOperands { threads, a, b, .. } = self.operands;
+        let grid = OutputParts::new(out, b.shape().rows());
+        let k = self.groups.len() * b.shape().group().get();
+        let plan = threads.plan(Cost::matmul(K::ISA, [a.shape().rows(), b.shape().rows(), k]));
+        let cut = self.cut(if plan.threads == 1 { 1 } else { UNITS * plan.threads });
+        threads.for_each(plan.threads, cut.units, |units| self.part(&cut, units, &grid, sink))
     }
 
     /// The kernels on pairs of panels, if one stretch takes all chunks.
-    fn pairs(&self) -> Option<<K::Fold as FoldKernels>::Pairs> {
-        let fold = self.fold().filter(|_| !self.int8() && self.chunks().len() <= FOLD_CHUNKS);
-        fold.and_then(|fold| fold.pair_kernels(self.a.shape().rows()))
+    fn pair_kernels(&self) -> Option<<K::Fold as FoldKernels>::Pairs> {
+        let fold = self.fold().filter(|_| !self.int8() && self.chunks.len() <= FOLD_CHUNKS);
+        fold.and_then(|fold| fold.pair_kernels(self.operands.a.shape().rows()))
     }
 
     /// Cuts a call that has outputs, into `least` units if it can be.
     fn cut(&self, least: usize) -> Cut {
-        let tile_bytes = (self.tiles[0].meta.len() * self.a.shape().k()).max(1);
-        let (step, most) = if self.pairs().is_some() { (2, PAIR_TILES) } else { (1, usize::MAX) };
+        let tile_bytes = (self.tiles[0].meta.len() * self.operands.a.shape().k()).max(1);
+        let chunks = self.chunks.len().max(1);
+        let (step, most) = if self.pair_kernels().is_some() {
+            (2 * (PAIR_CHUNKS / chunks).max(1), PAIR_TILES)
+        } else {
+            ((PANEL_BYTES / (chunks * LINES * size_of::<Line>())).max(1), usize::MAX)
+        };
         let block = (BLOCK_BYTES / tile_bytes).clamp(1, most);
-        Cut::new([self.tiles.len(), self.b.panels().len()], block, step, least)
+        Cut::new([self.tiles.len(), self.operands.b.panels().len()], block, step, least)
     }
 
     /// Computes and writes the outputs of some units of a cut. `grid` is all of the call's output;
@@ -470,29 +480,33 @@ impl<K: Kernels> TiledMatmul<'_, K> {
         cut: &Cut,
         units: Range<usize>,
         grid: &OutputParts<'_, T>,
-        sink: &impl RowWriter<T>,
+        sink: &impl TileWriter<T>,
     ) -> Result<Paths, Error> {
-        let pairs = self.pairs();
+        let pairs = self.pair_kernels();
+        let in_parts = self.chunks.len() > PAIR_CHUNKS;
         let mut buffers = Buffers {
             expanded: vec![Line([0; 64]); pairs.map_or(0, |_| PAIR_CHUNKS * 2 * STEPS)],
-            pairs: vec![[[[0; COLUMNS]; MAX_ROWS]; 2]; pairs.map_or(0, |_| cut.block)],
+            pairs: vec![
+                [[[0; COLUMNS]; MAX_ROWS]; 2];
+                pairs.map_or(0, |_| if in_parts { cut.block } else { 1 })
+            ],
             sums: [[0; COLUMNS]; MAX_ROWS],
             corrections: [0; MAX_ROWS],
             units: [[0; COLUMNS]; MAX_ROWS],
+            paths: PathCounts::default(),
         };
-        let mut paths = Paths::default();
         let mut start = units.start;
         while start < units.end {
             let block = start / cut.across;
             let end = units.end.min((block + 1) * cut.across);
             let tiles = block * cut.block..self.tiles.len().min((block + 1) * cut.block);
             let panel = |unit: usize| (unit - block * cut.across) * cut.step;
-            let panels = panel(start)..self.b.panels().len().min(panel(end));
-            let (tiles, step) = (&self.tiles[tiles], cut.step);
-            paths.merge(&self.block(tiles, panels, step, &mut buffers, grid, sink)?);
+            let panels = panel(start)..self.operands.b.panels().len().min(panel(end));
+            self.block(&self.tiles[tiles], panels, cut.step, &mut buffers, grid, sink)?;
             start = end;
         }
-        Ok(paths)
+        let PathCounts { narrow, planes, wide } = buffers.paths;
+        Ok(Paths::new(narrow, planes, wide))
     }
 
     /// Computes and writes the outputs of tiles and panels, `step` panels at a time.
@@ -503,61 +517,80 @@ impl<K: Kernels> TiledMatmul<'_, K> {
         step: usize,
         buffers: &mut Buffers,
         grid: &OutputParts<'_, T>,
-        sink: &impl RowWriter<T>,
-    ) -> Result<Paths, Error> {
-        let (pairs, end) = (self.pairs(), panels.end);
-        let mut paths = Paths::default();
+        sink: &impl TileWriter<T>,
+    ) -> Result<(), Error> {
+        let (b, pairs, end) = (self.operands.b, self.pair_kernels(), panels.end);
         for p in panels.step_by(step) {
-            let next = self.b.run_of_codes(p + step..end.min(p + 2 * step));
-            // Outputs are asked for a tile ahead, and no earlier: lines of rows that are a multiple
-            // of 4 KB apart have few places in a cache, and many would push each other out.
-            let soon = |tile: &RowTile| {
-                let rows = tile.first..tile.first + tile.meta.len();
-                rows.for_each(|r| grid.prefetch(r, p * COLUMNS));
-            };
+            let next = b.run_of_codes((p + step).min(end)..end.min(p + 2 * step));
+            let panels = p..end.min(p + step);
             if let Some(kernels) = pairs {
-                soon(&tiles[0]);
-                self.multiply_pair(kernels, tiles, p..end.min(p + 2), next, buffers);
+                self.pairs(kernels, tiles, panels, next, buffers, grid, sink)?;
+                continue;
             }
-            for (t, tile) in tiles.iter().enumerate() {
-                let ahead = if step == 1 { Some(tile) } else { tiles.get(t + 1) };
-                ahead.into_iter().for_each(soon);
-                for half in 0..step.min(end - p) {
-                    let ready = (step == 2).then_some(Ready { tile: t, half });
-                    paths.merge(&self.tile(tile, p + half, ready, buffers, grid, sink)?);
+            for tile in tiles {
+                let rows = tile.first..tile.first + tile.meta.len();
+                for p in panels.clone() {
+                    rows.clone().for_each(|r| grid.prefetch(r, p * COLUMNS, COLUMNS));
+                    self.tile(tile, p, None, buffers, grid, sink)?;
                 }
             }
         }
-        Ok(paths)
+        Ok(())
     }
 
-    /// Sums of plane 0 of the tiles with plane 0 of one panel or two. `next` is read soon.
-    fn multiply_pair(
+    /// Computes and writes the outputs of the tiles and some panels, plane 0 with plane 0 by pairs:
+    /// as many pairs as are expanded at a time, or one in parts. `next` is read soon.
+    #[expect(clippy::too_many_arguments, reason = "those of `tile` and the pairs'")]
+    #[inline]
+    fn pairs<T: Send>(
         &self,
         kernels: impl PairKernels,
         tiles: &[RowTile],
         panels: Range<usize>,
         next: &[Line],
         buffers: &mut Buffers,
-    ) {
-        let Buffers { expanded, pairs, .. } = buffers;
-        pairs[..tiles.len()].as_flattened_mut().fill([[0; COLUMNS]; MAX_ROWS]);
-        let chunks = self.chunks();
-        let parts = chunks.len().div_ceil(PAIR_CHUNKS);
-        let mut next = next.chunks(next.len().div_ceil((parts * tiles.len()).max(1)).max(1));
-        for start in chunks.clone().step_by(PAIR_CHUNKS) {
-            let part = start..chunks.end.min(start + PAIR_CHUNKS);
-            for (half, p) in panels.clone().enumerate() {
-                kernels.expand(self.b.view(p, 0), part.clone(), half, expanded);
+        grid: &OutputParts<'_, T>,
+        sink: &impl TileWriter<T>,
+    ) -> Result<(), Error> {
+        let chunks = self.chunks.clone();
+        // Without any chunk the sums are zeros, which a part without chunks makes too.
+        let parts = chunks.len().div_ceil(PAIR_CHUNKS).max(1);
+        let pairs = panels.len().div_ceil(2);
+        let products = parts * tiles.len() * pairs;
+        let mut next = next.chunks(next.len().div_ceil(products.max(1)).max(1));
+        for part in 0..parts {
+            let start = chunks.start + part * PAIR_CHUNKS;
+            let of_part = start..chunks.end.min(start + PAIR_CHUNKS);
+            let lines = of_part.len() * 2 * STEPS;
+            for (at, p) in panels.clone().enumerate() {
+                let to = &mut buffers.expanded[at / 2 * lines..];
+                kernels.expand(self.operands.b.view(p, 0), of_part.clone(), at % 2, to);
             }
-            let slots = part.start - chunks.start..part.end - chunks.start;
-            for (tile, sums) in tiles.iter().zip(&mut *pairs) {
+            let slots = of_part.start - chunks.start..of_part.end - chunks.start;
+            for (t, tile) in tiles.iter().enumerate() {
                 let mut a = tile.view(0);
                 let step = STEPS * a.rows;
                 a.codes = &a.codes[slots.start * step..slots.end * step];
-                kernels.fold_pair(a, expanded, next.next().unwrap_or(&[]), sums);
+                let at = if parts == 1 { 0 } else { t };
+                for pair in 0..pairs {
+                    let first = panels.start + 2 * pair;
+                    if part + 1 == parts {
+                        let rows = tile.first..tile.first + tile.meta.len();
+                        rows.for_each(|r| grid.prefetch(r, first * COLUMNS, 2 * COLUMNS));
+                    }
+                    let b = &buffers.expanded[pair * lines..][..lines];
+                    let (next, sums) = (next.next().unwrap_or(&[]), &mut buffers.pairs[at]);
+                    kernels.fold_pair(a, b, next, part > 0, sums);
+                    if part + 1 == parts {
+                        for (half, p) in (first..panels.end.min(first + 2)).enumerate() {
+                            let ready = Some(Ready { at, half });
+                            self.tile(tile, p, ready, buffers, grid, sink)?;
+                        }
+                    }
+                }
             }
         }
+        Ok(())
     }
 
     /// Computes and writes the outputs of a tile and a panel. `ready` is where the sums of
@@ -569,12 +602,11 @@ impl<K: Kernels> TiledMatmul<'_, K> {
         ready: Option<Ready>,
         buffers: &mut Buffers,
         grid: &OutputParts<'_, T>,
-        sink: &impl RowWriter<T>,
-    ) -> Result<Paths, Error> {
-        let panel = &self.b.panels()[p];
+        sink: &impl TileWriter<T>,
+    ) -> Result<(), Error> {
+        let panel = &self.operands.b.panels()[p];
         let in_32_bits = self.multiply(tile, p, ready, buffers);
-        let (a, b) = (&tile.extremes, panel.extremes());
-        let terms = self.terms();
+        let (a, b, terms) = (&tile.extremes, panel.extremes(), self.terms);
         let live = terms.live(a.live, b.live, self.groups.len());
         let plain = a.complete
             && b.complete
@@ -589,26 +621,24 @@ impl<K: Kernels> TiledMatmul<'_, K> {
             panel,
             p,
             in_32_bits,
-            sums: ready.map_or(&buffers.sums, |Ready { tile, half }| &buffers.pairs[tile][half]),
-            corrections: &buffers.corrections,
+            sums: ready.map_or(&buffers.sums, |Ready { at, half }| &buffers.pairs[at][half]),
             units: &buffers.units,
             plain,
         };
+        let rows = tile.first..tile.first + tile.meta.len();
         let columns = p * COLUMNS..p * COLUMNS + panel.columns();
-        self.kernels.enter(
+        // SAFETY: this task alone has this tile and this panel, and one part of them at a time.
+        let out = unsafe { grid.part(rows, columns) };
+        self.operands.kernels.enter(
             #[inline(always)]
-            || {
-                // A plain loop: an iterator's method would be compiled outside of `enter`.
-                for r in 0..tile.meta.len() {
-                    // SAFETY: this task alone has this tile and this panel, and their rows one
-                    // after the other, so no parts overlap.
-                    let out = unsafe { grid.part(tile.first + r, columns.clone()) };
-                    sink.row(&sums, r, out)?;
-                }
-                Ok::<_, Error>(())
-            },
+            || sink.write(&sums, out),
         )?;
-        Ok(sums.paths())
+        let wide = sums.wide();
+        let others = (tile.meta.len() * panel.columns()) as u64 - wide;
+        let one = tile.planes().len() == 1 && panel.planes() == 1;
+        buffers.paths.wide += wide;
+        *(if one { &mut buffers.paths.narrow } else { &mut buffers.paths.planes }) += others;
+        Ok(())
     }
 
     /// The sums of a tile with a panel; true if they are in 32 bits.
@@ -619,15 +649,14 @@ impl<K: Kernels> TiledMatmul<'_, K> {
         ready: Option<Ready>,
         buffers: &mut Buffers,
     ) -> bool {
-        let panel = &self.b.panels()[p];
-        let (slots, first) = (self.chunks().len(), self.chunks().start);
+        let panel = &self.operands.b.panels()[p];
+        let (slots, first) = (self.chunks.len(), self.chunks.start);
         let plane_a = &tile.planes()[0];
         let most = self.most_chunks(plane_a, panel.first_max());
         if tile.planes().len() == 1 && panel.planes() == 1 && slots <= most {
-            let steps = Steps::Dense { a: 0, b: first, count: slots };
-            match ready {
-                Some(_) => self.correct(tile, 0, steps, buffers),
-                None => self.kernel(tile, PlanePair { a: 0, b: 0 }, p, steps, buffers),
+            if ready.is_none() {
+                let steps = Steps::Dense { a: 0, b: first, count: slots };
+                self.kernel(tile, PlanePair { a: 0, b: 0 }, p, steps, buffers);
             }
             return true;
         }
@@ -637,11 +666,11 @@ impl<K: Kernels> TiledMatmul<'_, K> {
             let count = most.min(slots - start);
             let steps = Steps::Dense { a: start, b: first + start, count };
             match ready {
-                Some(Ready { tile: t, half }) => {
+                Some(Ready { at, half }) => {
                     self.correct(tile, 0, steps, buffers);
-                    buffers.sums = buffers.pairs[t][half];
+                    buffers.sums = buffers.pairs[at][half];
                 }
-                None => self.kernel(tile, PlanePair { a: 0, b: 0 }, p, steps, buffers),
+                None => self.multiply_steps(tile, PlanePair { a: 0, b: 0 }, p, steps, buffers),
             }
             self.drain(plane_a, &plane_b.shift, buffers);
         }
@@ -659,13 +688,13 @@ impl<K: Kernels> TiledMatmul<'_, K> {
                     list[len] = step;
                     len += 1;
                     if len == LIST.min(most) {
-                        self.kernel(tile, planes, p, Steps::List(&list[..len]), buffers);
+                        self.multiply_steps(tile, planes, p, Steps::List(&list[..len]), buffers);
                         self.drain(plane_a, &plane_b.shift, buffers);
                         len = 0;
                     }
                 }
                 if len > 0 {
-                    self.kernel(tile, planes, p, Steps::List(&list[..len]), buffers);
+                    self.multiply_steps(tile, planes, p, Steps::List(&list[..len]), buffers);
                     self.drain(plane_a, &plane_b.shift, buffers);
                 }
             }
@@ -675,14 +704,30 @@ impl<K: Kernels> TiledMatmul<'_, K> {
 
     /// Chunks of two planes whose sum fits 32 bits.
     fn most_chunks(&self, a: &TilePlane, max_b: i32) -> usize {
-        match self.b.form() {
+        match self.operands.b.form() {
             _ if self.int8() => int8_chunks(a.max, max_b),
             Form::Fold => FOLD_CHUNKS,
             Form::Group => group_chunks(a.max, max_b),
         }
     }
 
-    /// Multiplies the steps of a plane of the tile and one of the panel.
+    /// Multiplies the steps of a plane of the tile and one of the panel, and finds what the sums
+    /// are too large by.
+    fn multiply_steps(
+        &self,
+        tile: &RowTile,
+        planes: PlanePair,
+        p: usize,
+        steps: Steps<'_>,
+        buffers: &mut Buffers,
+    ) {
+        self.kernel(tile, planes, p, steps, buffers);
+        self.correct(tile, planes.a, steps, buffers);
+    }
+
+    /// Multiplies the steps of a plane of the tile and one of the panel. Inlined, as the steps
+    /// would be copied by vectors that wait for their parts to be written.
+    #[inline(always)]
     fn kernel(
         &self,
         tile: &RowTile,
@@ -692,13 +737,12 @@ impl<K: Kernels> TiledMatmul<'_, K> {
         buffers: &mut Buffers,
     ) {
         let a = tile.view(planes.a);
-        let b = self.b.view(p, planes.b);
+        let b = self.operands.b.view(p, planes.b);
         match self.fold() {
             Some(kernels) if self.int8() => kernels.int8(a, b, steps, &mut buffers.sums),
             Some(kernels) => kernels.fold(a, b, steps, &mut buffers.sums),
-            None => self.kernels.group(a, b, steps, &mut buffers.sums),
+            None => self.operands.kernels.group(a, b, steps, &mut buffers.sums),
         }
-        self.correct(tile, planes.a, steps, buffers);
     }
 
     /// What the sums over the steps of plane `i` of the tile are too large by.
@@ -710,7 +754,8 @@ impl<K: Kernels> TiledMatmul<'_, K> {
         let corrections = &mut buffers.corrections[..rows];
         match steps {
             Steps::Dense { a: 0, count, .. } if count * rows == plane.sums.len() => {
-                corrections.copy_from_slice(&plane.totals);
+                corrections.copy_from_slice(&plane.corrections[..rows]);
+                return;
             }
             Steps::Dense { a, count, .. } => {
                 corrections.fill(0);
@@ -726,13 +771,14 @@ impl<K: Kernels> TiledMatmul<'_, K> {
 
     /// Adds the 32-bit sums of a plane of the tile and one of the panel to the 64-bit ones.
     fn drain(&self, plane: &TilePlane, shift_b: &[u32; COLUMNS], buffers: &mut Buffers) {
-        self.kernels.enter(
+        let kernels = self.operands.kernels;
+        kernels.enter(
             #[inline(always)]
             || {
                 for (r, &shift_a) in plane.shift.iter().enumerate() {
                     let (sums, correction) = (&buffers.sums[r], buffers.corrections[r]);
                     let units = &mut buffers.units[r];
-                    self.kernels.add_shifted(sums, correction, shift_a, shift_b, units);
+                    kernels.add_shifted(sums, correction, shift_a, shift_b, units);
                 }
             },
         );

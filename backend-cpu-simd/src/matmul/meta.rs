@@ -2,16 +2,27 @@
 //!
 //! A scale is `significand * 2^exponent` with an odd significand. A group is *live* if its scale is
 //! finite and nonzero and its codes, or elements, are not all +-0. Other groups contribute nothing,
-//! so they do not count; padding (C8) is never live. One pass over a row counts its live groups by
-//! scale byte ([`ScaleCounts`]); the rest follows from the counts:
+//! so they do not count; padding (C8) is never live. One pass over a row without a table to be
+//! cleared or scanned finds its extremes:
 //!
 //! - [`RowMeta`]: how wide the row's exact sums can be.
+//!
+//! ```text
+//! e8m0    base = the least exponent of the live bytes, reach = 2^(largest - least)
+//! e4m3    u = |s| / 2^-9, an integer of 18 bits; over the live groups
+//!         base = trailing zeros of (u | u | ...) - 9, reach = the largest u >> trailing zeros
+//! ```
+//!
+//! If reach is at most the form's limit, as for rows of ordinary data, all live groups are in one
+//! plane with that base, and [`RowMeta::scaled`] says their scales over it. For other rows the live
+//! groups are counted by scale byte ([`ScaleCounts`]):
+//!
 //! - [`Planes`]: the live groups sorted into a few windows of exponents. Within a window with base
 //!   b every scale is a small integer times 2^b: `scaled = scale / 2^b`, at most `limit`. The first
-//!   plane is the window that holds most groups, the next the best of the rest, and so on; a row of
-//!   ordinary data has one. If [`MAX_PLANES`] of them do not hold every group, windows are laid
-//!   from the lowest exponent up, which takes the fewest; if that does not do either, the row is
-//!   *incomplete* and its outputs take the wide path.
+//!   plane is the window that holds most groups, the next the best of the rest, and so on. If
+//!   [`MAX_PLANES`] of them do not hold every group, windows are laid from the lowest exponent up,
+//!   which takes the fewest; if that does not do either, the row is *incomplete* and its outputs
+//!   take the wide path.
 //!
 //! Worked example, e8m0 with limit 8 (four exponents to a window): live scales 2^0, 2^1, 2^1, 2^9
 //! make plane 0 with base 0 and scaled 1, 2, 2, and plane 1 with base 9 and scaled 1.
@@ -60,6 +71,57 @@ pub(crate) fn table(scale_type: ScaleType) -> &'static [Scale; 256] {
     }
 }
 
+/// Magnitudes of e4m3 scales in units of 2^-9; 0 for NaN.
+static UNITS: [u32; 256] = {
+    let mut units = [0; 256];
+    let mut byte = 0;
+    while byte < 256 {
+        if let Some(parts) = ScaleType::E4M3.parts(byte as u8) {
+            units[byte] = parts.significand.unsigned_abs() << (parts.exponent + 9);
+        }
+        byte += 1;
+    }
+    units
+};
+
+/// Calls `f` with the scale byte of each group and whether its codes, or elements, are not all
+/// +-0.
+#[inline(always)]
+fn for_each_group(
+    element: Element,
+    group_bytes: usize,
+    codes: &[u8],
+    scales: &[u8],
+    mut f: impl FnMut(u8, bool),
+) {
+    // The bits of a magnitude: of codes without the signs.
+    let magnitude = match element {
+        Element::E2m1 => 0x7777_7777_7777_7777,
+        Element::Int8 => u64::MAX,
+    };
+    // Groups are 8 bytes or a multiple; those of the formats are 8 and 16.
+    match group_bytes {
+        8 => {
+            for (&codes, &scale) in codes.as_chunks().0.iter().zip(scales) {
+                f(scale, u64::from_ne_bytes(codes) & magnitude != 0);
+            }
+        }
+        16 => {
+            for (codes, &scale) in codes.as_chunks::<16>().0.iter().zip(scales) {
+                let [c, d] =
+                    [0, 8].map(|at| u64::from_ne_bytes(*codes[at..].first_chunk().unwrap()));
+                f(scale, (c | d) & magnitude != 0);
+            }
+        }
+        _ => {
+            for (codes, &scale) in codes.chunks_exact(group_bytes).zip(scales) {
+                let any = codes.as_chunks().0.iter().fold(0, |any, &b| any | u64::from_ne_bytes(b));
+                f(scale, any & magnitude != 0);
+            }
+        }
+    }
+}
+
 /// The live groups of a row, counted by scale byte.
 #[derive(Debug, Clone)]
 pub(crate) struct ScaleCounts {
@@ -67,7 +129,6 @@ pub(crate) struct ScaleCounts {
     counts: [u32; 256],
     /// Number of live groups.
     live: usize,
-    nan: bool,
 }
 
 impl ScaleCounts {
@@ -86,18 +147,10 @@ impl ScaleCounts {
         scales: &[u8],
     ) -> Self {
         let mut counts = [0; 256];
-        // The bits of a magnitude: of codes without the signs.
-        let magnitude = match element {
-            Element::E2m1 => 0x7777_7777_7777_7777,
-            Element::Int8 => u64::MAX,
-        };
-        for (codes, &scale) in codes.chunks_exact(group_bytes).zip(scales) {
-            // Groups are 8 bytes or a multiple.
-            let any = codes.as_chunks().0.iter().fold(0, |any, &b| any | u64::from_ne_bytes(b));
-            counts[usize::from(scale)] += u32::from(any & magnitude != 0);
-        }
-        let nan = scales.iter().any(|&s| scale_type.is_nan(s));
-        let mut row = ScaleCounts { scale_type, counts, live: 0, nan };
+        for_each_group(element, group_bytes, codes, scales, |scale, any| {
+            counts[usize::from(scale)] += u32::from(any);
+        });
+        let mut row = ScaleCounts { scale_type, counts, live: 0 };
         row.live = row.live().map(|(_, _, count)| count).sum();
         row
     }
@@ -127,21 +180,101 @@ pub(crate) struct RowMeta {
 }
 
 impl RowMeta {
-    /// The metadata of a counted row.
-    pub(crate) fn new(row: &ScaleCounts) -> Self {
-        let base = row.live().map(|(_, scale, _)| i32::from(scale.exponent)).min().unwrap_or(0);
-        let reach = row.live().fold(0, |reach, (_, scale, _)| {
-            let shift = (i32::from(scale.exponent) - base) as u32;
-            // A significand has at most four bits.
-            let magnitude = u64::from(scale.significand.unsigned_abs());
-            reach.max(if shift > 58 { u64::MAX } else { magnitude << shift })
-        });
-        RowMeta { nan: row.nan, live: row.live, base, reach }
+    /// The metadata of row `i`.
+    #[inline(always)]
+    pub(crate) fn of_row(matrix: &PackedView<'_>, i: usize) -> Self {
+        let shape = matrix.shape();
+        let (ty, bytes) = (shape.scale_type(), shape.group_bytes());
+        Self::new(ty, shape.element(), bytes, matrix.row_codes(i), matrix.row_scales(i))
     }
 
-    /// The metadata of row `i`.
-    pub(crate) fn of_row(matrix: &PackedView<'_>, i: usize) -> Self {
-        Self::new(&ScaleCounts::of_row(matrix, i))
+    #[inline(always)]
+    fn new(
+        scale_type: ScaleType,
+        element: Element,
+        group_bytes: usize,
+        codes: &[u8],
+        scales: &[u8],
+    ) -> Self {
+        // No early end, so that the compiler takes many bytes at a time.
+        let nan = scales.iter().fold(false, |nan, &s| nan | scale_type.is_nan(s));
+        let mut live = 0usize;
+        let (base, reach) = match scale_type {
+            ScaleType::E8M0 => {
+                let (mut least, mut most) = (u8::MAX, 0);
+                for_each_group(element, group_bytes, codes, scales, |scale, any| {
+                    let counts = any & (scale != u8::MAX);
+                    least = least.min(if counts { scale } else { u8::MAX });
+                    most = most.max(if counts { scale } else { 0 });
+                    live += usize::from(counts);
+                });
+                match (live, u32::from(most.saturating_sub(least))) {
+                    (0, _) => (0, 0),
+                    (_, 0..=58) => (i32::from(least) - 127, 1 << (most - least)),
+                    _ => (i32::from(least) - 127, u64::MAX),
+                }
+            }
+            ScaleType::E4M3 => {
+                let (mut all, mut most) = (0, 0);
+                for_each_group(element, group_bytes, codes, scales, |scale, any| {
+                    let units = if any { UNITS[usize::from(scale)] } else { 0 };
+                    all |= units;
+                    most = most.max(units);
+                    live += usize::from(units != 0);
+                });
+                match live {
+                    0 => (0, 0),
+                    _ => (all.trailing_zeros() as i32 - 9, u64::from(most >> all.trailing_zeros())),
+                }
+            }
+        };
+        RowMeta { nan, live, base, reach }
+    }
+
+    /// Adds the shifts plus one of e8m0 scales of the row, which is in one plane: the shift is that
+    /// of the scale over 2^base, and 0 is added for NaN and for what is past the reach. Groups that
+    /// are not live may have any shift of the plane.
+    #[inline(always)]
+    pub(crate) fn shifts(&self, scales: &[u8], to: &mut Vec<u8>) {
+        let least = (self.base + 127) as u8;
+        // A NaN's byte is past every other, but not always by more than the reach.
+        let octaves = (u64::BITS - self.reach.leading_zeros()) as u8;
+        to.extend(scales.iter().map(|&scale| {
+            let shift = scale.wrapping_sub(least);
+            if shift < octaves { shift + 1 } else { 0 }
+        }));
+    }
+
+    /// Writes the scales of groups of the row over 2^base, for a row whose reach is an i16: 0 for
+    /// NaN and for what is past the reach. Groups that are not live may have any value: their dots
+    /// are 0.
+    #[inline(always)]
+    pub(crate) fn scaled(&self, scale_type: ScaleType, scales: &[u8], to: &mut [i16]) {
+        debug_assert!(self.reach <= i16::MAX as u64);
+        match scale_type {
+            ScaleType::E8M0 => {
+                let least = (self.base + 127) as u8;
+                // A NaN's byte is past every other, but not always by more than the reach.
+                let octaves = u64::BITS - self.reach.leading_zeros();
+                for (to, &scale) in to.iter_mut().zip(scales) {
+                    let shift = scale.wrapping_sub(least);
+                    *to = if u32::from(shift) < octaves { 1 << (shift & 15) } else { 0 };
+                }
+            }
+            ScaleType::E4M3 => {
+                let (zeros, reach) = ((self.base + 9) as u32, self.reach as u32);
+                for (to, &scale) in to.iter_mut().zip(scales) {
+                    let scale = u32::from(scale);
+                    // The units, of a normal scale or a subnormal one.
+                    let (exponent, mantissa) = (scale >> 3 & 15, scale & 7);
+                    let normal = u32::from(exponent > 0);
+                    let scaled = ((normal << 3 | mantissa) << (exponent - normal)) >> zeros;
+                    let counts = (scale & 0x7F != 0x7F) & (scaled <= reach);
+                    let scaled = if counts { scaled as i32 } else { 0 };
+                    *to = (if scale & 0x80 != 0 { -scaled } else { scaled }) as i16;
+                }
+            }
+        }
     }
 }
 
@@ -234,6 +367,14 @@ impl Planes {
         of_plane.map(|(_, scaled)| i32::from(scaled.abs())).max().unwrap_or(0)
     }
 
+    /// The shift plus one of an e8m0 scale over the base of plane `plane`, 0 if it is not in it.
+    #[inline(always)]
+    pub(crate) fn shift(&self, plane: usize, byte: u8) -> u8 {
+        let byte = usize::from(byte);
+        let inside = usize::from(self.of_byte[byte]) == plane && self.scaled[byte] != 0;
+        if inside { self.scaled[byte].trailing_zeros() as u8 + 1 } else { 0 }
+    }
+
     /// Lays windows one by one: where they hold most groups, or else from the lowest exponent up.
     fn laid(row: &ScaleCounts, limit: i32, by_count: bool) -> Self {
         let mut planes = Planes {
@@ -304,7 +445,98 @@ mod tests {
     }
 
     fn meta(format: Format, groups: &[(u8, u8)]) -> RowMeta {
-        RowMeta::new(&histogram(format, groups))
+        let bytes = format.group().get() / 2;
+        let codes: Vec<u8> = groups.iter().flat_map(|g| vec![g.0; bytes]).collect();
+        let scales: Vec<u8> = groups.iter().map(|g| g.1).collect();
+        RowMeta::new(format.scale_type(), Element::E2m1, bytes, &codes, &scales)
+    }
+
+    /// The metadata from the counts, by its definition.
+    fn counted(row: &ScaleCounts, nan: bool) -> RowMeta {
+        let base = row.live().map(|(_, scale, _)| i32::from(scale.exponent)).min().unwrap_or(0);
+        let reach = row.live().fold(0, |reach, (_, scale, _)| {
+            let shift = (i32::from(scale.exponent) - base) as u32;
+            let magnitude = u64::from(scale.significand.unsigned_abs());
+            reach.max(if shift > 58 { u64::MAX } else { magnitude << shift })
+        });
+        RowMeta { nan, live: row.live, base, reach }
+    }
+
+    /// Groups (code byte, scale byte) of every kind: live ones within a few octaves from every
+    /// byte up, dead ones and NaN anywhere.
+    fn rows(format: Format) -> Vec<Vec<(u8, u8)>> {
+        let mut state = 1u64;
+        let mut next = move |n: u64| {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            ((state >> 33) % n) as u8
+        };
+        let mut rows = vec![vec![]];
+        for least in 0..=255u8 {
+            for spread in [1u64, 2, 3, 4, 5, 6, 9, 10, 33, 60, 256] {
+                for live in [0, 1, 7, 40] {
+                    let mut row: Vec<(u8, u8)> = (0..live)
+                        .map(|_| (1 + next(7), least.saturating_add(next(spread))))
+                        .collect();
+                    for _ in 0..next(4) {
+                        let code = [0x00, 0x80, 0x08, 0x88][usize::from(next(4))];
+                        row.insert(usize::from(next(row.len() as u64 + 1)), (code, next(256)));
+                    }
+                    if next(6) == 0 {
+                        row.push((0x11, format.scale_type().nan_byte()));
+                    }
+                    rows.push(row);
+                }
+            }
+        }
+        rows
+    }
+
+    #[test]
+    fn one_pass_finds_what_the_counts_say() {
+        let (mut one, mut several) = (0, 0);
+        for format in Format::ALL {
+            for groups in rows(format) {
+                let (row, meta) = (histogram(format, &groups), meta(format, &groups));
+                let nan = groups.iter().any(|g| format.scale_type().is_nan(g.1));
+                assert_eq!(meta, counted(&row, nan), "{format} {groups:x?}");
+                for limit in [8, 32, 127, 258] {
+                    let planes = Planes::new(&row, limit);
+                    let in_one = meta.reach <= limit as u64;
+                    assert_eq!(in_one, planes.count == 1 && planes.complete, "{groups:x?}");
+                    if !in_one {
+                        several += 1;
+                        continue;
+                    }
+                    one += 1;
+                    assert_eq!(i64::from(planes.largest(0)), meta.reach as i64, "{groups:x?}");
+                    let scales: Vec<u8> = groups.iter().map(|g| g.1).collect();
+                    let mut scaled = vec![0; scales.len()];
+                    meta.scaled(format.scale_type(), &scales, &mut scaled);
+                    if format == Format::MxFp4 && limit == 8 {
+                        let mut shifts = vec![];
+                        meta.shifts(&scales, &mut shifts);
+                        let of = |s: &i16| if *s == 0 { 0 } else { s.trailing_zeros() as u8 + 1 };
+                        assert!(shifts.iter().eq(scaled.iter().map(of).collect::<Vec<_>>().iter()));
+                        let live = groups.iter().filter(|g| g.0 & 0x77 != 0);
+                        assert!(live.clone().all(|g| planes.shift(0, g.1)
+                            == shifts[groups.iter().position(|h| h == g).unwrap()]));
+                    }
+                    for (&(code, scale), scaled) in groups.iter().zip(scaled) {
+                        let nan = format.scale_type().is_nan(scale);
+                        if code & 0x77 != 0 || nan {
+                            let expected = planes.scaled[usize::from(scale)];
+                            assert_eq!(scaled, expected, "{scale:#x} of {groups:x?}");
+                        }
+                        assert!(u64::from(scaled.unsigned_abs()) <= meta.reach);
+                    }
+                    if meta.live > 0 {
+                        assert_eq!(planes.base[0], meta.base, "{groups:x?}");
+                    }
+                }
+            }
+        }
+        println!("{one} rows in one plane, {several} in several");
+        assert!(one > 20_000 && several > 5000);
     }
 
     #[test]

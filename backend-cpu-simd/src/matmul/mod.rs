@@ -9,6 +9,7 @@
 //! | `gemm` | which planes meet, sums of planes, the one rounding, tasks | one call |
 //! | `meta` | what the proofs need to know of a row: its live groups, and planes of exponents | no |
 //! | `output` | disjoint parts of the output, written by several threads | yes |
+//! | `rounding` | the one rounding of a tile, and what follows it | no |
 //! | `scratch` | tiles that calls leave for the next ones | no |
 //! | `sum` | the exact sum of an output and its one rounding; partial sums | no |
 //!
@@ -20,27 +21,33 @@ pub(crate) mod meta;
 pub(crate) mod operand;
 mod output;
 mod panels;
+pub(crate) mod rounding;
 mod scratch;
 pub(crate) mod sum;
 mod tiles;
 
 use std::ops::Range;
 
-use fp4_core::{Epilogue, Error, FloatSliceMut, Format, PackedView, Paths, finish_one};
+use fp4_core::{Epilogue, Error, FloatSliceMut, Format, PackedView, Paths};
 
 pub(crate) use gemm::{CutCall, TiledOperands, expect as expect_call};
 pub(crate) use operand::Form;
+pub(crate) use output::OutputTile;
 pub(crate) use panels::Panels;
 pub(crate) use scratch::{ReusedTiles, TileScratch, is_same};
-pub(crate) use tiles::{FoldRow, RowOfTile, RowTiles, TileView};
+pub(crate) use tiles::{FoldTile, RowOfTile, RowTiles, TileView};
 
 use crate::isa::Isa;
+use crate::quantize::FloatValue;
 use crate::threads::TaskThreads;
 use operand::{COLUMNS, LINES, Line, MAX_ROWS, STEPS};
-use sum::power_of_two;
+use rounding::Rounding;
 
 /// 32-bit sums of a tile with a panel; rows past the tile's are left as they were.
 pub(crate) type Sums = [[i32; COLUMNS]; MAX_ROWS];
+
+/// 64-bit sums of a tile with a panel.
+pub(crate) type Units = [[i64; COLUMNS]; MAX_ROWS];
 
 /// Which chunks a kernel multiplies.
 #[derive(Debug, Clone, Copy)]
@@ -117,44 +124,25 @@ impl PanelView<'_> {
 /// A row of outputs of a tile with a panel.
 pub(crate) type OutputRow = [f32; COLUMNS];
 
-/// What turns a row of sums into outputs: `f32(sum) * 2^(base + column base) * alpha`, all
-/// exponents plain ([`PLAIN_EXPONENTS`](sum::PLAIN_EXPONENTS)), so that the first product is
-/// exact. A NaN becomes the canonical one.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Scaling<'a> {
-    pub(crate) base: i32,
-    pub(crate) column_bases: &'a [i32; COLUMNS],
-    pub(crate) alpha: f32,
-}
-
-impl Scaling<'_> {
-    /// The output in column `c` for a sum rounded to f32.
-    #[inline(always)]
-    fn of(&self, c: usize, sum: f32) -> f32 {
-        finish_one(sum * power_of_two(self.base + self.column_bases[c]), self.alpha, None)
-    }
-}
-
 /// Panics unless every step is inside the buffers.
 pub(crate) fn expect_inside(form: Form, a: TileView<'_>, b: PanelView<'_>, steps: Steps<'_>) {
-    let codes = a.codes.len() / (STEPS * a.rows);
-    let (slots, chunks) = match form {
-        Form::Fold => (codes, usize::MAX),
-        Form::Group => (a.scales.len() / a.rows, codes.min(a.init.len() / a.rows)),
-    };
     assert!(matches!((form, b.groups), (Form::Fold, 1) | (Form::Group, 1 | 2)));
-    let (codes_b, scales_b) = (b.codes.len() / LINES, b.scales.len() / b.scale_bytes());
-    match steps {
-        Steps::Dense { a, b, count } => {
-            assert!(a + count <= slots.min(chunks) && b + count <= codes_b.min(scales_b));
-        }
-        Steps::List(list) => assert!(list.iter().all(|step| {
-            (step.a as usize) < chunks
-                && (step.a_slot as usize) < slots
-                && (step.b as usize) < codes_b
-                && (step.b_slot as usize) < scales_b
-        })),
+    // The first slots and chunks past the steps.
+    let (chunk_a, slot_a, chunk_b, slot_b) = match steps {
+        Steps::Dense { a, b, count } => (a + count, a + count, b + count, b + count),
+        Steps::List(list) => list.iter().fold((0, 0, 0, 0), |ends, step| {
+            let Step { a, a_slot, b, b_slot } = *step;
+            let [a, a_slot, b, b_slot] = [a, a_slot, b, b_slot].map(|at| at as usize + 1);
+            (ends.0.max(a), ends.1.max(a_slot), ends.2.max(b), ends.3.max(b_slot))
+        }),
+    };
+    // The fold form has codes for the slots of its plane.
+    let codes = if form == Form::Fold { slot_a } else { chunk_a };
+    assert!(codes * STEPS * a.rows <= a.codes.len());
+    if form == Form::Group {
+        assert!(chunk_a * a.rows <= a.init.len() && slot_a * a.rows <= a.scales.len());
     }
+    assert!(chunk_b * LINES <= b.codes.len() && slot_b * b.scale_bytes() <= b.scales.len());
 }
 
 /// The matmul kernels of an instruction set. A value is the proof that this CPU has it: the only
@@ -224,26 +212,16 @@ pub(crate) trait Kernels: Copy + Send + Sync + std::fmt::Debug {
         }
     }
 
-    /// Rounds each sum less the correction to f32 and scales it.
+    /// Rounds the sums less the corrections of each row of the tile, and writes the outputs.
     #[inline(always)]
-    fn scale_sums(
-        self,
-        from: &[i32; COLUMNS],
-        correction: i32,
-        by: Scaling<'_>,
-        to: &mut OutputRow,
-    ) {
-        for (c, (y, &sum)) in to.iter_mut().zip(from).enumerate() {
-            *y = by.of(c, sum.wrapping_sub(correction) as f32);
-        }
+    fn round_sums<T: FloatValue>(self, sums: &Sums, by: &Rounding<'_>, out: OutputTile<'_, T>) {
+        by.sums(sums, out);
     }
 
-    /// The same for 64-bit sums.
+    /// The same for 64-bit sums, which need no corrections.
     #[inline(always)]
-    fn scale_units(self, from: &[i64; COLUMNS], by: Scaling<'_>, to: &mut OutputRow) {
-        for (c, (y, &sum)) in to.iter_mut().zip(from).enumerate() {
-            *y = by.of(c, sum as f32);
-        }
+    fn round_units<T: FloatValue>(self, units: &Units, by: &Rounding<'_>, out: OutputTile<'_, T>) {
+        by.units(units, out);
     }
 }
 
@@ -261,14 +239,15 @@ pub(crate) trait FoldKernels: Copy + Send + Sync + std::fmt::Debug {
     /// Most rows of a tile of `m` rows of A.
     fn rows(self, m: usize) -> usize;
 
-    /// Packs a row, and returns its total.
+    /// Packs a plane of a tile; writes the sums of each slot and row, and their totals, if sums are
+    /// offset.
     fn pack_fold(
         self,
-        from: FoldRow<'_>,
-        at: RowOfTile,
+        from: FoldTile<'_>,
         codes: &mut [i32],
         sums: &mut [i32],
-    ) -> i32;
+        totals: &mut [i32; MAX_ROWS],
+    );
 
     /// Packs a row of MXINT8, whole chunks of elements.
     fn pack_int8(self, from: &[u8], at: RowOfTile, codes: &mut [i32], init: &mut [[i32; 2]]);
@@ -288,9 +267,9 @@ pub(crate) trait PairKernels: Copy + Send + Sync + std::fmt::Debug {
     /// panel's is line `half`.
     fn expand(self, b: PanelView<'_>, chunks: Range<usize>, half: usize, to: &mut [Line]);
 
-    /// As [`fold`](FoldKernels::fold), for these slots of plane 0 of A and two panels, added to the
-    /// sums. `next` is read soon.
-    fn fold_pair(self, a: TileView<'_>, b: &[Line], next: &[Line], sums: &mut [Sums; 2]);
+    /// As [`fold`](FoldKernels::fold), for these slots of plane 0 of A and two panels; added to the
+    /// sums if `add`. `next` is read soon.
+    fn fold_pair(self, a: TileView<'_>, b: &[Line], next: &[Line], add: bool, sums: &mut [Sums; 2]);
 }
 
 /// Kernels that an instruction set does not have: there is no value of this type.
@@ -309,7 +288,7 @@ impl FoldKernels for Never {
         match self {}
     }
 
-    fn pack_fold(self, _: FoldRow<'_>, _: RowOfTile, _: &mut [i32], _: &mut [i32]) -> i32 {
+    fn pack_fold(self, _: FoldTile<'_>, _: &mut [i32], _: &mut [i32], _: &mut [i32; MAX_ROWS]) {
         match self {}
     }
 
@@ -331,7 +310,7 @@ impl PairKernels for Never {
         match self {}
     }
 
-    fn fold_pair(self, _: TileView<'_>, _: &[Line], _: &[Line], _: &mut [Sums; 2]) {
+    fn fold_pair(self, _: TileView<'_>, _: &[Line], _: &[Line], _: bool, _: &mut [Sums; 2]) {
         match self {}
     }
 }

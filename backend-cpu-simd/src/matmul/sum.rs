@@ -76,6 +76,10 @@ impl Sum<'_> {
 /// i64: `term * live <= 2^63 - 1`.
 #[inline]
 pub(crate) fn fits_63_bits(dot: u128, reach_a: u64, reach_b: u64, live: usize) -> bool {
+    // Four factors below 2^16, 2^16, 2^16 and 2^15: the usual case, without long products.
+    if (reach_a | reach_b) >> 16 == 0 && dot >> 16 == 0 && live >> 15 == 0 {
+        return true;
+    }
     // D < 2^16 and a reach that is not saturated is below 2^62, so this saturates only where the
     // bound fails anyway.
     let term = (u128::from(reach_a) * u128::from(reach_b)).saturating_mul(dot);

@@ -3,7 +3,7 @@
 //! A tile is filled in four phases:
 //!
 //! ```text
-//! survey         metadata and planes of each row
+//! survey         metadata of each row, and planes of those that need several
 //! pack_codes     group form and MXINT8: the codes, which all planes share
 //! list_planes    which chunks each plane has, and how its base relates to the rows'
 //! pack_folded    fold form: codes with the plane's scales folded in
@@ -15,7 +15,7 @@ use std::ops::Range;
 use fp4_core::{Element, Error, Format, PackedShape, PackedView};
 
 use super::meta::{Extremes, MAX_PLANES, Planes, RowMeta, ScaleCounts};
-use super::operand::{CHUNK, Form, INT8_LIMIT_A, NO_SHIFT, STEPS};
+use super::operand::{CHUNK, Form, INT8_LIMIT_A, MAX_ROWS, NO_SHIFT, STEPS};
 use super::{FoldKernels, Kernels};
 use crate::cost::Cost;
 use crate::isa::Isa;
@@ -31,8 +31,8 @@ pub(crate) struct TilePlane {
     codes: Vec<i32>,
     /// Fold form: sums of 32 values, for each slot and row.
     pub(crate) sums: Vec<i32>,
-    /// Fold form: their totals for each row.
-    pub(crate) totals: Vec<i32>,
+    /// What sums over all slots are too large by, for each row: zeros but in the fold form.
+    pub(crate) corrections: [i32; MAX_ROWS],
     /// Group form and MXINT8: scaled scales or shifts, for each slot and row.
     scales: Vec<[i16; 4]>,
     /// The plane's base over the base of the row's metadata.
@@ -51,7 +51,6 @@ impl TilePlane {
     fn allocated_bytes(&self) -> usize {
         bytes_of(&self.codes)
             + bytes_of(&self.sums)
-            + bytes_of(&self.totals)
             + bytes_of(&self.scales)
             + bytes_of(&self.shift)
             + bytes_of(&self.slots)
@@ -74,6 +73,8 @@ pub(crate) struct RowTile {
     /// Metadata of the rows, over all of K.
     pub(crate) meta: Vec<RowMeta>,
     pub(crate) complete: Vec<bool>,
+    /// Bases of the rows; past the last row that of the first.
+    pub(crate) bases: [i32; MAX_ROWS],
     pub(crate) extremes: Extremes,
     /// True if the planes share the codes and differ in their scales: group form and MXINT8.
     shared: bool,
@@ -83,7 +84,81 @@ pub(crate) struct RowTile {
     planes: Vec<TilePlane>,
     count: usize,
     /// Scratch of [`fill`](Self::fill).
-    rows: Vec<Planes>,
+    scratch: TileFill,
+}
+
+/// What is known of a tile while it is packed. Its buffers are kept.
+#[derive(Debug, Default)]
+struct TileFill {
+    /// The planes of rows that are not in one: which of the `several`.
+    planes: Vec<Option<usize>>,
+    several: Vec<Planes>,
+    /// Scaled scales of a row.
+    scaled: Vec<i16>,
+    /// Fold form: shifts of the scales plus one, for each row and slot of a plane; 0 outside of it.
+    shifts: Vec<u8>,
+}
+
+impl TileFill {
+    fn clear(&mut self) {
+        self.planes.clear();
+        self.several.clear();
+    }
+
+    /// Bytes of memory held beside the struct itself.
+    fn allocated_bytes(&self) -> usize {
+        bytes_of(&self.planes)
+            + bytes_of(&self.several)
+            + bytes_of(&self.scaled)
+            + bytes_of(&self.shifts)
+    }
+
+    /// How many planes a row has.
+    fn count(&self, row: usize) -> usize {
+        self.planes[row].map_or(1, |at| self.several[at].count)
+    }
+
+    /// Base and largest scaled magnitude of plane `p` of a row, if it has it.
+    fn window(&self, row: usize, meta: &RowMeta, p: usize) -> Option<(i32, i32)> {
+        match self.planes[row] {
+            None => (p == 0).then_some((meta.base, meta.reach as i32)),
+            Some(at) => {
+                let planes = &self.several[at];
+                (p < planes.count).then(|| (planes.base[p], planes.largest(p)))
+            }
+        }
+    }
+
+    /// True if a group with one of the scales is in plane `p`, not 0, of a row.
+    fn has_any(&self, row: usize, p: usize, scales: &[u8]) -> bool {
+        self.planes[row].is_some_and(|at| {
+            let of_byte = &self.several[at].of_byte;
+            scales.iter().any(|&s| usize::from(of_byte[usize::from(s)]) == p)
+        })
+    }
+
+    /// Makes `scaled` the scaled scales, in plane `p` of a row, of each group of A in the slots of
+    /// the tile, 0 for groups that are outside of the tile's range.
+    #[inline(always)]
+    fn scale(&mut self, from: &TileSource<'_>, row: usize, meta: &RowMeta, p: usize) {
+        let all = from.scales_of_slots();
+        let scales = &from.a.row_scales(from.rows.start + row)[all.clone()];
+        self.scaled.clear();
+        self.scaled.resize(from.chunks.len() * (from.per / from.per_scale), 0);
+        match self.planes[row] {
+            None if p > 0 => {}
+            None => meta.scaled(from.a.shape().scale_type(), scales, &mut self.scaled),
+            Some(at) => {
+                let planes = &self.several[at];
+                for (to, &scale) in self.scaled.iter_mut().zip(scales) {
+                    let byte = usize::from(scale);
+                    if usize::from(planes.of_byte[byte]) == p {
+                        *to = planes.scaled[byte];
+                    }
+                }
+            }
+        }
+    }
 }
 
 /// What a kernel reads of A.
@@ -106,13 +181,14 @@ impl RowTile {
             first: 0,
             meta: Vec::new(),
             complete: Vec::new(),
+            bases: [0; MAX_ROWS],
             extremes: Extremes::of(std::iter::empty()),
             shared: false,
             codes: Vec::new(),
             init: Vec::new(),
             planes: Vec::new(),
             count: 0,
-            rows: Vec::new(),
+            scratch: TileFill::default(),
         }
     }
 
@@ -122,7 +198,7 @@ impl RowTile {
             + bytes_of(&self.complete)
             + bytes_of(&self.codes)
             + bytes_of(&self.init)
-            + bytes_of(&self.rows)
+            + self.scratch.allocated_bytes()
             + bytes_of(&self.planes)
             + self.planes.iter().map(TilePlane::allocated_bytes).sum::<usize>()
     }
@@ -143,38 +219,47 @@ impl RowTile {
     fn fill<K: Kernels>(&mut self, kernels: K, form: Form, from: &TileSource<'_>) {
         self.shared = from.int8 || form == Form::Group;
         let limit = if from.int8 { INT8_LIMIT_A } else { form.limit_a() };
-        self.survey(from, limit);
+        kernels.enter(|| self.survey(from, limit));
         if self.shared {
             self.pack_codes(kernels, form, from);
         }
         self.list_planes(from);
         match kernels.for_fold(form) {
-            Some(kernels) if !from.int8 => self.pack_folded(kernels, from),
-            Some(_) => self.pack_scales(from, |[s, _]| {
+            Some(fold) if !from.int8 => self.pack_folded(kernels, fold, from),
+            Some(_) => self.pack_scales(kernels, from, |[s, _]| {
                 // The scale is a power of two, 0 outside of the plane.
                 let shift = if s == 0 { NO_SHIFT } else { s.trailing_zeros() as i16 };
                 [shift, 0, shift, 0]
             }),
-            None if K::BY_HALVES => self.pack_scales(from, |[g, h]| [g, g, h, h]),
-            None => self.pack_scales(from, |[g, h]| [g, h, g, h]),
+            None if K::BY_HALVES => self.pack_scales(kernels, from, |[g, h]| [g, g, h, h]),
+            None => self.pack_scales(kernels, from, |[g, h]| [g, h, g, h]),
         }
     }
 
     /// What is known of each row, and how many planes there are.
+    #[inline(always)]
     fn survey(&mut self, from: &TileSource<'_>, limit: i32) {
         self.first = from.rows.start;
         self.meta.clear();
         self.complete.clear();
-        self.rows.clear();
+        self.scratch.clear();
         for i in from.rows.clone() {
-            let histogram = ScaleCounts::of_row(from.a, i);
-            let planes = Planes::new(&histogram, limit);
-            self.meta.push(RowMeta::new(&histogram));
-            self.complete.push(planes.complete);
-            self.rows.push(planes);
+            let meta = RowMeta::of_row(from.a, i);
+            let (mut complete, mut planes) = (true, None);
+            if meta.reach > limit as u64 {
+                let several = Planes::new(&ScaleCounts::of_row(from.a, i), limit);
+                complete = several.complete;
+                planes = Some(self.scratch.several.len());
+                self.scratch.several.push(several);
+            }
+            self.meta.push(meta);
+            self.complete.push(complete);
+            self.scratch.planes.push(planes);
         }
+        self.bases = [self.meta.first().map_or(0, |meta| meta.base); MAX_ROWS];
+        self.bases.iter_mut().zip(&self.meta).for_each(|(base, meta)| *base = meta.base);
         self.extremes = Extremes::of(self.meta.iter().zip(self.complete.iter().copied()));
-        self.count = self.rows.iter().map(|r| r.count).max().unwrap_or(1);
+        self.count = (0..self.meta.len()).map(|row| self.scratch.count(row)).max().unwrap_or(1);
         while self.planes.len() < self.count {
             self.planes.push(TilePlane::default());
         }
@@ -204,74 +289,117 @@ impl RowTile {
                 // Groups outside the range may be listed; they are packed as zeros.
                 plane.slots.extend((0..from.chunks.len() as u32).filter(|&slot| {
                     let scales_of_slot = from.scales_of_slot(slot as usize);
-                    self.rows.iter().zip(from.rows.clone()).any(|(planes, i)| {
+                    from.rows.clone().enumerate().any(|(row, i)| {
                         let scales = &from.a.row_scales(i)[scales_of_slot.clone()];
-                        scales.iter().any(|&s| usize::from(planes.of_byte[usize::from(s)]) == p)
+                        self.scratch.has_any(row, p, scales)
                     })
                 }));
             }
+            plane.corrections = [0; MAX_ROWS];
             plane.shift.clear();
             plane.max = 0;
-            for (planes, meta) in self.rows.iter().zip(&self.meta) {
-                let used = p < planes.count;
-                plane.shift.push(if used { (planes.base[p] - meta.base) as u32 } else { 0 });
-                if self.shared {
-                    plane.max = plane.max.max(planes.largest(p));
-                }
+            for (row, meta) in self.meta.iter().enumerate() {
+                let (base, largest) = self.scratch.window(row, meta, p).unwrap_or((meta.base, 0));
+                plane.shift.push((base - meta.base) as u32);
+                plane.max = plane.max.max(largest);
             }
         }
     }
 
     /// Fold form: the codes of each plane, with its scales folded in.
-    fn pack_folded(&mut self, kernels: impl FoldKernels, from: &TileSource<'_>) {
+    fn pack_folded<F: FoldKernels>(
+        &mut self,
+        kernels: impl Kernels<Fold = F>,
+        fold: F,
+        from: &TileSource<'_>,
+    ) {
         let rows = from.rows.len();
+        let mut codes = [&[][..]; MAX_ROWS];
+        for (codes, i) in codes.iter_mut().zip(from.rows.clone()) {
+            *codes = from.codes(i);
+        }
         for (p, plane) in self.planes[..self.count].iter_mut().enumerate() {
             let held = plane.held(p, from.chunks.len());
             plane.codes.resize(held * STEPS * rows, 0);
             plane.sums.resize(held * rows, 0);
-            plane.totals.clear();
-            for ((row, i), planes) in from.rows.clone().enumerate().zip(&self.rows) {
-                let folded = FoldRow {
-                    codes: from.codes(i),
-                    scales: &from.a.row_scales(i)[from.groups.clone()],
-                    planes,
-                    plane: p as u8,
-                    slots: (p > 0).then_some(&plane.slots),
-                };
-                let (codes, sums) = (&mut plane.codes, &mut plane.sums);
-                let at = RowOfTile { row, rows };
-                plane.totals.push(kernels.pack_fold(folded, at, codes, sums));
-            }
+            let (meta, scratch, slots) = (&self.meta, &mut self.scratch, &plane.slots);
+            kernels.enter(
+                #[inline(always)]
+                || {
+                    scratch.shifts.clear();
+                    for (row, meta) in meta.iter().enumerate() {
+                        let scales = &from.a.row_scales(from.rows.start + row)[from.groups.clone()];
+                        match scratch.planes[row] {
+                            None if p > 0 => scratch.shifts.extend(slots.iter().map(|_| 0)),
+                            None => meta.shifts(scales, &mut scratch.shifts),
+                            Some(at) => {
+                                let planes = &scratch.several[at];
+                                let shift = |&byte: &u8| planes.shift(p, byte);
+                                match p {
+                                    0 => scratch.shifts.extend(scales.iter().map(shift)),
+                                    _ => scratch.shifts.extend(
+                                        slots.iter().map(|&slot| shift(&scales[slot as usize])),
+                                    ),
+                                }
+                            }
+                        }
+                    }
+                },
+            );
+            let folded = FoldTile {
+                codes: &codes[..rows],
+                shifts: &self.scratch.shifts,
+                slots: (p > 0).then_some(&plane.slots),
+            };
+            fold.pack_fold(folded, &mut plane.codes, &mut plane.sums, &mut plane.corrections);
+            let corrections = &mut plane.corrections[..rows];
+            corrections.iter_mut().for_each(|sum| *sum = sum.wrapping_mul(F::OFFSET));
         }
     }
 
     /// Group form and MXINT8: the scaled scales of each plane; `lanes` makes the kernels' lanes of
     /// those of both halves.
-    fn pack_scales(&mut self, from: &TileSource<'_>, lanes: impl Fn([i16; 2]) -> [i16; 4]) {
+    fn pack_scales(
+        &mut self,
+        kernels: impl Kernels,
+        from: &TileSource<'_>,
+        lanes: impl Fn([i16; 2]) -> [i16; 4],
+    ) {
         let rows = from.rows.len();
+        // Groups of B at the ends of the slots that are outside of the range.
+        let cut = [
+            from.groups.start - from.chunks.start * from.per,
+            from.chunks.end * from.per - from.groups.end,
+        ];
         for (p, plane) in self.planes[..self.count].iter_mut().enumerate() {
             let held = plane.held(p, from.chunks.len());
             plane.scales.resize(held * rows, [0; 4]);
-            for ((row, i), planes) in from.rows.clone().enumerate().zip(&self.rows) {
-                let scales = from.a.row_scales(i);
-                let scaled = |group: usize| {
-                    if !from.groups.contains(&group) {
-                        return 0;
+            let (meta, scratch) = (&self.meta, &mut self.scratch);
+            kernels.enter(
+                #[inline(always)]
+                || {
+                    for (row, meta) in meta.iter().enumerate() {
+                        scratch.scale(from, row, meta, p);
+                        let scaled = &scratch.scaled;
+                        let halves = |slot: usize| match from.per / from.per_scale {
+                            2 => [scaled[2 * slot], scaled[2 * slot + 1]],
+                            _ => [scaled[slot]; 2],
+                        };
+                        let to = plane.scales[row.min(held * rows)..].iter_mut().step_by(rows);
+                        for (at, to) in to.enumerate() {
+                            let slot = if p == 0 { at } else { plane.slots[at] as usize };
+                            let mut halves = halves(slot);
+                            if slot == 0 && cut[0] > 0 {
+                                halves[0] = 0;
+                            }
+                            if slot + 1 == from.chunks.len() && cut[1] > 0 {
+                                halves[1] = 0;
+                            }
+                            *to = lanes(halves);
+                        }
                     }
-                    let byte = scales[group / from.per_scale];
-                    let of_plane = usize::from(planes.of_byte[usize::from(byte)]) == p;
-                    if of_plane { planes.scaled[usize::from(byte)] } else { 0 }
-                };
-                let to = plane.scales[row.min(held * rows)..].iter_mut().step_by(rows);
-                for (at, to) in to.enumerate() {
-                    let slot = if p == 0 { at } else { plane.slots[at] as usize };
-                    let chunk = from.chunks.start + slot;
-                    *to = lanes(match from.per {
-                        2 => [scaled(2 * chunk), scaled(2 * chunk + 1)],
-                        _ => [scaled(chunk); 2],
-                    });
-                }
-            }
+                },
+            );
         }
     }
 }
@@ -307,6 +435,12 @@ impl<'a> TileSource<'a> {
         &self.a.row_codes(i)[self.chunks.start * bytes..end]
     }
 
+    /// The scales of A in the slots of the tile.
+    fn scales_of_slots(&self) -> Range<usize> {
+        let per = self.per / self.per_scale;
+        self.chunks.start * per..(self.chunks.end * per).min(self.a.shape().row_groups())
+    }
+
     /// The scales of A in slot `slot` of the tile.
     fn scales_of_slot(&self, slot: usize) -> Range<usize> {
         let (chunk, per) = (self.chunks.start + slot, self.per / self.per_scale);
@@ -322,19 +456,37 @@ pub(crate) struct RowOfTile {
     pub(crate) rows: usize,
 }
 
-/// One row of a plane of a tile to be packed in the fold form: codes and scale bytes of the tile's
-/// range, and which slots are wanted.
+/// A plane of a tile to be packed in the fold form.
 #[derive(Debug, Clone, Copy)]
 #[cfg_attr(
     not(any(target_arch = "x86_64", target_arch = "aarch64")),
     allow(dead_code, reason = "read by fold forms, which no instruction set here has")
 )]
-pub(crate) struct FoldRow<'a> {
-    pub(crate) codes: &'a [u8],
-    pub(crate) scales: &'a [u8],
-    pub(crate) planes: &'a Planes,
-    pub(crate) plane: u8,
+pub(crate) struct FoldTile<'a> {
+    /// The codes of each row in the tile's range, whole chunks.
+    pub(crate) codes: &'a [&'a [u8]],
+    /// For each row and slot of the plane the shift of the scale over the base, 0 to 3, plus one; 0
+    /// for a group that is not in the plane.
+    pub(crate) shifts: &'a [u8],
+    /// Which chunks the slots of the plane are; all if there is no list.
     pub(crate) slots: Option<&'a Vec<u32>>,
+}
+
+#[cfg_attr(
+    not(any(target_arch = "x86_64", target_arch = "aarch64")),
+    allow(dead_code, reason = "read by fold forms, which no instruction set here has")
+)]
+impl FoldTile<'_> {
+    /// How many slots the plane has.
+    pub(crate) fn held(&self) -> usize {
+        self.shifts.len() / self.codes.len()
+    }
+
+    /// The chunk of slot `at` of the plane.
+    #[inline(always)]
+    pub(crate) fn chunk(&self, at: usize) -> usize {
+        self.slots.map_or(at, |slots| slots[at] as usize)
+    }
 }
 
 /// The activation A (M, K) in tiles. Its buffers are kept from one use to the next.

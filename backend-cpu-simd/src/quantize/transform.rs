@@ -68,14 +68,6 @@ pub(crate) trait FloatValue: Float {
     fn chains(x: &[f32], columns: &[f32], y: &mut [f32]);
 
     /// The values as f32, if that is their type.
-    #[cfg_attr(
-        not(any(
-            target_arch = "x86_64",
-            target_arch = "aarch64",
-            all(target_arch = "wasm32", target_feature = "simd128")
-        )),
-        allow(dead_code, reason = "no kernels plug into the tiles")
-    )]
     fn as_f32(_values: &mut [Self]) -> Option<&mut [f32]> {
         None
     }

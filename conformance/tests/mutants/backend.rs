@@ -225,6 +225,7 @@ impl Mutant {
         let mut sum = ExactSum::ZERO;
         let all = b.shape().row_groups();
         let spread = self.joint_spread(a, i, b, j);
+        let window = self.window(a, i);
         for g in groups {
             if self.has(Fault::TailDropped) && all > 4 && g == all - 1 && all % 2 == 1 {
                 continue;
@@ -268,7 +269,8 @@ impl Mutant {
                     let dropped = self.has(Fault::WrongFallbackBound)
                         && spread == 41
                         && pa.exponent + pb.exponent == self.lowest(a, i, b, j);
-                    if !dropped {
+                    let outside = window.as_ref().is_some_and(|w| !w.contains(&pa.exponent));
+                    if !dropped && !outside {
                         sum.add_scaled(significand, exponent)?;
                     }
                 }
@@ -329,6 +331,30 @@ impl Mutant {
 
     fn lowest(&self, a: PackedView<'_>, i: usize, b: PackedView<'_>, j: usize) -> i32 {
         (Self::exponents(a, i).zip(Self::exponents(b, j))).map(|(a, b)| a + b).min().unwrap_or(0)
+    }
+
+    /// The exponents of an MXFP4 row whose groups are multiplied, if the row is taken for one whose
+    /// scales are all in one window of four octaves.
+    fn window(&self, a: PackedView<'_>, i: usize) -> Option<Range<i32>> {
+        let (shape, ty) = (a.shape(), a.shape().scale_type());
+        if ty != ScaleType::E8M0 || shape.element() != Element::E2m1 {
+            return None;
+        }
+        let codes = a.row_codes(i).chunks_exact(shape.group_bytes());
+        let groups = codes.zip(a.row_scales(i)).filter_map(|(codes, &scale)| {
+            let live = codes.iter().any(|code| code & 0x77 != 0);
+            ty.parts(scale).map(|parts| (live, parts.exponent))
+        });
+        let live = || groups.clone().filter(|group| group.0).map(|group| group.1);
+        let (least, most) = (live().min()?, live().max()?);
+        match self.fault {
+            Some(Fault::WindowOfDeadGroup) if most - least < 4 => {
+                let first = groups.clone().map(|group| group.1).min()?;
+                Some(first..first + 4)
+            }
+            Some(Fault::WindowDropsOctave) if most - least == 4 => Some(least..least + 4),
+            _ => None,
+        }
     }
 
     fn joint_spread(&self, a: PackedView<'_>, i: usize, b: PackedView<'_>, j: usize) -> i32 {

@@ -70,6 +70,8 @@ faults! {
     ScaleSubnormalsFlushed: "e4m3 subnormals decode as zero",
     NanScaleIgnored: "a NaN scale counts as zero",
     WrongFallbackBound: "the narrow path one past its exponent spread",
+    WindowOfDeadGroup: "the window of a row begins at the scale of a group of zeros",
+    WindowDropsOctave: "a row one octave past one window is taken for one in it",
     F32Accumulation: "accumulates in f32",
     F64Accumulation: "accumulates in f64",
     RoundedHalves: "adds two rounded halves of K",

@@ -8,7 +8,7 @@ use super::{Neon, NeonDotprod, NeonI8mm, operand, sdot, smlal, smmla};
 use crate::isa::Isa;
 use crate::matmul::operand::{COLUMNS, Form, MAX_ROWS, STEPS};
 use crate::matmul::{
-    FoldKernels, FoldRow, Kernels, Never, PanelView, RowOfTile, StepAt, Steps, Sums, TileView,
+    FoldKernels, FoldTile, Kernels, Never, PanelView, RowOfTile, StepAt, Steps, Sums, TileView,
     expect_inside,
 };
 
@@ -208,13 +208,12 @@ macro_rules! fold_kernels {
 
             fn pack_fold(
                 self,
-                from: FoldRow<'_>,
-                at: RowOfTile,
+                from: FoldTile<'_>,
                 codes: &mut [i32],
                 _: &mut [i32],
-            ) -> i32 {
-                operand::pack_fold(from, at, codes);
-                0 // Nothing is offset, so no sums are needed.
+                _: &mut [i32; MAX_ROWS],
+            ) {
+                operand::pack_fold(from, codes); // Nothing is offset, so no sums are needed.
             }
 
             fn pack_int8(self, from: &[u8], at: RowOfTile, codes: &mut [i32], _: &mut [[i32; 2]]) {

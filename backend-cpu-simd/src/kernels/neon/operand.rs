@@ -17,7 +17,7 @@ use std::ops::Range;
 use fp4_core::E2m1;
 
 use crate::matmul::operand::{Form, LINES, STEPS, int8_steps};
-use crate::matmul::{FoldRow, PanelView, RowOfTile, StepAt, Steps};
+use crate::matmul::{FoldTile, PanelView, RowOfTile, StepAt, Steps};
 
 /// Steps of a list that are expanded at a time: 4 KB of bytes.
 pub(super) const BLOCK: usize = 8;
@@ -76,21 +76,17 @@ fn pack(bytes: &[u8; 16], shift: i8, slot: usize, to: RowOfTile, codes: &mut [i3
 }
 
 /// See [`FoldKernels::pack_fold`](crate::matmul::FoldKernels::pack_fold).
-pub(super) fn pack_fold(from: FoldRow<'_>, row: RowOfTile, codes: &mut [i32]) {
-    let chunks = from.codes.as_chunks::<16>().0;
-    let pack = |at: usize, slot: usize, codes: &mut [i32]| {
-        let byte = usize::from(from.scales[slot]);
-        let inside = from.planes.of_byte[byte] == from.plane;
-        match from.planes.scaled[byte] {
-            scaled if inside && scaled != 0 => {
-                pack(&chunks[slot], scaled.trailing_zeros() as i8, at, row, codes);
+pub(super) fn pack_fold(from: FoldTile<'_>, codes: &mut [i32]) {
+    let (rows, held) = (from.codes.len(), from.held());
+    for (row, row_codes) in from.codes.iter().enumerate() {
+        let chunks = row_codes.as_chunks::<16>().0;
+        for (at, &shift) in from.shifts[row * held..][..held].iter().enumerate() {
+            let to = RowOfTile { row, rows };
+            match shift {
+                0 => pack(&[0; 16], 0, at, to, codes),
+                _ => pack(&chunks[from.chunk(at)], shift as i8 - 1, at, to, codes),
             }
-            _ => pack(&[0; 16], 0, at, row, codes),
         }
-    };
-    match from.slots {
-        None => (0..chunks.len()).for_each(|slot| pack(slot, slot, codes)),
-        Some(slots) => slots.iter().enumerate().for_each(|(at, &s)| pack(at, s as usize, codes)),
     }
 }
 

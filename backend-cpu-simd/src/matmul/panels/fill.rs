@@ -30,13 +30,13 @@ impl<'a> PanelRows<'a> {
     /// Reads the scales of the rows `first..`.
     pub(super) fn new(b: PackedView<'a>, form: Form, first: usize) -> Self {
         let rows = first..b.shape().rows().min(first + COLUMNS);
-        let histograms: Vec<_> = rows.map(|j| ScaleCounts::of_row(&b, j)).collect();
+        let planes = |j| Planes::new(&ScaleCounts::of_row(&b, j), form.limit_b());
         PanelRows {
             b,
             form,
             first,
-            meta: histograms.iter().map(RowMeta::new).collect(),
-            planes: histograms.iter().map(|h| Planes::new(h, form.limit_b())).collect(),
+            meta: rows.clone().map(|j| RowMeta::of_row(&b, j)).collect(),
+            planes: rows.map(planes).collect(),
         }
     }
 

@@ -30,14 +30,16 @@ use std::arch::x86_64::*;
 
 use fp4_core::E2m1;
 
-use super::Avx2;
+use super::{Avx2, output};
 use crate::isa::Isa;
-use crate::kernels::x86::{NAN, operand, prefetch};
+use crate::kernels::x86::{operand, prefetch};
 use crate::matmul::operand::{COLUMNS, Form, LINES, Line, MAX_ROWS, STEPS};
+use crate::matmul::rounding::Rounding;
 use crate::matmul::{
-    Kernels, Never, OutputRow, PanelView, RowOfTile, Scaling, StepAt, Steps, Sums, TileView,
+    Kernels, Never, OutputTile, PanelView, RowOfTile, StepAt, Steps, Sums, TileView, Units,
     expect_inside,
 };
+use crate::quantize::FloatValue;
 
 /// Tiles of up to this many rows wait for memory, and ask for it in time.
 const PREFETCH_ROWS: usize = 8;
@@ -94,15 +96,15 @@ impl Kernels for Avx2 {
     }
 
     #[inline(always)]
-    fn scale_sums(
-        self,
-        from: &[i32; COLUMNS],
-        correction: i32,
-        by: Scaling<'_>,
-        to: &mut OutputRow,
-    ) {
+    fn round_sums<T: FloatValue>(self, sums: &Sums, by: &Rounding<'_>, out: OutputTile<'_, T>) {
         // SAFETY: `self` proves the features.
-        unsafe { scale_sums(from, correction, by, to) }
+        unsafe { output::round_sums(sums, by, out) }
+    }
+
+    #[inline(always)]
+    fn round_units<T: FloatValue>(self, units: &Units, by: &Rounding<'_>, out: OutputTile<'_, T>) {
+        // SAFETY: `self` proves the features.
+        unsafe { output::round_units(units, by, out) }
     }
 
     fn pack_int8(self, from: &[u8], at: RowOfTile, codes: &mut [i32], init: &mut [[i32; 2]]) {
@@ -138,26 +140,6 @@ fn add_shifted(
                 _mm256_sllv_epi64(_mm256_cvtepi32_epi64(sums), _mm256_cvtepi32_epi64(shifts));
             let to = to.as_mut_ptr().add(quarter).cast();
             _mm256_storeu_si256(to, _mm256_add_epi64(_mm256_loadu_si256(to), added));
-        }
-    }
-}
-
-#[inline]
-#[target_feature(enable = "avx2")]
-fn scale_sums(from: &[i32; COLUMNS], correction: i32, by: Scaling<'_>, to: &mut OutputRow) {
-    for half in [0, COLUMNS / 2] {
-        // SAFETY: a half is 32 readable, or writable, bytes.
-        unsafe {
-            let sums = _mm256_loadu_si256(from.as_ptr().add(half).cast());
-            let sums = _mm256_sub_epi32(sums, _mm256_set1_epi32(correction));
-            let bases = _mm256_loadu_si256(by.column_bases.as_ptr().add(half).cast());
-            let exponents = _mm256_add_epi32(bases, _mm256_set1_epi32(by.base + 127));
-            let powers = _mm256_castsi256_ps(_mm256_slli_epi32::<23>(exponents));
-            let y = _mm256_mul_ps(_mm256_cvtepi32_ps(sums), powers);
-            let y = _mm256_mul_ps(y, _mm256_set1_ps(by.alpha));
-            let nan = _mm256_cmp_ps::<_CMP_UNORD_Q>(y, y);
-            let y = _mm256_blendv_ps(y, _mm256_set1_ps(NAN), nan);
-            _mm256_storeu_ps(to.as_mut_ptr().add(half), y);
         }
     }
 }

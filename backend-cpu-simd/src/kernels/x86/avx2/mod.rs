@@ -2,6 +2,7 @@
 
 mod dequantize;
 pub(super) mod matmul;
+mod output;
 mod quantize;
 
 use fp4_core::Unsupported;

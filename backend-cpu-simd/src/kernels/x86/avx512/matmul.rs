@@ -47,14 +47,16 @@ use std::ops::Range;
 
 use fp4_core::E2m1;
 
-use super::{Avx512, int8};
+use super::{Avx512, int8, output};
 use crate::isa::Isa;
-use crate::kernels::x86::{NAN, operand, prefetch};
+use crate::kernels::x86::{operand, prefetch};
 use crate::matmul::operand::{COLUMNS, Form, LINES, Line, MAX_ROWS, STEPS};
+use crate::matmul::rounding::Rounding;
 use crate::matmul::{
-    FoldKernels, FoldRow, Kernels, OutputRow, PairKernels, PanelView, RowOfTile, Scaling, StepAt,
-    Steps, Sums, TileView, expect_inside,
+    FoldKernels, FoldTile, Kernels, OutputTile, PairKernels, PanelView, RowOfTile, StepAt, Steps,
+    Sums, TileView, Units, expect_inside,
 };
+use crate::quantize::FloatValue;
 
 /// Rows of the largest tile in the group form.
 const GROUP_ROWS: usize = 16;
@@ -158,6 +160,7 @@ impl Kernels for Avx512 {
         unsafe { operand::group_int8(from, at, false, codes, init) }
     }
 
+    #[inline]
     fn group(self, a: TileView<'_>, b: PanelView<'_>, steps: Steps<'_>, sums: &mut Sums) {
         expect_inside(Form::Group, a, b, steps);
         assert_eq!(b.groups, 2, "MXFP4 has the fold form");
@@ -182,21 +185,15 @@ impl Kernels for Avx512 {
     }
 
     #[inline(always)]
-    fn scale_sums(
-        self,
-        from: &[i32; COLUMNS],
-        correction: i32,
-        by: Scaling<'_>,
-        to: &mut OutputRow,
-    ) {
+    fn round_sums<T: FloatValue>(self, sums: &Sums, by: &Rounding<'_>, out: OutputTile<'_, T>) {
         // SAFETY: `self` proves the features.
-        unsafe { scale_sums(from, correction, by, to) }
+        unsafe { output::round_sums(sums, by, out) }
     }
 
     #[inline(always)]
-    fn scale_units(self, from: &[i64; COLUMNS], by: Scaling<'_>, to: &mut OutputRow) {
+    fn round_units<T: FloatValue>(self, units: &Units, by: &Rounding<'_>, out: OutputTile<'_, T>) {
         // SAFETY: `self` proves the features.
-        unsafe { scale_units(from, by, to) }
+        unsafe { output::round_units(units, by, out) }
     }
 }
 
@@ -214,13 +211,13 @@ impl FoldKernels for Avx512 {
 
     fn pack_fold(
         self,
-        from: FoldRow<'_>,
-        at: RowOfTile,
+        from: FoldTile<'_>,
         codes: &mut [i32],
         sums: &mut [i32],
-    ) -> i32 {
+        totals: &mut [i32; MAX_ROWS],
+    ) {
         // SAFETY: `self` proves AVX2.
-        unsafe { operand::fold(from, at, codes, sums) }
+        unsafe { operand::fold(from, codes, sums, totals) }
     }
 
     fn pack_int8(self, from: &[u8], at: RowOfTile, codes: &mut [i32], init: &mut [[i32; 2]]) {
@@ -232,6 +229,7 @@ impl FoldKernels for Avx512 {
         int8::multiply(self, a, b, steps, sums);
     }
 
+    #[inline]
     fn fold(self, a: TileView<'_>, b: PanelView<'_>, steps: Steps<'_>, sums: &mut Sums) {
         expect_inside(Form::Fold, a, b, steps);
         // SAFETY: `self` proves the features; all steps are inside their buffers; R is the
@@ -250,11 +248,18 @@ impl PairKernels for Avx512 {
         unsafe { expand(b, chunks, half, to) }
     }
 
-    fn fold_pair(self, a: TileView<'_>, b: &[Line], next: &[Line], sums: &mut [Sums; 2]) {
-        assert!(a.codes.len() / (STEPS * a.rows) * PAIR_LINES <= b.len());
+    fn fold_pair(
+        self,
+        a: TileView<'_>,
+        b: &[Line],
+        next: &[Line],
+        add: bool,
+        sums: &mut [Sums; 2],
+    ) {
+        assert!(a.codes.len() * 2 <= b.len() * a.rows);
         // SAFETY: `self` proves the features; B has as many chunks as A; R is the tile's number of
         // rows.
-        by_rows!(a.rows, pair_rows(a, b, next, sums), 1: 1, 2: 1, 3: 1, 4: 1, 5: 1, 6: 1, 7: 1, 8: 1,
+        by_rows!(a.rows, pair_rows(a, b, next, add, sums), 1: 1, 2: 1, 3: 1, 4: 1, 5: 1, 6: 1, 7: 1, 8: 1,
             9: 1, 10: 1, 11: 1, 12: 1, 13: 1, 14: 1);
     }
 }
@@ -281,41 +286,6 @@ fn add_shifted(
             _mm512_storeu_si512(to, _mm512_add_epi64(_mm512_loadu_si512(to), added));
         }
     }
-}
-
-#[inline]
-#[target_feature(enable = "avx512f,avx512dq")]
-fn scale_sums(from: &[i32; COLUMNS], correction: i32, by: Scaling<'_>, to: &mut OutputRow) {
-    // SAFETY: 64 readable bytes.
-    let sums = unsafe { _mm512_loadu_si512(from.as_ptr().cast()) };
-    let sums = _mm512_sub_epi32(sums, _mm512_set1_epi32(correction));
-    scale(_mm512_cvtepi32_ps(sums), by, to);
-}
-
-#[inline]
-#[target_feature(enable = "avx512f,avx512dq")]
-fn scale_units(from: &[i64; COLUMNS], by: Scaling<'_>, to: &mut OutputRow) {
-    let half = |from: &[i64]| {
-        // SAFETY: a half is 64 readable bytes.
-        _mm512_cvtepi64_ps(unsafe { _mm512_loadu_si512(from.as_ptr().cast()) })
-    };
-    let (low, high) = from.split_at(COLUMNS / 2);
-    let sums = _mm512_insertf32x8::<1>(_mm512_castps256_ps512(half(low)), half(high));
-    scale(sums, by, to);
-}
-
-#[inline]
-#[target_feature(enable = "avx512f,avx512dq")]
-fn scale(sums: __m512, by: Scaling<'_>, to: &mut OutputRow) {
-    // SAFETY: 64 readable bytes.
-    let bases = unsafe { _mm512_loadu_si512(by.column_bases.as_ptr().cast()) };
-    let exponents = _mm512_add_epi32(bases, _mm512_set1_epi32(by.base + 127));
-    let powers = _mm512_castsi512_ps(_mm512_slli_epi32::<23>(exponents));
-    let y = _mm512_mul_ps(_mm512_mul_ps(sums, powers), _mm512_set1_ps(by.alpha));
-    let nan = _mm512_cmp_ps_mask::<_CMP_UNORD_Q>(y, y);
-    let y = _mm512_mask_mov_ps(y, nan, _mm512_set1_ps(NAN));
-    // SAFETY: 64 writable bytes.
-    unsafe { _mm512_storeu_ps(to.as_mut_ptr(), y) };
 }
 
 /// # Safety
@@ -430,14 +400,17 @@ unsafe fn pair_rows<const R: usize, const U: usize>(
     a: TileView<'_>,
     b: &[Line],
     next: &[Line],
+    add: bool,
     sums: &mut [Sums; 2],
 ) {
     const { assert!(U == 1) };
     let mut acc = [[_mm512_setzero_si512(); R]; 2];
-    for (acc, sums) in acc.iter_mut().zip(&*sums) {
-        for (acc, sums) in acc.iter_mut().zip(sums) {
-            // SAFETY: a row of sums is 64 readable bytes.
-            *acc = unsafe { _mm512_loadu_si512(sums.as_ptr().cast()) };
+    if add {
+        for (acc, sums) in acc.iter_mut().zip(&*sums) {
+            for (acc, sums) in acc.iter_mut().zip(sums) {
+                // SAFETY: a row of sums is 64 readable bytes.
+                *acc = unsafe { _mm512_loadu_si512(sums.as_ptr().cast()) };
+            }
         }
     }
     let (mut pa, mut pb) = (a.codes.as_ptr(), b.as_ptr());

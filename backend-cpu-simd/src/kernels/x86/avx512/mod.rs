@@ -3,6 +3,7 @@
 mod dequantize;
 mod int8;
 mod matmul;
+mod output;
 mod quantize;
 
 use fp4_core::Unsupported;

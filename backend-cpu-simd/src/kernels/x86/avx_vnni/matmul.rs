@@ -54,10 +54,12 @@ use crate::isa::Isa;
 use crate::kernels::x86::avx2::matmul as avx2;
 use crate::kernels::x86::{operand, prefetch};
 use crate::matmul::operand::{COLUMNS, Form, LINES, Line, MAX_ROWS, STEPS};
+use crate::matmul::rounding::Rounding;
 use crate::matmul::{
-    FoldKernels, FoldRow, Kernels, OutputRow, PairKernels, PanelView, RowOfTile, Scaling, StepAt,
-    Steps, Sums, TileView, expect_inside,
+    FoldKernels, FoldTile, Kernels, OutputTile, PairKernels, PanelView, RowOfTile, StepAt, Steps,
+    Sums, TileView, Units, expect_inside,
 };
+use crate::quantize::FloatValue;
 
 /// Columns of a pass.
 pub(super) const HALF: usize = COLUMNS / 2;
@@ -120,14 +122,13 @@ impl Kernels for AvxVnni {
     }
 
     #[inline(always)]
-    fn scale_sums(
-        self,
-        from: &[i32; COLUMNS],
-        correction: i32,
-        by: Scaling<'_>,
-        to: &mut OutputRow,
-    ) {
-        self.0.scale_sums(from, correction, by, to);
+    fn round_sums<T: FloatValue>(self, sums: &Sums, by: &Rounding<'_>, out: OutputTile<'_, T>) {
+        self.0.round_sums(sums, by, out);
+    }
+
+    #[inline(always)]
+    fn round_units<T: FloatValue>(self, units: &Units, by: &Rounding<'_>, out: OutputTile<'_, T>) {
+        self.0.round_units(units, by, out);
     }
 }
 
@@ -145,13 +146,13 @@ impl FoldKernels for AvxVnni {
 
     fn pack_fold(
         self,
-        from: FoldRow<'_>,
-        at: RowOfTile,
+        from: FoldTile<'_>,
         codes: &mut [i32],
         sums: &mut [i32],
-    ) -> i32 {
+        totals: &mut [i32; MAX_ROWS],
+    ) {
         // SAFETY: `self` proves AVX2.
-        unsafe { operand::fold(from, at, codes, sums) }
+        unsafe { operand::fold(from, codes, sums, totals) }
     }
 
     fn pack_int8(self, from: &[u8], at: RowOfTile, codes: &mut [i32], init: &mut [[i32; 2]]) {
@@ -180,13 +181,20 @@ impl PairKernels for AvxVnni {
         unsafe { expand(b, chunks, half, to) }
     }
 
-    fn fold_pair(self, a: TileView<'_>, b: &[Line], next: &[Line], sums: &mut [Sums; 2]) {
-        assert!(a.codes.len() / (STEPS * a.rows) * 2 * STEPS <= b.len());
+    fn fold_pair(
+        self,
+        a: TileView<'_>,
+        b: &[Line],
+        next: &[Line],
+        add: bool,
+        sums: &mut [Sums; 2],
+    ) {
+        assert!(a.codes.len() * 2 <= b.len() * a.rows);
         for (half, sums) in sums.iter_mut().enumerate() {
             let next = if half == 0 { next } else { &[] };
             // SAFETY: `self` proves the features; B has as many chunks as A; R is the tile's
             // number of rows.
-            by_rows!(a.rows, panel_rows(a, b, half, next, sums),
+            by_rows!(a.rows, panel_rows(a, b, half, next, add, sums),
                 1: 1, 2: 1, 3: 1, 4: 1, 5: 1, 6: 1);
         }
     }
@@ -344,14 +352,17 @@ unsafe fn panel_rows<const R: usize, const U: usize>(
     b: &[Line],
     half: usize,
     next: &[Line],
+    add: bool,
     sums: &mut Sums,
 ) {
     const { assert!(U == 1 && R <= PAIR_ROWS) };
     let mut acc = [[_mm256_setzero_si256(); R]; 2];
-    for (half, acc) in acc.iter_mut().enumerate() {
-        for (acc, sums) in acc.iter_mut().zip(&*sums) {
-            // SAFETY: half a row of sums is 32 readable bytes.
-            *acc = unsafe { _mm256_loadu_si256(sums.as_ptr().add(HALF * half).cast()) };
+    if add {
+        for (half, acc) in acc.iter_mut().enumerate() {
+            for (acc, sums) in acc.iter_mut().zip(&*sums) {
+                // SAFETY: half a row of sums is 32 readable bytes.
+                *acc = unsafe { _mm256_loadu_si256(sums.as_ptr().add(HALF * half).cast()) };
+            }
         }
     }
     let (mut pa, mut pb) = (a.codes.as_ptr(), b.as_ptr().wrapping_add(half));
