@@ -54,8 +54,8 @@
 //! | `environment` | a changed floating-point environment, for tests |
 //!
 //! `unsafe` is in `kernels` (loads and stores of vectors, calls of kernels by the holder of the
-//! proof), in `matmul` (the output that several threads write), in `threads` (a borrow that outlives
-//! the threads that came), in `memory` (advice about pages) and in `environment` (the control
+//! proof), in `matmul` (the output that several threads write), in `threads` (work borrowed by the
+//! threads that came), in `memory` (advice about pages) and in `environment` (the control
 //! register). `cargo bench` prints speeds beside rooflines and peers of the same run.
 //!
 //! # Example
