@@ -3,6 +3,7 @@
 #![allow(missing_docs)]
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use fp4_backend_cpu_simd::CpuSimd;
 use fp4_backend_cpu_simd::environment::{FpChange, probe, under};
@@ -84,34 +85,63 @@ fn every_entry_point_refuses_a_changed_environment() {
     assert_eq!(refused, 5 * 10);
 }
 
-/// The caller's thread is as it should be, and the pool's are not.
+/// The caller's thread is as it should be, and the pool's are not: a call fails as soon as one of
+/// them comes to help, and is right if none does.
 #[test]
 fn threads_of_a_pool_refuse_a_changed_environment() {
     let spec = QuantSpec::usual(Format::MxFp4);
     let (rows, k) = (512, 1024);
     let x = vec![1f32; rows * k];
     let input = QuantizeInput::new(&x[..], rows, k, &spec).unwrap();
-    let packed = PackedMatrix::zeros(input.shape());
+    let mut packed = PackedMatrix::zeros(input.shape());
+    let alone = CpuSimd::new().with_pool(pool_of(1, |run| run()));
+    alone.quantize(&input, &mut packed.view_mut()).unwrap();
+    let weight = alone.prepare(packed.clone()).unwrap();
+    let mut right = vec![0f32; rows * rows];
+    alone.matmul(packed.view(), &weight, 1.0.into(), (&mut right[..]).into()).unwrap();
     let mut refused = 0;
     for change in FpChange::ALL {
-        let pool = rayon::ThreadPoolBuilder::new().num_threads(2).spawn_handler(|thread| {
-            // SAFETY: what the pool runs are tasks that check the environment first.
-            std::thread::spawn(move || unsafe { under(change, || thread.run()) });
+        // SAFETY: what the pool runs are tasks that check the environment first.
+        let cpu = CpuSimd::new().with_pool(pool_of(2, move |run| unsafe { under(change, run) }));
+        let (mut out, mut y) = (PackedMatrix::zeros(input.shape()), vec![0f32; rows * rows]);
+        let expected = Err(Error::Environment(kind(change)));
+        let start = Instant::now();
+        // On a busy machine threads may come too late for many a call.
+        let until_refused = |call: &mut dyn FnMut() -> Result<(), Error>| loop {
+            match call() {
+                Ok(()) => assert!(start.elapsed().as_secs() < 60, "{change:?}: nobody came"),
+                result => break assert_eq!(result, expected, "{change:?}"),
+            }
+        };
+        until_refused(&mut || {
+            cpu.quantize(&input, &mut out.view_mut())?;
+            assert_eq!(out, packed, "{change:?}");
             Ok(())
         });
-        let cpu = CpuSimd::new().with_pool(Arc::new(pool.build().unwrap()));
-        let weight = CpuSimd::new().prepare(packed.clone()).unwrap();
-        let (mut out, mut y) = (packed.clone(), vec![0f32; rows * rows]);
-        for result in [
-            cpu.quantize(&input, &mut out.view_mut()).map(drop),
-            cpu.matmul(packed.view(), &weight, 1.0.into(), (&mut y[..]).into()).map(drop),
-        ] {
-            assert_eq!(result, Err(Error::Environment(kind(change))), "{change:?}");
-            refused += 1;
-        }
+        until_refused(&mut || {
+            cpu.matmul(packed.view(), &weight, 1.0.into(), (&mut y[..]).into())?;
+            assert_eq!(y, right, "{change:?}");
+            Ok(())
+        });
+        refused += 2;
     }
     println!("environment: {refused} calls refused by pool threads");
     assert_eq!(refused, 5 * 2);
+}
+
+/// A pool of so many threads, each of which runs inside of `around`.
+fn pool_of(
+    threads: usize,
+    around: impl Fn(&mut dyn FnMut()) + Copy + Send + 'static,
+) -> Arc<rayon::ThreadPool> {
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).spawn_handler(move |thread| {
+        let mut thread = Some(thread);
+        std::thread::spawn(move || {
+            around(&mut || thread.take().into_iter().for_each(rayon::ThreadBuilder::run));
+        });
+        Ok(())
+    });
+    Arc::new(pool.build().unwrap())
 }
 
 #[test]

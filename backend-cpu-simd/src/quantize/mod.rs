@@ -160,6 +160,9 @@ fn quantize_typed<T: FloatValue>(
         counts.groups += (x.len() / group) as u64;
         counts
     };
+    if plan.tasks == 1 {
+        return Ok(part(0, x, codes, scales));
+    }
     let tasks = x.chunks(split).zip(codes.chunks_mut(split / per_byte));
     let tasks = tasks.zip(scales.chunks_mut(split / group)).enumerate();
     let counts = threads

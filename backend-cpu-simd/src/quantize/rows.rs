@@ -136,6 +136,9 @@ pub(super) fn quantize<T: FloatValue>(
         counts.groups += (x.len() / group) as u64;
         counts
     };
+    if plan.tasks == 1 {
+        return Ok(part(x, codes, scales, row_scales));
+    }
     let rows = row_scales.len().div_ceil(plan.tasks);
     let tasks = x.chunks(rows * k).zip(codes.chunks_mut(rows * bytes));
     let tasks = tasks.zip(scales.chunks_mut(rows * groups)).zip(row_scales.chunks_mut(rows));
