@@ -49,6 +49,10 @@ pub(crate) struct GroupedCall<'a> {
 
 impl<'a> GroupedCall<'a> {
     fn cost(&self) -> Cost {
+        // An expert without rows reads no weight.
+        if self.out.is_empty() {
+            return Cost::NONE;
+        }
         let (a, b) = (self.a.shape(), self.weight.shape());
         Cost::matmul(self.weight.isa(), [a.rows(), b.rows(), a.k()])
     }

@@ -160,7 +160,9 @@ impl<K: Kernels, T: FloatValue> CutCall for CutMatmul<'_, K, T> {
     fn run_next(&self) -> Option<Result<Paths, Error>> {
         let start = self.next.fetch_add(self.units, Relaxed);
         let units = start..self.cut.units.min(start + self.units);
-        (!units.is_empty()).then(|| self.call.part(&self.cut, units, &self.grid, &self.finish))
+        // SAFETY: units are taken once, by the counter.
+        let run = || unsafe { self.call.part(&self.cut, units.clone(), &self.grid, &self.finish) };
+        (!units.is_empty()).then(run)
     }
 }
 
@@ -451,7 +453,10 @@ impl<'a, K: Kernels> TiledMatmul<'a, K> {
         let k = self.groups.len() * b.shape().group().get();
         let plan = threads.plan(Cost::matmul(K::ISA, [a.shape().rows(), b.shape().rows(), k]));
         let cut = self.cut(if plan.threads == 1 { 1 } else { UNITS * plan.threads });
-        threads.for_each(plan.threads, cut.units, |units| self.part(&cut, units, &grid, sink))
+        threads.for_each(plan.threads, cut.units, |units| {
+            // SAFETY: `for_each` runs each unit once.
+            unsafe { self.part(&cut, units, &grid, sink) }
+        })
     }
 
     /// The kernels on pairs of panels, if one stretch takes all chunks.
@@ -473,9 +478,11 @@ impl<'a, K: Kernels> TiledMatmul<'a, K> {
         Cut::new([self.tiles.len(), self.operands.b.panels().len()], block, step, least)
     }
 
-    /// Computes and writes the outputs of some units of a cut. `grid` is all of the call's output;
-    /// each unit is to be run once.
-    fn part<T: Send>(
+    /// Computes and writes the outputs of some units of a cut. `grid` is all of the call's output.
+    ///
+    /// # Safety
+    /// No unit of a call is run twice.
+    unsafe fn part<T: Send>(
         &self,
         cut: &Cut,
         units: Range<usize>,

@@ -49,19 +49,19 @@ impl<'a, T> OutputParts<'a, T> {
         let at = self.values.wrapping_add(row * self.columns + column).cast::<i8>();
         for line in (0..count * size_of::<T>()).step_by(64) {
             let at = at.wrapping_add(line);
-            #[cfg(target_arch = "x86_64")]
+            #[cfg(all(target_arch = "x86_64", not(miri)))]
             // SAFETY: a prefetch reads and writes nothing, and faults at no address.
             unsafe {
                 use std::arch::x86_64::{_MM_HINT_ET0, _mm_prefetch};
                 _mm_prefetch::<_MM_HINT_ET0>(at);
             }
-            #[cfg(target_arch = "aarch64")]
+            #[cfg(all(target_arch = "aarch64", not(miri)))]
             // SAFETY: as above.
             unsafe {
                 std::arch::asm!("prfm pstl1keep, [{at}]", at = in(reg) at,
                     options(nostack, preserves_flags, readonly));
             }
-            #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+            #[cfg(any(miri, not(any(target_arch = "x86_64", target_arch = "aarch64"))))]
             let _ = at;
         }
     }

@@ -125,16 +125,16 @@ impl<'a> Rounding<'a> {
     /// [`Kernels::round_sums`](super::Kernels::round_sums) for sets that have no better.
     #[inline(always)]
     pub(super) fn sums<T: FloatValue>(&self, sums: &Sums, mut out: OutputTile<'_, T>) {
-        for r in 0..out.rows() {
-            self.row(sums[r].map(|sum| sum.wrapping_sub(self.corrections[r]) as f32), r, &mut out);
+        for (r, sums) in sums.iter().enumerate().take(out.rows()) {
+            self.row(sums.map(|sum| sum.wrapping_sub(self.corrections[r]) as f32), r, &mut out);
         }
     }
 
     /// [`Kernels::round_units`](super::Kernels::round_units) for sets that have no better.
     #[inline(always)]
     pub(super) fn units<T: FloatValue>(&self, units: &Units, mut out: OutputTile<'_, T>) {
-        for r in 0..out.rows() {
-            self.row(units[r].map(|units| units as f32), r, &mut out);
+        for (r, units) in units.iter().enumerate().take(out.rows()) {
+            self.row(units.map(|units| units as f32), r, &mut out);
         }
     }
 

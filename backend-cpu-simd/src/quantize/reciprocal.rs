@@ -112,8 +112,7 @@ pub(crate) const CODES: [u8; 32] = {
 )]
 #[inline(always)]
 pub(crate) fn reciprocal(d: f32, amax: f32) -> Option<[f32; 2]> {
-    // False for NaN.
-    if !(amax <= LARGEST) {
+    if amax.is_nan() || amax > LARGEST {
         return None;
     }
     if d == 0.0 || amax == 0.0 && d > 0.0 {

@@ -242,10 +242,10 @@ impl Job {
             for job in Job::halves(&self.region, self.helpers, self.awake, &self.waiting) {
                 rayon::spawn(|| job.run());
             }
-            self.region.help();
-        }
-        if !self.awake.is_zero() {
-            look_for_work(self.awake);
+            // One that came too late may have been run by a thread that waits for something else.
+            if self.region.help() && !self.awake.is_zero() {
+                look_for_work(self.awake);
+            }
         }
     }
 }
@@ -255,13 +255,15 @@ thread_local! {
     static AWAKE: Cell<bool> = const { Cell::new(false) };
 }
 
-/// Runs jobs of this thread's pool until there was none for so long.
+/// Runs jobs of this thread's pool until there was none for so long, or for [`MOST_AWAKE`] in all.
 fn look_for_work(awake: Duration) {
-    if AWAKE.replace(true) {
+    // On WASM there is no clock everywhere.
+    if cfg!(target_family = "wasm") || AWAKE.replace(true) {
         return; // the job that ended is one of those
     }
-    let mut last = Instant::now();
-    while last.elapsed() < awake {
+    let start = Instant::now();
+    let mut last = start;
+    while last.elapsed() < awake && start.elapsed() < MOST_AWAKE {
         match rayon::yield_now() {
             Some(rayon::Yield::Executed) => last = Instant::now(),
             _ => std::hint::spin_loop(),

@@ -79,11 +79,11 @@ impl Region {
         self.state.load(Relaxed) & CLOSED == 0
     }
 
-    /// Works too, unless the region is closed.
-    pub(super) fn help(&self) {
+    /// Works too, unless the region is closed; true if it did.
+    pub(super) fn help(&self) -> bool {
         let come = |state: usize| (state & CLOSED == 0).then_some(state + 1);
         if self.state.fetch_update(Acquire, Relaxed, come).is_err() {
-            return;
+            return false;
         }
         // SAFETY: this thread came before the region was closed, so the caller's borrow lasts until
         // it leaves.
@@ -94,6 +94,7 @@ impl Region {
         if self.state.fetch_sub(1, Release) == CLOSED + 1 {
             self.caller.unpark();
         }
+        true
     }
 
     fn close(&self) {
@@ -131,13 +132,12 @@ mod tests {
                 };
                 Region::open(&work, |region| {
                     let helper = region.clone();
-                    threads.spawn(move || helper.help());
+                    threads.spawn(move || assert!(helper.help()));
                     late = Some(region.clone());
                 });
             });
             let late = late.unwrap();
-            assert!(!late.is_open());
-            late.help();
+            assert!(!late.is_open() && !late.help());
             assert_eq!(calls.load(Relaxed), 2);
         }
     }

@@ -451,16 +451,24 @@ fn parameters_of_torchao_have_their_own_names_and_experts_a_scale_each() {
 
 #[test]
 fn what_a_layer_computes_beside_its_weight_is_neither_lost_nor_left_unsaid() {
-    let folder = Folder::new();
-    for (vector, extra, to, own) in [
-        ("f_modelopt_nvfp4", "svdquant_lora_a", "ct", "modelopt"),
-        ("h_quark_mxfp4", "input_rotation", "ct", "quark"),
-        ("f_ct_nvfp4", "weight_g_idx", "modelopt", "ct"),
+    for (vector, inside, extra, to, own) in [
+        ("f_modelopt_nvfp4", "", "svdquant_lora_a", "ct", "modelopt"),
+        ("h_quark_mxfp4", "", "input_rotation", "ct", "quark"),
+        ("f_ct_nvfp4", "", "weight_g_idx", "modelopt", "ct"),
+        // Adapters that are around the layer.
+        ("f_ct_nvfp4", ".linear", "lora_a", "modelopt", "ct"),
+        ("f_ct_nvfp4", ".base_layer", "lora_A.default.weight", "modelopt", "ct"),
     ] {
+        let folder = Folder::new();
         let input = model(&folder, vector);
         let file = input.join("model.safetensors");
         let module = "model.layers.0.mlp.down_proj";
         let mut tensors: Vec<_> = read(&file).into_values().collect();
+        for (name, ..) in &mut tensors {
+            if let Some(part) = name.strip_prefix(module) {
+                *name = format!("{module}{inside}{part}");
+            }
+        }
         tensors.push(bytes(&format!("{module}.{extra}"), Dtype::F32, &[4, 96], 1));
         write(&file, &tensors);
         let name = format!("{module}.{extra}");
@@ -471,7 +479,8 @@ fn what_a_layer_computes_beside_its_weight_is_neither_lost_nor_left_unsaid() {
         assert!(told.contains(&format!("{name}, which is not undone")), "{told}");
         let note = ok(&["inspect", text(&input)]);
         assert!(note.contains("no layer here computes") && note.contains(&name), "{note}");
-        let error = quant_linear::QuantLinear::load(&file, module, &Default::default());
+        let module = format!("{module}{inside}");
+        let error = quant_linear::QuantLinear::load(&file, &module, &Default::default());
         assert!(error.unwrap_err().to_string().contains(&name), "{vector}");
         // Its own layout keeps it.
         ok(&["convert", text(&input), text(&out), "--to", own]);

@@ -165,6 +165,19 @@ pub enum Error {
         /// Why the config could not be read, if there is one.
         config: Option<String>,
     },
+    /// Two weights of a checkpoint that give layers of the same name.
+    #[error(
+        "two layers are called `{}`, of the weights `{}` and `{}`: rename the tensors of one",
+        printable(.module),
+        printable(&.tensors[0]),
+        printable(&.tensors[1])
+    )]
+    SameModule {
+        /// The name.
+        module: String,
+        /// The weights.
+        tensors: [String; 2],
+    },
     /// A layer whose config says what its weight alone does not, and what is not applied here.
     #[error(
         "layer `{}` goes with {}, which is not applied here: without it the outputs would be \

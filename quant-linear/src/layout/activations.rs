@@ -226,9 +226,10 @@ pub(super) fn of_auto_round(config: &Config) -> Said<'_> {
 }
 
 /// AutoRound's `extra_config`: settings by a module's name, or by an expression that is found
-/// anywhere in it.
+/// anywhere in it; of several, by the first in the order of their text.
 pub(crate) struct Extra<'c> {
     block: &'c Value,
+    keys: Vec<&'c String>,
     settings: Vec<&'c Value>,
     expressions: Regular,
 }
@@ -239,9 +240,15 @@ impl<'c> Extra<'c> {
         let odd = ['*', '+', '?', '^', '$', '(', ')', '[', ']', '{', '}', '|', '\\'];
         let all = block.as_object().into_iter().flatten();
         let all = all.filter(|(key, _)| key.contains(odd));
-        let (keys, settings): (Vec<_>, Vec<_>) = all.map(|(key, value)| (key, value)).unzip();
-        let keys = keys.into_iter().cloned().enumerate();
-        Extra { block, settings, expressions: Regular::new(keys) }
+        let (keys, settings): (Vec<_>, Vec<_>) = all.unzip();
+        let texts = keys.iter().map(|key| key.as_str()).enumerate();
+        let expressions = Regular::new(texts, str::to_owned);
+        Extra { block, keys, settings, expressions }
+    }
+
+    /// The expressions that name nothing because they are not read.
+    pub(crate) fn unread(&self) -> impl Iterator<Item = &'c str> {
+        self.expressions.unread().iter().map(|&at| self.keys[at].as_str())
     }
 
     /// What it says of a module.

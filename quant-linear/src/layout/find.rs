@@ -151,7 +151,14 @@ impl Layers {
                     let said = said.or_insert_with(|| layout.activations(checkpoint));
                     let layer = layer.with_extras(&at).with_activations(said, options);
                     layers.tensors.extend(layer.own.iter().cloned());
-                    layers.good.insert(layer.module.clone(), layer);
+                    match layers.good.get(&layer.module) {
+                        None => _ = layers.good.insert(layer.module.clone(), layer),
+                        Some(other) => {
+                            let tensors = [&other.tensor, &layer.tensor].map(Clone::clone);
+                            let error = Error::SameModule { module: layer.module, tensors };
+                            layers.bad.insert(module.into(), error);
+                        }
+                    }
                 }
                 Err(error) => {
                     let own = layout.tensors(module).into_iter();

@@ -277,9 +277,22 @@ impl TransformHeader {
 
 /// Tensors of a module by which a layer of other software computes more than the product with its
 /// weight: another order of features (compressed-tensors), a low-rank branch (ModelOpt's SVDQuant),
-/// a rotation of the activations (Quark), adapters (mlx-lm).
-const EXTRAS: [&str; 6] =
-    ["weight_g_idx", "svdquant_lora_a", "svdquant_lora_b", "input_rotation", "lora_a", "lora_b"];
+/// a rotation of the activations (Quark), adapters (mlx-lm, PEFT).
+const EXTRAS: [&str; 10] = [
+    "weight_g_idx",
+    "svdquant_lora_a",
+    "svdquant_lora_b",
+    "input_rotation",
+    "lora_a",
+    "lora_b",
+    "lora_A.weight",
+    "lora_B.weight",
+    "lora_A.default.weight",
+    "lora_B.default.weight",
+];
+
+/// What an adapter calls the layer that it is around; it is beside it, not in it.
+const ADAPTED: [&str; 3] = ["linear", "base_layer", "embedding"];
 
 /// Bytes of a transform that are read at a time.
 const PIECE: usize = 1 << 23;
@@ -345,8 +358,13 @@ impl Layer {
 
     /// The layer, with what the tensors beside it make of it that no layer here does.
     pub(crate) fn with_extras(mut self, at: &At<'_>) -> Self {
-        let beside = |name: &&&str| self.is_foreign() && at.has(name);
-        let found = EXTRAS.iter().find(beside).map(|name| at.name(name));
+        let around = at.module.rsplit_once('.').filter(|(_, last)| ADAPTED.contains(last));
+        let around = around.map(|(module, _)| At { source: at.source, module });
+        let found = [Some(At { source: at.source, module: at.module }), around];
+        let found = found.iter().flatten().find_map(|at| {
+            let beside = |name: &&&str| self.is_foreign() && at.has(name);
+            EXTRAS.iter().find(beside).map(|name| at.name(name))
+        });
         let found = found.filter(|name| !self.own.contains(name));
         self.untold = self.untold.or(found);
         self

@@ -10,19 +10,25 @@
 //! what a module begins and ends with, up to each of its dots, is looked up. Patterns are tried in
 //! turn, regular expressions in one pass. Those are Python's, and are read by a crate that takes no
 //! time but what the text is long: so one that looks around or refers back names nothing here, and
-//! neither do those past the bounds.
+//! neither do those past the bounds ([`Names::unread`]). Classes such as `\w` are of ASCII, as the
+//! names of modules are: with all of Unicode a few letters of a config would become megabytes.
 
 use std::collections::HashMap;
 use std::iter;
 
-use regex::{RegexBuilder, RegexSet, RegexSetBuilder};
+use regex::bytes::{RegexBuilder, RegexSet, RegexSetBuilder};
 
 /// How many dots of a module, from either end, are looked at: a layer is a few parts deep.
 const DEPTH: usize = 32;
 
-/// How long all regular expressions of a list may be together, and how large one may become.
-const MAX_REGEX: usize = 1 << 16;
-const MAX_COMPILED: usize = 1 << 17;
+/// How many regular expressions of a list are read, and how long all may be together.
+const MAX_REGULAR: usize = 2000;
+const MAX_TEXT: usize = 1 << 16;
+/// How large one may become, and all of a list.
+const MAX_COMPILED: usize = 1 << 15;
+const MAX_ALL: usize = 1 << 22;
+/// How long a name may be to be looked for by them.
+const MAX_NAME: usize = 1 << 12;
 
 /// A list, ready to be asked.
 #[derive(Debug, Default)]
@@ -44,7 +50,7 @@ impl<'c> Names<'c> {
             let at = names.entries.len();
             names.entries.push(entry);
             match entry.strip_prefix("re:") {
-                Some(text) => regular.push((at, format!("^(?:{text})"))),
+                Some(text) => regular.push((at, text)),
                 None => {
                     names.places.entry(entry).or_insert(at);
                     if entry.contains('*') {
@@ -53,8 +59,13 @@ impl<'c> Names<'c> {
                 }
             }
         }
-        names.regular = Regular::new(regular);
+        names.regular = Regular::new(regular, |text| format!("^(?:{text})"));
         names
+    }
+
+    /// The regular expressions that name nothing because they are not read.
+    pub(crate) fn unread(&self) -> impl Iterator<Item = &'c str> {
+        self.regular.unread().iter().map(|&at| self.entries[at])
     }
 
     /// Position of the first entry that names a module.
@@ -79,29 +90,57 @@ impl<'c> Names<'c> {
 pub(crate) struct Regular {
     /// What each of the set stands for.
     of: Vec<usize>,
-    set: Option<RegexSet>,
+    set: RegexSet,
+    /// What those stand for that are not read.
+    unread: Vec<usize>,
 }
 
 impl Regular {
-    /// Those of these that are understood.
-    pub(crate) fn new(all: impl IntoIterator<Item = (usize, String)>) -> Self {
-        let mut len = 0;
-        let mut understood = |text: &str| {
-            len += text.len();
-            len <= MAX_REGEX && RegexBuilder::new(text).size_limit(MAX_COMPILED).build().is_ok()
+    /// Those of these that are understood, each as `whole` makes it of its text.
+    pub(crate) fn new<'t>(
+        all: impl IntoIterator<Item = (usize, &'t str)>,
+        whole: impl Fn(&str) -> String,
+    ) -> Self {
+        let builds = |text: &str| {
+            RegexBuilder::new(text).unicode(false).size_limit(MAX_COMPILED).build().is_ok()
         };
-        let (of, texts): (Vec<_>, Vec<_>) =
-            all.into_iter().filter(|(_, text)| understood(text)).unzip();
-        // No larger than all of its parts.
-        let most = MAX_COMPILED.saturating_mul(texts.len().max(1));
-        let set = RegexSetBuilder::new(texts).size_limit(most).build();
-        Regular { of, set: set.ok() }
+        let (mut of, mut texts, mut unread, mut len) = (vec![], vec![], vec![], 0);
+        for (at, text) in all {
+            len += text.len();
+            // By itself too: it may close what is put around it.
+            let fits = len <= MAX_TEXT && of.len() < MAX_REGULAR && builds(text);
+            match Some(whole(text)).filter(|whole| fits && builds(whole)) {
+                Some(whole) => {
+                    of.push(at);
+                    texts.push(whole);
+                }
+                None => unread.push(at),
+            }
+        }
+        loop {
+            match RegexSetBuilder::new(&texts).unicode(false).size_limit(MAX_ALL).build() {
+                Ok(set) => return Regular { of, set, unread },
+                // Too large together: the first half.
+                Err(_) => {
+                    let half = texts.len() / 2;
+                    texts.truncate(half);
+                    unread.extend(of.drain(half..));
+                }
+            }
+        }
     }
 
     /// What the first that matches stands for.
     pub(crate) fn position(&self, text: &str) -> Option<usize> {
-        let set = self.set.as_ref().filter(|set| !set.is_empty())?;
-        set.matches(text).iter().next().map(|at| self.of[at])
+        if self.set.is_empty() || text.len() > MAX_NAME {
+            return None;
+        }
+        self.set.matches(text.as_bytes()).iter().next().map(|at| self.of[at])
+    }
+
+    /// What those stand for that are not read.
+    pub(crate) fn unread(&self) -> &[usize] {
+        &self.unread
     }
 }
 
@@ -152,7 +191,10 @@ mod tests {
             ("re:mlp.*", "model.layers.3.mlp.up_proj", false), // from the beginning on
             ("re:model|lm_head", "lm_head", true),
             ("re:^(?!.*up_proj)model", "model.q_proj", false), // not understood
+            ("re:(?i).*Q_PROJ", "model.q_proj", true),
+            ("re:m\\w+\\.q", "model.q_proj", true),
             ("re:(", "(", false),
+            ("re:a)|(b", "xb", false), // not one by itself
         ] {
             assert_eq!(Names::new([entry]).first(module).is_some(), expected, "{entry} {module}");
         }
@@ -172,15 +214,24 @@ mod tests {
     }
 
     #[test]
-    fn regular_expressions_past_the_bounds_name_nothing() {
+    fn regular_expressions_past_the_bounds_name_nothing_and_are_told() {
         for entry in [format!("re:{}", "a{9999}".repeat(9)), format!("re:{}", "a|".repeat(40_000))]
         {
-            let names = Names::new([entry.as_str(), "re:b"]);
-            assert_eq!(names.position("a"), None);
+            let names = Names::new([entry.as_str(), "re:(?=b)", "b"]);
+            assert_eq!((names.position("a"), names.position("b")), (None, Some(2)));
+            assert_eq!(names.unread().collect::<Vec<_>>(), [entry.as_str(), "re:(?=b)"]);
         }
-        let many = vec!["re:.*x[0-9]+y"; 2000];
+        let many = vec!["re:.*x[0-9]+y"; 1500];
         let names = Names::new(many.iter().copied().chain(["re:b"]));
-        assert_eq!((names.position("ax17y"), names.position("b")), (Some(0), Some(2000)));
+        assert_eq!((names.position("ax17y"), names.position("b")), (Some(0), Some(1500)));
+        assert_eq!(names.unread().count(), 0);
+        // As large as the bounds of one allow, and more than those of all: the first are read.
+        let many = vec!["re:x\\w{60}"; 4000];
+        let names = Names::new(["re:y"].into_iter().chain(many.iter().copied()));
+        assert_eq!((names.position("y"), names.position("z")), (Some(0), None));
+        let unread = names.unread().count();
+        assert!((2001..4000).contains(&unread), "{unread}");
+        assert_eq!(names.position(&format!("y{}", "z".repeat(1 << 12))), None);
     }
 
     #[test]

@@ -96,8 +96,9 @@ fn experts<'a>(
     groups.retain(|_, experts| {
         let first = experts.values().next().copied();
         let alike = |layer: &&Layer| {
-            let extras = layer.transform.is_none() && layer.pre_scale.is_none();
-            extras && first.is_some_and(|first| first.shape == layer.shape)
+            let plain = layer.transform.is_none() && layer.pre_scale.is_none();
+            // What goes with one expert is told, or refused, of that one.
+            plain && layer.untold.is_none() && first.is_some_and(|first| first.shape == layer.shape)
         };
         experts.keys().copied().eq(0..experts.len()) && experts.values().all(alike)
     });

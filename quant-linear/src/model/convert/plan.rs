@@ -327,7 +327,7 @@ fn planned<'a>(
             None if same && options.target.describes() => Ok(as_it_is(input, first)),
             None => match options.target.write(&held) {
                 // What the config that stays says of it is all that its loader has.
-                Err(_) if same => Ok(as_it_is(input, first)),
+                Err(_) if same && weight.sources.len() == 1 => Ok(as_it_is(input, first)),
                 written => written,
             },
         };

@@ -25,6 +25,7 @@ pub(super) fn check(checkpoint: &Checkpoint, layers: &Layers, findings: &mut Vec
     let config = checkpoint.config();
     let (lists, groups) = (lists(config), [false, true].map(|f| Groups::new(config, f)));
     let extra = Extra::new(&config.quantization()["extra_config"]);
+    unread(config, &lists, &extra, findings);
     if let Some(problem) = config.problem() {
         let message = problem.to_string();
         findings.push(Finding::of_all(Severity::Error, "config-unreadable", message));
@@ -256,6 +257,32 @@ fn lists(config: &Config) -> Vec<(&'static str, Names<'_>)> {
     let there = lists.into_iter().filter_map(|(block, key)| Some((key, block[key].as_array()?)));
     let names = there.map(|(key, list)| (key, Names::new(list.iter().filter_map(Value::as_str))));
     names.collect()
+}
+
+/// Expressions of the config that are not read, so that what they name is not known here.
+fn unread(
+    config: &Config,
+    lists: &[(&'static str, Names<'_>)],
+    extra: &Extra<'_>,
+    findings: &mut Vec<Finding>,
+) {
+    let groups = config.quantization()["config_groups"].as_object().into_iter().flatten();
+    let targets = groups.filter_map(|(_, group)| group["targets"].as_array()).flatten();
+    let targets = Names::new(targets.filter_map(Value::as_str));
+    let mut all: Vec<(&str, Vec<&str>)> = vec![("targets", targets.unread().collect())];
+    all.extend(lists.iter().map(|(key, names)| (*key, names.unread().collect())));
+    all.push(("extra_config", extra.unread().collect()));
+    for (key, unread) in all {
+        if let Some(first) = unread.first() {
+            let (first, count) = (short(first), unread.len());
+            let message = format!(
+                "`{key}` has {count} regular expressions that are not read here, `{first}` first: \
+                 they look around, refer back, are no expressions of Python's, or are many or \
+                 large; what they name is not checked"
+            );
+            findings.push(Finding::of_all(Severity::Warning, "config-expression", message));
+        }
+    }
 }
 
 /// The entry of a list of dense modules that names a quantized one.

@@ -320,7 +320,7 @@ fn pack(codes: __m256i) -> [u8; 8] {
 /// Unless `x` and `y` are as long, whole blocks, and `columns` a square.
 #[target_feature(enable = "avx2,fma")]
 fn chains(block: usize, x: &[f32], columns: &[f32], y: &mut [f32]) {
-    assert!(x.len() == y.len() && x.len() % block == 0 && columns.len() == block * block);
+    assert!(x.len() == y.len() && x.len().is_multiple_of(block) && columns.len() == block * block);
     for first in (0..block).step_by(16) {
         // SAFETY: blocks are of 16 values or more, and what is left of `x` and `y` is whole ones.
         unsafe {

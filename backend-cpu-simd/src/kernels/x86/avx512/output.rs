@@ -20,9 +20,9 @@ pub(super) fn round_sums<T: FloatValue>(
     mut out: OutputTile<'_, T>,
 ) {
     let columns = Columns::new(by, out.columns());
-    for r in 0..out.rows() {
+    for (r, sums) in sums.iter().enumerate().take(out.rows()) {
         // SAFETY: a row of sums is 64 readable bytes.
-        let sums = unsafe { _mm512_loadu_si512(sums[r].as_ptr().cast()) };
+        let sums = unsafe { _mm512_loadu_si512(sums.as_ptr().cast()) };
         let sums = _mm512_sub_epi32(sums, _mm512_set1_epi32(by.corrections[r]));
         let y = columns.finish(_mm512_cvtepi32_ps(sums), by, r);
         // SAFETY: row r has the columns of the mask.
@@ -39,8 +39,8 @@ pub(super) fn round_units<T: FloatValue>(
     mut out: OutputTile<'_, T>,
 ) {
     let columns = Columns::new(by, out.columns());
-    for r in 0..out.rows() {
-        let (low, high) = units[r].split_at(COLUMNS / 2);
+    for (r, units) in units.iter().enumerate().take(out.rows()) {
+        let (low, high) = units.split_at(COLUMNS / 2);
         // SAFETY: a half is 64 readable bytes.
         let [low, high] = [low, high]
             .map(|half| unsafe { _mm512_cvtepi64_ps(_mm512_loadu_si512(half.as_ptr().cast())) });

@@ -317,7 +317,7 @@ fn pack([e, f, g, h]: [__m512i; 4]) -> [u8; 32] {
 /// Unless `x` and `y` are as long, whole blocks, and `columns` a square.
 #[target_feature(enable = "avx512f,fma")]
 fn chains(block: usize, x: &[f32], columns: &[f32], y: &mut [f32]) {
-    assert!(x.len() == y.len() && x.len() % block == 0 && columns.len() == block * block);
+    assert!(x.len() == y.len() && x.len().is_multiple_of(block) && columns.len() == block * block);
     for first in (0..block).step_by(64) {
         let (mut x, mut y) = (x, &mut *y);
         // SAFETY: what is left of `x` and `y` is at least as many blocks, `columns` are those of
