@@ -13,7 +13,7 @@
 //! The last row of each answer has the bits of the portable kernels, and is near the dense row.
 //! `run.py --before` builds this file in another commit's tree: it uses only what both have.
 
-#[allow(dead_code, unused_imports, reason = "each bench uses a part")]
+#[allow(unused_imports, reason = "each bench uses a part")]
 #[path = "../../../benches/common/roofline.rs"]
 mod roofline;
 
