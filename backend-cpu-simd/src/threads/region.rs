@@ -6,7 +6,7 @@
 //!
 //! ```text
 //! state = CLOSED bit | threads inside
-//! helper   comes:  +1, unless closed      work      leaves: -1, and wakes the caller if it is closed
+//! helper   comes:  +1, unless closed    work    leaves: -1, and wakes the caller if it is closed
 //! caller   opens   work   closes: sets the bit, waits until nobody is inside
 //! ```
 

@@ -2,9 +2,9 @@
 //!
 //! | work | library | operands |
 //! |---|---|---|
-//! | `ggml-mxfp4`, `-nvfp4`, `-q4_0`, `-q4_K` | ggml, in `FP4_GGML` | f32, which it quantizes; weights of that type |
+//! | `ggml-mxfp4`, `-nvfp4`, `-q4_0`, `-q4_K` | ggml, in `FP4_GGML` | f32; weights of that type |
 //! | `mkl-int8` | MKL, in `FP4_MKL` | bytes; the weight packed; sums in 32 bits |
-//! | `onnxruntime-4bit` | ONNX Runtime, in `FP4_ONNXRUNTIME` | f32, which it quantizes to 8 bits; `MatMulNBits` |
+//! | `onnxruntime-4bit` | ONNX Runtime, in `FP4_ONNXRUNTIME` | f32, by 8 bits; `MatMulNBits` |
 //! | `gemm-f32` | gemm | f32 |
 
 mod ggml;

@@ -23,7 +23,8 @@ pub fn instructions(f: impl FnOnce()) -> u32 {
 fn turn(times: u32) {
     // SAFETY: it changes the register that it is given, and flags.
     unsafe {
-        core::arch::asm!("2:", "subs {0}, #1", "bne 2b", inout(reg) times => _, options(nomem, nostack));
+        core::arch::asm!("2:", "subs {0}, #1", "bne 2b",
+            inout(reg) times => _, options(nomem, nostack));
     }
 }
 
@@ -32,7 +33,8 @@ fn turn(times: u32) {
 fn turn(times: u32) {
     // SAFETY: it changes the register that it is given.
     unsafe {
-        core::arch::asm!("2:", "addi {0}, {0}, -1", "bnez {0}, 2b", inout(reg) times => _, options(nomem, nostack));
+        core::arch::asm!("2:", "addi {0}, {0}, -1", "bnez {0}, 2b",
+            inout(reg) times => _, options(nomem, nostack));
     }
 }
 

@@ -5,7 +5,7 @@
 //!         and a NaN's are above those of infinity; up to eight groups are reduced together
 //! scale   core's rule, and the reciprocals of the units, for eight groups at a time
 //! code    by the reciprocal of the group's unit ([`reciprocal`]), where the proof is: the upper
-//!         halves of two vectors of bits in one, cells from two of those, and a table of 16 bytes for
+//!         halves of two vectors of bits in one, cells from two of those, a table of 16 bytes for
 //!         the cells from 0.75 on
 //! ```
 //!
