@@ -45,15 +45,14 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 use fp4_core::{
-    Buffer, Element, Epilogue, Error, ExactSum, FloatSliceMut, PackedShape, PackedView, Paths,
-    finish_one, with_floats,
+    Buffer, Element, Epilogue, Error, FloatSliceMut, PackedShape, PackedView, Paths, with_floats,
 };
 
 use super::operand::{COLUMNS, Form, LINES, Line, MAX_ROWS, STEPS, Terms};
-use super::output::{OutputParts, OutputTile};
-use super::panels::{Panel, Panels};
-use super::rounding::{Bases, Rounding};
+use super::output::OutputParts;
+use super::panels::Panels;
 use super::sum::{ExactSums, PLAIN_EXPONENTS, Sum, fits_63_bits};
+use super::tile_sums::{Emit, Finish, TileSums, TileWriter};
 use super::tiles::{RowTile, RowTiles, TilePlane};
 use super::{FoldKernels, Kernels, PairKernels, Step, Steps, Sums, Units};
 use crate::cost::Cost;
@@ -194,158 +193,6 @@ impl<K: Kernels> ExactSums for TiledOperands<'_, K> {
         let mut tiles = RowTiles::default();
         tiles.fill(kernels, threads, &a, b.format(), groups.clone())?;
         TiledMatmul::new(*self, &tiles, groups).run(out, &Emit(emit))
-    }
-}
-
-/// What becomes of the sums of a tile with a panel.
-trait TileWriter<T>: Sync {
-    /// Writes the sums of the rows and columns that exist.
-    fn write<K: Kernels>(
-        &self,
-        sums: &TileSums<'_, K>,
-        out: OutputTile<'_, T>,
-    ) -> Result<(), Error>;
-}
-
-/// Rounds the sums and finishes them: row scales, alpha, bias, the rounding to the output type.
-struct Finish<'a> {
-    epilogue: Epilogue<'a>,
-}
-
-impl<T: FloatValue> TileWriter<T> for Finish<'_> {
-    #[inline(always)]
-    fn write<K: Kernels>(
-        &self,
-        sums: &TileSums<'_, K>,
-        mut out: OutputTile<'_, T>,
-    ) -> Result<(), Error> {
-        let (row, column) = (sums.tile.first, sums.p * COLUMNS);
-        if let Some(by) = sums.plain_bases().and_then(|bases| {
-            Rounding::new(bases, &self.epilogue, [row, column], sums.corrections())
-        }) {
-            let kernels = sums.call.operands.kernels;
-            match sums.in_32_bits {
-                true => kernels.round_sums(sums.sums, &by, out),
-                false => kernels.round_units(sums.units, &by, out),
-            }
-            return Ok(());
-        }
-        for r in 0..out.rows() {
-            let alpha = self.epilogue.row_alpha(row + r);
-            for (c, y) in out.row(r).iter_mut().enumerate() {
-                let nan = sums.is_nan(r, c);
-                let sum = if nan { f32::NAN } else { sums.with_sum(r, c, |s| Ok(s.to_f32()))? };
-                *y = finish_one(sum, alpha, self.epilogue.column_bias(column + c));
-            }
-        }
-        Ok(())
-    }
-}
-
-/// Hands each sum to a function.
-struct Emit<F>(F);
-
-impl<T, F: Fn(&mut T, bool, Sum<'_>) -> Result<(), Error> + Sync> TileWriter<T> for Emit<F> {
-    fn write<K: Kernels>(
-        &self,
-        sums: &TileSums<'_, K>,
-        mut out: OutputTile<'_, T>,
-    ) -> Result<(), Error> {
-        for r in 0..out.rows() {
-            for (c, y) in out.row(r).iter_mut().enumerate() {
-                sums.with_sum(r, c, |sum| self.0(y, sums.is_nan(r, c), sum))?;
-            }
-        }
-        Ok(())
-    }
-}
-
-/// The sums of a tile with a panel.
-struct TileSums<'a, K> {
-    call: &'a TiledMatmul<'a, K>,
-    tile: &'a RowTile,
-    panel: &'a Panel,
-    /// Index of the panel.
-    p: usize,
-    /// True if the sums are in `sums` less the corrections of plane 0 of the tile, else they are in
-    /// `units`.
-    in_32_bits: bool,
-    sums: &'a Sums,
-    units: &'a Units,
-    /// True if every output has a sum, none is NaN, and all exponents are plain.
-    plain: bool,
-}
-
-impl<K: Kernels> TileSums<'_, K> {
-    /// True if a scale in the range of the call is NaN in row `r` or column `c`.
-    fn is_nan(&self, r: usize, c: usize) -> bool {
-        let (a, b, groups) =
-            (&self.call.operands.a, self.call.operands.b, self.call.groups.clone());
-        let (scale_type, of_a) = (a.shape().scale_type(), self.call.terms.scales_of_a(&groups));
-        let any = |scales: &[u8]| scales[of_a.clone()].iter().any(|&s| scale_type.is_nan(s));
-        self.tile.meta[r].nan && any(a.row_scales(self.tile.first + r))
-            || b.is_nan(self.p * COLUMNS + c, &groups)
-    }
-
-    /// True if the sum of row `r` and column `c` is in `sums` or `units`.
-    fn is_narrow(&self, r: usize, c: usize) -> bool {
-        let (a, b) = (&self.tile.meta[r], self.panel.meta(c));
-        let terms = self.call.terms;
-        let live = terms.live(a.live, b.live, self.call.groups.len());
-        self.tile.complete[r]
-            && self.panel.is_complete(c)
-            && fits_63_bits(terms.dot, a.reach, b.reach, live)
-    }
-
-    /// What 32-bit sums are too large by.
-    #[inline(always)]
-    fn corrections(&self) -> &[i32; MAX_ROWS] {
-        &self.tile.planes()[0].corrections
-    }
-
-    fn with_sum<R>(
-        &self,
-        r: usize,
-        c: usize,
-        f: impl FnOnce(Sum<'_>) -> Result<R, Error>,
-    ) -> Result<R, Error> {
-        if self.is_narrow(r, c) {
-            let units = if self.in_32_bits {
-                i64::from(self.sums[r][c].wrapping_sub(self.corrections()[r]))
-            } else {
-                self.units[r][c]
-            };
-            let unit = self.call.terms.unit;
-            let exponent = self.tile.meta[r].base + self.panel.bases()[c] + unit;
-            return f(Sum::Narrow { units, exponent });
-        }
-        let (i, j) = (self.tile.first + r, self.p * COLUMNS + c);
-        let TiledOperands { a, b, .. } = &self.call.operands;
-        let sum: ExactSum = b.exact_sum(a, i, j, self.call.groups.clone())?;
-        f(Sum::Wide(&sum))
-    }
-
-    /// The exponents of the tile and the panel, if all outputs are plain.
-    #[inline(always)]
-    fn plain_bases(&self) -> Option<Bases<'_>> {
-        let extremes = self.panel.extremes();
-        self.plain.then_some(Bases {
-            rows: &self.tile.bases,
-            columns: self.panel.bases(),
-            least: extremes.least_base,
-            most: extremes.most_base,
-            unit: self.call.terms.unit,
-        })
-    }
-
-    /// How many outputs took the wide path.
-    fn wide(&self) -> u64 {
-        if self.plain {
-            return 0;
-        }
-        let (rows, columns) = (self.tile.meta.len(), self.panel.columns());
-        let outputs = (0..rows).flat_map(|r| (0..columns).map(move |c| (r, c)));
-        outputs.filter(|&(r, c)| !self.is_narrow(r, c)).count() as u64
     }
 }
 
@@ -623,9 +470,12 @@ impl<'a, K: Kernels> TiledMatmul<'a, K> {
             && PLAIN_EXPONENTS.contains(&(a.least_base + b.least_base + terms.unit))
             && PLAIN_EXPONENTS.contains(&(a.most_base + b.most_base + terms.unit));
         let sums = TileSums {
-            call: self,
+            kernels: self.operands.kernels,
+            a: &self.operands.a,
+            b: self.operands.b,
+            groups: &self.groups,
+            terms,
             tile,
-            panel,
             p,
             in_32_bits,
             sums: ready.map_or(&buffers.sums, |Ready { at, half }| &buffers.pairs[at][half]),

@@ -6,11 +6,12 @@
 //! | `operand` | the layout of both operands | no |
 //! | `panels` | the weight B in panels of columns, and back | no |
 //! | `tiles` | the activation A in tiles of rows | no |
-//! | `gemm` | which planes meet, sums of planes, the one rounding, tasks | one call |
+//! | `gemm` | which planes meet, sums of planes, tasks | one call |
 //! | `meta` | what the proofs need to know of a row: its live groups, and planes of exponents | no |
 //! | `output` | disjoint parts of the output, written by several threads | yes |
 //! | `rounding` | the one rounding of a tile, and what follows it | no |
 //! | `scratch` | tiles that calls leave for the next ones | no |
+//! | `tile_sums` | the sums of a tile with a panel, and what becomes of them | no |
 //! | `sum` | the exact sum of an output and its one rounding; partial sums | no |
 //!
 //! The kernels are in `kernels`: types that implement [`Kernels`] and, where the instruction set
@@ -24,6 +25,7 @@ mod panels;
 pub(crate) mod rounding;
 mod scratch;
 pub(crate) mod sum;
+mod tile_sums;
 mod tiles;
 
 use std::ops::Range;

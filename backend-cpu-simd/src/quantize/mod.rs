@@ -25,6 +25,8 @@ pub(crate) mod reciprocal;
 mod rows;
 mod transform;
 
+use std::sync::{Mutex, PoisonError};
+
 use fp4_core::{
     Buffer, Element, Error, FloatSlice, FloatSliceMut, PackedMut, QuantCounts, QuantSpec,
     QuantizeInput, with_floats,
@@ -35,7 +37,7 @@ pub(crate) use transform::{FloatValue, TransformColumns};
 
 use crate::cost::Cost;
 use crate::counts::{Counter, GROUPS, Groups};
-use crate::threads::TaskThreads;
+use crate::threads::{Plan, TaskThreads};
 
 /// Values of the largest group, and of eight groups of the smallest.
 #[cfg(target_arch = "x86_64")]
@@ -160,14 +162,25 @@ fn quantize_typed<T: FloatValue>(
         counts.groups += (x.len() / group) as u64;
         counts
     };
-    if plan.tasks == 1 {
-        return Ok(part(0, x, codes, scales));
-    }
     let tasks = x.chunks(split).zip(codes.chunks_mut(split / per_byte));
     let tasks = tasks.zip(scales.chunks_mut(split / group)).enumerate();
-    let counts = threads
-        .run(plan, tasks, |(task, ((x, codes), scales))| Ok(part(task, x, codes, scales)))?;
-    Ok(counts.into_iter().sum())
+    counted(threads, plan, tasks, |(task, ((x, codes), scales))| part(task, x, codes, scales))
+}
+
+/// Runs the tasks and sums up what they count; allocates nothing on one thread.
+fn counted<T>(
+    threads: &TaskThreads,
+    plan: Plan,
+    tasks: impl ExactSizeIterator<Item = T> + Send,
+    part: impl Fn(T) -> QuantCounts + Sync,
+) -> Result<QuantCounts, Error> {
+    let all = Mutex::new(QuantCounts::default());
+    threads.run(plan, tasks, |task| {
+        let counts = part(task);
+        *all.lock().unwrap_or_else(PoisonError::into_inner) += counts;
+        Ok(())
+    })?;
+    Ok(all.into_inner().unwrap_or_else(PoisonError::into_inner))
 }
 
 /// Transforms `x`, (rows, k) of whole blocks, into `out`, which is as long.

@@ -22,7 +22,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use fp4_core::{Error, FloatType, QuantCounts};
 
-use super::{Call, Encode, FloatValue, RUN};
+use super::{Call, Encode, FloatValue, RUN, counted};
 use crate::counts::{Counter, Groups};
 
 /// Most values of rows that are kept for later calls: 4 MiB.
@@ -136,16 +136,12 @@ pub(super) fn quantize<T: FloatValue>(
         counts.groups += (x.len() / group) as u64;
         counts
     };
-    if plan.tasks == 1 {
-        return Ok(part(x, codes, scales, row_scales));
-    }
     let rows = row_scales.len().div_ceil(plan.tasks);
     let tasks = x.chunks(rows * k).zip(codes.chunks_mut(rows * bytes));
     let tasks = tasks.zip(scales.chunks_mut(rows * groups)).zip(row_scales.chunks_mut(rows));
-    let counts = threads.run(plan, tasks, |(((x, codes), scales), row_scales)| {
-        Ok(part(x, codes, scales, row_scales))
-    })?;
-    Ok(counts.into_iter().sum())
+    counted(threads, plan, tasks, |(((x, codes), scales), row_scales)| {
+        part(x, codes, scales, row_scales)
+    })
 }
 
 #[cfg(test)]

@@ -23,6 +23,7 @@
 //! ```
 
 pub mod case;
+mod cases;
 mod core_checks;
 mod environment;
 mod grouped;
@@ -45,7 +46,8 @@ pub(crate) use runner::{input as quantize_input, quantize as quantize_into_garba
 
 pub use profile::{CoreSet, EnvironmentSet, GroupedSet, MatmulSet, PairSet, Profile, QuantizeSet};
 
-use self::case::{Case, Declared, Kind, Way, cases};
+use self::case::{Case, Declared, Kind, Way};
+use self::cases::cases;
 use self::run_report::RunReport;
 use crate::oracle::Oracle;
 

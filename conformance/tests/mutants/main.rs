@@ -3,6 +3,8 @@
 #![allow(missing_docs)]
 
 mod backend;
+mod matmul;
+mod quantizer;
 mod vectors;
 
 use backend::Mutant;

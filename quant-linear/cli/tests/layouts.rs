@@ -438,6 +438,16 @@ fn parameters_of_torchao_have_their_own_names_and_experts_a_scale_each() {
     assert_eq!(read(&input), read(&path("same.safetensors")));
     let said = |file: &Path| json(&["inspect", text(file)])["files"][0]["metadata"].clone();
     assert_eq!(said(&input), said(&path("same.safetensors")));
+    // Two weights of one name are not one of them.
+    let again = [
+        bytes("m.experts.w1._weight_qdata", Dtype::U8, &[4, 32], 0x21),
+        bytes("m.experts.w1._weight_scale", Dtype::F8_E8M0, &[4, 2], 0x7F),
+    ];
+    let both: Vec<_> = tensors.iter().chain(&again).cloned().collect();
+    fs::write(path("both.safetensors"), serialized(&both, &header)).unwrap();
+    let said = "two layers are called `m.experts.w1`";
+    let (report, _) = code(&["verify", text(&path("both.safetensors"))], 1);
+    assert!(report.contains(said), "{report}");
     // Elsewhere the experts are layers, and one of them can be loaded from here too.
     let native = path("n.safetensors");
     ok(&["convert", text(&input), text(&native), "--to", "native"]);

@@ -544,6 +544,20 @@ fn a_config_that_disagrees_with_the_tensors_is_found() {
 }
 
 #[test]
+fn expressions_of_a_config_that_are_not_read_are_told() {
+    let good = modelopt(&quantized(&block(), "nvfp4"));
+    let mut config = config();
+    config["quantization_config"]["ignore"] = json!(["re:(?=lm)lm_head", "re:a(", "re:.*gone$"]);
+    let folder = folder(&good, &config);
+    let args = [&*folder.arg("")];
+    finds(&args, "warning", "config-expression", &[""], &[FUSED]);
+    let (_, report) = verify(&args, 0);
+    let said = report.to_string();
+    assert!(said.contains("`ignore` has 2 regular expressions"), "{report:#}");
+    assert!(said.contains("`re:(?=lm)lm_head` first"), "{report:#}");
+}
+
+#[test]
 fn layers_that_the_config_denies_are_an_error_and_not_silently_none() {
     let folder = Folder::new();
     fs::copy(vectors().join("f_ct_nvfp4.safetensors"), folder.at("model.safetensors")).unwrap();

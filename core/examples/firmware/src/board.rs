@@ -3,6 +3,8 @@
 //! Under `-icount shift=0` qemu's clock moves by one nanosecond an instruction. The counter of a
 //! Cortex-M is SysTick, which counts at the board's frequency: a loop whose instructions are known
 //! says how many one tick is. RISC-V has a counter of instructions.
+//!
+//! This file alone has `unsafe`: that loop, and the stack's memory.
 
 /// Bytes below the stack pointer that are painted, and so can be seen to be used.
 const PAINTED: usize = 6 * 1024;
@@ -10,58 +12,78 @@ const PAINTED: usize = 6 * 1024;
 const MARGIN: usize = 64;
 const PAINT: u8 = 0xA5;
 
-/// Instructions that `f` takes, to one part in a thousand or an instruction.
-pub fn instructions(f: impl FnOnce()) -> u32 {
-    const TURNS: u32 = 1 << 19;
-    let known = ticks(|| turn(TURNS));
-    let ticks = u64::from(ticks(f));
-    (ticks * u64::from(2 * TURNS) / u64::from(known)) as u32
+/// Counts instructions.
+#[cfg(target_arch = "arm")]
+pub struct Counter {
+    timer: cortex_m::peripheral::SYST,
+    /// Ticks of twice [`TURNS`] instructions.
+    known: u32,
 }
 
-/// Two instructions, so many times.
+/// Turns of the known loop.
 #[cfg(target_arch = "arm")]
-fn turn(times: u32) {
+const TURNS: u32 = 1 << 19;
+
+#[cfg(target_arch = "arm")]
+impl Counter {
+    /// The board's; there is one.
+    pub fn take() -> Option<Self> {
+        let timer = cortex_m::Peripherals::take()?.SYST;
+        let mut counter = Counter { timer, known: 0 };
+        counter.known = counter.ticks(known_loop);
+        Some(counter)
+    }
+
+    /// Instructions that `f` takes, to one part in a thousand or an instruction.
+    pub fn count(&mut self, f: impl FnOnce()) -> u32 {
+        let ticks = u64::from(self.ticks(f));
+        (ticks * u64::from(2 * TURNS) / u64::from(self.known)) as u32
+    }
+
+    fn ticks(&mut self, f: impl FnOnce()) -> u32 {
+        use cortex_m::peripheral::SYST;
+
+        self.timer.set_clock_source(cortex_m::peripheral::syst::SystClkSource::Core);
+        self.timer.set_reload(0x00FF_FFFF);
+        self.timer.clear_current();
+        self.timer.enable_counter();
+        let from = SYST::get_current();
+        f();
+        let to = SYST::get_current();
+        assert!(!self.timer.has_wrapped(), "longer than SysTick counts");
+        self.timer.disable_counter();
+        from.wrapping_sub(to) & 0x00FF_FFFF
+    }
+}
+
+/// Two instructions, [`TURNS`] times.
+#[cfg(target_arch = "arm")]
+fn known_loop() {
     // SAFETY: it changes the register that it is given, and flags.
     unsafe {
         core::arch::asm!("2:", "subs {0}, #1", "bne 2b",
-            inout(reg) times => _, options(nomem, nostack));
+            inout(reg) TURNS => _, options(nomem, nostack));
     }
 }
 
-/// Two instructions, so many times.
+/// Counts instructions: the processor does.
 #[cfg(target_arch = "riscv32")]
-fn turn(times: u32) {
-    // SAFETY: it changes the register that it is given.
-    unsafe {
-        core::arch::asm!("2:", "addi {0}, {0}, -1", "bnez {0}, 2b",
-            inout(reg) times => _, options(nomem, nostack));
+#[derive(Debug)]
+pub struct Counter;
+
+#[cfg(target_arch = "riscv32")]
+impl Counter {
+    /// The processor's.
+    pub fn take() -> Option<Self> {
+        Some(Counter)
     }
-}
 
-#[cfg(target_arch = "arm")]
-fn ticks(f: impl FnOnce()) -> u32 {
-    use cortex_m::peripheral::SYST;
-    use cortex_m::peripheral::syst::SystClkSource;
-
-    // SAFETY: there is one thread and no interrupt, so nothing else uses SysTick.
-    let mut timer = unsafe { cortex_m::Peripherals::steal() }.SYST;
-    timer.set_clock_source(SystClkSource::Core);
-    timer.set_reload(0x00FF_FFFF);
-    timer.clear_current();
-    timer.enable_counter();
-    let from = SYST::get_current();
-    f();
-    let to = SYST::get_current();
-    assert!(!timer.has_wrapped(), "longer than SysTick counts");
-    timer.disable_counter();
-    from.wrapping_sub(to) & 0x00FF_FFFF
-}
-
-#[cfg(target_arch = "riscv32")]
-fn ticks(f: impl FnOnce()) -> u32 {
-    let from = riscv::register::minstret::read();
-    f();
-    riscv::register::minstret::read().wrapping_sub(from) as u32
+    /// Instructions that `f` takes.
+    pub fn count(&mut self, f: impl FnOnce()) -> u32 {
+        let from = riscv::register::minstret::read();
+        f();
+        riscv::register::minstret::read().wrapping_sub(from) as u32
+    }
 }
 
 /// Bytes of stack that `f` takes, from the frame of this function down: at least 64, at most 6144.

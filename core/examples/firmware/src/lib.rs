@@ -15,24 +15,12 @@ pub mod int8;
 pub mod operations;
 pub mod vectors;
 
-/// A program of one operation, for its size. It has a panic handler that cannot be linked: if it
-/// links, nothing in it can panic.
+/// A program of one operation, for its size. Its panic handler cannot be linked (`panic-never`): if
+/// it links, nothing in it can panic.
 #[cfg(target_os = "none")]
 #[macro_export]
 macro_rules! image {
-    ($operation:expr) => {
-        $crate::image!($operation, unsafe extern "C" {
-            fn this_operation_can_panic() -> !;
-        });
-    };
-    // The reference's matmul indexes rows that its checks have proved to be there; the compiler
-    // does not see that, so its image has a handler.
-    ($operation:expr, may panic) => {
-        $crate::image!($operation, unsafe fn this_operation_can_panic() -> ! {
-            loop {}
-        });
-    };
-    ($operation:expr, $handler:item) => {
+    (@main $operation:expr) => {
         #[cfg(target_arch = "arm")]
         use cortex_m_rt::entry;
         #[cfg(target_arch = "riscv32")]
@@ -45,13 +33,15 @@ macro_rules! image {
                 operation();
             }
         }
-
-        #[panic_handler]
-        fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
-            $handler
-            // SAFETY: never runs where it is not defined: a program that keeps this call does not
-            // link.
-            unsafe { this_operation_can_panic() }
-        }
+    };
+    ($operation:expr) => {
+        use panic_never as _;
+        $crate::image!(@main $operation);
+    };
+    // The reference's matmul indexes rows that its checks have proved to be there; the compiler
+    // does not see that, so its image has a handler.
+    ($operation:expr, may panic) => {
+        use panic_halt as _;
+        $crate::image!(@main $operation);
     };
 }

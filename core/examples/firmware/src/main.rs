@@ -7,9 +7,10 @@
 
 use core::hint::black_box;
 
+use firmware::board::{self, Counter};
+use firmware::int8;
 use firmware::operations::{Layer, dequantize, quantize, swizzle};
 use firmware::vectors::{CASES, Case, Counts, Failure, Matmul, Reader};
-use firmware::{board, int8};
 use fp4_core::{
     Epilogue, Error, Format, PackedShape, PackedView, Paths, QuantSpec, check_environment, narrow,
     reference,
@@ -31,11 +32,12 @@ fn main() -> ! {
         false
     });
     let right = wrong_lengths() && right;
-    let right = layers().unwrap_or_else(|failure| {
+    let Some(mut counter) = Counter::take() else { panic!("the counter is taken") };
+    let right = layers(&mut counter).unwrap_or_else(|failure| {
         println!("layers: {failure}");
         false
     }) && right;
-    measure_the_rest();
+    measure_the_rest(&mut counter);
     semihosting::process::exit(i32::from(!right))
 }
 
@@ -102,8 +104,8 @@ fn wrong_lengths() -> bool {
 }
 
 /// Prints what a call took, in instructions for each unit, and its stack.
-fn report(name: &str, units: u32, unit: &str, f: &mut dyn FnMut()) {
-    let instructions = board::instructions(&mut *f);
+fn report(counter: &mut Counter, name: &str, units: u32, unit: &str, f: &mut dyn FnMut()) {
+    let instructions = counter.count(&mut *f);
     let stack = board::stack(&mut *f);
     let hundredths = (u64::from(instructions) * 100 / u64::from(units)) as u32;
     let (whole, rest) = (hundredths / 100, hundredths % 100);
@@ -114,7 +116,7 @@ fn report(name: &str, units: u32, unit: &str, f: &mut dyn FnMut()) {
 
 /// The layers of the vectors: FP4 activations from f32, through the weight in flash. True if both
 /// products have the same bits.
-fn layers() -> Result<bool, Failure> {
+fn layers(counter: &mut Counter) -> Result<bool, Failure> {
     check_environment()?;
     let (mut reader, mut right, mut layers) = (Reader::new(CASES)?, true, 0);
     while let Some(case) = reader.next_case()? {
@@ -126,13 +128,13 @@ fn layers() -> Result<bool, Failure> {
         let name = name_of(&case);
         let mut y = [0f32; N];
         let mut paths = Paths::default();
-        report(name[0], (N * N) as u32, "a multiply-add", &mut || {
+        report(counter, name[0], (N * N) as u32, "a multiply-add", &mut || {
             let done =
                 narrow::matmul(black_box(case.a), case.b, case.epilogue, (&mut y[..]).into());
             paths = done.unwrap_or_default();
         });
         println!("{}: sums of 32 bits {}, of 64 {}", name[0], paths.narrow, paths.planes);
-        report(name[1], (N * N) as u32, "a multiply-add", &mut || {
+        report(counter, name[1], (N * N) as u32, "a multiply-add", &mut || {
             let done =
                 reference::matmul(black_box(case.a), case.b, case.epilogue, (&mut y[..]).into());
             right &= done.is_ok();
@@ -183,7 +185,7 @@ fn from_values(case: &Matmul<'_>) -> Result<bool, Failure> {
 }
 
 /// What quantizing, decoding and the layout cost; and a layer of int8.
-fn measure_the_rest() {
+fn measure_the_rest(counter: &mut Counter) {
     let x: [f32; N] = core::array::from_fn(|i| ((i * 37 % 101) as f32 - 50.0) / 32.0);
     let (mut codes, mut scales, mut y) = ([0; N / 2], [0; N / 16], [0f32; N]);
     for (format, name) in [
@@ -192,21 +194,21 @@ fn measure_the_rest() {
     ] {
         let spec = QuantSpec::usual(format);
         let scales = &mut scales[..N / format.group().get()];
-        report(name[0], N as u32, "a value", &mut || {
+        report(counter, name[0], N as u32, "a value", &mut || {
             let _ = black_box(quantize(black_box(&x), &spec, &mut codes, scales));
         });
-        report(name[1], N as u32, "a value", &mut || {
+        report(counter, name[1], N as u32, "a value", &mut || {
             let _ = black_box(dequantize(&codes, scales, &spec, black_box(&mut y)));
         });
     }
     let mut tiles = [0; 1024];
-    report("swizzle", 1024, "a byte", &mut || {
+    report(counter, "swizzle", 1024, "a byte", &mut || {
         let _ = black_box(swizzle(&CASES[..1024], 8, black_box(&mut tiles)));
     });
     let weight: &[i8] = bytemuck::cast_slice(&CASES[..N * N]);
     let bias: &[i32] = bytemuck::cast_slice(&CASES[..4 * N]);
     let mut y = [0i8; N];
-    report("int8", (N * N) as u32, "a multiply-add", &mut || {
+    report(counter, "int8", (N * N) as u32, "a multiply-add", &mut || {
         let x = &black_box(weight)[..N];
         int8::fully_connected(x, black_box(weight), bias, black_box(1 << 24), 3, black_box(&mut y));
     });
