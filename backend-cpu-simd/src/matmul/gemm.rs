@@ -51,6 +51,7 @@ use fp4_core::{
 use super::operand::{COLUMNS, Form, LINES, Line, MAX_ROWS, STEPS, Terms};
 use super::output::OutputParts;
 use super::panels::Panels;
+use super::rounding::RowFactors;
 use super::sum::{ExactSums, PLAIN_EXPONENTS, Sum, fits_63_bits};
 use super::tile_sums::{Emit, Finish, TileSums, TileWriter};
 use super::tiles::{RowTile, RowTiles, TilePlane};
@@ -73,21 +74,37 @@ const PAIR_CHUNKS: usize = 16;
 /// Bytes of panels that are multiplied with one tile after the other: they stay in the first-level
 /// cache, and what is written of a row is together. One panel of a long K is more.
 const PANEL_BYTES: usize = 12 << 10;
+/// Tiles of a block whose factors are on the stack.
+const FIRST_TILES: usize = 8;
 /// Steps of a sparse plane that are multiplied at a time.
 const LIST: usize = 64;
 /// Chunks whose sum fits 32 bits in the fold form.
 pub(crate) const FOLD_CHUNKS: usize = i32::MAX as usize / (32 * 96 * 96);
 
+/// What the sum of a chunk in the group form is at most, for planes with these largest scaled
+/// scales.
+const fn group_chunk(max_a: i32, max_b: i32) -> usize {
+    2 * 2304 * max_of(max_a, max_b)
+}
+
+/// The same with MXINT8 in A.
+const fn int8_chunk(max_a: i32, max_b: i32) -> usize {
+    32 * 1536 * max_of(max_a, max_b)
+}
+
+const fn max_of(max_a: i32, max_b: i32) -> usize {
+    let max = max_a as usize * max_b as usize;
+    if max == 0 { 1 } else { max }
+}
+
 /// Chunks whose sum fits 32 bits in the group form, for planes with these largest scaled scales.
 pub(crate) fn group_chunks(max_a: i32, max_b: i32) -> usize {
-    let chunk = 2 * 2304 * (max_a as usize * max_b as usize).max(1);
-    i32::MAX as usize / chunk
+    i32::MAX as usize / group_chunk(max_a, max_b)
 }
 
 /// Chunks whose sum fits 32 bits with MXINT8 in A, for planes with these largest scaled scales.
 pub(crate) fn int8_chunks(max_a: i32, max_b: i32) -> usize {
-    let chunk = 32 * 1536 * (max_a as usize * max_b as usize).max(1);
-    i32::MAX as usize / chunk
+    i32::MAX as usize / int8_chunk(max_a, max_b)
 }
 
 /// A packed A and a prepared B.
@@ -230,6 +247,9 @@ struct Buffers {
     sums: Sums,
     corrections: [i32; MAX_ROWS],
     units: Units,
+    /// What is kept for the next panel, by tile of the block: the first ones, for which decoding
+    /// needs no allocation, and the others.
+    factors: ([Option<RowFactors>; FIRST_TILES], Vec<Option<RowFactors>>),
     paths: PathCounts,
 }
 
@@ -347,6 +367,10 @@ impl<'a, K: Kernels> TiledMatmul<'a, K> {
             sums: [[0; COLUMNS]; MAX_ROWS],
             corrections: [0; MAX_ROWS],
             units: [[0; COLUMNS]; MAX_ROWS],
+            factors: (
+                [const { None }; FIRST_TILES],
+                vec![None; cut.block.saturating_sub(FIRST_TILES)],
+            ),
             paths: PathCounts::default(),
         };
         let mut start = units.start;
@@ -381,11 +405,11 @@ impl<'a, K: Kernels> TiledMatmul<'a, K> {
                 self.pairs(kernels, tiles, panels, next, buffers, grid, sink)?;
                 continue;
             }
-            for tile in tiles {
+            for (t, tile) in tiles.iter().enumerate() {
                 let rows = tile.first..tile.first + tile.meta.len();
                 for p in panels.clone() {
                     rows.clone().for_each(|r| grid.prefetch(r, p * COLUMNS, COLUMNS));
-                    self.tile(tile, p, None, buffers, grid, sink)?;
+                    self.tile((t, tile), p, None, buffers, grid, sink)?;
                 }
             }
         }
@@ -438,7 +462,7 @@ impl<'a, K: Kernels> TiledMatmul<'a, K> {
                     if part + 1 == parts {
                         for (half, p) in (first..panels.end.min(first + 2)).enumerate() {
                             let ready = Some(Ready { at, half });
-                            self.tile(tile, p, ready, buffers, grid, sink)?;
+                            self.tile((t, tile), p, ready, buffers, grid, sink)?;
                         }
                     }
                 }
@@ -447,11 +471,11 @@ impl<'a, K: Kernels> TiledMatmul<'a, K> {
         Ok(())
     }
 
-    /// Computes and writes the outputs of a tile and a panel. `ready` is where the sums of
-    /// plane 0 are, if they are already.
+    /// Computes and writes the outputs of a tile, with its place in the block, and a panel. `ready`
+    /// is where the sums of plane 0 are, if they are already.
     fn tile<T: Send>(
         &self,
-        tile: &RowTile,
+        (t, tile): (usize, &RowTile),
         p: usize,
         ready: Option<Ready>,
         buffers: &mut Buffers,
@@ -482,13 +506,17 @@ impl<'a, K: Kernels> TiledMatmul<'a, K> {
             units: &buffers.units,
             plain,
         };
+        let factors = match buffers.factors.0.get_mut(t) {
+            Some(factors) => factors,
+            None => &mut buffers.factors.1[t - FIRST_TILES],
+        };
         let rows = tile.first..tile.first + tile.meta.len();
         let columns = p * COLUMNS..p * COLUMNS + panel.columns();
         // SAFETY: this task alone has this tile and this panel, and one part of them at a time.
         let out = unsafe { grid.part(rows, columns) };
         self.operands.kernels.enter(
             #[inline(always)]
-            || sink.write(&sums, out),
+            || sink.write(&sums, out, factors),
         )?;
         let wide = sums.wide();
         let others = (tile.meta.len() * panel.columns()) as u64 - wide;
@@ -509,16 +537,21 @@ impl<'a, K: Kernels> TiledMatmul<'a, K> {
         let panel = &self.operands.b.panels()[p];
         let (slots, first) = (self.chunks.len(), self.chunks.start);
         let plane_a = &tile.planes()[0];
-        let most = self.most_chunks(plane_a, panel.first_max());
-        if tile.planes().len() == 1 && panel.planes() == 1 && slots <= most {
+        if tile.planes().len() == 1
+            && panel.planes() == 1
+            && self.fit_32_bits(slots, plane_a, panel.first_max())
+        {
             if ready.is_none() {
                 let steps = Steps::Dense { a: 0, b: first, count: slots };
                 self.kernel(tile, PlanePair { a: 0, b: 0 }, p, steps, buffers);
             }
             return true;
         }
-        buffers.units = [[0; COLUMNS]; MAX_ROWS];
+        let most = self.most_chunks(plane_a, panel.first_max());
         let plane_b = panel.plane(0);
+        if slots == 0 {
+            buffers.units = [[0; COLUMNS]; MAX_ROWS];
+        }
         for start in (0..slots).step_by(most) {
             let count = most.min(slots - start);
             let steps = Steps::Dense { a: start, b: first + start, count };
@@ -529,34 +562,50 @@ impl<'a, K: Kernels> TiledMatmul<'a, K> {
                 }
                 None => self.multiply_steps(tile, PlanePair { a: 0, b: 0 }, p, steps, buffers),
             }
-            self.drain(plane_a, &plane_b.shift, buffers);
+            self.drain(plane_a, &plane_b.shift, start > 0, buffers);
         }
+        let mut list = [Step::default(); LIST];
         for (i, plane_a) in tile.planes().iter().enumerate() {
             for j in 0..panel.planes() {
                 let plane_b = panel.plane(j);
                 if i == 0 && j == 0 {
                     continue;
                 }
-                let most = self.most_chunks(plane_a, plane_b.max);
+                let most = LIST.min(self.most_chunks(plane_a, plane_b.max));
                 let planes = PlanePair { a: i, b: j };
-                let mut list = [Step::default(); LIST];
                 let mut len = 0;
-                for step in meet(i, &plane_a.slots, j, plane_b.chunks, first as u32, slots as u32) {
+                let mut multiply = |list: &[Step]| {
+                    self.multiply_steps(tile, planes, p, Steps::List(list), buffers);
+                    self.drain(plane_a, &plane_b.shift, true, buffers);
+                };
+                let chunks = first as u32..(first + slots) as u32;
+                for_each_meeting(i, &plane_a.slots, j, plane_b.chunks, chunks, |step| {
                     list[len] = step;
                     len += 1;
-                    if len == LIST.min(most) {
-                        self.multiply_steps(tile, planes, p, Steps::List(&list[..len]), buffers);
-                        self.drain(plane_a, &plane_b.shift, buffers);
+                    if len == most {
+                        multiply(&list[..len]);
                         len = 0;
                     }
-                }
+                });
                 if len > 0 {
-                    self.multiply_steps(tile, planes, p, Steps::List(&list[..len]), buffers);
-                    self.drain(plane_a, &plane_b.shift, buffers);
+                    multiply(&list[..len]);
                 }
             }
         }
         false
+    }
+
+    /// True if the sum of so many chunks of two planes fits 32 bits: [`most_chunks`], but without
+    /// the division.
+    ///
+    /// [`most_chunks`]: Self::most_chunks
+    fn fit_32_bits(&self, chunks: usize, a: &TilePlane, max_b: i32) -> bool {
+        let of_a_chunk = match self.operands.b.form() {
+            _ if self.int8() => int8_chunk(a.max, max_b),
+            Form::Fold => return chunks <= FOLD_CHUNKS,
+            Form::Group => group_chunk(a.max, max_b),
+        };
+        chunks.checked_mul(of_a_chunk).is_some_and(|sum| sum <= i32::MAX as usize)
     }
 
     /// Chunks of two planes whose sum fits 32 bits.
@@ -626,8 +675,9 @@ impl<'a, K: Kernels> TiledMatmul<'a, K> {
         corrections.iter_mut().for_each(|sum| *sum = sum.wrapping_mul(K::Fold::OFFSET));
     }
 
-    /// Adds the 32-bit sums of a plane of the tile and one of the panel to the 64-bit ones.
-    fn drain(&self, plane: &TilePlane, shift_b: &[u32; COLUMNS], buffers: &mut Buffers) {
+    /// Makes the 32-bit sums of a plane of the tile and one of the panel 64-bit ones, or adds them
+    /// to those.
+    fn drain(&self, plane: &TilePlane, shift_b: &[u32; COLUMNS], add: bool, buffers: &mut Buffers) {
         let kernels = self.operands.kernels;
         kernels.enter(
             #[inline(always)]
@@ -635,6 +685,9 @@ impl<'a, K: Kernels> TiledMatmul<'a, K> {
                 for (r, &shift_a) in plane.shift.iter().enumerate() {
                     let (sums, correction) = (&buffers.sums[r], buffers.corrections[r]);
                     let units = &mut buffers.units[r];
+                    if !add {
+                        *units = [0; COLUMNS];
+                    }
                     kernels.add_shifted(sums, correction, shift_a, shift_b, units);
                 }
             },
@@ -642,44 +695,43 @@ impl<'a, K: Kernels> TiledMatmul<'a, K> {
     }
 }
 
-/// The chunks that plane `i` of a tile and plane `j` of a panel both have, within the `count`
-/// chunks from `first`. Planes 0 have all chunks, the others those listed: `slots` of the tile,
-/// counted from `first`, and `chunks` of the panel.
-fn meet<'a>(
+/// Calls `f` for each of the chunks `chunks` that plane `i` of a tile and plane `j` of a panel both
+/// have, ascending; one of them is not 0. Planes 0 have all chunks, the others those listed:
+/// `slots` of the tile, counted from the first chunk, and `of_b` of the panel.
+#[inline(always)]
+fn for_each_meeting(
     i: usize,
-    slots: &'a [u32],
+    slots: &[u32],
     j: usize,
-    chunks: &'a [u32],
-    first: u32,
-    count: u32,
-) -> impl Iterator<Item = Step> + 'a {
-    let (mut a, mut b) = (0, chunks.partition_point(|&chunk| chunk < first));
-    std::iter::from_fn(move || {
-        loop {
-            let slot = match i {
-                0 => None,
-                _ => Some(*slots.get(a)?),
-            };
-            let chunk = match j {
-                0 => None,
-                _ => Some(*chunks.get(b).filter(|&&chunk| chunk < first + count)? - first),
-            };
-            let (at_a, at_b) = (a as u32, b as u32);
-            match (slot, chunk) {
-                (Some(slot), Some(chunk)) if slot < chunk => a += 1,
-                (Some(slot), Some(chunk)) if slot > chunk => b += 1,
-                _ => {
-                    let slot = slot.or(chunk)?;
-                    let b_chunk = first + slot;
-                    (a, b) = (a + usize::from(i > 0), b + usize::from(j > 0));
-                    return Some(Step {
-                        a: slot,
-                        a_slot: if i > 0 { at_a } else { slot },
-                        b: b_chunk,
-                        b_slot: if j > 0 { at_b } else { b_chunk },
-                    });
-                }
+    of_b: &[u32],
+    chunks: Range<u32>,
+    mut f: impl FnMut(Step),
+) {
+    let before = of_b.partition_point(|&chunk| chunk < chunks.start);
+    let inside = of_b[before..].iter().take_while(|&&chunk| chunk < chunks.end);
+    let mut of_b = (before as u32..).zip(inside);
+    if j == 0 {
+        for (a_slot, &a) in (0..).zip(slots) {
+            f(Step { a, a_slot, b: chunks.start + a, b_slot: chunks.start + a });
+        }
+    } else if i == 0 {
+        for (b_slot, &b) in of_b {
+            f(Step { a: b - chunks.start, a_slot: b - chunks.start, b, b_slot });
+        }
+    } else {
+        let mut of_a = (0..).zip(slots);
+        let (mut next_a, mut next_b) = (of_a.next(), of_b.next());
+        while let (Some((a_slot, &a)), Some((b_slot, &b))) = (next_a, next_b) {
+            let in_b = chunks.start + a;
+            if in_b == b {
+                f(Step { a, a_slot, b, b_slot });
+            }
+            if in_b <= b {
+                next_a = of_a.next();
+            }
+            if in_b >= b {
+                next_b = of_b.next();
             }
         }
-    })
+    }
 }

@@ -231,6 +231,39 @@ impl RowMeta {
         RowMeta { nan, live, base, reach }
     }
 
+    /// The metadata of row `i` if all of its scales are in one window of this limit: those of groups
+    /// that are not live count too, so the base may be lower and the reach larger than
+    /// [`of_row`](Self::of_row)'s, and live is the number of groups. None for rows with a scale
+    /// that is NaN or zero or the least there is, which groups that are not live may have.
+    #[inline(always)]
+    pub(crate) fn of_plain_row(matrix: &PackedView<'_>, i: usize, limit: i32) -> Option<Self> {
+        Self::plain(matrix.shape().scale_type(), matrix.row_scales(i), limit)
+    }
+
+    #[inline(always)]
+    fn plain(scale_type: ScaleType, scales: &[u8], limit: i32) -> Option<Self> {
+        let (base, reach) = match scale_type {
+            ScaleType::E8M0 => {
+                let mut all = LeastAndMost(u8::MAX, 0);
+                all.take_all(scales);
+                let LeastAndMost(least, most) = all;
+                // None of no scale at all.
+                let octaves = most.checked_sub(least).filter(|&octaves| octaves < 32)?;
+                let plain = least > 0 && most < u8::MAX;
+                plain.then_some((i32::from(least) - 127, 1 << octaves))?
+            }
+            ScaleType::E4M3 => {
+                let mut all = UnitsOfAll(0, 0, false);
+                all.take_all(scales);
+                let UnitsOfAll(all, most, nan) = all;
+                let zeros = all.trailing_zeros();
+                (all != 0 && !nan).then(|| (zeros as i32 - 9, u64::from(most >> zeros)))?
+            }
+        };
+        let meta = RowMeta { nan: false, live: scales.len(), base, reach };
+        (reach <= limit as u64).then_some(meta)
+    }
+
     /// Adds the shifts plus one of e8m0 scales of the row, which is in one plane: the shift is that
     /// of the scale over 2^base, and 0 is added for NaN and for what is past the reach. Groups that
     /// are not live may have any shift of the plane.
@@ -239,10 +272,12 @@ impl RowMeta {
         let least = (self.base + 127) as u8;
         // A NaN's byte is past every other, but not always by more than the reach.
         let octaves = (u64::BITS - self.reach.leading_zeros()) as u8;
-        to.extend(scales.iter().map(|&scale| {
+        let start = to.len();
+        to.resize(start + scales.len(), 0);
+        map_bytes(scales, &mut to[start..], |scale| {
             let shift = scale.wrapping_sub(least);
             if shift < octaves { shift + 1 } else { 0 }
-        }));
+        });
     }
 
     /// Writes the scales of groups of the row over 2^base, for a row whose reach is an i16: 0 for
@@ -256,26 +291,113 @@ impl RowMeta {
                 let least = (self.base + 127) as u8;
                 // A NaN's byte is past every other, but not always by more than the reach.
                 let octaves = u64::BITS - self.reach.leading_zeros();
-                for (to, &scale) in to.iter_mut().zip(scales) {
+                map_bytes(scales, to, |scale| {
                     let shift = scale.wrapping_sub(least);
-                    *to = if u32::from(shift) < octaves { 1 << (shift & 15) } else { 0 };
-                }
+                    if u32::from(shift) < octaves { 1 << (shift & 15) } else { 0 }
+                });
             }
             ScaleType::E4M3 => {
                 let (zeros, reach) = ((self.base + 9) as u32, self.reach as u32);
-                for (to, &scale) in to.iter_mut().zip(scales) {
-                    let scale = u32::from(scale);
-                    // The units, of a normal scale or a subnormal one.
-                    let (exponent, mantissa) = (scale >> 3 & 15, scale & 7);
-                    let normal = u32::from(exponent > 0);
-                    let scaled = ((normal << 3 | mantissa) << (exponent - normal)) >> zeros;
+                map_bytes(scales, to, |scale| {
+                    let scaled = units(scale) >> zeros;
                     let counts = (scale & 0x7F != 0x7F) & (scaled <= reach);
                     let scaled = if counts { scaled as i32 } else { 0 };
-                    *to = (if scale & 0x80 != 0 { -scaled } else { scaled }) as i16;
-                }
+                    (if scale & 0x80 != 0 { -scaled } else { scaled }) as i16
+                });
             }
         }
     }
+}
+
+/// The magnitude of a finite e4m3 scale in units of 2^-9.
+#[inline(always)]
+fn units(scale: u8) -> u32 {
+    let scale = u32::from(scale);
+    // Of a normal scale or a subnormal one.
+    let (exponent, mantissa) = (scale >> 3 & 15, scale & 7);
+    let normal = u32::from(exponent > 0);
+    (normal << 3 | mantissa) << (exponent - normal)
+}
+
+/// Work on bytes, some at a time: a vector of them.
+trait ByChunks {
+    /// Takes the bytes from index `at` on.
+    fn take<const N: usize>(&mut self, at: usize, chunk: [u8; N]);
+
+    /// Takes all of `bytes`, some of them twice.
+    #[inline(always)]
+    fn take_all(&mut self, bytes: &[u8]) {
+        match bytes.len() {
+            0..4 => self.take_by::<1>(bytes),
+            4..8 => self.take_by::<4>(bytes),
+            8..16 => self.take_by::<8>(bytes),
+            16.. => self.take_by::<16>(bytes),
+        }
+    }
+
+    /// Takes at least N bytes, the last N of them twice if they are no multiple.
+    #[inline(always)]
+    fn take_by<const N: usize>(&mut self, bytes: &[u8]) {
+        let (chunks, rest) = bytes.as_chunks::<N>();
+        for (i, chunk) in chunks.iter().enumerate() {
+            self.take(i * N, *chunk);
+        }
+        if let (Some(chunk), false) = (bytes.last_chunk::<N>(), rest.is_empty()) {
+            self.take(bytes.len() - N, *chunk);
+        }
+    }
+}
+
+/// The least and the most of bytes.
+struct LeastAndMost(u8, u8);
+
+impl ByChunks for LeastAndMost {
+    #[inline(always)]
+    fn take<const N: usize>(&mut self, _: usize, chunk: [u8; N]) {
+        self.0 = chunk.into_iter().fold(self.0, u8::min);
+        self.1 = chunk.into_iter().fold(self.1, u8::max);
+    }
+}
+
+/// Of e4m3 scales, all of the bits of their units, and the most; true if one is NaN.
+struct UnitsOfAll(u32, u32, bool);
+
+impl ByChunks for UnitsOfAll {
+    #[inline(always)]
+    fn take<const N: usize>(&mut self, _: usize, chunk: [u8; N]) {
+        let (mut all, mut most, mut nan) = (0, 0, 0);
+        for scale in chunk {
+            let units = units(scale);
+            all |= units;
+            most = most.max(units);
+            nan |= u8::from(scale & 0x7F == 0x7F);
+        }
+        (self.0, self.1, self.2) = (self.0 | all, self.1.max(most), self.2 | (nan > 0));
+    }
+}
+
+/// Writes what a function makes of each byte.
+struct Mapped<'a, T, F>(&'a mut [T], F);
+
+impl<T: Copy + Default, F: Fn(u8) -> T> ByChunks for Mapped<'_, T, F> {
+    #[inline(always)]
+    fn take<const N: usize>(&mut self, at: usize, chunk: [u8; N]) {
+        // Not by `map`, which is compiled alone, without vectors.
+        let mut mapped = [T::default(); N];
+        for (to, byte) in mapped.iter_mut().zip(chunk) {
+            *to = (self.1)(byte);
+        }
+        if let Some(to) = self.0.get_mut(at..).and_then(<[T]>::first_chunk_mut) {
+            *to = mapped;
+        }
+    }
+}
+
+/// Writes `f` of each byte to the place of the same index, of those that both have.
+#[inline(always)]
+fn map_bytes<T: Copy + Default>(from: &[u8], to: &mut [T], f: impl Fn(u8) -> T) {
+    let len = from.len().min(to.len());
+    Mapped(to, f).take_all(&from[..len]);
 }
 
 /// The largest scale of a row over its base, in two bytes: an odd significand of at most four bits
@@ -332,6 +454,18 @@ impl Extremes {
             least_base: s.least_base.min(meta.base),
             most_base: s.most_base.max(meta.base),
         })
+    }
+
+    /// Over both.
+    pub(crate) fn and(self, other: &Extremes) -> Self {
+        Extremes {
+            complete: self.complete & other.complete,
+            nan: self.nan | other.nan,
+            live: self.live.max(other.live),
+            reach: self.reach.max(other.reach),
+            least_base: self.least_base.min(other.least_base),
+            most_base: self.most_base.max(other.most_base),
+        }
     }
 }
 
@@ -537,6 +671,56 @@ mod tests {
         }
         println!("{one} rows in one plane, {several} in several");
         assert!(one > 20_000 && several > 5000);
+    }
+
+    #[test]
+    fn plain_rows_are_as_if_all_groups_were_live() {
+        let (mut plain, mut others) = (0, 0);
+        for format in Format::ALL {
+            for groups in rows(format) {
+                let scales: Vec<u8> = groups.iter().map(|g| g.1).collect();
+                let live: Vec<_> = scales.iter().map(|&scale| (0x11, scale)).collect();
+                let all = meta(format, &live);
+                let least = format == Format::MxFp4 && scales.contains(&0);
+                for limit in [8, 32, 127, 258] {
+                    let got = RowMeta::plain(format.scale_type(), &scales, limit);
+                    let is_plain = !all.nan && all.live > 0 && !least && all.reach <= limit as u64;
+                    let expected = is_plain.then_some(RowMeta { live: scales.len(), ..all });
+                    assert_eq!(got, expected, "{format} limit {limit} {groups:x?}");
+                    let (Some(got), of_live) = (got, meta(format, &groups)) else {
+                        others += 1;
+                        continue;
+                    };
+                    plain += 1;
+                    // What is proved with it holds for the live groups.
+                    assert!(got.live >= of_live.live);
+                    if of_live.live > 0 {
+                        let shift = (of_live.base - got.base) as u32;
+                        assert!(got.base <= of_live.base && of_live.reach << shift <= got.reach);
+                    }
+                }
+            }
+        }
+        println!("{plain} plain rows, {others} others");
+        assert!(plain > 15_000 && others > 20_000);
+    }
+
+    #[test]
+    fn bytes_are_taken_by_chunks_of_every_length() {
+        let bytes: Vec<u8> = (0..200).map(|i| (i * 37 % 251) as u8).collect();
+        for len in 0..=100 {
+            for start in [0, 1, 50] {
+                let from = &bytes[start..start + len];
+                let mut to = vec![u16::MAX; len + 3];
+                map_bytes(from, &mut to[..len], |byte| u16::from(byte) + 1000);
+                let expected = from.iter().map(|&byte| u16::from(byte) + 1000);
+                assert!(to.iter().copied().eq(expected.chain([u16::MAX; 3])), "{len}");
+                let mut all = LeastAndMost(u8::MAX, 0);
+                all.take_all(from);
+                assert_eq!(all.0, from.iter().copied().min().unwrap_or(u8::MAX), "{len}");
+                assert_eq!(all.1, from.iter().copied().max().unwrap_or(0), "{len}");
+            }
+        }
     }
 
     #[test]

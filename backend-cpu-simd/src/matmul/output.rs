@@ -102,6 +102,16 @@ impl<T> OutputTile<'_, T> {
         self.values.wrapping_add(r * self.stride)
     }
 
+    /// Where row 0 is, and how many values on the next one is.
+    #[inline(always)]
+    #[cfg_attr(
+        not(target_arch = "x86_64"),
+        allow(dead_code, reason = "for kernels that write parts of a vector")
+    )]
+    pub(crate) fn as_ptr(&mut self) -> (*mut T, usize) {
+        (self.values, self.stride)
+    }
+
     /// Row `r`.
     #[inline(always)]
     pub(crate) fn row(&mut self, r: usize) -> &mut [T] {

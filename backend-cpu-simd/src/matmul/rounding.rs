@@ -9,15 +9,16 @@
 //! power is split in two, so that vectors of columns and single rows need one product each:
 //!
 //! ```text
-//! columns[c] = 2^(base_c - least)                     least: of the columns' bases
+//! columns[c] = 2^(base_c - least)                     least: of the bases of all of B, or of the panel
 //! rows[r]    = 2^(base_r + least + unit) * alpha_r
 //! y          = f32(sum) * columns[c] * rows[r]
 //! ```
 //!
 //! # Why the bits are the same
 //!
-//! Here all e are plain ([`PLAIN_EXPONENTS`](super::sum::PLAIN_EXPONENTS), -126..=63) and the
-//! columns' bases span at most 63, or there is no [`Rounding`]. f32(sum) is 0 or 1 to 2^63 in
+//! Here all e are plain ([`PLAIN_EXPONENTS`](super::sum::PLAIN_EXPONENTS), -126..=63), those with
+//! `least` for the column's base too, and the columns' bases are at most 63 over it, or there is no
+//! [`Rounding`]. f32(sum) is 0 or 1 to 2^63 in
 //! magnitude, so `f32(sum) * columns[c]` is exact: at least 1, below 2^127. `rows[r]` is exact if
 //! alpha is zero or not finite, or if it and the product are normal; then the last product rounds
 //! f32(sum) * 2^e * alpha_r once, as the contract's does. If it is not exact for some row, alpha
@@ -38,56 +39,25 @@ use super::{OutputRow, Sums, Units};
 use crate::quantize::FloatValue;
 
 /// Largest difference of the columns' bases.
-const MOST_APART: i32 = 63;
+pub(super) const MOST_APART: i32 = 63;
 
-/// How the sums of a tile with a panel become outputs. What is past the last row or column is
-/// anything.
+/// What the rows of a tile are multiplied with, for all panels whose columns are measured from one
+/// exponent. What is past the last row is anything.
 #[derive(Debug, Clone)]
-pub(crate) struct Rounding<'a> {
-    /// What the 32-bit sums of each row are too large by.
-    pub(crate) corrections: &'a [i32; MAX_ROWS],
-    /// Factors of rows.
+pub(crate) struct RowFactors {
+    /// The tile's first row, and the exponent.
+    of: (usize, i32),
+    /// 2^(base_r + least + unit) * alpha_r, or without alpha_r.
     pub(crate) rows: [f32; MAX_ROWS],
     /// The rows' alphas, if they are not in [`rows`](Self::rows).
     pub(crate) alphas: Option<[f32; MAX_ROWS]>,
-    /// Factors of columns.
-    pub(crate) columns: OutputRow,
-    /// What is added to each column.
-    pub(crate) bias: Option<OutputRow>,
-    /// True if an output may be NaN: it has to become the canonical one.
-    #[cfg_attr(
-        not(target_arch = "x86_64"),
-        allow(dead_code, reason = "what narrows there makes every NaN canonical")
-    )]
-    pub(crate) nan: bool,
+    /// True if all alphas are.
+    finite: bool,
 }
 
-/// Exponents of the rows and columns of a tile and a panel.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Bases<'a> {
-    /// Of the rows, all 24 those of rows that exist.
-    pub(crate) rows: &'a [i32; MAX_ROWS],
-    pub(crate) columns: &'a [i32; COLUMNS],
-    /// Least and most of the columns that exist.
-    pub(crate) least: i32,
-    pub(crate) most: i32,
-    /// What a unit of a sum is worth.
-    pub(crate) unit: i32,
-}
-
-impl<'a> Rounding<'a> {
-    /// For a tile whose first row and column are `row` and `column`, all of whose exponents are
-    /// plain; none if the columns' are too far apart.
-    #[inline(always)]
-    pub(crate) fn new(
-        bases: Bases<'_>,
-        epilogue: &Epilogue<'_>,
-        [row, column]: [usize; 2],
-        corrections: &'a [i32; MAX_ROWS],
-    ) -> Option<Self> {
-        if bases.most - bases.least > MOST_APART {
-            return None;
-        }
+impl RowFactors {
+    /// Of the tile whose first row is `row`, with `least` the exponent of the columns.
+    fn new(bases: Bases<'_>, epilogue: &Epilogue<'_>, row: usize) -> Self {
         let mut alphas = [epilogue.alpha; MAX_ROWS];
         if let Some(scales) = epilogue.row_scales {
             for (alpha, scale) in alphas.iter_mut().zip(&scales[row..]) {
@@ -108,6 +78,64 @@ impl<'a> Rounding<'a> {
             true => std::array::from_fn(|r| powers[r] * alphas[r]),
             false => powers,
         };
+        let alphas = (!exact).then_some(alphas);
+        RowFactors { of: (row, bases.least), rows, alphas, finite }
+    }
+}
+
+/// How the sums of a tile with a panel become outputs. What is past the last row or column is
+/// anything.
+#[derive(Debug, Clone)]
+pub(crate) struct Rounding<'a> {
+    /// What the 32-bit sums of each row are too large by.
+    pub(crate) corrections: &'a [i32; MAX_ROWS],
+    pub(crate) rows: &'a RowFactors,
+    /// Factors of columns.
+    pub(crate) columns: OutputRow,
+    /// What is added to each column.
+    pub(crate) bias: Option<OutputRow>,
+    /// True if an output may be NaN: it has to become the canonical one.
+    #[cfg_attr(
+        not(target_arch = "x86_64"),
+        allow(dead_code, reason = "what narrows there makes every NaN canonical")
+    )]
+    pub(crate) nan: bool,
+}
+
+/// Exponents of the rows and columns of a tile and a panel.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Bases<'a> {
+    /// Of the rows, all 24 those of rows that exist.
+    pub(crate) rows: &'a [i32; MAX_ROWS],
+    pub(crate) columns: &'a [i32; COLUMNS],
+    /// From which the columns are measured: at most the least of them.
+    pub(crate) least: i32,
+    /// The most of the columns that exist.
+    pub(crate) most: i32,
+    /// What a unit of a sum is worth.
+    pub(crate) unit: i32,
+}
+
+impl<'a> Rounding<'a> {
+    /// For a tile whose first row and column are `row` and `column`, all of whose exponents are
+    /// plain; none if the columns' are too far apart. `rows` may hold the tile's factors of another
+    /// panel.
+    #[inline(always)]
+    pub(crate) fn new(
+        bases: Bases<'_>,
+        epilogue: &Epilogue<'_>,
+        [row, column]: [usize; 2],
+        corrections: &'a [i32; MAX_ROWS],
+        rows: &'a mut Option<RowFactors>,
+    ) -> Option<Self> {
+        if bases.most - bases.least > MOST_APART {
+            return None;
+        }
+        let of = (row, bases.least);
+        if rows.as_ref().is_none_or(|rows| rows.of != of) {
+            *rows = Some(RowFactors::new(bases, epilogue, row));
+        }
+        let rows = rows.as_ref()?;
         let bias = epilogue.bias.map(|bias| {
             let mut of_panel = [0.0; COLUMNS];
             of_panel.iter_mut().zip(&bias[column..]).for_each(|(to, &bias)| *to = bias);
@@ -115,11 +143,10 @@ impl<'a> Rounding<'a> {
         });
         Some(Rounding {
             corrections,
-            rows,
-            alphas: (!exact).then_some(alphas),
             columns: bases.columns.map(|base| power_of_two(base - bases.least)),
-            nan: !finite || bias.is_some(),
+            nan: !rows.finite || bias.is_some(),
             bias,
+            rows,
         })
     }
 
@@ -143,9 +170,9 @@ impl<'a> Rounding<'a> {
     #[inline(always)]
     fn row<T: FloatValue>(&self, mut y: OutputRow, r: usize, out: &mut OutputTile<'_, T>) {
         for (y, column) in y.iter_mut().zip(&self.columns) {
-            *y = *y * column * self.rows[r];
+            *y = *y * column * self.rows.rows[r];
         }
-        if let Some(alphas) = &self.alphas {
+        if let Some(alphas) = &self.rows.alphas {
             y.iter_mut().for_each(|y| *y *= alphas[r]);
         }
         if let Some(bias) = &self.bias {

@@ -7,19 +7,21 @@ use fp4_core::{Epilogue, Error, ExactSum, PackedView, finish_one};
 use super::operand::{COLUMNS, MAX_ROWS, Terms};
 use super::output::OutputTile;
 use super::panels::{Panel, Panels};
-use super::rounding::{Bases, Rounding};
-use super::sum::{Sum, fits_63_bits};
+use super::rounding::{Bases, MOST_APART, Rounding, RowFactors};
+use super::sum::{PLAIN_EXPONENTS, Sum, fits_63_bits};
 use super::tiles::RowTile;
 use super::{Kernels, Sums, Units};
 use crate::quantize::FloatValue;
 
 /// What becomes of the sums of a tile with a panel.
 pub(super) trait TileWriter<T>: Sync {
-    /// Writes the sums of the rows and columns that exist.
+    /// Writes the sums of the rows and columns that exist. `rows` is kept from one panel of the tile
+    /// to the next.
     fn write<K: Kernels>(
         &self,
         sums: &TileSums<'_, K>,
         out: OutputTile<'_, T>,
+        rows: &mut Option<RowFactors>,
     ) -> Result<(), Error>;
 }
 
@@ -34,10 +36,11 @@ impl<T: FloatValue> TileWriter<T> for Finish<'_> {
         &self,
         sums: &TileSums<'_, K>,
         mut out: OutputTile<'_, T>,
+        rows: &mut Option<RowFactors>,
     ) -> Result<(), Error> {
         let (row, column) = (sums.tile.first, sums.p * COLUMNS);
         if let Some(by) = sums.plain_bases().and_then(|bases| {
-            Rounding::new(bases, &self.epilogue, [row, column], sums.corrections())
+            Rounding::new(bases, &self.epilogue, [row, column], sums.corrections(), rows)
         }) {
             match sums.in_32_bits {
                 true => sums.kernels.round_sums(sums.sums, &by, out),
@@ -65,6 +68,7 @@ impl<T, F: Fn(&mut T, bool, Sum<'_>) -> Result<(), Error> + Sync> TileWriter<T> 
         &self,
         sums: &TileSums<'_, K>,
         mut out: OutputTile<'_, T>,
+        _: &mut Option<RowFactors>,
     ) -> Result<(), Error> {
         for r in 0..out.rows() {
             for (c, y) in out.row(r).iter_mut().enumerate() {
@@ -146,16 +150,21 @@ impl<K: Kernels> TileSums<'_, K> {
         f(Sum::Wide(&sum))
     }
 
-    /// The exponents of the tile and the panel, if all outputs are plain.
+    /// The exponents of the tile and the panel, if all outputs are plain. The columns' are measured
+    /// from the least of all of B, if that is in reach: what follows is then the tile's for all
+    /// panels.
     #[inline(always)]
     fn plain_bases(&self) -> Option<Bases<'_>> {
-        let extremes = self.panel().extremes();
+        let (panel, all, unit) = (self.panel().extremes(), self.b.extremes(), self.terms.unit);
+        let least_row = self.tile.extremes.least_base;
+        let in_reach = all.most_base - all.least_base <= MOST_APART
+            && PLAIN_EXPONENTS.contains(&(least_row + all.least_base + unit));
         self.plain.then_some(Bases {
             rows: &self.tile.bases,
             columns: self.panel().bases(),
-            least: extremes.least_base,
-            most: extremes.most_base,
-            unit: self.terms.unit,
+            least: if in_reach { all.least_base } else { panel.least_base },
+            most: panel.most_base,
+            unit,
         })
     }
 

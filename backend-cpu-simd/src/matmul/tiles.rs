@@ -244,7 +244,8 @@ impl RowTile {
         self.complete.clear();
         self.scratch.clear();
         for i in from.rows.clone() {
-            let meta = RowMeta::of_row(from.a, i);
+            let plain = RowMeta::of_plain_row(from.a, i, limit);
+            let meta = plain.unwrap_or_else(|| RowMeta::of_row(from.a, i));
             let (mut complete, mut planes) = (true, None);
             if meta.reach > limit as u64 {
                 let several = Planes::new(&ScaleCounts::of_row(from.a, i), limit);
@@ -371,6 +372,8 @@ impl RowTile {
             from.groups.start - from.chunks.start * from.per,
             from.chunks.end * from.per - from.groups.end,
         ];
+        // Scales of A for the two halves of a slot.
+        let two = from.per == 2 * from.per_scale;
         for (p, plane) in self.planes[..self.count].iter_mut().enumerate() {
             let held = plane.held(p, from.chunks.len());
             plane.scales.resize(held * rows, [0; 4]);
@@ -381,11 +384,19 @@ impl RowTile {
                     for (row, meta) in meta.iter().enumerate() {
                         scratch.scale(from, row, meta, p);
                         let scaled = &scratch.scaled;
-                        let halves = |slot: usize| match from.per / from.per_scale {
-                            2 => [scaled[2 * slot], scaled[2 * slot + 1]],
-                            _ => [scaled[slot]; 2],
-                        };
                         let to = plane.scales[row.min(held * rows)..].iter_mut().step_by(rows);
+                        if p == 0 && cut == [0; 2] {
+                            if two {
+                                to.zip(scaled.as_chunks().0).for_each(|(to, s)| *to = lanes(*s));
+                            } else {
+                                to.zip(scaled).for_each(|(to, s)| *to = lanes([*s; 2]));
+                            }
+                            continue;
+                        }
+                        let halves = |slot: usize| match two {
+                            true => [scaled[2 * slot], scaled[2 * slot + 1]],
+                            false => [scaled[slot]; 2],
+                        };
                         for (at, to) in to.enumerate() {
                             let slot = if p == 0 { at } else { plane.slots[at] as usize };
                             let mut halves = halves(slot);

@@ -171,6 +171,8 @@ pub(crate) struct Panels {
     codes: Vec<Line>,
     scales: Vec<u8>,
     panels: Vec<Panel>,
+    /// Over all panels.
+    extremes: Extremes,
 }
 
 impl Clone for Panels {
@@ -213,7 +215,9 @@ impl Panels {
             let fill = |p| PanelRows::new(b, form, p * COLUMNS).fill(&mut [], &mut []);
             panels.extend((0..count).map(fill));
         }
-        Ok(Panels { shape, format, form, chunks, codes, scales, panels })
+        let none = Extremes::of(std::iter::empty());
+        let extremes = panels.iter().fold(none, |all, panel| all.and(&panel.extremes));
+        Ok(Panels { shape, format, form, chunks, codes, scales, panels, extremes })
     }
 
     /// Shape and format of the weight.
@@ -232,6 +236,11 @@ impl Panels {
     /// All panels.
     pub(crate) fn panels(&self) -> &[Panel] {
         &self.panels
+    }
+
+    /// Extremes over all columns.
+    pub(crate) fn extremes(&self) -> &Extremes {
+        &self.extremes
     }
 
     /// Bytes allocated.

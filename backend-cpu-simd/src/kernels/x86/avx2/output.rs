@@ -61,8 +61,8 @@ fn finish(sums: __m256, by: &Rounding<'_>, r: usize, half: usize) -> __m256 {
         // SAFETY: a half is 32 readable bytes.
         unsafe { _mm256_loadu_ps(row.as_ptr().add(half * COLUMNS / 2)) }
     };
-    let y = _mm256_mul_ps(_mm256_mul_ps(sums, load(&by.columns)), _mm256_set1_ps(by.rows[r]));
-    let y = match &by.alphas {
+    let y = _mm256_mul_ps(_mm256_mul_ps(sums, load(&by.columns)), _mm256_set1_ps(by.rows.rows[r]));
+    let y = match &by.rows.alphas {
         Some(alphas) => _mm256_mul_ps(y, _mm256_set1_ps(alphas[r])),
         None => y,
     };

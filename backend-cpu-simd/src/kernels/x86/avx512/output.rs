@@ -6,7 +6,7 @@ use std::arch::x86_64::*;
 use fp4_core::FloatType;
 
 use crate::kernels::x86::NAN;
-use crate::matmul::operand::COLUMNS;
+use crate::matmul::operand::{COLUMNS, MAX_ROWS};
 use crate::matmul::rounding::Rounding;
 use crate::matmul::{OutputTile, Sums, Units};
 use crate::quantize::FloatValue;
@@ -19,15 +19,36 @@ pub(super) fn round_sums<T: FloatValue>(
     by: &Rounding<'_>,
     mut out: OutputTile<'_, T>,
 ) {
-    let columns = Columns::new(by, out.columns());
-    for (r, sums) in sums.iter().enumerate().take(out.rows()) {
-        // SAFETY: a row of sums is 64 readable bytes.
-        let sums = unsafe { _mm512_loadu_si512(sums.as_ptr().cast()) };
-        let sums = _mm512_sub_epi32(sums, _mm512_set1_epi32(by.corrections[r]));
-        let y = columns.finish(_mm512_cvtepi32_ps(sums), by, r);
+    let (columns, rows) = (Columns::new(by, out.columns()), out.rows());
+    // Without reading again, row by row, what there is to do: stores might have changed it.
+    if by.rows.alphas.is_none() && by.bias.is_none() && !by.nan {
+        let ((to, stride), mask) = (out.as_ptr(), columns.mask);
+        // Of a length that the compiler knows to be inside of all three.
+        let rows = rows.min(MAX_ROWS);
+        let (sums, corrections, factors) =
+            (&sums[..rows], &by.corrections[..rows], &by.rows.rows[..rows]);
+        for r in 0..rows {
+            let (y, row) = (sums_of(&sums[r], corrections[r]), factors[r]);
+            let y = _mm512_mul_ps(_mm512_mul_ps(y, columns.factors), _mm512_set1_ps(row));
+            // SAFETY: row r has the columns of the mask.
+            unsafe { store(y, mask, to.add(r * stride)) };
+        }
+        return;
+    }
+    for (r, sums) in sums.iter().enumerate().take(rows) {
+        let y = columns.finish(sums_of(sums, by.corrections[r]), by, r);
         // SAFETY: row r has the columns of the mask.
         unsafe { store(y, columns.mask, out.row_ptr(r)) };
     }
+}
+
+/// A row of sums less what they are too large by, rounded to f32.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn sums_of(sums: &[i32; COLUMNS], correction: i32) -> __m512 {
+    // SAFETY: a row of sums is 64 readable bytes.
+    let sums = unsafe { _mm512_loadu_si512(sums.as_ptr().cast()) };
+    _mm512_cvtepi32_ps(_mm512_sub_epi32(sums, _mm512_set1_epi32(correction)))
 }
 
 /// See [`Kernels::round_units`](crate::matmul::Kernels::round_units).
@@ -76,8 +97,8 @@ impl Columns {
     #[inline]
     #[target_feature(enable = "avx512f")]
     fn finish(&self, sums: __m512, by: &Rounding<'_>, r: usize) -> __m512 {
-        let y = _mm512_mul_ps(_mm512_mul_ps(sums, self.factors), _mm512_set1_ps(by.rows[r]));
-        let y = match &by.alphas {
+        let y = _mm512_mul_ps(_mm512_mul_ps(sums, self.factors), _mm512_set1_ps(by.rows.rows[r]));
+        let y = match &by.rows.alphas {
             Some(alphas) => _mm512_mul_ps(y, _mm512_set1_ps(alphas[r])),
             None => y,
         };
