@@ -231,10 +231,10 @@ impl RowMeta {
         RowMeta { nan, live, base, reach }
     }
 
-    /// The metadata of row `i` if all of its scales are in one window of this limit: those of groups
-    /// that are not live count too, so the base may be lower and the reach larger than
-    /// [`of_row`](Self::of_row)'s, and live is the number of groups. None for rows with a scale
-    /// that is NaN or zero or the least there is, which groups that are not live may have.
+    /// The metadata of row `i` if all of its scales are in one window of this limit: those of
+    /// groups that are not live count too, so the base may be lower and the reach larger than
+    /// [`of_row`](Self::of_row)'s, and live is the number of groups. None for a row with a NaN, and
+    /// with the least e8m0 scale, which groups that are not live have.
     #[inline(always)]
     pub(crate) fn of_plain_row(matrix: &PackedView<'_>, i: usize, limit: i32) -> Option<Self> {
         Self::plain(matrix.shape().scale_type(), matrix.row_scales(i), limit)

@@ -15,8 +15,8 @@ use crate::quantize::FloatValue;
 
 /// What becomes of the sums of a tile with a panel.
 pub(super) trait TileWriter<T>: Sync {
-    /// Writes the sums of the rows and columns that exist. `rows` is kept from one panel of the tile
-    /// to the next.
+    /// Writes the sums of the rows and columns that exist. `rows` is kept from one panel of the
+    /// tile to the next.
     fn write<K: Kernels>(
         &self,
         sums: &TileSums<'_, K>,
