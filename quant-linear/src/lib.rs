@@ -45,6 +45,7 @@ pub mod atomic;
 pub mod calibrate;
 pub mod checkpoint;
 mod error;
+pub mod explain;
 mod layer;
 pub mod layout;
 pub mod model;

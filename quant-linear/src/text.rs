@@ -17,6 +17,7 @@ use std::borrow::Cow;
 use std::fmt::Write;
 use std::path::Path;
 
+use serde::{Serialize, Serializer};
 use unicode_properties::{GeneralCategory, UnicodeGeneralCategory};
 
 /// Must the character be escaped where people read?
@@ -59,6 +60,15 @@ pub(crate) fn short(word: &str) -> &str {
 /// A path for people, escaped like all text.
 pub fn path(path: &Path) -> String {
     printable(&path.to_string_lossy()).into_owned()
+}
+
+/// A JSON list that is made while it is written.
+pub struct JsonList<F>(pub F);
+
+impl<F: Fn() -> I, I: Iterator<Item: Serialize>> Serialize for JsonList<F> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_seq((self.0)())
+    }
 }
 
 #[cfg(test)]

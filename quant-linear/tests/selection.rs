@@ -101,7 +101,7 @@ fn sizes_in_the_config_tell_experts_that_are_not_square() {
 /// BF16 tensors of these names and shapes.
 fn tensors(list: &[(String, Vec<usize>)]) -> BTreeMap<String, Tensor> {
     let tensor = |(name, shape): &(String, Vec<usize>)| {
-        let data_offsets = (0, 2 * shape.iter().product::<usize>());
+        let data_offsets = (0, 2 * shape.iter().product::<usize>() as u64);
         let info = TensorInfo { dtype: Dtype::BF16, shape: shape.clone(), data_offsets };
         (name.clone(), Tensor { file: 0, info, ggml: None })
     };

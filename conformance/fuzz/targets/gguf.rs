@@ -30,7 +30,7 @@ fuzz_target!(|data: &[u8]| {
     for (name, tensor) in &tensors {
         let (ty, bytes) = (tensor.ggml.expect("all have one"), read.bytes(name).expect("inside"));
         assert_eq!(bytes.len(), byte_len(&tensor.info));
-        assert_eq!(tensor.info.data_offsets.0 % header.alignment() as usize, 0);
+        assert_eq!(tensor.info.data_offsets.0 % u64::from(header.alignment()), 0);
         if !bytes.is_empty() {
             assert!(tensor.info.data_offsets.0 >= end, "`{name}` overlaps");
             end = tensor.info.data_offsets.1;

@@ -198,7 +198,7 @@ fn compare(
             comparison.compare(clause, output, meaning, columns, &got, &wanted);
         }
         match comparison.outcome() {
-            Outcome::Passed { values } => counts.values += values,
+            Outcome::Passed { values, .. } => counts.values += values,
             Outcome::Differs(mismatch) => {
                 counts.values += mismatch.compared;
                 counts.differ += mismatch.differ;

@@ -121,7 +121,8 @@ fn run(
         let message = format!("[C9] {call} under {change}: got {got}, expected \"{wanted}\"");
         return Outcome::Error { message };
     }
-    Outcome::Passed { values }
+    // Whether it runs depends on the machine, and what it computes does not.
+    Outcome::Passed { values, digest: 0 }
 }
 
 fn core(case: &EnvironmentCase, caller: Caller<'_>) -> Result<(), Error> {

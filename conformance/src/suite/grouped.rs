@@ -102,7 +102,7 @@ fn compare(
     }
     let counts = |paths: Paths| [paths.narrow, paths.planes, paths.wide].map(|n| n as u32);
     let (all, each) = (counts(paths), counts(sum));
-    comparison.compare("C6", "paths of all products", Meaning::Integer, 3, &all, &each);
+    comparison.consistent("C6", "paths of all products", &all, &each);
     Ok(match refused(matmul, members, products, &weights) {
         Some(message) => Outcome::Error { message },
         None => comparison.outcome(),

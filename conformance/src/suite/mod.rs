@@ -231,6 +231,16 @@ impl Suite {
         Suite { stop_early: true, ..self }
     }
 
+    /// Profile quick, or one in `share` of its drawn cases, on one backend, with cases that do not
+    /// depend on its tiles: so runs on two machines can be compared by their
+    /// [digests](RunReport::digest).
+    pub fn alike(backend: Backend, share: usize) -> Self {
+        // Tiles and spreads of the portable and the WASM kernels, wherever it runs.
+        let registered = Registered::new(backend).named("backend");
+        let registered = registered.tiles(&[4, 24, 64], &[8, 16]).spreads(&[6, 8, 14, 40]);
+        Suite::new(Profile::quick().one_in(share)).with(registered)
+    }
+
     /// The cases, in order.
     pub fn cases(&self) -> Vec<Case> {
         let mut declared = Declared::default();

@@ -26,6 +26,8 @@ pub enum Outcome {
     Passed {
         /// Values compared.
         values: u64,
+        /// A digest of them ([`Comparison`]).
+        digest: u64,
     },
     /// Within [`BOUND`]; not exact.
     Bounded {
@@ -109,10 +111,30 @@ impl Meaning {
     }
 }
 
-/// Compares tensors of one case, one after the other.
+/// A running digest, FNV-1a of 64 bits: it tells runs apart, and proves nothing to an enemy.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Digest(pub(super) u64);
+
+impl Default for Digest {
+    fn default() -> Self {
+        Digest(0xCBF2_9CE4_8422_2325)
+    }
+}
+
+impl Digest {
+    pub(super) fn add(&mut self, bytes: &[u8]) {
+        for &byte in bytes {
+            self.0 = (self.0 ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01B3);
+        }
+    }
+}
+
+/// Compares tensors of one case, one after the other, and digests what was computed: FNV-1a of 64
+/// bits over the name of each tensor and its bit patterns, little-endian.
 #[derive(Debug, Default)]
 pub struct Comparison {
     values: u64,
+    digest: Digest,
     mismatch: Option<Box<Mismatch>>,
 }
 
@@ -132,6 +154,26 @@ impl Comparison {
             self.compare(clause, "length", Meaning::Integer, 1, &lens[..1], &lens[1..]);
             return;
         }
+        self.digest.add(tensor.as_bytes());
+        got.iter().for_each(|pattern| self.digest.add(&pattern.to_le_bytes()));
+        self.judge(clause, tensor, meaning, columns, got, expected);
+    }
+
+    /// Compares what a backend says of itself, which may be another on each machine: it is no part
+    /// of the digest.
+    pub fn consistent(&mut self, clause: Clause, tensor: &str, got: &[u32], expected: &[u32]) {
+        self.judge(clause, tensor, Meaning::Integer, got.len(), got, expected);
+    }
+
+    fn judge(
+        &mut self,
+        clause: Clause,
+        tensor: &str,
+        meaning: Meaning,
+        columns: usize,
+        got: &[u32],
+        expected: &[u32],
+    ) {
         self.values += expected.len() as u64;
         let different = got.iter().zip(expected).filter(|(g, e)| g != e).count() as u64;
         let first = got.iter().zip(expected).position(|(g, e)| g != e);
@@ -166,7 +208,7 @@ impl Comparison {
     /// The outcome.
     pub fn outcome(self) -> Outcome {
         match self.mismatch {
-            None => Outcome::Passed { values: self.values },
+            None => Outcome::Passed { values: self.values, digest: self.digest.0 },
             Some(mismatch) => Outcome::Differs(mismatch),
         }
     }

@@ -11,7 +11,7 @@ use comfy_table::presets::ASCII_MARKDOWN;
 use serde::Serialize;
 
 use super::case::{Case, Clause};
-use super::outcome::{BOUND, Mismatch, Outcome};
+use super::outcome::{BOUND, Digest, Mismatch, Outcome};
 use super::{Hardware, Registered};
 use crate::report::Counts;
 use crate::text::Shown;
@@ -107,6 +107,7 @@ pub struct RunReport {
     expected: BTreeMap<(String, String), u64>,
     cases: u64,
     worst: f64,
+    digest: u64,
 }
 
 /// Failures of one subject that the text report prints in full.
@@ -128,6 +129,7 @@ impl RunReport {
             expected: BTreeMap::new(),
             cases: 0,
             worst: 0.0,
+            digest: 0,
         }
     }
 
@@ -143,9 +145,14 @@ impl RunReport {
         let tally = self.tallies.entry(subject).or_default();
         let mut mismatch = None;
         let message = match outcome {
-            Outcome::Passed { values: 0 } | Outcome::Bounded { values: 0, .. } => return false,
-            Outcome::Passed { values } | Outcome::Bounded { values, .. } => {
+            Outcome::Passed { values: 0, .. } | Outcome::Bounded { values: 0, .. } => return false,
+            Outcome::Passed { values, .. } | Outcome::Bounded { values, .. } => {
                 tally.values += values;
+                if let Outcome::Passed { digest, .. } = outcome {
+                    let mut all = Digest(digest);
+                    all.add(format!("{} {subject:?}", case.id).as_bytes());
+                    self.digest = self.digest.wrapping_add(all.0);
+                }
                 self.cases += 1;
                 for clause in &case.clauses {
                     *self.clauses.entry(clause).or_default() += 1;
@@ -219,6 +226,12 @@ impl RunReport {
         let differ = self.failures.iter().filter_map(|f| f.mismatch.as_ref()).map(|m| m.differ);
         let others = self.failures.iter().filter(|f| f.mismatch.is_none()).count() as u64;
         Counts { cases: self.cases, values, differ: differ.sum::<u64>() + others }
+    }
+
+    /// A digest of every value that was compared and is equal: runs of the same cases on two
+    /// machines have the same one, whatever the order, if every value is the same.
+    pub fn digest(&self) -> u64 {
+        self.digest
     }
 
     /// What was run on what.

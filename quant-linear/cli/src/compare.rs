@@ -31,10 +31,11 @@ use serde_json::{Value, json};
 
 use quant_linear::model::compare::{self, Pair, Side};
 use quant_linear::model::difference::Difference;
+use quant_linear::model::inspect::problem;
 use quant_linear::model::items::{Item, Items, Whole};
+use quant_linear::text::JsonList;
 
 use crate::args;
-use crate::report::Stream;
 use crate::{progress, report};
 
 /// Arguments of `fp4 compare`.
@@ -140,7 +141,7 @@ fn items<'a>(
     problems: &mut Vec<String>,
 ) -> Result<BTreeMap<Cow<'a, str>, Item<'a>>> {
     let bad = side.1.bad.iter();
-    problems.extend(bad.map(|(p, e)| format!("{label}: {}", report::layer_problem(p, e))));
+    problems.extend(bad.map(|(p, e)| format!("{label}: {}", problem(p, e))));
     let items = Items::of(side, Some(other))?;
     problems.extend(items.twice.iter().map(|name| {
         format!(
@@ -175,7 +176,7 @@ impl Findings<'_> {
     }
 
     fn json<'s>(&'s self, args: &'s Args, passed: bool) -> impl Serialize + 's {
-        let pairs = Stream(|| {
+        let pairs = JsonList(|| {
             self.pairs.iter().map(|(name, pair)| {
                 let mut pair_json = json!({
                     "name": name,

@@ -16,7 +16,7 @@ use anyhow::{Context, Result};
 use indicatif::BinaryBytes;
 use quant_linear::model::difference::{Difference, Kind};
 use quant_linear::text;
-use serde::{Serialize, Serializer};
+use serde::Serialize;
 use serde_json::ser::{CompactFormatter, Formatter, PrettyFormatter};
 use serde_json::{Value, json};
 use unicode_width::UnicodeWidthStr;
@@ -150,15 +150,6 @@ fn cell_text(cell: &str) -> Cow<'_, str> {
     Cow::Owned(cut)
 }
 
-/// A JSON list that is made while it is written.
-pub(crate) struct Stream<F>(pub(crate) F);
-
-impl<F: Fn() -> I, I: Iterator<Item: Serialize>> Serialize for Stream<F> {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_seq((self.0)())
-    }
-}
-
 /// JSON with an escape for every character that is to be one, and not only for those below U+0020.
 struct Escaping<F> {
     formatter: F,
@@ -237,18 +228,6 @@ pub(crate) fn put_difference(object: &mut Value, prefix: &str, difference: &Diff
     ] {
         object[format!("{prefix}{name}")] = value;
     }
-}
-
-/// What is wrong with a layer, with what to do on this command line.
-pub(crate) fn layer_problem(prefix: &str, error: &quant_linear::Error) -> String {
-    let shown = if prefix.is_empty() { "(no prefix)" } else { prefix };
-    let pass = match error {
-        quant_linear::Error::ScaleTypeUnknown { .. } => {
-            "pass --scale-type e8m0 or --scale-type e4m3: "
-        }
-        _ => "",
-    };
-    format!("layer `{shown}`: {pass}{error}")
 }
 
 /// A byte count for people.

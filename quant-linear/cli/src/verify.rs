@@ -11,7 +11,6 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use quant_linear::model::verify::{self, Finding, Severity};
-use serde_json::json;
 
 use crate::args;
 use crate::report::Page;
@@ -48,15 +47,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     }
     let (errors, warnings) = (report.count(Severity::Error), report.count(Severity::Warning));
     if args.json {
-        report::print_json(&json!({
-            "command": "verify",
-            "path": args.path.to_string_lossy(),
-            "layouts": report.layouts,
-            "layers": report.layers,
-            "findings": report.findings,
-            "errors": errors,
-            "warnings": warnings,
-        }))?;
+        report::print_json(&report.document(&args.path))?;
     } else {
         report::print(|page| text(page, &report, errors, warnings))?;
     }

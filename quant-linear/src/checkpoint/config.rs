@@ -16,8 +16,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
 
-use super::folder::Inside;
-use super::plain;
+use super::source::Place;
 use crate::error::{Error, Refusal};
 
 /// Names of the files, most telling first.
@@ -62,16 +61,16 @@ impl Config {
     }
 
     /// Reads what lies in a folder.
-    pub(super) fn of_folder(folder: &Path, inside: &Inside) -> Self {
+    pub(super) fn of_folder(folder: &Path, place: &Place) -> Self {
         let mut config = Config::default();
-        for (place, name) in NAMES.iter().enumerate() {
-            config.read(place, &folder.join(name), Some(inside));
+        for (at, name) in NAMES.iter().enumerate() {
+            config.read(at, &folder.join(name), place);
         }
         config
     }
 
     /// Reads what lies beside a file.
-    pub(super) fn beside(file: &Path) -> Self {
+    pub(super) fn beside(file: &Path, place: &Place) -> Self {
         let mut config = Config::default();
         let stem = file.file_stem().map(|stem| stem.to_string_lossy().into_owned());
         let own = NAMES.map(|name| {
@@ -79,13 +78,12 @@ impl Config {
             file.with_file_name(format!("{stem}.{name}"))
         });
         // All of one set: those of the folder may speak of another file.
-        let exists = |path: &PathBuf| std::fs::symlink_metadata(path).is_ok();
-        let paths = match own.iter().any(exists) {
+        let paths = match own.iter().any(|path| place.exists(path)) {
             true => own,
             false => NAMES.map(|name| file.with_file_name(name)),
         };
-        for (place, path) in paths.iter().enumerate() {
-            config.read(place, path, None);
+        for (at, path) in paths.iter().enumerate() {
+            config.read(at, path, place);
         }
         config
     }
@@ -95,21 +93,20 @@ impl Config {
     /// # Errors
     /// A file that cannot be read or is no JSON object.
     pub(super) fn replace(&mut self, path: &Path) -> Result<(), Error> {
-        let value = parse(path).map_err(|refusal| Error::checkpoint(path, refusal))?;
+        let place = Place::System(None);
+        let value = parse(path, &place).map_err(|refusal| Error::checkpoint(path, refusal))?;
         (self.values[0], self.paths[0]) = (value, Some(path.to_path_buf()));
         self.problem = None;
         Ok(())
     }
 
-    fn read(&mut self, place: usize, path: &Path, inside: Option<&Inside>) {
-        if std::fs::symlink_metadata(path).is_err() {
+    fn read(&mut self, at: usize, path: &Path, place: &Place) {
+        if !place.exists(path) {
             return;
         }
-        let checked = inside.map_or(Ok(()), |inside| inside.check(path));
-        let value =
-            checked.and_then(|()| parse(path).map_err(|refusal| Error::checkpoint(path, refusal)));
-        match value {
-            Ok(value) => (self.values[place], self.paths[place]) = (value, Some(path.into())),
+        let read = || parse(path, place).map_err(|refusal| Error::checkpoint(path, refusal));
+        match place.check(path).and_then(|()| read()) {
+            Ok(value) => (self.values[at], self.paths[at]) = (value, Some(path.into())),
             Err(error) => drop(self.problem.get_or_insert(error.to_string())),
         }
     }
@@ -197,8 +194,8 @@ fn few(text: &str) -> Result<(), Refusal> {
     }
 }
 
-fn parse(path: &Path) -> Result<Value, Refusal> {
-    let text = plain::read_text(path, MOST)?;
+fn parse(path: &Path, place: &Place) -> Result<Value, Refusal> {
+    let text = place.read_text(path, MOST)?;
     few(&text)?;
     let value: Value = serde_json::from_str(&text).map_err(|e| Refusal::Config(e.to_string()))?;
     match value {
@@ -218,13 +215,16 @@ mod tests {
         let write =
             |name: &str, text: &str| std::fs::write(folder.path().join(name), text).unwrap();
         write("config.json", r#"{"model_type": "folder"}"#);
-        assert_eq!(Config::beside(&file).model_type(), Some("folder"));
+        assert_eq!(Config::beside(&file, &Place::System(None)).model_type(), Some("folder"));
         write("a.config.json", r#"{"text_config": {"model_type": "own"}}"#);
-        let config = Config::beside(&file);
+        let config = Config::beside(&file, &Place::System(None));
         assert_eq!(config.model_type(), Some("own"));
         assert_eq!((config.paths().count(), config.problem()), (1, None));
         write("a.quantization_config.json", r#"{"quant_method": "Auto-Round"}"#);
-        assert_eq!(Config::beside(&file).quant_method().as_deref(), Some("auto-round"));
+        assert_eq!(
+            Config::beside(&file, &Place::System(None)).quant_method().as_deref(),
+            Some("auto-round")
+        );
     }
 
     #[test]
@@ -233,7 +233,7 @@ mod tests {
         let file = folder.path().join("a.safetensors");
         for text in ["[1]", "{", "\u{7f}"] {
             std::fs::write(folder.path().join("config.json"), text).unwrap();
-            let config = Config::beside(&file);
+            let config = Config::beside(&file, &Place::System(None));
             assert!(config.problem().unwrap().contains("config.json"), "{text}");
             assert_eq!(config.model(), &Value::Null);
         }
@@ -245,7 +245,7 @@ mod tests {
         let file = folder.path().join("a.safetensors");
         let read = |text: String| {
             std::fs::write(folder.path().join("config.json"), text).unwrap();
-            Config::beside(&file)
+            Config::beside(&file, &Place::System(None))
         };
         let list = |names: usize| {
             let names: Vec<_> = (0..names).map(|i| format!("model.layers.{i}.q_proj")).collect();

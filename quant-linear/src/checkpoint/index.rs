@@ -14,9 +14,8 @@ use std::path::{Component, Path};
 
 use serde_json::value::RawValue;
 
-use super::folder::Inside;
-use super::plain;
 use super::reader::MAX_HEADER;
+use super::source::Place;
 use super::unique::Unique;
 use crate::error::{Error, Refusal};
 
@@ -43,20 +42,20 @@ impl Index {
     /// # Errors
     /// Several, none of which is the usual one; a file that cannot be read, lies outside, is no
     /// plain file or is no index.
-    pub(super) fn read(folder: &Path, inside: &Inside) -> Result<Option<Self>, Error> {
-        let Some(name) = Self::find(folder)? else { return Ok(None) };
+    pub(super) fn read(folder: &Path, place: &Place) -> Result<Option<Self>, Error> {
+        let Some(name) = Self::find(folder, place)? else { return Ok(None) };
         let path = folder.join(&name);
-        inside.check(&path)?;
+        place.check(&path)?;
         // It names what the headers of the shards name.
-        let text = plain::read_text(&path, MAX_HEADER);
+        let text = place.read_text(&path, MAX_HEADER);
         let index = text.and_then(|text| Self::parse(&text).map_err(Refusal::Index));
         let index = index.map_err(|refusal| Error::checkpoint(&path, refusal))?;
         Ok(Some(Index { name, ..index }))
     }
 
     /// The name of the index that is meant.
-    fn find(folder: &Path) -> Result<Option<String>, Error> {
-        let there = |name: &String| std::fs::symlink_metadata(folder.join(name)).is_ok();
+    fn find(folder: &Path, place: &Place) -> Result<Option<String>, Error> {
+        let there = |name: &String| place.exists(&folder.join(name));
         let several = |names| Err(Error::checkpoint(folder, Refusal::ManyIndexes(names)));
         let usual = STEMS.map(|stem| format!("{stem}{INDEX}"));
         let mut usual: Vec<_> = usual.into_iter().filter(there).collect();
@@ -67,14 +66,11 @@ impl Index {
         if !usual.is_empty() || STEMS.into_iter().any(single) {
             return Ok(usual.pop());
         }
-        let entries = std::fs::read_dir(folder).and_then(Iterator::collect::<Result<Vec<_>, _>>);
-        let entries = entries.map_err(|e| Error::checkpoint(folder, e.into()))?;
-        let names = entries.iter().filter_map(|entry| entry.file_name().into_string().ok());
+        let mut names = place.names(folder)?;
         let parts = [".safetensors.", ".index."];
         let is_index =
             |name: &String| name.ends_with(".json") && parts.iter().all(|part| name.contains(part));
-        let mut names: Vec<_> = names.filter(is_index).collect();
-        names.sort();
+        names.retain(is_index);
         if names.len() > 1 {
             return several(names);
         }

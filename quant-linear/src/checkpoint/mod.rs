@@ -10,6 +10,9 @@
 //! FOLDER/ANYTHING.safetensors            that file, if it is the only one
 //! ```
 //!
+//! The same files may lie elsewhere than on a disk: [`Checkpoint::open_sources`] takes them as
+//! [`ByteSource`]s.
+//!
 //! Opening reads headers only; tensors are read by position when they are asked for. So a
 //! checkpoint opened once serves any number of layers:
 //!
@@ -33,6 +36,7 @@ mod index;
 mod plain;
 mod reader;
 mod sniff;
+mod source;
 pub mod tiles;
 mod unique;
 mod writer;
@@ -42,18 +46,18 @@ use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
-pub use safetensors::tensor::TensorInfo;
 use safetensors::{Dtype, SafeTensors};
 
 pub use config::{Config, HEADER_LAYERS};
-use folder::Inside;
 pub use folder::{Listing, list};
 use gguf::GgmlType;
 pub use index::Index;
 pub(crate) use plain::read_text;
-pub use reader::{TensorFile, byte_len};
+pub use reader::{TensorFile, TensorInfo, byte_len};
+pub use source::{ByteSource, InMemory};
+use source::{Given, Place};
 pub use writer::{Arrangement, Planned};
 
 pub use crate::error::Refusal;
@@ -204,28 +208,44 @@ impl Checkpoint {
     /// A path that is missing or holds no checkpoint, and files that are neither safetensors nor
     /// GGUF, or disagree with the index.
     pub fn open(path: &Path) -> Result<Self, Error> {
-        let meta = std::fs::metadata(path);
-        let meta = meta.map_err(|e| {
-            let what =
-                format!("it cannot be read ({e}); give a .safetensors or .gguf file, or a folder");
-            Error::checkpoint(path, std::io::Error::new(e.kind(), what).into())
-        })?;
-        let folder = meta.is_dir();
-        let inside = folder.then(|| Inside::of(path)).transpose()?;
-        let index = match &inside {
-            Some(inside) => Index::read(path, inside)?,
-            None => None,
+        let (place, folder) = Place::system(path)?;
+        Self::open_at(&place, path, folder)
+    }
+
+    /// Opens a file, or the files of a folder with their index and configs, wherever they are. One
+    /// file alone is that file, GGUF files are those of one model, and else they are a folder.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open); no source, or two of one name.
+    pub fn open_sources(sources: Vec<Arc<dyn ByteSource>>) -> Result<Self, Error> {
+        let given = Given::new(sources)?;
+        let (path, folder) = given.meant();
+        Self::open_at(&Place::Given(given), &path, folder)
+    }
+
+    /// What [`open_sources`](Self::open_sources) would open: a file, or the folder of the files;
+    /// true for a folder.
+    ///
+    /// # Errors
+    /// No source, or two of one name.
+    pub fn meant(sources: &[Arc<dyn ByteSource>]) -> Result<(PathBuf, bool), Error> {
+        Ok(Given::new(sources.to_vec())?.meant())
+    }
+
+    fn open_at(place: &Place, path: &Path, folder: bool) -> Result<Self, Error> {
+        let index = match folder {
+            true => Index::read(path, place)?,
+            false => None,
         };
         let names = match &index {
             Some(index) => index.shards().into_iter().map(String::from).collect(),
-            None if folder => vec![only_file(path)?],
+            None if folder => vec![only_file(path, place)?],
             None => vec![file_name(path)?],
         };
         let mut files = Vec::with_capacity(names.len());
         for name in names {
             let at = if folder { path.join(&name) } else { path.to_path_buf() };
-            let inside = inside.as_ref().map_or(Ok(()), |inside| inside.check(&at));
-            let file = inside.and_then(|()| TensorFile::open(&at));
+            let file = place.check(&at).and_then(|()| TensorFile::open_at(place, &at));
             let file = file.and_then(|file| match file.gguf() {
                 Some(_) if folder => Err(Error::checkpoint(&at, GGUF_IN_FOLDER)),
                 _ => Ok(file),
@@ -236,14 +256,14 @@ impl Checkpoint {
             });
             files.push((name, file?));
         }
-        if !folder && let Some(parts) = gguf::split::files(path, &files[0].1)? {
+        if !folder && let Some(parts) = gguf::split::files(path, &files[0].1, place)? {
             files = parts;
         }
         let tensors = tensors(&mut files, index.as_ref());
         let tensors = tensors.map_err(|refusal| Error::checkpoint(path, refusal))?;
-        let mut config = match &inside {
-            Some(inside) => Config::of_folder(path, inside),
-            None => Config::beside(path),
+        let mut config = match folder {
+            true => Config::of_folder(path, place),
+            false => Config::beside(path, place),
         };
         let headers = files.iter().find_map(|(_, file)| file.metadata().get(HEADER_LAYERS));
         headers.into_iter().for_each(|text| config.read_header(text));
@@ -347,17 +367,13 @@ fn file_name(path: &Path) -> Result<String, Error> {
 }
 
 /// The one safetensors file of a folder without an index.
-fn only_file(folder: &Path) -> Result<String, Error> {
+fn only_file(folder: &Path, place: &Place) -> Result<String, Error> {
     let usual = index::STEMS.map(|stem| format!("{stem}.safetensors"));
-    let there = |name: &String| std::fs::symlink_metadata(folder.join(name)).is_ok();
-    if let Some(name) = usual.into_iter().find(there) {
+    if let Some(name) = usual.into_iter().find(|name| place.exists(&folder.join(name))) {
         return Ok(name);
     }
-    let entries = std::fs::read_dir(folder).and_then(Iterator::collect::<Result<Vec<_>, _>>);
-    let entries = entries.map_err(|e| Error::checkpoint(folder, e.into()))?;
-    let names = entries.iter().filter_map(|e| e.file_name().into_string().ok());
-    let mut names: Vec<_> = names.filter(|n| n.ends_with(".safetensors")).collect();
-    names.sort();
+    let mut names = place.names(folder)?;
+    names.retain(|name| name.ends_with(".safetensors"));
     let refusal = match <[String; 1]>::try_from(names) {
         Ok([only]) => return Ok(only),
         Err(names) if names.is_empty() => Refusal::NoModel,

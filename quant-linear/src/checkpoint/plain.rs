@@ -6,15 +6,19 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::Read;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::SystemTime;
 
+use super::source::ByteSource;
 use crate::error::Refusal;
+use crate::positioned;
 
 /// Opens a plain file; its length.
 ///
 /// # Errors
 /// The system's; a folder, a pipe, a device or a socket.
-pub(super) fn open(path: &Path) -> Result<(File, u64), Refusal> {
+fn open(path: &Path) -> Result<(File, u64), Refusal> {
     // Asked before opening too: opening some devices does something to them.
     let refuse = |meta: &std::fs::Metadata| match (meta.is_file(), meta.is_dir()) {
         (true, _) => Ok(()),
@@ -48,4 +52,75 @@ pub(crate) fn read_text(path: &Path, most: u64) -> Result<String, Refusal> {
     // It may grow while it is read.
     file.take(most).read_to_string(&mut text)?;
     Ok(text)
+}
+
+/// A plain file: opened at a read, until it is closed, and the same file each time.
+#[derive(Debug)]
+pub(super) struct PlainFile {
+    path: PathBuf,
+    /// Read by position, outside the lock: threads read at the same time.
+    open: Mutex<Option<Arc<File>>>,
+    len: u64,
+    modified: Option<SystemTime>,
+}
+
+impl PlainFile {
+    /// Opens the file at a path.
+    ///
+    /// # Errors
+    /// As [`open`].
+    pub(super) fn open(path: &Path) -> Result<Self, Refusal> {
+        let (file, len) = open(path)?;
+        let modified = modified(&file);
+        let open = Mutex::new(Some(Arc::new(file)));
+        Ok(PlainFile { path: path.to_path_buf(), open, len, modified })
+    }
+
+    /// The open file, which is still the one that it was.
+    fn opened(&self) -> Result<Arc<File>, Refusal> {
+        let mut held = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(file) = &*held {
+            return Ok(Arc::clone(file));
+        }
+        let (file, len) = open(&self.path)?;
+        if len != self.len || modified(&file) != self.modified {
+            return Err(Refusal::Changed);
+        }
+        Ok(Arc::clone(held.insert(Arc::new(file))))
+    }
+}
+
+impl ByteSource for PlainFile {
+    fn name(&self) -> &str {
+        self.path.file_name().and_then(|name| name.to_str()).unwrap_or_default()
+    }
+
+    fn len(&self) -> u64 {
+        self.len
+    }
+
+    fn read_exact_at(&self, buffer: &mut [u8], position: u64) -> Result<(), Refusal> {
+        let read = positioned::read_exact_at(&*self.opened()?, buffer, position);
+        read.map_err(|error| Refusal::Bytes { len: buffer.len(), position, error })
+    }
+
+    fn close(&self) {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner).take();
+    }
+
+    fn unchanged(&self) -> Result<(), Refusal> {
+        let meta = std::fs::metadata(&self.path)?;
+        match meta.len() == self.len && meta.modified().ok() == self.modified {
+            true => Ok(()),
+            false => Err(Refusal::Changed),
+        }
+    }
+
+    fn modified(&self) -> Option<SystemTime> {
+        self.modified
+    }
+}
+
+fn modified(file: &File) -> Option<SystemTime> {
+    file.metadata().and_then(|meta| meta.modified()).ok()
 }

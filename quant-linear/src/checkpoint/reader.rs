@@ -17,22 +17,20 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::fs::File;
-use std::io::{Read, Seek, SeekFrom};
+use std::io::Read;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::SystemTime;
 
 use safetensors::Dtype;
-use safetensors::tensor::TensorInfo;
+use serde::Serialize;
 use serde::de::{Deserialize, Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
 
 use super::gguf::{self, Tensors};
-use super::plain;
 use super::sniff;
+use super::source::{ByteSource, Place, Reader};
 use super::unique::{self, Unique};
 use crate::error::{Error, Refusal};
-use crate::positioned;
 
 /// The longest header that the format allows.
 pub(super) const MAX_HEADER: u64 = 100_000_000;
@@ -40,15 +38,24 @@ pub(super) const MAX_HEADER: u64 = 100_000_000;
 /// The most dimensions of a tensor that are taken.
 const MAX_RANK: usize = 64;
 
+/// Type, shape and place of a tensor.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct TensorInfo {
+    /// The type of its elements.
+    pub dtype: Dtype,
+    /// Its shape.
+    pub shape: Vec<usize>,
+    /// Its first byte, counted from the first of all tensors, and the one past its end. A file may
+    /// be longer than what a machine of 32 bits addresses; a tensor may not.
+    pub data_offsets: (u64, u64),
+}
+
 /// A file whose header has been checked.
 #[derive(Debug)]
 pub struct TensorFile {
     path: PathBuf,
-    /// Opened at the first read; [`close`](Self::close) lets it go. Read by position, outside the
-    /// lock: threads read at the same time.
-    open: Mutex<Option<Arc<File>>>,
-    len: u64,
-    modified: Option<SystemTime>,
+    /// Opened at the first read; [`close`](Self::close) lets it go.
+    source: Arc<dyn ByteSource>,
     data_start: u64,
     tensors: Tensors,
     count: usize,
@@ -63,53 +70,52 @@ impl TensorFile {
     /// # Errors
     /// A file that is missing, not a plain file, cut short, or neither safetensors nor GGUF.
     pub fn open(path: &Path) -> Result<Self, Error> {
-        Self::open_inner(path).map_err(|refusal| Error::checkpoint(path, refusal))
+        Self::open_at(&Place::System(None), path)
     }
 
-    fn open_inner(path: &Path) -> Result<Self, Refusal> {
-        let (mut file, len) = plain::open(path)?;
-        let modified = modified(&file);
+    /// As [`open`](Self::open), in a place.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub(super) fn open_at(place: &Place, path: &Path) -> Result<Self, Error> {
+        let file = place.open(path).and_then(|source| {
+            let file = Self::of(path, source)?;
+            file.close();
+            Ok(file)
+        });
+        file.map_err(|refusal| Error::checkpoint(path, refusal))
+    }
+
+    fn of(path: &Path, source: Arc<dyn ByteSource>) -> Result<Self, Refusal> {
+        let (path, len) = (path.to_path_buf(), source.len());
         let mut first = [0; sniff::ENOUGH];
         let known = sniff::ENOUGH.min(usize::try_from(len).unwrap_or(usize::MAX));
         let first = &mut first[..known];
-        file.read_exact(first)?;
-        let (path, open) = (path.to_path_buf(), Mutex::default());
+        Reader::new(&*source, 0).read_exact(first)?;
         if first.starts_with(gguf::MAGIC) {
-            file.rewind()?;
-            let (header, tensors, data_start) = gguf::read(file, len)?;
+            let (header, tensors, data_start) = gguf::read(Reader::new(&*source, 0), len)?;
             let (count, metadata, gguf) = (tensors.len(), BTreeMap::new(), Some(header.into()));
-            return Ok(TensorFile {
-                path,
-                open,
-                len,
-                modified,
-                data_start,
-                tensors,
-                count,
-                metadata,
-                gguf,
-            });
+            return Ok(TensorFile { path, source, data_start, tensors, count, metadata, gguf });
         }
-        let header = header(&mut file, first, len);
+        let header = header(&*source, first, len);
         let (Header { tensors, metadata }, header_len) =
             header.map_err(|refusal| match sniff::known(first) {
                 Some((what, what_to_do)) => Refusal::OtherKind { what, what_to_do },
                 None => refusal,
             })?;
         let data_start = 8 + header_len;
-        let end = data_start.checked_add(validate(&tensors)? as u64);
+        let end = data_start.checked_add(validate(&tensors)?);
         if end != Some(len) {
             return Err(Refusal::Length { len, described: end.unwrap_or(u64::MAX) });
         }
         let count = tensors.len();
         let tensors = tensors.into_iter().map(|(name, info)| (name, (info, None))).collect();
-        let gguf = None;
-        Ok(TensorFile { path, open, len, modified, data_start, tensors, count, metadata, gguf })
+        Ok(TensorFile { path, source, data_start, tensors, count, metadata, gguf: None })
     }
 
     /// Length of the file in bytes.
     pub fn file_len(&self) -> u64 {
-        self.len
+        self.source.len()
     }
 
     /// Hands over the tensors by name, those of GGUF with their type there; they are not kept.
@@ -134,7 +140,7 @@ impl TensorFile {
 
     /// Lets go of the open file until the next read.
     pub fn close(&self) {
-        self.open.lock().unwrap_or_else(PoisonError::into_inner).take();
+        self.source.close();
     }
 
     /// Fills `buffer` with the bytes of a tensor of this file from byte `offset` of it on.
@@ -142,10 +148,12 @@ impl TensorFile {
     /// # Errors
     /// The system's; a range outside the tensor; a file that has changed since its header was read.
     pub fn read(&self, info: &TensorInfo, offset: usize, buffer: &mut [u8]) -> Result<(), Error> {
-        let (start, end) = info.data_offsets;
-        let len = end - start;
+        let len = byte_len(info);
         let read = match offset.checked_add(buffer.len()).filter(|&stop| stop <= len) {
-            Some(_) => self.read_at(self.data_start + (start + offset) as u64, buffer),
+            Some(_) => {
+                let position = self.data_start + info.data_offsets.0 + offset as u64;
+                self.source.read_exact_at(buffer, position)
+            }
             None => {
                 let end = offset.saturating_add(buffer.len());
                 Err(Refusal::OutOfTensor { start: offset, end, len })
@@ -154,41 +162,18 @@ impl TensorFile {
         read.map_err(|refusal| Error::checkpoint(&self.path, refusal))
     }
 
-    fn read_at(&self, position: u64, buffer: &mut [u8]) -> Result<(), Refusal> {
-        let read = positioned::read_exact_at(&*self.opened()?, buffer, position);
-        read.map_err(|error| Refusal::Bytes { len: buffer.len(), position, error })
-    }
-
-    /// The open file, which is still the one whose header was read.
-    fn opened(&self) -> Result<Arc<File>, Refusal> {
-        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(file) = &*open {
-            return Ok(Arc::clone(file));
-        }
-        let (file, len) = plain::open(&self.path)?;
-        if len != self.len || modified(&file) != self.modified {
-            return Err(Refusal::Changed);
-        }
-        Ok(Arc::clone(open.insert(Arc::new(file))))
-    }
-
     /// Checks that the file at its path is still the one whose header was read, by its length and
     /// the time of its last change.
     ///
     /// # Errors
     /// One that is gone, or another.
     pub fn unchanged(&self) -> Result<(), Error> {
-        let refused = |refusal| Error::checkpoint(&self.path, refusal);
-        let meta = std::fs::metadata(&self.path).map_err(|error| refused(error.into()))?;
-        match meta.len() == self.len && meta.modified().ok() == self.modified {
-            true => Ok(()),
-            false => Err(refused(Refusal::Changed)),
-        }
+        self.source.unchanged().map_err(|refusal| Error::checkpoint(&self.path, refusal))
     }
 
     /// When the file was changed last, as far as the system tells.
     pub fn modified(&self) -> Option<SystemTime> {
-        self.modified
+        self.source.modified()
     }
 
     /// Hands all that is before the tensors to `take`, piece by piece.
@@ -201,7 +186,7 @@ impl TensorFile {
         while position < self.data_start {
             let len = (self.data_start - position).min(piece.len() as u64);
             let piece = &mut piece[..len as usize];
-            let read = self.read_at(position, piece);
+            let read = self.source.read_exact_at(piece, position);
             read.map_err(|refusal| Error::checkpoint(&self.path, refusal))?;
             take(piece);
             position += len;
@@ -214,23 +199,22 @@ impl TensorFile {
     /// # Errors
     /// As [`read`](Self::read).
     pub fn bytes(&self, info: &TensorInfo, offset: usize, len: usize) -> Result<Vec<u8>, Error> {
-        let mut buffer = vec![0; len];
+        let mut buffer = Vec::new();
+        buffer.try_reserve_exact(len).map_err(|_| Error::Memory { len })?;
+        buffer.resize(len, 0);
         self.read(info, offset, &mut buffer)?;
         Ok(buffer)
     }
 }
 
-fn modified(file: &File) -> Option<SystemTime> {
-    file.metadata().and_then(|meta| meta.modified()).ok()
-}
-
 /// Bytes of a tensor.
 pub fn byte_len(info: &TensorInfo) -> usize {
-    info.data_offsets.1 - info.data_offsets.0
+    // What was read is no longer than this machine addresses.
+    usize::try_from(info.data_offsets.1 - info.data_offsets.0).unwrap_or(usize::MAX)
 }
 
 /// Reads the header of a file of `len` bytes, the `first` of which are known; the header's length.
-fn header(file: &mut File, first: &[u8], len: u64) -> Result<(Header, u64), Refusal> {
+fn header(source: &dyn ByteSource, first: &[u8], len: u64) -> Result<(Header, u64), Refusal> {
     let Some(word) = first.first_chunk() else { return Err(Refusal::TooShort { len }) };
     let announced = u64::from_le_bytes(*word);
     let most = MAX_HEADER.min(len - 8);
@@ -238,8 +222,7 @@ fn header(file: &mut File, first: &[u8], len: u64) -> Result<(Header, u64), Refu
         return Err(Refusal::HeaderLen { announced, most });
     }
     let mut header = vec![0; announced as usize]; // at most 100 MB
-    file.seek(SeekFrom::Start(8))?;
-    file.read_exact(&mut header)?;
+    Reader::new(source, 8).read_exact(&mut header)?;
     let text = std::str::from_utf8(&header).map_err(Refusal::HeaderText)?;
     let header = serde_json::from_str(text).map_err(|e| Refusal::Header(e.to_string()))?;
     Ok((header, announced))
@@ -247,7 +230,7 @@ fn header(file: &mut File, first: &[u8], len: u64) -> Result<(Header, u64), Refu
 
 /// Checks that tensors follow each other without gaps from 0 on, and are as long as their types and
 /// shapes say; the end of the last.
-fn validate(tensors: &BTreeMap<String, TensorInfo>) -> Result<usize, Refusal> {
+fn validate(tensors: &BTreeMap<String, TensorInfo>) -> Result<u64, Refusal> {
     let mut in_order: Vec<_> = tensors.iter().collect();
     in_order.sort_by_key(|(_, info)| info.data_offsets);
     let mut expected = 0;
@@ -257,17 +240,29 @@ fn validate(tensors: &BTreeMap<String, TensorInfo>) -> Result<usize, Refusal> {
             return Err(Refusal::Offsets { name: name(), got: (start, end), expected });
         }
         let (dtype, shape) = (info.dtype, || info.shape.clone());
-        let elements = info.shape.iter().try_fold(1usize, |n, &dim| n.checked_mul(dim));
-        let Some(bits) = elements.and_then(|n| n.checked_mul(dtype.bitsize())) else {
+        let elements = info.shape.iter().try_fold(1u64, |n, &dim| n.checked_mul(dim as u64));
+        let Some(bits) = elements.and_then(|n| n.checked_mul(dtype.bitsize() as u64)) else {
             return Err(Refusal::Overflow { name: name(), dtype, shape: shape() });
         };
         let got = end - start;
         if bits.is_multiple_of(8).then_some(bits / 8) != Some(got) {
             return Err(Refusal::Size { name: name(), dtype, shape: shape(), bits, got });
         }
+        too_large(name, got)?;
         expected = end;
     }
     Ok(expected)
+}
+
+/// Checks that this machine addresses the bytes of a tensor.
+///
+/// # Errors
+/// [`Refusal::TooLarge`].
+pub(super) fn too_large(name: impl FnOnce() -> String, bytes: u64) -> Result<(), Refusal> {
+    match usize::try_from(bytes) {
+        Ok(_) => Ok(()),
+        Err(_) => Err(Refusal::TooLarge { name: name(), bytes, most: usize::MAX as u64 }),
+    }
 }
 
 /// The JSON header.
@@ -315,7 +310,7 @@ impl<'de> Deserialize<'de> for Header {
 struct Entry {
     dtype: Dtype,
     shape: Shape,
-    data_offsets: (usize, usize),
+    data_offsets: (u64, u64),
 }
 
 /// A shape of at most [`MAX_RANK`] dimensions.

@@ -9,10 +9,9 @@
 use std::collections::BTreeMap;
 
 use safetensors::Dtype;
-use safetensors::tensor::TensorInfo;
 use serde::ser::{Serialize, SerializeMap, Serializer};
 
-use super::reader::{MAX_HEADER, byte_len};
+use super::reader::{MAX_HEADER, TensorInfo, byte_len};
 use crate::error::Refusal;
 
 /// A tensor to be written: name, type, shape.
@@ -23,7 +22,7 @@ pub type Planned = (String, Dtype, Vec<usize>);
 pub struct Arrangement {
     header: Vec<u8>,
     tensors: BTreeMap<String, TensorInfo>,
-    data_len: usize,
+    data_len: u64,
 }
 
 impl Arrangement {
@@ -42,10 +41,10 @@ impl Arrangement {
         if let Some(pair) = names.windows(2).find(|pair| pair[0] == pair[1]) {
             return Err(Refusal::TwoOfOneName { name: pair[0].clone() });
         }
-        let (mut data_len, mut placed) = (0usize, Vec::with_capacity(tensors.len()));
+        let (mut data_len, mut placed) = (0u64, Vec::with_capacity(tensors.len()));
         for (name, dtype, shape) in tensors {
             let bytes = tensor_bytes(dtype, &shape);
-            let Some(end) = bytes.and_then(|bytes| data_len.checked_add(bytes)) else {
+            let Some(end) = bytes.and_then(|bytes| data_len.checked_add(bytes as u64)) else {
                 return Err(Refusal::Overflow { name, dtype, shape });
             };
             placed.push((name, TensorInfo { dtype, shape, data_offsets: (data_len, end) }));
@@ -83,7 +82,7 @@ impl Arrangement {
 
     /// Length of the whole file.
     pub fn file_len(&self) -> u64 {
-        self.header.len() as u64 + self.data_len as u64
+        self.header.len() as u64 + self.data_len
     }
 
     /// The tensors by name; their offsets count from the end of the header.
@@ -94,7 +93,7 @@ impl Arrangement {
     /// Position in the file of a tensor's first byte; `None` for a name that has no place.
     pub fn position(&self, name: &str) -> Option<u64> {
         let info = self.tensors.get(name)?;
-        Some(self.header.len() as u64 + info.data_offsets.0 as u64)
+        Some(self.header.len() as u64 + info.data_offsets.0)
     }
 
     /// Bytes of all tensors.

@@ -111,9 +111,9 @@ pub enum Refusal {
         /// The tensor.
         name: String,
         /// Its first byte and the one past its end.
-        got: (usize, usize),
+        got: (u64, u64),
         /// Where it should start.
-        expected: usize,
+        expected: u64,
     },
     /// A tensor whose size does not fit the machine's integers.
     #[error(
@@ -142,10 +142,30 @@ pub enum Refusal {
         /// Its shape.
         shape: Vec<usize>,
         /// Bits of its values.
-        bits: usize,
+        bits: u64,
         /// Bytes between its offsets.
-        got: usize,
+        got: u64,
     },
+    /// A tensor that is larger than what this machine addresses.
+    #[error(
+        "tensor `{}` has {bytes} bytes, and a program of this many bits takes at most {most}; read \
+         the file by one of 64 bits",
+        printable(.name)
+    )]
+    TooLarge {
+        /// The tensor.
+        name: String,
+        /// Its bytes.
+        bytes: u64,
+        /// The most bytes taken.
+        most: u64,
+    },
+    /// No files where those of a checkpoint are to be given.
+    #[error("no file is given; give a .safetensors or .gguf file, or the files of a folder")]
+    NothingGiven,
+    /// Two files of one name where those of a checkpoint are given.
+    #[error("two of the given files have this name; give one of them")]
+    GivenTwice,
     /// A file that is longer or shorter than its header says.
     #[error(
         "it has {len} bytes, and its header describes {described}: {}; {AGAIN}",

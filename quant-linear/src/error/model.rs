@@ -67,6 +67,14 @@ pub enum ModelError {
         /// True if it matches more.
         more: bool,
     },
+    /// A tensor that cannot be quantized on trial.
+    #[error("tensor `{}` cannot be quantized so: {reason}", printable(.name))]
+    Trial {
+        /// The tensor.
+        name: String,
+        /// Why not.
+        reason: Reason,
+    },
     /// A tensor that is included by its full name and cannot be quantized.
     #[error(
         "tensor `{}` is included by its name and cannot be quantized: {reason}; do not include it",

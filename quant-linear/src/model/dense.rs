@@ -488,7 +488,7 @@ pub(super) mod tests {
             let info = crate::checkpoint::TensorInfo {
                 dtype: *dtype,
                 shape: shape.to_vec(),
-                data_offsets: (0, len),
+                data_offsets: (0, len as u64),
             };
             (name.to_string(), Tensor { file: 0, info, ggml: None })
         };

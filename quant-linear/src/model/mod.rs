@@ -12,6 +12,7 @@
 //! | [`quantize`] | the streaming quantizer |
 //! | [`groups`] | what quantizing did to each group |
 //! | [`stream`] | writing a model of any size |
+//! | [`inspect`] | what a checkpoint holds, layer by layer |
 //! | [`items`] | what a checkpoint holds under the names that another shares |
 //! | [`compare`] | one tensor against another |
 //! | [`difference`] | how far apart two are |
@@ -19,6 +20,7 @@
 //! | [`report`] | all numbers that a report on one or two checkpoints shows |
 //! | [`values`] | the dense values of tensors, by rows |
 //! | [`verify`] | what is wrong with a quantized one, or looks wrong |
+//! | [`view`] | one tensor in depth, and dense ones quantized on trial |
 //!
 //! ```no_run
 //! use fp4_core::Format;
@@ -44,6 +46,7 @@ mod dense;
 pub mod dequantize;
 pub mod difference;
 pub mod groups;
+pub mod inspect;
 pub mod items;
 mod orientation;
 pub mod patterns;
@@ -63,5 +66,6 @@ pub mod stream;
 pub mod ties;
 pub mod values;
 pub mod verify;
+pub mod view;
 
 pub use crate::error::{ModelError, listed};

@@ -137,6 +137,18 @@ pub struct LayerLoss {
     pub before: f64,
 }
 
+/// A tile that is quantized.
+pub(super) struct Done<'d> {
+    /// Its place.
+    pub(super) tile: &'d Tile,
+    /// Its values, transformed.
+    pub(super) values: &'d FloatVec,
+    /// What they became.
+    pub(super) packed: &'d PackedMatrix,
+    /// What those are worth.
+    pub(super) back: &'d [f32],
+}
+
 impl Engine<'_> {
     /// A file to a file; or a folder to a folder: shards under their names, all else, as `listing`
     /// has it, copied, the index rewritten.
@@ -205,26 +217,15 @@ impl Engine<'_> {
         if let Some(pipeline) = &weight.pipeline {
             return self.quantize_by(pipeline, weight, layout, sink, on);
         }
-        let options = &weight.options;
-        let transform = options.transform.as_ref().map(StoredTransform::view).transpose()?;
-        let mut outcome = Outcome::default();
-        let spec = self.weight_spec(weight, transform.as_ref(), &mut outcome, on)?;
-        outcome.global_scale = spec.global_scale();
+        let (options, mut outcome) = (&weight.options, Outcome::default());
         let position = |name| position(layout, &state::join(&weight.prefix, name));
         let (codes_at, scales_at) = (position(state::E2M1)?, position(state::SCALE_QUANT)?);
-        let group = spec.group().get();
-        for tile in self.tiles(&weight.source) {
-            let dense = weight.source.read(self.input, &tile)?;
-            outcome.not_finite_weights += not_finite(&dense);
-            let y = self.transformed(dense, &tile, transform.as_ref())?;
-            let packed = self.quantize_tile(&y, &tile, &spec, &mut outcome)?;
-            sink.write(codes_at + (tile.start / 2) as u64, packed.codes())?;
-            sink.write(scales_at + (tile.start / group) as u64, packed.scales())?;
-            let back = dense::dequantized(packed.view(), spec.global_scale())?;
-            with_floats!(FloatSlice, y.as_slice(), y => outcome.difference.add(y, &back));
-            outcome.groups.add(&y, &packed, &back, &spec);
-            on(Event::Bytes(weight.source.stored_len(&tile)));
-        }
+        let group = weight.shape.group().get();
+        let spec = self.each_tile(weight, &mut outcome, on, &mut |done| {
+            let start = done.tile.start;
+            sink.write(codes_at + (start / 2) as u64, done.packed.codes())?;
+            sink.write(scales_at + (start / group) as u64, done.packed.scales())
+        })?;
         let activation = options.activation_spec()?;
         for (name, value) in [
             (state::WEIGHT_GLOBAL_SCALE, spec.global_scale()),
@@ -240,6 +241,31 @@ impl Engine<'_> {
             sink.write(position(state::TRANSFORM)?, &t.values().to_le_bytes())?;
         }
         Ok(outcome)
+    }
+
+    /// Quantizes a weight and hands over each tile when it is done; the settings.
+    pub(super) fn each_tile(
+        &self,
+        weight: &Weight,
+        outcome: &mut Outcome,
+        on: &mut Observer<'_>,
+        take: &mut dyn FnMut(Done<'_>) -> Result<(), Error>,
+    ) -> Result<QuantSpec, Error> {
+        let transform = weight.options.transform.as_ref().map(StoredTransform::view).transpose()?;
+        let spec = self.weight_spec(weight, transform.as_ref(), outcome, on)?;
+        outcome.global_scale = spec.global_scale();
+        for tile in self.tiles(&weight.source) {
+            let dense = weight.source.read(self.input, &tile)?;
+            outcome.not_finite_weights += not_finite(&dense);
+            let y = self.transformed(dense, &tile, transform.as_ref())?;
+            let packed = self.quantize_tile(&y, &tile, &spec, outcome)?;
+            let back = dense::dequantized(packed.view(), spec.global_scale())?;
+            take(Done { tile: &tile, values: &y, packed: &packed, back: &back })?;
+            with_floats!(FloatSlice, y.as_slice(), y => outcome.difference.add(y, &back));
+            outcome.groups.add(&y, &packed, &back, &spec);
+            on(Event::Bytes(weight.source.stored_len(&tile)));
+        }
+        Ok(spec)
     }
 
     /// The settings of a weight's quantization; reads it once if its values decide them.

@@ -291,6 +291,34 @@ impl<'a> Rule<'a> {
             Orientation::OutIn => source,
             Orientation::InOut => source.transposed(),
         };
+        self.chosen(prefix, source, experts, options)
+    }
+
+    /// What a tensor would become whatever it is called: where nothing tells how it is stored, its
+    /// last two dimensions are taken as (out, in).
+    ///
+    /// # Errors
+    /// Why it cannot be quantized.
+    pub(super) fn on_trial(&self, name: &str, info: &TensorInfo) -> Result<Chosen, Reason> {
+        match self.quantizable(name, info, &self.options) {
+            Err(Reason::Name | Reason::Rank(_) | Reason::Transposed | Reason::Experts(_))
+                if info.shape.len() >= 2 =>
+            {
+                let source = DenseSource::find(self.tensors, name, self.roles.facts().fp8_block)?;
+                self.chosen(name, source, info.shape.len() > 2, &self.options)
+            }
+            chosen => chosen,
+        }
+    }
+
+    /// A matrix as a weight, if its sizes are those of one.
+    fn chosen(
+        &self,
+        prefix: &str,
+        source: DenseSource,
+        experts: bool,
+        options: &Arc<DenseOptions>,
+    ) -> Result<Chosen, Reason> {
         let (rows, k) = (source.rows(), source.k());
         let block = options.transform.as_ref().map(StoredTransform::view).transpose();
         let block = block.map_err(|e| Reason::Unloadable(e.to_string()))?.map(|t| t.block());
@@ -442,7 +470,7 @@ mod tests {
 
     fn tensor(dtype: Dtype, shape: &[usize]) -> Tensor {
         let bytes = shape.iter().product::<usize>() * dtype.bitsize() / 8;
-        let info = TensorInfo { dtype, shape: shape.to_vec(), data_offsets: (0, bytes) };
+        let info = TensorInfo { dtype, shape: shape.to_vec(), data_offsets: (0, bytes as u64) };
         Tensor { file: 0, info, ggml: None }
     }
 

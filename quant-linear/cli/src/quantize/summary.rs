@@ -17,11 +17,12 @@ use quant_linear::model::difference::Difference;
 use quant_linear::model::groups::{Counts, Figures, Groups};
 use quant_linear::model::plan::{Plan, Skipped, UsedUp, Weight};
 use quant_linear::model::quantize::{LayerLoss, Outcome};
+use quant_linear::text::JsonList;
 
 use super::row::{Row, loss_json, loss_line, mean};
 use super::{Args, GlobalScale, TransformArg, told};
 
-use crate::report::{self, Page, Stream};
+use crate::report::{self, Page};
 
 /// Everything to be reported.
 #[derive(Debug)]
@@ -198,10 +199,10 @@ impl Summary {
         Report {
             head: &self.head,
             quantizers: self.quantizers.iter().map(String::as_str).collect(),
-            skipped: Stream(|| self.skipped.iter().map(skipped)),
-            tensors: Stream(|| self.rows.iter().map(Row::json)),
+            skipped: JsonList(|| self.skipped.iter().map(skipped)),
+            tensors: JsonList(|| self.rows.iter().map(Row::json)),
             totals,
-            used_up: Stream(|| self.used_up.iter().map(used_up)),
+            used_up: JsonList(|| self.used_up.iter().map(used_up)),
             warnings: &self.warnings,
         }
     }

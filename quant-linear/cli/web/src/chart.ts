@@ -5,7 +5,7 @@ import uPlot from "uplot";
 import { type Child, type Column, element, table } from "./dom";
 
 /** Colours by role, from the style sheet, so that light and dark need no second list. */
-type Colour = "--all" | "--chosen" | "--low" | "--middle";
+export type Colour = "--all" | "--chosen" | "--low" | "--middle";
 
 export interface Series {
   label: string;
@@ -64,7 +64,18 @@ function decades(low: number | null, high: number | null): [number, number] {
 
 const FONT = "12px system-ui, sans-serif";
 
+/** Pixels of a chart, and of a line of its legend. */
+const HEIGHT = 220;
+const LEGEND = 28;
+
 const charts = new Set<Chart>();
+
+matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => {
+  for (const chart of charts) {
+    if (chart.figure.isConnected) chart.redraw();
+    else charts.delete(chart);
+  }
+});
 
 /** A figure with a chart in it. */
 export class Chart {
@@ -79,6 +90,8 @@ export class Chart {
   constructor(plan: Plan, ...controls: Child[]) {
     this.#plan = plan;
     this.#place = element("div", { class: "plot", role: "img" });
+    // The room of the chart and its legend, so that nothing moves when it is drawn.
+    this.#place.style.minHeight = `${(plan.height ?? HEIGHT) + LEGEND}px`;
     this.#numbers = element("details", {}, element("summary", {}, "Numbers"));
     this.#numbers.addEventListener("toggle", () => this.#tabulate());
     const caption = element("figcaption", {}, element("h3", {}, plan.title));
@@ -114,7 +127,7 @@ export class Chart {
   #resize(): void {
     const width = Math.floor(this.#place.clientWidth);
     if (width < 50) return;
-    const height = this.#plan.height ?? 220;
+    const height = this.#plan.height ?? HEIGHT;
     // Labels may have other room now, so it is made anew.
     this.#plot?.destroy();
     this.#plot = this.#make(width, height);
@@ -261,9 +274,4 @@ export class Chart {
     ]);
     this.#numbers.append(table(plan.title, columns, rows));
   }
-}
-
-/** Draws all charts again, for other colours. */
-export function redrawAll(): void {
-  for (const chart of charts) chart.redraw();
 }

@@ -1,6 +1,5 @@
 // The report as elements of a page: what a page of another kind would call.
 
-import { redrawAll } from "./chart";
 import { Choice } from "./choice";
 import { type Report, isLayer } from "./data";
 import { detail } from "./detail";
@@ -11,12 +10,18 @@ import { rows } from "./rows";
 import { cards, formats, heading, missing, problems, sizes } from "./summary";
 import { worst } from "./worst";
 
-/** Shows a report in `place`, over what is there. */
+/** Shows a report in `place`, over what is there, with its heading. */
 export function show(report: Report, place: HTMLElement): void {
-  const choice = new Choice();
+  const written = element("footer", { class: "dim" }, `Written by fp4 ${report.fp4_version}.`);
+  fill(report, place, new Choice(), heading(report));
+  place.append(written);
+}
+
+/** Fills `place` with a report, below what else is to be in it; `choice` is which layer it shows. */
+export function fill(report: Report, place: HTMLElement, choice: Choice, ...above: HTMLElement[]): void {
   const layers = report.rows.filter(isLayer);
   const compared = layers.some((layer) => layer.error !== null);
-  const parts: (HTMLElement | null)[] = [heading(report), problems(report), cards(report)];
+  const parts: (HTMLElement | null)[] = [...above, problems(report), cards(report)];
   // In the page first: charts ask for the width that they have.
   place.replaceChildren(...parts.filter((part) => part !== null));
   const add = (part: HTMLElement | null) => part && place.append(part);
@@ -30,8 +35,6 @@ export function show(report: Report, place: HTMLElement): void {
   add(formats(report));
   add(sizes(report));
   add(missing(report));
-  add(element("footer", { class: "dim" }, `Written by fp4 ${report.fp4_version}.`));
-  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", redrawAll);
 }
 
 /** Shows in `place` why there is no report. */

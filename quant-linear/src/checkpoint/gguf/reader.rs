@@ -7,14 +7,17 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io::{BufReader, Read};
 
 use safetensors::Dtype;
-use safetensors::tensor::TensorInfo;
 
+use super::super::reader::{TensorInfo, too_large};
 use super::value::{Array, Kind, Value, put_string};
 use super::{GgmlType, Header, MAGIC, MAX_RANK, alignment};
 use crate::error::{GgufError, Refusal};
 
 /// How deep arrays of arrays are taken; ggml takes no arrays of arrays.
 const MAX_DEPTH: usize = 8;
+
+/// Bytes that are read at a time: a source may be slow to answer.
+const PIECE: usize = 1 << 16;
 
 /// Tensors by name. A type of blocks is [`Dtype::U8`] of the shape `[.., rows, bytes of a row]`.
 pub(in crate::checkpoint) type Tensors = BTreeMap<String, (TensorInfo, Option<GgmlType>)>;
@@ -28,7 +31,7 @@ pub(in crate::checkpoint) fn read(
     source: impl Read,
     len: u64,
 ) -> Result<(Header, Tensors, u64), Refusal> {
-    let mut source = Source { source: BufReader::new(source), at: 0, len };
+    let mut source = Source { source: BufReader::with_capacity(PIECE, source), at: 0, len };
     source.array::<{ MAGIC.len() }>("magic")?;
     let version = source.u32("version")?;
     match version {
@@ -205,8 +208,8 @@ impl<R: Read> Source<R> {
                 return Err(GgufError::Type { name, id }.into());
             };
             let (shape, bytes) = stored(&name, ty, &shape[..rank])?;
-            // What does not fit is outside of any file.
-            let start = self.u64("offset of a tensor")?.try_into().unwrap_or(usize::MAX);
+            too_large(|| name.clone(), bytes)?;
+            let start = self.u64("offset of a tensor")?;
             let data_offsets = (start, start.saturating_add(bytes));
             let info = TensorInfo { dtype: ty.dtype().unwrap_or(Dtype::U8), shape, data_offsets };
             match tensors.entry(name) {
@@ -235,11 +238,10 @@ fn check_places(tensors: &Tensors, alignment: u64, data_len: u64) -> Result<(), 
         let (start, end) = info.data_offsets;
         // A tensor without bytes may be behind the padding, which may be missing.
         let last = if start == end { padded } else { data_len };
-        if end as u64 > last {
-            let (name, end) = (name.clone(), end as u64);
-            return Err(GgufError::Outside { name, end, len: data_len });
+        if end > last {
+            return Err(GgufError::Outside { name: name.clone(), end, len: data_len });
         }
-        let offset = start as u64;
+        let offset = start;
         if !offset.is_multiple_of(alignment) {
             return Err(GgufError::Misaligned { name: name.clone(), offset, alignment });
         }
@@ -263,7 +265,7 @@ pub(super) fn stored(
     name: &str,
     ty: GgmlType,
     shape: &[u64],
-) -> Result<(Vec<usize>, usize), GgufError> {
+) -> Result<(Vec<usize>, u64), GgufError> {
     // ggml's elements are counted in i64, and a scalar is a row of one element.
     let overflow = || GgufError::Overflow { name: name.into(), ty, shape: shape.to_vec() };
     let elements = shape.iter().try_fold(1i64, |n, &dim| n.checked_mul(dim.try_into().ok()?));
@@ -275,9 +277,11 @@ pub(super) fn stored(
     let mut stored: Vec<usize> = (shape.iter().map(|&dim| dim.try_into().ok()))
         .collect::<Option<_>>()
         .ok_or_else(overflow)?;
-    let row = ((k / block) as usize).checked_mul(ty.block_bytes()).ok_or_else(overflow)?;
+    let row = (k / block).checked_mul(ty.block_bytes() as u64).ok_or_else(overflow)?;
     let rows = stored.split_last().map_or(&[][..], |(_, rows)| rows);
-    let bytes = rows.iter().try_fold(row, |n, &dim| n.checked_mul(dim)).ok_or_else(overflow)?;
+    let bytes = rows.iter().try_fold(row, |n, &dim| n.checked_mul(dim as u64));
+    let bytes = bytes.ok_or_else(overflow)?;
+    let row = usize::try_from(row).map_err(|_| overflow())?;
     if block > 1 {
         stored.last_mut().into_iter().for_each(|last| *last = row);
     }

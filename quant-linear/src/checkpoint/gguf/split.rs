@@ -11,6 +11,7 @@
 use std::path::Path;
 
 use super::super::TensorFile;
+use super::super::source::Place;
 use super::{Header, Value};
 use crate::error::{Error, GgufError, Refusal};
 
@@ -26,6 +27,7 @@ const TENSORS: &str = "split.tensors.count";
 pub(in crate::checkpoint) fn files(
     path: &Path,
     file: &TensorFile,
+    place: &Place,
 ) -> Result<Option<Vec<(String, TensorFile)>>, Error> {
     let number = |header: &Header, key| header.get(key).and_then(Value::as_u64);
     let count = file.gguf().and_then(|header| Some((header, number(header, COUNT)?)));
@@ -41,10 +43,10 @@ pub(in crate::checkpoint) fn files(
     for position in 0..count {
         let name = format!("{stem}{}", ending(position, count));
         let at = path.with_file_name(&name);
-        if std::fs::symlink_metadata(&at).is_err() {
+        if !place.exists(&at) {
             return Err(refuse(&at, GgufError::SplitMissing(count)));
         }
-        let file = TensorFile::open(&at)?;
+        let file = TensorFile::open_at(place, &at)?;
         let (got, found) = match file.gguf() {
             Some(header) => (number(header, NO), number(header, COUNT)),
             None => (None, None),

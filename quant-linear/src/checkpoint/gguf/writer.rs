@@ -56,7 +56,7 @@ impl GgufArrangement {
         let (mut places, mut data_len) = (BTreeMap::new(), 0u64);
         for (name, ty, shape) in tensors {
             let shape: Vec<u64> = shape.iter().map(|&dim| dim as u64).collect();
-            let len = check(name, *ty, &shape)? as u64;
+            let len = check(name, *ty, &shape)?;
             put_string(&mut header, name.as_bytes());
             header.extend((shape.len() as u32).to_le_bytes());
             shape.iter().rev().for_each(|dim| header.extend(dim.to_le_bytes()));
@@ -98,7 +98,7 @@ impl GgufArrangement {
 }
 
 /// Bytes of a tensor that a reader would take.
-fn check(name: &str, ty: GgmlType, shape: &[u64]) -> Result<usize, GgufError> {
+fn check(name: &str, ty: GgmlType, shape: &[u64]) -> Result<u64, GgufError> {
     if name.len() > MAX_NAME {
         return Err(GgufError::LongName { name: name.into(), most: MAX_NAME });
     }

@@ -62,7 +62,7 @@ impl Counts {
 }
 
 /// Counts one layer, tile by tile.
-pub(super) struct Counter {
+pub(in crate::model) struct Counter {
     shape: PackedShape,
     /// How often each byte of two codes, and each scale byte, occurs.
     codes: [u64; 256],
@@ -76,7 +76,7 @@ pub(super) struct Counter {
 }
 
 impl Counter {
-    pub(super) fn new(shape: PackedShape) -> Self {
+    pub(in crate::model) fn new(shape: PackedShape) -> Self {
         Counter {
             shape,
             codes: [0; 256],
@@ -90,7 +90,7 @@ impl Counter {
     }
 
     /// Counts a tile; tiles come in row-major order.
-    pub(super) fn add(&mut self, packed: &PackedMatrix, tile: &Tile) {
+    pub(in crate::model) fn add(&mut self, packed: &PackedMatrix, tile: &Tile) {
         let (view, ty) = (packed.view(), self.shape.scale_type());
         let group = self.shape.group().get();
         packed.codes().iter().for_each(|&byte| self.codes[usize::from(byte)] += 1);
@@ -113,13 +113,18 @@ impl Counter {
         }
     }
 
+    /// How often each scale byte has occurred.
+    pub(in crate::model) fn scale_bytes(&self) -> &[u64; 256] {
+        &self.scales
+    }
+
     fn end_row(&mut self) {
         if let Some((low, high)) = self.range.take() {
             *self.spreads.entry(high.abs_diff(low)).or_default() += 1;
         }
     }
 
-    pub(super) fn finish(mut self) -> Counts {
+    pub(in crate::model) fn finish(mut self) -> Counts {
         self.end_row();
         let mut codes = [0; 16];
         for (byte, n) in self.codes.iter().enumerate() {
@@ -144,7 +149,7 @@ impl Counter {
 }
 
 /// A map as a list of pairs, shorter than an object and in order.
-pub(super) fn pairs<K: Serialize, S: Serializer>(
+pub(in crate::model) fn pairs<K: Serialize, S: Serializer>(
     map: &BTreeMap<K, u64>,
     serializer: S,
 ) -> Result<S::Ok, S::Error> {
@@ -152,7 +157,7 @@ pub(super) fn pairs<K: Serialize, S: Serializer>(
 }
 
 /// Adds the counts of another map.
-pub(super) fn add<K: Ord + Copy>(map: &mut BTreeMap<K, u64>, other: &BTreeMap<K, u64>) {
+pub(in crate::model) fn add<K: Ord + Copy>(map: &mut BTreeMap<K, u64>, other: &BTreeMap<K, u64>) {
     for (key, n) in other {
         *map.entry(*key).or_default() += n;
     }

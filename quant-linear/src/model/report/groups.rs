@@ -203,7 +203,7 @@ impl Quantiles {
 }
 
 /// Measures the groups of one layer, tile by tile.
-pub(super) struct Measure {
+pub(in crate::model) struct Measure {
     group: usize,
     pub(super) total: Difference,
     groups: Groups,
@@ -212,13 +212,13 @@ pub(super) struct Measure {
 
 impl Measure {
     /// Keeps so many of the worst.
-    pub(super) fn new(shape: PackedShape, worst: usize) -> Self {
+    pub(in crate::model) fn new(shape: PackedShape, worst: usize) -> Self {
         let (total, groups) = (Difference::default(), Groups::default());
         Measure { group: shape.group().get(), total, groups, worst: Worst::new(worst) }
     }
 
     /// Adds the values of a tile, reference first.
-    pub(super) fn add(&mut self, reference: &FloatVec, other: &[f32], tile: &Tile) {
+    pub(in crate::model) fn add(&mut self, reference: &FloatVec, other: &[f32], tile: &Tile) {
         with_floats!(FloatSlice, reference.as_slice(), x => self.add_values(x, other, tile));
     }
 
@@ -245,7 +245,7 @@ impl Measure {
         }
     }
 
-    pub(super) fn finish(mut self) -> (Difference, Groups, Worst) {
+    pub(in crate::model) fn finish(mut self) -> (Difference, Groups, Worst) {
         self.groups.take_quantiles();
         (self.total, self.groups, self.worst)
     }

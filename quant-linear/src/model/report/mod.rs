@@ -30,12 +30,12 @@
 //! # Ok::<(), quant_linear::Error>(())
 //! ```
 
-mod counts;
+pub(in crate::model) mod counts;
 mod gather;
-mod groups;
+pub(in crate::model) mod groups;
 mod losses;
 mod natural;
-mod reference;
+pub(in crate::model) mod reference;
 mod sizes;
 
 use std::collections::BTreeMap;

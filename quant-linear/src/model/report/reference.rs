@@ -11,7 +11,7 @@ use crate::model::compare::{Incomparable, Side, facing, same_transform, transfor
 use crate::model::items::{self, Item};
 
 /// The reference of one layer.
-pub(super) struct Reference<'a> {
+pub(in crate::model) struct Reference<'a> {
     from: &'a Checkpoint,
     values: Values<'a>,
 }
@@ -25,7 +25,7 @@ enum Values<'a> {
 
 impl<'a> Reference<'a> {
     /// The reference of `layer`. The inner error says why it is none.
-    pub(super) fn new(
+    pub(in crate::model) fn new(
         side: &Side<'a>,
         layer_from: &Checkpoint,
         layer: &Layer,
@@ -51,7 +51,7 @@ impl<'a> Reference<'a> {
     }
 
     /// The values of a tile.
-    pub(super) fn values(&self, tile: &Tile) -> Result<FloatVec, Error> {
+    pub(in crate::model) fn values(&self, tile: &Tile) -> Result<FloatVec, Error> {
         match &self.values {
             Values::Dense(values, transform) => {
                 let values = values.read(self.from, tile)?;

@@ -258,7 +258,7 @@ mod tests {
 
     fn tensors(list: &[(&str, &[usize])]) -> BTreeMap<String, Tensor> {
         let tensor = |(name, shape): &(&str, &[usize])| {
-            let data_offsets = (0, 4 * shape.iter().product::<usize>());
+            let data_offsets = (0, 4 * shape.iter().product::<usize>() as u64);
             let info = TensorInfo { dtype: Dtype::F32, shape: shape.to_vec(), data_offsets };
             (name.to_string(), Tensor { file: 0, info, ggml: None })
         };

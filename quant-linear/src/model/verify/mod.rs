@@ -48,6 +48,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use serde::Serialize;
+use serde_json::{Value, json};
 
 use crate::checkpoint::Checkpoint;
 use crate::checkpoint::tiles::{DEFAULT_BLOCK_BYTES, tiles};
@@ -125,6 +126,19 @@ impl Report {
     pub fn count(&self, severity: Severity) -> usize {
         self.findings.iter().filter(|finding| finding.severity == severity).count()
     }
+
+    /// Everything on the checkpoint at a path, as `fp4 verify --json` prints it.
+    pub fn document(&self, path: &Path) -> Value {
+        json!({
+            "command": "verify",
+            "path": path.to_string_lossy(),
+            "layouts": self.layouts,
+            "layers": self.layers,
+            "findings": self.findings,
+            "errors": self.count(Severity::Error),
+            "warnings": self.count(Severity::Warning),
+        })
+    }
 }
 
 /// How far it is.
@@ -149,13 +163,27 @@ pub fn path(
     options: &LoadOptions,
     progress: &mut dyn FnMut(Progress<'_>),
 ) -> Result<Report, Error> {
-    match Checkpoint::open(path) {
-        // Again with the other config, whose own errors are the caller's.
-        Ok(_) if config.is_some() => {
-            checkpoint(&Checkpoint::open_with(path, config)?, options, progress)
-        }
+    let mut open = Checkpoint::open(path);
+    // Again with the other config, whose own errors are the caller's.
+    if config.is_some() && open.is_ok() {
+        open = Ok(Checkpoint::open_with(path, config)?);
+    }
+    opened(open, path.is_dir(), options, progress)
+}
+
+/// Verifies what opening came to: a checkpoint whose parts are broken is a finding.
+///
+/// # Errors
+/// As [`path`].
+pub fn opened(
+    open: Result<Checkpoint, Error>,
+    folder: bool,
+    options: &LoadOptions,
+    progress: &mut dyn FnMut(Progress<'_>),
+) -> Result<Report, Error> {
+    match open {
         Ok(opened) => checkpoint(&opened, options, progress),
-        Err(error) if is_broken(&error, path) => {
+        Err(error) if is_broken(&error, folder) => {
             let finding = Finding::of_all(Severity::Error, "broken-file", error.to_string());
             Ok(Report { findings: vec![finding], ..Report::default() })
         }
@@ -164,25 +192,28 @@ pub fn path(
 }
 
 /// Is this a checkpoint whose parts are broken? Else it is none, or cannot be read at all.
-fn is_broken(error: &Error, path: &Path) -> bool {
+fn is_broken(error: &Error, folder: bool) -> bool {
     match error {
         // What the index names should be there, and whole.
         Error::Shard { .. } => true,
-        Error::Checkpoint { refusal, .. } => match &**refusal {
+        Error::Checkpoint { path, refusal } => match &**refusal {
             // The header of any other file than one that calls itself safetensors says nothing.
             Refusal::TooShort { .. }
             | Refusal::HeaderLen { .. }
             | Refusal::HeaderText(_)
             | Refusal::Header(_) => {
-                path.is_dir() || path.extension().is_some_and(|ext| ext == "safetensors")
+                folder || path.extension().is_some_and(|ext| ext == "safetensors")
             }
             Refusal::Gguf(error) => !matches!(error, GgufError::Version(_)),
             Refusal::System(_)
             | Refusal::NoName
             | Refusal::NotPlain(_)
             | Refusal::TooLong { .. }
+            | Refusal::TooLarge { .. }
             | Refusal::OtherKind { .. }
             | Refusal::NoModel
+            | Refusal::NothingGiven
+            | Refusal::GivenTwice
             | Refusal::ManyFiles(_)
             | Refusal::ManyIndexes(_)
             | Refusal::Outside { .. } => false,
