@@ -46,6 +46,10 @@ fn by_reference(
         let rows =
             x.len().checked_div(k).unwrap_or(0).div_ceil(threads).max(TASK.div_ceil(k.max(1)));
         let each = if whole { rows.saturating_mul(k) } else { x.len() }.max(1);
+        if each >= x.len() {
+            // No thread for what is one task: there are machines without any.
+            return Ok(fp4_core::reference::apply_transform(T::wrap(x), k, t, T::wrap_mut(y))?);
+        }
         std::thread::scope(|scope| {
             let tasks = x.chunks(each).zip(y.chunks_mut(each)).map(|(x, y)| {
                 let task =

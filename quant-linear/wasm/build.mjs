@@ -1,6 +1,8 @@
 // Builds the package into dist: the crate with simd128 and without, what wasm-bindgen makes of
 // each, wasm-opt, and the files of js. `node build.mjs`; the feature of the tests, which is no part
-// of the package, goes into another folder: `node build.mjs --suite FOLDER`.
+// of the package, goes into another folder: `node build.mjs --suite FOLDER`. So does what a page
+// takes that multiplies nothing, `node build.mjs --page FOLDER`: one build, without kernels, whose
+// reference is as fast at what is left.
 //
 //   cargo build            target/wasm/{simd,scalar}/wasm32-unknown-unknown/release/exact_fp4.wasm
 //   wasm-bindgen           dist/{simd,scalar}/fp4.js and fp4_bg.wasm
@@ -9,7 +11,7 @@
 // wasm-bindgen is that of the PATH, or of FP4_WASM_BINDGEN, in the version of Cargo.lock:
 // cargo install --locked wasm-bindgen-cli --version $(node build.mjs --wasm-bindgen-version)
 import { execFile, execFileSync } from "node:child_process";
-import { copyFileSync, mkdirSync, readFileSync, readdirSync, rmSync, statSync } from "node:fs";
+import { copyFileSync, mkdirSync, readFileSync, readdirSync, rmSync, statSync, writeFileSync } from "node:fs";
 import { homedir } from "node:os";
 import { dirname, join, resolve } from "node:path";
 import { fileURLToPath } from "node:url";
@@ -68,11 +70,11 @@ function checkBindgen() {
   }
 }
 
-/** Both builds at once: each is linked on one thread, and flags of their own share nothing. */
-async function build(out, features) {
+/** All builds at once: each is linked on one thread, and flags of their own share nothing. */
+async function build(out, features, builds = BUILDS) {
   rmSync(out, { recursive: true, force: true });
   mkdirSync(out, { recursive: true });
-  await Promise.all(BUILDS.map(async ({ name, flags, features: wasm }) => {
+  await Promise.all(builds.map(async ({ name, flags, features: wasm }) => {
     const own = join(target, "wasm", name);
     const rust = ["build", "--release", "--locked", "--target", "wasm32-unknown-unknown", ...features];
     await run("cargo", rust, { RUSTFLAGS: `${flags} ${REMAP}`.trim(), CARGO_TARGET_DIR: own });
@@ -104,8 +106,23 @@ if (option === "--wasm-bindgen-version") {
   console.log(locked("wasm-bindgen"));
 } else {
   checkBindgen();
-  const suite = option === "--suite";
-  const out = suite ? resolve(value) : join(here, "dist");
-  await build(out, suite ? ["--features", "suite"] : []);
+  const out = option === undefined ? join(here, "dist") : resolve(value);
+  switch (option) {
+    case undefined:
+      await build(out, []);
+      break;
+    case "--suite":
+      await build(out, ["--features", "suite"]);
+      break;
+    case "--page":
+      await build(out, ["--no-default-features"], BUILDS.slice(0, 1));
+      // In the place of the other build the same one.
+      mkdirSync(join(out, "simd"));
+      writeFileSync(join(out, "simd/fp4.js"),
+        'export * from "../scalar/fp4.js";\nexport { default } from "../scalar/fp4.js";\n');
+      break;
+    default:
+      throw new Error(`there is no ${option}; there are --suite FOLDER and --page FOLDER`);
+  }
   weigh(out);
 }

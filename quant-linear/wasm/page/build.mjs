@@ -1,14 +1,15 @@
-// Makes the page from the built WASM package in ../dist: node build.mjs [OUT]
+// Makes the page: node build.mjs [OUT]
 //
-//     OUT                      where to, `dist` beside this file if it is not given
+//     OUT                  where to, `dist` beside this file if it is not given
 //
-//     index.html               src/page.html with its policy
-//     page.js, page.css        the page, uPlot included, minified
-//     worker.js                what computes, and reads files by slices
-//     {simd,scalar}/*.wasm     the package's two builds, of which one is loaded
+//     index.html           src/page.html with its policy
+//     page.js, page.css    the page, uPlot included, minified
+//     worker.js            what computes, and reads files by slices
+//     scalar/fp4_bg.wasm   the build for pages of the WASM package
 //
 // The bundler and the plotting library are those of the page that `fp4 report` writes, from its
-// lock file: `npm ci` in quant-linear/cli/web comes first.
+// lock file: `npm ci` in quant-linear/cli/web comes first, and `node ../build.mjs --page wasm`, which
+// builds the package for it.
 
 import { copyFileSync, mkdirSync, readFileSync, readdirSync, rmSync, writeFileSync } from "node:fs";
 import { createRequire } from "node:module";
@@ -19,7 +20,7 @@ const here = (path) => fileURLToPath(new URL(path, import.meta.url));
 const web = here("../../cli/web/");
 const { buildSync } = createRequire(join(web, "package.json"))("esbuild");
 
-const from = here("../dist");
+const from = here("wasm");
 const out = resolve(process.argv[2] ?? here("dist"));
 
 const version = JSON.parse(readFileSync(join(web, "node_modules/uplot/package.json"), "utf8")).version;
@@ -55,8 +56,6 @@ const page = readFileSync(here("src/page.html"), "utf8").split("@policy@");
 if (page.length !== 2) throw new Error(`the template has ${page.length - 1} of @policy@`);
 writeFileSync(join(out, "index.html"), page.join(policy));
 
-for (const name of ["simd", "scalar"]) {
-  mkdirSync(join(out, name));
-  copyFileSync(join(from, name, "fp4_bg.wasm"), join(out, name, "fp4_bg.wasm"));
-}
+mkdirSync(join(out, "scalar"));
+copyFileSync(join(from, "scalar/fp4_bg.wasm"), join(out, "scalar/fp4_bg.wasm"));
 console.log(`${out}: ${readdirSync(out, { recursive: true }).join(", ")}`);

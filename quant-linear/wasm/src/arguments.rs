@@ -62,6 +62,7 @@ pub(crate) fn number(value: &JsValue, name: &str) -> Result<f32, Failure> {
 ///
 /// # Errors
 /// Anything else.
+#[cfg(feature = "kernels")]
 pub(crate) fn boolean(value: &JsValue, name: &str) -> Result<bool, Failure> {
     value.as_bool().ok_or_else(|| wrong(name, value, "true or false"))
 }

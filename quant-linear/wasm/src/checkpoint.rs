@@ -6,7 +6,7 @@ use fp4_core::{Format, ScaleRule, ScaleType};
 use js_sys::{Float32Array, Object};
 use quant_linear::checkpoint::{self, ByteSource};
 use quant_linear::layout;
-use quant_linear::model::inspect::{Contents, Inspection};
+use quant_linear::model::inspect::Contents;
 use quant_linear::model::report::{Event, Report};
 use quant_linear::model::verify;
 use quant_linear::model::view::{self, Choice, Map, View};
@@ -50,6 +50,7 @@ pub struct Checkpoint {
 }
 
 /// Verifies files that may be no checkpoint: one whose parts are broken is a finding.
+#[cfg(feature = "kernels")]
 #[wasm_bindgen(js_name = verifyFiles)]
 pub fn verify_files(files: &JsValue, options: &JsValue, progress: &JsValue) -> Answer<JsValue> {
     run(|| {
@@ -104,17 +105,6 @@ impl Checkpoint {
     /// What the headers say: files, layers, tensors.
     pub fn contents(&self) -> Answer<JsValue> {
         run(|| json(&Contents::new(&self.checkpoint, &self.options)?.document()))
-    }
-
-    /// As `fp4 inspect --json`.
-    pub fn inspect(&self, progress: &JsValue) -> Answer<JsValue> {
-        run(|| {
-            let progress = Progress::of(progress)?;
-            let inspection = Inspection::new(&self.checkpoint, &self.options, &mut |p| {
-                progress.tell(p.done, p.total, p.module);
-            })?;
-            json(&inspection.document())
-        })
     }
 
     /// As `fp4 verify --json`.
@@ -209,6 +199,22 @@ impl Checkpoint {
             let mut on = |done, total| progress.tell(done, total, &name);
             let view = View::new(&self.checkpoint, &name, against, &self.options, &mut on)?;
             with_map(&view, &view.map)
+        })
+    }
+}
+
+// What only the package has.
+#[cfg(feature = "kernels")]
+#[wasm_bindgen]
+impl Checkpoint {
+    /// As `fp4 inspect --json`.
+    pub fn inspect(&self, progress: &JsValue) -> Answer<JsValue> {
+        run(|| {
+            let progress = Progress::of(progress)?;
+            let inspection = quant_linear::model::inspect::Inspection::new(&self.checkpoint, &self.options, &mut |p| {
+                progress.tell(p.done, p.total, p.module);
+            })?;
+            json(&inspection.document())
         })
     }
 }

@@ -35,7 +35,10 @@ pub fn start() {
 /// Name of the instruction set that this build uses.
 #[wasm_bindgen]
 pub fn isa() -> String {
-    ops::backend_name()
+    #[cfg(feature = "kernels")]
+    return fp4_backend_cpu_simd::CpuSimd::new().isa().to_string();
+    #[cfg(not(feature = "kernels"))]
+    "reference".into()
 }
 
 /// The version.

@@ -1,10 +1,17 @@
 //! The functions on arrays: quantize, dequantize, matmul, swizzle.
 
+// What quantizes: the kernels, or the reference where there are none; the bits are the same.
+#[cfg(feature = "kernels")]
+use fp4_backend_cpu_simd::CpuSimd as Backend;
+#[cfg(not(feature = "kernels"))]
+use fp4_core::reference::Reference as Backend;
 use fp4_core::{
     Element, Encoding, OwnedTransform, PackedMatrix, PackedView, QuantSpec,
     QuantizeInput, Quantizer, ScaleRule, Swizzle, TieMode,
 };
-use js_sys::{Float32Array, Object, Uint8Array};
+#[cfg(feature = "kernels")]
+use js_sys::Float32Array;
+use js_sys::{Object, Uint8Array};
 use wasm_bindgen::prelude::*;
 
 use crate::arguments::{self, Options, TRANSFORMS, area, bytes, count, floats, json, set, zeros};
@@ -12,26 +19,6 @@ use crate::call::{Answer, Failure, run};
 
 /// What [`quantize`] may be told.
 const SETTINGS: [&str; 6] = ["format", "rule", "globalScale", "scaleScale", "transform", "tie"];
-
-/// What computes.
-#[cfg(feature = "kernels")]
-pub(crate) fn backend() -> fp4_backend_cpu_simd::CpuSimd {
-    fp4_backend_cpu_simd::CpuSimd::new()
-}
-
-/// What computes, where there are no kernels.
-#[cfg(not(feature = "kernels"))]
-pub(crate) fn backend() -> fp4_core::reference::Reference {
-    fp4_core::reference::Reference
-}
-
-/// The name of the instruction set that it uses.
-pub(crate) fn backend_name() -> String {
-    #[cfg(feature = "kernels")]
-    return backend().isa().to_string();
-    #[cfg(not(feature = "kernels"))]
-    return "portable".into();
-}
 
 /// A packed matrix that JavaScript holds.
 pub(crate) struct Packed {
@@ -97,7 +84,7 @@ pub fn quantize(x: &JsValue, rows: &JsValue, cols: &JsValue, options: &JsValue) 
         })?;
         let input = QuantizeInput::new(&x[..], rows, cols, &spec)?.with_transform(transform)?;
         let mut matrix = packed(input.shape())?;
-        let counts = backend().quantize(&input, &mut matrix.view_mut())?;
+        let counts = Backend::default().quantize(&input, &mut matrix.view_mut())?;
         let out: JsValue = Object::new().into();
         set(&out, "format", spec.encoding().map_or("none", Encoding::name));
         set(&out, "rows", rows as f64);
@@ -161,7 +148,7 @@ pub fn dequantize(q: &JsValue) -> Answer<Float32Array> {
         let q = Packed::of(q, "q")?;
         let shape = q.matrix.shape();
         let mut y = zeros::<f32>(area(shape.rows(), shape.k())?)?;
-        backend().dequantize(q.view(), q.global_scale, (&mut y[..]).into())?;
+        Backend::default().dequantize(q.view(), q.global_scale, (&mut y[..]).into())?;
         Ok(Float32Array::from(&y[..]))
     })
 }
@@ -181,7 +168,7 @@ pub fn matmul(a: &JsValue, b: &JsValue, options: &JsValue) -> Answer<Float32Arra
         let epilogue = Epilogue::new(alpha).with_bias(bias.as_deref());
         epilogue.expect(m, n)?;
         let mut y = zeros::<f32>(area(m, n)?)?;
-        let cpu = backend();
+        let cpu = Backend::default();
         let weight = cpu.prepare(b.view())?;
         cpu.matmul(a.view(), &weight, epilogue, (&mut y[..]).into())?;
         Ok(Float32Array::from(&y[..]))

@@ -93,8 +93,8 @@ impl Choice {
     }
 }
 
-/// Quantizes a matrix of a dense tensor by each of some choices: what a [`quantize`](super::super::
-/// quantize) of that tensor alone would make of it.
+/// Quantizes a matrix of a dense tensor by each of some choices: what
+/// [`Engine::write`](crate::model::quantize::Engine::write) of that tensor alone would make of it.
 ///
 /// # Errors
 /// A tensor that is missing or cannot be quantized so, with the reason; a matrix that it does not

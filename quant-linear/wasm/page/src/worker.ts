@@ -84,7 +84,7 @@ self.addEventListener("message", async ({ data }: MessageEvent<Message>) => {
     answer({ id, progress: [done, total, name] });
   };
   try {
-    ready ??= load({ base: new URL(".", self.location.href) });
+    ready ??= load({ base: new URL(".", self.location.href), simd: false });
     const fp4 = await ready;
     answer({ id, value: (ops[op] as Ops[typeof op] & ((...all: unknown[]) => unknown))(fp4, given as never, tell) });
   } catch (error) {

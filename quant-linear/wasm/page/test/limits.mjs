@@ -111,18 +111,14 @@ export async function labelled(hands, where) {
   equal(await hands.value(`document.querySelectorAll("h1").length`), 1, `${where}: headings of the page`);
 }
 
-/** Bytes of the page's files, compressed; and of what a browser downloads: one build, the larger. */
+/** Bytes of the page's files, compressed. */
 export function size(folder) {
   const files = {};
   for (const name of readdirSync(folder, { recursive: true })) {
     const path = join(folder, name);
     if (statSync(path).isFile()) files[name] = gzipSync(readFileSync(path), { level: 9 }).length;
   }
-  const all = Object.entries(files);
-  const builds = all.filter(([name]) => name.endsWith(".wasm")).map(([, bytes]) => bytes);
-  equal(builds.length, 2, "builds");
-  const rest = all.filter(([name]) => !name.endsWith(".wasm")).reduce((sum, [, bytes]) => sum + bytes, 0);
-  return { download: rest + Math.max(...builds), files };
+  return { download: Object.values(files).reduce((sum, bytes) => sum + bytes, 0), files };
 }
 
 /** Milliseconds to the first view, and of the views of a tensor of 11 MB. */
