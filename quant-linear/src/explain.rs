@@ -173,7 +173,8 @@ pub struct Step {
     pub sum_in_f32: Option<f32>,
 }
 
-/// The dot product of row `i` of A and row `j` of B (C6), term by term.
+/// The dot product of row `i` of A and row `j` of B (C6), term by term: up to a kilobyte of digits
+/// for each.
 ///
 /// # Errors
 /// Operands whose product there is not, and rows that they do not have.

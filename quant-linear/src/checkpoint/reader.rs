@@ -240,7 +240,9 @@ fn validate(tensors: &BTreeMap<String, TensorInfo>) -> Result<u64, Refusal> {
             return Err(Refusal::Offsets { name: name(), got: (start, end), expected });
         }
         let (dtype, shape) = (info.dtype, || info.shape.clone());
-        let elements = info.shape.iter().try_fold(1u64, |n, &dim| n.checked_mul(dim as u64));
+        // Counted in what this machine addresses, as whatever reads the tensor does.
+        let elements = info.shape.iter().try_fold(1usize, |n, &dim| n.checked_mul(dim));
+        let elements = elements.map(|n| n as u64);
         let Some(bits) = elements.and_then(|n| n.checked_mul(dtype.bitsize() as u64)) else {
             return Err(Refusal::Overflow { name: name(), dtype, shape: shape() });
         };

@@ -146,6 +146,14 @@ pub enum Refusal {
         /// Bytes between its offsets.
         got: u64,
     },
+    /// A part of a header that there is no memory for.
+    #[error("no memory for a {what} of {bytes} bytes")]
+    NoMemory {
+        /// The part.
+        what: &'static str,
+        /// Its bytes.
+        bytes: usize,
+    },
     /// A tensor that is larger than what this machine addresses.
     #[error(
         "tensor `{}` has {bytes} bytes, and a program of this many bits takes at most {most}; read \

@@ -74,12 +74,22 @@ impl Values {
         while row < rows.end && len > 0 {
             let rows = step.min(rows.end - row);
             let tile = Tile { row, rows, col: 0, cols: len, start: row * len };
-            let values = self.source.read_stacked(from, &tile)?;
-            with_floats!(FloatSlice, values.as_slice(), v => {
-                out.extend(v.iter().map(|x| Float::to_f32(*x)));
-            });
+            out.extend(self.read_tile(from, &tile)?);
             row += rows;
         }
+        Ok(out)
+    }
+
+    /// A tile of the rows.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::read`].
+    pub(crate) fn read_tile(&self, from: &Checkpoint, tile: &Tile) -> Result<Vec<f32>, Error> {
+        let values = self.source.read_stacked(from, tile)?;
+        let mut out = Vec::with_capacity(tile.len());
+        with_floats!(FloatSlice, values.as_slice(), v => {
+            out.extend(v.iter().map(|x| Float::to_f32(*x)));
+        });
         Ok(out)
     }
 

@@ -75,12 +75,19 @@ pub(crate) fn text(value: &JsValue, name: &str) -> Result<String, Failure> {
     value.as_string().ok_or_else(|| wrong(name, value, "a string"))
 }
 
+/// The most items of a list: files of a folder, choices.
+const MOST_ITEMS: u32 = 100_000;
+
 /// A list.
 ///
 /// # Errors
-/// Anything else.
+/// Anything else, and one that is too long.
 pub(crate) fn list(value: &JsValue, name: &str) -> Result<Vec<JsValue>, Failure> {
     let list = value.dyn_ref::<Array>().ok_or_else(|| wrong(name, value, "an array"))?;
+    if list.length() > MOST_ITEMS {
+        let got = list.length();
+        return Err(Failure::new(format!("{name} has {got} items; at most {MOST_ITEMS} are taken")));
+    }
     Ok(list.iter().collect())
 }
 

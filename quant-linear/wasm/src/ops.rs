@@ -113,6 +113,9 @@ fn packed(shape: fp4_core::PackedShape) -> Result<PackedMatrix, Failure> {
     Ok(PackedMatrix::new(shape, codes, scales)?)
 }
 
+/// The most rows of a matrix that has no columns.
+const MOST_EMPTY_ROWS: usize = 1 << 20;
+
 impl Packed {
     /// What [`quantize`] gave, or what has the same properties.
     ///
@@ -127,6 +130,13 @@ impl Packed {
         let (rows, cols) = (count(&rows, &of)?, count(&cols, &of_cols)?);
         let ((codes, of), (scales, of_scales)) = (needed("codes")?, needed("scales")?);
         let shape = fp4_core::PackedShape::encoded(encoding, rows, cols)?;
+        // Rows without a column have no bytes whose length would bound them.
+        if cols == 0 && rows > MOST_EMPTY_ROWS {
+            let text = format!(
+                "{what} has {rows} rows of no columns; at most {MOST_EMPTY_ROWS} such rows are taken"
+            );
+            return Err(Failure::new(text));
+        }
         let (codes, scales) = (bytes(&codes, &of)?, bytes(&scales, &of_scales)?);
         let told = |error| Failure::new(format!("{what}: {error}"));
         let matrix = PackedMatrix::new(shape, codes, scales).map_err(told)?;
@@ -179,8 +189,15 @@ pub fn matmul(a: &JsValue, b: &JsValue, options: &JsValue) -> Answer<Float32Arra
 #[wasm_bindgen]
 pub fn swizzle(scales: &JsValue, rows: &JsValue, cols: &JsValue) -> Answer<Uint8Array> {
     run(|| {
-        let layout = Swizzle::new(count(rows, "rows")?, count(cols, "cols")?)?;
+        let (rows, cols) = (count(rows, "rows")?, count(cols, "cols")?);
+        let layout = Swizzle::new(rows, cols)?;
         let scales = bytes(scales, "scales")?;
+        // Told before there is room made for it.
+        let (expected, got) = (area(rows, cols)?, scales.len());
+        if expected != got {
+            let what = fp4_core::Buffer::Scales;
+            return Err(fp4_core::Error::Len { what, expected, got }.into());
+        }
         let mut swizzled = zeros(layout.len())?;
         layout.swizzle(&scales, &mut swizzled)?;
         Ok(Uint8Array::from(&swizzled[..]))

@@ -92,7 +92,7 @@ impl ByteSource for Source {
         let bytes = bytes.map_err(|_| refused("its `read` gave no Uint8Array"))?;
         if bytes.length() as usize != len {
             let got = bytes.length();
-            return Err(refused(&format!("its `read` gave {got} bytes")));
+            return Err(refused(&format!("its `read` gave {got} bytes, and {len} were asked for")));
         }
         bytes.copy_to(buffer);
         Ok(())

@@ -97,6 +97,8 @@ impl<R: Read> Source<R> {
         each: usize,
     ) -> Result<(), Refusal> {
         let (need, start) = (self.room(what, count, each)?, out.len());
+        // As long as the file at most, which may be more than there is memory for.
+        out.try_reserve_exact(need).map_err(|_| Refusal::NoMemory { what, bytes: need })?;
         out.resize(start + need, 0);
         self.source.read_exact(&mut out[start..])?;
         self.at += need as u64;
@@ -266,10 +268,12 @@ pub(super) fn stored(
     ty: GgmlType,
     shape: &[u64],
 ) -> Result<(Vec<usize>, u64), GgufError> {
-    // ggml's elements are counted in i64, and a scalar is a row of one element.
+    // ggml's elements are counted in i64, here in what this machine addresses; a scalar is a row of
+    // one element.
     let overflow = || GgufError::Overflow { name: name.into(), ty, shape: shape.to_vec() };
     let elements = shape.iter().try_fold(1i64, |n, &dim| n.checked_mul(dim.try_into().ok()?));
-    elements.ok_or_else(overflow)?;
+    let addressed = shape.iter().try_fold(1usize, |n, &dim| n.checked_mul(dim.try_into().ok()?));
+    elements.zip(addressed).ok_or_else(overflow)?;
     let (block, k) = (ty.block_len() as u64, shape.last().copied().unwrap_or(1));
     if !k.is_multiple_of(block) {
         return Err(GgufError::Blocks { name: name.into(), ty, k });

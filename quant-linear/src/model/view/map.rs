@@ -52,7 +52,6 @@ pub struct Map {
 pub(super) struct Drawing {
     map: Map,
     shape: Option<PackedShape>,
-    k: usize,
     /// Elements of each cell.
     elements: Vec<u32>,
     zero: Vec<u32>,
@@ -120,7 +119,6 @@ impl Drawing {
         Drawing {
             map,
             shape: None,
-            k,
             elements: vec![0; cells],
             zero: vec![0; cells],
             codes: None,
@@ -156,11 +154,15 @@ impl Drawing {
     }
 
     /// Adds dense values, whole rows from a row on.
-    pub(super) fn add_values(&mut self, values: &[f32], row: usize) {
+    pub(super) fn add_values(&mut self, values: &[f32], tile: &Tile) {
         let step = self.map.col_step;
-        for (row, values) in (row..).zip(values.chunks_exact(self.k.max(1))) {
-            for (at, part) in values.chunks(step).enumerate() {
-                let cell = self.cell(row, at * step);
+        for (row, mut rest) in (tile.row..).zip(values.chunks_exact(tile.cols.max(1))) {
+            let mut col = tile.col;
+            while !rest.is_empty() {
+                // A tile may begin and end inside of a cell.
+                let (part, after) = rest.split_at((step - col % step).min(rest.len()));
+                let cell = self.cell(row, col);
+                (rest, col) = (after, col + part.len());
                 self.elements[cell] += part.len() as u32;
                 self.zero[cell] += part.iter().filter(|value| **value == 0.0).count() as u32;
                 let Some(own) = &mut self.values else { continue };

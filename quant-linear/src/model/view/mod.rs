@@ -56,6 +56,9 @@ pub use dense::Values;
 pub use map::{MAX_CELLS, Map};
 pub use trial::{Choice, Trial, trials};
 
+/// Columns that hold whole groups, and whole blocks of every type of GGUF.
+const WHOLE_BLOCKS: usize = 256;
+
 /// Groups that are named as the worst.
 const WORST: usize = 20;
 
@@ -224,12 +227,10 @@ impl View {
         let bytes = crate::checkpoint::byte_len(&info.info) as u64;
         let mut done = Done { elements: 0, of: rows as u64 * cols as u64, total: bytes };
         let (mut values, mut map) = (Values::default(), Map::of_values(rows, cols));
-        // A piece is whole rows: of one that is longer than a tile, that row.
-        let step = (DEFAULT_BLOCK_BYTES / size_of::<f32>() / cols.max(1)).max(1);
-        for row in (0..rows).step_by(step) {
-            let read = source.read(from, row..(row + step).min(rows))?;
+        for tile in tiles(rows, cols, size_of::<f32>(), DEFAULT_BLOCK_BYTES) {
+            let read = source.read_tile(from, &tile)?;
             values.add(&read);
-            map.add_values(&read, row);
+            map.add_values(&read, &tile);
             done.add(read.len(), progress);
         }
         Ok(View {
@@ -290,18 +291,22 @@ pub fn values(
         let reason = Box::new(crate::error::Reason::Unloadable(text));
         return Err(Error::NoValues { name: name.into(), reason });
     }
-    let mut out = Vec::with_capacity(rows * cols);
+    let (mut out, len) = (Vec::new(), rows.saturating_mul(cols));
+    out.try_reserve_exact(len).map_err(|_| Error::Memory { len })?;
+    // Whole blocks of every type, and of a long row no more than a tile.
+    let first = col / WHOLE_BLOCKS * WHOLE_BLOCKS;
+    let end = (col + cols).next_multiple_of(WHOLE_BLOCKS).min(k);
     for row in row..row + rows {
-        match (layer, &dense) {
-            (Some(layer), _) => {
-                let tile = Tile { row, rows: 1, col: 0, cols: k, start: row * k };
-                let values = layer.decoder().values(&layer.packed(from, &tile)?, &tile);
-                out.extend_from_slice(&values[col..col + cols]);
-            }
-            (None, Some(dense)) => {
-                out.extend_from_slice(&dense.read(from, row..row + 1)?[col..col + cols]);
-            }
-            (None, None) => {}
+        for part in tiles(1, end - first, size_of::<f32>(), DEFAULT_BLOCK_BYTES) {
+            let from_col = first + part.col;
+            let tile = Tile { row, col: from_col, start: row * k + from_col, ..part };
+            let values = match (layer, &dense) {
+                (Some(layer), _) => layer.decoder().values(&layer.packed(from, &tile)?, &tile),
+                (None, Some(dense)) => dense.read_tile(from, &tile)?,
+                (None, None) => vec![],
+            };
+            let inside = col.max(from_col)..(col + cols).min(from_col + tile.cols);
+            out.extend_from_slice(&values[inside.start - from_col..inside.end - from_col]);
         }
     }
     Ok(out)

@@ -154,7 +154,7 @@ fn dense_values_are_counted_by_their_powers_of_two() {
 }
 
 #[test]
-fn a_layer_against_its_dense_weight_has_the_error_of_the_trial() {
+fn a_layer_against_itself_is_exact_and_against_none_of_its_name_incomparable() {
     use crate::layout::Layers;
     let (packed, reference) =
         (vector("f_modelopt_nvfp4.safetensors"), vector("f_modelopt_nvfp4_ref.safetensors"));
