@@ -122,10 +122,11 @@ fn products_of_every_kind_have_the_bits_and_paths_that_they_have_alone() {
     each_isa(|on| {
         let mut compared = 0;
         for (threads, backend) in backends(on) {
-            compared += check(&backend, &[&backend], &all, &threads);
+            let outputs = check(&backend, &[&backend], &all, &threads);
+            assert!(outputs > 20_000);
+            compared += outputs;
         }
         println!("grouped: {compared} outputs compared, 0 differ");
-        assert!(compared > 100_000);
     });
 }
 

@@ -155,9 +155,10 @@ impl<L: Level> Terms for GroupTerms<L> {
     }
 }
 
-/// Implements the matmul kernels of a level; its fold form is what `$fold` and `$some` say.
+/// Implements the matmul kernels of a level; a single row takes those of `$one`, and the fold form
+/// is what `$fold` and `$some` say.
 macro_rules! kernels {
-    ($name:ident, $level:ty, $fold:ty, |$self:ident| $some:expr) => {
+    ($name:ident, $level:ty, $one:ty, $fold:ty, |$self:ident| $some:expr) => {
         impl Kernels for $name {
             const ISA: Isa = Isa::$name;
             const GROUP_ROWS: usize = MAX_ROWS;
@@ -185,7 +186,7 @@ macro_rules! kernels {
             fn group(self, a: TileView<'_>, b: PanelView<'_>, steps: Steps<'_>, sums: &mut Sums) {
                 expect_inside(Form::Group, a, b, steps);
                 // SAFETY: `self` proves the features; all steps are inside their buffers.
-                unsafe { multiply::<GroupTerms<$level>>(a, b, steps, sums) }
+                unsafe { by_rows::<GroupTerms<$level>, GroupTerms<$one>>(a, b, steps, sums) }
             }
         }
     };
@@ -193,7 +194,7 @@ macro_rules! kernels {
 
 /// Implements the fold form of a level that has it.
 macro_rules! fold_kernels {
-    ($name:ident, $level:ty) => {
+    ($name:ident, $level:ty, $one:ty) => {
         impl FoldKernels for $name {
             const OFFSET: i32 = 0;
             type Pairs = Never;
@@ -223,23 +224,24 @@ macro_rules! fold_kernels {
             fn int8(self, a: TileView<'_>, b: PanelView<'_>, steps: Steps<'_>, sums: &mut Sums) {
                 expect_inside(Form::Group, a, b, steps);
                 // SAFETY: `self` proves the features; all steps are inside their buffers.
-                unsafe { multiply::<Int8Terms<$level>>(a, b, steps, sums) }
+                unsafe { by_rows::<Int8Terms<$level>, Int8Terms<$one>>(a, b, steps, sums) }
             }
 
             fn fold(self, a: TileView<'_>, b: PanelView<'_>, steps: Steps<'_>, sums: &mut Sums) {
                 expect_inside(Form::Fold, a, b, steps);
                 // SAFETY: `self` proves the features; all steps are inside their buffers.
-                unsafe { multiply::<FoldTerms<$level>>(a, b, steps, sums) }
+                unsafe { by_rows::<FoldTerms<$level>, FoldTerms<$one>>(a, b, steps, sums) }
             }
         }
     };
 }
 
-kernels!(Neon, smlal::Smlal, Never, |_kernels| None);
-kernels!(NeonDotprod, sdot::Sdot, Self, |kernels| Some(kernels));
-kernels!(NeonI8mm, smmla::Smmla, Self, |kernels| Some(kernels));
-fold_kernels!(NeonDotprod, sdot::Sdot);
-fold_kernels!(NeonI8mm, smmla::Smmla);
+// Half of what `smmla` multiplies is for a second row. Its level has `sdot` too, of the same A.
+kernels!(Neon, smlal::Smlal, smlal::Smlal, Never, |_kernels| None);
+kernels!(NeonDotprod, sdot::Sdot, sdot::Sdot, Self, |kernels| Some(kernels));
+kernels!(NeonI8mm, smmla::Smmla, sdot::Sdot, Self, |kernels| Some(kernels));
+fold_kernels!(NeonDotprod, sdot::Sdot, sdot::Sdot);
+fold_kernels!(NeonI8mm, smmla::Smmla, sdot::Sdot);
 
 impl<'a> Part<'a> {
     /// The expanded chunk and the slots of A of each step.
@@ -283,12 +285,54 @@ impl<'a> Part<'a> {
             vdupq_n_s32(i32::from(*scales.cast::<i16>().add(half)))
         }
     }
+
+    /// The scaled scales of the R rows in a half, up to four, each in the lane of its row.
+    ///
+    /// # Safety
+    /// The slot and the R rows are inside the tile, half < 2.
+    #[inline(always)]
+    pub(super) unsafe fn scales<const R: usize>(&self, slot: usize, half: usize) -> int32x4_t {
+        // SAFETY: inside, by the caller; NEON is in every build for aarch64.
+        unsafe {
+            let at = self.a.scales.as_ptr().add(slot * self.a.rows + self.first).cast::<i32>();
+            // Two rows, or the last one: each the two halves in 16 bits, and 32 bits that are not.
+            let rows = |r: usize| match R.saturating_sub(r) {
+                0 => vdupq_n_s32(0),
+                1 => vcombine_s32(vld1_s32(at.add(2 * r)), vdup_n_s32(0)),
+                _ => vld1q_s32(at.add(2 * r)),
+            };
+            let halves = vreinterpretq_s16_s32(vuzp1q_s32(rows(0), rows(2)));
+            let of_half =
+                if half == 0 { vuzp1q_s16(halves, halves) } else { vuzp2q_s16(halves, halves) };
+            vmovl_s16(vget_low_s16(of_half))
+        }
+    }
+}
+
+/// [`multiply`] by the terms of `One` for a tile of one row, and of `T` for any other.
+///
+/// # Safety
+/// As of [`multiply`], with both.
+unsafe fn by_rows<T: Terms, One: Terms>(
+    a: TileView<'_>,
+    b: PanelView<'_>,
+    steps: Steps<'_>,
+    sums: &mut Sums,
+) {
+    // SAFETY: as the caller says.
+    unsafe {
+        match a.rows {
+            1 => multiply::<One>(a, b, steps, sums),
+            _ => multiply::<T>(a, b, steps, sums),
+        }
+    }
 }
 
 /// Writes the sums over the steps for all rows of the tile.
 ///
 /// # Safety
 /// The CPU has the level's features; the steps are inside the buffers of the form.
+#[inline(never)] // Once for each form of a level.
 unsafe fn multiply<T: Terms>(a: TileView<'_>, b: PanelView<'_>, steps: Steps<'_>, sums: &mut Sums) {
     sums[..a.rows].fill([0; COLUMNS]);
     let mut w = Expanded::zero();
@@ -306,12 +350,13 @@ unsafe fn multiply<T: Terms>(a: TileView<'_>, b: PanelView<'_>, steps: Steps<'_>
             for first in (0..a.rows).step_by(T::ROWS) {
                 let part = Part { a, first, slots: &slots[..count], w: &w };
                 match T::ROWS.min(a.rows - first) {
-                    1 => add::<T, 1>(&part, sums),
                     2 => add::<T, 2>(&part, sums),
                     3 => add::<T, 3>(&part, sums),
                     4 => add::<T, 4>(&part, sums),
                     5 => add::<T, 5>(&part, sums),
-                    _ => add::<T, 6>(&part, sums),
+                    6 => add::<T, 6>(&part, sums),
+                    // Not the most rows: that would be code that no level of fewer rows runs.
+                    _ => add::<T, 1>(&part, sums),
                 }
             }
         }

@@ -6,6 +6,8 @@
 //! | [`NeonDotprod`] | fold form, `sdot` | group form, `sdot` |
 //! | [`NeonI8mm`] | fold form, `smmla` | group form, `smmla` |
 //!
+//! A tile of one row takes `sdot` on [`NeonI8mm`] too: half of each `smmla` would be for a second.
+//!
 //! | module | contents | unsafe |
 //! |---|---|---|
 //! | `quantize` | scales, codes and transforms | yes |
@@ -24,6 +26,7 @@
 //!
 //! The instructions of `dotprod` and `i8mm` have no stable intrinsics, so they are inline assembly,
 //! one instruction each: the compiler still allocates the registers and orders the code.
+//! `tests/neon_loops.py` counts what it makes of the hot loops.
 //!
 //! # Why it is exact
 //!

@@ -73,17 +73,11 @@ impl Level for Smmla {
     unsafe fn group<const R: usize>(part: &Part<'_>, sums: &mut RowSums<R>) {
         let mut acc = to_pairs(sums);
         for (w, scales_b, Slots { codes: slot, scales: scale_slot }) in part.steps() {
-            for half in 0..2 {
+            each!(half, 2, {
                 // For each pair of rows: twice the scale of the first, twice that of the second.
-                let mut scales_a = [vdupq_n_s32(0); 2];
-                each!(k, R.div_ceil(2), at most 2, {
-                    // SAFETY: the slot and the rows are inside, by the caller.
-                    let (c, d) = unsafe {
-                        let second = (2 * k + 1).min(R - 1);
-                        (part.scale(scale_slot, half, 2 * k), part.scale(scale_slot, half, second))
-                    };
-                    scales_a[k] = zip([c, d])[0];
-                });
+                // SAFETY: the slot and the rows are inside, by the caller.
+                let scales_a = unsafe { part.scales::<R>(scale_slot, half) };
+                let scales_a = [vzip1q_s32(scales_a, scales_a), vzip2q_s32(scales_a, scales_a)];
                 let mut a = [[vdupq_n_s8(0); 2]; 2];
                 each!(k, R.div_ceil(2), at most 2, {
                     // SAFETY: as above.
@@ -103,7 +97,7 @@ impl Level for Smmla {
                         });
                     });
                 });
-            }
+            });
         }
         to_rows(&acc, sums);
     }
