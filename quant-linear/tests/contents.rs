@@ -28,7 +28,11 @@ fn contents_are_those_of_an_inspection() {
             ("tensors", &["name", "dtype", "shape", "bytes"]),
             ("layers", &["name", "layout", "format"]),
         ] {
-            assert_eq!(parts(&contents, list, keys), parts(&inspected, list, keys), "{name} {list}");
+            assert_eq!(
+                parts(&contents, list, keys),
+                parts(&inspected, list, keys),
+                "{name} {list}"
+            );
         }
         layers += parts(&contents, "layers", &["name"]).len();
         for tensor in contents["tensors"].as_array().unwrap() {

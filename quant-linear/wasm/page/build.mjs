@@ -8,8 +8,8 @@
 //     scalar/fp4_bg.wasm   the build for pages of the WASM package
 //
 // The bundler and the plotting library are those of the page that `fp4 report` writes, from its
-// lock file: `npm ci` in quant-linear/cli/web comes first, and `node ../build.mjs --page wasm`, which
-// builds the package for it.
+// lock file: `npm ci` in quant-linear/cli/web comes first, and `node ../build.mjs --page wasm`,
+// which builds the package for it.
 
 import { copyFileSync, mkdirSync, readFileSync, readdirSync, rmSync, writeFileSync } from "node:fs";
 import { createRequire } from "node:module";

@@ -211,9 +211,13 @@ impl Checkpoint {
     pub fn inspect(&self, progress: &JsValue) -> Answer<JsValue> {
         run(|| {
             let progress = Progress::of(progress)?;
-            let inspection = quant_linear::model::inspect::Inspection::new(&self.checkpoint, &self.options, &mut |p| {
-                progress.tell(p.done, p.total, p.module);
-            })?;
+            let inspection = quant_linear::model::inspect::Inspection::new(
+                &self.checkpoint,
+                &self.options,
+                &mut |p| {
+                    progress.tell(p.done, p.total, p.module);
+                },
+            )?;
             json(&inspection.document())
         })
     }

@@ -1,13 +1,8 @@
 //! The functions on arrays: quantize, dequantize, matmul, swizzle.
 
-// What quantizes: the kernels, or the reference where there are none; the bits are the same.
-#[cfg(feature = "kernels")]
-use fp4_backend_cpu_simd::CpuSimd as Backend;
-#[cfg(not(feature = "kernels"))]
-use fp4_core::reference::Reference as Backend;
 use fp4_core::{
-    Element, Encoding, OwnedTransform, PackedMatrix, PackedView, QuantSpec,
-    QuantizeInput, Quantizer, ScaleRule, Swizzle, TieMode,
+    Element, Encoding, OwnedTransform, PackedMatrix, PackedView, QuantSpec, QuantizeInput,
+    Quantizer, ScaleRule, Swizzle, TieMode,
 };
 #[cfg(feature = "kernels")]
 use js_sys::Float32Array;
@@ -19,6 +14,18 @@ use crate::call::{Answer, Failure, run};
 
 /// What [`quantize`] may be told.
 const SETTINGS: [&str; 6] = ["format", "rule", "globalScale", "scaleScale", "transform", "tie"];
+
+/// What computes.
+#[cfg(feature = "kernels")]
+fn backend() -> fp4_backend_cpu_simd::CpuSimd {
+    fp4_backend_cpu_simd::CpuSimd::new()
+}
+
+/// What quantizes without kernels: the same bits.
+#[cfg(not(feature = "kernels"))]
+fn backend() -> fp4_core::reference::Reference {
+    fp4_core::reference::Reference
+}
 
 /// A packed matrix that JavaScript holds.
 pub(crate) struct Packed {
@@ -84,7 +91,7 @@ pub fn quantize(x: &JsValue, rows: &JsValue, cols: &JsValue, options: &JsValue) 
         })?;
         let input = QuantizeInput::new(&x[..], rows, cols, &spec)?.with_transform(transform)?;
         let mut matrix = packed(input.shape())?;
-        let counts = Backend::default().quantize(&input, &mut matrix.view_mut())?;
+        let counts = backend().quantize(&input, &mut matrix.view_mut())?;
         let out: JsValue = Object::new().into();
         set(&out, "format", spec.encoding().map_or("none", Encoding::name));
         set(&out, "rows", rows as f64);
@@ -158,7 +165,7 @@ pub fn dequantize(q: &JsValue) -> Answer<Float32Array> {
         let q = Packed::of(q, "q")?;
         let shape = q.matrix.shape();
         let mut y = zeros::<f32>(area(shape.rows(), shape.k())?)?;
-        Backend::default().dequantize(q.view(), q.global_scale, (&mut y[..]).into())?;
+        backend().dequantize(q.view(), q.global_scale, (&mut y[..]).into())?;
         Ok(Float32Array::from(&y[..]))
     })
 }
@@ -178,7 +185,7 @@ pub fn matmul(a: &JsValue, b: &JsValue, options: &JsValue) -> Answer<Float32Arra
         let epilogue = Epilogue::new(alpha).with_bias(bias.as_deref());
         epilogue.expect(m, n)?;
         let mut y = zeros::<f32>(area(m, n)?)?;
-        let cpu = Backend::default();
+        let cpu = backend();
         let weight = cpu.prepare(b.view())?;
         cpu.matmul(a.view(), &weight, epilogue, (&mut y[..]).into())?;
         Ok(Float32Array::from(&y[..]))

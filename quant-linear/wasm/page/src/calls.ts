@@ -25,8 +25,11 @@ export interface Kinds {
   transforms: TransformAbout[];
 }
 
+/** What a checkpoint's headers say, and how its tensors can be tried. */
+export type Opened = Contents & { kinds: Kinds };
+
 export interface Calls {
-  open: { given: { slot: Slot; files: File[] }; gives: Contents };
+  open: { given: { slot: Slot; files: File[] }; gives: Opened };
   close: { given: { slot: Slot }; gives: null };
   /** Of A; against B, or of A alone. */
   report: { given: { b: boolean }; gives: Report };
@@ -36,7 +39,6 @@ export interface Calls {
   /** One matrix of a tensor of A. */
   trial: { given: { name: string; choice: Required<Choice>; matrix: number }; gives: Trial };
   values: { given: { name: string; row: number; col: number; rows: number; cols: number }; gives: Float32Array };
-  kinds: { given: Record<string, never>; gives: Kinds };
   codes: { given: { type: NumberType }; gives: Code[] };
   explain: { given: { x: number; type: NumberType }; gives: NumberAbout };
   product: { given: { a: number[]; b: number[]; format: Format }; gives: DotSteps };

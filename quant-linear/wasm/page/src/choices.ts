@@ -10,7 +10,7 @@ export type Choice = Required<Given>;
 /** Of the choices in order: there are as many as colours. */
 export const COLOURS: Colour[] = ["--all", "--chosen", "--middle", "--low"];
 
-const FIRST = ["nvfp4/search/none", "mxfp4/search/none"];
+const FIRST = ["mxfp4/search/none", "nvfp4/search/none"];
 const FORMATS: Format[] = ["nvfp4", "mxfp4"];
 
 export const named = ({ format, rule, transform }: Choice): string =>

@@ -4,14 +4,14 @@
 import { button, element } from "report/dom";
 import { bytes, counted } from "report/text";
 import type { Contents } from "exact-fp4";
-import type { Slot } from "./calls";
+import type { Opened, Slot } from "./calls";
 import { Cancelled, type Client } from "./client";
 import type { Work } from "./work";
 
 /** What a slot holds. */
 export interface Held {
   name: string;
-  opened: Contents;
+  opened: Opened;
   /** Another one for other files, the same ones opened again included. */
   id: number;
 }

@@ -6,7 +6,6 @@ import { type Child, type Column, button, element, section, table } from "report
 import { ABSENT, count, decibels, number, relative, share, sqnr } from "report/text";
 import type { Trial } from "exact-fp4";
 import { COLOURS, type Choice, Choices, chosen, named, written } from "./choices";
-import type { Kinds } from "./calls";
 import { Cancelled, type Progress } from "./client";
 import { DenseView } from "./dense";
 import { Maps } from "./maps";
@@ -38,7 +37,6 @@ export class TrialView {
   readonly #form: HTMLElement;
   readonly #body: HTMLElement;
   readonly #tried = new Tried();
-  #kinds: Kinds | null = null;
   #name = "";
   /** What is shown: of which tensor, and by which choices. */
   #tensor = "";
@@ -80,7 +78,7 @@ export class TrialView {
 
   async #run(): Promise<void> {
     const mine = ++this.#turn;
-    const { numbers, work, slots, address } = this.#app;
+    const { work, slots, address } = this.#app;
     const held = slots.get("a");
     const wanted: Wanted = {
       mine,
@@ -90,12 +88,12 @@ export class TrialView {
       choices: [],
     };
     try {
-      this.#kinds ??= await numbers.call("kinds", {});
-      if (mine !== this.#turn) return;
-      const on = held?.opened.tensors.some((each) => each.name === wanted.name && each.dense) ?? false;
-      if (on) wanted.choices = chosen(address.all("try"), this.#kinds);
+      if (held === undefined) return;
+      const { kinds } = held.opened;
+      const on = held.opened.tensors.some((each) => each.name === wanted.name && each.dense);
+      if (on) wanted.choices = chosen(address.all("try"), kinds);
       this.#form.hidden = !on;
-      this.#choices.draw(this.#kinds, wanted.choices);
+      this.#choices.draw(kinds, wanted.choices);
       const key = [wanted.tensor, String(wanted.matrix), ...wanted.choices.map(written)].join("\n");
       if (key === this.#shown) return;
       this.#said.textContent = "";

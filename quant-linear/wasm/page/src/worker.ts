@@ -32,7 +32,8 @@ const ops: Ops = {
     open.delete(slot);
     const checkpoint = fp4.open(files.map((file) => blobSource(file.name, file)));
     open.set(slot, checkpoint);
-    return checkpoint.contents();
+    const { rules, transforms } = fp4;
+    return { ...checkpoint.contents(), kinds: { rules, transforms } };
   },
   close(_, { slot }) {
     open.get(slot)?.free();
@@ -48,7 +49,6 @@ const ops: Ops = {
     return trial;
   },
   values: (_, { name, row, col, rows, cols }) => held("a").values(name, row, col, rows, cols),
-  kinds: ({ rules, transforms }) => ({ rules, transforms }),
   codes: (fp4, { type }) => fp4.codes(type),
   explain: (fp4, { x, type }) => fp4.explain(x, type),
   product,
