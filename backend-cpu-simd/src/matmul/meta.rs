@@ -170,12 +170,12 @@ impl ScaleCounts {
 pub(crate) struct RowMeta {
     /// True if a scale of the row is NaN.
     pub(crate) nan: bool,
-    /// Number of live groups.
+    /// Number of live groups; of a [plain row](Self::of_plain_row) that of all, which is a bound.
     pub(crate) live: usize,
-    /// Least exponent over the live groups; 0 if there are none.
+    /// Least exponent over the live groups; 0 if there are none. Of a plain row over all.
     pub(crate) base: i32,
     /// Largest |s| / 2^base over the live groups, an integer; `u64::MAX` if exponents lie
-    /// more than 58 apart, 0 if no group is live.
+    /// more than 58 apart, 0 if no group is live. Of a plain row over all.
     pub(crate) reach: u64,
 }
 

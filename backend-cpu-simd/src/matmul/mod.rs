@@ -48,7 +48,7 @@ use rounding::Rounding;
 /// 32-bit sums of a tile with a panel; rows past the tile's are left as they were.
 pub(crate) type Sums = [[i32; COLUMNS]; MAX_ROWS];
 
-/// 64-bit sums of a tile with a panel.
+/// 64-bit sums of a tile with a panel; rows past the tile's are left as they were.
 pub(crate) type Units = [[i64; COLUMNS]; MAX_ROWS];
 
 /// Which chunks a kernel multiplies.

@@ -86,7 +86,9 @@ pub(crate) fn list(value: &JsValue, name: &str) -> Result<Vec<JsValue>, Failure>
     let list = value.dyn_ref::<Array>().ok_or_else(|| wrong(name, value, "an array"))?;
     if list.length() > MOST_ITEMS {
         let got = list.length();
-        return Err(Failure::new(format!("{name} has {got} items; at most {MOST_ITEMS} are taken")));
+        return Err(Failure::new(format!(
+            "{name} has {got} items; at most {MOST_ITEMS} are taken"
+        )));
     }
     Ok(list.iter().collect())
 }
