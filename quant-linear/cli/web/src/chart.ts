@@ -68,13 +68,11 @@ const FONT = "12px system-ui, sans-serif";
 const HEIGHT = 220;
 const LEGEND = 28;
 
+/** Those that are in the page, or were when they were last drawn. */
 const charts = new Set<Chart>();
 
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => {
-  for (const chart of charts) {
-    if (chart.figure.isConnected) chart.redraw();
-    else charts.delete(chart);
-  }
+  for (const chart of charts) chart.redraw();
 });
 
 /** A figure with a chart in it. */
@@ -97,7 +95,6 @@ export class Chart {
     const caption = element("figcaption", {}, element("h3", {}, plan.title));
     caption.append(element("p", { class: "about" }, plan.about));
     this.figure = element("figure", {}, caption, ...controls, this.#place, this.#numbers);
-    charts.add(this);
     new ResizeObserver(() => this.#resize()).observe(this.#place);
   }
 
@@ -125,6 +122,14 @@ export class Chart {
   }
 
   #resize(): void {
+    // Taken out of the page: it is drawn again when it comes back, and nothing holds it if not.
+    if (!this.figure.isConnected) {
+      this.#plot?.destroy();
+      this.#plot = null;
+      charts.delete(this);
+      return;
+    }
+    charts.add(this);
     const width = Math.floor(this.#place.clientWidth);
     if (width < 50) return;
     const height = this.#plan.height ?? HEIGHT;

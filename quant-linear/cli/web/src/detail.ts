@@ -4,6 +4,7 @@ import type { Choice } from "./choice";
 import type { Layer, Report } from "./data";
 import { CODES, type Distribution, DistributionChart, EXPONENTS, GROUPS, SPREADS } from "./distribution";
 import { element, section } from "./dom";
+import { printable } from "./text";
 
 export function detail(report: Report, choice: Choice): HTMLElement {
   const title = element("p", { class: "readout" });
@@ -11,7 +12,7 @@ export function detail(report: Report, choice: Choice): HTMLElement {
   const list = [CODES, EXPONENTS, SPREADS, ...(report.totals.groups === null ? [] : [GROUPS])];
   for (const distribution of list) grid.append(figure(distribution, report, choice));
   choice.follow((layer) => {
-    title.textContent = layer === null ? "All layers together." : `All layers, and beside them ${layer.name}`;
+    title.textContent = layer === null ? "All layers together." : `All layers, and beside them ${printable(layer.name)}`;
   });
   return section("Codes, scales and groups", null, title, grid);
 }

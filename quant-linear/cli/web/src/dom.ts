@@ -1,4 +1,7 @@
-// Elements. What they hold is set as text, never as markup: names come from files.
+// Elements. What they hold is set as text, never as markup, and what is hidden in it is told: names
+// come from files.
+
+import { printable } from "./text";
 
 export type Child = Node | string | null;
 
@@ -16,14 +19,14 @@ export function element<K extends keyof HTMLElementTagNameMap>(
     else if (value !== false) made.setAttribute(name, value);
   }
   for (const child of children) {
-    if (child !== null) made.append(child);
+    if (child !== null) made.append(typeof child === "string" ? printable(child) : child);
   }
   return made;
 }
 
 export function button(text: string, label: string | null, pressed: () => void): HTMLButtonElement {
   const made = element("button", { type: "button" }, text);
-  if (label !== null) made.setAttribute("aria-label", label);
+  if (label !== null) made.setAttribute("aria-label", printable(label));
   made.addEventListener("click", pressed);
   return made;
 }

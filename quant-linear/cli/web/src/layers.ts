@@ -4,7 +4,7 @@ import { Chart, type Plan, type Series, type Shown } from "./chart";
 import type { Choice } from "./choice";
 import { type Layer, largest, smallest } from "./data";
 import { button, element, select } from "./dom";
-import { decibels, number } from "./text";
+import { decibels, number, printable } from "./text";
 
 interface Measure {
   name: string;
@@ -115,7 +115,7 @@ export class Readout {
     const layers = this.#layers;
     return {
       axis: "layer, in the order of the model",
-      position: (x) => layers[x]?.name ?? "",
+      position: (x) => printable(layers[x]?.name ?? ""),
       tick: (x) => String(x + 1),
       height: 280,
       hovered: (index) => {
@@ -128,7 +128,7 @@ export class Readout {
 
   tell(): void {
     const layer = this.#hovered === null ? this.#choice.layer : this.#layers[this.#hovered];
-    this.line.textContent = layer ? layer.name : "Click a layer, or move with the arrow keys, to look at it alone.";
+    this.line.textContent = layer ? printable(layer.name) : "Click a layer, or move with the arrow keys, to look at it alone.";
     this.line.classList.toggle("dim", !layer);
   }
 

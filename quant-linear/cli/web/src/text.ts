@@ -4,6 +4,11 @@ import type { Figures } from "./data";
 
 export const ABSENT = "–";
 
+/** A name from a file or an address as text: what is not seen, or turns the order of what is, is
+ * told by its number, `\u{202e}`. For people alone: a tensor is found by its name as it is. */
+export const printable = (name: string): string =>
+  name.replace(/[\p{Cc}\p{Cf}\u2028\u2029]/gu, (c) => `\\u{${(c.codePointAt(0) ?? 0).toString(16)}}`);
+
 const whole = new Intl.NumberFormat("en", { maximumFractionDigits: 0 });
 
 export const count = (n: number): string => whole.format(n);

@@ -4,7 +4,7 @@ import type { Choice } from "./choice";
 import type { Group, Layer, Report, Worst } from "./data";
 import { type Child, type Column, button, element, section, select, table } from "./dom";
 import { bar } from "./summary";
-import { count, decibels, number } from "./text";
+import { count, decibels, number, printable } from "./text";
 
 type Order = keyof Worst;
 
@@ -22,7 +22,7 @@ export function worst(report: Report, layers: Layer[], choice: Choice): HTMLElem
   const draw = () => {
     const { layer } = choice;
     const list = (layer?.worst_groups ?? report.worst_groups)[order];
-    title.textContent = layer === null ? "Of all layers." : `Of ${layer.name}`;
+    title.textContent = layer === null ? "Of all layers." : `Of ${printable(layer.name)}`;
     if (list.length === 0) {
       place.replaceChildren(element("p", { class: "dim" }, "No group differs from its reference."));
       return;

@@ -63,8 +63,10 @@ export class Browser {
     const { targetId } = await this.send("Target.createTarget", { url: "about:blank" });
     const { sessionId } = await this.send("Target.attachToTarget", { targetId, flatten: true });
     const page = new Page(this, sessionId);
-    this.#listeners.push((message) => message.sessionId === sessionId && page.hear(message));
+    this.#listeners.push((message) => page.owns(message.sessionId) && page.hear(message));
     for (const domain of ["Page", "Runtime", "Log", "Network"]) await page.send(`${domain}.enable`);
+    // Workers as well, from their first request on.
+    await page.send("Target.setAutoAttach", { autoAttach: true, waitForDebuggerOnStart: true, flatten: true });
     return page;
   }
 
@@ -78,21 +80,48 @@ export class Browser {
 export class Page {
   /** What went wrong in the page: errors, messages to the console, refusals by its policy. */
   faults = [];
-  /** What the page asked for, itself included. */
+  /** What the page and its workers asked for, itself included. */
   requests = [];
+  /** Workers that it started. */
+  workers = 0;
   #browser;
   #session;
+  /** Its own and those of its workers. */
+  #sessions;
 
   constructor(browser, session) {
     this.#browser = browser;
     this.#session = session;
+    this.#sessions = new Set([session]);
   }
 
   send(method, params) {
     return this.#browser.send(method, params, this.#session);
   }
 
+  /** Asks the browser, not the page. */
+  all(method, params) {
+    return this.#browser.send(method, params);
+  }
+
+  /** Listens to a worker of the page, and lets it begin. */
+  async #join(sessionId) {
+    this.#sessions.add(sessionId);
+    await this.#browser.send("Network.enable", {}, sessionId);
+    await this.#browser.send("Runtime.runIfWaitingForDebugger", {}, sessionId);
+  }
+
+  /** Is a message of this page, or of a worker of it? */
+  owns(sessionId) {
+    return this.#sessions.has(sessionId);
+  }
+
   hear({ method, params }) {
+    if (method === "Target.attachedToTarget") {
+      // One that has ended by now has nothing to tell.
+      this.workers += 1;
+      this.#join(params.sessionId).catch(() => {});
+    }
     if (method === "Network.requestWillBeSent") this.requests.push(params.request.url);
     if (method === "Runtime.exceptionThrown") {
       const { text, exception } = params.exceptionDetails;

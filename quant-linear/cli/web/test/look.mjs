@@ -11,6 +11,7 @@ import { mkdirSync, writeFileSync } from "node:fs";
 import { basename, join, resolve } from "node:path";
 import { pathToFileURL } from "node:url";
 import { Browser } from "./browser.mjs";
+import { printable } from "./text.mjs";
 
 const [program, shots, ...pages] = process.argv.slice(2);
 assert(pages.length > 0, "node look.mjs CHROMIUM SHOTS PAGE.html...");
@@ -151,7 +152,7 @@ async function losses(page, report, layers) {
   await page.value(`${canvas}.closest("figure").querySelector("details").open = true`);
   await page.settled();
   const beside = await page.value(`[...${canvas}.closest("figure").querySelectorAll("details tbody tr")].map((tr) => [...tr.children].map((c) => c.textContent))`);
-  equal(beside, layers.map(({ name, loss }) => [name, ...LINES.map(([of]) => written(loss?.[of] ?? null))]), "numbers of the chart");
+  equal(beside, layers.map(({ name, loss }) => [printable(name), ...LINES.map(([of]) => written(loss?.[of] ?? null))]), "numbers of the chart");
   await page.value(`${canvas}.closest("figure").querySelector("details").open = false`);
 }
 
@@ -171,7 +172,7 @@ async function look(page, path) {
   equal(await page.value(`document.querySelectorAll("img, iframe, object, link, a[href]").length`), 0, "foreign elements");
   await shot("light");
 
-  const names = report.rows.map((row) => row.name);
+  const names = report.rows.map((row) => printable(row.name));
   equal(await page.value(TEXTS("table.rows tbody th")), names.slice(0, 200), "names in the order of the model");
   await losses(page, report, layers);
   if (layers.length > 0) {
@@ -179,7 +180,7 @@ async function look(page, path) {
     // The last layer, by keyboard.
     await page.value(`document.querySelector(".plot[tabindex]").focus()`);
     await page.key("ArrowLeft");
-    const last = layers.at(-1).name;
+    const last = printable(layers.at(-1).name);
     check((await page.value(TEXTS(".readout"))).some((text) => text === `All layers, and beside them ${last}`), "the layer is chosen");
     equal(await page.value(TEXTS("tr.chosen th")), names.length > 200 ? [] : [last], "and marked in the table");
     await charts(page, report, "with a layer");
@@ -206,7 +207,7 @@ async function look(page, path) {
     await page.value(PRESS("Size", "table.rows thead button"));
     const sizes = report.rows.map((row) => row.bytes).sort((a, b) => b - a);
     const first = await page.value(`document.querySelector("table.rows tbody th").textContent`);
-    equal(report.rows.find((row) => row.name === first).bytes, sizes[0], "the largest is first");
+    equal(report.rows.find((row) => printable(row.name) === first).bytes, sizes[0], "the largest is first");
     const part = names[1].slice(0, 12);
     await page.value(`{ const i = document.querySelector("input[type=search]"); i.value = ${JSON.stringify(part.toUpperCase())}; i.dispatchEvent(new Event("input")); }`);
     const found = await page.value(TEXTS("table.rows tbody th"));
@@ -217,7 +218,7 @@ async function look(page, path) {
   // Dark while it is open, and with a layer that is not the first.
   await page.view(1280, 900, "dark");
   if (layers.length > 1) {
-    await page.value(PRESS(layers[Math.floor(layers.length / 2)].name, "table.rows tbody button"));
+    await page.value(PRESS(printable(layers[Math.floor(layers.length / 2)].name), "table.rows tbody button"));
     await page.settled();
   }
   await charts(page, report, "in the dark");

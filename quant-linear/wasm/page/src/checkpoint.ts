@@ -104,7 +104,7 @@ export function inside(app: App, choice: Choice): HTMLElement {
   };
   const go = button("Look inside the chosen layer", null, () => {
     const layer = named();
-    if (layer) app.address.go({ view: "tensor", name: layer.name });
+    if (layer) app.address.go("tensor", { name: layer.name, matrix: null });
   });
   choice.follow(() => (go.disabled = named() === undefined));
   return element("p", { class: "inside" }, go);
@@ -112,7 +112,7 @@ export function inside(app: App, choice: Choice): HTMLElement {
 
 /** The list of all tensors; layers first, each opens its own view. */
 function tensors(app: App, opened: Contents): HTMLElement {
-  const to = (name: string) => button(name === "" ? NAMELESS : name, null, () => app.address.go({ view: "tensor", name }));
+  const to = (name: string) => button(name === "" ? NAMELESS : name, null, () => app.address.go("tensor", { name, matrix: null }));
   const all: { name: string; cells: Child[]; link: boolean }[] = [
     ...opened.layers.map(({ name, layout, format, shape, bytes: size }) => ({
       name,

@@ -76,10 +76,14 @@ export class Client {
 
   #start(): Worker {
     const worker = new Worker("worker.js", { type: "module" });
-    worker.addEventListener("message", ({ data }: MessageEvent<Answer>) => this.#receive(data));
+    worker.addEventListener("message", ({ data }: MessageEvent<Answer>) => {
+      if (worker === this.#worker) this.#receive(data);
+    });
     // It cannot be loaded, or ended in a way that it could not report.
     worker.addEventListener("error", (event) => {
       event.preventDefault();
+      // One that was ended has nothing to say about its successor.
+      if (worker !== this.#worker) return;
       this.#end(new Error(event.message || "worker.js cannot be loaded; is it beside the page?"));
     });
     return worker;

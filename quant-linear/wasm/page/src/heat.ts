@@ -62,6 +62,8 @@ export class Heat {
   readonly #worst = element("details", {}, element("summary", {}, "Worst cells"));
   #picture: Picture | null = null;
   #at: [number, number] = [0, 0];
+  /** The cell that the pointer is over. */
+  #over = "";
 
   constructor() {
     const caption = element("figcaption", {}, this.#title, this.#about);
@@ -89,6 +91,7 @@ export class Heat {
     this.#canvas.width = grid.cols;
     this.#canvas.height = grid.rows;
     this.#cursor.hidden = true;
+    this.#over = "";
     this.#at = [0, 0];
     this.#readout.textContent = "Point at a cell, or move with the arrow keys, to read it.";
     const found = grid.values.filter((value) => value !== null).length;
@@ -116,10 +119,11 @@ export class Heat {
     if (picture === null) return;
     const box = this.#canvas.getBoundingClientRect();
     const { rows, cols } = picture.grid;
-    this.#read(
-      Math.floor(((event.clientY - box.top) / box.height) * rows),
-      Math.floor(((event.clientX - box.left) / box.width) * cols),
-    );
+    const row = Math.floor(((event.clientY - box.top) / box.height) * rows);
+    const col = Math.floor(((event.clientX - box.left) / box.width) * cols);
+    if (event.type === "pointermove" && this.#over === `${row} ${col}`) return;
+    this.#over = `${row} ${col}`;
+    this.#read(row, col);
   }
 
   #key(event: KeyboardEvent): void {

@@ -11,7 +11,7 @@ import {
   SPREADS,
 } from "report/distribution";
 import { type Child, button, element, section } from "report/dom";
-import { bytes, count, number, relative, share, sqnr } from "report/text";
+import { bytes, count, number, printable, relative, share, sqnr } from "report/text";
 import type { View as Depth } from "exact-fp4";
 import { facts } from "./facts";
 import { Maps } from "./maps";
@@ -91,7 +91,7 @@ export class LayerView {
     const { name, counts, groups, scales, map, rows, cols } = depth;
     if (counts === null) return;
     this.#facts.replaceChildren(facts(described(depth, counts)));
-    this.#error.textContent = against(depth, this.#app.slots.get("b")?.name);
+    this.#error.textContent = printable(against(depth, this.#app.slots.get("b")?.name));
     const bars = (pairs: Pair[]) => [{ label: "this layer", colour: "--all" as const, pairs }];
     for (const [distribution, chart] of this.#charts) chart.show(bars(distribution.of(counts, groups)));
     this.#worth.clear();

@@ -28,13 +28,20 @@ function start(place: HTMLElement): void {
   const app: App = { address: new Address(), files, numbers: new Client(), work, slots: new Slots(files, work) };
   const made = new Map<string, View>();
   let shown: HTMLElement | null = null;
+  /** Goes into a view by keyboard: what had the focus is not in the page any more. */
+  const enter = (root: HTMLElement) => {
+    const heading = root.querySelector("h2");
+    if (heading === null) return;
+    heading.tabIndex = -1;
+    heading.focus();
+  };
   const links = VIEWS.map(([name, title]) => {
     const link = element("a", { href: `#view=${name}` }, title);
     link.addEventListener("click", (event) => {
       // What is looked at is kept by the views that show it.
       event.preventDefault();
-      const kept = ["tensor", "compare"].includes(name) ? app.address.get("name") : null;
-      app.address.go({ view: name, name: kept });
+      const looked = ["tensor", "compare"].includes(name) ? app.address.get("name") : null;
+      app.address.go(name, looked === null ? {} : { name: looked });
     });
     return link;
   });
@@ -55,6 +62,7 @@ function start(place: HTMLElement): void {
       view = make(app);
       made.set(name, view);
     }
+    const focused = shown !== view.root && (shown?.contains(document.activeElement) ?? false);
     // In the page first: charts ask for the width that they have.
     if (shown !== view.root) {
       if (shown === null) place.append(view.root);
@@ -62,6 +70,7 @@ function start(place: HTMLElement): void {
       shown = view.root;
     }
     view.show();
+    if (focused) enter(view.root);
   };
   const head = element(
     "header",

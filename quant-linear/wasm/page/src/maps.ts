@@ -9,12 +9,12 @@ import { type Measure, ends, grid, measures } from "./measures";
 export interface Drawn {
   title: string;
   map: Map;
-  /** Rows and columns of the tensor. */
+  /** Rows and columns of the matrix. */
   rows: number;
   cols: number;
 }
 
-/** Told which part of the tensor is read: its first row and column, and how many of both. */
+/** Told which part of the matrix is read: its first row and column, and how many of both. */
 export type Read = (row: number, col: number, rows: number, cols: number) => void;
 
 export class Maps {

@@ -1,7 +1,7 @@
 // The explorer: a number, what each small type makes of it, its neighbours and the ties.
 
 import { type Child, button, element, section, table } from "report/dom";
-import { power } from "report/text";
+import { power, printable } from "report/text";
 import type { NumberAbout, NumberType } from "exact-fp4";
 import type { App, View } from "./view";
 
@@ -50,7 +50,7 @@ export function numbers(app: App): View {
     const mine = ++turn;
     const x = typed(input.value);
     if (x === null) {
-      said.textContent = `“${input.value}” is no number: type one such as 0.75, -3, 1e-3, 2^-9, inf or nan.`;
+      said.textContent = `“${printable(input.value)}” is no number: type one such as 0.75, -3, 1e-3, 2^-9, inf or nan.`;
       said.classList.add("wrong");
       return;
     }
@@ -139,7 +139,11 @@ class Card {
     ];
     const lines = places.map(([what, at]): Child[] => [what, at === null ? "none" : this.#step(what, at)]);
     const columns = [{ title: "Near it" }, { title: "", numeric: true }];
+    // The focus stays in its line, or where that has no number any more, in the next that has one.
+    const at = [...this.#near.querySelectorAll("tbody tr")].findIndex((line) => line.contains(document.activeElement));
     this.#near.replaceChildren(table(`Near it in ${this.#type.name}`, columns, lines));
+    const presses = [...this.#near.querySelectorAll("tbody tr")].map((line) => line.querySelector("button"));
+    if (at >= 0) (presses[at] ?? presses.find((press) => press !== null))?.focus();
     this.#tie.textContent = verdict(x, found);
     this.#draw(x, found);
   }

@@ -5,6 +5,7 @@ import { type Child, type Column, button, element, section, select, table } from
 import type { DotSteps, Format } from "exact-fp4";
 import { full, typed } from "./numbers";
 import type { App, View } from "./view";
+import { reason } from "./work";
 
 /** Vectors as they are typed: at most this many numbers. */
 export const MOST = 128;
@@ -59,7 +60,7 @@ export function product(app: App): View {
       results.replaceChildren(summary(found));
       steps.replaceChildren(tabulated(found, left, right));
     } catch (error) {
-      if (mine === turn) said.textContent = error instanceof Error ? error.message : String(error);
+      if (mine === turn) said.textContent = reason(error);
     }
   };
   const root = section(
@@ -102,7 +103,9 @@ function summary({ exact, rounded, alpha, result, inF32, resultInF32 }: DotSteps
       element("dd", {}, element("strong", {}, value), element("span", { class: "dim" }, about)),
     );
   const list = element("dl", { class: "cards" });
-  const same = Object.is(inF32, rounded) ? "the same here" : "not the same: rounded at every step";
+  const alike = Object.is(inF32, rounded) ? "the same here" : "not the same: rounded at every step";
+  // Which of NaN and the infinities they are is not told.
+  const same = inF32 === null && rounded === null ? "neither is finite" : alike;
   list.append(
     line("Exact sum", minus(exact), "of the products of codes and scales"),
     line("Rounded once", finite(rounded), "to f32"),

@@ -2,7 +2,7 @@
 // worker; what is wrong with one is said beside its name.
 
 import { button, element } from "report/dom";
-import { bytes, counted } from "report/text";
+import { bytes, counted, printable } from "report/text";
 import type { Contents } from "exact-fp4";
 import type { Opened, Slot } from "./calls";
 import { Cancelled, type Client } from "./client";
@@ -28,6 +28,11 @@ export class Slots {
   readonly #client: Client;
   readonly #work: Work;
   #next = 1;
+  /** How often each slot was given something, or closed: what was given before is out of date. */
+  readonly #turns: Record<Slot, number> = { a: 0, b: 0 };
+  /** The slot whose files are being opened, and the end of all that were given. */
+  #opening: Slot | null = null;
+  #queue: Promise<void> = Promise.resolve();
 
   constructor(client: Client, work: Work) {
     this.#client = client;
@@ -38,11 +43,14 @@ export class Slots {
       this.root.append(box.root);
     }
     // Beside the boxes: to the first that is empty, and never away from this page.
-    addEventListener("dragover", (event) => event.preventDefault());
+    addEventListener("dragover", (event) => {
+      if (!isForField(event)) event.preventDefault();
+    });
     addEventListener("drop", (event) => {
-      event.preventDefault();
+      if (!isForField(event)) event.preventDefault();
+      if (!hasFiles(event)) return;
       const slot = this.#held.has("a") && !this.#held.has("b") ? "b" : "a";
-      void dropped(event).then((files) => this.open(slot, files));
+      void dropped(event).then((files) => this.open(slot, files), (why) => this.#boxes.get(slot)?.fail(LOST, text(why)));
     });
   }
 
@@ -55,7 +63,17 @@ export class Slots {
     this.#told.push(tell);
   }
 
-  async open(slot: Slot, all: File[]): Promise<void> {
+  /** Opens files, after those that were given before; what was given to the same slot is given up. */
+  open(slot: Slot, all: File[]): Promise<void> {
+    const mine = ++this.#turns[slot];
+    if (this.#opening === slot) this.#work.cancel();
+    this.#boxes.get(slot)?.wait(named(all), all);
+    this.#queue = this.#queue.then(() => this.#open(slot, all, () => mine === this.#turns[slot]));
+    return this.#queue;
+  }
+
+  async #open(slot: Slot, all: File[], current: () => boolean): Promise<void> {
+    if (!current()) return;
     const files = all.length > 1 ? all.filter((file) => OURS.test(file.name)) : all;
     const box = this.#boxes.get(slot);
     const name = named(all);
@@ -66,17 +84,24 @@ export class Slots {
       return;
     }
     box?.wait(name, files);
+    this.#opening = slot;
     try {
-      const opened = await this.#work.run(`Opening ${name}`, (progress) => this.#client.open(slot, files, progress));
+      const opened = await this.#work.run(`Opening ${printable(name)}`, (progress) => this.#client.open(slot, files, progress));
+      if (!current()) return;
       this.#held.set(slot, { name, opened, id: this.#next++ });
       box?.hold(name, opened);
     } catch (error) {
-      box?.fail(name, error instanceof Cancelled ? "cancelled; give it again" : error instanceof Error ? error.message : String(error));
+      if (!current()) return;
+      box?.fail(name, error instanceof Cancelled ? "cancelled; give it again" : text(error));
+    } finally {
+      this.#opening = null;
     }
     this.#tell(slot);
   }
 
   async close(slot: Slot): Promise<void> {
+    this.#turns[slot] += 1;
+    if (this.#opening === slot) this.#work.cancel();
     this.#held.delete(slot);
     this.#boxes.get(slot)?.clear();
     this.#tell(slot);
@@ -87,6 +112,16 @@ export class Slots {
     for (const tell of this.#told) tell(slot);
   }
 }
+
+/** What was dropped, where a browser cannot say. */
+const LOST = "What was dropped";
+
+const text = (error: unknown): string => (error instanceof Error ? error.message : String(error));
+
+const hasFiles = (event: DragEvent): boolean => event.dataTransfer?.types.includes("Files") ?? false;
+
+/** Text that is dragged to a field is the field's. */
+const isForField = (event: DragEvent): boolean => !hasFiles(event) && event.target instanceof HTMLInputElement;
 
 /** What files are called together: the one, or the folder. */
 function named(files: File[]): string {
@@ -148,14 +183,15 @@ class Box {
     const controls = element("div", { class: "controls" }, choose("Choose files", false), choose("Choose a folder", true), this.#close);
     this.root = element("div", { class: "slot", role: "group", "aria-label": title });
     this.root.append(element("p", { class: "head" }, element("span", { class: "tag" }, title), this.#name), this.#said, controls);
-    this.root.addEventListener("dragover", () => this.root.classList.add("over"));
+    this.root.addEventListener("dragover", (event) => this.root.classList.toggle("over", hasFiles(event)));
     for (const end of ["dragleave", "drop"] as const) {
       this.root.addEventListener(end, () => this.root.classList.remove("over"));
     }
     this.root.addEventListener("drop", (event) => {
+      if (!hasFiles(event)) return;
       event.preventDefault();
       event.stopPropagation();
-      void dropped(event).then(given);
+      void dropped(event).then(given, (why) => this.fail(LOST, text(why)));
     });
     this.clear();
   }
@@ -183,9 +219,9 @@ class Box {
     this.#close.disabled = false;
   }
 
-  #say(name: string, text: string, wrong: boolean): void {
-    this.#name.textContent = name;
-    this.#said.textContent = text;
+  #say(name: string, said: string, wrong: boolean): void {
+    this.#name.textContent = printable(name);
+    this.#said.textContent = printable(said);
     this.root.classList.toggle("wrong", wrong);
   }
 }

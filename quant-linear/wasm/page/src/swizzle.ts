@@ -20,6 +20,8 @@ class Board {
   #rows = 1;
   #cols = 1;
   #at = 0;
+  /** The cell that the pointer is over. */
+  #over = -1;
 
   constructor(title: string, cell: number, read: (at: number) => void) {
     this.#canvas.className = "board";
@@ -30,8 +32,13 @@ class Board {
       const box = this.#canvas.getBoundingClientRect();
       const row = Math.floor(((event.clientY - box.top) / box.height) * this.#rows);
       const col = Math.floor(((event.clientX - box.left) / box.width) * this.#cols);
-      if (row >= 0 && col >= 0 && row < this.#rows && col < this.#cols) read(row * this.#cols + col);
+      if (row < 0 || col < 0 || row >= this.#rows || col >= this.#cols) return;
+      const at = row * this.#cols + col;
+      if (at === this.#over && event.type === "pointermove") return;
+      this.#over = at;
+      read(at);
     };
+    this.#canvas.addEventListener("pointerleave", () => (this.#over = -1));
     this.#canvas.addEventListener("pointermove", point);
     this.#canvas.addEventListener("pointerdown", point);
     this.#canvas.addEventListener("focus", () => read(this.#at));
@@ -59,6 +66,7 @@ class Board {
       image.data.set(found === null ? [128, 128, 128, 60] : [...found, 255], 4 * at);
     }
     if (image) drawing?.putImageData(image, 0, 0);
+    this.#over = -1;
     this.mark(null);
   }
 
@@ -83,7 +91,7 @@ export function swizzle(app: App): View {
   const said = element("p", { class: "readout", "aria-live": "polite" });
   const wrong = element("p", { class: "readout wrong", role: "alert" });
 
-  const read = (cell: number | null, offset: number) => {
+  const tell = (cell: number | null, offset: number) => {
     matrix.mark(cell);
     memory.mark(offset);
     const byte = `byte ${offset} (0x${offset.toString(16)})`;
@@ -92,8 +100,12 @@ export function swizzle(app: App): View {
     } else {
       const [row, col] = [Math.floor(cell / cols), cell % cols];
       said.textContent = `row ${row}, column ${col} is at ${byte}`;
-      app.address.set({ row: String(row), col: String(col) });
     }
+  };
+  const read = (cell: number | null, offset: number) => {
+    tell(cell, offset);
+    if (cell === null) return;
+    app.address.set({ row: String(Math.floor(cell / cols)), col: String(cell % cols) });
   };
   const matrix = new Board("Scales, by row and column", 6, (cell) => read(cell, offsets[cell] ?? 0));
   const memory = new Board(`Memory, ${LINE} bytes a line`, 16, (offset) => {
@@ -143,7 +155,7 @@ export function swizzle(app: App): View {
       boards.hidden = false;
       const row = app.address.number("row", 0, rows - 1, 0);
       const cell = row * cols + app.address.number("col", 0, cols - 1, 0);
-      read(cell, offsets[cell] ?? 0);
+      tell(cell, offsets[cell] ?? 0);
     } catch (error) {
       if (mine === turn) wrong.textContent = error instanceof Error ? error.message : String(error);
     }

@@ -1,6 +1,7 @@
 // One tensor: what is inside a quantized layer, or what formats would make of a dense one.
 
 import { element, section } from "report/dom";
+import { printable } from "report/text";
 import { welcome } from "./checkpoint";
 import { LayerView } from "./layer";
 import type { Contents } from "exact-fp4";
@@ -26,9 +27,7 @@ export function tensor(app: App): View {
   let held: Held | undefined;
 
   // What is tried stays for the next one.
-  field.addEventListener("change", () => {
-    app.address.go({ view: "tensor", name: field.value, try: app.address.all("try"), map: app.address.get("map") });
-  });
+  field.addEventListener("change", () => app.address.go("tensor", { name: field.value, matrix: null }));
 
   const names = ({ opened }: Held) => {
     const all = [...opened.layers.map(({ name }) => name), ...dense(opened)];
@@ -48,7 +47,7 @@ export function tensor(app: App): View {
       trial.show(name);
     } else {
       place.replaceChildren();
-      said.textContent = wanted === null ? "It has no tensor." : `There is no “${name}” in this checkpoint.`;
+      said.textContent = wanted === null ? "It has no tensor." : printable(`There is no “${name}” in this checkpoint.`);
     }
   };
   return {

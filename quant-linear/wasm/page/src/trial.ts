@@ -97,6 +97,8 @@ export class TrialView {
       const key = [wanted.tensor, String(wanted.matrix), ...wanted.choices.map(written)].join("\n");
       if (key === this.#shown) return;
       this.#said.textContent = "";
+      // What is in the page from here on is neither.
+      this.#shown = "";
       if (wanted.tensor !== this.#tensor) this.#body.hidden = this.#dense.root.hidden = true;
       await work.run(`Quantizing ${wanted.name}`, (progress) => this.#show(wanted, progress));
       if (mine === this.#turn) this.#shown = key;
@@ -149,7 +151,8 @@ export class TrialView {
         })),
       );
     }
-    this.#part.of(this.#name);
+    const [first] = trials;
+    if (first) this.#part.of(this.#name, { ...first, matrix: first.matrix[0] });
     this.#maps.show(trials.map(({ map, rows, cols }, i) => ({ title: titles[i] ?? "", map, rows, cols })));
   }
 

@@ -1,6 +1,7 @@
 // The one long computation at a time: a strip at the lower edge says how far it is, and cancels it.
 
 import { button, element } from "report/dom";
+import { printable } from "report/text";
 import { type Client, Cancelled, type Progress } from "./client";
 
 /** Milliseconds before the strip shows: what is quick does not flicker. */
@@ -11,13 +12,15 @@ export class Work {
   readonly #client: Client;
   readonly #bar = element("progress", { max: "1" });
   readonly #what = element("span", { class: "what" });
+  /** What is read out: that something is computed, and not every step of it. */
+  readonly #told = element("span", { class: "hidden", role: "status" });
   #running = 0;
 
   constructor(client: Client) {
     this.#client = client;
     this.#bar.setAttribute("aria-label", "Progress");
     const cancel = button("Cancel", null, () => this.cancel());
-    this.strip = element("div", { class: "work", role: "status", hidden: true }, this.#what, this.#bar, cancel);
+    this.strip = element("div", { class: "work", hidden: true }, this.#told, this.#what, this.#bar, cancel);
     this.#tell(false);
   }
 
@@ -30,20 +33,24 @@ export class Work {
   async run<T>(title: string, task: (progress: Progress) => Promise<T>): Promise<T> {
     this.cancel();
     const mine = ++this.#running;
-    this.#what.textContent = title;
+    this.#what.textContent = printable(title);
     this.#bar.removeAttribute("value");
     this.#tell(true);
-    const shown = setTimeout(() => (this.strip.hidden = false), PATIENCE);
+    const shown = setTimeout(() => {
+      this.strip.hidden = false;
+      this.#told.textContent = printable(title);
+    }, PATIENCE);
     try {
       return await task((done, total, name) => {
         if (mine !== this.#running) return;
         this.#bar.value = total > 0 ? done / total : 0;
-        this.#what.textContent = name === "" ? title : `${title}: ${name}`;
+        this.#what.textContent = printable(name === "" ? title : `${title}: ${name}`);
       });
     } finally {
       clearTimeout(shown);
       if (mine === this.#running) {
         this.strip.hidden = true;
+        this.#told.textContent = "";
         this.#tell(false);
       }
     }
@@ -58,5 +65,5 @@ export class Work {
 /** What to show for a failure. */
 export function reason(error: unknown): string {
   if (error instanceof Cancelled) return "Cancelled. What was shown before may be incomplete.";
-  return error instanceof Error ? error.message : String(error);
+  return printable(error instanceof Error ? error.message : String(error));
 }

@@ -30,7 +30,7 @@ const ops: Ops = {
   open(fp4, { slot, files }) {
     open.get(slot)?.free();
     open.delete(slot);
-    const checkpoint = fp4.open(files.map((file) => blobSource(file.name, file)));
+    const checkpoint = fp4.open(files.map((file) => blobSource(file.webkitRelativePath || file.name, file)));
     open.set(slot, checkpoint);
     const { rules, transforms } = fp4;
     return { ...checkpoint.contents(), kinds: { rules, transforms } };
@@ -73,6 +73,16 @@ function product(fp4: Fp4, { a, b, format }: Calls["product"]["given"]): DotStep
 
 let ready: Promise<Fp4> | null = null;
 
+/** Loads the package; what failed is tried again by the next call. */
+async function loaded(): Promise<Fp4> {
+  try {
+    return await load({ base: new URL(".", self.location.href), simd: false });
+  } catch (error) {
+    ready = null;
+    throw error;
+  }
+}
+
 self.addEventListener("message", async ({ data }: MessageEvent<Message>) => {
   const { id, op, given, told } = data;
   const answer = (message: Answer) => self.postMessage(message);
@@ -84,7 +94,7 @@ self.addEventListener("message", async ({ data }: MessageEvent<Message>) => {
     answer({ id, progress: [done, total, name] });
   };
   try {
-    ready ??= load({ base: new URL(".", self.location.href), simd: false });
+    ready ??= loaded();
     const fp4 = await ready;
     answer({ id, value: (ops[op] as Ops[typeof op] & ((...all: unknown[]) => unknown))(fp4, given as never, tell) });
   } catch (error) {

@@ -2,7 +2,7 @@
 
 import { join } from "node:path";
 import { LAYOUTS } from "./files.mjs";
-import { check, count, decibels, equal, json, number, share, sqnr } from "./kit.mjs";
+import { check, count, decibels, equal, json, number, printable, share, sqnr } from "./kit.mjs";
 
 const CODES_IN_ORDER = [15, 14, 13, 12, 11, 10, 9, 8, 0, 1, 2, 3, 4, 5, 6, 7];
 const percent = (part, of) => `${Number(((100 * part) / Math.max(1, of)).toPrecision(3))}%`;
@@ -54,7 +54,7 @@ async function whole(hands, name, report, verified) {
   const exponents = Array.from({ length: high - low + 1 }, (_, i) => percent(of.get(low + i) ?? 0, sum));
   equal((await hands.numbers("Scale exponents")).map(([, n]) => n), exponents, `${name}: exponents`);
   const lines = await hands.table("Layers");
-  equal(lines.map(([title]) => title), report.rows.map((row) => row.name), `${name}: layers`);
+  equal(lines.map(([title]) => title), report.rows.map((row) => printable(row.name)), `${name}: layers`);
   for (const [i, row] of report.rows.entries()) {
     equal(lines[i].slice(1, 4), [row.format + (row.transformed ? ", transformed" : ""), row.layout, row.shape.join(" × ")], row.name);
   }
@@ -65,7 +65,7 @@ async function whole(hands, name, report, verified) {
 async function findings(hands, name, verified) {
   const shown = await hands.texts(".verified li");
   const expected = verified.findings.map(
-    ({ severity, kind, module, message }) => `${severity} ${kind}: ${module === null ? "" : `${module}: `}${message}`,
+    ({ severity, kind, module, message }) => printable(`${severity} ${kind}: ${module === null ? "" : `${module}: `}${message}`),
   );
   equal(shown, expected, `${name}: findings`);
 }
@@ -74,7 +74,7 @@ async function findings(hands, name, verified) {
 async function inside(hands, name, layer, row) {
   const what = `${name}, ${layer.name}`;
   await hands.value(`location.hash = "#" + new URLSearchParams({ view: "tensor", name: ${JSON.stringify(layer.name)} })`);
-  await hands.until(`document.querySelector("dl.facts code")?.textContent === ${JSON.stringify(layer.name)}`, `inside ${what}`);
+  await hands.until(`document.querySelector("dl.facts code")?.textContent === ${JSON.stringify(printable(layer.name))}`, `inside ${what}`);
   const facts = await hands.facts("dl.facts");
   check(facts.Format.startsWith(`${layer.format.toUpperCase()}, ${layer.layout}`), `${what}: ${facts.Format}`);
   check(facts.Shape.startsWith(row.shape.join(" × ")), `${what}: ${facts.Shape}`);
@@ -112,7 +112,7 @@ export async function sick(hands, fp4, path, shot) {
     list.dispatchEvent(new Event("change"));
   })()`);
   await hands.page.settled();
-  equal(await hands.value(`new URLSearchParams(location.hash.slice(1)).get("map")`), "NaN scales", "the map is in the address");
+  await hands.address("map", "NaN scales");
   // By keyboard: the first cell has it.
   await hands.value(`document.querySelector("canvas.map").focus()`);
   await hands.page.key("ArrowRight");
@@ -160,7 +160,7 @@ export async function compare(hands, fp4, a, b, shot) {
   equal(lines.length, Math.min(200, report.rows.length), "rows");
   const cell = (line, title) => line[titles.indexOf(title)];
   for (const [i, row] of report.rows.slice(0, 200).entries()) {
-    equal(cell(lines[i], "Layer"), row.name, "name");
+    equal(cell(lines[i], "Layer"), printable(row.name), "name");
     equal(cell(lines[i], "SQNR"), sqnr(row.error?.error_kind, row.error?.sqnr_db), `${row.name}: SQNR`);
     equal(cell(lines[i], "Max error"), number(row.error?.max_abs_error ?? null), `${row.name}: max error`);
     equal(cell(lines[i], "Groups 1%"), decibels(row.groups?.quantiles?.p1), `${row.name}: groups`);
@@ -171,7 +171,7 @@ export async function compare(hands, fp4, a, b, shot) {
   // A layer is chosen, and is in the address; so is the rest.
   const layer = report.rows.find((row) => row.counts !== null && row.name.includes("5.mlp.down")) ?? report.rows[0];
   await hands.press("table.rows tbody button", layer.name);
-  equal(await hands.value(`new URLSearchParams(location.hash.slice(1)).get("name")`), layer.name, "the layer is in the address");
+  await hands.address("name", layer.name);
   const hash = await hands.value(`location.hash`);
   await hands.open(hash);
   check((await hands.texts(".wanted"))[0].includes("nvfp4.safetensors"), "a shared address names its files");

@@ -77,6 +77,16 @@ export function make(fp4, folder) {
   mkdirSync(made.folder, { recursive: true });
   copyFileSync(join(vectors, "f_ct_nvfp4.safetensors"), join(made.folder, "model.safetensors"));
   copyFileSync(join(vectors, "f_ct_nvfp4.config.json"), join(made.folder, "config.json"));
+  // As some are published: in a folder inside the files are there once more.
+  made.nested = at("nested");
+  for (const each of [made.nested, join(made.nested, "original")]) {
+    mkdirSync(each, { recursive: true });
+    for (const name of ["model.safetensors", "config.json"]) copyFileSync(join(made.folder, name), join(each, name));
+  }
+  // Several matrices in a tensor, and one that is stored as (in, out); a value is its place.
+  made.places = at("places.safetensors");
+  const places = (...shape) => ({ shape, values: Float32Array.from({ length: shape.reduce((a, b) => a * b) }, (_, i) => i) });
+  save(made.places, { "experts.weight": places(3, 32, 64), "h.0.attn.c_attn.weight": places(64, 1536) });
   // 11 MB in one tensor.
   made.large = at("large.safetensors");
   save(made.large, { "blocks.0.proj.weight": weight(1440, 1920) });

@@ -2,6 +2,7 @@
 
 import assert from "node:assert/strict";
 import { execFileSync } from "node:child_process";
+import { readFileSync } from "node:fs";
 
 let checks = 0;
 export const counted = () => checks;
@@ -90,21 +91,25 @@ export class Hands {
   }
 
   /** Drops files on an element, as a file manager does. */
-  async drop(selector, paths) {
+  drop(selector, paths) {
+    return this.drag(selector, { items: [], files: paths, dragOperationsMask: 1 });
+  }
+
+  /** Drops anything on an element. */
+  async drag(selector, data) {
     const at = await this.value(`(() => {
       const box = document.querySelector(${JSON.stringify(selector)}).getBoundingClientRect();
       return { x: box.x + box.width / 2, y: box.y + 20 };
     })()`);
-    const data = { items: [], files: paths, dragOperationsMask: 1 };
     for (const type of ["dragEnter", "dragOver", "drop"]) {
       await this.page.send("Input.dispatchDragEvent", { type, ...at, data });
     }
   }
 
-  /** Chooses files in a slot's field, as its dialog does. */
-  async choose(slot, paths) {
+  /** Chooses files in a slot's field, as its dialog does; in its second one a folder. */
+  async choose(slot, paths, field = 0) {
     const { result } = await this.page.send("Runtime.evaluate", {
-      expression: `document.querySelectorAll(".slot")[${slot}].querySelector("input")`,
+      expression: `document.querySelectorAll(".slot")[${slot}].querySelectorAll("input")[${field}]`,
     });
     await this.page.send("DOM.setFileInputFiles", { files: paths, objectId: result.objectId });
   }
@@ -119,9 +124,26 @@ export class Hands {
     return this.value(`${box}.querySelector(".said").textContent`);
   }
 
+  /** Bytes that the page's process holds, its workers included. */
+  async memory() {
+    const { processInfo } = await this.page.all("SystemInfo.getProcessInfo");
+    const held = processInfo.filter(({ type }) => type === "renderer").map(({ id }) => {
+      const [, kilobytes] = /VmRSS:\s*(\d+) kB/.exec(readFileSync(`/proc/${id}/status`, "utf8"));
+      return 1024 * kilobytes;
+    });
+    return Math.max(...held);
+  }
+
   /** Waits until nothing is computed. */
   async idle() {
     await this.until(`document.querySelector(".work").dataset.busy === "false"`, "idle");
+  }
+
+  /** Waits until the address, which is a little late, has a parameter. */
+  async address(key, value) {
+    const found = `new URLSearchParams(location.hash.slice(1)).get(${JSON.stringify(key)})`;
+    await this.until(`${found} === ${JSON.stringify(value)}`, `${key}=${value} in the address`);
+    check(true, key);
   }
 
   /** The cells of a table by its caption, line by line. */
@@ -147,6 +169,8 @@ export class Hands {
     return this.value(`Object.fromEntries([...document.querySelectorAll(${JSON.stringify(`${selector} dt`)})].map((t) => [t.textContent, t.nextElementSibling.textContent]))`);
   }
 }
+
+export { printable } from "../../../cli/web/test/text.mjs";
 
 /** Numbers as the page writes them. */
 export const count = (n) => n.toLocaleString("en");

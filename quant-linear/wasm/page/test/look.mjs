@@ -10,11 +10,12 @@ import { join } from "node:path";
 import { Browser } from "../../../cli/web/test/browser.mjs";
 import { against, compare, folder, layouts, sick } from "./checkpoints.mjs";
 import { LAYOUTS, make } from "./files.mjs";
+import { given, unloaded } from "./given.mjs";
 import { Hands, check, counted, equal, json } from "./kit.mjs";
 import { cancel, hostile, huge, keyboard, labelled, names, size, times } from "./limits.mjs";
 import { serve } from "./serve.mjs";
 import { numbers, product, swizzle } from "./tools.mjs";
-import { refused, trials } from "./trials.mjs";
+import { places, refused, trials } from "./trials.mjs";
 
 const [program, built, fp4, shots, place, only] = process.argv.slice(2);
 assert(place, "node look.mjs CHROMIUM PAGE FP4 SHOTS FILES");
@@ -47,6 +48,7 @@ try {
     equal(page.faults, [], `${where}: faults`);
     const shifts = await hands.value(`window.shifts`);
     equal(shifts, [], `${where}: the layout shifted`);
+    check(page.workers === 0 || page.requests.some((url) => url.endsWith("fp4_bg.wasm")), `${where}: what workers ask for is seen`);
     check(page.requests.every((url) => url === "about:blank" || url.startsWith(server.url) || url === "data:,"), `${where}: ${page.requests}`);
     await labelled(hands, where);
     pages.add(where);
@@ -104,6 +106,9 @@ try {
   await looked("folder", () => folder(hands, fp4, files.folder));
   await looked("trials", async () => `${await trials(hands, fp4, place, files.sample, shot)} choices`);
   await looked("refused", () => refused(hands, files.odd));
+  await looked("places", () => places(hands, files.places));
+  await looked("given", () => given(hands, files));
+  await looked("unloaded", () => unloaded(hands, server, files));
   await looked("compare", () => compare(hands, fp4, files.model, files.nvfp4, shot));
   await looked("against", () => against(hands, fp4, files.nvfp4, files.model, shot));
   await looked("hostile", async () => {

@@ -15,8 +15,12 @@ export async function serve(folder, port = 0) {
   files.set("/", files.get("/index.html"));
   /** What was asked for and is not there. */
   const missed = [];
+  /** What is there and is not given for now. */
+  const refused = new Set();
   const server = createServer(({ url }, response) => {
-    const { pathname } = new URL(url, "http://localhost");
+    // A path, and no address: it may begin with two slashes.
+    const [pathname] = url.split("?");
+    if (refused.has(pathname)) return response.writeHead(404).end();
     const file = files.get(pathname);
     const type = pathname === "/" ? TYPES.html : TYPES[pathname.split(".").at(-1)];
     if (file === undefined) {
@@ -25,7 +29,7 @@ export async function serve(folder, port = 0) {
     } else response.writeHead(200, { "content-type": type ?? "application/octet-stream" }).end(file);
   });
   await new Promise((done) => server.listen(port, "127.0.0.1", done));
-  return { url: `http://127.0.0.1:${server.address().port}/`, missed, stop: () => server.close() };
+  return { url: `http://127.0.0.1:${server.address().port}/`, missed, refused, stop: () => server.close() };
 }
 
 if (process.argv[1] === fileURLToPath(import.meta.url)) {

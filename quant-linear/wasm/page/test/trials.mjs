@@ -101,3 +101,28 @@ export async function refused(hands, path) {
   equal((await hands.facts("dl.facts")).Largest, "6", "the largest of them");
   equal(await hands.value(`document.querySelectorAll(".outcome table").length`), 0, "and no trial");
 }
+
+/** The values under a map are those of the trial's matrix, wherever in the tensor they are stored. */
+export async function places(hands, path) {
+  const cases = [
+    ["experts.weight", 0, (row, col) => row * 64 + col],
+    ["experts.weight", 2, (row, col) => (2 * 32 + row) * 64 + col],
+    ["h.0.attn.c_attn.weight", 0, (row, col) => col * 1536 + row],
+  ];
+  for (const [name, matrix, place] of cases) {
+    await hands.open(`#${new URLSearchParams({ view: "tensor", name, matrix, try: "nvfp4/nearest/none" })}`);
+    await hands.choose(0, [path]);
+    await hands.until(`document.querySelector(".outcome table") !== null`, `a trial of ${name}`);
+    await hands.idle();
+    await hands.value(`document.querySelector("canvas.map").focus()`);
+    for (const key of ["ArrowDown", "ArrowDown", "ArrowRight"]) await hands.page.key(key);
+    const values = `[...document.querySelectorAll("table")].find((t) => t.caption.textContent === "Values")`;
+    const cell = /^rows? (\d+).*, columns? (\d+)/.exec((await hands.texts(".heat .readout"))[0]);
+    check(cell !== null, "a cell is read");
+    await hands.until(`${values}?.rows[1].cells[0].textContent === "${cell[1]}" && ${values}.rows[0].cells[1].textContent === "${cell[2]}"`, "its values");
+    const [row, col] = [Number(cell[1]), Number(cell[2])];
+    check(row > 0 && col > 0, "not the first");
+    const shown = (await hands.table("Values")).map(([, ...line]) => line.map(Number));
+    equal(shown, shown.map((line, r) => line.map((_, c) => place(row + r, col + c))), `${name}, matrix ${matrix}, from ${row}, ${col}`);
+  }
+}
