@@ -1,5 +1,5 @@
-// The first values of the part of a matrix that is read in a map. What is read is the tensor as it is
-// stored, all of its matrices one below the other, each perhaps transposed:
+// The first values of the part of a matrix that is read in a map. What is read is the tensor as it
+// is stored, all of its matrices one below the other, each perhaps transposed:
 //
 //     matrix 2 of (3, 32, 64), row 5, column 7                     row 2 * 32 + 5, column 7
 //     the same of a (3, 64, 32) that is stored as (in, out)        row 2 * 64 + 7, column 5

@@ -1,5 +1,5 @@
-// What is bundled: a program that takes nothing but `load`, whose reader of files is set by a module
-// that it names nothing of.
+// What is bundled: a program that takes nothing but `load`, whose reader of files is set by a
+// module that it names nothing of.
 import assert from "node:assert/strict";
 import { load } from "exact-fp4";
 
