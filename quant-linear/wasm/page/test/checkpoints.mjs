@@ -202,3 +202,30 @@ export async function against(hands, fp4, quantized, dense, shot) {
   equal([Number(from), n], [row.groups.histogram[0][0], percent(row.groups.histogram[0][1], all)], "groups");
   await shot("against");
 }
+
+/** Charts of a view that is left are let go, and drawn in the colours of the day when it comes back. */
+export async function away(hands, path) {
+  await hands.open();
+  await hands.choose(0, [path]);
+  await hands.until(`document.querySelector(".report .uplot") !== null && document.querySelector(".work").dataset.busy === "false"`, "charts");
+  const there = await hands.value(`(window.left = document.querySelector(".report")).querySelectorAll(".uplot").length`);
+  const stroke = `(() => {
+    const canvas = document.querySelector(".report .uplot canvas");
+    const { data } = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
+    // Of axes, which every chart has.
+    const colour = getComputedStyle(document.documentElement).getPropertyValue("--dim").trim();
+    const parts = [1, 3, 5].map((at) => parseInt(colour.slice(at, at + 2), 16));
+    let found = 0;
+    for (let i = 0; i < data.length; i += 4) found += parts.every((part, k) => Math.abs(data[i + k] - part) < 12) && data[i + 3] > 200;
+    return found;
+  })()`;
+  const before = await hands.value(stroke);
+  await hands.press("nav a", "Numbers");
+  await hands.until(`window.left.querySelectorAll(".uplot").length === 0`, "charts that are not in the page are let go");
+  await hands.page.view(1280, 900, "dark");
+  await hands.press("nav a", "Checkpoint");
+  await hands.until(`document.querySelectorAll(".report .uplot").length === ${there}`, "and drawn again");
+  const after = await hands.value(stroke);
+  await hands.page.view(1280, 900, "light");
+  check(before > 20 && after > before / 4, `in the colours of the day: ${before} pixels, and ${after} in the dark`);
+}

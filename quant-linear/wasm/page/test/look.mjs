@@ -8,7 +8,7 @@ import assert from "node:assert/strict";
 import { mkdirSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { Browser } from "../../../cli/web/test/browser.mjs";
-import { against, compare, folder, layouts, sick } from "./checkpoints.mjs";
+import { against, away, compare, folder, layouts, sick } from "./checkpoints.mjs";
 import { LAYOUTS, make } from "./files.mjs";
 import { given, unloaded } from "./given.mjs";
 import { Hands, check, counted, equal, json } from "./kit.mjs";
@@ -111,6 +111,7 @@ try {
   await looked("unloaded", () => unloaded(hands, server, files));
   await looked("compare", () => compare(hands, fp4, files.model, files.nvfp4, shot));
   await looked("against", () => against(hands, fp4, files.nvfp4, files.model, shot));
+  await looked("away", () => away(hands, files.nvfp4));
   await looked("hostile", async () => {
     await hostile(hands, files.hostile, files.nvfp4);
     await hands.open();
