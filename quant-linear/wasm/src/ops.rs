@@ -140,7 +140,7 @@ impl Packed {
         // Rows without a column have no bytes whose length would bound them.
         if cols == 0 && rows > MOST_EMPTY_ROWS {
             let text = format!(
-                "{what} has {rows} rows of no columns; at most {MOST_EMPTY_ROWS} such rows are taken"
+                "{what} has {rows} rows of no columns; at most {MOST_EMPTY_ROWS} such are taken"
             );
             return Err(Failure::new(text));
         }
@@ -265,8 +265,9 @@ pub fn settings() -> Answer<JsValue> {
             let formats: Vec<_> = formats.map(fp4_core::Format::name).collect();
             serde_json::json!({ "name": rule.name(), "formats": formats, "about": rule.about() })
         });
-        let transforms = TRANSFORMS
-            .map(|(name, block, about)| serde_json::json!({ "name": name, "block": block, "about": about }));
+        let transforms = TRANSFORMS.map(|(name, block, about)| {
+            serde_json::json!({ "name": name, "block": block, "about": about })
+        });
         let layouts = quant_linear::layout::ALL.map(|layout| layout.name());
         let all = serde_json::json!({
             "rules": rules, "transforms": transforms, "layouts": layouts,
