@@ -143,7 +143,7 @@ impl Weight {
     ) -> Option<Box<dyn CutCall + 'a>> {
         by_engine!(self.0,
             kernels, b => {
-                Some(matmul::gemm::cut(kernels, threads, a, tiles, b, epilogue, out, tasks))
+                Some(matmul::cut::cut(kernels, threads, a, tiles, b, epilogue, out, tasks))
             },
             portable, _ => None
         )

@@ -1,4 +1,4 @@
-//! The exact matmul on panels and tiles: which planes meet, when to drain, the one rounding (C6).
+//! The exact matmul on panels and tiles: which planes meet, when to drain, what sums them (C6).
 //!
 //! ```text
 //! for each block of tiles that stays in the cache, each panel, each tile of the block:
@@ -14,16 +14,7 @@
 //!
 //! # Why it is exact
 //!
-//! *A stretch.* Its 32-bit sum is below 2^31 in magnitude:
-//!
-//! ```text
-//! fold    n * 32 * 96 * 96 < 2^31                          n <= FOLD_CHUNKS = 7281 chunks, K = 232,992
-//! group   n * 2 * 2304 * max_a * max_b < 2^31              max_a <= 258, max_b <= 127: n >= 14 chunks
-//! MXINT8  n * 32 * 128 * 12 * max_a * max_b < 2^31         max_a <= 32, max_b <= 127: n >= 10 chunks
-//! ```
-//!
-//! with max the largest scaled scales of the two planes, known when they are packed. Kernels may
-//! wrap on the way: sums modulo 2^32 with a true value in range are the true value.
+//! *A stretch.* Its 32-bit sum is below 2^31 in magnitude ([`bounds`](super::bounds)).
 //!
 //! *A sum.* As in the portable kernels, with D the largest dot of a group, reach the largest scale
 //! over the row's base and live the number of groups that count
@@ -42,12 +33,14 @@
 //! ([`Rounding`]).
 
 use std::ops::Range;
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 use fp4_core::{
     Buffer, Element, Epilogue, Error, FloatSliceMut, PackedShape, PackedView, Paths, with_floats,
 };
 
+use super::bounds::{FOLD_CHUNKS, group_chunk, group_chunks, int8_chunk, int8_chunks};
+use super::cut::Cut;
+use super::meeting::for_each_meeting;
 use super::operand::{COLUMNS, Form, LINES, Line, MAX_ROWS, STEPS, Terms};
 use super::output::OutputParts;
 use super::panels::Panels;
@@ -57,7 +50,6 @@ use super::tile_sums::{Emit, Finish, TileSums, TileWriter};
 use super::tiles::{RowTile, RowTiles, TilePlane};
 use super::{FoldKernels, Kernels, PairKernels, Step, Steps, Sums, Units};
 use crate::cost::Cost;
-use crate::quantize::FloatValue;
 use crate::threads::TaskThreads;
 
 /// Into how many units of work to cut a call for each thread, at least, if there are so many tiles.
@@ -78,34 +70,6 @@ const PANEL_BYTES: usize = 12 << 10;
 const FIRST_TILES: usize = 8;
 /// Steps of a sparse plane that are multiplied at a time.
 const LIST: usize = 64;
-/// Chunks whose sum fits 32 bits in the fold form.
-pub(crate) const FOLD_CHUNKS: usize = i32::MAX as usize / (32 * 96 * 96);
-
-/// What the sum of a chunk in the group form is at most, for planes with these largest scaled
-/// scales.
-const fn group_chunk(max_a: i32, max_b: i32) -> usize {
-    2 * 2304 * max_of(max_a, max_b)
-}
-
-/// The same with MXINT8 in A.
-const fn int8_chunk(max_a: i32, max_b: i32) -> usize {
-    32 * 1536 * max_of(max_a, max_b)
-}
-
-const fn max_of(max_a: i32, max_b: i32) -> usize {
-    let max = max_a as usize * max_b as usize;
-    if max == 0 { 1 } else { max }
-}
-
-/// Chunks whose sum fits 32 bits in the group form, for planes with these largest scaled scales.
-pub(crate) fn group_chunks(max_a: i32, max_b: i32) -> usize {
-    i32::MAX as usize / group_chunk(max_a, max_b)
-}
-
-/// Chunks whose sum fits 32 bits with MXINT8 in A, for planes with these largest scaled scales.
-pub(crate) fn int8_chunks(max_a: i32, max_b: i32) -> usize {
-    i32::MAX as usize / int8_chunk(max_a, max_b)
-}
 
 /// A packed A and a prepared B.
 #[derive(Clone, Copy)]
@@ -129,57 +93,6 @@ pub(crate) fn matmul<K: Kernels>(
     let operands = TiledOperands { kernels, threads, a, b };
     let call = TiledMatmul::new(operands, tiles, 0..b.shape().row_groups());
     with_floats!(FloatSliceMut, out, out => call.run(out, &Finish { epilogue }))
-}
-
-/// A call cut into tasks, for any threads to run.
-pub(crate) trait CutCall: Sync {
-    /// Runs the next task that no thread has taken, if one is left.
-    fn run_next(&self) -> Option<Result<Paths, Error>>;
-}
-
-/// A [`matmul`] with outputs, cut into about `tasks` tasks. Operands, epilogue and output are
-/// checked.
-#[expect(clippy::too_many_arguments, reason = "those of `matmul` and the tasks")]
-pub(crate) fn cut<'a, K: Kernels + 'a>(
-    kernels: K,
-    threads: &'a TaskThreads,
-    a: PackedView<'a>,
-    tiles: &'a RowTiles,
-    b: &'a Panels,
-    epilogue: Epilogue<'a>,
-    out: FloatSliceMut<'a>,
-    tasks: usize,
-) -> Box<dyn CutCall + 'a> {
-    let operands = TiledOperands { kernels, threads, a, b };
-    let call = TiledMatmul::new(operands, tiles, 0..b.shape().row_groups());
-    let (cut, finish, next) = (call.cut(tasks), Finish { epilogue }, AtomicUsize::new(0));
-    let units = cut.units.div_ceil(tasks.max(1));
-    with_floats!(FloatSliceMut, out, out => {
-        let grid = OutputParts::new(out, b.shape().rows());
-        Box::new(CutMatmul { call, cut, units, grid, finish, next })
-    })
-}
-
-/// A product that is cut, and which of its tasks are taken.
-struct CutMatmul<'a, K, T> {
-    call: TiledMatmul<'a, K>,
-    cut: Cut,
-    /// Units of a task.
-    units: usize,
-    grid: OutputParts<'a, T>,
-    finish: Finish<'a>,
-    /// The first unit that is not taken.
-    next: AtomicUsize,
-}
-
-impl<K: Kernels, T: FloatValue> CutCall for CutMatmul<'_, K, T> {
-    fn run_next(&self) -> Option<Result<Paths, Error>> {
-        let start = self.next.fetch_add(self.units, Relaxed);
-        let units = start..self.cut.units.min(start + self.units);
-        // SAFETY: units are taken once, by the counter.
-        let run = || unsafe { self.call.part(&self.cut, units.clone(), &self.grid, &self.finish) };
-        (!units.is_empty()).then(run)
-    }
 }
 
 /// Checks the operands, the epilogue and the output of a matmul.
@@ -253,33 +166,8 @@ struct Buffers {
     paths: PathCounts,
 }
 
-/// How a call is cut into units of work: blocks of tiles that stay in the cache, by the panels that
-/// are taken at a time. Unit `block * across + i` is step i of a block.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Cut {
-    /// Tiles of a block; the last one may have fewer.
-    block: usize,
-    /// Panels of a step; the last one may have fewer.
-    step: usize,
-    /// Steps, and so units, of a block.
-    across: usize,
-    /// Units of all blocks.
-    units: usize,
-}
-
-impl Cut {
-    /// For so many tiles and panels; at least `least` units, if there are so many tiles.
-    fn new([tiles, panels]: [usize; 2], block: usize, step: usize, least: usize) -> Self {
-        let across = panels.div_ceil(step);
-        // As even as can be.
-        let blocks = tiles.div_ceil(block).max(least.div_ceil(across).min(tiles));
-        let block = tiles.div_ceil(blocks);
-        Cut { block, step, across, units: tiles.div_ceil(block) * across }
-    }
-}
-
 /// One call of the driver.
-struct TiledMatmul<'a, K> {
+pub(super) struct TiledMatmul<'a, K> {
     operands: TiledOperands<'a, K>,
     /// A over the groups `groups`.
     tiles: &'a [RowTile],
@@ -292,7 +180,11 @@ struct TiledMatmul<'a, K> {
 
 impl<'a, K: Kernels> TiledMatmul<'a, K> {
     /// Over the groups `groups` of B, for which the tiles were filled.
-    fn new(operands: TiledOperands<'a, K>, tiles: &'a RowTiles, groups: Range<usize>) -> Self {
+    pub(super) fn new(
+        operands: TiledOperands<'a, K>,
+        tiles: &'a RowTiles,
+        groups: Range<usize>,
+    ) -> Self {
         let per = super::operand::chunk_groups(&operands.b.shape());
         let chunks = groups.start / per..groups.end.div_ceil(per);
         let terms = Terms::new(operands.a.shape(), operands.b.shape());
@@ -333,7 +225,7 @@ impl<'a, K: Kernels> TiledMatmul<'a, K> {
     }
 
     /// Cuts a call that has outputs, into `least` units if it can be.
-    fn cut(&self, least: usize) -> Cut {
+    pub(super) fn cut(&self, least: usize) -> Cut {
         let tile_bytes = (self.tiles[0].meta.len() * self.operands.a.shape().k()).max(1);
         let chunks = self.chunks.len().max(1);
         let (step, most) = if self.pair_kernels().is_some() {
@@ -349,7 +241,7 @@ impl<'a, K: Kernels> TiledMatmul<'a, K> {
     ///
     /// # Safety
     /// No unit of a call is run twice.
-    unsafe fn part<T: Send>(
+    pub(super) unsafe fn part<T: Send>(
         &self,
         cut: &Cut,
         units: Range<usize>,
@@ -692,46 +584,5 @@ impl<'a, K: Kernels> TiledMatmul<'a, K> {
                 }
             },
         );
-    }
-}
-
-/// Calls `f` for each of the chunks `chunks` that plane `i` of a tile and plane `j` of a panel both
-/// have, ascending; one of them is not 0. Planes 0 have all chunks, the others those listed:
-/// `slots` of the tile, counted from the first chunk, and `of_b` of the panel.
-#[inline(always)]
-fn for_each_meeting(
-    i: usize,
-    slots: &[u32],
-    j: usize,
-    of_b: &[u32],
-    chunks: Range<u32>,
-    mut f: impl FnMut(Step),
-) {
-    let before = of_b.partition_point(|&chunk| chunk < chunks.start);
-    let inside = of_b[before..].iter().take_while(|&&chunk| chunk < chunks.end);
-    let mut of_b = (before as u32..).zip(inside);
-    if j == 0 {
-        for (a_slot, &a) in (0..).zip(slots) {
-            f(Step { a, a_slot, b: chunks.start + a, b_slot: chunks.start + a });
-        }
-    } else if i == 0 {
-        for (b_slot, &b) in of_b {
-            f(Step { a: b - chunks.start, a_slot: b - chunks.start, b, b_slot });
-        }
-    } else {
-        let mut of_a = (0..).zip(slots);
-        let (mut next_a, mut next_b) = (of_a.next(), of_b.next());
-        while let (Some((a_slot, &a)), Some((b_slot, &b))) = (next_a, next_b) {
-            let in_b = chunks.start + a;
-            if in_b == b {
-                f(Step { a, a_slot, b, b_slot });
-            }
-            if in_b <= b {
-                next_a = of_a.next();
-            }
-            if in_b >= b {
-                next_b = of_b.next();
-            }
-        }
     }
 }

@@ -6,8 +6,13 @@
 //! | `operand` | the layout of both operands | no |
 //! | `panels` | the weight B in panels of columns, and back | no |
 //! | `tiles` | the activation A in tiles of rows | no |
-//! | `gemm` | which planes meet, sums of planes, tasks | one call |
-//! | `meta` | what the proofs need to know of a row: its live groups, and planes of exponents | no |
+//! | `gemm` | which planes meet, sums of planes | no |
+//! | `meta` | what the proofs need to know of a row | no |
+//! | `bounds` | how many chunks are summed in 32 bits | no |
+//! | `cut` | how a call is cut into tasks | one call |
+//! | `meeting` | the chunks that two planes both have | no |
+//! | `planes` | a row's live groups in several windows of exponents | no |
+//! | `bytes` | work on the bytes of a row's scales, by vectors | no |
 //! | `output` | disjoint parts of the output, written by several threads | yes |
 //! | `rounding` | the one rounding of a tile, and what follows it | no |
 //! | `scratch` | tiles that calls leave for the next ones | no |
@@ -17,11 +22,16 @@
 //! The kernels are in `kernels`: types that implement [`Kernels`] and, where the instruction set
 //! has what it takes, [`FoldKernels`] and [`PairKernels`].
 
+pub(crate) mod bounds;
+mod bytes;
+pub(crate) mod cut;
 pub(crate) mod gemm;
+mod meeting;
 pub(crate) mod meta;
 pub(crate) mod operand;
 mod output;
 mod panels;
+pub(crate) mod planes;
 pub(crate) mod rounding;
 mod scratch;
 pub(crate) mod sum;
@@ -32,7 +42,8 @@ use std::ops::Range;
 
 use fp4_core::{Epilogue, Error, FloatSliceMut, Format, PackedView, Paths};
 
-pub(crate) use gemm::{CutCall, TiledOperands, expect as expect_call};
+pub(crate) use cut::CutCall;
+pub(crate) use gemm::{TiledOperands, expect as expect_call};
 pub(crate) use operand::Form;
 pub(crate) use output::OutputTile;
 pub(crate) use panels::Panels;
@@ -398,7 +409,7 @@ pub(crate) fn matmul_reusing<'a, K: Kernels>(
     gemm::matmul(kernels, threads, a, rows.tiles(), b, epilogue, out)
 }
 
-/// Packs A for [`gemm::cut`], unless it is packed already.
+/// Packs A for [`cut::cut`], unless it is packed already.
 pub(crate) fn pack_reusing<'a, K: Kernels>(
     kernels: K,
     threads: &TaskThreads,

@@ -16,7 +16,7 @@
 //! ```
 //!
 //! With each chunk go scale bytes, as many as packed. They are not the format's but *scaled* ones,
-//! relative to the base of the column's plane ([`Planes`](super::meta::Planes)), so that a group
+//! relative to the base of the column's plane ([`Planes`](super::planes::Planes)), so that a group
 //! outside the plane counts as zero:
 //!
 //! ```text

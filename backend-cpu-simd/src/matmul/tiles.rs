@@ -14,8 +14,9 @@ use std::ops::Range;
 
 use fp4_core::{Element, Error, Format, PackedShape, PackedView};
 
-use super::meta::{Extremes, MAX_PLANES, Planes, RowMeta, ScaleCounts};
+use super::meta::{Extremes, RowMeta};
 use super::operand::{CHUNK, Form, INT8_LIMIT_A, MAX_ROWS, NO_SHIFT, STEPS};
+use super::planes::{MAX_PLANES, Planes, ScaleCounts};
 use super::{FoldKernels, Kernels};
 use crate::cost::Cost;
 use crate::isa::Isa;

@@ -44,8 +44,8 @@
 //! Worked example, fold: code 7 with shift 3 is 12 << 3 = 96, code 0xF is -12 and with shift 3 -96;
 //! `sdot` of four such pairs adds 4 * -9216 = -36864.
 //!
-//! [`FOLD_CHUNKS`]: crate::matmul::gemm::FOLD_CHUNKS
-//! [`group_chunks`]: crate::matmul::gemm::group_chunks
+//! [`FOLD_CHUNKS`]: crate::matmul::bounds::FOLD_CHUNKS
+//! [`group_chunks`]: crate::matmul::bounds::group_chunks
 
 mod dequantize;
 mod matmul;

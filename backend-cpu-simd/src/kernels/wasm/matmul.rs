@@ -46,8 +46,8 @@
 //! doubled, of A 1 and 3: w is 18 + 256 * 10, and 2578 * 1 + 10 * (3 - 256) = 48, less 12 * (1 + 3)
 //! is 0 = 6 * 1 - 2 * 3.
 //!
-//! [`group_chunks`]: crate::matmul::gemm::group_chunks
-//! [`int8_chunks`]: crate::matmul::gemm::int8_chunks
+//! [`group_chunks`]: crate::matmul::bounds::group_chunks
+//! [`int8_chunks`]: crate::matmul::bounds::int8_chunks
 
 use std::arch::wasm32::*;
 

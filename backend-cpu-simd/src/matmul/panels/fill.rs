@@ -5,8 +5,9 @@ use std::ops::Range;
 use fp4_core::PackedView;
 
 use super::{Exceptions, Panel, PlaneScale, Rest, SparsePlane, place};
-use crate::matmul::meta::{Extremes, Planes, Reach, RowMeta, ScaleCounts};
+use crate::matmul::meta::{Extremes, Reach, RowMeta};
 use crate::matmul::operand::{CHUNK, COLUMNS, Form, LINES, Line, chunk_groups};
+use crate::matmul::planes::{Planes, ScaleCounts};
 
 /// The scaled byte of a scale over the base of its plane, which is not 0.
 pub(super) fn scaled_byte(form: Form, scaled: i16) -> u8 {

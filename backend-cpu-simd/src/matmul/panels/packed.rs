@@ -7,8 +7,8 @@ use fp4_core::{Element, Error, ExactSum, PackedMut, PackedView, ScaleType, refer
 
 use super::{Exceptions, Panel, Panels, place};
 use crate::cost::Cost;
-use crate::matmul::meta::MAX_PLANES;
 use crate::matmul::operand::{CHUNK, CHUNK_BYTES, COLUMNS, Form, LINES, Terms, chunk_groups};
+use crate::matmul::planes::MAX_PLANES;
 use crate::matmul::sum::power_of_two;
 use crate::threads::TaskThreads;
 

@@ -23,8 +23,8 @@
 //! of t sums 8 products v * a, at most 8 * 12 * 128 = 12288 at the end, and i16 sums wrap on the
 //! way. The scaled scales of A are at most 32, and the driver drains by [`int8_chunks`].
 //!
-//! [`int8_chunks`]: crate::matmul::gemm::int8_chunks
-//! [`group_chunks`]: crate::matmul::gemm::group_chunks
+//! [`int8_chunks`]: crate::matmul::bounds::int8_chunks
+//! [`group_chunks`]: crate::matmul::bounds::group_chunks
 
 use std::arch::x86_64::*;
 

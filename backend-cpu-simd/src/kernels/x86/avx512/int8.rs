@@ -25,7 +25,7 @@
 //! Worked example: one element -128 under shift 2, code 7 with B's shift 3: w = 96 + 128, d = 16384
 //! + 224 * -128 = -12288 = -128 * 96, and the sum gets -49152.
 //!
-//! [`int8_chunks`]: crate::matmul::gemm::int8_chunks
+//! [`int8_chunks`]: crate::matmul::bounds::int8_chunks
 
 use std::arch::asm;
 use std::arch::x86_64::*;

@@ -37,9 +37,9 @@
 //! Worked example, fold: code 7 with shift 3 is 12 * 8 = 96, w = 224; a = -96: the kernel adds
 //! -21504, the correction is 128 * -96 = -12288, and -21504 + 12288 = -9216 = 96 * -96.
 //!
-//! [`FOLD_CHUNKS`]: crate::matmul::gemm::FOLD_CHUNKS
-//! [`group_chunks`]: crate::matmul::gemm::group_chunks
-//! [`int8_chunks`]: crate::matmul::gemm::int8_chunks
+//! [`FOLD_CHUNKS`]: crate::matmul::bounds::FOLD_CHUNKS
+//! [`group_chunks`]: crate::matmul::bounds::group_chunks
+//! [`int8_chunks`]: crate::matmul::bounds::int8_chunks
 
 use std::arch::asm;
 use std::arch::x86_64::*;

@@ -16,7 +16,7 @@
 //! scale is a shift of at most 5 or, outside of the plane, 32, which leaves nothing; the driver
 //! drains before n chunks can pass n * 32 * 128 * 12 * max_a * max_b < 2^31 ([`int8_chunks`]).
 //!
-//! [`int8_chunks`]: crate::matmul::gemm::int8_chunks
+//! [`int8_chunks`]: crate::matmul::bounds::int8_chunks
 
 use std::arch::x86_64::*;
 

@@ -42,8 +42,8 @@
 //! Worked example, fold: code 0xF with shift 3 is -12 * 8 = -96; the table gives 0, shifted 0, plus
 //! 128 - 96: w = 32 = -96 + 128.
 //!
-//! [`FOLD_CHUNKS`]: crate::matmul::gemm::FOLD_CHUNKS
-//! [`group_chunks`]: crate::matmul::gemm::group_chunks
+//! [`FOLD_CHUNKS`]: crate::matmul::bounds::FOLD_CHUNKS
+//! [`group_chunks`]: crate::matmul::bounds::group_chunks
 
 use std::arch::asm;
 use std::arch::x86_64::*;
