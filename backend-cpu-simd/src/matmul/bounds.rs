@@ -8,8 +8,8 @@
 //! MXINT8  n * 32 * 128 * 12 * max_a * max_b < 2^31         max_a <= 32, max_b <= 127: n >= 10 chunks
 //! ```
 //!
-//! with max_a and max_b the largest scaled scales of the two planes, known when they are packed. Kernels may
-//! wrap on the way: sums modulo 2^32 with a true value in range are the true value.
+//! with max_a and max_b the largest scaled scales of the two planes, known when they are packed.
+//! Kernels may wrap on the way: sums modulo 2^32 with a true value in range are the true value.
 
 /// Chunks whose sum fits 32 bits in the fold form.
 pub(crate) const FOLD_CHUNKS: usize = i32::MAX as usize / (32 * 96 * 96);
