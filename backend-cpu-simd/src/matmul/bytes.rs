@@ -1,7 +1,7 @@
 //! Work on the bytes of a row's scales, a vector of them at a time.
 //!
-//! A row of 12 or 24 scales is too short for the loops that the compiler makes of slices, which take
-//! its end byte by byte. Here the last vector overlaps the one before it:
+//! A row of 12 or 24 scales is too short for the loops that the compiler makes of slices, which
+//! take its end byte by byte. Here the last vector overlaps the one before it:
 //!
 //! ```text
 //! 0 to 3 bytes      one by one
