@@ -1,11 +1,11 @@
 //! The live groups of a row in windows of exponents (C6), for rows that are not in one.
 //!
 //! They are counted by scale byte ([`ScaleCounts`]) and sorted into a few windows ([`Planes`]).
-//! Within a window with base b every scale is a small integer times 2^b: `scaled = scale / 2^b`, at
-//! most `limit`. The first plane is the window that holds most groups, the next the best of the rest,
-//! and so on. If [`MAX_PLANES`] of them do not hold every group, windows are laid from the lowest
-//! exponent up, which takes the fewest; if that does not do either, the row is *incomplete* and its
-//! outputs take the wide path.
+//! Within a window with base b every scale is a small integer times 2^b: `scaled = scale / 2^b`,
+//! at most `limit`. The first plane is the window that holds most groups, the next the best of
+//! the rest, and so on. If [`MAX_PLANES`] of them do not hold every group, windows are laid from
+//! the lowest exponent up, which takes the fewest; if that does not do either, the row is
+//! *incomplete* and its outputs take the wide path.
 //!
 //! Worked example, e8m0 with limit 8 (four exponents to a window): live scales 2^0, 2^1, 2^1, 2^9
 //! make plane 0 with base 0 and scaled 1, 2, 2, and plane 1 with base 9 and scaled 1.

@@ -20,8 +20,8 @@
 //! `least` for the column's base too, and the columns' bases are at most 63 over it, or there is no
 //! [`Rounding`]. f32(sum) is 0 or 1 to 2^63 in magnitude, so `f32(sum) * columns[c]` is exact: at
 //! least 1, below 2^127. `rows[r]` is exact if alpha is zero or not finite, or if it and the
-//! product are normal; then the last product rounds f32(sum) * 2^e * alpha_r once, as the contract's
-//! does. If it is not exact for some row, alpha stays a factor of its own:
+//! product are normal; then the last product rounds f32(sum) * 2^e * alpha_r once, as the
+//! contract's does. If it is not exact for some row, alpha stays a factor of its own:
 //! `f32(sum) * columns[c] * 2^(base_r + least + unit)` is the exact product, by the bounds of e.
 //!
 //! A sum is finite, so without a bias and with finite alphas no output is NaN.
