@@ -1,8 +1,9 @@
 //! The weight B in panels of 16 columns, prepared once: the packed bytes in another order (C3, C6).
 //!
-//! The layout is `operand`'s. A panel holds each packed byte of codes once, and one scale byte for
-//! each packed one. That is the *scaled* byte of the column's first plane ([`Planes`]), and 0 for a
-//! group outside of it, so the format's own byte is read back from
+//! The layout is `operand`'s. A panel holds each packed byte of codes once, and one scale byte
+//! for each packed one. That is the *scaled* byte of the column's first plane
+//! ([`Planes`](super::planes::Planes)), and 0 for a group outside of it, so the format's own byte
+//! is read back from
 //!
 //! ```text
 //! a scaled byte of the first plane or of a further one     byte of (scaled * 2^base of the plane)
