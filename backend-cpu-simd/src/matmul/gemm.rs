@@ -30,7 +30,7 @@
 //! complete.
 //!
 //! *The rounding* is [`Sum::to_f32`]'s, in vectors when all exponents of a tile allow
-//! ([`Rounding`]).
+//! ([`rounding`](super::rounding)).
 
 use std::ops::Range;
 
