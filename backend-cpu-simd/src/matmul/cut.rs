@@ -21,8 +21,8 @@ pub(crate) trait CutCall: Sync {
     fn run_next(&self) -> Option<Result<Paths, Error>>;
 }
 
-/// A [`matmul`] with outputs, cut into about `tasks` tasks. Operands, epilogue and output are
-/// checked.
+/// A [`matmul`](super::matmul) with outputs, cut into about `tasks` tasks. Operands, epilogue and
+/// output are checked.
 #[expect(clippy::too_many_arguments, reason = "those of `matmul` and the tasks")]
 pub(crate) fn cut<'a, K: Kernels + 'a>(
     kernels: K,

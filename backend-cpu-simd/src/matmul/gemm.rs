@@ -26,7 +26,7 @@
 //!
 //! Each partial sum is a sum over some of the groups, so it is in range too. An output that does
 //! not pass, or whose row or column is incomplete (it needs too many planes), is *wide*:
-//! [`ExactSum`] over its groups, alone. For NVFP4 every K up to 2^20 passes and every row is
+//! [`ExactSum`](fp4_core::ExactSum) over its groups, alone. For NVFP4 every K up to 2^20 passes and every row is
 //! complete.
 //!
 //! *The rounding* is [`Sum::to_f32`]'s, in vectors when all exponents of a tile allow
