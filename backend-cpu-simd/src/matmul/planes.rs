@@ -3,9 +3,10 @@
 //! They are counted by scale byte ([`ScaleCounts`]) and sorted into a few windows ([`Planes`]).
 //! Within a window with base b every scale is a small integer times 2^b: `scaled = scale / 2^b`,
 //! at most `limit`. The first plane is the window that holds most groups, the next the best of
-//! the rest, and so on. If [`MAX_PLANES`] of them do not hold every group, windows are laid from
-//! the lowest exponent up, which takes the fewest; if that does not do either, the row is
-//! *incomplete* and its outputs take the wide path.
+//! the rest, and so on. If that takes more than two, windows are also laid from the lowest exponent
+//! up, which takes the fewest, and the fewer planes count: each costs a pass. (A few channels of
+//! large values pull the fullest window up, past the smallest of the others.) If [`MAX_PLANES`] do
+//! not hold every group, the row is *incomplete* and its outputs take the wide path.
 //!
 //! Worked example, e8m0 with limit 8 (four exponents to a window): live scales 2^0, 2^1, 2^1, 2^9
 //! make plane 0 with base 0 and scaled 1, 2, 2, and plane 1 with base 9 and scaled 1.
@@ -83,7 +84,12 @@ impl Planes {
     /// Sorts the live groups of a row into planes whose scaled magnitudes are at most `limit`.
     pub(crate) fn new(row: &ScaleCounts, limit: i32) -> Self {
         let planes = Self::laid(row, limit, true);
-        if planes.complete { planes } else { Self::laid(row, limit, false) }
+        if planes.complete && planes.count <= 2 {
+            return planes;
+        }
+        let fewest = Self::laid(row, limit, false);
+        let is_better = !planes.complete || fewest.complete && fewest.count < planes.count;
+        if is_better { fewest } else { planes }
     }
 
     /// The largest scaled magnitude in plane `plane`.
@@ -189,6 +195,19 @@ pub(super) mod tests {
             (0..20).flat_map(|e| vec![(1, e); if e % 4 == 2 { 9 } else { 1 }]).collect();
         assert!(planes(&dense).complete);
         assert_eq!(planes(&[]).count, 1);
+    }
+
+    #[test]
+    fn the_fewest_planes_count_where_the_fullest_would_take_three() {
+        // Eight octaves: the fullest window of four starts at the second and leaves both ends.
+        let counts = [1, 9, 9, 9, 9, 1, 1, 1];
+        let groups: Vec<_> = (0..8).flat_map(|e| vec![(1, 100 + e as u8); counts[e]]).collect();
+        let planes = Planes::new(&histogram(Format::MxFp4, &groups), 8);
+        assert_eq!((planes.count, planes.complete), (2, true));
+        assert_eq!(planes.base[..2], [-27, -23]);
+        // Of as many, the fullest.
+        let planes = Planes::new(&histogram(Format::MxFp4, &groups[1..]), 8);
+        assert_eq!((planes.count, planes.base[0]), (2, -26));
     }
 
     #[test]

@@ -32,7 +32,7 @@ use fp4_core::E2m1;
 
 use super::{Avx2, output};
 use crate::isa::Isa;
-use crate::kernels::x86::{operand, prefetch};
+use crate::kernels::x86::{operand, prefetch_chunk};
 use crate::matmul::operand::{COLUMNS, Form, LINES, Line, MAX_ROWS, STEPS};
 use crate::matmul::rounding::Rounding;
 use crate::matmul::{
@@ -40,11 +40,6 @@ use crate::matmul::{
     expect_inside,
 };
 use crate::quantize::FloatValue;
-
-/// Tiles of up to this many rows wait for memory, and ask for it in time.
-const PREFETCH_ROWS: usize = 8;
-/// How far ahead.
-const PREFETCH_BYTES: usize = 4096;
 
 /// v + 12 for each code.
 static TABLE: [u8; 16] = {
@@ -188,13 +183,10 @@ unsafe fn group_steps<const G: usize>(
             // scales of all rows.
             unsafe {
                 let lines = b.codes.as_ptr().add(b_chunk * LINES);
-                if h == 0 && a.rows <= PREFETCH_ROWS {
-                    for j in 0..LINES {
-                        let ahead = lines.wrapping_add(j).cast::<i8>();
-                        prefetch::<_MM_HINT_T0>(ahead.wrapping_add(PREFETCH_BYTES));
-                    }
-                }
                 let scales = b.scales.as_ptr().add(b_slot * G * COLUMNS);
+                if h == 0 {
+                    prefetch_chunk(a.rows, lines, scales, G * COLUMNS);
+                }
                 let lines = lines.add(2 * h);
                 let quarters =
                     [quarter::<G>(lines, scales, h, 0), quarter::<G>(lines, scales, h, 1)];

@@ -31,8 +31,8 @@ use std::arch::asm;
 use std::arch::x86_64::*;
 
 use super::Avx512;
-use super::matmul::{PREFETCH_BYTES, PREFETCH_ROWS, each_row, fold_line, fold_scales};
-use crate::kernels::x86::prefetch;
+use super::matmul::{each_row, fold_line, fold_scales};
+use crate::kernels::x86::{prefetch, prefetch_chunk};
 use crate::matmul::operand::{Form, LINES, Line, MAX_ROWS, STEPS};
 use crate::matmul::{PanelView, StepAt, Steps, Sums, TileView, expect_inside};
 
@@ -167,14 +167,12 @@ unsafe fn chunk<const R: usize>(
     lines: *const Line,
     scales_b: *const u8,
 ) {
+    prefetch_chunk(R, lines, scales_b, 16);
     // SAFETY: 16 readable bytes, by the caller.
     let s = unsafe { fold_scales(scales_b) };
     let mut w = [_mm512_setzero_si512(); STEPS];
     for (j, w) in w.as_chunks_mut::<2>().0.iter_mut().enumerate() {
         let line = lines.wrapping_add(j);
-        if R <= PREFETCH_ROWS {
-            prefetch::<_MM_HINT_T0>(line.cast::<i8>().wrapping_add(PREFETCH_BYTES));
-        }
         // SAFETY: line j is inside, by the caller.
         *w = unsafe { fold_line(line, s) };
     }

@@ -49,7 +49,7 @@ use fp4_core::E2m1;
 
 use super::{Avx512, int8, output};
 use crate::isa::Isa;
-use crate::kernels::x86::{operand, prefetch};
+use crate::kernels::x86::{operand, prefetch, prefetch_chunk};
 use crate::matmul::operand::{COLUMNS, Form, LINES, Line, MAX_ROWS, STEPS};
 use crate::matmul::rounding::Rounding;
 use crate::matmul::{
@@ -64,10 +64,6 @@ const GROUP_ROWS: usize = 16;
 const PAIR_ROWS: usize = 14;
 /// Lines of an expanded chunk of a pair of panels.
 const PAIR_LINES: usize = 2 * STEPS;
-/// Tiles of up to this many rows wait for memory, and ask for it in time.
-pub(super) const PREFETCH_ROWS: usize = 8;
-/// How far ahead.
-pub(super) const PREFETCH_BYTES: usize = 4096;
 
 /// v + 128 for code | shift << 4.
 static FOLD_TABLE: Line = {
@@ -326,13 +322,10 @@ unsafe fn fold_chunk<const R: usize, const U: usize>(
     b: *const Line,
     s: *const u8,
 ) {
+    prefetch_chunk(R, b, s, 16);
     // SAFETY: 16 readable bytes, by the caller.
     let s = unsafe { fold_scales(s) };
     for j in 0..LINES {
-        if R <= PREFETCH_ROWS {
-            let ahead = b.wrapping_add(j).cast::<i8>().wrapping_add(PREFETCH_BYTES);
-            prefetch::<_MM_HINT_T0>(ahead);
-        }
         // SAFETY: line j is inside, by the caller.
         let weights = unsafe { fold_line(b.add(j), s) };
         for (step, w) in (2 * j..).zip(weights) {
@@ -588,14 +581,12 @@ macro_rules! two_rows {
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512vbmi")]
 unsafe fn group_chunk<const R: usize>(acc: &mut [__m512i; R], chunk: GroupChunk) {
+    prefetch_chunk(R, chunk.codes_b, chunk.scales_b, 32);
     let table = load(&GROUP_TABLE);
     let mut w = [[_mm512_setzero_si512(); 4]; 2];
     for (h, w) in w.iter_mut().enumerate() {
         for j in 0..2 {
             let line = chunk.codes_b.wrapping_add(2 * h + j);
-            if R <= PREFETCH_ROWS {
-                prefetch::<_MM_HINT_T0>(line.cast::<i8>().wrapping_add(PREFETCH_BYTES));
-            }
             // SAFETY: the line is inside, by the caller. The permute reads six bits of an index
             // and the table is the same for every upper two.
             let codes = load(unsafe { &*line });

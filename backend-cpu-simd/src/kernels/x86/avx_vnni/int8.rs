@@ -21,8 +21,8 @@
 use std::arch::x86_64::*;
 
 use super::AvxVnni;
-use super::matmul::{HALF, PREFETCH_BYTES, PREFETCH_ROWS, fold_half_line, fold_scales};
-use crate::kernels::x86::prefetch;
+use super::matmul::{HALF, fold_half_line, fold_scales};
+use crate::kernels::x86::prefetch_chunk;
 use crate::matmul::operand::{COLUMNS, Form, LINES, MAX_ROWS, STEPS};
 use crate::matmul::{PanelView, StepAt, Steps, Sums, TileView, expect_inside};
 
@@ -54,15 +54,14 @@ unsafe fn rows(a: TileView<'_>, b: PanelView<'_>, steps: Steps<'_>, sums: &mut S
             // and shifts of all rows.
             unsafe {
                 let lines = b.codes.as_ptr().add(b_chunk * LINES);
-                let by = fold_scales(b.scales.as_ptr().add(b_slot * COLUMNS + HALF * half));
+                let scales = b.scales.as_ptr().add(b_slot * COLUMNS + HALF * half);
+                if half == 0 {
+                    prefetch_chunk(a.rows, lines, scales, COLUMNS);
+                }
+                let by = fold_scales(scales);
                 let mut w = [_mm256_setzero_si256(); STEPS];
                 for (j, w) in w.as_chunks_mut::<2>().0.iter_mut().enumerate() {
-                    let line = lines.add(j);
-                    if half == 0 && a.rows <= PREFETCH_ROWS {
-                        let ahead = line.cast::<i8>().wrapping_add(PREFETCH_BYTES);
-                        prefetch::<_MM_HINT_T0>(ahead);
-                    }
-                    *w = fold_half_line(line, half, &by);
+                    *w = fold_half_line(lines.add(j), half, &by);
                 }
                 let mut rows = RowPointers {
                     codes: a.codes.as_ptr().add(a_chunk * STEPS * a.rows),

@@ -52,7 +52,7 @@ use std::ops::Range;
 use super::{AvxVnni, int8};
 use crate::isa::Isa;
 use crate::kernels::x86::avx2::matmul as avx2;
-use crate::kernels::x86::{operand, prefetch};
+use crate::kernels::x86::{operand, prefetch, prefetch_chunk};
 use crate::matmul::operand::{COLUMNS, Form, LINES, Line, MAX_ROWS, STEPS};
 use crate::matmul::rounding::Rounding;
 use crate::matmul::{
@@ -71,10 +71,6 @@ const PAIR_ROWS: usize = 6;
 const PAIRS_FROM: usize = 3 * FOLD_ROWS;
 /// Chunks of a tile and a panel that the first-level cache holds: 16 KB.
 const BLOCK: usize = 32;
-/// Tiles of up to this many rows wait for memory, and ask for it in time.
-pub(super) const PREFETCH_ROWS: usize = 8;
-/// How far ahead.
-pub(super) const PREFETCH_BYTES: usize = 4096;
 
 impl Kernels for AvxVnni {
     const ISA: Isa = Isa::AvxVnni;
@@ -247,14 +243,14 @@ unsafe fn fold_half<const R: usize, const U: usize>(
         // SAFETY: the step is inside, by the caller: its lines, 16 scale bytes and codes of R rows.
         unsafe {
             let lines = b.codes.as_ptr().add(b_chunk * LINES);
-            let by = fold_scales(b.scales.as_ptr().add(b_slot * COLUMNS + HALF * half));
+            let scales = b.scales.as_ptr().add(b_slot * COLUMNS + HALF * half);
+            if half == 0 {
+                prefetch_chunk(R, lines, scales, COLUMNS);
+            }
+            let by = fold_scales(scales);
             let codes = a.codes.as_ptr().add(a_slot * STEPS * R);
             for j in 0..LINES {
                 let line = lines.add(j);
-                if R <= PREFETCH_ROWS && half == 0 {
-                    let ahead = line.cast::<i8>().wrapping_add(PREFETCH_BYTES);
-                    prefetch::<_MM_HINT_T0>(ahead);
-                }
                 let w = fold_half_line(line, half, &by);
                 for (step, w) in (2 * j..).zip(w) {
                     for (r, acc) in acc[step % U].iter_mut().enumerate() {
@@ -407,14 +403,11 @@ unsafe fn group_rows(a: TileView<'_>, b: PanelView<'_>, steps: Steps<'_>, sums: 
             // and scales of all rows.
             unsafe {
                 let lines = b.codes.as_ptr().add(b_chunk * LINES);
-                if half == 0 && a.rows <= PREFETCH_ROWS {
-                    for j in 0..LINES {
-                        let ahead = lines.wrapping_add(j).cast::<i8>();
-                        prefetch::<_MM_HINT_T0>(ahead.wrapping_add(PREFETCH_BYTES));
-                    }
+                let scales_b = b.scales.as_ptr().add(b_slot * 2 * COLUMNS + COLUMNS * half);
+                if half == 0 {
+                    prefetch_chunk(a.rows, lines, scales_b, 2 * COLUMNS);
                 }
                 let w = [avx2::weights(lines, half), avx2::weights(lines.add(2), half)];
-                let scales_b = b.scales.as_ptr().add(b_slot * 2 * COLUMNS + COLUMNS * half);
                 let scales_b = _mm256_cvtepi8_epi16(_mm_loadu_si128(scales_b.cast()));
                 let mut rows = RowPointers {
                     codes: a.codes.as_ptr().add(a_chunk * STEPS * a.rows),
