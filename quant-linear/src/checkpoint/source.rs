@@ -252,7 +252,7 @@ impl Given {
     /// deeper is left out, as it is on a disk.
     ///
     /// # Errors
-    /// None at all, or two of one name.
+    /// None at all, two of one name, or none that lies beside the others.
     pub(super) fn new(sources: Vec<Arc<dyn ByteSource>>) -> Result<Self, Error> {
         let first = |source: &Arc<dyn ByteSource>| {
             source.name().split_once('/').map(|(folder, _)| folder.to_string())
@@ -262,20 +262,22 @@ impl Given {
             .filter(|folder| sources.iter().all(|source| first(source).as_ref() == Some(folder)));
         let skip = folder.as_ref().map_or(0, |folder| folder.len() + 1);
         let path = PathBuf::from(folder.unwrap_or_default());
-        let mut files = BTreeMap::new();
+        let (mut files, mut deeper) = (BTreeMap::new(), None);
         for source in sources {
             let name = source.name()[skip..].to_string();
-            if name.contains('/') {
+            if let Some((folder, _)) = name.rsplit_once('/') {
+                deeper = deeper.or_else(|| Some(folder.to_string()));
                 continue;
             }
             if files.insert(name.clone(), source).is_some() {
                 return Err(Error::checkpoint(Path::new(&name), Refusal::GivenTwice));
             }
         }
-        match files.is_empty() {
-            true => Err(Error::checkpoint(&path, Refusal::NothingGiven)),
-            false => Ok(Given { files, folder: path }),
+        if !files.is_empty() {
+            return Ok(Given { files, folder: path });
         }
+        let refusal = deeper.map_or(Refusal::NothingGiven, Refusal::GivenDeeper);
+        Err(Error::checkpoint(&path, refusal))
     }
 
     /// What is meant by the files: one of them, or the folder that they are of.
@@ -369,9 +371,17 @@ mod tests {
     }
 
     #[test]
-    fn nothing_and_twice_are_errors() {
+    fn nothing_twice_and_two_folders_are_errors() {
         let error = |given| Checkpoint::open_sources(given).unwrap_err().to_string();
         assert!(error(vec![]).contains("no file is given"));
+        let of = |name| source(name, &tensors(&["a"]));
+        let folders = error(vec![of("m/x.safetensors"), of("n/x.safetensors")]);
+        assert!(
+            folders.contains("not those of one folder") && folders.contains("`m`"),
+            "{folders}"
+        );
+        let inside = error(vec![of("m/a\u{7}/x.safetensors"), of("m/b/y.safetensors")]);
+        assert!(inside.contains("`a\\u{7}`"), "{inside}");
         let twice = || source("a.safetensors", &tensors(&["a"]));
         assert!(error(vec![twice(), twice()]).contains("have this name"));
         let json = error(vec![source("a.json", b"{\"x\": [1, 2, 3]}")]);

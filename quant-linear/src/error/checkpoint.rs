@@ -171,6 +171,13 @@ pub enum Refusal {
     /// No files where those of a checkpoint are to be given.
     #[error("no file is given; give a .safetensors or .gguf file, or the files of a folder")]
     NothingGiven,
+    /// Files that are not beside each other, where those of a checkpoint are given.
+    #[error(
+        "the given files are not those of one folder: all lie deeper, as in `{}`; give the files \
+         of one",
+        printable(.0)
+    )]
+    GivenDeeper(String),
     /// Two files of one name where those of a checkpoint are given.
     #[error("two of the given files have this name; give one of them")]
     GivenTwice,

@@ -210,7 +210,9 @@ fn count(checkpoint: &Checkpoint, layer: &Layer) -> Result<Counts, Error> {
 pub fn problem(module: &str, error: &Error) -> String {
     let shown = if module.is_empty() { "(no prefix)" } else { module };
     let pass = match error {
-        Error::ScaleTypeUnknown { .. } => "pass --scale-type e8m0 or --scale-type e4m3: ",
+        Error::ScaleTypeUnknown { .. } => {
+            "say which scale type, e8m0 or e4m3 (`--scale-type`; the option `scaleType`): "
+        }
         _ => "",
     };
     format!("layer `{shown}`: {pass}{error}")

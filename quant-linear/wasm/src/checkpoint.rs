@@ -1,11 +1,12 @@
 //! Checkpoints, of any layout, read by slices.
 
+use std::cell::OnceCell;
 use std::sync::Arc;
 
 use fp4_core::{Format, ScaleRule, ScaleType};
 use js_sys::{Float32Array, Object};
 use quant_linear::checkpoint::{self, ByteSource};
-use quant_linear::layout;
+use quant_linear::layout::{self, Layers};
 use quant_linear::model::inspect::Contents;
 use quant_linear::model::report::{Event, Report};
 use quant_linear::model::verify;
@@ -47,6 +48,21 @@ fn sources(files: &JsValue) -> Result<Vec<Arc<dyn ByteSource>>, Failure> {
 pub struct Checkpoint {
     pub(crate) checkpoint: checkpoint::Checkpoint,
     pub(crate) options: LoadOptions,
+    /// Found when the first view asks: a model of many experts has a hundred thousand.
+    layers: OnceCell<Layers>,
+}
+
+impl Checkpoint {
+    fn with_layers(&self) -> Result<(&checkpoint::Checkpoint, &Layers), Failure> {
+        let layers = match self.layers.get() {
+            Some(found) => found,
+            None => {
+                let found = Layers::find(&self.checkpoint, &self.options)?;
+                self.layers.get_or_init(|| found)
+            }
+        };
+        Ok((&self.checkpoint, layers))
+    }
 }
 
 /// Verifies files that may be no checkpoint: one whose parts are broken is a finding.
@@ -98,7 +114,7 @@ impl Checkpoint {
         run(|| {
             let (files, options) = (sources(files)?, load_options(options)?);
             let checkpoint = checkpoint::Checkpoint::open_sources(files)?;
-            Ok(Checkpoint { checkpoint, options })
+            Ok(Checkpoint { checkpoint, options, layers: OnceCell::new() })
         })
     }
 
@@ -141,7 +157,7 @@ impl Checkpoint {
         other: &Checkpoint,
         progress: &JsValue,
     ) -> Answer<JsValue> {
-        self.view(name, Some(&other.checkpoint), progress)
+        self.view(name, Some(other), progress)
     }
 
     /// A dense tensor, quantized on trial.
@@ -183,7 +199,7 @@ impl Checkpoint {
             let first = [count(row, "row")?, count(col, "col")?];
             let size = [count(rows, "rows")?, count(cols, "cols")?];
             area(size[0], size[1])?;
-            let values = view::values(&self.checkpoint, &name, first, size, &self.options)?;
+            let values = view::values(self.with_layers()?, &name, first, size)?;
             Ok(Float32Array::from(&values[..]))
         })
     }
@@ -191,13 +207,14 @@ impl Checkpoint {
     fn view(
         &self,
         name: &JsValue,
-        against: Option<&checkpoint::Checkpoint>,
+        against: Option<&Checkpoint>,
         progress: &JsValue,
     ) -> Answer<JsValue> {
         run(|| {
             let (name, progress) = (text(name, "name")?, Progress::of(progress)?);
             let mut on = |done, total| progress.tell(done, total, &name);
-            let view = View::new(&self.checkpoint, &name, against, &self.options, &mut on)?;
+            let against = against.map(Checkpoint::with_layers).transpose()?;
+            let view = View::new(self.with_layers()?, &name, against, &self.options, &mut on)?;
             with_map(&view, &view.map)
         })
     }

@@ -213,6 +213,7 @@ fn is_broken(error: &Error, folder: bool) -> bool {
             | Refusal::OtherKind { .. }
             | Refusal::NoModel
             | Refusal::NothingGiven
+            | Refusal::GivenDeeper(_)
             | Refusal::GivenTwice
             | Refusal::ManyFiles(_)
             | Refusal::ManyIndexes(_)

@@ -14,12 +14,14 @@
 //! ```no_run
 //! use fp4_core::{Format, ScaleRule};
 //! use quant_linear::checkpoint::Checkpoint;
+//! use quant_linear::layout::Layers;
 //! use quant_linear::model::view::{self, Choice, View};
 //! use quant_linear::{Backends, LoadOptions};
 //!
 //! let checkpoint = Checkpoint::open("model.safetensors".as_ref())?;
 //! let options = LoadOptions::default();
-//! let view = View::new(&checkpoint, "a.weight", None, &options, &mut |_, _| {})?;
+//! let layers = Layers::find(&checkpoint, &options)?;
+//! let view = View::new((&checkpoint, &layers), "a.weight", None, &options, &mut |_, _| {})?;
 //! println!("{} rows", view.rows);
 //! let choice = Choice { format: Format::NvFp4, rule: ScaleRule::Search, transform: None };
 //! let trials = view::trials(
@@ -125,25 +127,24 @@ pub type Progress<'p> = dyn FnMut(u64, u64) + 'p;
 
 impl View {
     /// Looks at the layer of a module, or at a tensor that is part of none; `against` is what a
-    /// layer's error is measured by.
+    /// layer's error is measured by. A checkpoint comes with its layers, which are found once for
+    /// all views; `options` are those by which `from`'s were.
     ///
     /// # Errors
     /// [`Error::MissingTensor`], [`Error::NoValues`] for a tensor without values, a layer that is
     /// not whole; I/O errors.
     pub fn new(
-        from: &Checkpoint,
+        (from, layers): (&Checkpoint, &Layers),
         name: &str,
-        against: Option<&Checkpoint>,
+        against: Option<(&Checkpoint, &Layers)>,
         options: &LoadOptions,
         progress: &mut Progress<'_>,
     ) -> Result<Self, Error> {
-        let mut layers = Layers::find(from, options)?;
         if let Some(layer) = layers.good.get(name) {
             return match against {
                 None => Self::layer(from, layer, None, progress),
-                Some(other) => {
-                    let theirs = Layers::find(other, options)?;
-                    let items = Items::of((other, &theirs), Some((from, &layers)))?;
+                Some((other, theirs)) => {
+                    let items = Items::of((other, theirs), Some((from, layers)))?;
                     let item = items.by_name.get(layer.tensor.as_str());
                     let reference = match item {
                         None => Err(format!("the other file has no `{}`", layer.tensor)),
@@ -155,10 +156,13 @@ impl View {
                 }
             };
         }
-        match layers.bad.remove(name) {
-            Some(error) if !from.tensors().contains_key(name) => Err(error),
-            _ => Self::dense(from, name, progress),
+        if layers.bad.contains_key(name) && !from.tensors().contains_key(name) {
+            // Found again, for an error of its own.
+            if let Some(error) = Layers::find(from, options)?.bad.remove(name) {
+                return Err(error);
+            }
         }
+        Self::dense(from, name, progress)
     }
 
     fn layer(
@@ -260,19 +264,18 @@ impl View {
 }
 
 /// Some dense values of a layer or a tensor, row-major: those of `rows` rows and `cols` columns
-/// from an element on. A layer's are what its codes are worth, in the domain of its transform.
+/// from an element on. A layer's are what its codes are worth, in the domain of its transform. The
+/// checkpoint comes with its layers.
 ///
 /// # Errors
 /// As [`View::new`]; a part that is not inside.
 pub fn values(
-    from: &Checkpoint,
+    (from, layers): (&Checkpoint, &Layers),
     name: &str,
     [row, col]: [usize; 2],
     [rows, cols]: [usize; 2],
-    options: &LoadOptions,
 ) -> Result<Vec<f32>, Error> {
     use crate::checkpoint::tiles::Tile;
-    let layers = Layers::find(from, options)?;
     let layer = layers.good.get(name);
     let dense = match layer {
         Some(_) => None,

@@ -6,7 +6,7 @@ use fp4_core::{Format, ScaleRule, ScaleType};
 
 use super::{Choice, MAX_CELLS, View, trials, values};
 use crate::checkpoint::{ByteSource, Checkpoint, InMemory};
-use crate::layout::LoadOptions;
+use crate::layout::{Layers, LoadOptions};
 use crate::model::dense::tests::vector;
 use crate::model::report::Report;
 use crate::{Backends, DenseOptions, QuantLinear, StoredTransform};
@@ -28,7 +28,9 @@ fn drawn(len: usize) -> Vec<f32> {
 }
 
 fn view(from: &Checkpoint, name: &str) -> View {
-    View::new(from, name, None, &LoadOptions::default(), &mut |_, _| {}).unwrap()
+    let options = LoadOptions::default();
+    let layers = Layers::find(from, &options).unwrap();
+    View::new((from, &layers), name, None, &options, &mut |_, _| {}).unwrap()
 }
 
 #[test]
@@ -37,10 +39,11 @@ fn a_layer_holds_what_its_report_says_and_its_map_sums_to_it() {
     for file in ["f_modelopt_nvfp4.safetensors", "h_fpquant_mxfp4.safetensors"] {
         let from = vector(file);
         let options = LoadOptions::default();
+        let found = Layers::find(&from, &options).unwrap();
         let report = Report::new(&from, None, &options, &mut |_| {}).unwrap();
         for row in &report.rows {
             let (mut seen, mut last) = (0, 0);
-            let view = View::new(&from, &row.name, None, &options, &mut |done, total| {
+            let view = View::new((&from, &found), &row.name, None, &options, &mut |done, total| {
                 assert!(seen <= done && done <= total);
                 (seen, last) = (done, total);
             });
@@ -146,16 +149,16 @@ fn dense_values_are_counted_by_their_powers_of_two() {
     assert_eq!(view.map.planes["not_finite"].iter().sum::<f32>(), 2.0);
     assert_eq!(view.map.planes["amax"][0], f32::MAX);
     assert_eq!((view.map.rows, view.map.row_step, view.map.col_step), (40, 1, 16));
-    let options = LoadOptions::default();
-    let part = values(&from, "a", [0, 3], [2, 2], &options).unwrap();
+    let layers = Layers::find(&from, &LoadOptions::default()).unwrap();
+    let from = (&from, &layers);
+    let part = values(from, "a", [0, 3], [2, 2]).unwrap();
     assert_eq!(part, [all[3], all[4], all[19], all[20]]);
-    assert!(values(&from, "a", [39, 0], [2, 1], &options).is_err());
-    assert!(values(&from, "a", [0, usize::MAX], [1, 2], &options).is_err());
+    assert!(values(from, "a", [39, 0], [2, 1]).is_err());
+    assert!(values(from, "a", [0, usize::MAX], [1, 2]).is_err());
 }
 
 #[test]
 fn a_layer_against_itself_is_exact_and_against_none_of_its_name_incomparable() {
-    use crate::layout::Layers;
     let (packed, reference) =
         (vector("f_modelopt_nvfp4.safetensors"), vector("f_modelopt_nvfp4_ref.safetensors"));
     let options = LoadOptions::default();
@@ -163,10 +166,33 @@ fn a_layer_against_itself_is_exact_and_against_none_of_its_name_incomparable() {
     let (module, layer) = layers.good.iter().next().unwrap();
     assert_eq!(layer.shape.scale_type(), ScaleType::E4M3);
     // The other file has no tensor of that name: said, and no error.
-    let view = View::new(&packed, module, Some(&reference), &options, &mut |_, _| {}).unwrap();
+    let theirs = Layers::find(&reference, &options).unwrap();
+    let of = (&packed, &layers);
+    let against = Some((&reference, &theirs));
+    let view = View::new(of, module, against, &options, &mut |_, _| {}).unwrap();
     assert!(view.error.is_none() && view.incomparable.unwrap().contains(&layer.tensor));
     // Against itself nothing differs.
-    let view = View::new(&packed, module, Some(&packed), &options, &mut |_, _| {}).unwrap();
+    let view = View::new(of, module, Some(of), &options, &mut |_, _| {}).unwrap();
     assert_eq!(view.error.unwrap().error_kind, "exact");
     assert!(view.map.planes["sqnr_db"].iter().all(|db| *db == f32::INFINITY));
+}
+
+#[test]
+fn a_layer_that_is_not_whole_says_so_in_each_view() {
+    let bytes = [0; 512];
+    let entry = serde_json::json!({
+        "m.weight_packed": { "dtype": "U8", "shape": [16, 32], "data_offsets": [0, 512] }
+    });
+    let header = entry.to_string();
+    let file = [&(header.len() as u64).to_le_bytes()[..], header.as_bytes(), &bytes].concat();
+    let source: Arc<dyn ByteSource> = Arc::new(InMemory::new("a.safetensors", file));
+    let from = Checkpoint::open_sources(vec![source]).unwrap();
+    let layout = crate::layout::named("compressed-tensors");
+    let options = LoadOptions { layout, ..LoadOptions::default() };
+    let layers = Layers::find(&from, &options).unwrap();
+    assert!(layers.bad.contains_key("m"));
+    for _ in 0..2 {
+        let view = View::new((&from, &layers), "m", None, &options, &mut |_, _| {});
+        assert!(view.unwrap_err().to_string().contains("m.weight_"));
+    }
 }
