@@ -58,6 +58,12 @@ constexpr int NVFP4_PLANES = 3;
 constexpr int MXINT8_PLANES = 2;
 constexpr int FOLD_ROWS = 8;              // rows of a block that folds
 constexpr int EXTRA_STEPS = 32;           // steps of a block of fold_extras
+constexpr int FOLDED_ROWS = 128;          // outputs of a block of matmul_mma_folded, down and across
+constexpr int FOLDED_FEW_ROWS = 64;       // down, of the kernels for few rows
+constexpr int FOLDED_COLS = 128;
+constexpr int FOLDED_MXFP4_SHARED = 49152; // bytes of dynamic shared memory
+constexpr int FOLDED_NVFP4_SHARED = 81920;
+constexpr int FOLDED_MXINT8_SHARED = 73728;
 constexpr int WGMMA_THREADS = 384;
 constexpr int WGMMA_SHARED = 197888;
 
@@ -128,8 +134,37 @@ struct MatmulArgs {
     int product;
     int joint_limit; // the largest joint spread of exponents whose int64 sums fit
     int k_folds;     // whether K is short enough for the int32 fold
+    const u32* left; // null, or for matmul_mma the tiles to compute: their number, then their indices,
+    int left_rows;   // of so many rows by FOLDED_COLS
+    int unused;
 };
-static_assert(sizeof(MatmulArgs) == 112, "");
+static_assert(sizeof(MatmulArgs) == 128, "");
+
+// matmul_mma_folded.
+struct FoldedArgs {
+    FoldedOperand a;
+    FoldedOperand b;
+    Outputs outputs;
+    int* sums;       // zeros for each tile, left zero; null if there is one range
+    u32* arrivals;   // a zero for each tile, left zero; null if there is one range
+    u32* left;       // a zero, and room for the tiles that are left to matmul_mma
+    u64* paths;      // as in MatmulArgs
+    int k_pad;
+    int ranges;      // of K
+    int range_steps; // steps of STEP_K of a range
+    int first_tile;  // the number under which tile 0 is left
+};
+static_assert(sizeof(FoldedArgs) == 176, "");
+
+// Several products of one kernel in one launch.
+struct GroupedArgs {
+    const void* products; // `count` of the kernel's own arguments
+    const u32* ends;      // for each, how many blocks (tiles, if there is `left`) it and those before have
+    const u32* left;      // null, or as in MatmulArgs
+    int count;
+    int left_rows;
+};
+static_assert(sizeof(GroupedArgs) == 32, "");
 
 // Partial sums over the groups [first, end) of B.
 struct PartialArgs {

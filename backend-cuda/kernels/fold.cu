@@ -3,8 +3,6 @@
 // The algorithm is told in fold_rows.cuh. Not yet run on hardware.
 #include "fold_rows.cuh"
 
-#if FP4_SM == 90 // what reads the folded form runs there alone
-
 #define FOLD(name, ENCODING)                                                                  \
     KERNEL_BOUNDS(fp4::FOLD_THREADS, 2)                                                       \
     void name(fp4::FoldArgs p) {                                                              \
@@ -31,5 +29,3 @@ FOLD(fold_mxint8, fp4::MXINT8)
 FOLD_EXTRAS(fold_extras_mxfp4, fp4::MXFP4)
 FOLD_EXTRAS(fold_extras_nvfp4, fp4::NVFP4)
 FOLD_EXTRAS(fold_extras_mxint8, fp4::MXINT8)
-
-#endif

@@ -203,6 +203,17 @@ __device__ __forceinline__ u32 encode_int8(float q) {
 
 // ---- operands and products (arguments.cuh)
 
+// Which product of a grouped launch item `at` belongs to: the first whose end is above it.
+__device__ __forceinline__ int product_of(const u32* ends, int count, u32 at) {
+    int low = 0, high = count - 1;
+    while (low < high) {
+        const int middle = (low + high) / 2;
+        if (ends[middle] > at) high = middle;
+        else low = middle + 1;
+    }
+    return low;
+}
+
 // An operand's encoding.
 template <int ENCODING>
 struct Encoded {

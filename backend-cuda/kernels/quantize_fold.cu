@@ -19,8 +19,6 @@
 #include "fold_rows.cuh"
 #include "quantize.cuh"
 
-#if FP4_SM == 90 // what reads the folded form runs there alone
-
 namespace fp4 {
 
 __device__ __forceinline__ void fold_format(int scale_type, const u8* codes, const u8* scales, int first_row, int rows,
@@ -86,5 +84,3 @@ QUANTIZE_FOLD(quantize_fold_bf16, DenseBf16)
 TRANSFORM_QUANTIZE_FOLD(transform_quantize_fold_f32, DenseF32)
 TRANSFORM_QUANTIZE_FOLD(transform_quantize_fold_f16, DenseF16)
 TRANSFORM_QUANTIZE_FOLD(transform_quantize_fold_bf16, DenseBf16)
-
-#endif

@@ -47,7 +47,7 @@ fn a_prepared_weight_is_kept_once() {
         let once = cuda.clone().with_folded_weights(false).prepare(b.view()).unwrap();
         let ratio = once.device_bytes() as f64 / packed;
         assert!((1.0..1.05).contains(&ratio), "{format}: {ratio}");
-        // On Hopper the folded form lies beside it, by default: 1 or 3 bytes an element, and room
+        // The folded form lies beside it, by default: 1 or 3 bytes an element, and room
         // for what lies far apart, of which this weight has nothing.
         let folded = cuda.prepare(b.view()).unwrap().device_bytes() as f64 / packed;
         let digits = if format == Format::MxFp4 { 1.0 } else { 3.0 };
@@ -64,7 +64,8 @@ fn buffers_between_calls_are_bounded_and_released_on_request() {
     let mut expected = vec![0f32; 900];
     reference::matmul(a.view(), b.view(), 0.5, (&mut expected[..]).into()).unwrap();
     // Ranges of K take buffers of a product; the folded form of a weight that has none is one too.
-    for kernel in [MatmulKernel::Decode { ranges: 4 }, MatmulKernel::Wgmma] {
+    let folded = MatmulKernel::MmaFolded { ranges: 3 };
+    for kernel in [MatmulKernel::Decode { ranges: 4 }, MatmulKernel::Wgmma, folded] {
         let cuda = Cuda::open(0).unwrap().with_matmul_kernel(kernel).with_folded_weights(false);
         let weight = cuda.prepare(b.view()).unwrap();
         assert_eq!(cuda.scratch_bytes(), 0);

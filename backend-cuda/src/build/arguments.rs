@@ -90,6 +90,29 @@ structs! {
         product: i32,
         joint_limit: i32,
         k_folds: i32,
+        left: Pointer,
+        left_rows: i32,
+        unused: i32,
+    }
+    FoldedArgs {
+        a: FoldedOperand,
+        b: FoldedOperand,
+        outputs: Outputs,
+        sums: Pointer,
+        arrivals: Pointer,
+        left: Pointer,
+        paths: Pointer,
+        k_pad: i32,
+        ranges: i32,
+        range_steps: i32,
+        first_tile: i32,
+    }
+    GroupedArgs {
+        products: Pointer,
+        ends: Pointer,
+        left: Pointer,
+        count: i32,
+        left_rows: i32,
     }
     PartialArgs {
         a: PackedOperand,
@@ -204,6 +227,8 @@ constants! {
     NAIVE_TILE MMA_TILE MMA_THREADS
     DECODE_ROWS DECODE_STAGE_K DECODE_SHARED
     TILE_ROWS STEP_K MXFP4_PLANES NVFP4_PLANES MXINT8_PLANES FOLD_ROWS EXTRA_STEPS
+    FOLDED_ROWS FOLDED_FEW_ROWS FOLDED_COLS
+    FOLDED_MXFP4_SHARED FOLDED_NVFP4_SHARED FOLDED_MXINT8_SHARED
     WGMMA_THREADS WGMMA_SHARED
     NVFP4_INT64_GROUPS EXACT_LIMBS
 }

@@ -20,9 +20,6 @@ use crate::operand::folded::block_bytes;
 pub(super) const COMPUTE_CAPABILITY: i32 = 90;
 /// Least rows of A for which this kernel is the choice: a tile, half empty below it. Not measured.
 pub(super) const MIN_ROWS: usize = TILE_ROWS;
-/// The same where the weight is yet to be folded, by arithmetic: reading and writing it costs what
-/// the faster kernel saves on about 200 rows. Not measured.
-pub(super) const MIN_ROWS_UNFOLDED: usize = 256;
 
 /// The kernel of a product and its tile; none for MXINT8 by NVFP4.
 fn kernel(of: Encodings) -> Option<(&'static Kernel<WgmmaArgs>, [usize; 2])> {
