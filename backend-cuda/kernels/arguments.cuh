@@ -52,12 +52,13 @@ constexpr int DECODE_ROWS = 128;          // rows of B of a block of matmul_deco
 constexpr int DECODE_STAGE_K = 256;       // ranges of K are multiples of it
 constexpr int DECODE_SHARED = 77328;      // bytes of dynamic shared memory
 constexpr int TILE_ROWS = 128;            // rows of a tile of the folded form (fold.cuh)
-constexpr int STEP_K = 32;                // k of a step of it
+constexpr int SLICE_K = 128;              // k of a block of it
+constexpr int STEP_K = 32;                // of a step, four to a block
 constexpr int MXFP4_PLANES = 1;           // digits of an element of it
 constexpr int NVFP4_PLANES = 3;
 constexpr int MXINT8_PLANES = 2;
 constexpr int FOLD_ROWS = 8;              // rows of a block that folds
-constexpr int EXTRA_STEPS = 32;           // steps of a block of fold_extras
+constexpr int EXTRA_SLICES = 8;           // slices of a block of fold_extras
 constexpr int WGMMA_THREADS = 384;
 constexpr int WGMMA_SHARED = 197888;
 
@@ -95,14 +96,15 @@ static_assert(sizeof(PackedOperand) == 24, "");
 // The folded form of an operand (fold.cuh).
 struct FoldedOperand {
     u8* blocks;
-    u32* entries;    // (tiles, steps)
+    u32* entries;    // (tiles, slices, 2)
+    u32* used;       // (tiles): extra blocks taken
     u32* incomplete; // (tiles)
     int* bases;      // (rows)
     RowMeta* meta;   // (rows)
     int rows;
     int extra;       // extra blocks of a tile
 };
-static_assert(sizeof(FoldedOperand) == 48, "");
+static_assert(sizeof(FoldedOperand) == 56, "");
 
 // ---- products
 
@@ -173,7 +175,7 @@ struct WgmmaArgs {
     int k_pad;
     int unused;
 };
-static_assert(sizeof(WgmmaArgs) == 160, "");
+static_assert(sizeof(WgmmaArgs) == 176, "");
 
 // ---- quantization
 
@@ -234,7 +236,7 @@ struct QuantizeFoldArgs {
     FoldedOperand to;
     u32* arrivals; // a zero for each strip
 };
-static_assert(sizeof(QuantizeFoldArgs) == 168, "");
+static_assert(sizeof(QuantizeFoldArgs) == 176, "");
 
 struct RowMetaArgs {
     PackedOperand operand;
@@ -248,7 +250,6 @@ struct FoldArgs {
     const u8* codes;
     const u8* scales;
     FoldedOperand to;
-    u32* used;  // (tiles): extra blocks taken
     int k_pad;
     int unused;
 };

@@ -66,6 +66,7 @@ structs! {
     FoldedOperand {
         blocks: Pointer,
         entries: Pointer,
+        used: Pointer,
         incomplete: Pointer,
         bases: Pointer,
         meta: Pointer,
@@ -170,7 +171,6 @@ structs! {
         codes: Pointer,
         scales: Pointer,
         to: FoldedOperand,
-        used: Pointer,
         k_pad: i32,
         unused: i32,
     }
@@ -203,7 +203,7 @@ constants! {
     STRIP_ROWS STRIP_COLS
     NAIVE_TILE MMA_TILE MMA_THREADS
     DECODE_ROWS DECODE_STAGE_K DECODE_SHARED
-    TILE_ROWS STEP_K MXFP4_PLANES NVFP4_PLANES MXINT8_PLANES FOLD_ROWS EXTRA_STEPS
+    TILE_ROWS SLICE_K MXFP4_PLANES NVFP4_PLANES MXINT8_PLANES FOLD_ROWS EXTRA_SLICES
     WGMMA_THREADS WGMMA_SHARED
     NVFP4_INT64_GROUPS EXACT_LIMBS
 }
