@@ -60,7 +60,7 @@ constexpr int MXINT8_PLANES = 2;
 constexpr int FOLD_ROWS = 8;              // rows of a block that folds
 constexpr int EXTRA_SLICES = 8;           // slices of a block of fold_extras
 constexpr int WGMMA_THREADS = 384;
-constexpr int WGMMA_SHARED = 197888;
+constexpr int WGMMA_SHARED = 221184;
 
 // ---- bounds
 
@@ -154,14 +154,14 @@ struct DecodeArgs {
     Outputs outputs;
     u64* sums;      // (m, n) zeros, left zero; null if there is one range
     u32* arrivals;  // a zero for each (z, x), left zero
-    const u8* todo; // null, or a byte for each tile of todo_m x todo_n outputs: only where it is not 0
+    const u32* left; // null, or how many tiles of left_m x left_n outputs, then which: only those
     u64* paths;     // as in MatmulArgs
     int m;
     int n;
     int k_pad;
     int range;      // k of a block, a multiple of DECODE_STAGE_K
-    int todo_m;
-    int todo_n;
+    int left_m;
+    int left_n;
 };
 static_assert(sizeof(DecodeArgs) == 136, "");
 
@@ -170,7 +170,7 @@ struct WgmmaArgs {
     FoldedOperand b;
     Outputs outputs;
     const u8* zeros; // a block of zeros
-    u8* todo;        // for each tile, whether it is left to another kernel
+    u32* left;       // how many tiles are left to another kernel, to be added to, then which
     u64* paths;      // as in MatmulArgs
     int k_pad;
     int unused;

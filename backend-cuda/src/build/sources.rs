@@ -63,7 +63,7 @@ pub(crate) static FAMILIES: [&Family; 10] = [
 ];
 
 /// Headers by the name that `#include` uses.
-pub(crate) static HEADERS: [(&str, &str); 9] = [
+pub(crate) static HEADERS: [(&str, &str); 11] = [
     ("arguments.cuh", include_str!("../../kernels/arguments.cuh")),
     ("device.cuh", include_str!("../../kernels/device.cuh")),
     ("format.cuh", include_str!("../../kernels/format.cuh")),
@@ -72,6 +72,8 @@ pub(crate) static HEADERS: [(&str, &str); 9] = [
     ("quantize.cuh", include_str!("../../kernels/quantize.cuh")),
     ("fold.cuh", include_str!("../../kernels/fold.cuh")),
     ("fold_rows.cuh", include_str!("../../kernels/fold_rows.cuh")),
+    ("wgmma_plan.cuh", include_str!("../../kernels/wgmma_plan.cuh")),
+    ("wgmma_epilogue.cuh", include_str!("../../kernels/wgmma_epilogue.cuh")),
     ("matmul_wgmma.cuh", include_str!("../../kernels/matmul_wgmma.cuh")),
 ];
 

@@ -38,8 +38,8 @@ pub(crate) struct Folded {
 /// How many extra blocks a tile has room for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Extra {
-    /// As data that is not known yet may need: a second window in three of four slices, which one
-    /// outlier channel in a hundred makes. A tile that needs more is left to the kernel by groups.
+    /// As data that is not known yet may need: a second window in every slice, which one outlier
+    /// group in eight makes. A tile that needs more is left to the kernel by groups.
     Usual,
     /// A number that was counted.
     Of(usize),
@@ -86,7 +86,7 @@ impl Folded {
     pub(crate) fn begin_with(&mut self, of: &FoldShape, extra: Extra) -> Result<(), Error> {
         self.ready = false;
         (self.tiles, self.slices) = (of.rows.div_ceil(TILE_ROWS), of.k_pad / SLICE_K);
-        let usual = self.slices * 3 / 4 + 4;
+        let usual = self.slices + 2;
         self.extra = match extra {
             Extra::Usual => usual,
             Extra::Of(count) => count.min(usual),

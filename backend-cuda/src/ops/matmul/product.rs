@@ -41,8 +41,9 @@ pub(crate) struct Scratch {
     pub(crate) a: Folded,
     pub(crate) b: Folded,
     pub(super) zeros: Buffer,
-    /// A byte for each tile of the last `Wgmma` that ran and is no graph's, and how many there are.
-    pub(super) todo: Buffer,
+    /// How many tiles the last `Wgmma` left, and which.
+    pub(super) left: Buffer,
+    /// How many tiles it had, if it ran and is no graph's.
     pub(super) tiles: usize,
 }
 
@@ -55,15 +56,18 @@ impl Scratch {
     /// How many tiles of the last `MatmulKernel::Wgmma` product were left to the kernel by
     /// groups, of how many. The caller has synchronized.
     pub(crate) fn tiles_left(&self, gpu: &Gpu) -> Result<(usize, usize), Error> {
-        let mut todo = vec![0; self.tiles];
-        self.todo.download(&gpu.stream, &mut todo)?;
+        if self.tiles == 0 {
+            return Ok((0, 0));
+        }
+        let mut left = [0u32];
+        self.left.download(&gpu.stream, bytemuck::cast_slice_mut(&mut left))?;
         gpu.synchronize()?;
-        Ok((todo.iter().filter(|&&left| left != 0).count(), self.tiles))
+        Ok((left[0] as usize, self.tiles))
     }
 
     /// Bytes of device memory held.
     pub(crate) fn allocated_bytes(&self) -> usize {
-        let own = [&self.sums, &self.arrivals, &self.zeros, &self.todo];
+        let own = [&self.sums, &self.arrivals, &self.zeros, &self.left];
         let own: usize = own.iter().map(|buffer| buffer.len()).sum();
         own + self.a.allocated_bytes() + self.b.allocated_bytes()
     }
