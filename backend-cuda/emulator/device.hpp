@@ -333,6 +333,30 @@ DEVICE void cp_async_wait() {
     emulator::cp_async_wait(N);
 }
 
+// Two f32 as 16-bit floats, nearest, ties to even; NaN is 0x7FFF.
+DEVICE unsigned fp4_narrow_f16(float x) {
+    unsigned bits = fp4_bits<unsigned>(x), magnitude = bits & 0x7FFFFFFFu, sign = bits >> 16 & 0x8000u;
+    if (magnitude > 0x7F800000u) return 0x7FFFu;
+    double units = static_cast<double>(fp4_bits<float>(magnitude));
+    if (units >= 65520.0) return sign | 0x7C00u; // the tie of the largest and 2^16 goes up
+    int exponent = 0;
+    std::frexp(units, &exponent); // units < 2^exponent
+    int last = exponent - 11 > -24 ? exponent - 11 : -24;
+    double kept = std::nearbyint(std::ldexp(units, -last)); // exact but for the rounding
+    unsigned whole = static_cast<unsigned>(kept);
+    // The implicit bit moves the exponent field by one, and so does a carry.
+    return sign | (static_cast<unsigned>(last + 24) * 1024u + whole);
+}
+DEVICE unsigned fp4_narrow_bf16(float x) {
+    unsigned bits = fp4_bits<unsigned>(x);
+    if ((bits & 0x7FFFFFFFu) > 0x7F800000u) return 0x7FFFu;
+    unsigned rest = bits & 0xFFFFu, kept = bits >> 16;
+    return kept + (rest > 0x8000u || (rest == 0x8000u && (kept & 1u)) ? 1u : 0u);
+}
+DEVICE unsigned pack_f16x2(float low, float high) { return fp4_narrow_f16(low) | fp4_narrow_f16(high) << 16; }
+DEVICE unsigned pack_bf16x2(float low, float high) { return fp4_narrow_bf16(low) | fp4_narrow_bf16(high) << 16; }
+
+DEVICE bool elect_lane() { return emulator::current->lane == 0; }
 DEVICE void mbarrier_init(void* mbarrier, unsigned count) { emulator::mbarrier_init(mbarrier, count); }
 DEVICE void mbarrier_arrive(void* mbarrier) { emulator::mbarrier_arrive(mbarrier, 0); }
 DEVICE void mbarrier_arrive_expect_tx(void* mbarrier, unsigned bytes) { emulator::mbarrier_arrive(mbarrier, bytes); }

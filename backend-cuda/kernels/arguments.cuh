@@ -52,12 +52,13 @@ constexpr int DECODE_ROWS = 128;          // rows of B of a block of matmul_deco
 constexpr int DECODE_STAGE_K = 256;       // ranges of K are multiples of it
 constexpr int DECODE_SHARED = 77328;      // bytes of dynamic shared memory
 constexpr int TILE_ROWS = 128;            // rows of a tile of the folded form (fold.cuh)
-constexpr int STEP_K = 32;                // k of a step of it
+constexpr int SLICE_K = 128;              // k of a block of it
+constexpr int STEP_K = 32;                // of a step, four to a block
 constexpr int MXFP4_PLANES = 1;           // digits of an element of it
 constexpr int NVFP4_PLANES = 3;
 constexpr int MXINT8_PLANES = 2;
 constexpr int FOLD_ROWS = 8;              // rows of a block that folds
-constexpr int EXTRA_STEPS = 32;           // steps of a block of fold_extras
+constexpr int EXTRA_SLICES = 8;           // slices of a block of fold_extras
 constexpr int FOLDED_ROWS = 128;          // outputs of a block of matmul_mma_folded, down and across
 constexpr int FOLDED_FEW_ROWS = 64;       // down, of the kernels for few rows
 constexpr int FOLDED_COLS = 128;
@@ -65,7 +66,7 @@ constexpr int FOLDED_MXFP4_SHARED = 49152; // bytes of dynamic shared memory
 constexpr int FOLDED_NVFP4_SHARED = 81920;
 constexpr int FOLDED_MXINT8_SHARED = 73728;
 constexpr int WGMMA_THREADS = 384;
-constexpr int WGMMA_SHARED = 197888;
+constexpr int WGMMA_SHARED = 221184;
 
 // ---- bounds
 
@@ -101,14 +102,15 @@ static_assert(sizeof(PackedOperand) == 24, "");
 // The folded form of an operand (fold.cuh).
 struct FoldedOperand {
     u8* blocks;
-    u32* entries;    // (tiles, steps)
+    u32* entries;    // (tiles, slices, 2)
+    u32* used;       // (tiles): extra blocks taken
     u32* incomplete; // (tiles)
     int* bases;      // (rows)
     RowMeta* meta;   // (rows)
     int rows;
     int extra;       // extra blocks of a tile
 };
-static_assert(sizeof(FoldedOperand) == 48, "");
+static_assert(sizeof(FoldedOperand) == 56, "");
 
 // ---- products
 
@@ -151,10 +153,10 @@ struct FoldedArgs {
     u64* paths;      // as in MatmulArgs
     int k_pad;
     int ranges;      // of K
-    int range_steps; // steps of STEP_K of a range
+    int range_slices; // slices of K of a range
     int first_tile;  // the number under which tile 0 is left
 };
-static_assert(sizeof(FoldedArgs) == 176, "");
+static_assert(sizeof(FoldedArgs) == 192, "");
 
 // Several products of one kernel in one launch.
 struct GroupedArgs {
@@ -187,14 +189,14 @@ struct DecodeArgs {
     Outputs outputs;
     u64* sums;      // (m, n) zeros, left zero; null if there is one range
     u32* arrivals;  // a zero for each (z, x), left zero
-    const u8* todo; // null, or a byte for each tile of todo_m x todo_n outputs: only where it is not 0
+    const u32* left; // null, or how many tiles of left_m x left_n outputs, then which: only those
     u64* paths;     // as in MatmulArgs
     int m;
     int n;
     int k_pad;
     int range;      // k of a block, a multiple of DECODE_STAGE_K
-    int todo_m;
-    int todo_n;
+    int left_m;
+    int left_n;
 };
 static_assert(sizeof(DecodeArgs) == 136, "");
 
@@ -203,12 +205,12 @@ struct WgmmaArgs {
     FoldedOperand b;
     Outputs outputs;
     const u8* zeros; // a block of zeros
-    u8* todo;        // for each tile, whether it is left to another kernel
+    u32* left;       // how many tiles are left to another kernel, to be added to, then which
     u64* paths;      // as in MatmulArgs
     int k_pad;
     int unused;
 };
-static_assert(sizeof(WgmmaArgs) == 160, "");
+static_assert(sizeof(WgmmaArgs) == 176, "");
 
 // ---- quantization
 
@@ -269,7 +271,7 @@ struct QuantizeFoldArgs {
     FoldedOperand to;
     u32* arrivals; // a zero for each strip
 };
-static_assert(sizeof(QuantizeFoldArgs) == 168, "");
+static_assert(sizeof(QuantizeFoldArgs) == 176, "");
 
 struct RowMetaArgs {
     PackedOperand operand;
@@ -283,7 +285,6 @@ struct FoldArgs {
     const u8* codes;
     const u8* scales;
     FoldedOperand to;
-    u32* used;  // (tiles): extra blocks taken
     int k_pad;
     int unused;
 };

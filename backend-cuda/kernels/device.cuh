@@ -144,6 +144,19 @@ DEVICE void cp_async_wait() {
     asm volatile("cp.async.wait_group %0;" : : "n"(N) : "memory");
 }
 
+// ---- Two f32 as 16-bit floats, each rounded once; a NaN is 0x7FFF ----
+
+DEVICE unsigned pack_f16x2(float low, float high) {
+    unsigned d;
+    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(d) : "f"(high), "f"(low));
+    return d;
+}
+DEVICE unsigned pack_bf16x2(float low, float high) {
+    unsigned d;
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(d) : "f"(high), "f"(low));
+    return d;
+}
+
 // ---- Barriers among part of a block ----
 
 // Barrier `id` (1..15; 0 is __syncthreads) for `threads` threads, a multiple of 32.
@@ -196,6 +209,20 @@ DEVICE bool mbarrier_try_wait(void* mbarrier, unsigned parity) {
 DEVICE void mbarrier_wait(void* mbarrier, unsigned parity) {
     while (!mbarrier_try_wait(mbarrier, parity)) {
     }
+}
+
+// True for one lane of a whole warp. The compiler knows it for one, and needs no loop over lanes
+// for instructions that take their operands from the warp.
+DEVICE bool elect_lane() {
+    unsigned elected;
+    asm volatile(
+        "{.reg .pred p;\n"
+        "elect.sync _|p, 0xFFFFFFFF;\n"
+        "selp.u32 %0, 1, 0, p;}"
+        : "=r"(elected)
+        :
+        : "memory");
+    return elected != 0;
 }
 
 // ---- Hopper: bulk copies by the copy engine, started by one thread ----

@@ -19,10 +19,10 @@ FOLD(fold_mxint8, fp4::MXINT8)
 #define FOLD_EXTRAS(name, ENCODING)                                                           \
     KERNEL_BOUNDS(fp4::FOLD_THREADS, 2)                                                       \
     void name(fp4::FoldArgs p) {                                                              \
-        SHARED(fp4::u32, entries_here, [fp4::EXTRA_STEPS]);                                   \
+        SHARED(uint2, entries_here, [fp4::EXTRA_SLICES]);                                      \
         SHARED(fp4::u32, any, [1]);                                                           \
-        fp4::fold_extras<ENCODING>(p.codes, p.scales, p.to.rows, p.k_pad, p.to, p.used,       \
-                                   entries_here, any);                                        \
+        fp4::fold_extras<ENCODING>(p.codes, p.scales, p.to.rows, p.k_pad, p.to, entries_here, \
+                                   any);                                                     \
     }                                                                                         \
     EXPORT(name)
 

@@ -113,18 +113,15 @@ __device__ __forceinline__ void multiply(int (&dot)[4], const unsigned (&a)[4], 
     }
 }
 
+// Rows 128 x .. of B, rows 8 NT z .. of A.
 template <int PRODUCT, int NT>
-__device__ __forceinline__ void decode(const DecodeArgs& p) {
+__device__ __forceinline__ void decode_block(const DecodeArgs& p, int x, int z) {
     typedef DecodeLayout<PRODUCT, NT> Layout;
     typedef Operands<PRODUCT> Of;
     constexpr bool INT8_A = Of::A::IS_INT8;
     constexpr int G = Of::GROUP;
     constexpr int GROUPS_32 = 32 / G; // groups in 32 k
-    const int first_row = (int)blockIdx.x * ROWS, first_token = (int)blockIdx.z * 8 * NT;
-    if (p.todo != nullptr) {
-        int across = (p.n + p.todo_n - 1) / p.todo_n;
-        if (p.todo[first_token / p.todo_m * across + first_row / p.todo_n] == 0) return;
-    }
+    const int first_row = x * ROWS, first_token = z * 8 * NT;
     unsigned char* shared = dynamic_shared();
     const int thread = (int)threadIdx.x, warp = thread / 32, lane = thread % 32, g = lane / 4, t = lane % 4;
     const int begin = (int)blockIdx.y * p.range;
@@ -319,7 +316,7 @@ __device__ __forceinline__ void decode(const DecodeArgs& p) {
         }
         __threadfence(); // the sums are out before the arrival
         __syncthreads();
-        u32* arrivals = p.arrivals + (i64)blockIdx.z * gridDim.x + blockIdx.x;
+        u32* arrivals = p.arrivals + (i64)z * gridDim.x + x;
         if (thread == 0) *last = atomicAdd(arrivals, 1u) == gridDim.y - 1;
         __syncthreads();
         if (*last == 0) return;
@@ -365,6 +362,26 @@ __device__ __forceinline__ void decode(const DecodeArgs& p) {
     if (p.paths != nullptr) {
         if (narrow > 0) atomicAdd(&p.paths[0], (u64)narrow);
         if (wide > 0) atomicAdd(&p.paths[2], (u64)wide);
+    }
+}
+
+// The outputs of this block, or its share of those in tiles that are left: few blocks walk the list,
+// which is empty for ordinary data.
+template <int PRODUCT, int NT>
+__device__ __forceinline__ void decode(const DecodeArgs& p) {
+    const bool all = p.left == nullptr;
+    const int cut_m = p.left_m / (8 * NT), cut_n = p.left_n / ROWS, across = (p.n + p.left_n - 1) / p.left_n;
+    const i64 count = all ? 1 : (i64)p.left[0] * (cut_m * cut_n);
+    for (i64 work = all ? 0 : (i64)blockIdx.x; work < count; work += gridDim.x) {
+        int x = (int)blockIdx.x, z = (int)blockIdx.z;
+        if (!all) {
+            const int tile = (int)p.left[1 + work / (cut_m * cut_n)], cell = (int)(work % (cut_m * cut_n));
+            x = tile % across * cut_n + cell % cut_n;
+            z = tile / across * cut_m + cell / cut_n;
+            if (x * ROWS >= p.n || z * 8 * NT >= p.m) continue;
+            __syncthreads(); // all have read what the last one left in shared memory
+        }
+        decode_block<PRODUCT, NT>(p, x, z);
     }
 }
 

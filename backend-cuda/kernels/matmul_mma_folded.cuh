@@ -2,22 +2,23 @@
 // sm_80, many rows of A. Not yet run on hardware.
 //
 //     block: TILE_M (128 or 64) rows of A x 128 rows of B, a warp 64 x 32 of them, sums in registers
-//     everyone counts the products (block of A, block of B) of each level, the sum of their windows
+//     everyone counts the products (step of a block of A, of a block of B) of each level
 //     if the bound below fails, or a tile has no folded form: the tile joins the list `left`, and out
 //     a ring of stages by cp.async, 16 bytes a thread; ldmatrix; mma.sync m16n8k32
-//         plain tiles, which have window 0 alone: the blocks of every step, one after the other
+//         plain tiles, which have window 0 alone: every step, one after the other
 //         listed tiles: for each level from the highest down, for each product of it;
 //             sums <<= WIDTH * (levels since the last one)     Horner's scheme in the window base
 //     with several ranges of K: sums are added to int32 in memory; the block that comes last goes on
 //     units = sums; NVFP4: hh 4096 + (ss - hh - ll) 64 + ll; MXINT8: hi 16 + lo
 //     out = round(f32(units * 2^exponent) * alpha_i + bias_j)
 //
-// Products, levels and units are those of fold.cuh. Bound, with n_l products of level l and L_a,
-// L_b the largest digits:
+// A product is of one step of 32 k, so that what a slice of 128 k has of zeros is not multiplied. Its
+// windows p and q make its sums integers in units of 2^(base_a + base_b + WIDTH (p + q) + const), and
+// p + q is its level (fold.cuh). Bound, with n_l products of level l and L_a, L_b the largest digits:
 //
 //     STEP_K * L_a * L_b * sum over l of n_l * 2^(WIDTH (l - lowest)) <= 2^31 - 1
 //
-// A product of blocks adds at most STEP_K L_a L_b in units of its level, so this bounds the whole
+// A product adds at most STEP_K L_a L_b in units of its level, so this bounds the whole
 // sum in units of the lowest level, which then is its own residue modulo 2^32: shifts, and additions
 // of ranges in any order, may wrap on the way. It bounds the shift as well: a provable tile has
 // STEP_K L_a L_b 2^(WIDTH (highest - lowest)) < 2^31, so the shift is below 32. One level of steps
@@ -46,10 +47,7 @@
 namespace fp4 {
 
 constexpr int FOLDED_TILE_N = TILE_ROWS;
-constexpr int SUB_K = 32;                     // k of one mma.sync
-constexpr int SUBS = STEP_K / SUB_K;          // of a step
-constexpr int CORES_BYTES = STEP_K * 8;       // of eight rows of a plane of a block
-constexpr int SUB_CORES_BYTES = SUB_K * 8;    // the same of one mma.sync's k
+constexpr int STEP_CORES = 8 * STEP_K;         // bytes of eight rows of a plane of a step
 constexpr int FOLDED_LEVELS = 2 * WINDOWS - 1;
 constexpr int LIST = 192;                     // products that are listed at a time
 constexpr int NO_EXPONENT = -0x20000000;      // of a row or column with NaN
@@ -76,10 +74,10 @@ struct FoldedShape {
     static constexpr int A_READ = PRODUCT == NVFP4 ? 2 : A::PLANES, B_READ = PRODUCT == NVFP4 ? 2 : B::PLANES;
     static constexpr int B_DIGITS = PRODUCT == NVFP4 ? 3 : 1; // that are multiplied
     static constexpr int A_BYTES = A::PLANES * PLANE_BYTES, B_BYTES = B::PLANES * PLANE_BYTES; // of a block
-    static constexpr int A_SUB = TILE_M * SUB_K, B_SUB = FOLDED_TILE_N * SUB_K; // of a plane of a stage's part
-    static constexpr int SUB_BYTES = A_READ * A_SUB + B_READ * B_SUB;
-    static constexpr int STAGE_SUBS = PRODUCT == NVFP4 ? 1 : 2;
-    static constexpr int STAGE_BYTES = STAGE_SUBS * SUB_BYTES;
+    static constexpr int A_STEP = TILE_M * STEP_K, B_STEP = FOLDED_TILE_N * STEP_K; // of a plane of a stage's part
+    static constexpr int STEP_BYTES = A_READ * A_STEP + B_READ * B_STEP;
+    static constexpr int STAGE_STEPS = PRODUCT == NVFP4 ? 1 : 2;
+    static constexpr int STAGE_BYTES = STAGE_STEPS * STEP_BYTES;
     static constexpr int STAGES = PRODUCT == NVFP4 ? 5 : 3;
     static constexpr int RING = STAGES * STAGE_BYTES;
     // log2 of the unit of a product with both bases 0 and both windows 0.
@@ -111,8 +109,8 @@ struct FoldedLevels {
 // The shared memory of a block beside its ring. What is read after the multiplications is kept here,
 // not in registers, which they need.
 struct FoldedScratch {
-    u32 counts[FOLDED_LEVELS + 1]; // products of each level; whether any has a window other than 0
-    u32 list[LIST];                // products of one level, 8 * step + window of A
+    u32 counts[FOLDED_LEVELS]; // products of each level
+    u32 list[LIST];            // products of one level, 8 * step + window of A
     int listed, next_step;
     int tile, tile_m, tile_n, lowest, highest;
     int plain, level, first, end; // whether tiles have window 0 alone; the level now; steps of this range
@@ -131,16 +129,16 @@ struct FoldedTile {
         const int thread = (int)threadIdx.x;
 #pragma unroll
         for (int plane = 0; plane < Shape::A_READ; plane++) {
-            const int from = plane * PLANE_BYTES + thread / 16 * CORES_BYTES + thread % 16 * 16;
-            cp_async_16(to + plane * Shape::A_SUB + thread * 16, a + from, there);
+            const int from = plane * PLANE_BYTES + thread / 16 * PLANE_STRIDE + thread % 16 * 16;
+            cp_async_16(to + plane * Shape::A_STEP + thread * 16, a + from, there);
         }
-        to += Shape::A_READ * Shape::A_SUB;
+        to += Shape::A_READ * Shape::A_STEP;
 #pragma unroll
         for (int plane = 0; plane < Shape::B_READ; plane++) {
 #pragma unroll
             for (int at = 0; at < 2 * FOLDED_TILE_N; at += THREADS) {
-                const int chunk = at + thread, from = plane * PLANE_BYTES + chunk / 16 * CORES_BYTES + chunk % 16 * 16;
-                cp_async_16(to + plane * Shape::B_SUB + chunk * 16, b + from, there);
+                const int chunk = at + thread, from = plane * PLANE_BYTES + chunk / 16 * PLANE_STRIDE + chunk % 16 * 16;
+                cp_async_16(to + plane * Shape::B_STEP + chunk * 16, b + from, there);
             }
         }
     }
@@ -149,17 +147,17 @@ struct FoldedTile {
     // for A (rows 0-7, k 0-15), (8-15, 0-15), (0-7, 16-31), (8-15, 16-31), for B two n of both k.
     __device__ static __forceinline__ void multiply(const u8* stage, Sums& sums) {
         const int lane = (int)threadIdx.x % 32, warp = (int)threadIdx.x / 32;
-        const u8* a = stage + warp / 4 * (8 * SUB_CORES_BYTES) + lane / 8 % 2 * SUB_CORES_BYTES + lane / 16 * 128 + lane % 8 * 16;
-        const u8* b = stage + Shape::A_READ * Shape::A_SUB + warp % 4 * (4 * SUB_CORES_BYTES) + lane * 16;
+        const u8* a = stage + warp / 4 * (8 * STEP_CORES) + lane / 8 % 2 * STEP_CORES + lane / 16 * 128 + lane % 8 * 16;
+        const u8* b = stage + Shape::A_READ * Shape::A_STEP + warp % 4 * (4 * STEP_CORES) + lane * 16;
 #pragma unroll
-        for (int sub = 0; sub < Shape::STAGE_SUBS; sub++) {
+        for (int step = 0; step < Shape::STAGE_STEPS; step++) {
             u32 of_b[Shape::B_DIGITS][4][2];
 #pragma unroll
             for (int plane = 0; plane < Shape::B_READ; plane++) {
 #pragma unroll
                 for (int pair = 0; pair < 2; pair++) {
                     u32 four[4];
-                    ldmatrix_x4(four, b + sub * Shape::SUB_BYTES + plane * Shape::B_SUB + pair * (2 * SUB_CORES_BYTES));
+                    ldmatrix_x4(four, b + step * Shape::STEP_BYTES + plane * Shape::B_STEP + pair * (2 * STEP_CORES));
 #pragma unroll
                     for (int i = 0; i < 4; i++) of_b[plane][2 * pair + i / 2][i % 2] = four[i];
                 }
@@ -175,7 +173,7 @@ struct FoldedTile {
                 u32 of_a[SUMS][4];
 #pragma unroll
                 for (int plane = 0; plane < Shape::A_READ; plane++) {
-                    ldmatrix_x4(of_a[plane], a + sub * Shape::SUB_BYTES + plane * Shape::A_SUB + mi * (2 * SUB_CORES_BYTES));
+                    ldmatrix_x4(of_a[plane], a + step * Shape::STEP_BYTES + plane * Shape::A_STEP + mi * (2 * STEP_CORES));
                 }
                 if (PRODUCT == NVFP4) {
 #pragma unroll
@@ -200,28 +198,30 @@ struct FoldedTile {
         }
     }
 
-    // Counts the products of each level, which all ranges do alike. `counts` is shared: one for each
-    // level, then whether any tile has a window other than 0. It is zeroed, and a barrier has passed.
+    // Counts the products of each level, which all ranges do alike. `counts` is shared and zeroed, and
+    // a barrier has passed.
     __device__ static __forceinline__ FoldedLevels levels(const FoldedArgs& p, int a_tile, int b_tile, u32* counts) {
         constexpr u32 MAIN = 1u << WINDOW_BIAS;
-        const int steps = p.k_pad / STEP_K;
+        const int slices = p.k_pad / SLICE_K;
         u32 plain = 0;
-        for (int step = (int)threadIdx.x; step < steps; step += THREADS) {
-            const u32 as = p.a.entries[(i64)a_tile * steps + step] & 0xFFu, all = p.b.entries[(i64)b_tile * steps + step] & 0xFFu;
-            if (as == 0 || all == 0) continue;
-            if (as == MAIN && all == MAIN) {
-                plain++;
-                continue;
-            }
-            atomicOr(&counts[FOLDED_LEVELS], 1u);
-            for (u32 left = as; left != 0; left &= left - 1) {
-                for (u32 bs = all; bs != 0; bs &= bs - 1) atomicAdd(&counts[__ffs((int)left) + __ffs((int)bs) - 2], 1u);
+        for (int slice = (int)threadIdx.x; slice < slices; slice += THREADS) {
+            const u32 of_a = p.a.entries[2 * ((i64)a_tile * slices + slice)], of_b = p.b.entries[2 * ((i64)b_tile * slices + slice)];
+            for (int step = 0; step < SLICE_STEPS; step++) {
+                const u32 as = of_a >> (8 * step) & 0xFFu, all = of_b >> (8 * step) & 0xFFu;
+                if (as == MAIN && all == MAIN) {
+                    plain++;
+                    continue;
+                }
+                for (u32 left = as; left != 0; left &= left - 1) {
+                    for (u32 bs = all; bs != 0; bs &= bs - 1) atomicAdd(&counts[__ffs((int)left) + __ffs((int)bs) - 2], 1u);
+                }
             }
         }
         plain = __reduce_add_sync(ALL_LANES, plain);
         if (threadIdx.x % 32 == 0 && plain != 0) atomicAdd(&counts[2 * WINDOW_BIAS], plain);
         __syncthreads();
-        FoldedLevels found = {FOLDED_LEVELS, -1, p.a.incomplete[a_tile] == 0 && p.b.incomplete[b_tile] == 0, counts[FOLDED_LEVELS] == 0};
+        FoldedLevels found = {FOLDED_LEVELS, -1, p.a.incomplete[a_tile] == 0 && p.b.incomplete[b_tile] == 0,
+                              p.a.used[a_tile] == 0 && p.b.used[b_tile] == 0};
         u64 reach = 0; // products in units of the lowest level, saturating
         for (int level = FOLDED_LEVELS - 1; level >= 0; level--) {
             if (counts[level] == 0) continue;
@@ -239,13 +239,15 @@ struct FoldedTile {
     // Lists products of the level now from `next_step` on, as many as there is room for (a step has 8
     // at most, so there is progress), and notes the step to go on with. By one warp.
     __device__ static __forceinline__ void list_products(const FoldedArgs& p, FoldedScratch& scratch) {
-        const int lane = (int)threadIdx.x % 32, steps = p.k_pad / STEP_K, level = scratch.level, end = scratch.end;
-        const u32 *a = p.a.entries + (i64)(scratch.tile_m * M / TILE_ROWS) * steps, *b = p.b.entries + (i64)scratch.tile_n * steps;
+        const int lane = (int)threadIdx.x % 32, slices = p.k_pad / SLICE_K, level = scratch.level, end = scratch.end;
+        const u32* a = p.a.entries + 2 * (i64)(scratch.tile_m * M / TILE_ROWS) * slices;
+        const u32* b = p.b.entries + 2 * (i64)scratch.tile_n * slices;
         int listed = 0, step = scratch.next_step;
         __syncwarp(ALL_LANES);
         for (; step < end; step += 32) {
             const int own = step + lane;
-            const u32 as = own < end ? a[own] & 0xFFu : 0, bs = own < end ? b[own] & 0xFFu : 0;
+            const int word = 2 * (own / SLICE_STEPS), byte = 8 * (own % SLICE_STEPS);
+            const u32 as = own < end ? a[word] >> byte & 0xFFu : 0, bs = own < end ? b[word] >> byte & 0xFFu : 0;
             u32 windows = 0; // of A, whose partner is there
             for (u32 left = as; left != 0; left &= left - 1) {
                 const int bit = __ffs((int)left) - 1, other = level - bit;
@@ -278,23 +280,26 @@ struct FoldedTile {
     // are zeros where no entry names them.
     __device__ static __forceinline__ void run(const FoldedArgs& p, int count, u8* ring, const FoldedScratch& scratch, Sums& sums) {
         const volatile FoldedScratch& known = scratch;
-        const int subs = count * SUBS, stages = (subs + Shape::STAGE_SUBS - 1) / Shape::STAGE_SUBS;
+        const int stages = (count + Shape::STAGE_STEPS - 1) / Shape::STAGE_STEPS;
         auto fill = [&](int stage, int slot) {
 #pragma unroll
-            for (int i = 0; i < Shape::STAGE_SUBS; i++) {
-                const int sub = stage * Shape::STAGE_SUBS + i;
-                const bool there = sub < subs;
-                int of_a = known.first + sub / SUBS, of_b = of_a;
+            for (int i = 0; i < Shape::STAGE_STEPS; i++) {
+                const int at = stage * Shape::STAGE_STEPS + i;
+                const bool there = at < count; // else zeros
+                int step = there ? known.first + at : 0, of_a = step / SLICE_STEPS, of_b = of_a;
                 if (known.plain == 0 && there) {
-                    const int steps = p.k_pad / STEP_K;
-                    const u32 item = known.list[sub / SUBS];
-                    const int step = (int)(item / 8), bit = (int)(item % 8);
-                    of_a = block_index(p.a.entries[(i64)(known.tile_m * M / TILE_ROWS) * steps + step], bit, step, steps);
-                    of_b = block_index(p.b.entries[(i64)known.tile_n * steps + step], known.level - bit, step, steps);
+                    const int slices = p.k_pad / SLICE_K;
+                    const u32 item = known.list[at];
+                    const int bit = (int)(item % 8), slice = (int)(item / 8) / SLICE_STEPS;
+                    step = (int)(item / 8);
+                    const uint2* a = (const uint2*)p.a.entries + (i64)(known.tile_m * M / TILE_ROWS) * slices;
+                    const uint2* b = (const uint2*)p.b.entries + (i64)known.tile_n * slices;
+                    of_a = block_index(a[slice], bit, slice, slices);
+                    of_b = block_index(b[slice], known.level - bit, slice, slices);
                 }
-                const int k = sub % SUBS * SUB_CORES_BYTES;
-                load(ring + slot * Shape::STAGE_BYTES + i * Shape::SUB_BYTES, known.a + (i64)(there ? of_a : 0) * Shape::A_BYTES + k,
-                     known.b + (i64)(there ? of_b : 0) * Shape::B_BYTES + k, there);
+                const int k = step % SLICE_STEPS * STEP_CORES;
+                load(ring + slot * Shape::STAGE_BYTES + i * Shape::STEP_BYTES, known.a + (i64)of_a * Shape::A_BYTES + k,
+                     known.b + (i64)of_b * Shape::B_BYTES + k, there);
             }
         };
         for (int s = 0; s < Shape::STAGES - 1; s++) {
@@ -425,7 +430,7 @@ struct FoldedTile {
         SHARED(FoldedScratch, all, [1]);
         FoldedScratch& scratch = all[0];
         u8* ring = dynamic_shared();
-        const int thread = (int)threadIdx.x, steps = p.k_pad / STEP_K;
+        const int thread = (int)threadIdx.x, slices = p.k_pad / SLICE_K;
         // Tiles of 8 x 128 rows of A down, then one across, so that blocks which run together share
         // operands in the cache.
         constexpr int DOWN = 8 * TILE_ROWS / M;
@@ -436,7 +441,7 @@ struct FoldedTile {
         const int tile_m = DOWN * band + in_band % band_rows, tile_n = in_band / band_rows;
         const int a_tile = tile_m * M / TILE_ROWS, b_tile = tile_n;
 
-        if (thread <= FOLDED_LEVELS) scratch.counts[thread] = 0;
+        if (thread < FOLDED_LEVELS) scratch.counts[thread] = 0;
         __syncthreads();
         const FoldedLevels found = levels(p, a_tile, b_tile, scratch.counts);
         if (!found.provable) {
@@ -444,7 +449,7 @@ struct FoldedTile {
             return;
         }
         if (thread == 0) {
-            const int first = range * p.range_steps, end = first + p.range_steps;
+            const int first = range * p.range_slices * SLICE_STEPS, end = first + p.range_slices * SLICE_STEPS;
             scratch.tile = tile;
             scratch.tile_m = tile_m;
             scratch.tile_n = tile_n;
@@ -453,9 +458,9 @@ struct FoldedTile {
             scratch.plain = found.plain;
             scratch.level = found.plain ? found.lowest : found.highest;
             scratch.next_step = scratch.first = first;
-            scratch.end = end < steps ? end : steps;
-            scratch.a = p.a.blocks + (i64)a_tile * (steps + p.a.extra) * Shape::A_BYTES + tile_m * M % TILE_ROWS / 8 * CORES_BYTES;
-            scratch.b = p.b.blocks + (i64)b_tile * (steps + p.b.extra) * Shape::B_BYTES;
+            scratch.end = end < slices * SLICE_STEPS ? end : slices * SLICE_STEPS;
+            scratch.a = p.a.blocks + (i64)a_tile * (slices + p.a.extra) * Shape::A_BYTES + tile_m * M % TILE_ROWS / 8 * PLANE_STRIDE;
+            scratch.b = p.b.blocks + (i64)b_tile * (slices + p.b.extra) * Shape::B_BYTES;
         }
         __syncthreads();
         Sums sums;

@@ -66,6 +66,7 @@ structs! {
     FoldedOperand {
         blocks: Pointer,
         entries: Pointer,
+        used: Pointer,
         incomplete: Pointer,
         bases: Pointer,
         meta: Pointer,
@@ -104,7 +105,7 @@ structs! {
         paths: Pointer,
         k_pad: i32,
         ranges: i32,
-        range_steps: i32,
+        range_slices: i32,
         first_tile: i32,
     }
     GroupedArgs {
@@ -132,21 +133,21 @@ structs! {
         outputs: Outputs,
         sums: Pointer,
         arrivals: Pointer,
-        todo: Pointer,
+        left: Pointer,
         paths: Pointer,
         m: i32,
         n: i32,
         k_pad: i32,
         range: i32,
-        todo_m: i32,
-        todo_n: i32,
+        left_m: i32,
+        left_n: i32,
     }
     WgmmaArgs {
         a: FoldedOperand,
         b: FoldedOperand,
         outputs: Outputs,
         zeros: Pointer,
-        todo: Pointer,
+        left: Pointer,
         paths: Pointer,
         k_pad: i32,
         unused: i32,
@@ -193,7 +194,6 @@ structs! {
         codes: Pointer,
         scales: Pointer,
         to: FoldedOperand,
-        used: Pointer,
         k_pad: i32,
         unused: i32,
     }
@@ -226,7 +226,7 @@ constants! {
     STRIP_ROWS STRIP_COLS
     NAIVE_TILE MMA_TILE MMA_THREADS
     DECODE_ROWS DECODE_STAGE_K DECODE_SHARED
-    TILE_ROWS STEP_K MXFP4_PLANES NVFP4_PLANES MXINT8_PLANES FOLD_ROWS EXTRA_STEPS
+    TILE_ROWS SLICE_K MXFP4_PLANES NVFP4_PLANES MXINT8_PLANES FOLD_ROWS EXTRA_SLICES
     FOLDED_ROWS FOLDED_FEW_ROWS FOLDED_COLS
     FOLDED_MXFP4_SHARED FOLDED_NVFP4_SHARED FOLDED_MXINT8_SHARED
     WGMMA_THREADS WGMMA_SHARED

@@ -65,7 +65,7 @@ pub(crate) static FAMILIES: [&Family; 11] = [
 ];
 
 /// Headers by the name that `#include` uses.
-pub(crate) static HEADERS: [(&str, &str); 10] = [
+pub(crate) static HEADERS: [(&str, &str); 12] = [
     ("arguments.cuh", include_str!("../../kernels/arguments.cuh")),
     ("device.cuh", include_str!("../../kernels/device.cuh")),
     ("format.cuh", include_str!("../../kernels/format.cuh")),
@@ -75,6 +75,8 @@ pub(crate) static HEADERS: [(&str, &str); 10] = [
     ("fold.cuh", include_str!("../../kernels/fold.cuh")),
     ("fold_rows.cuh", include_str!("../../kernels/fold_rows.cuh")),
     ("matmul_mma_folded.cuh", include_str!("../../kernels/matmul_mma_folded.cuh")),
+    ("wgmma_plan.cuh", include_str!("../../kernels/wgmma_plan.cuh")),
+    ("wgmma_epilogue.cuh", include_str!("../../kernels/wgmma_epilogue.cuh")),
     ("matmul_wgmma.cuh", include_str!("../../kernels/matmul_wgmma.cuh")),
 ];
 

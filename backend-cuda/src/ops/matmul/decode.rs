@@ -13,13 +13,13 @@ pub(super) const MAX_ROWS: usize = 16;
 /// Thread blocks of a multiprocessor at a time, for which there should be work.
 const BLOCKS_PER_PROCESSOR: usize = 2;
 
-/// Which outputs: all, or those of tiles that are marked in device memory.
+/// Which outputs: all, or those of tiles in a list in device memory.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Tiles {
     All,
-    /// A byte for each tile of (rows, columns) outputs, not 0 where the tile is to be computed.
-    Marked {
-        todo: Pointer,
+    /// How many tiles of (rows, columns) outputs, then which.
+    Left {
+        left: Pointer,
         shape: [usize; 2],
     },
 }
@@ -57,13 +57,12 @@ pub(super) fn queue(
     let (rows, kernel) = kernel(of)?;
     let (across, down) = (n.div_ceil(DECODE_ROWS), m.div_ceil(rows));
     let whole = (k_pad.next_multiple_of(DECODE_STAGE_K), 1);
-    let ((mut range, mut count), todo, [todo_m, todo_n]) = match tiles {
+    let ((mut range, mut count), left, [left_m, left_n]) = match tiles {
         Tiles::All => {
             let cut = ranges(k_pad, across * down, gpu.processors, ranges_wanted);
             (cut, Pointer::NULL, [1, 1])
         }
-        // Blocks without work only look at their mark: one range keeps them few.
-        Tiles::Marked { todo, shape } => (whole, todo, shape),
+        Tiles::Left { left, shape } => (whole, left, shape),
     };
     let (mut sums, mut arrivals) = (Pointer::NULL, Pointer::NULL);
     if count > 1 {
@@ -82,18 +81,23 @@ pub(super) fn queue(
         outputs: of.outputs,
         sums,
         arrivals,
-        todo,
+        left,
         paths: of.paths,
         m: int(m)?,
         n: int(n)?,
         k_pad: int(k_pad)?,
         range: int(range)?,
-        todo_m: int(todo_m)?,
-        todo_n: int(todo_n)?,
+        left_m: int(left_m)?,
+        left_n: int(left_n)?,
     };
-    let grid = Grid { blocks: [across, count, down], threads: 256 };
-    // SAFETY: as in `naive::queue`; there are sums and arrivals for more than one range, and marks
-    // for all tiles of their shape.
+    let blocks = match tiles {
+        Tiles::All => [across, count, down],
+        // How long the list is, only the device knows: as many as run at a time walk it.
+        Tiles::Left { .. } => [BLOCKS_PER_PROCESSOR * gpu.processors, 1, 1],
+    };
+    let grid = Grid { blocks, threads: 256 };
+    // SAFETY: as in `naive::queue`; there are sums and arrivals for more than one range, and a list
+    // of tiles has room for all of their shape.
     unsafe { gpu.launch(kernel, grid, &args) }
 }
 

@@ -12,7 +12,7 @@ use super::product::{Product, Scratch, is_long};
 use super::{mma, model};
 use crate::build::arguments::{
     FOLDED_COLS, FOLDED_FEW_ROWS, FOLDED_ROWS, FoldedArgs, GroupedArgs, MXFP4_PLANES,
-    MXINT8_PLANES, NVFP4_PLANES, Pointer, STEP_K,
+    MXINT8_PLANES, NVFP4_PLANES, Pointer, SLICE_K,
 };
 use crate::build::kernels::{
     FOLD, FOLDED_GROUPED_MXFP4, FOLDED_GROUPED_MXINT8_MXFP4, FOLDED_GROUPED_NVFP4, FOLDED_MXFP4,
@@ -21,9 +21,6 @@ use crate::build::kernels::{
 use crate::device::error::unless_memory_is_short;
 use crate::device::gpu::Gpu;
 use crate::device::launch::{Grid, int};
-
-/// K of a range is a multiple of it, the unit of K's padding.
-const RANGE_UNIT: usize = 128;
 
 /// The kernels of a product.
 #[derive(Debug, Clone, Copy)]
@@ -83,12 +80,12 @@ pub(super) fn tile_rows(m: usize) -> usize {
     if m <= FOLDED_FEW_ROWS { FOLDED_FEW_ROWS } else { FOLDED_ROWS }
 }
 
-/// How K is cut: steps of a range, and the number of ranges, none of them empty; as many as
+/// How K is cut: slices of a range, and the number of ranges, none of them empty; as many as
 /// `wanted`, if there is K enough.
 fn ranges(k_pad: usize, wanted: usize) -> [usize; 2] {
-    let units = k_pad.div_ceil(RANGE_UNIT).max(1);
-    let range = units.div_ceil(wanted.clamp(1, units));
-    [range * (RANGE_UNIT / STEP_K), units.div_ceil(range)]
+    let slices = k_pad.div_ceil(SLICE_K).max(1);
+    let range = slices.div_ceil(wanted.clamp(1, slices));
+    [range, slices.div_ceil(range)]
 }
 
 /// The arguments of a product whose operands are folded, in one range.
@@ -104,7 +101,7 @@ fn arguments(of: &Product<'_>, scratch: &Scratch) -> Result<FoldedArgs, Error> {
         paths: of.paths,
         k_pad: int(of.a.k_pad)?,
         ranges: 1,
-        range_steps: int(ranges(of.a.k_pad, 1)[0])?,
+        range_slices: int(ranges(of.a.k_pad, 1)[0])?,
         first_tile: 0,
     })
 }
@@ -131,7 +128,7 @@ pub(super) fn queue(of: &Product<'_>, forced: usize, scratch: &mut Scratch) -> R
         0 => model::ranges(&Rates::of(gpu), kernels.sums, [m, n, k_pad]),
         forced => forced,
     };
-    let [range_steps, count] = ranges(k_pad, wanted);
+    let [range_slices, count] = ranges(k_pad, wanted);
     if count > 1 {
         // Every launch leaves zeros.
         let sums = tiles * rows * FOLDED_COLS * kernels.sums * size_of::<i32>();
@@ -139,7 +136,7 @@ pub(super) fn queue(of: &Product<'_>, forced: usize, scratch: &mut Scratch) -> R
             .and_then(|()| scratch.arrivals.reserve_zeros(&gpu.stream, tiles * 4));
         if unless_memory_is_short(made, "the sums of ranges of K")? {
             (args.sums, args.arrivals) = (scratch.sums.pointer(), scratch.arrivals.pointer());
-            (args.ranges, args.range_steps) = (int(count)?, int(range_steps)?);
+            (args.ranges, args.range_slices) = (int(count)?, int(range_slices)?);
         }
     }
     let kernel = if rows == FOLDED_FEW_ROWS { kernels.few } else { kernels.many };
@@ -149,7 +146,7 @@ pub(super) fn queue(of: &Product<'_>, forced: usize, scratch: &mut Scratch) -> R
     unsafe { gpu.launch(kernel, grid, &args)? };
     mma::queue_left(of, args.left, rows, tiles)?;
     if !gpu.stream.gate.captures_here() {
-        scratch.left_of = tiles;
+        scratch.tiles = tiles;
     }
     Ok(())
 }
@@ -160,14 +157,13 @@ mod tests {
 
     #[test]
     fn ranges_cover_k_and_none_is_empty() {
-        let unit = RANGE_UNIT / STEP_K;
-        assert_eq!(ranges(8192, 1), [64 * unit, 1]);
-        assert_eq!(ranges(8192, 5), [13 * unit, 5]);
-        assert_eq!(ranges(0, 3), [unit, 1]);
+        assert_eq!(ranges(8192, 1), [64, 1]);
+        assert_eq!(ranges(8192, 5), [13, 5]);
+        assert_eq!(ranges(0, 3), [1, 1]);
         for (k_pad, wanted) in [(128, 1), (128, 9), (1152, 4), (1152, 7), (14336, 33)] {
-            let [steps, count] = ranges(k_pad, wanted);
-            assert!(steps * STEP_K * count >= k_pad && count <= wanted.max(1), "{k_pad} {wanted}");
-            assert!(steps * STEP_K * (count - 1) < k_pad, "{k_pad} {wanted}: an empty range");
+            let [slices, count] = ranges(k_pad, wanted);
+            assert!(slices * SLICE_K * count >= k_pad && count <= wanted.max(1), "{k_pad} {wanted}");
+            assert!(slices * SLICE_K * (count - 1) < k_pad, "{k_pad} {wanted}: an empty range");
         }
     }
 }

@@ -41,19 +41,16 @@ pub(crate) struct Scratch {
     pub(crate) a: Folded,
     pub(crate) b: Folded,
     pub(super) zeros: Buffer,
-    /// A byte for each tile of the last `Wgmma` that ran and is no graph's, and how many there are.
-    pub(super) todo: Buffer,
-    pub(super) tiles: usize,
-    /// The tiles that the last `MmaFolded` left, their number before them, and of how many, unless
-    /// it is a graph's.
+    /// How many tiles the last `Wgmma` or `MmaFolded` left, and which.
     pub(super) left: Buffer,
-    pub(super) left_of: usize,
+    /// How many tiles it had, if it ran and is no graph's.
+    pub(super) tiles: usize,
 }
 
 impl Scratch {
     /// Says that nothing is known of the last product.
     pub(crate) fn forget_tiles(&mut self) {
-        (self.tiles, self.left_of) = (0, 0);
+        self.tiles = 0;
     }
 
     /// Folds the operands that have no folded form, into buffers of this.
@@ -84,21 +81,18 @@ impl Scratch {
     /// How many tiles of the last product by `Wgmma` or `MmaFolded` were left to another kernel,
     /// of how many. The caller has synchronized.
     pub(crate) fn tiles_left(&self, gpu: &Gpu) -> Result<(usize, usize), Error> {
-        if self.left_of > 0 {
-            let mut left = [0u32];
-            self.left.download(&gpu.stream, bytemuck::cast_slice_mut(&mut left))?;
-            gpu.synchronize()?;
-            return Ok((left[0] as usize, self.left_of));
+        if self.tiles == 0 {
+            return Ok((0, 0));
         }
-        let mut todo = vec![0; self.tiles];
-        self.todo.download(&gpu.stream, &mut todo)?;
+        let mut left = [0u32];
+        self.left.download(&gpu.stream, bytemuck::cast_slice_mut(&mut left))?;
         gpu.synchronize()?;
-        Ok((todo.iter().filter(|&&left| left != 0).count(), self.tiles))
+        Ok((left[0] as usize, self.tiles))
     }
 
     /// Bytes of device memory held.
     pub(crate) fn allocated_bytes(&self) -> usize {
-        let own = [&self.sums, &self.arrivals, &self.zeros, &self.todo, &self.left];
+        let own = [&self.sums, &self.arrivals, &self.zeros, &self.left];
         let own: usize = own.iter().map(|buffer| buffer.len()).sum();
         own + self.a.allocated_bytes() + self.b.allocated_bytes()
     }

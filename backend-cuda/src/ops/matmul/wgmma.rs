@@ -1,7 +1,7 @@
 //! The wgmma kernels, `matmul_wgmma_*.cu`, for compute capability 9.0: many rows of A.
 //!
 //! Both operands are folded to int8 first (`fold.rs`), a weight once. Tiles that the folded form
-//! cannot prove exact are marked on the device and computed by the kernel by groups.
+//! cannot prove exact are put in a list on the device, and the kernel by groups walks it.
 
 use fp4_core::{Encoding, Error, Format, Product as Encodings, Unsupported};
 
@@ -74,7 +74,8 @@ pub(super) fn queue(of: &Product<'_>, scratch: &mut Scratch) -> Result<(), Error
             spare.fill(&operand.shape_to_fold()?)?;
         }
     }
-    scratch.todo.reserve(stream, tiles)?;
+    scratch.left.reserve(stream, 4 * (1 + tiles))?;
+    scratch.left.zero(stream, 4)?;
     let zeros = block_bytes(a)?.max(block_bytes(b.into())?);
     scratch.zeros.reserve_zeros(stream, zeros)?;
     let [a, b] = [(of.a, &scratch.a), (of.b, &scratch.b)].map(|(operand, spare)| {
@@ -86,15 +87,17 @@ pub(super) fn queue(of: &Product<'_>, scratch: &mut Scratch) -> Result<(), Error
         b: b?,
         outputs: of.outputs,
         zeros: scratch.zeros.pointer(),
-        todo: scratch.todo.pointer(),
+        left: scratch.left.pointer(),
         paths: of.paths,
         k_pad: int(of.a.k_pad)?,
         unused: 0,
     };
-    // SAFETY: as in `naive::queue`; both operands are folded, and there is a mark for each tile.
-    unsafe { of.a.gpu.launch(kernel, Grid::row(tiles, WGMMA_THREADS), &args)? };
+    // A block fills a multiprocessor and takes one tile after the other.
+    let grid = Grid::row(tiles.min(of.a.gpu.processors), WGMMA_THREADS);
+    // SAFETY: as in `naive::queue`; both operands are folded, and the list has room for all tiles.
+    unsafe { of.a.gpu.launch(kernel, grid, &args)? };
     if !stream.gate.captures_here() {
         scratch.tiles = tiles;
     }
-    decode::queue(of, Tiles::Marked { todo: scratch.todo.pointer(), shape }, 0, scratch)
+    decode::queue(of, Tiles::Left { left: scratch.left.pointer(), shape }, 0, scratch)
 }
