@@ -385,6 +385,15 @@ __device__ __forceinline__ void decode(const DecodeArgs& p) {
     }
 }
 
+// The block of this index among those of all products of a launch, each in one range of K.
+template <int PRODUCT>
+__device__ __forceinline__ void decode_one_of(const GroupedArgs& all) {
+    const int product = product_of(all.ends, all.count, blockIdx.x);
+    const DecodeArgs p = ((const DecodeArgs*)all.products)[product];
+    const int block = (int)(blockIdx.x - (product == 0 ? 0 : all.ends[product - 1])), across = (p.n + ROWS - 1) / ROWS;
+    decode_block<PRODUCT, 1>(p, block % across, block / across);
+}
+
 } // namespace fp4
 
 #define DECODE_KERNEL(name, PRODUCT, NT)                          \
@@ -399,3 +408,12 @@ DECODE_KERNEL(matmul_decode_mxint8_mxfp4_8, fp4::MXINT8_MXFP4, 1)
 DECODE_KERNEL(matmul_decode_mxint8_mxfp4_16, fp4::MXINT8_MXFP4, 2)
 DECODE_KERNEL(matmul_decode_mxint8_nvfp4_8, fp4::MXINT8_NVFP4, 1)
 DECODE_KERNEL(matmul_decode_mxint8_nvfp4_16, fp4::MXINT8_NVFP4, 2)
+
+#define DECODE_GROUPED(name, PRODUCT)                                \
+    KERNEL_BOUNDS(32 * fp4::WARPS, 2)                                \
+    void name(fp4::GroupedArgs p) { fp4::decode_one_of<PRODUCT>(p); } \
+    EXPORT(name)
+DECODE_GROUPED(matmul_decode_grouped_mxfp4, fp4::MXFP4)
+DECODE_GROUPED(matmul_decode_grouped_nvfp4, fp4::NVFP4)
+DECODE_GROUPED(matmul_decode_grouped_mxint8_mxfp4, fp4::MXINT8_MXFP4)
+DECODE_GROUPED(matmul_decode_grouped_mxint8_nvfp4, fp4::MXINT8_NVFP4)

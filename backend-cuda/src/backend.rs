@@ -12,7 +12,7 @@ use fp4_core::{
     Buffer as What, Encoding, Epilogue, Error, FloatSliceMut, GroupedError, GroupedProduct, Matmul,
     MatmulQuery, Named, Packed, PackedMut, PackedShape, PackedView, PartialsMut, Paths,
     PreparedWeight, QuantCounts, QuantizeInput, QuantizeQuery, Quantizer, Unsupported,
-    backend::{Resident, one_by_one},
+    backend::{Resident, expect_grouped},
     check_environment, nvfp4_row_scale,
 };
 
@@ -21,6 +21,7 @@ use crate::device::buffer::Buffer;
 use crate::device::driver::{self, Device};
 use crate::device::gpu::Gpu;
 use crate::device::reason::Reason;
+use crate::grouped::Member;
 use crate::operand::folded::Folded;
 use crate::operand::packed::{CudaOperand, CudaWeight};
 use crate::operand::tensor::{CudaTransform, host_bytes, host_bytes_mut};
@@ -56,6 +57,8 @@ pub(crate) struct Staging {
     sums: [Buffer; 2],
     pub(crate) row_scales: Buffer,
     pub(crate) paths: Buffer,
+    /// Of the products of a grouped call.
+    pub(crate) members: Vec<Member>,
 }
 
 impl Staging {
@@ -68,15 +71,17 @@ impl Staging {
             sums: Default::default(),
             row_scales: Buffer::default(),
             paths: Buffer::default(),
+            members: Vec::new(),
         })
     }
 
     /// Bytes of device memory held.
     fn allocated_bytes(&self) -> usize {
-        let Staging { operand, output, spare, given, sums: [units, nans], row_scales, paths } =
-            self;
+        let Staging { output, spare, given, sums: [units, nans], row_scales, paths, .. } = self;
         let own = [output, spare, given, units, nans, row_scales, paths];
-        own.iter().map(|buffer| buffer.len()).sum::<usize>() + operand.allocated_bytes()
+        let members = self.members.iter().map(Member::allocated_bytes).sum::<usize>();
+        let own: usize = own.iter().map(|buffer| buffer.len()).sum();
+        own + self.operand.allocated_bytes() + members
     }
 }
 
@@ -197,12 +202,17 @@ impl Cuda {
     /// Queues a product, and keeps no more of its buffers than is wanted.
     pub(crate) fn multiply(&self, product: &Product<'_>) -> Result<(), Error> {
         matmul::matmul(self.kernel, product, &self.scratch)?;
+        self.trim_scratch();
+        Ok(())
+    }
+
+    /// Keeps no more of the buffers of products than is wanted.
+    pub(crate) fn trim_scratch(&self) {
         let mut scratch = self.scratch.lock().unwrap_or_else(PoisonError::into_inner);
         let large = scratch.allocated_bytes() > self.scratch_limit;
         let dropped = large.then(|| mem::take(&mut *scratch));
         drop(scratch);
         drop(dropped);
-        Ok(())
     }
 
     /// Frees the buffers that calls left for the next ones, of this backend and its clones. What a
@@ -410,7 +420,8 @@ impl Matmul for Cuda {
         })
     }
 
-    /// One product after the other, each copied to the device and back: no kernel takes several.
+    /// In one launch for all products of a kernel; an A that is given to consecutive products as the
+    /// same view is copied to the device once.
     fn grouped<B: Packed>(
         &self,
         products: &mut [GroupedProduct<'_, CudaWeight<B>>],
@@ -419,7 +430,8 @@ impl Matmul for Cuda {
             let own = self.own(&product.b.operand.gpu);
             own.map_err(|error| GroupedError::of(i, error))?;
         }
-        one_by_one::<Self, B>(self, products)
+        expect_grouped::<Self, B>(self, products)?;
+        Ok(self.multiply_grouped(products)?)
     }
 
     fn partial<B: Packed>(

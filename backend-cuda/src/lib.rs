@@ -34,6 +34,7 @@
 //! | `ops` | what is queued: which kernel, and what it is given |
 //! | `backend`, `resident`, `convert` | the traits of the core, and calls of our own |
 //! | `graph` | calls recorded once and replayed |
+//! | `grouped` | several products in one call |
 //!
 //! A module uses those above it alone. An activation goes `resident` -> `ops::quantize` -> (its
 //! `operand`) -> `ops::matmul` -> the tensor of outputs, each step a launch on the device's stream.
@@ -54,6 +55,7 @@ mod build;
 mod convert;
 mod device;
 mod graph;
+mod grouped;
 mod operand;
 mod ops;
 mod resident;

@@ -13,6 +13,9 @@ use super::header::{CType, Field, constant, expect_struct};
 #[repr(transparent)]
 pub(crate) struct Pointer(pub(crate) u64);
 
+// SAFETY: it is a u64.
+unsafe impl bytemuck::NoUninit for Pointer {}
+
 impl Pointer {
     pub(crate) const NULL: Pointer = Pointer(0);
 
@@ -42,6 +45,11 @@ macro_rules! structs {
 
             // SAFETY: plain numbers, and laid out as the kernels have it: compared below.
             unsafe impl DeviceRepr for $name {}
+
+            // SAFETY: `repr(C)`, every field is such a type itself, and their sizes add up.
+            unsafe impl bytemuck::NoUninit for $name {}
+
+            const _: () = assert!(0 $(+ size_of::<$type>())+ == size_of::<$name>(), "padding");
 
             impl CType for $name {
                 const NAME: &'static str = stringify!($name);

@@ -34,10 +34,16 @@ pub(crate) enum Data {
     Sparse,
 }
 
-pub(crate) const DATA: [Data; 5] = [Data::Close, Data::Outliers, Data::Full, Data::Nan, Data::Sparse];
+pub(crate) const DATA: [Data; 5] =
+    [Data::Close, Data::Outliers, Data::Full, Data::Nan, Data::Sparse];
 
 /// A random operand.
-pub(crate) fn drawn(rng: &mut Rng, encoding: Encoding, [rows, k]: [usize; 2], data: Data) -> PackedMatrix {
+pub(crate) fn drawn(
+    rng: &mut Rng,
+    encoding: Encoding,
+    [rows, k]: [usize; 2],
+    data: Data,
+) -> PackedMatrix {
     let (shape, e8m0) = (
         PackedShape::encoded(encoding, rows, k).unwrap(),
         encoding.scale_type() == fp4_core::ScaleType::E8M0,

@@ -1,10 +1,10 @@
 //! The kernel by groups, `matmul_decode.cu`: few rows of A, and what the wgmma kernels leave.
 
-use fp4_core::Error;
+use fp4_core::{Error, Product as Encodings};
 
 use super::product::{Product, Scratch, of_product};
-use crate::build::arguments::{DECODE_ROWS, DECODE_STAGE_K, DecodeArgs, Pointer};
-use crate::build::kernels::{DECODE_8, DECODE_16, Kernel};
+use crate::build::arguments::{DECODE_ROWS, DECODE_STAGE_K, DecodeArgs, GroupedArgs, Pointer};
+use crate::build::kernels::{DECODE_8, DECODE_16, DECODE_GROUPED, Kernel};
 use crate::device::error::unless_memory_is_short;
 use crate::device::launch::{Grid, int};
 
@@ -12,6 +12,11 @@ use crate::device::launch::{Grid, int};
 pub(super) const MAX_ROWS: usize = 16;
 /// Thread blocks of a multiprocessor at a time, for which there should be work.
 const BLOCKS_PER_PROCESSOR: usize = 2;
+
+/// Rows of A of a block of several products' kernels.
+const GROUPED_ROWS: usize = 8;
+/// Threads of a block.
+pub(super) const THREADS: usize = 256;
 
 /// Which outputs: all, or those of tiles in a list in device memory.
 #[derive(Debug, Clone, Copy)]
@@ -46,6 +51,38 @@ fn kernel(of: &Product<'_>) -> Result<(usize, &'static Kernel<DecodeArgs>), Erro
     Ok((rows, of_product(kernels, of.encodings()?)?))
 }
 
+/// The arguments of a product, all of it in one range of K.
+fn arguments(of: &Product<'_>) -> Result<DecodeArgs, Error> {
+    let ([m, n], k_pad) = (of.shape(), of.a.k_pad);
+    Ok(DecodeArgs {
+        a: of.a.packed(),
+        b: of.b.packed(),
+        outputs: of.outputs,
+        sums: Pointer::NULL,
+        arrivals: Pointer::NULL,
+        left: Pointer::NULL,
+        paths: of.paths,
+        m: int(m)?,
+        n: int(n)?,
+        k_pad: int(k_pad)?,
+        range: int(k_pad.next_multiple_of(DECODE_STAGE_K))?,
+        left_m: 1,
+        left_n: 1,
+    })
+}
+
+/// What a product is in a launch of several, by the kernels for eight rows: its arguments, and its
+/// number of blocks.
+pub(super) fn member(of: &Product<'_>) -> Result<(DecodeArgs, usize), Error> {
+    let [m, n] = of.shape();
+    Ok((arguments(of)?, m.div_ceil(GROUPED_ROWS) * n.div_ceil(DECODE_ROWS)))
+}
+
+/// The kernel for several products.
+pub(super) fn grouped(of: Encodings) -> Result<&'static Kernel<GroupedArgs>, Error> {
+    of_product(&DECODE_GROUPED, of)
+}
+
 /// Queues the kernel.
 pub(super) fn queue(
     of: &Product<'_>,
@@ -76,26 +113,20 @@ pub(super) fn queue(
         }
     }
     let args = DecodeArgs {
-        a: of.a.packed(),
-        b: of.b.packed(),
-        outputs: of.outputs,
         sums,
         arrivals,
         left,
-        paths: of.paths,
-        m: int(m)?,
-        n: int(n)?,
-        k_pad: int(k_pad)?,
         range: int(range)?,
         left_m: int(left_m)?,
         left_n: int(left_n)?,
+        ..arguments(of)?
     };
     let blocks = match tiles {
         Tiles::All => [across, count, down],
         // How long the list is, only the device knows: as many as run at a time walk it.
         Tiles::Left { .. } => [BLOCKS_PER_PROCESSOR * gpu.processors, 1, 1],
     };
-    let grid = Grid { blocks, threads: 256 };
+    let grid = Grid { blocks, threads: THREADS };
     // SAFETY: as in `naive::queue`; there are sums and arrivals for more than one range, and a list
     // of tiles has room for all of their shape.
     unsafe { gpu.launch(kernel, grid, &args) }

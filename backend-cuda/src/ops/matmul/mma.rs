@@ -4,8 +4,9 @@ use fp4_core::{Encoding, Error, Format, Product as Encodings};
 
 use super::naive;
 use super::product::Product;
-use crate::build::arguments::{MMA_THREADS, MMA_TILE, MatmulArgs, Pointer};
-use crate::build::kernels::MATMUL_MMA;
+use crate::build::arguments::{GroupedArgs, MMA_THREADS, MMA_TILE, MatmulArgs, Pointer};
+use crate::build::kernels::{Kernel, MATMUL_MMA, MATMUL_MMA_GROUPED};
+use crate::device::gpu::Gpu;
 use crate::device::launch::{Grid, int};
 
 /// The largest K that the int32 fold of MXFP4 takes: a product of two folded codes is at most
@@ -28,6 +29,22 @@ fn kernel(of: Encodings) -> usize {
         (Encoding::MxInt8, Format::NvFp4) => 2,
         _ => 0,
     }
+}
+
+/// What a product is in a launch of several: its arguments, and its number of tiles.
+pub(super) fn member(of: &Product<'_>) -> Result<(MatmulArgs, usize), Error> {
+    let [m, n] = of.shape();
+    Ok((arguments(of)?, m.div_ceil(MMA_TILE) * n.div_ceil(MMA_TILE)))
+}
+
+/// The kernel for several products.
+pub(super) fn grouped(of: Encodings) -> &'static Kernel<GroupedArgs> {
+    &MATMUL_MMA_GROUPED[kernel(of)]
+}
+
+/// Blocks of a launch that walks at most so many tiles left by another kernel.
+pub(super) fn left_blocks(gpu: &Gpu, most: usize) -> usize {
+    most.min(LEFT_BLOCKS_PER_PROCESSOR * gpu.processors)
 }
 
 /// Loads the kernel for a product, as [`decode::load`](super::decode::load).
@@ -53,7 +70,7 @@ pub(super) fn queue_left(
     most: usize,
 ) -> Result<(), Error> {
     let gpu = &*of.a.gpu;
-    let blocks = most.min(LEFT_BLOCKS_PER_PROCESSOR * gpu.processors);
+    let blocks = left_blocks(gpu, most);
     let args = MatmulArgs { left, left_rows: int(rows)?, ..arguments(of)? };
     let kernel = &MATMUL_MMA[kernel(of.encodings()?)];
     // SAFETY: as in `naive::queue`; the list holds tiles of this product.

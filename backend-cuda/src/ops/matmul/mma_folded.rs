@@ -27,7 +27,8 @@ use crate::device::launch::{Grid, int};
 pub(super) struct Kernels {
     few: &'static Kernel<FoldedArgs>,
     many: &'static Kernel<FoldedArgs>,
-    grouped: &'static Kernel<GroupedArgs>,
+    /// For several products, in tiles of FOLDED_FEW_ROWS.
+    pub(super) grouped: &'static Kernel<GroupedArgs>,
     /// Int8 products for one of the elements, each with sums of its own.
     pub(super) sums: usize,
 }
@@ -57,7 +58,11 @@ pub(super) fn available(gpu: &Gpu, of: Encodings) -> bool {
 pub(super) fn load(of: &Product<'_>) -> Result<(), Error> {
     let gpu = &*of.a.gpu;
     if let Some(kernels) = kernels(of.encodings()?) {
-        gpu.function(if tile_rows(of.shape()[0]) == FOLDED_ROWS { kernels.many } else { kernels.few })?;
+        gpu.function(if tile_rows(of.shape()[0]) == FOLDED_ROWS {
+            kernels.many
+        } else {
+            kernels.few
+        })?;
     }
     mma::load(of)
 }
@@ -107,9 +112,20 @@ fn arguments(of: &Product<'_>, scratch: &Scratch) -> Result<FoldedArgs, Error> {
 }
 
 /// Tiles of a product, of so many rows.
-pub(super) fn tiles(of: &Product<'_>, rows: usize) -> usize {
+fn tiles(of: &Product<'_>, rows: usize) -> usize {
     let [m, n] = of.shape();
     m.div_ceil(rows) * n.div_ceil(FOLDED_COLS)
+}
+
+/// What a product whose operands are folded is in a launch of several, by the kernels for few rows:
+/// its arguments, and its number of tiles; `first_tile` is to be set.
+pub(super) fn member(of: &Product<'_>, scratch: &Scratch) -> Result<(FoldedArgs, usize), Error> {
+    Ok((arguments(of, scratch)?, grouped_tiles(of)))
+}
+
+/// Its number of tiles.
+pub(super) fn grouped_tiles(of: &Product<'_>) -> usize {
+    tiles(of, FOLDED_FEW_ROWS)
 }
 
 /// Queues the kernels, with K cut in `forced` ranges unless 0; none of them, if there is no memory
@@ -162,7 +178,10 @@ mod tests {
         assert_eq!(ranges(0, 3), [1, 1]);
         for (k_pad, wanted) in [(128, 1), (128, 9), (1152, 4), (1152, 7), (14336, 33)] {
             let [slices, count] = ranges(k_pad, wanted);
-            assert!(slices * SLICE_K * count >= k_pad && count <= wanted.max(1), "{k_pad} {wanted}");
+            assert!(
+                slices * SLICE_K * count >= k_pad && count <= wanted.max(1),
+                "{k_pad} {wanted}"
+            );
             assert!(slices * SLICE_K * (count - 1) < k_pad, "{k_pad} {wanted}: an empty range");
         }
     }

@@ -20,6 +20,7 @@
 //! nothing from the host but shapes and the bounds below.
 
 mod decode;
+mod grouped;
 mod kernel;
 mod mma;
 mod mma_folded;
@@ -32,6 +33,7 @@ use std::sync::{Mutex, PoisonError};
 
 use fp4_core::{Error, PackedShape, Product as Encodings, padded_k};
 
+pub(crate) use grouped::{Route, grouped, route};
 pub use kernel::MatmulKernel;
 use model::{Choice, Rates};
 pub(crate) use naive::partial;

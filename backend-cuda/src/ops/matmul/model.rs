@@ -167,7 +167,8 @@ pub(super) fn choose(
     // Folding reads the packed form twice and writes the planes.
     let planes = if sums == 3 { 3.0 } else { 1.0 };
     let fold = if folded_weight { 0.0 } else { packed * (2.0 + planes / 0.53) + FIXED };
-    let mma_folded = folded(rates, sums, [m, n, k]).clocks(rates, k, ranges(rates, sums, [m, n, k]));
+    let mma_folded =
+        folded(rates, sums, [m, n, k]).clocks(rates, k, ranges(rates, sums, [m, n, k]));
     let cols = if sums == 1 { 2 * TILE_ROWS } else { TILE_ROWS };
     let wgmma = Blocks {
         tiles: m.div_ceil(TILE_ROWS) * n.div_ceil(cols),

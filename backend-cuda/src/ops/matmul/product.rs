@@ -45,6 +45,8 @@ pub(crate) struct Scratch {
     pub(super) left: Buffer,
     /// How many tiles it had, if it ran and is no graph's.
     pub(super) tiles: usize,
+    /// Arguments of the products of a launch of several.
+    pub(super) grouped: Buffer,
 }
 
 impl Scratch {
@@ -92,7 +94,7 @@ impl Scratch {
 
     /// Bytes of device memory held.
     pub(crate) fn allocated_bytes(&self) -> usize {
-        let own = [&self.sums, &self.arrivals, &self.zeros, &self.left];
+        let own = [&self.sums, &self.arrivals, &self.zeros, &self.left, &self.grouped];
         let own: usize = own.iter().map(|buffer| buffer.len()).sum();
         own + self.a.allocated_bytes() + self.b.allocated_bytes()
     }
