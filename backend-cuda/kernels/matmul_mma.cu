@@ -364,9 +364,9 @@ __device__ __forceinline__ void tile_of<MXFP4>(const MatmulArgs& p, const i64 (&
     finish_tile<MXFP4>(p, in, (const i64*)shared, fold);
 }
 
-// The first rows of part `part` of tile `number` of a product: of its own tiles, which have one part,
-// or of those that the kernels on folded operands number, `left_rows` x FOLDED_COLS. Whether the part
-// has outputs.
+// The first rows of part `part` of tile `number` of a product: of its own tiles, which have one
+// part, or of those that the kernels on folded operands number, `left_rows` x FOLDED_COLS. Whether
+// the part has outputs.
 __device__ __forceinline__ bool place(const MatmulArgs& p, int left_rows, u32 number, u32 part, i64 (&first)[2]) {
     const int rows = left_rows > 0 ? left_rows : TILE, cols = left_rows > 0 ? FOLDED_COLS : TILE;
     const u32 across = (u32)((p.n + cols - 1) / cols), parts = (u32)(cols / TILE);

@@ -1,5 +1,5 @@
-// The mma.sync matmuls on folded operands, for many rows of A and for up to 64, alone and several in
-// one launch. See matmul_mma_folded.cuh. Not yet run on hardware.
+// The mma.sync matmuls on folded operands, for many rows of A and for up to 64, alone and several
+// in one launch. See matmul_mma_folded.cuh. Not yet run on hardware.
 #include "matmul_mma_folded.cuh"
 
 #define FOLDED_KERNEL(name, PRODUCT, M, blocks)                                                    \

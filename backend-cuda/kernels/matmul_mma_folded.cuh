@@ -1,28 +1,29 @@
 // The mma.sync matmul on folded operands, common to its products (C6, C10): every device since
 // sm_80, many rows of A. Not yet run on hardware.
 //
-//     block: TILE_M (128 or 64) rows of A x 128 rows of B, a warp 64 x 32 of them, sums in registers
+//     block: TILE_M (128 or 64) rows of A x 128 rows of B, a warp 64 x 32 of them
 //     everyone counts the products (step of a block of A, of a block of B) of each level
-//     if the bound below fails, or a tile has no folded form: the tile joins the list `left`, and out
+//     if the bound below fails, or a tile has no folded form: it joins the list `left`, and out
 //     a ring of stages by cp.async, 16 bytes a thread; ldmatrix; mma.sync m16n8k32
 //         plain tiles, which have window 0 alone: every step, one after the other
 //         listed tiles: for each level from the highest down, for each product of it;
-//             sums <<= WIDTH * (levels since the last one)     Horner's scheme in the window base
-//     with several ranges of K: sums are added to int32 in memory; the block that comes last goes on
+//             sums <<= WIDTH between levels                     Horner's scheme in the window base
+//     several ranges of K: sums are added to int32 in memory; the block that comes last goes on
 //     units = sums; NVFP4: hh 4096 + (ss - hh - ll) 64 + ll; MXINT8: hi 16 + lo
 //     out = round(f32(units * 2^exponent) * alpha_i + bias_j)
 //
-// A product is of one step of 32 k, so that what a slice of 128 k has of zeros is not multiplied. Its
-// windows p and q make its sums integers in units of 2^(base_a + base_b + WIDTH (p + q) + const), and
-// p + q is its level (fold.cuh). Bound, with n_l products of level l and L_a, L_b the largest digits:
+// A product is of one step of 32 k, so that what a slice of 128 k has of zeros is not multiplied.
+// Its windows p and q make its sums integers in units of 2^(base_a + base_b + WIDTH (p + q) +
+// const), and p + q is its level (fold.cuh). Bound, with n_l products of level l and L_a, L_b the
+// largest digits:
 //
 //     STEP_K * L_a * L_b * sum over l of n_l * 2^(WIDTH (l - lowest)) <= 2^31 - 1
 //
 // A product adds at most STEP_K L_a L_b in units of its level, so this bounds the whole
-// sum in units of the lowest level, which then is its own residue modulo 2^32: shifts, and additions
-// of ranges in any order, may wrap on the way. It bounds the shift as well: a provable tile has
-// STEP_K L_a L_b 2^(WIDTH (highest - lowest)) < 2^31, so the shift is below 32. One level of steps
-// of 32 allows K <= 232,992 for MXFP4, 265,120 for NVFP4 and 349,504 for MXINT8 by MXFP4.
+// sum in units of the lowest level, which then is its own residue modulo 2^32: shifts, and
+// additions of ranges in any order, may wrap on the way. It bounds the shift as well: a provable
+// tile has STEP_K L_a L_b 2^(WIDTH (highest - lowest)) < 2^31, so the shift is below 32. One level
+// of steps of 32 allows K <= 232,992 for MXFP4, 265,120 for NVFP4 and 349,504 for MXINT8 by MXFP4.
 //
 // NVFP4 (Karatsuba): with v = 64 hi + lo on both sides,
 //     a b = 4096 hi hi' + 64 ((hi + lo)(hi' + lo') - hi hi' - lo lo') + lo lo'.
@@ -83,8 +84,8 @@ struct FoldedShape {
     // log2 of the unit of a product with both bases 0 and both windows 0.
     static constexpr int EXPONENT = Of::A::UNIT + Of::B::UNIT + A::SCALE_UNIT + B::SCALE_UNIT;
     typedef typename FoldedUnits<SUMS>::Type Units;
-    // The epilogue in the ring: 16 rows of 32 outputs a warp, a pitch that keeps pairs of eight rows
-    // on different banks; then the rows' factors.
+    // The epilogue in the ring: 16 rows of 32 outputs a warp, a pitch that keeps pairs of eight
+    // rows on different banks; then the rows' factors.
     static constexpr int PITCH = 40, WARP_BYTES = 16 * PITCH * (int)sizeof(Units);
     static constexpr int ROWS_AT = THREADS / 32 * WARP_BYTES;
     static_assert(ROWS_AT + 8 * TILE_M <= RING, "");
@@ -106,8 +107,8 @@ struct FoldedLevels {
     bool provable, plain;
 };
 
-// The shared memory of a block beside its ring. What is read after the multiplications is kept here,
-// not in registers, which they need.
+// The shared memory of a block beside its ring. What is read after the multiplications is kept
+// here, not in registers, which they need.
 struct FoldedScratch {
     u32 counts[FOLDED_LEVELS]; // products of each level
     u32 list[LIST];            // products of one level, 8 * step + window of A
@@ -143,8 +144,9 @@ struct FoldedTile {
         }
     }
 
-    // sums += A * B^T of a stage. ldmatrix reads cores of 8 rows x 16 bytes, each 128 bytes in a row:
-    // for A (rows 0-7, k 0-15), (8-15, 0-15), (0-7, 16-31), (8-15, 16-31), for B two n of both k.
+    // sums += A * B^T of a stage. ldmatrix reads cores of 8 rows x 16 bytes, each 128 bytes in a
+    // row: for A (rows 0-7, k 0-15), (8-15, 0-15), (0-7, 16-31), (8-15, 16-31), for B two n of both
+    // k.
     __device__ static __forceinline__ void multiply(const u8* stage, Sums& sums) {
         const int lane = (int)threadIdx.x % 32, warp = (int)threadIdx.x / 32;
         const u8* a = stage + warp / 4 * (8 * STEP_CORES) + lane / 8 % 2 * STEP_CORES + lane / 16 * 128 + lane % 8 * 16;
@@ -198,8 +200,8 @@ struct FoldedTile {
         }
     }
 
-    // Counts the products of each level, which all ranges do alike. `counts` is shared and zeroed, and
-    // a barrier has passed.
+    // Counts the products of each level, which all ranges do alike. `counts` is shared and zeroed,
+    // and a barrier has passed.
     __device__ static __forceinline__ FoldedLevels levels(const FoldedArgs& p, int a_tile, int b_tile, u32* counts) {
         constexpr u32 MAIN = 1u << WINDOW_BIAS;
         const int slices = p.k_pad / SLICE_K;
@@ -236,8 +238,8 @@ struct FoldedTile {
         return found;
     }
 
-    // Lists products of the level now from `next_step` on, as many as there is room for (a step has 8
-    // at most, so there is progress), and notes the step to go on with. By one warp.
+    // Lists products of the level now from `next_step` on, as many as there is room for (a step has
+    // 8 at most, so there is progress), and notes the step to go on with. By one warp.
     __device__ static __forceinline__ void list_products(const FoldedArgs& p, FoldedScratch& scratch) {
         const int lane = (int)threadIdx.x % 32, slices = p.k_pad / SLICE_K, level = scratch.level, end = scratch.end;
         const u32* a = p.a.entries + 2 * (i64)(scratch.tile_m * M / TILE_ROWS) * slices;
@@ -310,7 +312,8 @@ struct FoldedTile {
 #pragma unroll 1
         for (int s = 0; s < stages; s++) {
             cp_async_wait<Shape::STAGES - 2>();
-            // Everybody's copies of this stage are in, and everybody is done with the one before it.
+            // Everybody's copies of this stage are in, and everybody is done with the one before
+            // it.
             __syncthreads();
             if (s + Shape::STAGES - 1 < stages) fill(s + Shape::STAGES - 1, free);
             cp_async_commit();

@@ -1,5 +1,5 @@
 // Quantization and folding in one pass: packed codes and scales, row metadata, and the int8 blocks
-// that the wgmma kernels read (C4, C5, C6). Not yet run on hardware.
+// that the kernels for many rows read (C4, C5, C6). Not yet run on hardware.
 //
 // The int8 blocks of a row depend on its base, and that on the exponents of the whole row. So
 //

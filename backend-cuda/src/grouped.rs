@@ -3,37 +3,16 @@
 //! Operands go up and are folded one by one, the products are a launch for each kernel that some of
 //! them go by ([`ops::matmul`](crate::ops::matmul)), and the call waits once, at its end.
 
-use std::sync::{Arc, PoisonError};
+use std::sync::PoisonError;
 
 use fp4_core::{Error, GroupedProduct, Packed, PackedView, Paths, PreparedWeight};
 
-use crate::backend::{Cuda, Staging};
+use crate::backend::Cuda;
 use crate::build::arguments::{Outputs, Pointer, float_type};
-use crate::device::buffer::Buffer;
-use crate::device::gpu::Gpu;
-use crate::operand::packed::{CudaOperand, CudaWeight};
+use crate::operand::packed::CudaWeight;
 use crate::operand::tensor::host_bytes_mut;
 use crate::ops::matmul::{self, PATHS_BYTES, Product, Route, paths_of};
-
-/// Device buffers of one product of a call.
-#[derive(Debug)]
-pub(crate) struct Member {
-    operand: CudaOperand,
-    output: Buffer,
-    row_scales: Buffer,
-}
-
-impl Member {
-    fn new(gpu: &Arc<Gpu>) -> Result<Self, Error> {
-        let operand = CudaOperand::new(gpu)?;
-        Ok(Member { operand, output: Buffer::default(), row_scales: Buffer::default() })
-    }
-
-    /// Bytes of device memory held.
-    pub(crate) fn allocated_bytes(&self) -> usize {
-        self.operand.allocated_bytes() + self.output.len() + self.row_scales.len()
-    }
-}
+use crate::staging::{Member, Staging};
 
 /// Whether two views are of the same memory.
 fn same(a: PackedView<'_>, b: PackedView<'_>) -> bool {

@@ -1,5 +1,6 @@
 //! Several products in one call on every kernel, each against the reference alone (C6): rows of all
-//! counts, both formats and both encodings of A, epilogues, shared operands, and tiles that are left.
+//! counts, both formats and both encodings of A, epilogues, shared operands, and tiles that are
+//! left.
 //!
 //! Needs a device, or the stand-in of `emulator/` in `LD_LIBRARY_PATH`: feature `emulated`.
 

@@ -2,8 +2,8 @@
 //!
 //! `cargo run -p fp4-backend-cuda --example prebuild` writes `prebuilt/*.ptx` anew; it needs NVRTC
 //! 13.0 and no GPU. The first line of a file names the hash of the sources that it was made from,
-//! and a test compares it with the sources of this build. The wgmma kernels and those that fold for
-//! them are PTX for compute_90a, which runs on compute capability 9.0 and nowhere else; all others
+//! and a test compares it with the sources of this build. The wgmma kernels
+//! are PTX for compute_90a, which runs on compute capability 9.0 and nowhere else; all others
 //! are for compute_80 and what came after.
 //!
 //! NVRTC 13.0 declares PTX ISA 9.0, which drivers before release 580 refuse. The kernels use

@@ -1,4 +1,5 @@
-//! The folded form of an operand in device memory, which the wgmma kernels read: `fold.cuh`.
+//! The folded form of an operand in device memory, which the kernels for many rows read:
+//! `fold.cuh`.
 //!
 //! It lies beside the packed form: a weight is folded when it is prepared, an FP4 activation in the
 //! pass that quantizes it (`quantize_fold.cu`) or when it is imported. An operand without one is
@@ -20,6 +21,15 @@ use crate::device::launch::int;
 /// Bytes of a block: the digits of one slice of one tile, in one to three planes.
 pub(crate) fn block_bytes(encoding: Encoding) -> Result<usize, Error> {
     Ok(TILE_ROWS * SLICE_K * planes(encoding)?)
+}
+
+/// Bytes of the blocks of an operand, extra ones aside.
+pub(crate) fn folded_bytes(of: &FoldShape) -> Result<usize, Error> {
+    let overflow = Error::ShapeOverflow { rows: of.rows, cols: of.k_pad };
+    (of.k_pad / SLICE_K)
+        .checked_mul(block_bytes(of.encoding)?)
+        .and_then(|tile| tile.checked_mul(of.rows.div_ceil(TILE_ROWS)))
+        .ok_or(overflow)
 }
 
 /// The folded form of one operand. Its memory only grows.

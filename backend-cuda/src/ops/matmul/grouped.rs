@@ -5,9 +5,9 @@
 //! block i: the product whose end is the first above i; then as in a launch of its own
 //! ```
 //!
-//! Products of one kernel and the same encodings share a launch, whatever their shapes: those for up
-//! to 16 rows go by `Decode`'s, for more by `MmaFolded`'s where the weight has its folded form, or by
-//! `Mma`'s. Those that another kernel multiplies faster have launches of their own.
+//! Products of one kernel and the same encodings share a launch, whatever their shapes: those for
+//! up to 16 rows go by `Decode`'s, for more by `MmaFolded`'s where the weight has its folded form,
+//! or by `Mma`'s. Those that another kernel multiplies faster have launches of their own.
 
 use std::sync::{Mutex, PoisonError};
 

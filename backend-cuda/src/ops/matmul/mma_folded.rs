@@ -1,8 +1,8 @@
 //! The mma.sync kernels on folded operands, `matmul_mma_folded.cu`, for every device.
 //!
-//! Both operands are folded to int8 first (`fold.rs`), a weight once. K is cut in ranges where there
-//! are few tiles: partial sums are exact integers, so the bits do not depend on it. Tiles that the
-//! folded form cannot prove exact join a list on the device, which `matmul_mma.cu` walks.
+//! Both operands are folded to int8 first (`fold.rs`), a weight once. K is cut in ranges where
+//! there are few tiles: partial sums are exact integers, so the bits do not depend on it. Tiles
+//! that the folded form cannot prove exact join a list on the device, which `matmul_mma.cu` walks.
 
 use fp4_core::{Encoding, Error, Format, Product as Encodings, Unsupported};
 
