@@ -11,7 +11,7 @@
 #
 # Python needs numpy, for the peers' answers; PyTorch and Triton for their rows, else nvidia-cublas
 # (pip). Stages: device (what there is), build, tests (the crate's, graphs among them), conformance
-# (quick, as routed and with the decode and the wgmma kernels forced; full with --full), memcheck
+# (quick, as routed and with the folded, the decode and the wgmma kernels forced; full with --full), memcheck
 # and racecheck by compute-sanitizer on the small bench, bench (benches/gpu.rs), peers (peers.py:
 # cuBLAS and Triton), table (table.py). A stage that cannot run says why; the table repeats it.
 set -uo pipefail
@@ -108,7 +108,7 @@ if [[ -z $emulated ]] && ! ((dry)) && [[ $(nvidia-smi --query-gpu=compute_cap --
     skip "tests-lib matmul::fold" "it needs compute capability 9.0"
 fi
 stage tests-lib 60 "$programs/tests_lib" --test-threads 1 "${hopper[@]}"
-for kernel in auto decode wgmma; do
+for kernel in auto folded decode wgmma; do
     stage "conformance-quick-$kernel" 150 "$programs/conform" quick "$kernel"
 done
 if ! ((dry)) && [[ -n $emulated ]]; then

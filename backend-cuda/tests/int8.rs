@@ -400,7 +400,7 @@ fn every_element_under_every_scale_dequantizes_to_the_reference() {
 fn a_layer_on_the_device_has_the_bits_of_the_reference_eager_and_replayed() {
     let mut rng = Rng(93);
     let spec = QuantSpec::mxint8();
-    for kernel in [MatmulKernel::Auto, MatmulKernel::Wgmma] {
+    for kernel in [MatmulKernel::Auto, MatmulKernel::MmaFolded { ranges: 2 }, MatmulKernel::Wgmma] {
         let cuda = on(kernel);
         let (mut tensor, mut y) = (cuda.empty_tensor().unwrap(), cuda.empty_tensor().unwrap());
         let mut resident = cuda.empty_operand().unwrap();
