@@ -356,6 +356,7 @@ DEVICE unsigned fp4_narrow_bf16(float x) {
 DEVICE unsigned pack_f16x2(float low, float high) { return fp4_narrow_f16(low) | fp4_narrow_f16(high) << 16; }
 DEVICE unsigned pack_bf16x2(float low, float high) { return fp4_narrow_bf16(low) | fp4_narrow_bf16(high) << 16; }
 
+DEVICE int thread_here() { return static_cast<int>(threadIdx.x); }
 DEVICE bool elect_lane() { return emulator::current->lane == 0; }
 DEVICE void mbarrier_init(void* mbarrier, unsigned count) { emulator::mbarrier_init(mbarrier, count); }
 DEVICE void mbarrier_arrive(void* mbarrier) { emulator::mbarrier_arrive(mbarrier, 0); }

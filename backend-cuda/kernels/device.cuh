@@ -169,6 +169,13 @@ DEVICE void named_barrier_arrive(int id, int threads) {
     asm volatile("bar.arrive %0, %1;" : : "r"(id), "r"(threads) : "memory");
 }
 
+// threadIdx.x, read at this place: what follows from it takes no registers before.
+DEVICE int thread_here() {
+    int x;
+    asm volatile("mov.u32 %0, %%tid.x;" : "=r"(x));
+    return x;
+}
+
 #if FP4_SM == 90
 // ---- Hopper (sm_90a): mbarriers ----
 //

@@ -91,6 +91,7 @@ struct WgmmaShared {
     u64 full[Shape::STAGES], empty[Shape::STAGES];
     u64 planned[2], scaled[2], taken[2];
     TilePlan plans[2];
+    int down, across, tiles; // here, because registers are short
 };
 static_assert(4 * 49152 + sizeof(WgmmaShared<MXFP4>) <= WGMMA_SHARED, "");
 static_assert(6 * 32768 + sizeof(WgmmaShared<NVFP4>) <= WGMMA_SHARED, "");
@@ -108,15 +109,11 @@ struct RingPlace {
     }
 };
 
-// The tiles of a block, one after the other.
-struct TileTurn {
-    int tile, turn;
+// Whose turn it is of two plans and scales.
+struct Turn {
+    int turn = 0;
 
-    __device__ __forceinline__ TileTurn() : tile((int)blockIdx.x), turn(0) {}
-    __device__ __forceinline__ void next() {
-        tile += (int)gridDim.x;
-        turn++;
-    }
+    __device__ __forceinline__ void next() { turn++; }
     __device__ __forceinline__ int side() const { return turn & 1; }
     __device__ __forceinline__ u32 parity() const { return (u32)(turn >> 1) & 1u; }
 };
@@ -127,17 +124,18 @@ __device__ __forceinline__ const u8* block_at(const WgmmaArgs& p, const u8* tile
 }
 
 template <int PRODUCT>
-__device__ __forceinline__ void wgmma_produce(const WgmmaArgs& p, unsigned char* ring, WgmmaShared<PRODUCT>& shared, int down,
-                                              int across) {
+__device__ __forceinline__ void wgmma_produce(const WgmmaArgs& p, unsigned char* ring, WgmmaShared<PRODUCT>& shared) {
     typedef WgmmaShape<PRODUCT> Shape;
     constexpr int B_TILES = Shape::B_TILES, PARTS = Shape::PARTS;
     const int slices = p.k_pad / SLICE_K, b_row_tiles = (p.b.rows + TILE_ROWS - 1) / TILE_ROWS;
-    RingPlace at = {0, 1}; // the first round of `empty` is free
-    for (TileTurn turn; turn.tile < down * across; turn.next()) {
-        const TilePlace place = TilePlace::at(turn.tile, down, across);
+    RingPlace at = {0, 1}; // the first round of `empty` is free, and of `taken`
+    Turn turn;
+    for (int tile = (int)blockIdx.x; tile < shared.tiles; tile += (int)gridDim.x, turn.next()) {
+        const TilePlace place = TilePlace::at(tile, shared.down, shared.across);
         const int a_tile = place.m, b_tile = place.n * B_TILES;
         TilePlan& plan = shared.plans[turn.side()];
         mbarrier_wait(&shared.taken[turn.side()], turn.parity() ^ 1);
+        if (elect_lane()) plan.place = place;
         shared.planner.template plan<B_TILES, Shape::WIDTH>(p.a, p.b, a_tile, b_tile, slices, Shape::MOST_STEPS, plan);
         const bool left = plan.left != 0, listed = plan.listed != 0;
         int products = 0;
@@ -145,7 +143,7 @@ __device__ __forceinline__ void wgmma_produce(const WgmmaArgs& p, unsigned char*
         if (elect_lane()) {
             mbarrier_arrive(&shared.planned[turn.side()]);
             if (left) {
-                p.left[1 + atomicAdd(p.left, 1u)] = (u32)(place.m * across + place.n);
+                p.left[1 + atomicAdd(p.left, 1u)] = (u32)(place.m * shared.across + place.n);
                 products = 0;
             }
             const int b_here = b_row_tiles - b_tile < B_TILES ? b_row_tiles - b_tile : B_TILES;
@@ -193,16 +191,22 @@ __device__ __forceinline__ void wgmma_produce(const WgmmaArgs& p, unsigned char*
         }
         __syncwarp(ALL_LANES);
     }
+    mbarrier_wait(&shared.taken[turn.side()], turn.parity() ^ 1);
+    if (elect_lane()) {
+        shared.plans[turn.side()].place.m = -1;
+        mbarrier_arrive(&shared.planned[turn.side()]);
+    }
 }
 
 template <int PRODUCT>
-__device__ __forceinline__ void wgmma_scale(const WgmmaArgs& p, WgmmaShared<PRODUCT>& shared, int down, int across) {
+__device__ __forceinline__ void wgmma_scale(const WgmmaArgs& p, WgmmaShared<PRODUCT>& shared) {
     typedef WgmmaShape<PRODUCT> Shape;
-    for (TileTurn turn; turn.tile < down * across; turn.next()) {
-        const TilePlace place = TilePlace::at(turn.tile, down, across);
+    for (Turn turn;; turn.next()) {
         // The plan is made only after `taken`, so the scales of two tiles before have been read too.
         mbarrier_wait(&shared.planned[turn.side()], turn.parity());
         const TilePlan& plan = shared.plans[turn.side()];
+        const TilePlace place = plan.place;
+        if (place.m < 0) return;
         if (!plan.left) {
             const int add_a = Shape::A_EXPONENT + Shape::WIDTH * (plan.lowest - 2 * WINDOW_BIAS);
             scale_tile<Shape::TILE_N>(p.outputs, p.a, p.b, place.m * TILE_M, place.n * Shape::TILE_N, add_a, Shape::B_EXPONENT,
@@ -214,22 +218,21 @@ __device__ __forceinline__ void wgmma_scale(const WgmmaArgs& p, WgmmaShared<PROD
 }
 
 template <int PRODUCT>
-__device__ __forceinline__ void wgmma_consume(const WgmmaArgs& p, unsigned char* ring, WgmmaShared<PRODUCT>& shared, int down,
-                                              int across) {
+__device__ __forceinline__ void wgmma_consume(const WgmmaArgs& p, unsigned char* ring, WgmmaShared<PRODUCT>& shared) {
     typedef WgmmaShape<PRODUCT> Shape;
     constexpr int SUMS = Shape::SUMS, PART_SUMS = Shape::PART_SUMS, TILE_N = Shape::TILE_N, WIDTH = Shape::WIDTH;
     constexpr int NO_SLOT = -1;
-    const int thread = (int)threadIdx.x - 128, group = thread / 128, warp = thread / 32, lane = thread % 32;
+    const int group = (int)threadIdx.x / 128 - 1;
     RingPlace at = {0, 0};
-    for (TileTurn turn; turn.tile < down * across; turn.next()) {
+    for (Turn turn;; turn.next()) {
         mbarrier_wait(&shared.planned[turn.side()], turn.parity());
         const TilePlan& plan = shared.plans[turn.side()];
-        const int lowest = plan.lowest, highest = plan.highest;
+        if (plan.place.m < 0) return;
         if (!plan.left) {
             int sums[SUMS][TILE_N / 2];
             int last = NO_SLOT; // the slot whose wgmma may be under way
             int add = 0;        // the first product replaces what is in the sums
-            for (int level = highest, above = highest; level >= lowest; level--) {
+            for (int level = plan.highest, above = level; level >= plan.lowest; level--) {
                 const int products = plan.products[level];
                 if (products == 0) continue;
                 if (level != above) {
@@ -241,7 +244,7 @@ __device__ __forceinline__ void wgmma_consume(const WgmmaArgs& p, unsigned char*
 #pragma unroll
                         for (int j = 0; j < TILE_N / 2; j++) sums[i][j] = (int)((u32)sums[i][j] << (WIDTH * (above - level)));
                     }
-                    if (lane == 0 && last != NO_SLOT) mbarrier_arrive(&shared.empty[last]);
+                    if (last != NO_SLOT && elect_lane()) mbarrier_arrive(&shared.empty[last]);
                     last = NO_SLOT;
                     above = level;
                 }
@@ -265,7 +268,7 @@ __device__ __forceinline__ void wgmma_consume(const WgmmaArgs& p, unsigned char*
                         wgmma_commit();
                         if (last != NO_SLOT) {
                             wgmma_wait<1>(); // those of the slot before
-                            if (lane == 0) mbarrier_arrive(&shared.empty[last]);
+                            if (elect_lane()) mbarrier_arrive(&shared.empty[last]);
                         }
                         last = at.slot;
                         at.next(Shape::STAGES);
@@ -276,22 +279,22 @@ __device__ __forceinline__ void wgmma_consume(const WgmmaArgs& p, unsigned char*
             wgmma_wait<0>();
 #pragma unroll
             for (int i = 0; i < SUMS; i++) wgmma_pin(sums[i]);
-            if (lane == 0) mbarrier_arrive(&shared.empty[last]); // every plan has a product
+            if (elect_lane()) mbarrier_arrive(&shared.empty[last]); // every plan has a product
 
-            const TilePlace place = TilePlace::at(turn.tile, down, across);
-            const int row = warp * 16 + lane / 4, column = 2 * (lane % 4);
+            const TilePlace place = plan.place;
+            const int here = thread_here() - 128, row = here / 32 * 16 + here % 32 / 4, column = 2 * (here % 4);
             const WarpPlace to = {place.m * TILE_M + row, place.n * TILE_N + column, row, column, p.a.rows, p.b.rows};
-            const int exponent = Shape::A_EXPONENT + Shape::B_EXPONENT + WIDTH * (lowest - 2 * WINDOW_BIAS);
-            mbarrier_wait(&shared.scaled[turn.side()], turn.parity());
-            store_tile<Shape>(sums, to, p.outputs, p.a, p.b, exponent, shared.scales[turn.side()]);
-            if (p.paths != nullptr && thread == 0) {
+            if (p.paths != nullptr && here == 0) {
                 int rows = p.a.rows - place.m * TILE_M, columns = p.b.rows - place.n * TILE_N;
                 u64 outputs = (u64)(rows < TILE_M ? rows : TILE_M) * (u64)(columns < TILE_N ? columns : TILE_N);
-                atomicAdd(&p.paths[lowest < highest ? 1 : 0], outputs);
+                atomicAdd(&p.paths[plan.lowest < plan.highest ? 1 : 0], outputs);
             }
+            const int exponent = Shape::A_EXPONENT + Shape::B_EXPONENT + WIDTH * (plan.lowest - 2 * WINDOW_BIAS);
+            mbarrier_wait(&shared.scaled[turn.side()], turn.parity());
+            store_tile<Shape>(sums, to, p.outputs, p.a, p.b, exponent, shared.scales[turn.side()]);
         }
         __syncwarp(ALL_LANES);
-        if (lane == 0) mbarrier_arrive(&shared.taken[turn.side()]);
+        if (elect_lane()) mbarrier_arrive(&shared.taken[turn.side()]);
     }
 }
 
@@ -302,7 +305,6 @@ __device__ __forceinline__ void wgmma_matmul(const WgmmaArgs& p) {
     unsigned char* ring = dynamic_shared();
     WgmmaShared<PRODUCT>& shared = *(WgmmaShared<PRODUCT>*)(ring + Shape::STAGES * Shape::STAGE_BYTES);
     const int thread = (int)threadIdx.x;
-    const int down = (p.a.rows + TILE_M - 1) / TILE_M, across = (p.b.rows + Shape::TILE_N - 1) / Shape::TILE_N;
     if (thread == 0) {
         for (int i = 0; i < Shape::STAGES; i++) {
             mbarrier_init(&shared.full[i], 1);
@@ -314,19 +316,22 @@ __device__ __forceinline__ void wgmma_matmul(const WgmmaArgs& p) {
             mbarrier_init(&shared.taken[i], CONSUMERS);
         }
         fence_proxy_async();
+        shared.down = (p.a.rows + TILE_M - 1) / TILE_M;
+        shared.across = (p.b.rows + Shape::TILE_N - 1) / Shape::TILE_N;
+        shared.tiles = shared.down * shared.across;
     }
     __syncthreads();
     if (thread < 128) {
         setmaxnreg_dec<Shape::FEW_REGISTERS>();
         if (thread < 32) {
-            wgmma_produce<PRODUCT>(p, ring, shared, down, across);
+            wgmma_produce<PRODUCT>(p, ring, shared);
         } else if (thread < 64) {
-            wgmma_scale<PRODUCT>(p, shared, down, across);
+            wgmma_scale<PRODUCT>(p, shared);
         }
         return;
     }
     setmaxnreg_inc<Shape::MANY_REGISTERS>();
-    wgmma_consume<PRODUCT>(p, ring, shared, down, across);
+    wgmma_consume<PRODUCT>(p, ring, shared);
 }
 
 #define WGMMA_KERNEL(name, PRODUCT)                              \

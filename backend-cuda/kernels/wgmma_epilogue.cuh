@@ -131,6 +131,7 @@ __device__ __forceinline__ void store_fast(const int (&sums)[Shape::SUMS][Shape:
     const i64 index = (i64)at.row * at.columns + first + (OUT == F32 ? 2 * t : t % 2 * 8 + t / 2 * 4);
 #pragma unroll
     for (int pair = 0; pair < BLOCKS / 2; pair++) {
+        if (Shape::SUMS == 3) __syncwarp(ALL_LANES); // blocks interleaved would not fit the registers
         u32 packed[2][2]; // 16 bits: block of columns, row
 #pragma unroll
         for (int i = 0; i < 2; i++) {
@@ -229,20 +230,30 @@ __device__ __forceinline__ void store_slowly(int (&sums)[Shape::SUMS][Shape::TIL
     }
 }
 
+template <class Shape, bool BIAS>
+__device__ __forceinline__ void store_fast_as(const int (&sums)[Shape::SUMS][Shape::TILE_N / 2], const WarpPlace& at,
+                                              const Outputs& to, const TileScales<Shape::TILE_N>& scales) {
+    if (to.out_type == F32) {
+        store_fast<Shape, F32, BIAS>(sums, at, to.out, scales);
+    } else if (to.out_type == F16) {
+        store_fast<Shape, F16, BIAS>(sums, at, to.out, scales);
+    } else {
+        store_fast<Shape, BF16, BIAS>(sums, at, to.out, scales);
+    }
+}
+
 template <class Shape>
 __device__ __forceinline__ void store_tile(int (&sums)[Shape::SUMS][Shape::TILE_N / 2], const WarpPlace& at, const Outputs& to,
                                            const FoldedOperand& a, const FoldedOperand& b, int add,
                                            const TileScales<Shape::TILE_N>& scales) {
     if (!scales.fast) {
         store_slowly<Shape>(sums, at, to, a, b, add);
-    } else if (to.bias == nullptr) {
-        if (to.out_type == F32) store_fast<Shape, F32, false>(sums, at, to.out, scales);
-        if (to.out_type == F16) store_fast<Shape, F16, false>(sums, at, to.out, scales);
-        if (to.out_type == BF16) store_fast<Shape, BF16, false>(sums, at, to.out, scales);
+        return;
+    }
+    if (to.bias == nullptr) {
+        store_fast_as<Shape, false>(sums, at, to, scales);
     } else {
-        if (to.out_type == F32) store_fast<Shape, F32, true>(sums, at, to.out, scales);
-        if (to.out_type == F16) store_fast<Shape, F16, true>(sums, at, to.out, scales);
-        if (to.out_type == BF16) store_fast<Shape, BF16, true>(sums, at, to.out, scales);
+        store_fast_as<Shape, true>(sums, at, to, scales);
     }
 }
 

@@ -77,6 +77,9 @@ kernels! {
     DECODE_16: DecodeArgs, MATMUL_DECODE, DECODE_SHARED,
         ["matmul_decode_mxfp4_16", "matmul_decode_nvfp4_16", "matmul_decode_mxint8_mxfp4_16",
          "matmul_decode_mxint8_nvfp4_16"];
+    DECODE_LEFT: DecodeArgs, MATMUL_DECODE, DECODE_SHARED,
+        ["matmul_decode_left_mxfp4", "matmul_decode_left_nvfp4",
+         "matmul_decode_left_mxint8_mxfp4"];
     WGMMA_MXFP4: WgmmaArgs, MATMUL_WGMMA_MXFP4, WGMMA_SHARED, ["matmul_wgmma_mxfp4"];
     WGMMA_NVFP4: WgmmaArgs, MATMUL_WGMMA_NVFP4, WGMMA_SHARED, ["matmul_wgmma_nvfp4"];
     WGMMA_MXINT8_MXFP4: WgmmaArgs, MATMUL_WGMMA_MXINT8_MXFP4, WGMMA_SHARED,

@@ -1,28 +1,19 @@
 //! The kernel by groups, `matmul_decode.cu`: few rows of A, and what the wgmma kernels leave.
 
-use fp4_core::Error;
+use fp4_core::{Error, Unsupported};
 
 use super::product::{Product, Scratch, of_product};
-use crate::build::arguments::{DECODE_ROWS, DECODE_STAGE_K, DecodeArgs, Pointer};
-use crate::build::kernels::{DECODE_8, DECODE_16, Kernel};
+use crate::build::arguments::{DECODE_ROWS, DECODE_STAGE_K, DecodeArgs, Pointer, product};
+use crate::build::kernels::{DECODE_8, DECODE_16, DECODE_LEFT, Kernel};
 use crate::device::error::unless_memory_is_short;
 use crate::device::launch::{Grid, int};
 
 /// Most rows of A for which this kernel is the choice.
 pub(super) const MAX_ROWS: usize = 16;
+/// Threads of a block.
+const THREADS: usize = 256;
 /// Thread blocks of a multiprocessor at a time, for which there should be work.
 const BLOCKS_PER_PROCESSOR: usize = 2;
-
-/// Which outputs: all, or those of tiles in a list in device memory.
-#[derive(Debug, Clone, Copy)]
-pub(super) enum Tiles {
-    All,
-    /// How many tiles of (rows, columns) outputs, then which.
-    Left {
-        left: Pointer,
-        shape: [usize; 2],
-    },
-}
 
 /// How a product is cut: K of a range, and the number of ranges; `forced` unless 0.
 fn ranges(k_pad: usize, blocks: usize, processors: usize, forced: usize) -> (usize, usize) {
@@ -34,10 +25,11 @@ fn ranges(k_pad: usize, blocks: usize, processors: usize, forced: usize) -> (usi
     (range * DECODE_STAGE_K, stages.div_ceil(range))
 }
 
-/// Loads the kernel for a product, which may take long, unless it is loaded: [`queue`] is called
-/// with buffers locked.
-pub(super) fn load(of: &Product<'_>) -> Result<(), Error> {
-    of.a.gpu.function(kernel(of)?.1).map(drop)
+/// Loads the kernel for a product, or for the tiles that another leaves, which may take long,
+/// unless it is loaded: [`queue`] and [`queue_left`] are called with buffers locked.
+pub(super) fn load(of: &Product<'_>, left: bool) -> Result<(), Error> {
+    let kernel = if left { kernel_of_left(of)? } else { kernel(of)?.1 };
+    of.a.gpu.function(kernel).map(drop)
 }
 
 /// The kernel for a product, and how many rows of A its blocks take.
@@ -46,10 +38,16 @@ fn kernel(of: &Product<'_>) -> Result<(usize, &'static Kernel<DecodeArgs>), Erro
     Ok((rows, of_product(kernels, of.encodings()?)?))
 }
 
+/// The kernel for the tiles that a wgmma kernel leaves.
+fn kernel_of_left(of: &Product<'_>) -> Result<&'static Kernel<DecodeArgs>, Error> {
+    let encodings = of.encodings()?;
+    let none = Unsupported::Encodings { a: encodings.a, b: encodings.b.into() };
+    DECODE_LEFT.get(product(encodings)? as usize).ok_or(none.into())
+}
+
 /// Queues the kernel.
 pub(super) fn queue(
     of: &Product<'_>,
-    tiles: Tiles,
     ranges_wanted: usize,
     scratch: &mut Scratch,
 ) -> Result<(), Error> {
@@ -57,13 +55,7 @@ pub(super) fn queue(
     let (rows, kernel) = kernel(of)?;
     let (across, down) = (n.div_ceil(DECODE_ROWS), m.div_ceil(rows));
     let whole = (k_pad.next_multiple_of(DECODE_STAGE_K), 1);
-    let ((mut range, mut count), left, [left_m, left_n]) = match tiles {
-        Tiles::All => {
-            let cut = ranges(k_pad, across * down, gpu.processors, ranges_wanted);
-            (cut, Pointer::NULL, [1, 1])
-        }
-        Tiles::Left { left, shape } => (whole, left, shape),
-    };
+    let (mut range, mut count) = ranges(k_pad, across * down, gpu.processors, ranges_wanted);
     let (mut sums, mut arrivals) = (Pointer::NULL, Pointer::NULL);
     if count > 1 {
         // Every launch leaves zeros.
@@ -75,30 +67,40 @@ pub(super) fn queue(
             (range, count) = whole;
         }
     }
-    let args = DecodeArgs {
+    let args = DecodeArgs { sums, arrivals, range: int(range)?, ..arguments(of)? };
+    let grid = Grid { blocks: [across, count, down], threads: THREADS };
+    // SAFETY: as in `naive::queue`; there are sums and arrivals for more than one range.
+    unsafe { gpu.launch(kernel, grid, &args) }
+}
+
+/// Queues the kernel for the tiles of `shape` in a list on the device: how many, then which.
+pub(super) fn queue_left(of: &Product<'_>, left: Pointer, shape: [usize; 2]) -> Result<(), Error> {
+    let [left_m, left_n] = shape;
+    let args = DecodeArgs { left, left_m: int(left_m)?, left_n: int(left_n)?, ..arguments(of)? };
+    // How long the list is, only the device knows: as many blocks as run at a time walk it.
+    let grid = Grid::row(BLOCKS_PER_PROCESSOR * of.a.gpu.processors, THREADS);
+    // SAFETY: as in `naive::queue`; the list is of tiles of this product.
+    unsafe { of.a.gpu.launch(kernel_of_left(of)?, grid, &args) }
+}
+
+/// The arguments for all of K in one range.
+fn arguments(of: &Product<'_>) -> Result<DecodeArgs, Error> {
+    let ([m, n], k_pad) = (of.shape(), of.a.k_pad);
+    Ok(DecodeArgs {
         a: of.a.packed(),
         b: of.b.packed(),
         outputs: of.outputs,
-        sums,
-        arrivals,
-        left,
+        sums: Pointer::NULL,
+        arrivals: Pointer::NULL,
+        left: Pointer::NULL,
         paths: of.paths,
         m: int(m)?,
         n: int(n)?,
         k_pad: int(k_pad)?,
-        range: int(range)?,
-        left_m: int(left_m)?,
-        left_n: int(left_n)?,
-    };
-    let blocks = match tiles {
-        Tiles::All => [across, count, down],
-        // How long the list is, only the device knows: as many as run at a time walk it.
-        Tiles::Left { .. } => [BLOCKS_PER_PROCESSOR * gpu.processors, 1, 1],
-    };
-    let grid = Grid { blocks, threads: 256 };
-    // SAFETY: as in `naive::queue`; there are sums and arrivals for more than one range, and a list
-    // of tiles has room for all of their shape.
-    unsafe { gpu.launch(kernel, grid, &args) }
+        range: int(k_pad.next_multiple_of(DECODE_STAGE_K))?,
+        left_m: 0,
+        left_n: 0,
+    })
 }
 
 #[cfg(test)]

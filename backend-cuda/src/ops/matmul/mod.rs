@@ -83,7 +83,7 @@ pub(crate) fn matmul(
         forced => forced,
     };
     if matches!(chosen, MatmulKernel::Decode { .. } | MatmulKernel::Wgmma) {
-        decode::load(of)?;
+        decode::load(of, chosen == MatmulKernel::Wgmma)?;
     }
     if kernel == MatmulKernel::Auto && chosen == MatmulKernel::Wgmma {
         let queued = wgmma::queue(of, &mut scratch());
@@ -94,9 +94,7 @@ pub(crate) fn matmul(
         chosen = MatmulKernel::Mma;
     }
     match chosen {
-        MatmulKernel::Decode { ranges } => {
-            decode::queue(of, decode::Tiles::All, ranges, &mut scratch())
-        }
+        MatmulKernel::Decode { ranges } => decode::queue(of, ranges, &mut scratch()),
         MatmulKernel::Wgmma if !wgmma::available(&a.gpu, encodings) => {
             Err(Reason::NeedsHopper.into())
         }
