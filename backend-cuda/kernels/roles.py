@@ -74,11 +74,16 @@ def of_groups(name, group, wanted="IMMA", **how):
     return Role(name, wanted, (N // 64) ** 2 * K / group, 4, **how)
 
 
-def decode_blocks(machine, _):
+def decode_blocks(machine, resident):
     """The grid of src/ops/matmul/decode.rs for N rows of weights and up to 16 rows of A."""
     across, stages = N // 128, K // 256
-    count = min(-(-2 * machine.processors // across), stages // 2)
-    return across * -(-stages // -(-stages // count))
+
+    def cost(count):
+        each = -(-stages // count)
+        count = -(-stages // each)
+        return -(-across * count // (machine.processors * resident)) * (each + 1), count
+
+    return across * min(cost(count) for count in range(1, stages // 2 + 1))[1]
 
 
 def decode(name, group):

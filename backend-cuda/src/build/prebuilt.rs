@@ -8,9 +8,9 @@
 //!
 //! Why so old a compiler: drivers assemble the text with the ptxas of their own toolkit, and those
 //! of CUDA 12.0 to 12.3 serialize the wgmma of what a later NVRTC makes (C7515), but not of what
-//! 12.0 makes; nor do later ones. It also declares PTX ISA 8.0, which every driver from CUDA 12.0 on
-//! takes. `kernels/prebuilt.py` assembles the texts by the ptxas of 12.0, 12.9 and 13.0; no driver
-//! has loaded them yet.
+//! 12.0 makes; nor do later ones. It also declares PTX ISA 8.0, which every driver from CUDA 12.0
+//! on takes. `kernels/prebuilt.py` assembles the texts by the ptxas of 12.0, 12.9 and 13.0. No
+//! driver has loaded them yet.
 
 use crate::build::compile;
 use crate::build::sources::{FAMILIES, Family};
