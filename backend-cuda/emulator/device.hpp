@@ -182,12 +182,8 @@ DEVICE unsigned __byte_perm(unsigned a, unsigned b, unsigned selector) {
     }
     return result;
 }
-DEVICE int __dp4a(int a, int b, int c) {
+DEVICE int dot_bytes(int a, int b, int c) {
     for (int i = 0; i < 4; i++) c += static_cast<signed char>(a >> 8 * i) * static_cast<signed char>(b >> 8 * i);
-    return c;
-}
-DEVICE unsigned __dp4a(unsigned a, unsigned b, unsigned c) {
-    for (int i = 0; i < 4; i++) c += (a >> 8 * i & 0xFF) * (b >> 8 * i & 0xFF);
     return c;
 }
 DEVICE unsigned __vadd4(unsigned a, unsigned b) {

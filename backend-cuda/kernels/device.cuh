@@ -69,6 +69,13 @@ DEVICE unsigned permute_bytes(unsigned low, unsigned high, unsigned selector) {
     return d;
 }
 
+// c + the dot product of four signed bytes. NVRTC 12.0 to 12.2 leave __dp4a unresolved.
+DEVICE int dot_bytes(int a, int b, int c) {
+    int d;
+    asm("dp4a.s32.s32 %0, %1, %2, %3;" : "=r"(d) : "r"(a), "r"(b), "r"(c));
+    return d;
+}
+
 // A generic pointer into shared memory as the 32-bit address that PTX wants.
 DEVICE unsigned shared_address(const void* pointer) {
     return static_cast<unsigned>(__cvta_generic_to_shared(pointer));

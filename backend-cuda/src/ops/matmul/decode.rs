@@ -12,17 +12,36 @@ use crate::device::launch::{Grid, int};
 pub(super) const MAX_ROWS: usize = 16;
 /// Threads of a block.
 const THREADS: usize = 256;
-/// Thread blocks of a multiprocessor at a time, for which there should be work.
-const BLOCKS_PER_PROCESSOR: usize = 2;
+/// Blocks a multiprocessor of those that walk a list of tiles.
+const LEFT_BLOCKS: usize = 2;
+/// What a block costs beside its stages, in stages, about: filling its ring, and the merge.
+const BLOCK_STAGES: usize = 1;
 
-/// How a product is cut: K of a range, and the number of ranges; `forced` unless 0.
-fn ranges(k_pad: usize, blocks: usize, processors: usize, forced: usize) -> (usize, usize) {
+/// How a product is cut: K of a range, and the number of ranges; `forced` unless 0. `blocks` is how
+/// many a range has, and `slots` how many the device runs at a time.
+///
+/// Blocks of a launch run in waves, so a range more may cost a wave that is nearly empty: the cut
+/// is the one of least waves times stages of a block, by which a launch takes as long as it does
+/// where memory is not what it waits for (bound, not measured).
+fn ranges(k_pad: usize, blocks: usize, slots: usize, forced: usize) -> (usize, usize) {
     let stages = k_pad.div_ceil(DECODE_STAGE_K).max(1);
-    let wanted = (BLOCKS_PER_PROCESSOR * processors).div_ceil(blocks.max(1));
+    // By so many stages a block there are so many ranges.
+    let cut = |count: usize| {
+        let range = stages.div_ceil(count);
+        (range, stages.div_ceil(range))
+    };
     // A range of fewer than two stages would spend its time on the merge.
-    let count = if forced > 0 { forced } else { wanted.min(stages / 2) }.clamp(1, stages);
-    let range = stages.div_ceil(count);
-    (range * DECODE_STAGE_K, stages.div_ceil(range))
+    let (range, count) = if forced > 0 {
+        cut(forced.min(stages))
+    } else {
+        (1..=(stages / 2).max(1))
+            .map(cut)
+            .min_by_key(|&(range, count)| {
+                ((blocks * count).div_ceil(slots.max(1)) * (range + BLOCK_STAGES), count)
+            })
+            .unwrap_or((stages, 1))
+    };
+    (range * DECODE_STAGE_K, count)
 }
 
 /// Loads the kernel for a product, or for the tiles that another leaves, which may take long,
@@ -55,7 +74,8 @@ pub(super) fn queue(
     let (rows, kernel) = kernel(of)?;
     let (across, down) = (n.div_ceil(DECODE_ROWS), m.div_ceil(rows));
     let whole = (k_pad.next_multiple_of(DECODE_STAGE_K), 1);
-    let (mut range, mut count) = ranges(k_pad, across * down, gpu.processors, ranges_wanted);
+    let slots = gpu.processors * gpu.resident_blocks(kernel, THREADS)?;
+    let (mut range, mut count) = ranges(k_pad, across * down, slots, ranges_wanted);
     let (mut sums, mut arrivals) = (Pointer::NULL, Pointer::NULL);
     if count > 1 {
         // Every launch leaves zeros.
@@ -77,8 +97,8 @@ pub(super) fn queue(
 pub(super) fn queue_left(of: &Product<'_>, left: Pointer, shape: [usize; 2]) -> Result<(), Error> {
     let [left_m, left_n] = shape;
     let args = DecodeArgs { left, left_m: int(left_m)?, left_n: int(left_n)?, ..arguments(of)? };
-    // How long the list is, only the device knows: as many blocks as run at a time walk it.
-    let grid = Grid::row(BLOCKS_PER_PROCESSOR * of.a.gpu.processors, THREADS);
+    // How long the list is, only the device knows: a few blocks walk it.
+    let grid = Grid::row(LEFT_BLOCKS * of.a.gpu.processors, THREADS);
     // SAFETY: as in `naive::queue`; the list is of tiles of this product.
     unsafe { of.a.gpu.launch(kernel_of_left(of)?, grid, &args) }
 }
@@ -109,11 +129,17 @@ mod tests {
 
     #[test]
     fn ranges_cover_k_and_fill_the_device() {
-        // 64 blocks on 132 processors: five ranges of 7 stages.
-        assert_eq!(ranges(8192, 64, 132, 0), (7 * 256, 5));
-        assert_eq!(ranges(8192, 300, 132, 0), (8192, 1));
+        // 64 blocks, two on each of 132 processors: four ranges of 8 stages make 256 of 264, where
+        // five would make a second wave of 56.
+        assert_eq!(ranges(8192, 64, 264, 0), (8 * 256, 4));
+        // One on each of 128: two ranges, exactly a wave.
+        assert_eq!(ranges(8192, 64, 128, 0), (16 * 256, 2));
+        // Many blocks: whole rows. A wave and a bit is cut so that the second is full, too.
+        assert_eq!(ranges(8192, 2640, 264, 0), (8192, 1));
+        assert_eq!(ranges(8192, 300, 264, 0).1, 7);
         assert_eq!(ranges(128, 1, 132, 0), (256, 1));
         assert_eq!(ranges(0, 1, 132, 0), (256, 1));
+        assert_eq!(ranges(512, 1, 0, 0), (512, 1));
         for (k_pad, split) in [(2176, 1), (2176, 3), (2176, 9), (2176, 50), (0, 7)] {
             let (range, count) = ranges(k_pad, 5, 16, split);
             assert!(
