@@ -27,12 +27,15 @@
 // of at most 2 * 90 * 32 = 5760 < 90^2, so it fits as well, and ss - hh - ll is it modulo 2^32
 // although ss, with terms of up to 122^2, may wrap. |units| < 2^31 * (4096 + 64 + 1) < 2^44.
 //
+// A's third plane is not copied: hi + lo, at most 122, is added in registers, from which wgmma takes
+// it. B's must lie in shared memory, and is copied.
+//
 // MXINT8 by MXFP4, two products: both digits of A by the one of B, each a sum that fits by the
 // bound. |units| < 2^31 * 17 < 2^36.
 //
 // Cost. A stage is a slice of K = 128, of NVFP4 one of its three planes: 48 KiB and 1024 clocks of
 // the tensor cores for MXFP4 (128 x 256 x 128) and for MXINT8 (128 x 128 x 128, two products), 32 KiB
-// and 512 clocks for NVFP4 (128 x 128 x 128). A stage costs the producer a wait and two or three
+// and 512 clocks for NVFP4 (128 x 128 x 128), every third of 16 KiB. A stage costs the producer a wait and two or three
 // copies.
 #pragma once
 
@@ -59,6 +62,8 @@ struct WgmmaShape {
     // The stages of a slice: all planes in one, or of NVFP4 one each.
     static constexpr int PARTS = B::PLANES;
     static constexpr int PART_SUMS = SUMS / PARTS;
+    // Whether the last part's plane of A is the sum of the two before, added in registers.
+    static constexpr bool ADDS = PARTS == 3;
     static constexpr int A_BYTES = PART_SUMS * PLANE_BYTES, B_BYTES = PLANE_BYTES; // of a part of a block
     static constexpr int STAGE_BYTES = A_BYTES + B_TILES * B_BYTES;
     static constexpr int STAGES = 196608 / STAGE_BYTES;
@@ -70,7 +75,8 @@ struct WgmmaShape {
     static constexpr int A_EXPONENT = Of::A::UNIT + A::SCALE_UNIT, B_EXPONENT = Of::B::UNIT + B::SCALE_UNIT;
 
     // The digits' sums in units of the product.
-    __device__ static __forceinline__ auto units(const int (&sums)[SUMS]) {
+    __device__ static __forceinline__ auto units(const Digits<SUMS>& digits) {
+        const int(&sums)[SUMS] = digits.sums;
         if constexpr (PRODUCT == MXFP4) {
             return sums[0];
         } else if constexpr (PRODUCT == NVFP4) {
@@ -147,18 +153,20 @@ __device__ __forceinline__ void wgmma_produce(const WgmmaArgs& p, unsigned char*
                 products = 0;
             }
             const int b_here = b_row_tiles - b_tile < B_TILES ? b_row_tiles - b_tile : B_TILES;
-            const u32 bytes = (u32)(Shape::A_BYTES + b_here * Shape::B_BYTES);
+            const u32 b_bytes = (u32)(b_here * Shape::B_BYTES);
             // Blocks of a plain tile follow each other: these move on with every stage.
             const i64 b_stride = (i64)(slices + p.b.extra) * (PARTS * Shape::B_BYTES);
             const u8* a_from = p.a.blocks + (i64)a_tile * (slices + p.a.extra) * (PARTS * Shape::A_BYTES);
             const u8* b_from = p.b.blocks + b_tile * b_stride;
             if (!listed) {
-                for (int stage = products * PARTS; stage > 0; stage--) {
+                for (int stage = 0, part = 0; stage < products * PARTS; stage++) {
+                    const bool with_a = !Shape::ADDS || part < PARTS - 1;
+                    part = part < PARTS - 1 ? part + 1 : 0;
                     unsigned char* to = ring + at.slot * Shape::STAGE_BYTES;
                     u64* full = &shared.full[at.slot];
                     mbarrier_wait(&shared.empty[at.slot], at.parity);
-                    mbarrier_arrive_expect_tx(full, bytes);
-                    bulk_copy_g2s(to, a_from, Shape::A_BYTES, full);
+                    mbarrier_arrive_expect_tx(full, b_bytes + (with_a ? Shape::A_BYTES : 0));
+                    if (with_a) bulk_copy_g2s(to, a_from, Shape::A_BYTES, full);
                     bulk_copy_g2s(to + Shape::A_BYTES, b_from, Shape::B_BYTES, full);
                     if (B_TILES == 2 && b_here == 2) {
                         bulk_copy_g2s(to + Shape::A_BYTES + Shape::B_BYTES, b_from + b_stride, Shape::B_BYTES, full);
@@ -178,8 +186,9 @@ __device__ __forceinline__ void wgmma_produce(const WgmmaArgs& p, unsigned char*
                         unsigned char* to = ring + at.slot * Shape::STAGE_BYTES;
                         u64* full = &shared.full[at.slot];
                         mbarrier_wait(&shared.empty[at.slot], at.parity);
-                        mbarrier_arrive_expect_tx(full, bytes);
-                        bulk_copy_g2s(to, from[0] + part * Shape::A_BYTES, Shape::A_BYTES, full);
+                        const bool with_a = !Shape::ADDS || part < PARTS - 1;
+                        mbarrier_arrive_expect_tx(full, b_bytes + (with_a ? Shape::A_BYTES : 0));
+                        if (with_a) bulk_copy_g2s(to, from[0] + part * Shape::A_BYTES, Shape::A_BYTES, full);
                         bulk_copy_g2s(to + Shape::A_BYTES, from[1] + part * Shape::B_BYTES, Shape::B_BYTES, full);
                         if (B_TILES == 2 && b_here == 2) {
                             bulk_copy_g2s(to + Shape::A_BYTES + Shape::B_BYTES, from[B_TILES], Shape::B_BYTES, full);
@@ -217,12 +226,124 @@ __device__ __forceinline__ void wgmma_scale(const WgmmaArgs& p, WgmmaShared<PROD
     }
 }
 
+constexpr int NO_SLOT = -1;
+constexpr int STEP_OFFSET = 2 * PLANE_LEAD >> 4, PLANE_OFFSET = PLANE_BYTES >> 4; // in a descriptor's units
+
+// The operands in a slot, of this warpgroup's 64 rows of A.
+template <int PRODUCT>
+struct Stage {
+    unsigned char* at;
+
+    __device__ __forceinline__ Stage(unsigned char* ring, int slot) : at(ring + slot * WgmmaShape<PRODUCT>::STAGE_BYTES) {}
+    __device__ __forceinline__ u64 a() const {
+        const int group = (int)threadIdx.x / 128 - 1;
+        return smem_descriptor(at + group * (PLANE_BYTES / 2), PLANE_LEAD, PLANE_STRIDE, SWIZZLE_NONE);
+    }
+    __device__ __forceinline__ u64 b() const {
+        return smem_descriptor(at + WgmmaShape<PRODUCT>::A_BYTES, PLANE_LEAD, PLANE_STRIDE, SWIZZLE_NONE);
+    }
+};
+
+// Says that this warp's wgmma of the last product have read their slots.
+template <int PRODUCT>
+__device__ __forceinline__ void give_back(WgmmaShared<PRODUCT>& shared, int last) {
+    if (elect_lane()) {
+        mbarrier_arrive(&shared.empty[last]);
+        if (WgmmaShape<PRODUCT>::ADDS) mbarrier_arrive(&shared.empty[last - 1]);
+    }
+}
+
+// sums += a product of blocks, or = unless it ADDs; it is under way afterwards. `last`, the last one's
+// slot, is given back. All planes in one slot.
+template <int PRODUCT, bool ADD, int SUMS, int REGISTERS>
+__device__ __forceinline__ void multiply_at_once(int (&sums)[SUMS][REGISTERS], unsigned char* ring, WgmmaShared<PRODUCT>& shared,
+                                                 RingPlace& at, int& last) {
+    typedef WgmmaShape<PRODUCT> Shape;
+    mbarrier_wait(&shared.full[at.slot], at.parity);
+    const Stage<PRODUCT> stage(ring, at.slot);
+    const u64 a = stage.a(), b = stage.b();
+    wgmma_fence();
+#pragma unroll
+    for (int step = 0; step < SLICE_STEPS; step++) {
+#pragma unroll
+        for (int i = 0; i < SUMS; i++) {
+            wgmma_s8<Shape::TILE_N>(sums[i], a + (u64)(step * STEP_OFFSET + i * PLANE_OFFSET), b + (u64)(step * STEP_OFFSET),
+                                    ADD || step > 0);
+        }
+    }
+    wgmma_commit();
+    if (last != NO_SLOT) {
+        wgmma_wait<1>(); // those of the slot before
+        give_back<PRODUCT>(shared, last);
+    }
+    last = at.slot;
+    at.next(Shape::STAGES);
+}
+
+// The same of three planes, hi, lo and their sum, a slot each, of which A's third is made here. Its
+// registers, four for a step (with more the assembler serializes), may be written again when the
+// wgmma that read them are done; while the warp fills them, a product of lo is under way.
+template <int PRODUCT, bool ADD, int SUMS, int REGISTERS>
+__device__ __forceinline__ void multiply_planes(int (&sums)[SUMS][REGISTERS], unsigned char* ring, WgmmaShared<PRODUCT>& shared,
+                                                RingPlace& at, int& last) {
+    typedef WgmmaShape<PRODUCT> Shape;
+    constexpr int TILE_N = Shape::TILE_N;
+    static_assert(Shape::STAGES % 3 == 0, "the three slots of a slice follow each other");
+    const int first = at.slot;
+    const u32 parity = at.parity;
+    const Stage<PRODUCT> hi(ring, first), lo(ring, first + 1), sum(ring, first + 2);
+    mbarrier_wait(&shared.full[first], parity);
+    wgmma_fence();
+#pragma unroll
+    for (int step = 0; step < SLICE_STEPS; step++) {
+        wgmma_s8<TILE_N>(sums[0], hi.a() + (u64)(step * STEP_OFFSET), hi.b() + (u64)(step * STEP_OFFSET), ADD || step > 0);
+    }
+    wgmma_commit();
+    if (last != NO_SLOT) {
+        wgmma_wait<1>(); // those of the slice before
+        give_back<PRODUCT>(shared, last);
+    }
+    mbarrier_wait(&shared.full[first + 1], parity);
+    mbarrier_wait(&shared.full[first + 2], parity);
+    // ldmatrix: this lane's row of a fragment, piece_at(16 warp + lane % 16, lane / 16 * 16).
+    const u32 thread = (u32)thread_here() - 128, at_row = thread / 32 * 2 + thread / 8 % 2;
+    const u32 piece = at_row * PLANE_STRIDE + thread / 16 % 2 * PLANE_LEAD + thread % 8 * 16;
+#pragma unroll
+    for (int step = 0; step < SLICE_STEPS; step++) {
+        if (step > 0) wgmma_wait<1>(); // all but the last of lo: `added` has been read
+        u32 added[4], low[4];
+        ldmatrix_x4(added, hi.at + piece + step * 2 * PLANE_LEAD);
+        ldmatrix_x4(low, lo.at + piece + step * 2 * PLANE_LEAD);
+#pragma unroll
+        for (int i = 0; i < 4; i++) added[i] = add_bytes(added[i], low[i]);
+        wgmma_fence();
+        wgmma_s8<TILE_N>(sums[2], added, sum.b() + (u64)(step * STEP_OFFSET), ADD || step > 0);
+        wgmma_commit();
+        wgmma_fence();
+        wgmma_s8<TILE_N>(sums[1], lo.a() + (u64)(step * STEP_OFFSET), lo.b() + (u64)(step * STEP_OFFSET), ADD || step > 0);
+        wgmma_commit();
+    }
+    __syncwarp(ALL_LANES); // all of the warp have read hi
+    if (elect_lane()) mbarrier_arrive(&shared.empty[first]);
+    last = first + 2;
+    at.slot = last;
+    at.next(Shape::STAGES);
+}
+
+template <int PRODUCT, bool ADD, int SUMS, int REGISTERS>
+__device__ __forceinline__ void multiply(int (&sums)[SUMS][REGISTERS], unsigned char* ring, WgmmaShared<PRODUCT>& shared,
+                                         RingPlace& at, int& last) {
+    if constexpr (WgmmaShape<PRODUCT>::ADDS) {
+        multiply_planes<PRODUCT, ADD>(sums, ring, shared, at, last);
+    } else {
+        multiply_at_once<PRODUCT, ADD>(sums, ring, shared, at, last);
+    }
+}
+
 template <int PRODUCT>
 __device__ __forceinline__ void wgmma_consume(const WgmmaArgs& p, unsigned char* ring, WgmmaShared<PRODUCT>& shared) {
     typedef WgmmaShape<PRODUCT> Shape;
-    constexpr int SUMS = Shape::SUMS, PART_SUMS = Shape::PART_SUMS, TILE_N = Shape::TILE_N, WIDTH = Shape::WIDTH;
-    constexpr int NO_SLOT = -1;
-    const int group = (int)threadIdx.x / 128 - 1;
+    constexpr int SUMS = Shape::SUMS, TILE_N = Shape::TILE_N, WIDTH = Shape::WIDTH;
     RingPlace at = {0, 0};
     for (Turn turn;; turn.next()) {
         mbarrier_wait(&shared.planned[turn.side()], turn.parity());
@@ -231,7 +352,9 @@ __device__ __forceinline__ void wgmma_consume(const WgmmaArgs& p, unsigned char*
         if (!plan.left) {
             int sums[SUMS][TILE_N / 2];
             int last = NO_SLOT; // the slot whose wgmma may be under way
-            int add = 0;        // the first product replaces what is in the sums
+            // The first product replaces what is in the registers, which are free until then.
+            multiply<PRODUCT, false>(sums, ring, shared, at, last);
+            int done = 1;
             for (int level = plan.highest, above = level; level >= plan.lowest; level--) {
                 const int products = plan.products[level];
                 if (products == 0) continue;
@@ -244,42 +367,17 @@ __device__ __forceinline__ void wgmma_consume(const WgmmaArgs& p, unsigned char*
 #pragma unroll
                         for (int j = 0; j < TILE_N / 2; j++) sums[i][j] = (int)((u32)sums[i][j] << (WIDTH * (above - level)));
                     }
-                    if (last != NO_SLOT && elect_lane()) mbarrier_arrive(&shared.empty[last]);
+                    if (last != NO_SLOT) give_back<PRODUCT>(shared, last);
                     last = NO_SLOT;
                     above = level;
                 }
-                for (int product = 0; product < products; product++) {
-#pragma unroll
-                    for (int part = 0; part < Shape::PARTS; part++) {
-                        mbarrier_wait(&shared.full[at.slot], at.parity);
-                        const unsigned char* stage = ring + at.slot * Shape::STAGE_BYTES;
-                        const u64 a = smem_descriptor(stage + group * (PLANE_BYTES / 2), PLANE_LEAD, PLANE_STRIDE, SWIZZLE_NONE);
-                        const u64 b = smem_descriptor(stage + Shape::A_BYTES, PLANE_LEAD, PLANE_STRIDE, SWIZZLE_NONE);
-                        wgmma_fence();
-#pragma unroll
-                        for (int step = 0; step < SLICE_STEPS; step++) {
-#pragma unroll
-                            for (int i = 0; i < PART_SUMS; i++) {
-                                constexpr int STEP = 2 * PLANE_LEAD >> 4, PLANE = PLANE_BYTES >> 4; // in a descriptor's units
-                                wgmma_s8<TILE_N>(sums[part * PART_SUMS + i], a + (u64)(step * STEP + i * PLANE), b + (u64)(step * STEP),
-                                                 step == 0 ? add : 1);
-                            }
-                        }
-                        wgmma_commit();
-                        if (last != NO_SLOT) {
-                            wgmma_wait<1>(); // those of the slot before
-                            if (elect_lane()) mbarrier_arrive(&shared.empty[last]);
-                        }
-                        last = at.slot;
-                        at.next(Shape::STAGES);
-                    }
-                    add = 1;
-                }
+                for (int product = done; product < products; product++) multiply<PRODUCT, true>(sums, ring, shared, at, last);
+                done = 0;
             }
             wgmma_wait<0>();
 #pragma unroll
             for (int i = 0; i < SUMS; i++) wgmma_pin(sums[i]);
-            if (elect_lane()) mbarrier_arrive(&shared.empty[last]); // every plan has a product
+            give_back<PRODUCT>(shared, last); // every plan has a product
 
             const TilePlace place = plan.place;
             const int here = thread_here() - 128, row = here / 32 * 16 + here % 32 / 4, column = 2 * (here % 4);
