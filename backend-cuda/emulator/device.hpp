@@ -182,12 +182,8 @@ DEVICE unsigned __byte_perm(unsigned a, unsigned b, unsigned selector) {
     }
     return result;
 }
-DEVICE int __dp4a(int a, int b, int c) {
+DEVICE int dot_bytes(int a, int b, int c) {
     for (int i = 0; i < 4; i++) c += static_cast<signed char>(a >> 8 * i) * static_cast<signed char>(b >> 8 * i);
-    return c;
-}
-DEVICE unsigned __dp4a(unsigned a, unsigned b, unsigned c) {
-    for (int i = 0; i < 4; i++) c += (a >> 8 * i & 0xFF) * (b >> 8 * i & 0xFF);
     return c;
 }
 DEVICE unsigned __vadd4(unsigned a, unsigned b) {
@@ -356,6 +352,7 @@ DEVICE unsigned fp4_narrow_bf16(float x) {
 DEVICE unsigned pack_f16x2(float low, float high) { return fp4_narrow_f16(low) | fp4_narrow_f16(high) << 16; }
 DEVICE unsigned pack_bf16x2(float low, float high) { return fp4_narrow_bf16(low) | fp4_narrow_bf16(high) << 16; }
 
+DEVICE int thread_here() { return static_cast<int>(threadIdx.x); }
 DEVICE bool elect_lane() { return emulator::current->lane == 0; }
 DEVICE void mbarrier_init(void* mbarrier, unsigned count) { emulator::mbarrier_init(mbarrier, count); }
 DEVICE void mbarrier_arrive(void* mbarrier) { emulator::mbarrier_arrive(mbarrier, 0); }

@@ -87,6 +87,11 @@ struct Fold<NVFP4> {
     }
 };
 
+// Four int8 at once, none of whose sums leaves an int8.
+__device__ __forceinline__ u32 add_bytes(u32 x, u32 y) {
+    return ((x & 0x7F7F7F7Fu) + (y & 0x7F7F7F7Fu)) ^ ((x ^ y) & 0x80808080u);
+}
+
 // Where 16 bytes of row r of a tile lie in a plane, from element k of the slice on.
 __device__ __forceinline__ int piece_at(int r, int k) {
     return r / 8 * PLANE_STRIDE + k / 16 * PLANE_LEAD + r % 8 * 16;

@@ -251,7 +251,7 @@ struct Operands {
 #pragma unroll
         for (int i = 0; i < GROUP / 4; i++) {
             u32 four = A::IS_INT8 ? ((const u32*)a)[i] : expand_doubled(((const u16*)a)[i], 0);
-            dot = __dp4a((int)four, (int)expand_doubled(((const u16*)b)[i], 0), dot);
+            dot = dot_bytes((int)four, (int)expand_doubled(((const u16*)b)[i], 0), dot);
         }
         return dot;
     }

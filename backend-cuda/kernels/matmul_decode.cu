@@ -122,6 +122,7 @@ __device__ __forceinline__ void decode_block(const DecodeArgs& p, int x, int z) 
     constexpr int G = Of::GROUP;
     constexpr int GROUPS_32 = 32 / G; // groups in 32 k
     const int first_row = x * ROWS, first_token = z * 8 * NT;
+    if (first_row >= p.n || first_token >= p.m) return; // past a ragged tile
     unsigned char* shared = dynamic_shared();
     const int thread = (int)threadIdx.x, warp = thread / 32, lane = thread % 32, g = lane / 4, t = lane % 4;
     const int begin = (int)blockIdx.y * p.range;
@@ -316,7 +317,7 @@ __device__ __forceinline__ void decode_block(const DecodeArgs& p, int x, int z) 
         }
         __threadfence(); // the sums are out before the arrival
         __syncthreads();
-        u32* arrivals = p.arrivals + (i64)z * gridDim.x + x;
+        u32* arrivals = p.arrivals + (i64)blockIdx.z * gridDim.x + blockIdx.x;
         if (thread == 0) *last = atomicAdd(arrivals, 1u) == gridDim.y - 1;
         __syncthreads();
         if (*last == 0) return;
@@ -365,22 +366,16 @@ __device__ __forceinline__ void decode_block(const DecodeArgs& p, int x, int z) 
     }
 }
 
-// The outputs of this block, or its share of those in tiles that are left: few blocks walk the list,
-// which is empty for ordinary data.
+// A block's share of the tiles that are left: few blocks walk the list, which is empty for ordinary
+// data.
 template <int PRODUCT, int NT>
-__device__ __forceinline__ void decode(const DecodeArgs& p) {
-    const bool all = p.left == nullptr;
-    const int cut_m = p.left_m / (8 * NT), cut_n = p.left_n / ROWS, across = (p.n + p.left_n - 1) / p.left_n;
-    const i64 count = all ? 1 : (i64)p.left[0] * (cut_m * cut_n);
-    for (i64 work = all ? 0 : (i64)blockIdx.x; work < count; work += gridDim.x) {
-        int x = (int)blockIdx.x, z = (int)blockIdx.z;
-        if (!all) {
-            const int tile = (int)p.left[1 + work / (cut_m * cut_n)], cell = (int)(work % (cut_m * cut_n));
-            x = tile % across * cut_n + cell % cut_n;
-            z = tile / across * cut_m + cell / cut_n;
-            if (x * ROWS >= p.n || z * 8 * NT >= p.m) continue;
-            __syncthreads(); // all have read what the last one left in shared memory
-        }
+__device__ __forceinline__ void decode_left(const DecodeArgs& p) {
+    const u32 cut_n = (u32)p.left_n / ROWS, cut_m = (u32)p.left_m / (8 * NT), across = (u32)((p.n - 1) / p.left_n + 1);
+    const u32 end = p.left[0] * (cut_m * cut_n);
+    for (u32 work = blockIdx.x; work < end; work += gridDim.x) {
+        const u32 tile = p.left[1 + work / (cut_m * cut_n)], cell = work % (cut_m * cut_n);
+        const int x = (int)(tile % across * cut_n + cell % cut_n), z = (int)(tile / across * cut_m + cell / cut_n);
+        __syncthreads(); // all are done with the last one's shared memory
         decode_block<PRODUCT, NT>(p, x, z);
     }
 }
@@ -396,9 +391,11 @@ __device__ __forceinline__ void decode_one_of(const GroupedArgs& all) {
 
 } // namespace fp4
 
-#define DECODE_KERNEL(name, PRODUCT, NT)                          \
-    KERNEL_BOUNDS(32 * fp4::WARPS, 2)                             \
-    void name(fp4::DecodeArgs p) { fp4::decode<PRODUCT, NT>(p); } \
+#define DECODE_KERNEL(name, PRODUCT, NT)                           \
+    KERNEL_BOUNDS(32 * fp4::WARPS, 2)                              \
+    void name(fp4::DecodeArgs p) {                                 \
+        fp4::decode_block<PRODUCT, NT>(p, blockIdx.x, blockIdx.z); \
+    }                                                              \
     EXPORT(name)
 DECODE_KERNEL(matmul_decode_mxfp4_8, fp4::MXFP4, 1)
 DECODE_KERNEL(matmul_decode_mxfp4_16, fp4::MXFP4, 2)
@@ -417,3 +414,12 @@ DECODE_GROUPED(matmul_decode_grouped_mxfp4, fp4::MXFP4)
 DECODE_GROUPED(matmul_decode_grouped_nvfp4, fp4::NVFP4)
 DECODE_GROUPED(matmul_decode_grouped_mxint8_mxfp4, fp4::MXINT8_MXFP4)
 DECODE_GROUPED(matmul_decode_grouped_mxint8_nvfp4, fp4::MXINT8_NVFP4)
+
+// Registers as they need them: one block a multiprocessor will do.
+#define DECODE_LEFT_KERNEL(name, PRODUCT)                             \
+    KERNEL_BOUNDS(32 * fp4::WARPS, 1)                                 \
+    void name(fp4::DecodeArgs p) { fp4::decode_left<PRODUCT, 2>(p); } \
+    EXPORT(name)
+DECODE_LEFT_KERNEL(matmul_decode_left_mxfp4, fp4::MXFP4)
+DECODE_LEFT_KERNEL(matmul_decode_left_nvfp4, fp4::NVFP4)
+DECODE_LEFT_KERNEL(matmul_decode_left_mxint8_mxfp4, fp4::MXINT8_MXFP4)

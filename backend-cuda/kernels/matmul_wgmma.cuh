@@ -27,12 +27,15 @@
 // of at most 2 * 90 * 32 = 5760 < 90^2, so it fits as well, and ss - hh - ll is it modulo 2^32
 // although ss, with terms of up to 122^2, may wrap. |units| < 2^31 * (4096 + 64 + 1) < 2^44.
 //
+// A's third plane is not copied: hi + lo, at most 122, is added in registers, from which wgmma takes
+// it. B's must lie in shared memory, and is copied.
+//
 // MXINT8 by MXFP4, two products: both digits of A by the one of B, each a sum that fits by the
 // bound. |units| < 2^31 * 17 < 2^36.
 //
 // Cost. A stage is a slice of K = 128, of NVFP4 one of its three planes: 48 KiB and 1024 clocks of
 // the tensor cores for MXFP4 (128 x 256 x 128) and for MXINT8 (128 x 128 x 128, two products), 32 KiB
-// and 512 clocks for NVFP4 (128 x 128 x 128). A stage costs the producer a wait and two or three
+// and 512 clocks for NVFP4 (128 x 128 x 128), every third of 16 KiB. A stage costs the producer a wait and two or three
 // copies.
 #pragma once
 
@@ -59,6 +62,8 @@ struct WgmmaShape {
     // The stages of a slice: all planes in one, or of NVFP4 one each.
     static constexpr int PARTS = B::PLANES;
     static constexpr int PART_SUMS = SUMS / PARTS;
+    // Whether the last part's plane of A is the sum of the two before, added in registers.
+    static constexpr bool ADDS = PARTS == 3;
     static constexpr int A_BYTES = PART_SUMS * PLANE_BYTES, B_BYTES = PLANE_BYTES; // of a part of a block
     static constexpr int STAGE_BYTES = A_BYTES + B_TILES * B_BYTES;
     static constexpr int STAGES = 196608 / STAGE_BYTES;
@@ -70,7 +75,8 @@ struct WgmmaShape {
     static constexpr int A_EXPONENT = Of::A::UNIT + A::SCALE_UNIT, B_EXPONENT = Of::B::UNIT + B::SCALE_UNIT;
 
     // The digits' sums in units of the product.
-    __device__ static __forceinline__ auto units(const int (&sums)[SUMS]) {
+    __device__ static __forceinline__ auto units(const Digits<SUMS>& digits) {
+        const int(&sums)[SUMS] = digits.sums;
         if constexpr (PRODUCT == MXFP4) {
             return sums[0];
         } else if constexpr (PRODUCT == NVFP4) {
@@ -91,6 +97,7 @@ struct WgmmaShared {
     u64 full[Shape::STAGES], empty[Shape::STAGES];
     u64 planned[2], scaled[2], taken[2];
     TilePlan plans[2];
+    int down, across, tiles; // here, because registers are short
 };
 static_assert(4 * 49152 + sizeof(WgmmaShared<MXFP4>) <= WGMMA_SHARED, "");
 static_assert(6 * 32768 + sizeof(WgmmaShared<NVFP4>) <= WGMMA_SHARED, "");
@@ -108,15 +115,11 @@ struct RingPlace {
     }
 };
 
-// The tiles of a block, one after the other.
-struct TileTurn {
-    int tile, turn;
+// Whose turn it is of two plans and scales.
+struct Turn {
+    int turn = 0;
 
-    __device__ __forceinline__ TileTurn() : tile((int)blockIdx.x), turn(0) {}
-    __device__ __forceinline__ void next() {
-        tile += (int)gridDim.x;
-        turn++;
-    }
+    __device__ __forceinline__ void next() { turn++; }
     __device__ __forceinline__ int side() const { return turn & 1; }
     __device__ __forceinline__ u32 parity() const { return (u32)(turn >> 1) & 1u; }
 };
@@ -127,17 +130,18 @@ __device__ __forceinline__ const u8* block_at(const WgmmaArgs& p, const u8* tile
 }
 
 template <int PRODUCT>
-__device__ __forceinline__ void wgmma_produce(const WgmmaArgs& p, unsigned char* ring, WgmmaShared<PRODUCT>& shared, int down,
-                                              int across) {
+__device__ __forceinline__ void wgmma_produce(const WgmmaArgs& p, unsigned char* ring, WgmmaShared<PRODUCT>& shared) {
     typedef WgmmaShape<PRODUCT> Shape;
     constexpr int B_TILES = Shape::B_TILES, PARTS = Shape::PARTS;
     const int slices = p.k_pad / SLICE_K, b_row_tiles = (p.b.rows + TILE_ROWS - 1) / TILE_ROWS;
-    RingPlace at = {0, 1}; // the first round of `empty` is free
-    for (TileTurn turn; turn.tile < down * across; turn.next()) {
-        const TilePlace place = TilePlace::at(turn.tile, down, across);
+    RingPlace at = {0, 1}; // the first round of `empty` is free, and of `taken`
+    Turn turn;
+    for (int tile = (int)blockIdx.x; tile < shared.tiles; tile += (int)gridDim.x, turn.next()) {
+        const TilePlace place = TilePlace::at(tile, shared.down, shared.across);
         const int a_tile = place.m, b_tile = place.n * B_TILES;
         TilePlan& plan = shared.plans[turn.side()];
         mbarrier_wait(&shared.taken[turn.side()], turn.parity() ^ 1);
+        if (elect_lane()) plan.place = place;
         shared.planner.template plan<B_TILES, Shape::WIDTH>(p.a, p.b, a_tile, b_tile, slices, Shape::MOST_STEPS, plan);
         const bool left = plan.left != 0, listed = plan.listed != 0;
         int products = 0;
@@ -145,22 +149,24 @@ __device__ __forceinline__ void wgmma_produce(const WgmmaArgs& p, unsigned char*
         if (elect_lane()) {
             mbarrier_arrive(&shared.planned[turn.side()]);
             if (left) {
-                p.left[1 + atomicAdd(p.left, 1u)] = (u32)(place.m * across + place.n);
+                p.left[1 + atomicAdd(p.left, 1u)] = (u32)(place.m * shared.across + place.n);
                 products = 0;
             }
             const int b_here = b_row_tiles - b_tile < B_TILES ? b_row_tiles - b_tile : B_TILES;
-            const u32 bytes = (u32)(Shape::A_BYTES + b_here * Shape::B_BYTES);
+            const u32 b_bytes = (u32)(b_here * Shape::B_BYTES);
             // Blocks of a plain tile follow each other: these move on with every stage.
             const i64 b_stride = (i64)(slices + p.b.extra) * (PARTS * Shape::B_BYTES);
             const u8* a_from = p.a.blocks + (i64)a_tile * (slices + p.a.extra) * (PARTS * Shape::A_BYTES);
             const u8* b_from = p.b.blocks + b_tile * b_stride;
             if (!listed) {
-                for (int stage = products * PARTS; stage > 0; stage--) {
+                for (int stage = 0, part = 0; stage < products * PARTS; stage++) {
+                    const bool with_a = !Shape::ADDS || part < PARTS - 1;
+                    part = part < PARTS - 1 ? part + 1 : 0;
                     unsigned char* to = ring + at.slot * Shape::STAGE_BYTES;
                     u64* full = &shared.full[at.slot];
                     mbarrier_wait(&shared.empty[at.slot], at.parity);
-                    mbarrier_arrive_expect_tx(full, bytes);
-                    bulk_copy_g2s(to, a_from, Shape::A_BYTES, full);
+                    mbarrier_arrive_expect_tx(full, b_bytes + (with_a ? Shape::A_BYTES : 0));
+                    if (with_a) bulk_copy_g2s(to, a_from, Shape::A_BYTES, full);
                     bulk_copy_g2s(to + Shape::A_BYTES, b_from, Shape::B_BYTES, full);
                     if (B_TILES == 2 && b_here == 2) {
                         bulk_copy_g2s(to + Shape::A_BYTES + Shape::B_BYTES, b_from + b_stride, Shape::B_BYTES, full);
@@ -180,8 +186,9 @@ __device__ __forceinline__ void wgmma_produce(const WgmmaArgs& p, unsigned char*
                         unsigned char* to = ring + at.slot * Shape::STAGE_BYTES;
                         u64* full = &shared.full[at.slot];
                         mbarrier_wait(&shared.empty[at.slot], at.parity);
-                        mbarrier_arrive_expect_tx(full, bytes);
-                        bulk_copy_g2s(to, from[0] + part * Shape::A_BYTES, Shape::A_BYTES, full);
+                        const bool with_a = !Shape::ADDS || part < PARTS - 1;
+                        mbarrier_arrive_expect_tx(full, b_bytes + (with_a ? Shape::A_BYTES : 0));
+                        if (with_a) bulk_copy_g2s(to, from[0] + part * Shape::A_BYTES, Shape::A_BYTES, full);
                         bulk_copy_g2s(to + Shape::A_BYTES, from[1] + part * Shape::B_BYTES, Shape::B_BYTES, full);
                         if (B_TILES == 2 && b_here == 2) {
                             bulk_copy_g2s(to + Shape::A_BYTES + Shape::B_BYTES, from[B_TILES], Shape::B_BYTES, full);
@@ -193,16 +200,22 @@ __device__ __forceinline__ void wgmma_produce(const WgmmaArgs& p, unsigned char*
         }
         __syncwarp(ALL_LANES);
     }
+    mbarrier_wait(&shared.taken[turn.side()], turn.parity() ^ 1);
+    if (elect_lane()) {
+        shared.plans[turn.side()].place.m = -1;
+        mbarrier_arrive(&shared.planned[turn.side()]);
+    }
 }
 
 template <int PRODUCT>
-__device__ __forceinline__ void wgmma_scale(const WgmmaArgs& p, WgmmaShared<PRODUCT>& shared, int down, int across) {
+__device__ __forceinline__ void wgmma_scale(const WgmmaArgs& p, WgmmaShared<PRODUCT>& shared) {
     typedef WgmmaShape<PRODUCT> Shape;
-    for (TileTurn turn; turn.tile < down * across; turn.next()) {
-        const TilePlace place = TilePlace::at(turn.tile, down, across);
+    for (Turn turn;; turn.next()) {
         // The plan is made only after `taken`, so the scales of two tiles before have been read too.
         mbarrier_wait(&shared.planned[turn.side()], turn.parity());
         const TilePlan& plan = shared.plans[turn.side()];
+        const TilePlace place = plan.place;
+        if (place.m < 0) return;
         if (!plan.left) {
             const int add_a = Shape::A_EXPONENT + Shape::WIDTH * (plan.lowest - 2 * WINDOW_BIAS);
             scale_tile<Shape::TILE_N>(p.outputs, p.a, p.b, place.m * TILE_M, place.n * Shape::TILE_N, add_a, Shape::B_EXPONENT,
@@ -213,23 +226,136 @@ __device__ __forceinline__ void wgmma_scale(const WgmmaArgs& p, WgmmaShared<PROD
     }
 }
 
+constexpr int NO_SLOT = -1;
+constexpr int STEP_OFFSET = 2 * PLANE_LEAD >> 4, PLANE_OFFSET = PLANE_BYTES >> 4; // in a descriptor's units
+
+// The operands in a slot, of this warpgroup's 64 rows of A.
 template <int PRODUCT>
-__device__ __forceinline__ void wgmma_consume(const WgmmaArgs& p, unsigned char* ring, WgmmaShared<PRODUCT>& shared, int down,
-                                              int across) {
+struct Stage {
+    unsigned char* at;
+
+    __device__ __forceinline__ Stage(unsigned char* ring, int slot) : at(ring + slot * WgmmaShape<PRODUCT>::STAGE_BYTES) {}
+    __device__ __forceinline__ u64 a() const {
+        const int group = (int)threadIdx.x / 128 - 1;
+        return smem_descriptor(at + group * (PLANE_BYTES / 2), PLANE_LEAD, PLANE_STRIDE, SWIZZLE_NONE);
+    }
+    __device__ __forceinline__ u64 b() const {
+        return smem_descriptor(at + WgmmaShape<PRODUCT>::A_BYTES, PLANE_LEAD, PLANE_STRIDE, SWIZZLE_NONE);
+    }
+};
+
+// Says that this warp's wgmma of the last product have read their slots.
+template <int PRODUCT>
+__device__ __forceinline__ void give_back(WgmmaShared<PRODUCT>& shared, int last) {
+    if (elect_lane()) {
+        mbarrier_arrive(&shared.empty[last]);
+        if (WgmmaShape<PRODUCT>::ADDS) mbarrier_arrive(&shared.empty[last - 1]);
+    }
+}
+
+// sums += a product of blocks, or = unless it ADDs; it is under way afterwards. `last`, the last one's
+// slot, is given back. All planes in one slot.
+template <int PRODUCT, bool ADD, int SUMS, int REGISTERS>
+__device__ __forceinline__ void multiply_at_once(int (&sums)[SUMS][REGISTERS], unsigned char* ring, WgmmaShared<PRODUCT>& shared,
+                                                 RingPlace& at, int& last) {
     typedef WgmmaShape<PRODUCT> Shape;
-    constexpr int SUMS = Shape::SUMS, PART_SUMS = Shape::PART_SUMS, TILE_N = Shape::TILE_N, WIDTH = Shape::WIDTH;
-    constexpr int NO_SLOT = -1;
-    const int thread = (int)threadIdx.x - 128, group = thread / 128, warp = thread / 32, lane = thread % 32;
+    mbarrier_wait(&shared.full[at.slot], at.parity);
+    const Stage<PRODUCT> stage(ring, at.slot);
+    const u64 a = stage.a(), b = stage.b();
+    wgmma_fence();
+#pragma unroll
+    for (int step = 0; step < SLICE_STEPS; step++) {
+#pragma unroll
+        for (int i = 0; i < SUMS; i++) {
+            wgmma_s8<Shape::TILE_N>(sums[i], a + (u64)(step * STEP_OFFSET + i * PLANE_OFFSET), b + (u64)(step * STEP_OFFSET),
+                                    ADD || step > 0);
+        }
+    }
+    wgmma_commit();
+    if (last != NO_SLOT) {
+        wgmma_wait<1>(); // those of the slot before
+        give_back<PRODUCT>(shared, last);
+    }
+    last = at.slot;
+    at.next(Shape::STAGES);
+}
+
+// The same of three planes, hi, lo and their sum, a slot each, of which A's third is made here. Its
+// registers, four for a step (with more the assembler serializes), may be written again when the
+// wgmma that read them are done; while the warp fills them, a product of lo is under way.
+template <int PRODUCT, bool ADD, int SUMS, int REGISTERS>
+__device__ __forceinline__ void multiply_planes(int (&sums)[SUMS][REGISTERS], unsigned char* ring, WgmmaShared<PRODUCT>& shared,
+                                                RingPlace& at, int& last) {
+    typedef WgmmaShape<PRODUCT> Shape;
+    constexpr int TILE_N = Shape::TILE_N;
+    static_assert(Shape::STAGES % 3 == 0, "the three slots of a slice follow each other");
+    const int first = at.slot;
+    const u32 parity = at.parity;
+    const Stage<PRODUCT> hi(ring, first), lo(ring, first + 1), sum(ring, first + 2);
+    mbarrier_wait(&shared.full[first], parity);
+    wgmma_fence();
+#pragma unroll
+    for (int step = 0; step < SLICE_STEPS; step++) {
+        wgmma_s8<TILE_N>(sums[0], hi.a() + (u64)(step * STEP_OFFSET), hi.b() + (u64)(step * STEP_OFFSET), ADD || step > 0);
+    }
+    wgmma_commit();
+    if (last != NO_SLOT) {
+        wgmma_wait<1>(); // those of the slice before
+        give_back<PRODUCT>(shared, last);
+    }
+    mbarrier_wait(&shared.full[first + 1], parity);
+    mbarrier_wait(&shared.full[first + 2], parity);
+    // ldmatrix: this lane's row of a fragment, piece_at(16 warp + lane % 16, lane / 16 * 16).
+    const u32 thread = (u32)thread_here() - 128, at_row = thread / 32 * 2 + thread / 8 % 2;
+    const u32 piece = at_row * PLANE_STRIDE + thread / 16 % 2 * PLANE_LEAD + thread % 8 * 16;
+#pragma unroll
+    for (int step = 0; step < SLICE_STEPS; step++) {
+        if (step > 0) wgmma_wait<1>(); // all but the last of lo: `added` has been read
+        u32 added[4], low[4];
+        ldmatrix_x4(added, hi.at + piece + step * 2 * PLANE_LEAD);
+        ldmatrix_x4(low, lo.at + piece + step * 2 * PLANE_LEAD);
+#pragma unroll
+        for (int i = 0; i < 4; i++) added[i] = add_bytes(added[i], low[i]);
+        wgmma_fence();
+        wgmma_s8<TILE_N>(sums[2], added, sum.b() + (u64)(step * STEP_OFFSET), ADD || step > 0);
+        wgmma_commit();
+        wgmma_fence();
+        wgmma_s8<TILE_N>(sums[1], lo.a() + (u64)(step * STEP_OFFSET), lo.b() + (u64)(step * STEP_OFFSET), ADD || step > 0);
+        wgmma_commit();
+    }
+    __syncwarp(ALL_LANES); // all of the warp have read hi
+    if (elect_lane()) mbarrier_arrive(&shared.empty[first]);
+    last = first + 2;
+    at.slot = last;
+    at.next(Shape::STAGES);
+}
+
+template <int PRODUCT, bool ADD, int SUMS, int REGISTERS>
+__device__ __forceinline__ void multiply(int (&sums)[SUMS][REGISTERS], unsigned char* ring, WgmmaShared<PRODUCT>& shared,
+                                         RingPlace& at, int& last) {
+    if constexpr (WgmmaShape<PRODUCT>::ADDS) {
+        multiply_planes<PRODUCT, ADD>(sums, ring, shared, at, last);
+    } else {
+        multiply_at_once<PRODUCT, ADD>(sums, ring, shared, at, last);
+    }
+}
+
+template <int PRODUCT>
+__device__ __forceinline__ void wgmma_consume(const WgmmaArgs& p, unsigned char* ring, WgmmaShared<PRODUCT>& shared) {
+    typedef WgmmaShape<PRODUCT> Shape;
+    constexpr int SUMS = Shape::SUMS, TILE_N = Shape::TILE_N, WIDTH = Shape::WIDTH;
     RingPlace at = {0, 0};
-    for (TileTurn turn; turn.tile < down * across; turn.next()) {
+    for (Turn turn;; turn.next()) {
         mbarrier_wait(&shared.planned[turn.side()], turn.parity());
         const TilePlan& plan = shared.plans[turn.side()];
-        const int lowest = plan.lowest, highest = plan.highest;
+        if (plan.place.m < 0) return;
         if (!plan.left) {
             int sums[SUMS][TILE_N / 2];
             int last = NO_SLOT; // the slot whose wgmma may be under way
-            int add = 0;        // the first product replaces what is in the sums
-            for (int level = highest, above = highest; level >= lowest; level--) {
+            // The first product replaces what is in the registers, which are free until then.
+            multiply<PRODUCT, false>(sums, ring, shared, at, last);
+            int done = 1;
+            for (int level = plan.highest, above = level; level >= plan.lowest; level--) {
                 const int products = plan.products[level];
                 if (products == 0) continue;
                 if (level != above) {
@@ -241,57 +367,32 @@ __device__ __forceinline__ void wgmma_consume(const WgmmaArgs& p, unsigned char*
 #pragma unroll
                         for (int j = 0; j < TILE_N / 2; j++) sums[i][j] = (int)((u32)sums[i][j] << (WIDTH * (above - level)));
                     }
-                    if (lane == 0 && last != NO_SLOT) mbarrier_arrive(&shared.empty[last]);
+                    if (last != NO_SLOT) give_back<PRODUCT>(shared, last);
                     last = NO_SLOT;
                     above = level;
                 }
-                for (int product = 0; product < products; product++) {
-#pragma unroll
-                    for (int part = 0; part < Shape::PARTS; part++) {
-                        mbarrier_wait(&shared.full[at.slot], at.parity);
-                        const unsigned char* stage = ring + at.slot * Shape::STAGE_BYTES;
-                        const u64 a = smem_descriptor(stage + group * (PLANE_BYTES / 2), PLANE_LEAD, PLANE_STRIDE, SWIZZLE_NONE);
-                        const u64 b = smem_descriptor(stage + Shape::A_BYTES, PLANE_LEAD, PLANE_STRIDE, SWIZZLE_NONE);
-                        wgmma_fence();
-#pragma unroll
-                        for (int step = 0; step < SLICE_STEPS; step++) {
-#pragma unroll
-                            for (int i = 0; i < PART_SUMS; i++) {
-                                constexpr int STEP = 2 * PLANE_LEAD >> 4, PLANE = PLANE_BYTES >> 4; // in a descriptor's units
-                                wgmma_s8<TILE_N>(sums[part * PART_SUMS + i], a + (u64)(step * STEP + i * PLANE), b + (u64)(step * STEP),
-                                                 step == 0 ? add : 1);
-                            }
-                        }
-                        wgmma_commit();
-                        if (last != NO_SLOT) {
-                            wgmma_wait<1>(); // those of the slot before
-                            if (lane == 0) mbarrier_arrive(&shared.empty[last]);
-                        }
-                        last = at.slot;
-                        at.next(Shape::STAGES);
-                    }
-                    add = 1;
-                }
+                for (int product = done; product < products; product++) multiply<PRODUCT, true>(sums, ring, shared, at, last);
+                done = 0;
             }
             wgmma_wait<0>();
 #pragma unroll
             for (int i = 0; i < SUMS; i++) wgmma_pin(sums[i]);
-            if (lane == 0) mbarrier_arrive(&shared.empty[last]); // every plan has a product
+            give_back<PRODUCT>(shared, last); // every plan has a product
 
-            const TilePlace place = TilePlace::at(turn.tile, down, across);
-            const int row = warp * 16 + lane / 4, column = 2 * (lane % 4);
+            const TilePlace place = plan.place;
+            const int here = thread_here() - 128, row = here / 32 * 16 + here % 32 / 4, column = 2 * (here % 4);
             const WarpPlace to = {place.m * TILE_M + row, place.n * TILE_N + column, row, column, p.a.rows, p.b.rows};
-            const int exponent = Shape::A_EXPONENT + Shape::B_EXPONENT + WIDTH * (lowest - 2 * WINDOW_BIAS);
-            mbarrier_wait(&shared.scaled[turn.side()], turn.parity());
-            store_tile<Shape>(sums, to, p.outputs, p.a, p.b, exponent, shared.scales[turn.side()]);
-            if (p.paths != nullptr && thread == 0) {
+            if (p.paths != nullptr && here == 0) {
                 int rows = p.a.rows - place.m * TILE_M, columns = p.b.rows - place.n * TILE_N;
                 u64 outputs = (u64)(rows < TILE_M ? rows : TILE_M) * (u64)(columns < TILE_N ? columns : TILE_N);
-                atomicAdd(&p.paths[lowest < highest ? 1 : 0], outputs);
+                atomicAdd(&p.paths[plan.lowest < plan.highest ? 1 : 0], outputs);
             }
+            const int exponent = Shape::A_EXPONENT + Shape::B_EXPONENT + WIDTH * (plan.lowest - 2 * WINDOW_BIAS);
+            mbarrier_wait(&shared.scaled[turn.side()], turn.parity());
+            store_tile<Shape>(sums, to, p.outputs, p.a, p.b, exponent, shared.scales[turn.side()]);
         }
         __syncwarp(ALL_LANES);
-        if (lane == 0) mbarrier_arrive(&shared.taken[turn.side()]);
+        if (elect_lane()) mbarrier_arrive(&shared.taken[turn.side()]);
     }
 }
 
@@ -302,7 +403,6 @@ __device__ __forceinline__ void wgmma_matmul(const WgmmaArgs& p) {
     unsigned char* ring = dynamic_shared();
     WgmmaShared<PRODUCT>& shared = *(WgmmaShared<PRODUCT>*)(ring + Shape::STAGES * Shape::STAGE_BYTES);
     const int thread = (int)threadIdx.x;
-    const int down = (p.a.rows + TILE_M - 1) / TILE_M, across = (p.b.rows + Shape::TILE_N - 1) / Shape::TILE_N;
     if (thread == 0) {
         for (int i = 0; i < Shape::STAGES; i++) {
             mbarrier_init(&shared.full[i], 1);
@@ -314,19 +414,22 @@ __device__ __forceinline__ void wgmma_matmul(const WgmmaArgs& p) {
             mbarrier_init(&shared.taken[i], CONSUMERS);
         }
         fence_proxy_async();
+        shared.down = (p.a.rows + TILE_M - 1) / TILE_M;
+        shared.across = (p.b.rows + Shape::TILE_N - 1) / Shape::TILE_N;
+        shared.tiles = shared.down * shared.across;
     }
     __syncthreads();
     if (thread < 128) {
         setmaxnreg_dec<Shape::FEW_REGISTERS>();
         if (thread < 32) {
-            wgmma_produce<PRODUCT>(p, ring, shared, down, across);
+            wgmma_produce<PRODUCT>(p, ring, shared);
         } else if (thread < 64) {
-            wgmma_scale<PRODUCT>(p, shared, down, across);
+            wgmma_scale<PRODUCT>(p, shared);
         }
         return;
     }
     setmaxnreg_inc<Shape::MANY_REGISTERS>();
-    wgmma_consume<PRODUCT>(p, ring, shared, down, across);
+    wgmma_consume<PRODUCT>(p, ring, shared);
 }
 
 #define WGMMA_KERNEL(name, PRODUCT)                              \

@@ -117,6 +117,29 @@ struct WarpPlace {
 };
 
 
+// The digits' sums of an output.
+template <int SUMS>
+struct Digits {
+    int sums[SUMS];
+};
+template <class Shape>
+__device__ __forceinline__ Digits<Shape::SUMS> digits_at(const int (&sums)[Shape::SUMS][Shape::TILE_N / 2], int d) {
+    Digits<Shape::SUMS> digits;
+#pragma unroll
+    for (int s = 0; s < Shape::SUMS; s++) digits.sums[s] = sums[s][d];
+    return digits;
+}
+
+// The units of an output, rounded to f32; of three sums they are in the place of the first by now.
+template <class Shape>
+__device__ __forceinline__ float units_at(const int (&sums)[Shape::SUMS][Shape::TILE_N / 2], int d) {
+    if constexpr (Shape::SUMS == 3) {
+        return __int_as_float(sums[0][d]);
+    } else {
+        return (float)Shape::units(digits_at<Shape>(sums, d));
+    }
+}
+
 // The fast path. `Shape` gives SUMS, TILE_N and `units` of the sums of an output.
 template <class Shape, int OUT, bool BIAS>
 __device__ __forceinline__ void store_fast(const int (&sums)[Shape::SUMS][Shape::TILE_N / 2], const WarpPlace& at, void* out,
@@ -143,10 +166,8 @@ __device__ __forceinline__ void store_fast(const int (&sums)[Shape::SUMS][Shape:
                 float y[2];
 #pragma unroll
                 for (int c = 0; c < 2; c++) {
-                    int digits[Shape::SUMS];
-#pragma unroll
-                    for (int s = 0; s < Shape::SUMS; s++) digits[s] = sums[s][4 * j + 2 * r + c];
-                    y[c] = __fmul_rn(__fmul_rn((float)Shape::units(digits), c == 0 ? by.x : by.y), factor[r]);
+                    const float units = units_at<Shape>(sums, 4 * j + 2 * r + c);
+                    y[c] = __fmul_rn(__fmul_rn(units, c == 0 ? by.x : by.y), factor[r]);
                     if (BIAS) y[c] = __fadd_rn(y[c], c == 0 ? bias.x : bias.y);
                 }
                 if (OUT == F32) {
@@ -211,11 +232,8 @@ __device__ __forceinline__ void store_slowly(int (&sums)[Shape::SUMS][Shape::TIL
             float s32[2];
 #pragma unroll
             for (int c = 0; c < 2; c++) {
-                int digits[Shape::SUMS];
-#pragma unroll
-                for (int s = 0; s < Shape::SUMS; s++) digits[s] = sums[s][2 * r + c];
-                s32[c] = nans[r] || column_nans[c] ? __uint_as_float(NAN_F32)
-                                                   : round_units(Shape::units(digits), exponents[r] + bases[c]);
+                const auto units = Shape::units(digits_at<Shape>(sums, 2 * r + c));
+                s32[c] = nans[r] || column_nans[c] ? __uint_as_float(NAN_F32) : round_units(units, exponents[r] + bases[c]);
             }
             if (at.row + 8 * r < at.rows) {
                 finish_pair(to, at.row + 8 * r, column, at.columns, alphas[r], s32[0], s32[1]);
@@ -229,20 +247,38 @@ __device__ __forceinline__ void store_slowly(int (&sums)[Shape::SUMS][Shape::TIL
     }
 }
 
+template <class Shape, bool BIAS>
+__device__ __forceinline__ void store_fast_as(const int (&sums)[Shape::SUMS][Shape::TILE_N / 2], const WarpPlace& at,
+                                              const Outputs& to, const TileScales<Shape::TILE_N>& scales) {
+    if (to.out_type == F32) {
+        store_fast<Shape, F32, BIAS>(sums, at, to.out, scales);
+    } else if (to.out_type == F16) {
+        store_fast<Shape, F16, BIAS>(sums, at, to.out, scales);
+    } else {
+        store_fast<Shape, BF16, BIAS>(sums, at, to.out, scales);
+    }
+}
+
 template <class Shape>
 __device__ __forceinline__ void store_tile(int (&sums)[Shape::SUMS][Shape::TILE_N / 2], const WarpPlace& at, const Outputs& to,
                                            const FoldedOperand& a, const FoldedOperand& b, int add,
                                            const TileScales<Shape::TILE_N>& scales) {
     if (!scales.fast) {
         store_slowly<Shape>(sums, at, to, a, b, add);
-    } else if (to.bias == nullptr) {
-        if (to.out_type == F32) store_fast<Shape, F32, false>(sums, at, to.out, scales);
-        if (to.out_type == F16) store_fast<Shape, F16, false>(sums, at, to.out, scales);
-        if (to.out_type == BF16) store_fast<Shape, BF16, false>(sums, at, to.out, scales);
+        return;
+    }
+    if constexpr (Shape::SUMS == 3) {
+#pragma unroll
+        for (int d = 0; d < Shape::TILE_N / 2; d++) {
+            if (d % 8 == 0) __syncwarp(ALL_LANES); // more of them interleaved would not fit the registers
+            sums[0][d] = __float_as_int((float)Shape::units(digits_at<Shape>(sums, d)));
+        }
+        __syncwarp(ALL_LANES);
+    }
+    if (to.bias == nullptr) {
+        store_fast_as<Shape, false>(sums, at, to, scales);
     } else {
-        if (to.out_type == F32) store_fast<Shape, F32, true>(sums, at, to.out, scales);
-        if (to.out_type == F16) store_fast<Shape, F16, true>(sums, at, to.out, scales);
-        if (to.out_type == BF16) store_fast<Shape, BF16, true>(sums, at, to.out, scales);
+        store_fast_as<Shape, true>(sums, at, to, scales);
     }
 }
 

@@ -65,6 +65,7 @@ struct SliceEntries {
 };
 
 struct TilePlan {
+    TilePlace place;      // m is -1 after the last tile
     int left;             // whether it is left to another kernel
     int listed;
     int lowest, highest;  // levels with products, of which there is one at least
@@ -96,7 +97,7 @@ struct TilePlanner {
     template <int B_TILES, int WIDTH>
     __device__ __forceinline__ void plan(const FoldedOperand& a, const FoldedOperand& b, int a_tile, int b_tile, int slices,
                                          u32 most_steps, TilePlan& to) {
-        const int lane = (int)threadIdx.x % 32, b_tiles = (b.rows + TILE_ROWS - 1) / TILE_ROWS - b_tile;
+        const int lane = thread_here() % 32, b_tiles = (b.rows + TILE_ROWS - 1) / TILE_ROWS - b_tile;
         bool left = a.incomplete[a_tile] != 0;
         u32 used = a.used[a_tile];
         for (int i = 0; i < B_TILES && i < b_tiles; i++) {

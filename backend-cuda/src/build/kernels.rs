@@ -95,6 +95,9 @@ kernels! {
     DECODE_GROUPED: GroupedArgs, MATMUL_DECODE, DECODE_SHARED,
         ["matmul_decode_grouped_mxfp4", "matmul_decode_grouped_nvfp4",
          "matmul_decode_grouped_mxint8_mxfp4", "matmul_decode_grouped_mxint8_nvfp4"];
+    DECODE_LEFT: DecodeArgs, MATMUL_DECODE, DECODE_SHARED,
+        ["matmul_decode_left_mxfp4", "matmul_decode_left_nvfp4",
+         "matmul_decode_left_mxint8_mxfp4"];
     WGMMA_MXFP4: WgmmaArgs, MATMUL_WGMMA_MXFP4, WGMMA_SHARED, ["matmul_wgmma_mxfp4"];
     WGMMA_NVFP4: WgmmaArgs, MATMUL_WGMMA_NVFP4, WGMMA_SHARED, ["matmul_wgmma_nvfp4"];
     WGMMA_MXINT8_MXFP4: WgmmaArgs, MATMUL_WGMMA_MXINT8_MXFP4, WGMMA_SHARED,

@@ -104,7 +104,8 @@ pub(crate) fn matmul(
         forced => forced,
     };
     match chosen {
-        MatmulKernel::Decode { .. } | MatmulKernel::Wgmma => decode::load(of)?,
+        MatmulKernel::Decode { .. } => decode::load(of, false)?,
+        MatmulKernel::Wgmma => decode::load(of, true)?,
         MatmulKernel::MmaFolded { .. } => mma_folded::load(of)?,
         _ => {}
     }
@@ -125,9 +126,7 @@ pub(crate) fn matmul(
         }
     }
     match chosen {
-        MatmulKernel::Decode { ranges } => {
-            decode::queue(of, decode::Tiles::All, ranges, &mut scratch())
-        }
+        MatmulKernel::Decode { ranges } => decode::queue(of, ranges, &mut scratch()),
         MatmulKernel::Wgmma if !wgmma::available(&a.gpu, encodings) => {
             Err(Reason::NeedsHopper.into())
         }

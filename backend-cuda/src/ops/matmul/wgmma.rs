@@ -5,7 +5,7 @@
 
 use fp4_core::{Encoding, Error, Format, Product as Encodings, Unsupported};
 
-use super::decode::{self, Tiles};
+use super::decode;
 use super::kernel::MatmulKernel;
 use super::product::{Product, Scratch, is_long};
 use crate::build::arguments::{TILE_ROWS, WGMMA_THREADS, WgmmaArgs};
@@ -99,5 +99,5 @@ pub(super) fn queue(of: &Product<'_>, scratch: &mut Scratch) -> Result<(), Error
     if !stream.gate.captures_here() {
         scratch.tiles = tiles;
     }
-    decode::queue(of, Tiles::Left { left: scratch.left.pointer(), shape }, 0, scratch)
+    decode::queue_left(of, scratch.left.pointer(), shape)
 }

@@ -1,0 +1,146 @@
+"""What budget.py knows of the kernels: the roles of their hot loops, found by the instructions that
+they hold, and the work that they do for one problem.
+
+A role is a loop. It is the innermost that holds at least `least` instructions that match `wanted`,
+one that matches `has`, and none that matches `lacks` (regular expressions of opcodes, searched
+for). Of several the first counts, or the one at `which`. `turns` is how often one warp of each
+block runs it, summed over the blocks of the problem; `warps` of a block do so. Roles of a kernel
+run at the same time, but those of its tail, which follow the others.
+
+A new kernel: one more entry. A kernel without one fails the check, unless it is one of
+UNBUDGETED, of which only registers and spills are held.
+"""
+
+import re
+from dataclasses import dataclass
+from typing import Callable, Optional
+
+N = K = 8192  # outputs (N, N) over K; decode: N rows of weights; quantization: (N, K) values
+INT8, MEMORY = "int8", "memory"  # what a bound is a share of
+
+
+@dataclass
+class Role:
+    name: str
+    wanted: str
+    turns: float
+    warps: int = 1
+    least: int = 1
+    enough: Optional[int] = None  # how many a turn runs, if not as many as it can
+    longest: bool = False  # whether a turn takes the longest of such ways, not the shortest
+    has: str = ""
+    lacks: str = ""
+    which: int = 0
+    tail: bool = False
+    copied: int = 0        # bytes from L2 a turn by bulk copies, whose sizes the code does not show
+
+
+@dataclass
+class Kernel:
+    names: str             # regular expression of whole names
+    threads: int
+    work: float            # of the problem: multiply-adds of its outputs, or bytes of memory
+    of: str
+    roles: list
+    dynamic: str = ""      # the constant of arguments.cuh: bytes of dynamic shared memory
+    blocks: Optional[Callable] = None  # (machine, blocks of a multiprocessor) -> blocks of the grid
+    note: str = ""
+
+    def matches(self, name):
+        return re.fullmatch(self.names, name) is not None
+
+
+def wgmma(name, columns, planes, steps, copies):
+    """128 x `columns` outputs a block. `planes`: blocks of 4 KB that are copied for 32 of K;
+    `steps`: of 32 of K a stage, `copies` bulk copies each."""
+    tiles = N // 128 * (N // columns)
+    roles = [
+        Role("tensor", "IGMMA", tiles * K / 32 / steps, 8, lacks="WARPSYNC"),
+        # Its loop also fills what is left of a stage with zeros, which is not a turn of most.
+        Role("producer", "UBLKCP", tiles * K / 32, 1, 2 * copies + 1, copies, True, copied=4096 * planes),
+        Role("epilogue", "^STG", tiles * 16 * columns / 64, 8, enough=1, tail=True),
+    ]
+    return Kernel(name, 384, N * N * K, INT8, roles, "WGMMA_SHARED", lambda *_: tiles)
+
+
+def mma(name, *roles):
+    """64 x 64 outputs a block, of four warps. One entry for each way of summing."""
+    tiles = (N // 64) ** 2
+    return [Kernel(name, 128, N * N * K, INT8, [role], blocks=lambda *_: tiles) for role in roles]
+
+
+def of_groups(name, group, wanted="IMMA", **how):
+    """A turn of matmul_mma's loop is a group."""
+    return Role(name, wanted, (N // 64) ** 2 * K / group, 4, **how)
+
+
+def decode_blocks(machine, resident):
+    """The grid of src/ops/matmul/decode.rs for N rows of weights and up to 16 rows of A."""
+    across, stages = N // 128, K // 256
+
+    def cost(count):
+        each = -(-stages // count)
+        count = -(-stages // each)
+        return -(-across * count // (machine.processors * resident)) * (each + 1), count
+
+    return across * min(cost(count) for count in range(1, stages // 2 + 1))[1]
+
+
+def decode(name, group):
+    """128 rows of weights and a range of K a block of eight warps; a turn is 64 of K."""
+    roles = [Role("groups", "IMMA", N // 128 * K / 64, 8)]
+    return Kernel(name, 256, N * K * (0.5 + 1 / group), MEMORY, roles, "DECODE_SHARED", decode_blocks)
+
+
+VALUE = {"f32": 4, "f16": 2, "bf16": 2}
+
+
+def quantize(value):
+    """NVFP4, a row a block of eight warps; a turn is 8 values a lane. Bytes read and written."""
+    roles = [Role("encode", "MUFU|STG", N * K / 256 / 8, 8, has="^STG", lacks="FFMA.RZ")]
+    return Kernel(f"quantize_{value}", 256, N * K * (VALUE[value] + 0.5625), MEMORY, roles)
+
+
+def transform(value):
+    """Blocks of 32, tiles of 64 x 128. Two turns of `chains` are one i, unrolled twice."""
+    tiles = N // 64 * (K // 128)
+    roles = [
+        Role("chains", "FFMA", tiles * 32 / 2, 8, least=64, lacks="MUFU"),
+        Role("encode", "MUFU|STG", tiles * 4, 8, has="^STG", tail=True),
+    ]
+    return Kernel(f"transform_quantize_{value}", 256, N * K * (VALUE[value] + 0.5625), MEMORY, roles)
+
+
+def fold(name, packed, planes):
+    """8 rows a block of eight warps; a turn is two steps of 32 of K of the 8 rows."""
+    roles = [Role("pieces", "^STG", N / 8 * K / 64 / 8, 8, has="SHFL")]
+    return Kernel(name, 256, N * K * (packed + planes), MEMORY, roles)
+
+
+KERNELS = [
+    wgmma("matmul_wgmma_mxfp4", 256, 3, 4, 3),
+    wgmma("matmul_wgmma_nvfp4", 128, 6, 2, 2),
+    wgmma("matmul_wgmma_mxint8_mxfp4", 128, 3, 4, 2),
+    *mma(
+        "matmul_mma",
+        of_groups("mxfp4 int32", 32, "IMMA.16832", lacks="IMAD.WIDE"),
+        of_groups("mxfp4 int64", 32, "IMMA.16832", has="IMAD.WIDE"),
+        of_groups("nvfp4 int64", 16, "IMMA.16816"),
+    ),
+    *mma("matmul_mma_mxint8_mxfp4", of_groups("int64", 32)),
+    *mma("matmul_mma_mxint8_nvfp4", of_groups("int64", 16)),
+    decode("matmul_decode_(mxint8_)?mxfp4_(8|16)", 32),
+    decode("matmul_decode_(mxint8_)?nvfp4_(8|16)", 16),
+    *[quantize(value) for value in VALUE],
+    *[transform(value) for value in VALUE],
+    fold("fold_mxfp4", 0.53125, 1),
+    fold("fold_nvfp4", 0.5625, 3),
+    fold("fold_mxint8", 1.03125, 2),
+]
+
+# Not hot: the readable product and its partial sums, layouts, and parts whose loops are those of
+# another kernel.
+UNBUDGETED = re.compile(
+    r"matmul_naive|partial_\w+|dequantize|pad_bytes|(un)?swizzle|row_meta|fold_extras_\w+|transform_(f32|f16|bf16)"
+    r"|(transform_)?quantize_fold_\w+"
+)
