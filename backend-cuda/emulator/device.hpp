@@ -81,6 +81,12 @@ FP4_VECTOR(double, double, 16, 16)
 DEVICE float __fadd_rn(float a, float b) { return a + b; }
 DEVICE float __fsub_rn(float a, float b) { return a - b; }
 DEVICE float __fmul_rn(float a, float b) { return a * b; }
+// Rounded up. The product is exact as a double, or so small that its sign is all that counts.
+DEVICE float __fmul_ru(float a, float b) {
+    double exact = static_cast<double>(a) * b;
+    auto nearest = static_cast<float>(exact);
+    return static_cast<double>(nearest) < exact ? __builtin_nextafterf(nearest, __builtin_inff()) : nearest;
+}
 DEVICE float __fdiv_rn(float a, float b) { return a / b; }
 DEVICE float __frcp_rn(float a) { return 1.0f / a; }
 DEVICE float __fsqrt_rn(float a) { return __builtin_sqrtf(a); }

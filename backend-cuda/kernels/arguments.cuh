@@ -244,6 +244,7 @@ struct QuantizeArgs {
     u8* scales;
     Counts* counts;        // null if nobody asks
     float* row_scales;     // null, or to be written: each row's global scale, instead of that in set
+    RowMeta* meta;         // null, or to be written, of the kernels that see whole rows
     i64 rows;
     int k;
     int k_pad;
@@ -251,7 +252,7 @@ struct QuantizeArgs {
     int shared_block;      // whether all column blocks share one
     Settings set;
 };
-static_assert(sizeof(QuantizeArgs) == 112, "");
+static_assert(sizeof(QuantizeArgs) == 120, "");
 
 // The transform alone.
 struct TransformArgs {
@@ -271,7 +272,7 @@ struct QuantizeFoldArgs {
     FoldedOperand to;
     u32* arrivals; // a zero for each strip
 };
-static_assert(sizeof(QuantizeFoldArgs) == 176, "");
+static_assert(sizeof(QuantizeFoldArgs) == 184, "");
 
 struct RowMetaArgs {
     PackedOperand operand;

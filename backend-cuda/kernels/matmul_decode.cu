@@ -29,6 +29,13 @@
 // Plus and minus need 7 instructions for 8 codes where signed bytes need 11; the tensor cores idle
 // anyway.
 //
+// Fold (MXFP4). Where every row of B and of A that a block has spans at most 3 exponents, scales are
+// shifted into the bytes: the tables of magnitudes by that of B's group, A's bytes when they are
+// expanded. Then one int32 accumulator of the mma runs over the block's range of K. A byte is at
+// most 12 << 3 = 96, so |sum| <= 96^2 * range < 2^31 for a range of up to 233,016; it is in the same
+// unit as the int64 sums, and merged as they are. A group that is not live has codes +-0 only, whose
+// byte is 0 under any shift, or a NaN scale, which makes the output NaN.
+//
 // Bound. Let D be the largest dot of a group. Multipliers are integers:
 //
 //     e8m0   2^(scale - low) of the row, low its least live scale byte, spread = high - low
@@ -50,8 +57,8 @@
 // (exact.cuh), alone.
 //
 // Cost: for 32 k of 16 rows, a warp expands in 14 instructions and for each group takes 4 NT
-// multiplications and as many multiply-adds of 64 bits. The kernel should be bound by memory but
-// for NVFP4 with NT = 2.
+// multiplications and as many multiply-adds of 64 bits, but where it folds. BUDGET.md has what that
+// comes to.
 #include "exact.cuh"
 
 namespace fp4 {
@@ -61,6 +68,8 @@ constexpr int ROWS = DECODE_ROWS, STAGE_K = DECODE_STAGE_K; // 128 bytes of a ro
 static_assert(ROWS == 16 * WARPS, "16 rows a warp");
 constexpr int STAGES = 3;
 constexpr int SUB_K = 1024;      // k of a sub-range, over NT
+constexpr int FOLD_SPREAD = 3, FOLD_RANGE = 233016 / STAGE_K * STAGE_K;
+static_assert(96ll * 96 * FOLD_RANGE < 1ll << 31, "");
 
 // Byte offsets in shared memory.
 template <int PRODUCT, int NT>
@@ -113,50 +122,50 @@ __device__ __forceinline__ void multiply(int (&dot)[4], const unsigned (&a)[4], 
     }
 }
 
-// Rows 128 x .. of B, rows 8 NT z .. of A.
-template <int PRODUCT, int NT>
-__device__ __forceinline__ void decode_block(const DecodeArgs& p, int x, int z) {
+// What a block of threads and its lanes have, and where.
+struct DecodePlace {
+    int first_row, first_token, begin, end;
+    u32 low_magnitudes, high_magnitudes; // the doubled magnitudes of the codes
+};
+
+// The sums of this lane's outputs over the block's range.
+template <int PRODUCT, int NT, bool FOLD>
+__device__ __forceinline__ void decode_range(const DecodeArgs& p, const DecodePlace& at_block, unsigned char* shared,
+                                             u64 (&sums)[NT][4]) {
     typedef DecodeLayout<PRODUCT, NT> Layout;
     typedef Operands<PRODUCT> Of;
     constexpr bool INT8_A = Of::A::IS_INT8;
     constexpr int G = Of::GROUP;
     constexpr int GROUPS_32 = 32 / G; // groups in 32 k
-    const int first_row = x * ROWS, first_token = z * 8 * NT;
-    if (first_row >= p.n || first_token >= p.m) return; // past a ragged tile
-    unsigned char* shared = dynamic_shared();
+    static_assert(!FOLD || PRODUCT == MXFP4, "");
     const int thread = (int)threadIdx.x, warp = thread / 32, lane = thread % 32, g = lane / 4, t = lane % 4;
-    const int begin = (int)blockIdx.y * p.range;
-    const int end = begin + p.range < p.k_pad ? begin + p.range : p.k_pad;
+    const int first_row = at_block.first_row, first_token = at_block.first_token;
+    const int begin = at_block.begin, end = at_block.end;
+    const u32 low_magnitudes = at_block.low_magnitudes, high_magnitudes = at_block.high_magnitudes;
     const int code_pitch = p.k_pad / 2, scale_pitch = p.k_pad / G; // of B
     const int a_code_pitch = Of::A::row_bytes(p.k_pad), a_scale_pitch = p.k_pad / Of::A::GROUP;
     unsigned char* ring = shared + Layout::RING + warp * STAGES * 16 * (STAGE_K / 2);
     u8* fragments = shared + Layout::FRAGMENTS; // of lanes: uint4, or uint2 of int8 elements
     int* multipliers = (int*)(shared + Layout::MULTIPLIERS);
     unsigned char* scales = shared + Layout::SCALES;
-    int* table = (int*)(shared + Layout::TABLE);
+    const int* table = (const int*)(shared + Layout::TABLE);
 
-    if (G == 16) table[thread] = e4m3_units((u32)thread); // 256 threads
-    // The doubled magnitudes, by way of memory: as literals they cost moves at every use.
-    u32* magnitudes = (u32*)(shared + Layout::MAGNITUDES);
-    if (thread == 0) {
-        magnitudes[0] = 0x03020100u;
-        magnitudes[1] = 0x0C080604u;
-    }
-    __syncthreads();
-    const u32 low_magnitudes = magnitudes[0], high_magnitudes = magnitudes[1];
-
-    // Each lane copies four of the 128 16-byte chunks of a stage; chunk c of row r lies at c ^ (r %
-    // 8).
+    // Each lane copies four of the 128 16-byte chunks of a stage, rows four apart; chunk c of row r
+    // lies at c ^ (r % 8).
+    const int chunk = lane % 8, copied_row = first_row + warp * 16 + lane / 8;
+    const u8* from = p.b.codes + (i64)copied_row * code_pitch + begin / 2 + 16 * chunk;
+    const int swizzled = lane / 8 * 128 + ((chunk ^ (lane / 8)) * 16);
     auto copy_stage = [&](int stage) {
         int k = begin + stage * STAGE_K;
         if (k < end) {
-            unsigned char* slot = ring + stage % STAGES * 16 * (STAGE_K / 2);
+            unsigned char* slot = ring + stage % STAGES * 16 * (STAGE_K / 2) + swizzled;
+            const bool here = k + 32 * chunk < end;
 #pragma unroll
             for (int i = 0; i < 4; i++) {
-                int r = i * 4 + lane / 8, c = lane % 8, row = first_row + warp * 16 + r;
-                bool valid = row < p.n && k + 32 * c < end;
-                const u8* from = p.b.codes + (valid ? (i64)row * code_pitch + k / 2 + 16 * c : 0);
-                cp_async_16(slot + r * 128 + ((c ^ (r & 7)) * 16), from, valid);
+                // Of a chunk that is not there nothing is read: zeros are written.
+                const bool valid = here && copied_row + 4 * i < p.n;
+                cp_async_16(i % 2 == 0 ? slot + i * 512 : ring + ((slot - ring) ^ 64) + i * 512,
+                            from + (i64)(4 * i) * code_pitch + stage * (STAGE_K / 2), valid);
             }
         }
         cp_async_commit();
@@ -166,15 +175,18 @@ __device__ __forceinline__ void decode_block(const DecodeArgs& p, int x, int z) 
 
     const int row_0 = first_row + warp * 16 + g, row_1 = row_0 + 8;
     int low_0 = 0, low_1 = 0;
-    if (G == 32) {
+    if (G == 32 && !FOLD) {
         low_0 = row_0 < p.n ? p.b.meta[row_0].low : 0;
         low_1 = row_1 < p.n ? p.b.meta[row_1].low : 0;
     }
-    u64 sums[NT][4];
+    int folded[NT][4];
 #pragma unroll
     for (int j = 0; j < NT; j++) {
 #pragma unroll
-        for (int i = 0; i < 4; i++) sums[j][i] = 0;
+        for (int i = 0; i < 4; i++) {
+            sums[j][i] = 0;
+            folded[j][i] = 0;
+        }
     }
 
     int stage = 0;
@@ -193,17 +205,21 @@ __device__ __forceinline__ void decode_block(const DecodeArgs& p, int x, int z) 
                 continue;
             }
             u32 codes = 0;
-            if (here) codes = *(const u32*)(p.a.codes + (i64)token * a_code_pitch + k / 2 + 4 * word);
+            int shift = 0;
+            if (here) {
+                codes = *(const u32*)(p.a.codes + (i64)token * a_code_pitch + k / 2 + 4 * word);
+                if (FOLD) shift = ((int)p.a.scales[(i64)token * a_scale_pitch + k / 32] - p.a.meta[token].low) & 31;
+            }
             codes = halves<G>(codes, word);
             uint4 fragment;
-            fragment.x = expand_doubled(codes & 0xFFFFu, 0);
-            fragment.y = expand_doubled(codes >> 16, 0);
+            fragment.x = expand_doubled(codes & 0xFFFFu, shift);
+            fragment.y = expand_doubled(codes >> 16, shift);
             codes ^= 0x88888888u;
-            fragment.z = expand_doubled(codes & 0xFFFFu, 0);
-            fragment.w = expand_doubled(codes >> 16, 0);
+            fragment.z = expand_doubled(codes & 0xFFFFu, shift);
+            fragment.w = expand_doubled(codes >> 16, shift);
             ((uint4*)fragments)[i] = fragment;
         }
-        for (int i = thread; i < Layout::SUB_GROUPS * 8 * NT; i += 32 * WARPS) {
+        for (int i = thread; !FOLD && i < Layout::SUB_GROUPS * 8 * NT; i += 32 * WARPS) {
             int group = sub / G + i / (8 * NT), token = first_token + i % (8 * NT);
             int multiplier = 0;
             if (token < p.m && group * G < end) {
@@ -218,6 +234,8 @@ __device__ __forceinline__ void decode_block(const DecodeArgs& p, int x, int z) 
             u32 bytes = 0;
             if (first_row + r < p.n && group * G < end) {
                 bytes = *(const u32*)(p.b.scales + (i64)(first_row + r) * scale_pitch + group);
+                // The shifts themselves; of groups that are not live whatever it is.
+                if (FOLD) bytes = __vsub4(bytes, (u32)p.b.meta[first_row + r].low * 0x01010101u);
             }
             *(u32*)(scales + r * Layout::SCALE_PITCH + 4 * quad) = bytes;
         }
@@ -250,11 +268,21 @@ __device__ __forceinline__ void decode_block(const DecodeArgs& p, int x, int z) 
                     // the positive ones remain, with the sign bits flipped the negative ones.
                     const u32 codes_0 = halves<G>(words[2 * half], t), codes_1 = halves<G>(words[2 * half + 1], t);
                     const u32 parts[4] = {codes_0, codes_1, codes_0 >> 16, codes_1 >> 16};
+                    // Of rows row_0 and row_1.
+                    u32 low[2] = {low_magnitudes, low_magnitudes}, high[2] = {high_magnitudes, high_magnitudes};
+                    if (FOLD) {
+#pragma unroll
+                        for (int i = 0; i < 2; i++) {
+                            const u32 shift = (i == 0 ? bytes_0 : bytes_1) >> 8 * half; // modulo 32
+                            low[i] = __funnelshift_l(0u, low_magnitudes, shift);
+                            high[i] = __funnelshift_l(0u, high_magnitudes, shift);
+                        }
+                    }
                     unsigned plus[4], minus[4];
 #pragma unroll
                     for (int i = 0; i < 4; i++) {
-                        plus[i] = permute_bytes(low_magnitudes, high_magnitudes, parts[i]);
-                        minus[i] = permute_bytes(low_magnitudes, high_magnitudes, parts[i] ^ 0x8888u);
+                        plus[i] = permute_bytes(low[i % 2], high[i % 2], parts[i]);
+                        minus[i] = permute_bytes(low[i % 2], high[i % 2], parts[i] ^ 0x8888u);
                     }
                     const int block = first_block + 2 * pair + half;
                     uint4 fragment[NT];
@@ -268,8 +296,15 @@ __device__ __forceinline__ void decode_block(const DecodeArgs& p, int x, int z) 
                             fragment[j] = ((const uint4*)fragments)[at];
                         }
                     }
+                    if (FOLD) {
 #pragma unroll
-                    for (int q = 0; q < GROUPS_32; q++) {
+                        for (int j = 0; j < NT; j++) {
+                            multiply<G>(folded[j], plus, fragment[j].x, fragment[j].y, 0);
+                            multiply<G>(folded[j], minus, fragment[j].z, fragment[j].w, 0);
+                        }
+                    }
+#pragma unroll
+                    for (int q = 0; q < (FOLD ? 0 : GROUPS_32); q++) {
                         int shift = 8 * (half * GROUPS_32 + q);
                         u32 byte_0 = (bytes_0 >> shift) & 0xFFu, byte_1 = (bytes_1 >> shift) & 0xFFu;
                         i64 scale_0, scale_1;
@@ -303,6 +338,56 @@ __device__ __forceinline__ void decode_block(const DecodeArgs& p, int x, int z) 
             }
         }
     }
+    if (FOLD) {
+#pragma unroll
+        for (int j = 0; j < NT; j++) {
+#pragma unroll
+            for (int i = 0; i < 4; i++) sums[j][i] = (u64)(i64)folded[j][i];
+        }
+    }
+}
+
+template <int PRODUCT, int NT>
+__device__ __forceinline__ void decode_block(const DecodeArgs& p, int x, int z) {
+    typedef DecodeLayout<PRODUCT, NT> Layout;
+    typedef Operands<PRODUCT> Of;
+    constexpr int G = Of::GROUP;
+    const int first_row = x * ROWS, first_token = z * 8 * NT;
+    if (first_row >= p.n || first_token >= p.m) return; // past a ragged tile
+    unsigned char* shared = dynamic_shared();
+    const int thread = (int)threadIdx.x, warp = thread / 32, lane = thread % 32, g = lane / 4, t = lane % 4;
+    const int begin = (int)blockIdx.y * p.range;
+    const int end = begin + p.range < p.k_pad ? begin + p.range : p.k_pad;
+    const int code_pitch = p.k_pad / 2, scale_pitch = p.k_pad / G; // of B
+    const int a_code_pitch = Of::A::row_bytes(p.k_pad), a_scale_pitch = p.k_pad / Of::A::GROUP;
+
+    if (G == 16) ((int*)(shared + Layout::TABLE))[thread] = e4m3_units((u32)thread); // 256 threads
+    // The doubled magnitudes, by way of memory: as literals they cost moves at every use.
+    u32* magnitudes = (u32*)(shared + Layout::MAGNITUDES);
+    u32* wide_rows = (u32*)(shared + Layout::LAST); // whether a row spans too much to fold
+    if (thread == 0) {
+        magnitudes[0] = 0x03020100u;
+        magnitudes[1] = 0x0C080604u;
+        *wide_rows = 0;
+    }
+    __syncthreads();
+    if (PRODUCT == MXFP4) {
+        const int token = first_token + thread - ROWS;
+        int spread = 0;
+        if (thread < ROWS && first_row + thread < p.n) spread = p.b.meta[first_row + thread].spread();
+        if (thread >= ROWS && thread < ROWS + 8 * NT && token < p.m) spread = p.a.meta[token].spread();
+        if (spread > FOLD_SPREAD) atomicOr(wide_rows, 1u);
+        __syncthreads();
+    }
+    const DecodePlace place = {first_row, first_token, begin, end, magnitudes[0], magnitudes[1]};
+    const int row_0 = first_row + warp * 16 + g, row_1 = row_0 + 8;
+    u64 sums[NT][4];
+    if (PRODUCT == MXFP4 && p.range <= FOLD_RANGE && *wide_rows == 0) {
+        decode_range<PRODUCT, NT, PRODUCT == MXFP4>(p, place, shared, sums);
+    } else {
+        decode_range<PRODUCT, NT, false>(p, place, shared, sums);
+    }
+    __syncthreads(); // `wide_rows` has been read: its place is taken below
 
     // Merge the ranges.
     if (gridDim.y > 1) {
@@ -317,7 +402,7 @@ __device__ __forceinline__ void decode_block(const DecodeArgs& p, int x, int z) 
         }
         __threadfence(); // the sums are out before the arrival
         __syncthreads();
-        u32* arrivals = p.arrivals + (i64)blockIdx.z * gridDim.x + blockIdx.x;
+        u32* arrivals = p.arrivals + (i64)z * gridDim.x + x;
         if (thread == 0) *last = atomicAdd(arrivals, 1u) == gridDim.y - 1;
         __syncthreads();
         if (*last == 0) return;

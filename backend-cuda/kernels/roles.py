@@ -95,18 +95,23 @@ def decode(name, group):
 VALUE = {"f32": 4, "f16": 2, "bf16": 2}
 
 
-def quantize(value):
-    """NVFP4, a row a block of eight warps; a turn is 8 values a lane. Bytes read and written."""
-    roles = [Role("encode", "MUFU|STG", N * K / 256 / 8, 8, has="^STG", lacks="FFMA.RZ")]
-    return Kernel(f"quantize_{value}", 256, N * K * (VALUE[value] + 0.5625), MEMORY, roles)
+# The loops by reciprocals come in this order, with what they write of a value.
+PLAIN = {"nvfp4": (0, 0.5625), "mxfp4": (1, 0.53125)}
+
+
+def quantize(value, plain):
+    """A row a block of eight warps; a turn is 8 values a lane. Bytes read and written."""
+    which, packed = PLAIN[plain]
+    roles = [Role(plain, r"FMUL\.RP|^STG", N * K / 256 / 8, 8, least=8, has="^STG", which=which)]
+    return Kernel(f"quantize_{value}", 256, N * K * (VALUE[value] + packed), MEMORY, roles)
 
 
 def transform(value):
-    """Blocks of 32, tiles of 64 x 128. Two turns of `chains` are one i, unrolled twice."""
+    """Blocks of 32, tiles of 64 x 128, NVFP4. Two turns of `chains` are one i, unrolled twice."""
     tiles = N // 64 * (K // 128)
     roles = [
         Role("chains", "FFMA", tiles * 32 / 2, 8, least=64, lacks="MUFU"),
-        Role("encode", "MUFU|STG", tiles * 4, 8, has="^STG", tail=True),
+        Role("encode", r"FMUL\.RP|^STG", tiles * 4, 8, least=8, has="^STG", tail=True),
     ]
     return Kernel(f"transform_quantize_{value}", 256, N * K * (VALUE[value] + 0.5625), MEMORY, roles)
 
@@ -131,7 +136,7 @@ KERNELS = [
     *mma("matmul_mma_mxint8_nvfp4", of_groups("int64", 16)),
     decode("matmul_decode_(mxint8_)?mxfp4_(8|16)", 32),
     decode("matmul_decode_(mxint8_)?nvfp4_(8|16)", 16),
-    *[quantize(value) for value in VALUE],
+    *[quantize(value, plain) for value in VALUE for plain in PLAIN],
     *[transform(value) for value in VALUE],
     fold("fold_mxfp4", 0.53125, 1),
     fold("fold_nvfp4", 0.5625, 3),

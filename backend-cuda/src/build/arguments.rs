@@ -179,6 +179,7 @@ structs! {
         scales: Pointer,
         counts: Pointer,
         row_scales: Pointer,
+        meta: Pointer,
         rows: i64,
         k: i32,
         k_pad: i32,

@@ -65,12 +65,13 @@ pub(crate) static FAMILIES: [&Family; 11] = [
 ];
 
 /// Headers by the name that `#include` uses.
-pub(crate) static HEADERS: [(&str, &str); 12] = [
+pub(crate) static HEADERS: [(&str, &str); 13] = [
     ("arguments.cuh", include_str!("../../kernels/arguments.cuh")),
     ("device.cuh", include_str!("../../kernels/device.cuh")),
     ("format.cuh", include_str!("../../kernels/format.cuh")),
     ("exact.cuh", include_str!("../../kernels/exact.cuh")),
     ("row_meta.cuh", include_str!("../../kernels/row_meta.cuh")),
+    ("reciprocal.cuh", include_str!("../../kernels/reciprocal.cuh")),
     ("quantize.cuh", include_str!("../../kernels/quantize.cuh")),
     ("fold.cuh", include_str!("../../kernels/fold.cuh")),
     ("fold_rows.cuh", include_str!("../../kernels/fold_rows.cuh")),

@@ -139,7 +139,7 @@ mod tests {
 
     #[test]
     fn one_pass_writes_what_two_passes_write() {
-        let cuda = Cuda::open(0).unwrap().with_matmul_kernel(MatmulKernel::Wgmma);
+        let cuda = Cuda::open(0).unwrap().with_matmul_kernel(MatmulKernel::MmaFolded { ranges: 0 });
         let mut state = 7u64;
         let mut uniform = || {
             state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
@@ -219,7 +219,7 @@ mod tests {
             let scratch = cuda.scratch.lock().unwrap();
             [&scratch.a, &scratch.b].map(|folded| folded.blocks.address() != 0)
         };
-        let cuda = Cuda::open(0).unwrap().with_matmul_kernel(MatmulKernel::Wgmma);
+        let cuda = Cuda::open(0).unwrap().with_matmul_kernel(MatmulKernel::MmaFolded { ranges: 0 });
         assert_eq!(product(&cuda), [false, false]);
         assert_eq!(product(&cuda.with_folded_weights(false)), [false, true]);
     }
