@@ -341,6 +341,7 @@ DEVICE unsigned fp4_narrow_f16(float x) {
     if (magnitude > 0x7F800000u) return 0x7FFFu;
     double units = static_cast<double>(fp4_bits<float>(magnitude));
     if (units >= 65520.0) return sign | 0x7C00u; // the tie of the largest and 2^16 goes up
+    if (units == 0.0) return sign;
     int exponent = 0;
     std::frexp(units, &exponent); // units < 2^exponent
     int last = exponent - 11 > -24 ? exponent - 11 : -24;

@@ -39,7 +39,7 @@ namespace fp4 {
 
 // What the fast path multiplies by; written by one warp while the tensor cores work.
 template <int TILE_N>
-struct TileScales {
+struct __align__(16) TileScales {
     float rows[TILE_ROWS];  // 2^ea * alpha_i
     float columns[TILE_N];  // 2^eb
     float bias[TILE_N];     // if there is any
