@@ -284,12 +284,15 @@ struct FoldedTile {
         const volatile FoldedScratch& known = scratch;
         const int stages = (count + Shape::STAGE_STEPS - 1) / Shape::STAGE_STEPS;
         auto fill = [&](int stage, int slot) {
+            const u8 *from_a = known.a, *from_b = known.b;
+            const int first = known.first;
+            const bool plain = known.plain != 0;
 #pragma unroll
             for (int i = 0; i < Shape::STAGE_STEPS; i++) {
                 const int at = stage * Shape::STAGE_STEPS + i;
                 const bool there = at < count; // else zeros
-                int step = there ? known.first + at : 0, of_a = step / SLICE_STEPS, of_b = of_a;
-                if (known.plain == 0 && there) {
+                int step = there ? first + at : 0, of_a = step / SLICE_STEPS, of_b = of_a;
+                if (!plain && there) {
                     const int slices = p.k_pad / SLICE_K;
                     const u32 item = known.list[at];
                     const int bit = (int)(item % 8), slice = (int)(item / 8) / SLICE_STEPS;
@@ -300,8 +303,8 @@ struct FoldedTile {
                     of_b = block_index(b[slice], known.level - bit, slice, slices);
                 }
                 const int k = step % SLICE_STEPS * STEP_CORES;
-                load(ring + slot * Shape::STAGE_BYTES + i * Shape::STEP_BYTES, known.a + (i64)of_a * Shape::A_BYTES + k,
-                     known.b + (i64)of_b * Shape::B_BYTES + k, there);
+                load(ring + slot * Shape::STAGE_BYTES + i * Shape::STEP_BYTES, from_a + (i64)of_a * Shape::A_BYTES + k,
+                     from_b + (i64)of_b * Shape::B_BYTES + k, there);
             }
         };
         for (int s = 0; s < Shape::STAGES - 1; s++) {

@@ -74,6 +74,13 @@ def of_groups(name, group, wanted="IMMA", **how):
     return Role(name, wanted, (N // 64) ** 2 * K / group, 4, **how)
 
 
+def folded(name, rows, steps, dynamic):
+    """`rows` x 128 outputs a block, a warp 64 x 32 of them; `steps` of 32 of K a stage."""
+    tiles = N // rows * (N // 128)
+    roles = [Role("tensor", "IMMA|LDGSTS", tiles * K / 32 / steps, rows // 16, least=16, has="IMMA")]
+    return Kernel(name, 2 * rows, N * N * K, INT8, roles, dynamic, lambda *_: tiles)
+
+
 def decode_blocks(machine, resident):
     """The grid of src/ops/matmul/decode.rs for N rows of weights and up to 16 rows of A."""
     across, stages = N // 128, K // 256
@@ -134,6 +141,12 @@ KERNELS = [
     ),
     *mma("matmul_mma_mxint8_mxfp4", of_groups("int64", 32)),
     *mma("matmul_mma_mxint8_nvfp4", of_groups("int64", 16)),
+    folded("folded_mxfp4", 128, 2, "FOLDED_MXFP4_SHARED"),
+    folded("folded_few_mxfp4", 64, 2, "FOLDED_MXFP4_SHARED"),
+    folded("folded_nvfp4", 128, 1, "FOLDED_NVFP4_SHARED"),
+    folded("folded_few_nvfp4", 64, 1, "FOLDED_NVFP4_SHARED"),
+    folded("folded_mxint8_mxfp4", 128, 2, "FOLDED_MXINT8_SHARED"),
+    folded("folded_few_mxint8_mxfp4", 64, 2, "FOLDED_MXINT8_SHARED"),
     decode("matmul_decode_(mxint8_)?mxfp4_(8|16)", 32),
     decode("matmul_decode_(mxint8_)?nvfp4_(8|16)", 16),
     *[quantize(value, plain) for value in VALUE for plain in PLAIN],
@@ -147,5 +160,5 @@ KERNELS = [
 # another kernel.
 UNBUDGETED = re.compile(
     r"matmul_naive|partial_\w+|dequantize|pad_bytes|(un)?swizzle|row_meta|fold_extras_\w+|transform_(f32|f16|bf16)"
-    r"|(transform_)?quantize_fold_\w+"
+    r"|(transform_)?quantize_fold_\w+|folded_grouped_\w+|matmul_mma_grouped\w*|matmul_decode_(grouped|left)_\w+"
 )
