@@ -50,17 +50,17 @@ class Kernel:
         return re.fullmatch(self.names, name) is not None
 
 
-def wgmma(name, columns, planes, steps, copies):
-    """128 x `columns` outputs a block. `planes`: blocks of 4 KB that are copied for 32 of K;
-    `steps`: of 32 of K a stage, `copies` bulk copies each."""
-    tiles = N // 128 * (N // columns)
+def wgmma(name, columns, stages, copied):
+    """Tiles of 128 x `columns` outputs, which the blocks of a grid as large as the device take in turn;
+    an H200's 132 are not all busy in the last one. A slice of 128 of K is `stages` stages of `copied`
+    bytes. The epilogue's turn is that of the loop over tiles, by its way to 16-bit outputs."""
+    tiles = -(-(N // 128 * (N // columns)) // 132) * 132
     roles = [
-        Role("tensor", "IGMMA", tiles * K / 32 / steps, 8, lacks="WARPSYNC"),
-        # Its loop also fills what is left of a stage with zeros, which is not a turn of most.
-        Role("producer", "UBLKCP", tiles * K / 32, 1, 2 * copies + 1, copies, True, copied=4096 * planes),
-        Role("epilogue", "^STG", tiles * 16 * columns / 64, 8, enough=1, tail=True),
+        Role("tensor", "IGMMA", tiles * K / 128, 8, lacks="STG"),
+        Role("producer", "UBLKCP", tiles * K / 128 * stages, lacks="LDS", copied=copied),
+        Role("epilogue", "^STG", tiles, 8, least=100, enough=columns // 8, tail=True),
     ]
-    return Kernel(name, 384, N * N * K, INT8, roles, "WGMMA_SHARED", lambda *_: tiles)
+    return Kernel(name, 384, N * N * K, INT8, roles, "WGMMA_SHARED", lambda machine, _: machine.processors)
 
 
 def mma(name, *roles):
@@ -130,9 +130,9 @@ def fold(name, packed, planes):
 
 
 KERNELS = [
-    wgmma("matmul_wgmma_mxfp4", 256, 3, 4, 3),
-    wgmma("matmul_wgmma_nvfp4", 128, 6, 2, 2),
-    wgmma("matmul_wgmma_mxint8_mxfp4", 128, 3, 4, 2),
+    wgmma("matmul_wgmma_mxfp4", 256, 1, 49152),
+    wgmma("matmul_wgmma_nvfp4", 128, 3, 81920 // 3),
+    wgmma("matmul_wgmma_mxint8_mxfp4", 128, 1, 49152),
     *mma(
         "matmul_mma",
         of_groups("mxfp4 int32", 32, "IMMA.16832", lacks="IMAD.WIDE"),
