@@ -99,15 +99,34 @@ def count(path, copied):
     return cost
 
 
-def find_loop(code, role):
-    """One turn of a role's loop, or None."""
-    paths = sass.hot_loops(code, re.compile(role.wanted), role.least, role.enough, role.longest)
+def find_loop(flow, role, known):
+    """A role's loop and one turn of it, or None. `known` has those of the roles before."""
+    wanted = re.compile(role.wanted)
+    if role.around:
+        inner = known.get(role.around)
+        return inner and sass.loop_around(flow, inner[0], wanted)
 
     def holds(path, pattern):
         return any(re.search(pattern, x.opcode) for x in path)
 
-    fit = [p for p in paths if (not role.has or holds(p, role.has)) and not (role.lacks and holds(p, role.lacks))]
+    fit = [
+        (loop, path)
+        for loop, path in sass.hot_loops(flow, wanted, role.least, role.enough, role.longest)
+        if (not role.has or holds(path, role.has)) and not (role.lacks and holds(path, role.lacks))
+    ]
     return fit[role.which] if role.which < len(fit) else None
+
+
+def costs_of(kernel, code):
+    """({role: what a turn costs}, roles whose loops are not there)"""
+    flow, loops, whole, costs = sass.Flow(code), {}, {}, {}
+    for role in kernel.roles:
+        loops[role.name] = find_loop(flow, role, loops)
+        if loops[role.name]:
+            whole[role.name] = count(loops[role.name][1], role.copied)
+            inner = whole.get(role.around, {})
+            costs[role.name] = {what: max(number - inner.get(what, 0), 0) for what, number in whole[role.name].items()}
+    return costs, [name for name, found in loops.items() if not found]
 
 
 def clocks_of(machine, cost, role, turns, resident):
@@ -210,14 +229,12 @@ def entries(found):
             for kernel in kernels:
                 total = shared + (dynamic[kernel.dynamic] if kernel.dynamic else 0)
                 resident, limit = machines.occupancy(machine, kernel.threads, registers, total)
-                loops = {role.name: find_loop(code, role) for role in kernel.roles}
-                lost = [role for role, path in loops.items() if path is None]
+                costs, lost = costs_of(kernel, code)
                 problems += [f"{name} sm_{machine.arch}: no loop of role {role!r}" for role in lost]
                 if resident == 0:
                     problems.append(f"{name} sm_{machine.arch}: no block fits a multiprocessor ({limit})")
                 if lost or resident == 0:
                     continue
-                costs = {role.name: count(loops[role.name], role.copied) for role in kernel.roles}
                 share, why = bound(machine, kernel, costs, resident)
                 for role in kernel.roles:
                     numbers[f"{name}/{role.name}/{machine.arch}"] = {
@@ -283,7 +300,8 @@ launches are left out, so a kernel can be slower than its bound, and no faster.
 
 The bound is a share of the peak of int8 or of memory, for products and quantizations of {roles.N} x {roles.N} x
 {roles.K} and decoding with {roles.N} x {roles.K} weights, waves included; a product of several int8 products, such as
-NVFP4's three, counts once. `before` is the bound before the work on speed began (commit 30eb280). `kernels/machines.py`
+NVFP4's three, counts once. `before` is the bound before the work on speed began (commit 30eb280); for decoding it is
+that of the inner loop alone, and for quantization it leaves out the launch that described the rows. `kernels/machines.py`
 has the constants of the GPUs with their sources and says which are assumed, `kernels/roles.py` what a turn does.
 Types f16 and f32, whose floors are held as well, are left out.
 

@@ -29,12 +29,12 @@
 // Plus and minus need 7 instructions for 8 codes where signed bytes need 11; the tensor cores idle
 // anyway.
 //
-// Fold (MXFP4). Where every row of B and of A that a block has spans at most 3 exponents, scales are
-// shifted into the bytes: the tables of magnitudes by that of B's group, A's bytes when they are
-// expanded. Then one int32 accumulator of the mma runs over the block's range of K. A byte is at
-// most 12 << 3 = 96, so |sum| <= 96^2 * range < 2^31 for a range of up to 233,016; it is in the same
-// unit as the int64 sums, and merged as they are. A group that is not live has codes +-0 only, whose
-// byte is 0 under any shift, or a NaN scale, which makes the output NaN.
+// Fold (MXFP4). Where every row of B and of A that a block has spans at most 3 exponents, scales
+// are shifted into the bytes: the tables of magnitudes by that of B's group, A's bytes when they
+// are expanded. Then one int32 accumulator of the mma runs over the block's range of K. A byte is
+// at most 12 << 3 = 96, so |sum| <= 96^2 * range < 2^31 for a range of up to 233,016; it is in the
+// same unit as the int64 sums, and merged as they are. A group that is not live has codes +-0 only,
+// whose byte is 0 times anything, or a NaN scale, which makes the output NaN.
 //
 // Bound. Let D be the largest dot of a group. Multipliers are integers:
 //
@@ -63,7 +63,7 @@
 
 namespace fp4 {
 
-constexpr int WARPS = 8;
+constexpr int WARPS = 8, THREADS = 32 * WARPS;
 constexpr int ROWS = DECODE_ROWS, STAGE_K = DECODE_STAGE_K; // 128 bytes of a row a stage
 static_assert(ROWS == 16 * WARPS, "16 rows a warp");
 constexpr int STAGES = 3;
@@ -78,6 +78,10 @@ struct DecodeLayout {
     static constexpr int SUB = SUB_K / NT;
     static constexpr int SUB_GROUPS = SUB / Operands<PRODUCT>::GROUP;
     static constexpr int SCALE_PITCH = SUB_GROUPS + 4; // rows fall on different banks
+    // Turns of the block's threads that fill what a sub-range needs.
+    static constexpr int FRAGMENT_TURNS = SUB * NT / THREADS, MULTIPLIER_TURNS = SUB_GROUPS * 8 * NT / THREADS;
+    static constexpr int SCALE_TURNS = ROWS * SUB_GROUPS / 4 / THREADS;
+    static_assert(SUB * NT % THREADS == 0 && SUB_GROUPS * 8 * NT % THREADS == 0 && ROWS * SUB_GROUPS / 4 % THREADS == 0, "");
     static constexpr int RING = 0;
     static constexpr int FRAGMENTS = RING + WARPS * STAGES * 16 * STAGE_K / 2;
     static constexpr int MULTIPLIERS = FRAGMENTS + SUB / 32 * NT * 32 * (INT8_A ? 8 : 16);
@@ -120,6 +124,12 @@ __device__ __forceinline__ void multiply(int (&dot)[4], const unsigned (&a)[4], 
         const unsigned half[2] = {a[2 * q], a[2 * q + 1]}, b[1] = {q == 0 ? b_first : b_second};
         mma_m16n8k16_s8s8(dot, half, b);
     }
+}
+
+// Four shifts of 0 to 3, a byte each, as 1 << shift; of other bytes anything.
+__device__ __forceinline__ u32 powers_of_bytes(u32 shifts) {
+    const u32 pairs = shifts & 0x03030303u, nibbles = pairs | pairs >> 4;
+    return permute_bytes(0x08040201u, 0u, (nibbles & 0xFFu) | (nibbles >> 8 & 0xFF00u));
 }
 
 // What a block of threads and its lanes have, and where.
@@ -192,7 +202,10 @@ __device__ __forceinline__ void decode_range(const DecodeArgs& p, const DecodePl
     int stage = 0;
     for (int sub = begin; sub < end; sub += Layout::SUB) {
         __syncthreads(); // the last sub-range has been read, and the table is written
-        for (int i = thread; i < Layout::SUB / 32 * NT * 32; i += 32 * WARPS) {
+        // Every loop of a known number of turns, so that all its loads are under way at once.
+#pragma unroll
+        for (int turn = 0; turn < Layout::FRAGMENT_TURNS; turn++) {
+            const int i = thread + turn * THREADS;
             int block = i / (32 * NT), column = i / 4 % (8 * NT), word = i % 4;
             int token = first_token + column, k = sub + 32 * block;
             bool here = token < p.m && k < end;
@@ -219,7 +232,9 @@ __device__ __forceinline__ void decode_range(const DecodeArgs& p, const DecodePl
             fragment.w = expand_doubled(codes >> 16, shift);
             ((uint4*)fragments)[i] = fragment;
         }
-        for (int i = thread; !FOLD && i < Layout::SUB_GROUPS * 8 * NT; i += 32 * WARPS) {
+#pragma unroll
+        for (int turn = 0; !FOLD && turn < Layout::MULTIPLIER_TURNS; turn++) {
+            const int i = thread + turn * THREADS;
             int group = sub / G + i / (8 * NT), token = first_token + i % (8 * NT);
             int multiplier = 0;
             if (token < p.m && group * G < end) {
@@ -228,14 +243,16 @@ __device__ __forceinline__ void decode_range(const DecodeArgs& p, const DecodePl
             }
             multipliers[i] = multiplier;
         }
-        for (int i = thread; i < ROWS * Layout::SUB_GROUPS / 4; i += 32 * WARPS) {
+#pragma unroll
+        for (int turn = 0; turn < Layout::SCALE_TURNS; turn++) {
+            const int i = thread + turn * THREADS;
             int r = i / (Layout::SUB_GROUPS / 4), quad = i % (Layout::SUB_GROUPS / 4);
             int group = sub / G + 4 * quad;
             u32 bytes = 0;
             if (first_row + r < p.n && group * G < end) {
                 bytes = *(const u32*)(p.b.scales + (i64)(first_row + r) * scale_pitch + group);
-                // The shifts themselves; of groups that are not live whatever it is.
-                if (FOLD) bytes = __vsub4(bytes, (u32)p.b.meta[first_row + r].low * 0x01010101u);
+                // What the magnitudes are multiplied by; of groups that are not live anything.
+                if (FOLD) bytes = powers_of_bytes(__vsub4(bytes, (u32)p.b.meta[first_row + r].low * 0x01010101u));
             }
             *(u32*)(scales + r * Layout::SCALE_PITCH + 4 * quad) = bytes;
         }
@@ -252,13 +269,13 @@ __device__ __forceinline__ void decode_range(const DecodeArgs& p, const DecodePl
                 unsigned words[4]; // (row_0, row_1) of the first 32 k, then of the second
                 int r = lane & 15, c = 2 * pair + lane / 16;
                 ldmatrix_x4(words, slot + r * 128 + ((c ^ (r & 7)) * 16));
-                u32 bytes_0, bytes_1; // scales of row_0 and row_1, from the lowest byte
+                u32 bytes_0 = 0, bytes_1 = 0; // scales of row_0 and row_1, from the lowest byte
                 const int first_group = (first_block + 2 * pair) * GROUPS_32;
                 const unsigned char* at = scales + (warp * 16 + g) * Layout::SCALE_PITCH + first_group;
                 if (G == 16) {
                     bytes_0 = *(const u32*)at;
                     bytes_1 = *(const u32*)(at + 8 * Layout::SCALE_PITCH);
-                } else {
+                } else if (!FOLD) {
                     bytes_0 = *(const u16*)at;
                     bytes_1 = *(const u16*)(at + 8 * Layout::SCALE_PITCH);
                 }
@@ -273,9 +290,9 @@ __device__ __forceinline__ void decode_range(const DecodeArgs& p, const DecodePl
                     if (FOLD) {
 #pragma unroll
                         for (int i = 0; i < 2; i++) {
-                            const u32 shift = (i == 0 ? bytes_0 : bytes_1) >> 8 * half; // modulo 32
-                            low[i] = __funnelshift_l(0u, low_magnitudes, shift);
-                            high[i] = __funnelshift_l(0u, high_magnitudes, shift);
+                            const u32 power = at[i * 8 * Layout::SCALE_PITCH + half];
+                            low[i] = low_magnitudes * power;
+                            high[i] = high_magnitudes * power;
                         }
                     }
                     unsigned plus[4], minus[4];
@@ -477,7 +494,7 @@ __device__ __forceinline__ void decode_one_of(const GroupedArgs& all) {
 } // namespace fp4
 
 #define DECODE_KERNEL(name, PRODUCT, NT)                           \
-    KERNEL_BOUNDS(32 * fp4::WARPS, 2)                              \
+    KERNEL_BOUNDS(fp4::THREADS, 2)                                 \
     void name(fp4::DecodeArgs p) {                                 \
         fp4::decode_block<PRODUCT, NT>(p, blockIdx.x, blockIdx.z); \
     }                                                              \

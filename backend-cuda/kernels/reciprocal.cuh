@@ -12,12 +12,12 @@
 // M = 2^22 m' -+ 1 with m' of 4 to 7. M does not divide the 24 bits of x, so z is never c. z and c
 // are as far apart, relatively, as A 2^k and B M, A and B the significands of x and d as integers
 // and k >= 22: integers below 7/4 * 2^48, which to be mistaken would have to differ by 10 or less.
-// Modulo 2^22 they differ by B or -B, so B is within 10 of a multiple of 2^22: 42 significands of d,
-// which fp4-backend-cpu-simd and a test of this crate try at every boundary. One goes wrong, the
+// Modulo 2^22 they differ by B or -B, so B is within 10 of a multiple of 2^22: 42 significands of
+// d, which fp4-backend-cpu-simd and a test of this crate try at every boundary. One goes wrong, the
 // largest, 2^24 - 1: it has no reciprocal. Powers of two pass through all of this where nothing is
-// subnormal or infinite: d in [2^-60, 2^60] and |x| at most 2^60. (r is 0 or at least 2^-47, so l is
-// normal, and x * l is where x is near a boundary. q is at most 2^120.) A group of zeros, or with d
-// = 0, takes y = l = 0: codes 0. All others are divided: negative units, NaNs, infinities.
+// subnormal or infinite: d in [2^-60, 2^60] and |x| at most 2^60. (r is 0 or at least 2^-47, so l
+// is normal, and x * l is where x is near a boundary. q is at most 2^120.) A group of zeros, or
+// with d = 0, takes y = l = 0: codes 0. All others are divided: negative units, NaNs, infinities.
 //
 // A code from q, ties to even: ties go up from significands of 1.5 on (0.75, 1.75, 3.5), and down
 // else. q plus a third of its last place, rounded (THIRD_ULP is 2^-23 / 3, rounded up), is one unit
@@ -54,8 +54,8 @@ __device__ __forceinline__ bool is_moderate(u32 bits) {
     return bits - RECIPROCAL_LEAST <= RECIPROCAL_MOST - RECIPROCAL_LEAST;
 }
 
-// Whether the codes of a group with this unit and largest magnitude, as bits, are had by `Reciprocal`
-// of the unit: the group is not one of zeros.
+// Whether the codes of a group with this unit and largest magnitude, as bits, are had by the
+// `Reciprocal` of the unit: the group is not one of zeros.
 __device__ __forceinline__ bool has_reciprocal(float d, u32 amax) {
     const u32 bits = __float_as_uint(d);
     return amax <= RECIPROCAL_MOST && is_moderate(bits) && (bits & LAST_SIGNIFICAND) != LAST_SIGNIFICAND;

@@ -31,6 +31,7 @@ class Role:
     has: str = ""
     lacks: str = ""
     which: int = 0
+    around: str = ""       # it is the loop around that of this role, without a turn of that
     tail: bool = False
     copied: int = 0        # bytes from L2 a turn by bulk copies, whose sizes the code does not show
 
@@ -93,12 +94,23 @@ def decode_blocks(machine, resident):
     return across * min(cost(count) for count in range(1, stages // 2 + 1))[1]
 
 
-def decode(name, group):
-    """128 rows of weights and a range of K a block of eight warps; a turn is 64 of K."""
-    roles = [Role("groups", "IMMA", N // 128 * K / 64, 8)]
-    return Kernel(name, 256, N * K * (0.5 + 1 / group), MEMORY, roles, "DECODE_SHARED", decode_blocks)
+def decode(name, group, rows, *ways):
+    """128 rows of weights and a range of K a block of eight warps, by each way of summing. A turn
+    of the inner loop is 64 of K, of the ring 256, and of the staging, of which each loop is counted
+    once, 1024, or 512 for 16 rows of A."""
+    across, found = N // 128, []
+    for way, how in ways:
+        roles = [
+            Role(way, "IMMA", across * K / 64, 8, **how),
+            Role(f"{way} ring", "LDGSTS|IMMA", across * K / 256, 8, around=way),
+            Role(f"{way} staging", "LDGSTS|IMMA|STS|LDG", across * K / (8192 / rows), 8, around=f"{way} ring"),
+        ]
+        work = N * K * (0.5 + 1 / group)
+        found.append(Kernel(name, 256, work, MEMORY, roles, "DECODE_SHARED", decode_blocks))
+    return found
 
 
+INT64 = ("int64", {"has": "IMAD.WIDE"})
 VALUE = {"f32": 4, "f16": 2, "bf16": 2}
 
 
@@ -147,8 +159,12 @@ KERNELS = [
     folded("folded_few_nvfp4", 64, 1, "FOLDED_NVFP4_SHARED"),
     folded("folded_mxint8_mxfp4", 128, 2, "FOLDED_MXINT8_SHARED"),
     folded("folded_few_mxint8_mxfp4", 64, 2, "FOLDED_MXINT8_SHARED"),
-    decode("matmul_decode_(mxint8_)?mxfp4_(8|16)", 32),
-    decode("matmul_decode_(mxint8_)?nvfp4_(8|16)", 16),
+    *decode("matmul_decode_mxfp4_8", 32, 8, INT64, ("fold", {"lacks": "IMAD.WIDE"})),
+    *decode("matmul_decode_mxfp4_16", 32, 16, INT64, ("fold", {"lacks": "IMAD.WIDE"})),
+    *decode("matmul_decode_mxint8_mxfp4_8", 32, 8, INT64),
+    *decode("matmul_decode_mxint8_mxfp4_16", 32, 16, INT64),
+    *decode("matmul_decode_(mxint8_)?nvfp4_8", 16, 8, INT64),
+    *decode("matmul_decode_(mxint8_)?nvfp4_16", 16, 16, INT64),
     *[quantize(value, plain) for value in VALUE for plain in PLAIN],
     *[transform(value) for value in VALUE],
     fold("fold_mxfp4", 0.53125, 1),

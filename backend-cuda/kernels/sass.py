@@ -115,6 +115,7 @@ class Flow:
             for j in follow:
                 self.before[j].add(i)
         self.dominators = self._dominators()
+        self._loops = None
 
     def _dominators(self):
         """Of each block that is reached the bits of those that dominate it."""
@@ -135,6 +136,8 @@ class Flow:
 
     def loops(self):
         """The natural loops, those of one head as one, in the order of their heads."""
+        if self._loops is not None:
+            return self._loops
         found = {}
         for tail, follow in enumerate(self.after):
             for head in follow:
@@ -146,7 +149,8 @@ class Flow:
                     if i not in body and i in self.dominators:
                         body.add(i)
                         queue.extend(self.before[i])
-        return [Loop(head, body) for head, body in sorted(found.items())]
+        self._loops = [Loop(head, body) for head, body in sorted(found.items())]
+        return self._loops
 
     def path(self, loop, wanted, enough=None, longest=False):
         """One turn of a loop: the instructions of the path that holds `enough` that match `wanted`,
@@ -188,14 +192,22 @@ class Flow:
         return order[::-1]
 
 
-def hot_loops(code, wanted, least=1, enough=None, longest=False):
-    """The innermost loops with at least `least` instructions that match `wanted`, each as the path
+def hot_loops(flow, wanted, least=1, enough=None, longest=False):
+    """The innermost loops with at least `least` instructions that match `wanted`, each with the path
     of one turn, in the order of their addresses."""
-    flow = Flow(code)
 
     def matches(loop):
         return sum(bool(wanted.search(x.opcode)) for i in loop.blocks for x in flow.blocks[i])
 
     loops = [loop for loop in flow.loops() if matches(loop) >= least]
     inner = [a for a in loops if not any(b.blocks < a.blocks for b in loops)]
-    return [flow.path(loop, wanted, enough, longest) for loop in inner]
+    return [(loop, flow.path(loop, wanted, enough, longest)) for loop in inner]
+
+
+def loop_around(flow, inner, wanted):
+    """The innermost loop around a loop, with the path of one turn, or None."""
+    around = [loop for loop in flow.loops() if inner.blocks < loop.blocks]
+    if not around:
+        return None
+    loop = min(around, key=lambda loop: len(loop.blocks))
+    return loop, flow.path(loop, wanted)
