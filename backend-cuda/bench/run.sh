@@ -11,8 +11,8 @@
 #
 # Python needs numpy, for the peers' answers; PyTorch and Triton for their rows, else nvidia-cublas
 # (pip). Stages: device (what there is), build, tests (the crate's, graphs among them), conformance
-# (quick, as routed and with the decode and the wgmma kernels forced; full with --full), memcheck
-# and racecheck by compute-sanitizer on the small bench, bench (benches/gpu.rs), peers (peers.py:
+# (quick, as routed and with the folded, the decode and the wgmma kernels forced; full with --full),
+# memcheck and racecheck by compute-sanitizer on the small bench, bench (benches/gpu.rs), peers (peers.py:
 # cuBLAS and Triton), table (table.py). A stage that cannot run says why; the table repeats it.
 set -uo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -101,14 +101,8 @@ fi
 if [[ -z $from ]]; then stage build 420 bash -c "build '$programs'"; fi
 # One test at a time, as the device is shared.
 stage tests-graph 60 "$programs/tests_graph" --test-threads 1
-# The folded form is read by Hopper's kernels, and made where they are.
-hopper=()
-if [[ -z $emulated ]] && ! ((dry)) && [[ $(nvidia-smi --query-gpu=compute_cap --format=csv,noheader | head -1) != 9.0 ]]; then
-    hopper=(--skip matmul::fold::)
-    skip "tests-lib matmul::fold" "it needs compute capability 9.0"
-fi
-stage tests-lib 60 "$programs/tests_lib" --test-threads 1 "${hopper[@]}"
-for kernel in auto decode wgmma; do
+stage tests-lib 60 "$programs/tests_lib" --test-threads 1
+for kernel in auto folded decode wgmma; do
     stage "conformance-quick-$kernel" 150 "$programs/conform" quick "$kernel"
 done
 if ! ((dry)) && [[ -n $emulated ]]; then

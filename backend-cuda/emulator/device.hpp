@@ -81,6 +81,12 @@ FP4_VECTOR(double, double, 16, 16)
 DEVICE float __fadd_rn(float a, float b) { return a + b; }
 DEVICE float __fsub_rn(float a, float b) { return a - b; }
 DEVICE float __fmul_rn(float a, float b) { return a * b; }
+// Rounded up. The product is exact as a double, or so small that its sign is all that counts.
+DEVICE float __fmul_ru(float a, float b) {
+    double exact = static_cast<double>(a) * b;
+    auto nearest = static_cast<float>(exact);
+    return static_cast<double>(nearest) < exact ? __builtin_nextafterf(nearest, __builtin_inff()) : nearest;
+}
 DEVICE float __fdiv_rn(float a, float b) { return a / b; }
 DEVICE float __frcp_rn(float a) { return 1.0f / a; }
 DEVICE float __fsqrt_rn(float a) { return __builtin_sqrtf(a); }
@@ -182,12 +188,8 @@ DEVICE unsigned __byte_perm(unsigned a, unsigned b, unsigned selector) {
     }
     return result;
 }
-DEVICE int __dp4a(int a, int b, int c) {
+DEVICE int dot_bytes(int a, int b, int c) {
     for (int i = 0; i < 4; i++) c += static_cast<signed char>(a >> 8 * i) * static_cast<signed char>(b >> 8 * i);
-    return c;
-}
-DEVICE unsigned __dp4a(unsigned a, unsigned b, unsigned c) {
-    for (int i = 0; i < 4; i++) c += (a >> 8 * i & 0xFF) * (b >> 8 * i & 0xFF);
     return c;
 }
 DEVICE unsigned __vadd4(unsigned a, unsigned b) {
@@ -333,6 +335,32 @@ DEVICE void cp_async_wait() {
     emulator::cp_async_wait(N);
 }
 
+// Two f32 as 16-bit floats, nearest, ties to even; NaN is 0x7FFF.
+DEVICE unsigned fp4_narrow_f16(float x) {
+    unsigned bits = fp4_bits<unsigned>(x), magnitude = bits & 0x7FFFFFFFu, sign = bits >> 16 & 0x8000u;
+    if (magnitude > 0x7F800000u) return 0x7FFFu;
+    double units = static_cast<double>(fp4_bits<float>(magnitude));
+    if (units >= 65520.0) return sign | 0x7C00u; // the tie of the largest and 2^16 goes up
+    if (units == 0.0) return sign;
+    int exponent = 0;
+    std::frexp(units, &exponent); // units < 2^exponent
+    int last = exponent - 11 > -24 ? exponent - 11 : -24;
+    double kept = std::nearbyint(std::ldexp(units, -last)); // exact but for the rounding
+    unsigned whole = static_cast<unsigned>(kept);
+    // The implicit bit moves the exponent field by one, and so does a carry.
+    return sign | (static_cast<unsigned>(last + 24) * 1024u + whole);
+}
+DEVICE unsigned fp4_narrow_bf16(float x) {
+    unsigned bits = fp4_bits<unsigned>(x);
+    if ((bits & 0x7FFFFFFFu) > 0x7F800000u) return 0x7FFFu;
+    unsigned rest = bits & 0xFFFFu, kept = bits >> 16;
+    return kept + (rest > 0x8000u || (rest == 0x8000u && (kept & 1u)) ? 1u : 0u);
+}
+DEVICE unsigned pack_f16x2(float low, float high) { return fp4_narrow_f16(low) | fp4_narrow_f16(high) << 16; }
+DEVICE unsigned pack_bf16x2(float low, float high) { return fp4_narrow_bf16(low) | fp4_narrow_bf16(high) << 16; }
+
+DEVICE int thread_here() { return static_cast<int>(threadIdx.x); }
+DEVICE bool elect_lane() { return emulator::current->lane == 0; }
 DEVICE void mbarrier_init(void* mbarrier, unsigned count) { emulator::mbarrier_init(mbarrier, count); }
 DEVICE void mbarrier_arrive(void* mbarrier) { emulator::mbarrier_arrive(mbarrier, 0); }
 DEVICE void mbarrier_arrive_expect_tx(void* mbarrier, unsigned bytes) { emulator::mbarrier_arrive(mbarrier, bytes); }

@@ -4,8 +4,8 @@
 //! cargo run --release -p fp4-backend-cuda --example conform -- [PROFILE] [KERNEL]
 //! ```
 //!
-//! PROFILE is quick, full or exhaustive; KERNEL is auto, naive, mma, decode or wgmma, and forces it
-//! on every product; `auto` is what the backend would take. Exit code 0 if every compared value is
+//! PROFILE is quick, full or exhaustive; KERNEL is auto, naive, mma, folded, decode or wgmma, and
+//! forces it on every product; `auto` is what the backend would take. Exit code 0 if every compared value is
 //! equal, 1 if one differs, 2 without a device, 77 if the device does not have the kernel.
 
 use fp4_backend_cuda::{Cuda, MatmulKernel};
@@ -18,6 +18,7 @@ fn kernel(name: &str) -> Option<(MatmulKernel, usize)> {
         "auto" => (MatmulKernel::Auto, 64),
         "naive" => (MatmulKernel::Naive, 16),
         "mma" => (MatmulKernel::Mma, 64),
+        "folded" => (MatmulKernel::MmaFolded { ranges: 0 }, 128),
         "decode" => (MatmulKernel::Decode { ranges: 0 }, 16),
         "wgmma" => (MatmulKernel::Wgmma, 128),
         _ => return None,
@@ -33,7 +34,7 @@ fn main() -> std::process::ExitCode {
     };
     let name = arguments.next().unwrap_or_else(|| "auto".into());
     let Some((kernel, tile)) = kernel(&name) else {
-        eprintln!("{name} is not a kernel: auto, naive, mma, decode or wgmma");
+        eprintln!("{name} is not a kernel: auto, naive, mma, folded, decode or wgmma");
         return 2.into();
     };
     let cuda = match Cuda::open(0) {

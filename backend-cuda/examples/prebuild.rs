@@ -1,6 +1,7 @@
-//! Writes `prebuilt/*.ptx` anew from `kernels/`. Needs NVRTC 13.0 (`pip install
-//! nvidia-cuda-nvrtc==13.0.88` and its folder in `LD_LIBRARY_PATH`), and no GPU. Run it after every
-//! change of a kernel or header, from the root of the workspace:
+//! Writes `prebuilt/*.ptx` anew from `kernels/`. Needs NVRTC 12.0 (`pip install
+//! nvidia-cuda-nvrtc-cu12==12.0.140` and its folder, `nvidia/cuda_nvrtc/lib`, in `LD_LIBRARY_PATH`;
+//! why so old, `src/build/prebuilt.rs` says), and no GPU. Run it after every change of a kernel or
+//! header, from the root of the workspace:
 //!
 //! ```sh
 //! cargo run --release -p fp4-backend-cuda --example prebuild

@@ -52,14 +52,21 @@ constexpr int DECODE_ROWS = 128;          // rows of B of a block of matmul_deco
 constexpr int DECODE_STAGE_K = 256;       // ranges of K are multiples of it
 constexpr int DECODE_SHARED = 77328;      // bytes of dynamic shared memory
 constexpr int TILE_ROWS = 128;            // rows of a tile of the folded form (fold.cuh)
-constexpr int STEP_K = 32;                // k of a step of it
+constexpr int SLICE_K = 128;              // k of a block of it
+constexpr int STEP_K = 32;                // of a step, four to a block
 constexpr int MXFP4_PLANES = 1;           // digits of an element of it
 constexpr int NVFP4_PLANES = 3;
 constexpr int MXINT8_PLANES = 2;
 constexpr int FOLD_ROWS = 8;              // rows of a block that folds
-constexpr int EXTRA_STEPS = 32;           // steps of a block of fold_extras
+constexpr int EXTRA_SLICES = 8;           // slices of a block of fold_extras
+constexpr int FOLDED_ROWS = 128;          // outputs of a block of matmul_mma_folded, down and across
+constexpr int FOLDED_FEW_ROWS = 64;       // down, of the kernels for few rows
+constexpr int FOLDED_COLS = 128;
+constexpr int FOLDED_MXFP4_SHARED = 49152; // bytes of dynamic shared memory
+constexpr int FOLDED_NVFP4_SHARED = 81920;
+constexpr int FOLDED_MXINT8_SHARED = 73728;
 constexpr int WGMMA_THREADS = 384;
-constexpr int WGMMA_SHARED = 197888;
+constexpr int WGMMA_SHARED = 221184;
 
 // ---- bounds
 
@@ -95,14 +102,15 @@ static_assert(sizeof(PackedOperand) == 24, "");
 // The folded form of an operand (fold.cuh).
 struct FoldedOperand {
     u8* blocks;
-    u32* entries;    // (tiles, steps)
+    u32* entries;    // (tiles, slices, 2)
+    u32* used;       // (tiles): extra blocks taken
     u32* incomplete; // (tiles)
     int* bases;      // (rows)
     RowMeta* meta;   // (rows)
     int rows;
     int extra;       // extra blocks of a tile
 };
-static_assert(sizeof(FoldedOperand) == 48, "");
+static_assert(sizeof(FoldedOperand) == 56, "");
 
 // ---- products
 
@@ -128,8 +136,37 @@ struct MatmulArgs {
     int product;
     int joint_limit; // the largest joint spread of exponents whose int64 sums fit
     int k_folds;     // whether K is short enough for the int32 fold
+    const u32* left; // null, or for matmul_mma the tiles to compute: their number, then their indices,
+    int left_rows;   // of so many rows by FOLDED_COLS
+    int unused;
 };
-static_assert(sizeof(MatmulArgs) == 112, "");
+static_assert(sizeof(MatmulArgs) == 128, "");
+
+// matmul_mma_folded.
+struct FoldedArgs {
+    FoldedOperand a;
+    FoldedOperand b;
+    Outputs outputs;
+    int* sums;       // zeros for each tile, left zero; null if there is one range
+    u32* arrivals;   // a zero for each tile, left zero; null if there is one range
+    u32* left;       // a zero, and room for the tiles that are left to matmul_mma
+    u64* paths;      // as in MatmulArgs
+    int k_pad;
+    int ranges;      // of K
+    int range_slices; // slices of K of a range
+    int first_tile;  // the number under which tile 0 is left
+};
+static_assert(sizeof(FoldedArgs) == 192, "");
+
+// Several products of one kernel in one launch.
+struct GroupedArgs {
+    const void* products; // `count` of the kernel's own arguments
+    const u32* ends;      // for each, how many blocks (tiles, if there is `left`) it and those before have
+    const u32* left;      // null, or as in MatmulArgs
+    int count;
+    int left_rows;
+};
+static_assert(sizeof(GroupedArgs) == 32, "");
 
 // Partial sums over the groups [first, end) of B.
 struct PartialArgs {
@@ -152,14 +189,14 @@ struct DecodeArgs {
     Outputs outputs;
     u64* sums;      // (m, n) zeros, left zero; null if there is one range
     u32* arrivals;  // a zero for each (z, x), left zero
-    const u8* todo; // null, or a byte for each tile of todo_m x todo_n outputs: only where it is not 0
+    const u32* left; // null, or how many tiles of left_m x left_n outputs, then which: only those
     u64* paths;     // as in MatmulArgs
     int m;
     int n;
     int k_pad;
     int range;      // k of a block, a multiple of DECODE_STAGE_K
-    int todo_m;
-    int todo_n;
+    int left_m;
+    int left_n;
 };
 static_assert(sizeof(DecodeArgs) == 136, "");
 
@@ -168,12 +205,12 @@ struct WgmmaArgs {
     FoldedOperand b;
     Outputs outputs;
     const u8* zeros; // a block of zeros
-    u8* todo;        // for each tile, whether it is left to another kernel
+    u32* left;       // how many tiles are left to another kernel, to be added to, then which
     u64* paths;      // as in MatmulArgs
     int k_pad;
     int unused;
 };
-static_assert(sizeof(WgmmaArgs) == 160, "");
+static_assert(sizeof(WgmmaArgs) == 176, "");
 
 // ---- quantization
 
@@ -207,6 +244,7 @@ struct QuantizeArgs {
     u8* scales;
     Counts* counts;        // null if nobody asks
     float* row_scales;     // null, or to be written: each row's global scale, instead of that in set
+    RowMeta* meta;         // null, or to be written, of the kernels that see whole rows
     i64 rows;
     int k;
     int k_pad;
@@ -214,7 +252,7 @@ struct QuantizeArgs {
     int shared_block;      // whether all column blocks share one
     Settings set;
 };
-static_assert(sizeof(QuantizeArgs) == 112, "");
+static_assert(sizeof(QuantizeArgs) == 120, "");
 
 // The transform alone.
 struct TransformArgs {
@@ -234,7 +272,7 @@ struct QuantizeFoldArgs {
     FoldedOperand to;
     u32* arrivals; // a zero for each strip
 };
-static_assert(sizeof(QuantizeFoldArgs) == 168, "");
+static_assert(sizeof(QuantizeFoldArgs) == 184, "");
 
 struct RowMetaArgs {
     PackedOperand operand;
@@ -248,7 +286,6 @@ struct FoldArgs {
     const u8* codes;
     const u8* scales;
     FoldedOperand to;
-    u32* used;  // (tiles): extra blocks taken
     int k_pad;
     int unused;
 };

@@ -2,7 +2,7 @@
 """Compiles every kernel with NVRTC for every architecture and reads what came out. Needs no GPU.
 
     pip install nvidia-cuda-nvrtc==13.0.88
-    python3 check.py [--only NAME] [FOLDER]
+    python3 check.py [--only NAME] [--keep FOLDER] [FOLDER]
 
 For each .cu file and architecture it makes PTX and a cubin, prints a line for each kernel
 (registers, shared memory, stack, spills) and fails on
@@ -16,6 +16,8 @@ For each .cu file and architecture it makes PTX and a cubin, prints a line for e
         and sum lies about that a careless flag could fuse;
       - a file whose source never says __fmaf_rn or __fma_rn has no fma in its PTX at all.
 
+With --keep it leaves each cubin and its resources there, for budget.py.
+
 `--self-test` shows that each of these rules catches a kernel made to break it.
 
 The last line is "kernels: F files, A architectures, K kernels compiled, N failed"; zero kernels is a
@@ -25,6 +27,7 @@ failure.
 import argparse
 import ctypes
 import importlib.util
+import json
 import multiprocessing
 import pathlib
 import re
@@ -140,12 +143,34 @@ def with_includes(path, seen=None):
     return text
 
 
+def options_for(path, arch):
+    """Those for one file and architecture, but for the architecture itself."""
+    return OPTIONS + [f"--include-path={path.parent}", f"-DFP4_SM={arch.rstrip('a')}"]
+
+
+def leave(folder, path, arch, rows, cubin):
+    """Leaves a cubin and its resources in a folder."""
+    (folder / f"{path.stem}.{arch}.cubin").write_bytes(cubin)
+    (folder / f"{path.stem}.{arch}.json").write_text(json.dumps(rows))
+
+
+def keep(job):
+    """Only compiles a file for an architecture, and leaves it in a folder: the problems."""
+    path, arch, nvrtc_path, folder = job
+    options = options_for(path, arch) + [f"--gpu-architecture=sm_{arch}", "--ptxas-options=-v"]
+    error, log, _, cubin = Nvrtc(nvrtc_path).compile(path.read_text(), str(path), options)
+    if error:
+        return [f"{path.name} sm_{arch}: {error}\n{log}"]
+    leave(folder, path, arch, kernels_in_log(log), cubin)
+    return []
+
+
 def check_one(job):
     """One file for one architecture: (file, architecture, table rows, problems)."""
-    path, arch, nvrtc_path = job
+    path, arch, nvrtc_path, kept = job
     nvrtc = Nvrtc(nvrtc_path)
     source = path.read_text()
-    base = OPTIONS + [f"--include-path={path.parent}", f"-DFP4_SM={arch.rstrip('a')}"]
+    base = options_for(path, arch)
     error, log, ptx, cubin = nvrtc.compile(
         source, str(path), base + [f"--gpu-architecture=sm_{arch}", "--ptxas-options=-v"]
     )
@@ -154,12 +179,15 @@ def check_one(job):
     problems = []
     problems += [line for line in log.splitlines() if NOISE.search(line)]
     again = [o if o != "--fmad=false" else "--fmad=true" for o in base]
-    error, _, contracted, _ = nvrtc.compile(source, str(path), again + [f"--gpu-architecture=sm_{arch}"])
+    # No machine code is needed of it: the PTX is the same.
+    error, _, contracted, _ = nvrtc.compile(source, str(path), again + [f"--gpu-architecture=compute_{arch}"])
     problems += [error] if error else judge_ptx(ptx, contracted, with_includes(path))
     entries = set(re.findall(r"\.entry\s+(\w+)", ptx))
     rows = kernels_in_log(log)
     if entries != set(rows):
         problems.append(f"the PTX has {sorted(entries)}, the assembler reports {sorted(rows)}")
+    if kept:
+        leave(kept, path, arch, rows, cubin)
     if entries and not cubin:
         problems.append("no cubin")
     problems += [f"{k}: {row[3]} bytes of register spills" for k, row in rows.items() if row[3]]
@@ -195,7 +223,7 @@ def self_test(nvrtc_path):
         for i, (what, source, expected) in enumerate(cases):
             path = pathlib.Path(folder) / f"case{i}.cu"
             path.write_text(source)
-            problems = "\n".join(check_one((path, "90a", nvrtc_path))[3])
+            problems = "\n".join(check_one((path, "90a", nvrtc_path, None))[3])
             ok = not problems if expected is None else expected in problems
             missed += not ok
             print(f"{'ok' if ok else 'MISSED'}: {what}" + ("" if ok else f": {problems or 'no problem found'}"))
@@ -208,6 +236,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", nargs="?", type=pathlib.Path, default=here, help="folder of .cu files")
     parser.add_argument("--only", help="only files whose name contains this")
+    parser.add_argument("--keep", type=pathlib.Path, help="folder for the cubins, for budget.py")
     parser.add_argument("--nvrtc", help="path of libnvrtc.so")
     parser.add_argument("--errors-only", action="store_true", help="for kernels that only the emulator runs")
     parser.add_argument("--self-test", action="store_true", help="check the rules themselves")
@@ -216,7 +245,9 @@ def main():
         return 1 if self_test(arguments.nvrtc) else 0
 
     files = sorted(p for p in arguments.folder.resolve().glob("*.cu") if (arguments.only or "") in p.name)
-    jobs = [(path, arch, arguments.nvrtc) for path in files for arch in ARCHITECTURES]
+    jobs = [(path, arch, arguments.nvrtc, arguments.keep) for path in files for arch in ARCHITECTURES]
+    if arguments.keep:
+        arguments.keep.mkdir(parents=True, exist_ok=True)
     print(f"NVRTC {Nvrtc(arguments.nvrtc).version()}, {' '.join(OPTIONS)}")
     with multiprocessing.Pool() as pool:
         results = pool.map(check_one, jobs, chunksize=1)

@@ -69,6 +69,13 @@ DEVICE unsigned permute_bytes(unsigned low, unsigned high, unsigned selector) {
     return d;
 }
 
+// c + the dot product of four signed bytes. NVRTC 12.0 to 12.2 leave __dp4a unresolved.
+DEVICE int dot_bytes(int a, int b, int c) {
+    int d;
+    asm("dp4a.s32.s32 %0, %1, %2, %3;" : "=r"(d) : "r"(a), "r"(b), "r"(c));
+    return d;
+}
+
 // A generic pointer into shared memory as the 32-bit address that PTX wants.
 DEVICE unsigned shared_address(const void* pointer) {
     return static_cast<unsigned>(__cvta_generic_to_shared(pointer));
@@ -144,6 +151,19 @@ DEVICE void cp_async_wait() {
     asm volatile("cp.async.wait_group %0;" : : "n"(N) : "memory");
 }
 
+// ---- Two f32 as 16-bit floats, each rounded once; a NaN is 0x7FFF ----
+
+DEVICE unsigned pack_f16x2(float low, float high) {
+    unsigned d;
+    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(d) : "f"(high), "f"(low));
+    return d;
+}
+DEVICE unsigned pack_bf16x2(float low, float high) {
+    unsigned d;
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(d) : "f"(high), "f"(low));
+    return d;
+}
+
 // ---- Barriers among part of a block ----
 
 // Barrier `id` (1..15; 0 is __syncthreads) for `threads` threads, a multiple of 32.
@@ -154,6 +174,13 @@ DEVICE void named_barrier_sync(int id, int threads) {
 // Counts as one of the `threads` without waiting.
 DEVICE void named_barrier_arrive(int id, int threads) {
     asm volatile("bar.arrive %0, %1;" : : "r"(id), "r"(threads) : "memory");
+}
+
+// threadIdx.x, read at this place: what follows from it takes no registers before.
+DEVICE int thread_here() {
+    int x;
+    asm volatile("mov.u32 %0, %%tid.x;" : "=r"(x));
+    return x;
 }
 
 #if FP4_SM == 90
@@ -196,6 +223,20 @@ DEVICE bool mbarrier_try_wait(void* mbarrier, unsigned parity) {
 DEVICE void mbarrier_wait(void* mbarrier, unsigned parity) {
     while (!mbarrier_try_wait(mbarrier, parity)) {
     }
+}
+
+// True for one lane of a whole warp. The compiler knows it for one, and needs no loop over lanes
+// for instructions that take their operands from the warp.
+DEVICE bool elect_lane() {
+    unsigned elected;
+    asm volatile(
+        "{.reg .pred p;\n"
+        "elect.sync _|p, 0xFFFFFFFF;\n"
+        "selp.u32 %0, 1, 0, p;}"
+        : "=r"(elected)
+        :
+        : "memory");
+    return elected != 0;
 }
 
 // ---- Hopper: bulk copies by the copy engine, started by one thread ----

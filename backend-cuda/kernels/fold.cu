@@ -3,8 +3,6 @@
 // The algorithm is told in fold_rows.cuh. Not yet run on hardware.
 #include "fold_rows.cuh"
 
-#if FP4_SM == 90 // what reads the folded form runs there alone
-
 #define FOLD(name, ENCODING)                                                                  \
     KERNEL_BOUNDS(fp4::FOLD_THREADS, 2)                                                       \
     void name(fp4::FoldArgs p) {                                                              \
@@ -21,15 +19,13 @@ FOLD(fold_mxint8, fp4::MXINT8)
 #define FOLD_EXTRAS(name, ENCODING)                                                           \
     KERNEL_BOUNDS(fp4::FOLD_THREADS, 2)                                                       \
     void name(fp4::FoldArgs p) {                                                              \
-        SHARED(fp4::u32, entries_here, [fp4::EXTRA_STEPS]);                                   \
+        SHARED(uint2, entries_here, [fp4::EXTRA_SLICES]);                                      \
         SHARED(fp4::u32, any, [1]);                                                           \
-        fp4::fold_extras<ENCODING>(p.codes, p.scales, p.to.rows, p.k_pad, p.to, p.used,       \
-                                   entries_here, any);                                        \
+        fp4::fold_extras<ENCODING>(p.codes, p.scales, p.to.rows, p.k_pad, p.to, entries_here, \
+                                   any);                                                     \
     }                                                                                         \
     EXPORT(name)
 
 FOLD_EXTRAS(fold_extras_mxfp4, fp4::MXFP4)
 FOLD_EXTRAS(fold_extras_nvfp4, fp4::NVFP4)
 FOLD_EXTRAS(fold_extras_mxint8, fp4::MXINT8)
-
-#endif

@@ -18,16 +18,20 @@
 //             hi = (e + 8) >> 4, |hi| <= 8             e = 16 hi + lo
 //             lo = e - 16 hi, -8 <= lo <= 7            at most 8 << 3 = 64
 //
-// Rows go in tiles of 128, k in steps of 32. A step of a tile is stored as one block for each
-// window that occurs in it, in which the elements of other windows are 0. So blocks times blocks
-// are exact partial sums, each with one exponent for a pair of rows: "planes" cost time only where
-// they occur. A step without live groups is skipped.
+// Rows go in tiles of 128, k in slices of 128, four steps of 32. A slice of a tile is stored as one
+// block for each window that occurs in it, in which the elements of other windows are 0. So blocks
+// times blocks are exact partial sums, each with one exponent for a pair of rows: "planes" cost
+// time only where they occur. Which windows occur is known for each step: bounds count steps.
 //
-//     block          PLANES x 4096 bytes: byte (r, k) of a plane at r / 8 * 256 + k / 16 * 128
-//                    + r % 8 * 16 + k % 16, the wgmma layout without swizzle (lead 128, stride 256)
-//     tile           steps + extra blocks: window 0 of step s is block s, whether its entry has
+//     block          PLANES x 16 KiB: byte (r, k) of a plane at r / 8 * 1024 + k / 16 * 128
+//                    + r % 8 * 16 + k % 16, the wgmma layout without swizzle (lead 128, stride
+//                    1024; the next step is 256 bytes further), and free of bank conflicts for
+//                    ldmatrix, whose 8 x 16 bytes are 128 in a row
+//     tile           slices + extra blocks: window 0 of slice s is block s, whether its entry has
 //                    it or not; the others are among the extra blocks, next to each other
-//     entry[t][s]    bits 0..7: the set of windows w + 4; bits 8..31: index of the first extra one
+//     entry[t][s]    two words. sets: byte i is the set of windows of step i, bit w + 4 for w.
+//                    first: the index of the first extra block
+//     used[t]        extra blocks taken. If 0 the tile is plain: all of it is in window 0
 //     incomplete[t]  not 0 if a window lies outside -4..3 or the extra blocks did not suffice:
 //                    the tile has no folded form, and its outputs go another way
 //
@@ -35,7 +39,7 @@
 // holds three); 126 - 120 = 6 is window 1, shift 2: code 7 (6.0, doubled 12) becomes 48 in units of
 // 2^(124 - 127).
 //
-// Which extra blocks a step gets depends on the order of the blocks of the launch; how many a tile
+// Which extra blocks a slice gets depends on the order of the blocks of the launch; how many a tile
 // needs does not, so neither the results nor the path taken do. fold_rows.cuh writes it. Not yet
 // run on hardware.
 #pragma once
@@ -44,7 +48,9 @@
 
 namespace fp4 {
 
-constexpr int PLANE_BYTES = TILE_ROWS * STEP_K;
+constexpr int SLICE_STEPS = SLICE_K / STEP_K;
+constexpr int PLANE_BYTES = TILE_ROWS * SLICE_K;
+constexpr int PLANE_LEAD = 128, PLANE_STRIDE = 8 * SLICE_K; // bytes to the next 16 k, the next 8 rows
 constexpr int WINDOW_BIAS = 4;  // bit of window 0 in a set
 constexpr int WINDOWS = 8;
 
@@ -81,11 +87,27 @@ struct Fold<NVFP4> {
     }
 };
 
-// Index of the block of window `bit` in a step whose entry has that bit.
-__device__ __forceinline__ int block_index(u32 entry, int bit, int step, int steps) {
-    if (bit == WINDOW_BIAS) return step;
-    u32 before = entry & ((1u << bit) - 1u) & ~(1u << WINDOW_BIAS);
-    return steps + (int)(entry >> 8) + __popc(before);
+// Four int8 at once, none of whose sums leaves an int8.
+__device__ __forceinline__ u32 add_bytes(u32 x, u32 y) {
+    return ((x & 0x7F7F7F7Fu) + (y & 0x7F7F7F7Fu)) ^ ((x ^ y) & 0x80808080u);
+}
+
+// Where 16 bytes of row r of a tile lie in a plane, from element k of the slice on.
+__device__ __forceinline__ int piece_at(int r, int k) {
+    return r / 8 * PLANE_STRIDE + k / 16 * PLANE_LEAD + r % 8 * 16;
+}
+
+// The windows of a slice.
+__device__ __forceinline__ u32 windows_of(u32 sets) {
+    u32 pairs = sets | sets >> 16;
+    return (pairs | pairs >> 8) & 0xFFu;
+}
+
+// Index of the block of window `bit` in a slice whose entry has that bit.
+__device__ __forceinline__ int block_index(uint2 entry, int bit, int slice, int slices) {
+    if (bit == WINDOW_BIAS) return slice;
+    u32 before = windows_of(entry.x) & ((1u << bit) - 1u) & ~(1u << WINDOW_BIAS);
+    return slices + (int)entry.y + __popc(before);
 }
 
 // Four codes as bytes of a table of eight signed magnitudes (`low`: codes 0..3) or of their

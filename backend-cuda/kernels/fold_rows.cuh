@@ -4,14 +4,14 @@
 //         a warp for each row: its metadata, and its live groups counted by exponent; the base is
 //         the highest exponent from which a window holds most of them
 //         all warps, along k: the 16-byte pieces of window 0, zeros where a group lies in another
-//         window or is not live; the set of windows joins the step's entry
-//     fold_extras, a launch after it, a block for 128 rows x 32 steps:
-//         steps whose entry names windows other than 0 get extra blocks, and the codes are read
+//         window or is not live; the set of windows joins the slice's entry
+//     fold_extras, a launch after it, a block for 128 rows x 8 slices:
+//         slices whose entry names windows other than 0 get extra blocks, and the codes are read
 //         once more for them
 //
-// A step's entry must be 0 before fold_eight, and `used` and `incomplete` too. Window 0 has a fixed
+// A slice's entry must be 0 before fold_eight, and `used` and `incomplete` too. Window 0 has a fixed
 // place, so rows fold without waiting for each other; only what ordinary data has none of needs the
-// second launch, which otherwise reads the entries (a word for 128 x 32 elements) and ends.
+// second launch, which otherwise reads the entries (two words for 128 x 128 elements) and ends.
 //
 // The eight rows of fold_eight are those of a wgmma core matrix: 8 x 16 bytes in a row, which a
 // warp writes as whole 128-byte lines. Cost: codes and scales are read twice, the second time from
@@ -115,7 +115,7 @@ __device__ __forceinline__ void fold_eight(const u8* codes, const u8* scales, in
     constexpr int PLANES = Fold<ENCODING>::PLANES;
     const int warp = (int)threadIdx.x / 32, lane = (int)threadIdx.x % 32;
     constexpr int GROUP = Encoded<ENCODING>::GROUP;
-    const int tile = first_row / TILE_ROWS, steps = k_pad / STEP_K, groups = k_pad / GROUP;
+    const int tile = first_row / TILE_ROWS, steps = k_pad / STEP_K, slices = k_pad / SLICE_K, groups = k_pad / GROUP;
     u32* counts = scratch.counts[warp];
     for (int i = lane; i < 256; i += 32) counts[i] = 0;
     __syncwarp(ALL_LANES);
@@ -158,53 +158,57 @@ __device__ __forceinline__ void fold_eight(const u8* codes, const u8* scales, in
         if (GROUP == 32) any |= __shfl_xor_sync(ALL_LANES, any, 8); // the other half of the group
         Place place = place_group<ENCODING>(byte, any != 0, base);
         if (place.bit == NO_WINDOW) atomicOr(&to.incomplete[tile], 1u);
-        i64 block = (i64)tile * (steps + to.extra) + step;
-        u8* piece = to.blocks + block * (PLANES * PLANE_BYTES) + row % TILE_ROWS / 8 * 256 + half * 128 + row % 8 * 16;
+        i64 block = (i64)tile * (slices + to.extra) + step / SLICE_STEPS;
+        const int in_slice = step % SLICE_STEPS;
+        u8* piece = to.blocks + block * (PLANES * PLANE_BYTES) + piece_at(row % TILE_ROWS, in_slice * STEP_K + half * 16);
         write_piece<ENCODING>(piece, words, place, place.bit == WINDOW_BIAS);
         u32 set = place.bit >= 0 ? 1u << place.bit : 0;
         for (int lanes = 1; lanes < 16; lanes *= 2) set |= __shfl_xor_sync(ALL_LANES, set, lanes);
-        if (lane % 16 == 0 && set != 0) atomicOr(&to.entries[(i64)tile * steps + step], set);
+        if (lane % 16 == 0 && set != 0) {
+            atomicOr(&to.entries[2 * ((i64)tile * slices + step / SLICE_STEPS)], set << (8 * in_slice));
+        }
     }
     __syncthreads(); // `scratch` may serve the next eight rows
 }
 
-// The windows other than 0 of a tile's steps. By a block of FOLD_THREADS; `entries` and `any` are
+// The windows other than 0 of a tile's slices. By a block of FOLD_THREADS; `entries` and `any` are
 // shared.
 template <int ENCODING>
 __device__ __forceinline__ void fold_extras(const u8* codes, const u8* scales, int rows, int k_pad, const FoldedOperand& to,
-                                            u32* used, u32* entries, u32* any) {
+                                            uint2* entries, u32* any) {
     constexpr int PLANES = Fold<ENCODING>::PLANES;
     constexpr u32 OTHERS = 0xFFu & ~(1u << WINDOW_BIAS);
-    const int thread = (int)threadIdx.x, tile = (int)blockIdx.x, first_step = (int)blockIdx.y * EXTRA_STEPS;
+    const int thread = (int)threadIdx.x, tile = (int)blockIdx.x, first_slice = (int)blockIdx.y * EXTRA_SLICES;
     constexpr int GROUP = Encoded<ENCODING>::GROUP;
-    const int steps = k_pad / STEP_K, groups = k_pad / GROUP;
+    const int slices = k_pad / SLICE_K, groups = k_pad / GROUP;
     if (thread == 0) *any = 0;
     __syncthreads();
-    if (thread < EXTRA_STEPS) {
-        u32 entry = first_step + thread < steps ? to.entries[(i64)tile * steps + first_step + thread] : 0;
-        u32 more = (u32)__popc(entry & OTHERS);
+    if (thread < EXTRA_SLICES) {
+        const bool here = first_slice + thread < slices;
+        uint2* at = (uint2*)to.entries + (i64)tile * slices + first_slice + thread;
+        uint2 entry = here ? *at : make_uint2(0, 0);
+        u32 more = (u32)__popc(windows_of(entry.x) & OTHERS);
         if (more > 0) {
-            u32 first = atomicAdd(&used[tile], more);
-            if (first + more > (u32)to.extra) {
+            entry.y = atomicAdd(&to.used[tile], more);
+            if (entry.y + more > (u32)to.extra) {
                 atomicOr(&to.incomplete[tile], 1u);
-                entry = 0; // nowhere to write it
+                entry = make_uint2(0, 0); // nowhere to write it
             } else {
-                entry |= first << 8;
                 atomicOr(any, 1u);
             }
-            to.entries[(i64)tile * steps + first_step + thread] = entry;
+            *at = entry;
         }
-        entries[thread] = more > 0 ? entry : 0;
+        entries[thread] = more > 0 ? entry : make_uint2(0, 0);
     }
     __syncthreads();
     if (*any == 0) return;
 
     const int r = thread % TILE_ROWS, half = thread / TILE_ROWS, row = tile * TILE_ROWS + r;
     const int base = row < rows ? to.bases[row] : 0;
-    for (int s = 0; s < EXTRA_STEPS; s++) {
-        const u32 entry = entries[s];
-        if (entry == 0) continue;
-        const int step = first_step + s;
+    for (int s = 0; s < EXTRA_SLICES * SLICE_STEPS; s++) {
+        const uint2 entry = entries[s / SLICE_STEPS];
+        if (entry.x == 0) continue;
+        const int slice = first_slice + s / SLICE_STEPS, step = first_slice * SLICE_STEPS + s;
         uint4 mine = make_uint4(0, 0, 0, 0);
         u32 codes_any = 0, byte = 0;
         if (row < rows) {
@@ -217,10 +221,10 @@ __device__ __forceinline__ void fold_extras(const u8* codes, const u8* scales, i
             byte = scales[(i64)row * groups + (GROUP == 32 ? step : 2 * step + half)];
         }
         const Place place = place_group<ENCODING>(byte, codes_any != 0, base);
-        for (u32 left = entry & OTHERS; left != 0; left &= left - 1) {
+        for (u32 left = windows_of(entry.x) & OTHERS; left != 0; left &= left - 1) {
             const int bit = __ffs((int)left) - 1;
-            i64 block = (i64)tile * (steps + to.extra) + block_index(entry, bit, step, steps);
-            u8* piece = to.blocks + block * (PLANES * PLANE_BYTES) + r / 8 * 256 + half * 128 + r % 8 * 16;
+            i64 block = (i64)tile * (slices + to.extra) + block_index(entry, bit, slice, slices);
+            u8* piece = to.blocks + block * (PLANES * PLANE_BYTES) + piece_at(r, s % SLICE_STEPS * STEP_K + half * 16);
             write_piece<ENCODING>(piece, mine, place, place.bit == bit);
         }
     }

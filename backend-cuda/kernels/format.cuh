@@ -96,11 +96,14 @@ __device__ __forceinline__ int e4m3_units(u32 byte) {
     return byte & 0x80u ? -magnitude : magnitude;
 }
 
+constexpr float E4M3_SHORT = 1329227995784915872903807060280344576.0f; // 2^120
+
 __device__ __forceinline__ float decode_scale(int type, u32 byte) {
     if (scale_is_nan(type, byte)) return __uint_as_float(NAN_F32);
     if (type == E8M0) return __uint_as_float(byte == 0 ? 0x00400000u : byte << 23);
-    // Exact; a zero keeps the sign of the byte.
-    float value = __fmul_rn((float)e4m3_units(byte & 0x7Fu), 0.001953125f);
+    // As a float's bits the exponent is 120 short, subnormals included. Exact; a zero keeps the
+    // sign of the byte.
+    float value = __fmul_rn(__uint_as_float((byte & 0x7Fu) << 20), E4M3_SHORT);
     return __uint_as_float(__float_as_uint(value) | ((byte & 0x80u) << 24));
 }
 
@@ -203,6 +206,17 @@ __device__ __forceinline__ u32 encode_int8(float q) {
 
 // ---- operands and products (arguments.cuh)
 
+// Which product of a grouped launch item `at` belongs to: the first whose end is above it.
+__device__ __forceinline__ int product_of(const u32* ends, int count, u32 at) {
+    int low = 0, high = count - 1;
+    while (low < high) {
+        const int middle = (low + high) / 2;
+        if (ends[middle] > at) high = middle;
+        else low = middle + 1;
+    }
+    return low;
+}
+
 // An operand's encoding.
 template <int ENCODING>
 struct Encoded {
@@ -240,7 +254,7 @@ struct Operands {
 #pragma unroll
         for (int i = 0; i < GROUP / 4; i++) {
             u32 four = A::IS_INT8 ? ((const u32*)a)[i] : expand_doubled(((const u16*)a)[i], 0);
-            dot = __dp4a((int)four, (int)expand_doubled(((const u16*)b)[i], 0), dot);
+            dot = dot_bytes((int)four, (int)expand_doubled(((const u16*)b)[i], 0), dot);
         }
         return dot;
     }

@@ -27,6 +27,9 @@
 //          NVFP4 of 65536 groups fits; the host takes another kernel for more.
 //   wide   outputs past those bounds are computed one by one in 640 bits.
 //
+// Tiles are those of one product or, in one launch, of several; or only those that the kernels on
+// folded operands could not prove, a list in memory that the blocks walk.
+//
 // Worked example of the fold: rows with scales 2^5 and 2^7 (low 5), code 7: bytes 12
 // and 12 << 2 = 48.
 #include "exact.cuh"
@@ -276,15 +279,9 @@ __device__ __forceinline__ void multiply(const Rows& in, u8* shared) {
     put(sums, (i64*)shared);
 }
 
-// The rows of a block's tile.
-__device__ __forceinline__ Rows rows_of(const MatmulArgs& p) {
-    int tiles_across = (p.n + TILE - 1) / TILE;
-    return {{p.a.codes, p.b.codes},
-            {p.a.scales, p.b.scales},
-            {p.a.meta, p.b.meta},
-            {(i64)(blockIdx.x / tiles_across) * TILE, (i64)(blockIdx.x % tiles_across) * TILE},
-            {p.m, p.n},
-            p.k_pad};
+// The rows of the tile whose first ones are these.
+__device__ __forceinline__ Rows rows_of(const MatmulArgs& p, const i64 (&first)[2]) {
+    return {{p.a.codes, p.b.codes}, {p.a.scales, p.b.scales}, {p.a.meta, p.b.meta}, {first[0], first[1]}, {p.m, p.n}, p.k_pad};
 }
 
 // The outputs of a tile whose sums are there.
@@ -323,22 +320,33 @@ __device__ __forceinline__ void finish_tile(const MatmulArgs& p, const Rows& in,
     }
 }
 
-} // namespace
+// Shared memory of a kernel: that of MXFP4 takes NVFP4 too.
+template <int PRODUCT>
+struct SharedBytes {
+    static constexpr int TILE = Tile<PRODUCT == MXFP4 ? NVFP4 : PRODUCT, false>::SHARED_BYTES;
+    static_assert(Tile<PRODUCT, false>::SHARED_BYTES <= TILE, "");
+    // And a word for whether a tile folds, where that is a question.
+    static constexpr int VALUE = TILE + (PRODUCT == MXFP4 ? 16 : 0);
+};
 
-KERNEL_BOUNDS(THREADS, 2)
-void matmul_mma(MatmulArgs p) {
-    typedef Tile<NVFP4, false> Larger;
-    static_assert(Tile<MXFP4, false>::SHARED_BYTES <= Larger::SHARED_BYTES, "");
-    SHARED(u8, shared, [Larger::SHARED_BYTES]);
-    SHARED(int, unfoldable, [1]);
-    Rows in = rows_of(p);
+// One tile of a product: its sums and then its outputs.
+template <int PRODUCT>
+__device__ __forceinline__ void tile_of(const MatmulArgs& p, const i64 (&first)[2], u8* shared) {
+    Rows in = rows_of(p, first);
+    multiply<PRODUCT, false, i64>(in, shared);
+    finish_tile<PRODUCT>(p, in, (const i64*)shared, false);
+}
+
+// MXFP4 by MXFP4 and NVFP4 by NVFP4 are one kernel, whose products say which they are.
+template <>
+__device__ __forceinline__ void tile_of<MXFP4>(const MatmulArgs& p, const i64 (&first)[2], u8* shared) {
     if (p.product == NVFP4) {
-        multiply<NVFP4, false, i64>(in, shared);
-        finish_tile<NVFP4>(p, in, (const i64*)shared, false);
+        tile_of<NVFP4>(p, first, shared);
         return;
     }
-
     // Does every row of the tile fold?
+    Rows in = rows_of(p, first);
+    int* unfoldable = (int*)(shared + SharedBytes<MXFP4>::TILE);
     if (threadIdx.x == 0) unfoldable[0] = 0;
     __syncthreads();
     int operand = threadIdx.x / TILE;
@@ -355,18 +363,80 @@ void matmul_mma(MatmulArgs p) {
     }
     finish_tile<MXFP4>(p, in, (const i64*)shared, fold);
 }
-EXPORT(matmul_mma)
 
-#define MMA_KERNEL(name, PRODUCT)                               \
-    KERNEL_BOUNDS(THREADS, 2)                                   \
-    void name(MatmulArgs p) {                                   \
-        typedef Tile<PRODUCT, false> Each;                      \
-        SHARED(u8, shared, [Each::SHARED_BYTES]);               \
-        Rows in = rows_of(p);                                   \
-        multiply<PRODUCT, false, i64>(in, shared);              \
-        finish_tile<PRODUCT>(p, in, (const i64*)shared, false); \
-    }                                                           \
+// The first rows of part `part` of tile `number` of a product: of its own tiles, which have one
+// part, or of those that the kernels on folded operands number, `left_rows` x FOLDED_COLS. Whether
+// the part has outputs.
+__device__ __forceinline__ bool place(const MatmulArgs& p, int left_rows, u32 number, u32 part, i64 (&first)[2]) {
+    const int rows = left_rows > 0 ? left_rows : TILE, cols = left_rows > 0 ? FOLDED_COLS : TILE;
+    const u32 across = (u32)((p.n + cols - 1) / cols), parts = (u32)(cols / TILE);
+    first[0] = (i64)(number / across) * rows + (i64)(part / parts) * TILE;
+    first[1] = (i64)(number % across) * cols + (i64)(part % parts) * TILE;
+    return first[0] < p.m && first[1] < p.n;
+}
+
+// Parts of a tile that was left.
+__device__ __forceinline__ u32 parts_of(int left_rows) {
+    return (u32)(left_rows / TILE * (FOLDED_COLS / TILE));
+}
+
+// The tiles of a product, one a block, or those that were left, as many blocks as there are.
+template <int PRODUCT>
+__device__ __forceinline__ void run(const MatmulArgs& p, u8* shared) {
+    const u32 parts = p.left == nullptr ? 1 : parts_of(p.left_rows);
+    const u32 items = p.left == nullptr ? gridDim.x : p.left[0] * parts;
+#pragma unroll 1
+    for (u32 item = blockIdx.x; item < items; item += gridDim.x) {
+        i64 first[2];
+        u32 number = p.left == nullptr ? item : p.left[1 + item / parts];
+        if (place(p, p.left == nullptr ? 0 : p.left_rows, number, item % parts, first)) {
+            tile_of<PRODUCT>(p, first, shared);
+            __syncthreads(); // the shared memory is free
+        }
+    }
+}
+
+// The same of several products.
+template <int PRODUCT>
+__device__ __forceinline__ void run_grouped(const GroupedArgs& all, u8* shared) {
+    const u32 parts = all.left == nullptr ? 1 : parts_of(all.left_rows);
+    const u32 items = all.left == nullptr ? gridDim.x : all.left[0] * parts;
+#pragma unroll 1
+    for (u32 item = blockIdx.x; item < items; item += gridDim.x) {
+        u32 number = all.left == nullptr ? item : all.left[1 + item / parts];
+        const int product = product_of(all.ends, all.count, number);
+        const MatmulArgs& p = ((const MatmulArgs*)all.products)[product];
+        i64 first[2];
+        number -= product == 0 ? 0 : all.ends[product - 1];
+        if (place(p, all.left == nullptr ? 0 : all.left_rows, number, item % parts, first)) {
+            tile_of<PRODUCT>(p, first, shared);
+            __syncthreads(); // the shared memory is free
+        }
+    }
+}
+
+} // namespace
+
+#define MMA_KERNEL(name, PRODUCT)                    \
+    KERNEL_BOUNDS(THREADS, 2)                        \
+    void name(MatmulArgs p) {                        \
+        SHARED(u8, shared, [SharedBytes<PRODUCT>::VALUE]); \
+        run<PRODUCT>(p, shared);                       \
+    }                                                \
     EXPORT(name)
 
+MMA_KERNEL(matmul_mma, MXFP4)
 MMA_KERNEL(matmul_mma_mxint8_mxfp4, MXINT8_MXFP4)
 MMA_KERNEL(matmul_mma_mxint8_nvfp4, MXINT8_NVFP4)
+
+#define MMA_GROUPED(name, PRODUCT)                           \
+    KERNEL_BOUNDS(THREADS, 2)                                \
+    void name(GroupedArgs p) {                               \
+        SHARED(u8, shared, [SharedBytes<PRODUCT>::VALUE]);       \
+        run_grouped<PRODUCT>(p, shared);               \
+    }                                                        \
+    EXPORT(name)
+
+MMA_GROUPED(matmul_mma_grouped, MXFP4)
+MMA_GROUPED(matmul_mma_grouped_mxint8_mxfp4, MXINT8_MXFP4)
+MMA_GROUPED(matmul_mma_grouped_mxint8_nvfp4, MXINT8_NVFP4)

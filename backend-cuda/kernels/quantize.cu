@@ -10,8 +10,12 @@
 // A thread holds 8 consecutive columns of a row, so a group of G columns is G / 8 adjacent lanes,
 // at most 16, and its amax is a few shuffles. amax is taken over the bit patterns of |y|: as
 // unsigned numbers they order like the values, and every NaN lies above infinity. Columns from K to
-// k_pad get codes 0 and scale bytes 0 (C8), so that a matmul needs no tail. A block walks along a
-// row.
+// k_pad get codes 0 and scale bytes 0 (C8), so that a matmul needs no tail. MXFP4 and NVFP4 as most
+// are quantized have a loop of their own, without divisions (reciprocal.cuh); all else is divided
+// as above.
+//
+// A block walks along a row, of which it writes the metadata too where a product will read it: it
+// sees all of the row. Where there are few rows it has up to 1024 threads.
 //
 // The transform kernel works on tiles of 64 rows by 128 columns. A thread computes 4 rows by 8
 // columns: for each i it reads 4 values of x and 8 of T from shared memory for 32 FMAs. The chain
@@ -31,8 +35,9 @@
 using namespace fp4;
 
 #define QUANTIZE(name, Dense)                                                       \
-    KERNEL void name(QuantizeArgs p) {                                              \
-        SHARED(u32, maxima, [ROW_WARPS]);                                           \
+    KERNEL_BOUNDS(32 * ROW_WARPS, 1)                                                \
+    void name(QuantizeArgs p) {                                                     \
+        SHARED(u32, maxima, [2 * ROW_WARPS]);                                       \
         quantize_row<Dense>(p, blockIdx.x, (int)threadIdx.x, (int)blockDim.x, maxima); \
     }                                                                               \
     EXPORT(name)

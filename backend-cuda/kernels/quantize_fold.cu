@@ -1,5 +1,5 @@
 // Quantization and folding in one pass: packed codes and scales, row metadata, and the int8 blocks
-// that the wgmma kernels read (C4, C5, C6). Not yet run on hardware.
+// that the kernels for many rows read (C4, C5, C6). Not yet run on hardware.
 //
 // The int8 blocks of a row depend on its base, and that on the exponents of the whole row. So
 //
@@ -18,8 +18,6 @@
 // so that every byte of a tile is written.
 #include "fold_rows.cuh"
 #include "quantize.cuh"
-
-#if FP4_SM == 90 // what reads the folded form runs there alone
 
 namespace fp4 {
 
@@ -86,5 +84,3 @@ QUANTIZE_FOLD(quantize_fold_bf16, DenseBf16)
 TRANSFORM_QUANTIZE_FOLD(transform_quantize_fold_f32, DenseF32)
 TRANSFORM_QUANTIZE_FOLD(transform_quantize_fold_f16, DenseF16)
 TRANSFORM_QUANTIZE_FOLD(transform_quantize_fold_bf16, DenseBf16)
-
-#endif

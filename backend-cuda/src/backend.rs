@@ -12,7 +12,7 @@ use fp4_core::{
     Buffer as What, Encoding, Epilogue, Error, FloatSliceMut, GroupedError, GroupedProduct, Matmul,
     MatmulQuery, Named, Packed, PackedMut, PackedShape, PackedView, PartialsMut, Paths,
     PreparedWeight, QuantCounts, QuantizeInput, QuantizeQuery, Quantizer, Unsupported,
-    backend::{Resident, one_by_one},
+    backend::{Resident, expect_grouped},
     check_environment, nvfp4_row_scale,
 };
 
@@ -21,11 +21,13 @@ use crate::device::buffer::Buffer;
 use crate::device::driver::{self, Device};
 use crate::device::gpu::Gpu;
 use crate::device::reason::Reason;
-use crate::operand::folded::Folded;
+use crate::operand::folded::{Folded, folded_bytes};
+use crate::operand::form::FoldedWeights;
 use crate::operand::packed::{CudaOperand, CudaWeight};
 use crate::operand::tensor::{CudaTransform, host_bytes, host_bytes_mut};
 use crate::ops::matmul::{self, MatmulKernel, PATHS_BYTES, Product, Scratch, paths_of};
 use crate::ops::quantize::{self, Quantization};
+use crate::staging::Staging;
 
 /// The backend's name in routing and reports.
 pub const NAME: &str = "cuda";
@@ -36,7 +38,7 @@ pub const NAME: &str = "cuda";
 pub struct Cuda {
     pub(crate) gpu: Arc<Gpu>,
     pub(crate) kernel: MatmulKernel,
-    keep_folded: bool,
+    folded_weights: FoldedWeights,
     scratch_limit: usize,
     pool: Arc<Mutex<Vec<Staging>>>,
     pub(crate) scratch: Arc<Mutex<Scratch>>,
@@ -44,40 +46,6 @@ pub struct Cuda {
     pub(crate) device_paths: Arc<Buffer>,
     /// Paths of the products that came to the host.
     pub(crate) host_paths: Arc<Mutex<Paths>>,
-}
-
-/// Device buffers of one call.
-#[derive(Debug)]
-pub(crate) struct Staging {
-    pub(crate) operand: CudaOperand,
-    pub(crate) output: Buffer,
-    pub(crate) spare: Buffer,
-    given: Buffer,
-    sums: [Buffer; 2],
-    pub(crate) row_scales: Buffer,
-    pub(crate) paths: Buffer,
-}
-
-impl Staging {
-    fn new(gpu: &Arc<Gpu>) -> Result<Self, Error> {
-        Ok(Staging {
-            operand: CudaOperand::new(gpu)?,
-            output: Buffer::default(),
-            spare: Buffer::default(),
-            given: Buffer::default(),
-            sums: Default::default(),
-            row_scales: Buffer::default(),
-            paths: Buffer::default(),
-        })
-    }
-
-    /// Bytes of device memory held.
-    fn allocated_bytes(&self) -> usize {
-        let Staging { operand, output, spare, given, sums: [units, nans], row_scales, paths } =
-            self;
-        let own = [output, spare, given, units, nans, row_scales, paths];
-        own.iter().map(|buffer| buffer.len()).sum::<usize>() + operand.allocated_bytes()
-    }
 }
 
 /// Device memory that is kept between calls unless another bound is set.
@@ -98,7 +66,7 @@ impl Cuda {
         Ok(Cuda {
             gpu,
             kernel: MatmulKernel::default(),
-            keep_folded: true,
+            folded_weights: FoldedWeights::default(),
             scratch_limit: SCRATCH_LIMIT,
             pool: Arc::default(),
             scratch: Arc::default(),
@@ -118,14 +86,12 @@ impl Cuda {
         Cuda { kernel, ..self }
     }
 
-    /// The same backend, keeping the folded form of the weights that it prepares or not. Only where
-    /// the wgmma kernels run is there one: int8 beside the packed form, of 1 byte an element for
-    /// MXFP4 (three times the packed bytes in all) and 3 for NVFP4 (six times), more where scales
-    /// lie far apart. Without it each such product folds the weight first. By default it is kept,
-    /// unless memory is short.
+    /// The same backend, keeping the folded form of the weights that it prepares or not:
+    /// [`FoldedWeights`] says what for, and what it costs. By default it is kept while memory is
+    /// ample; `true` keeps it as long as there is any.
     #[must_use]
-    pub fn with_folded_weights(self, keep: bool) -> Self {
-        Cuda { keep_folded: keep, ..self }
+    pub fn with_folded_weights(self, keep: impl Into<FoldedWeights>) -> Self {
+        Cuda { folded_weights: keep.into(), ..self }
     }
 
     /// The same backend, keeping at most so many bytes of device memory between calls on host
@@ -162,10 +128,11 @@ impl Cuda {
         Ok(paths)
     }
 
-    /// How many tiles of the last product by [`MatmulKernel::Wgmma`] could not be proved exact
-    /// there and were left to the kernel by groups, and how many tiles there were. This waits. Of
-    /// calls in a graph nothing is known: after a capture or a replay the answer is (0, 0) until
-    /// the next such product.
+    /// How many tiles of the last product by [`MatmulKernel::Wgmma`] or
+    /// [`MatmulKernel::MmaFolded`], or of the last launch of several, could not be proved exact
+    /// there and were left to a kernel on packed operands, and how many tiles there were. This
+    /// waits. Of calls in a graph nothing is known: after a capture or a replay the answer is (0,
+    /// 0) until the next such product.
     ///
     /// # Errors
     /// A device failure.
@@ -197,12 +164,17 @@ impl Cuda {
     /// Queues a product, and keeps no more of its buffers than is wanted.
     pub(crate) fn multiply(&self, product: &Product<'_>) -> Result<(), Error> {
         matmul::matmul(self.kernel, product, &self.scratch)?;
+        self.trim_scratch();
+        Ok(())
+    }
+
+    /// Keeps no more of the buffers of products than is wanted.
+    pub(crate) fn trim_scratch(&self) {
         let mut scratch = self.scratch.lock().unwrap_or_else(PoisonError::into_inner);
         let large = scratch.allocated_bytes() > self.scratch_limit;
         let dropped = large.then(|| mem::take(&mut *scratch));
         drop(scratch);
         drop(dropped);
-        Ok(())
     }
 
     /// Frees the buffers that calls left for the next ones, of this backend and its clones. What a
@@ -380,9 +352,11 @@ impl Matmul for Cuda {
         // Not before: the view is the caller's code.
         let _operation = self.gpu.enter()?;
         let mut operand = CudaOperand::new(&self.gpu)?;
-        let fold = self.keep_folded && matmul::folds_weight(self.kernel, &self.gpu, view.shape());
         operand.import(view, false)?;
-        if fold {
+        let bytes = folded_bytes(&operand.shape_to_fold()?)?;
+        if matmul::folds_weight(self.kernel, &self.gpu, view.shape())
+            && self.folded_weights.keeps(&self.gpu, bytes)?
+        {
             operand.fold(Folded::fill_exactly)?;
         }
         self.gpu.synchronize()?;
@@ -410,7 +384,8 @@ impl Matmul for Cuda {
         })
     }
 
-    /// One product after the other, each copied to the device and back: no kernel takes several.
+    /// In one launch for all products of a kernel; an A that is given to consecutive products as
+    /// the same view is copied to the device once.
     fn grouped<B: Packed>(
         &self,
         products: &mut [GroupedProduct<'_, CudaWeight<B>>],
@@ -419,7 +394,8 @@ impl Matmul for Cuda {
             let own = self.own(&product.b.operand.gpu);
             own.map_err(|error| GroupedError::of(i, error))?;
         }
-        one_by_one::<Self, B>(self, products)
+        expect_grouped::<Self, B>(self, products)?;
+        Ok(self.multiply_grouped(products)?)
     }
 
     fn partial<B: Packed>(

@@ -5,9 +5,10 @@ use fp4_core::{
     check_environment,
 };
 
-use crate::backend::{Cuda, Staging};
+use crate::backend::Cuda;
 use crate::operand::tensor::host_bytes_mut;
 use crate::ops::layout::{self, Direction};
+use crate::staging::Staging;
 
 impl Cuda {
     /// Writes the values of a packed matrix under `global_scale`, row-major, as

@@ -32,8 +32,10 @@
 //! | `device` | which devices there are; context, stream with its gate, modules, launches, memory |
 //! | `operand` | what lies in device memory: tensors, packed operands, folded forms, weights |
 //! | `ops` | what is queued: which kernel, and what it is given |
+//! | `staging` | device buffers of calls on host operands |
 //! | `backend`, `resident`, `convert` | the traits of the core, and calls of our own |
 //! | `graph` | calls recorded once and replayed |
+//! | `grouped` | several products in one call |
 //!
 //! A module uses those above it alone. An activation goes `resident` -> `ops::quantize` -> (its
 //! `operand`) -> `ops::matmul` -> the tensor of outputs, each step a launch on the device's stream.
@@ -54,9 +56,11 @@ mod build;
 mod convert;
 mod device;
 mod graph;
+mod grouped;
 mod operand;
 mod ops;
 mod resident;
+mod staging;
 
 use fp4_core::backend::erased::Backend;
 use fp4_core::{Error, Unsupported};
@@ -67,6 +71,7 @@ pub use build::prebuilt::prebuild;
 pub use device::driver::{Device, MIN_COMPUTE_CAPABILITY, MIN_DRIVER_VERSION, device, devices};
 pub use device::reason::DriverVersion;
 pub use graph::Graph;
+pub use operand::form::FoldedWeights;
 pub use operand::packed::{CudaOperand, CudaWeight};
 pub use operand::tensor::{CudaTensor, CudaTransform};
 pub use ops::matmul::MatmulKernel;

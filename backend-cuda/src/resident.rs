@@ -1,10 +1,10 @@
 //! Operands in device memory: a layer whose both halves run on one device makes no host round trip.
 //!
 //! Tensor in, tensor out, a forward is a few launches and nothing else: quantize (with the
-//! transform fused) and row metadata, or where the wgmma kernels multiply, quantize and fold in one
-//! pass and a launch for what outliers make; then matmul. It allocates nothing once the buffers
-//! have grown, never waits for the device, and takes its decisions from data on the device, so it
-//! can be captured in a CUDA graph, once it has run.
+//! transform fused) and row metadata, or where kernels on folded operands multiply, quantize and
+//! fold in one pass and a launch for what outliers make; then matmul. It allocates nothing once the
+//! buffers have grown, never waits for the device, and takes its decisions from data on the device,
+//! so it can be captured in a CUDA graph, once it has run.
 
 use fp4_core::{
     Buffer as What, Epilogue, Error, FloatSlice, FloatSliceMut, FloatType, Packed, PackedMut,
@@ -13,12 +13,13 @@ use fp4_core::{
     check_environment,
 };
 
-use crate::backend::{Cuda, Staging, expect_outputs, quant_counts};
+use crate::backend::{Cuda, expect_outputs, quant_counts};
 use crate::build::arguments::{self, Outputs, Pointer};
 use crate::operand::packed::{CudaOperand, CudaWeight};
 use crate::operand::tensor::{CudaTensor, CudaTransform, host_bytes};
 use crate::ops::matmul::{self, Product};
 use crate::ops::quantize::{self, Quantization};
+use crate::staging::Staging;
 
 impl Resident for Cuda {
     type Tensor = CudaTensor;

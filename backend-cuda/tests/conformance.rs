@@ -57,6 +57,11 @@ fn a_share_passes_on_the_decode_kernel() {
 }
 
 #[test]
+fn a_share_passes_on_tensor_cores_with_folded_operands() {
+    passes(MatmulKernel::MmaFolded { ranges: 0 }, 128, 16);
+}
+
+#[test]
 fn a_share_passes_on_hoppers_kernels() {
     passes(MatmulKernel::Wgmma, 128, 8);
 }

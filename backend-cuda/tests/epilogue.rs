@@ -17,12 +17,14 @@ use fp4_core::{
 
 /// Every kernel, by each of its ways to an output, with shapes on and around its tiles. Decode's
 /// ranges need a K of more than one stage.
-const CASES: [(MatmulKernel, [usize; 3]); 9] = [
+const CASES: [(MatmulKernel, [usize; 3]); 11] = [
     (MatmulKernel::Naive, [17, 33, 96]),
     (MatmulKernel::Mma, [65, 63, 160]),
     (MatmulKernel::Mma, [1, 1, 32]),
     (MatmulKernel::Decode { ranges: 1 }, [3, 131, 96]),
     (MatmulKernel::Decode { ranges: 3 }, [9, 5, 800]),
+    (MatmulKernel::MmaFolded { ranges: 1 }, [129, 131, 64]),
+    (MatmulKernel::MmaFolded { ranges: 2 }, [5, 130, 288]),
     (MatmulKernel::Wgmma, [129, 131, 64]),
     (MatmulKernel::Wgmma, [5, 259, 64]),
     (MatmulKernel::Auto, [0, 3, 32]),
@@ -133,6 +135,7 @@ fn a_row_scale_is_multiplied_into_alpha_first_and_a_bias_added_before_the_roundi
     for kernel in [
         MatmulKernel::Naive,
         MatmulKernel::Mma,
+        MatmulKernel::MmaFolded { ranges: 0 },
         MatmulKernel::Decode { ranges: 0 },
         MatmulKernel::Wgmma,
     ] {

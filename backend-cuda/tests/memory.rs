@@ -7,8 +7,8 @@
 
 mod common;
 
-use common::{Rng, operand, same_bits};
-use fp4_backend_cuda::{Cuda, MatmulKernel};
+use common::{Rng, operand, passes_apart, same_bits};
+use fp4_backend_cuda::{Cuda, FoldedWeights, MatmulKernel};
 use fp4_core::backend::{Resident, Sink};
 use fp4_core::{Error, FloatType, Format, Matmul, PackedMatrix, PackedShape, reference};
 
@@ -47,7 +47,7 @@ fn a_prepared_weight_is_kept_once() {
         let once = cuda.clone().with_folded_weights(false).prepare(b.view()).unwrap();
         let ratio = once.device_bytes() as f64 / packed;
         assert!((1.0..1.05).contains(&ratio), "{format}: {ratio}");
-        // On Hopper the folded form lies beside it, by default: 1 or 3 bytes an element, and room
+        // The folded form lies beside it, by default: 1 or 3 bytes an element, and room
         // for what lies far apart, of which this weight has nothing.
         let folded = cuda.prepare(b.view()).unwrap().device_bytes() as f64 / packed;
         let digits = if format == Format::MxFp4 { 1.0 } else { 3.0 };
@@ -64,7 +64,8 @@ fn buffers_between_calls_are_bounded_and_released_on_request() {
     let mut expected = vec![0f32; 900];
     reference::matmul(a.view(), b.view(), 0.5, (&mut expected[..]).into()).unwrap();
     // Ranges of K take buffers of a product; the folded form of a weight that has none is one too.
-    for kernel in [MatmulKernel::Decode { ranges: 4 }, MatmulKernel::Wgmma] {
+    let folded = MatmulKernel::MmaFolded { ranges: 3 };
+    for kernel in [MatmulKernel::Decode { ranges: 4 }, MatmulKernel::Wgmma, folded] {
         let cuda = Cuda::open(0).unwrap().with_matmul_kernel(kernel).with_folded_weights(false);
         let weight = cuda.prepare(b.view()).unwrap();
         assert_eq!(cuda.scratch_bytes(), 0);
@@ -115,4 +116,28 @@ fn a_graph_keeps_its_buffers_when_the_others_are_released() {
     cuda.download(&out, (&mut got[..]).into()).unwrap();
     reference::matmul(a.view(), b.view(), 0.5, (&mut expected[..]).into()).unwrap();
     same_bits(&got, &expected, "replayed");
+}
+
+#[test]
+#[ignore = "run by another in a process of its own"]
+fn child_keeps_the_folded_form_while_memory_is_ample() {
+    // Of 16 MiB.
+    let cuda = Cuda::open(0).unwrap();
+    let b = operand(&mut Rng(75), Format::MxFp4, 1024, 1024, |_| 120);
+    let packed = b.codes().len() + b.scales().len();
+    let folds = |cuda: &Cuda| cuda.prepare(b.view()).unwrap().device_bytes() > 2 * packed;
+    assert!(folds(&cuda));
+    let mut tensor = cuda.empty_tensor().unwrap();
+    cuda.upload((&vec![0f32; 7 << 18][..]).into(), &mut tensor).unwrap();
+    assert!(!folds(&cuda));
+    assert!(folds(&cuda.clone().with_folded_weights(FoldedWeights::Always)));
+    drop(tensor);
+    assert!(folds(&cuda));
+    assert!(!folds(&cuda.with_folded_weights(FoldedWeights::Never)));
+}
+
+#[test]
+fn a_weight_is_folded_while_memory_is_ample_unless_it_is_said_otherwise() {
+    let environment = [("FP4_EMULATOR_MEMORY", "16777216")];
+    passes_apart("child_keeps_the_folded_form_while_memory_is_ample", &environment);
 }

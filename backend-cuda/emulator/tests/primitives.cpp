@@ -100,13 +100,12 @@ void intrinsics() {
         unsigned char bytes[8];
         std::memcpy(bytes, &a, 4);
         std::memcpy(bytes + 4, &b, 4);
-        unsigned permuted = 0, signs_spread = 0, dot_u = c;
+        unsigned permuted = 0, signs_spread = 0;
         int dot_s = static_cast<int>(c);
         for (int j = 0; j < 4; j++) {
             unsigned nibble = c >> 4 * j & 15, byte = bytes[nibble & 7];
             permuted |= byte << 8 * j;
             signs_spread |= (nibble < 8 ? byte : byte > 127 ? 255 : 0) << 8 * j;
-            dot_u += static_cast<unsigned>(bytes[j]) * bytes[j + 4];
             dot_s = static_cast<int>(static_cast<unsigned>(dot_s) +
                                      static_cast<unsigned>(static_cast<signed char>(bytes[j]) * static_cast<signed char>(bytes[j + 4])));
         }
@@ -121,7 +120,7 @@ void intrinsics() {
         unsigned* row = &expected[9 * i];
         row[0] = permuted;
         row[1] = static_cast<unsigned>(dot_s);
-        row[2] = dot_u;
+        row[2] = static_cast<unsigned>(dot_s) - c;
         row[3] = zeros;
         row[4] = static_cast<unsigned>(std::uint64_t{a} * b >> 32);
         std::memcpy(&row[5], &fused, 4);

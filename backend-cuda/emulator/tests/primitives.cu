@@ -92,8 +92,8 @@ KERNEL void bytes(const unsigned* in, unsigned* out) {
     unsigned a = in[3 * threadIdx.x], b = in[3 * threadIdx.x + 1], c = in[3 * threadIdx.x + 2];
     unsigned* row = out + 9 * threadIdx.x;
     row[0] = __byte_perm(a, b, c & 0xFFFF);
-    row[1] = static_cast<unsigned>(__dp4a(static_cast<int>(a), static_cast<int>(b), static_cast<int>(c)));
-    row[2] = __dp4a(a, b, c);
+    row[1] = static_cast<unsigned>(dot_bytes(static_cast<int>(a), static_cast<int>(b), static_cast<int>(c)));
+    row[2] = static_cast<unsigned>(dot_bytes(static_cast<int>(a), static_cast<int>(b), 0));
     row[3] = static_cast<unsigned>(__clz(static_cast<int>(a)));
     row[4] = __umulhi(a, b);
     row[5] = __float_as_uint(__fmaf_rn(__uint_as_float(a & 0x3FFFFFFF), __uint_as_float(b & 0x3FFFFFFF), 1.5f));

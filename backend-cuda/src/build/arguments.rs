@@ -13,6 +13,9 @@ use super::header::{CType, Field, constant, expect_struct};
 #[repr(transparent)]
 pub(crate) struct Pointer(pub(crate) u64);
 
+// SAFETY: it is a u64.
+unsafe impl bytemuck::NoUninit for Pointer {}
+
 impl Pointer {
     pub(crate) const NULL: Pointer = Pointer(0);
 
@@ -43,6 +46,11 @@ macro_rules! structs {
             // SAFETY: plain numbers, and laid out as the kernels have it: compared below.
             unsafe impl DeviceRepr for $name {}
 
+            // SAFETY: `repr(C)`, every field is such a type itself, and their sizes add up.
+            unsafe impl bytemuck::NoUninit for $name {}
+
+            const _: () = assert!(0 $(+ size_of::<$type>())+ == size_of::<$name>(), "padding");
+
             impl CType for $name {
                 const NAME: &'static str = stringify!($name);
             }
@@ -66,6 +74,7 @@ structs! {
     FoldedOperand {
         blocks: Pointer,
         entries: Pointer,
+        used: Pointer,
         incomplete: Pointer,
         bases: Pointer,
         meta: Pointer,
@@ -90,6 +99,29 @@ structs! {
         product: i32,
         joint_limit: i32,
         k_folds: i32,
+        left: Pointer,
+        left_rows: i32,
+        unused: i32,
+    }
+    FoldedArgs {
+        a: FoldedOperand,
+        b: FoldedOperand,
+        outputs: Outputs,
+        sums: Pointer,
+        arrivals: Pointer,
+        left: Pointer,
+        paths: Pointer,
+        k_pad: i32,
+        ranges: i32,
+        range_slices: i32,
+        first_tile: i32,
+    }
+    GroupedArgs {
+        products: Pointer,
+        ends: Pointer,
+        left: Pointer,
+        count: i32,
+        left_rows: i32,
     }
     PartialArgs {
         a: PackedOperand,
@@ -109,21 +141,21 @@ structs! {
         outputs: Outputs,
         sums: Pointer,
         arrivals: Pointer,
-        todo: Pointer,
+        left: Pointer,
         paths: Pointer,
         m: i32,
         n: i32,
         k_pad: i32,
         range: i32,
-        todo_m: i32,
-        todo_n: i32,
+        left_m: i32,
+        left_n: i32,
     }
     WgmmaArgs {
         a: FoldedOperand,
         b: FoldedOperand,
         outputs: Outputs,
         zeros: Pointer,
-        todo: Pointer,
+        left: Pointer,
         paths: Pointer,
         k_pad: i32,
         unused: i32,
@@ -147,6 +179,7 @@ structs! {
         scales: Pointer,
         counts: Pointer,
         row_scales: Pointer,
+        meta: Pointer,
         rows: i64,
         k: i32,
         k_pad: i32,
@@ -170,7 +203,6 @@ structs! {
         codes: Pointer,
         scales: Pointer,
         to: FoldedOperand,
-        used: Pointer,
         k_pad: i32,
         unused: i32,
     }
@@ -203,7 +235,9 @@ constants! {
     STRIP_ROWS STRIP_COLS
     NAIVE_TILE MMA_TILE MMA_THREADS
     DECODE_ROWS DECODE_STAGE_K DECODE_SHARED
-    TILE_ROWS STEP_K MXFP4_PLANES NVFP4_PLANES MXINT8_PLANES FOLD_ROWS EXTRA_STEPS
+    TILE_ROWS SLICE_K MXFP4_PLANES NVFP4_PLANES MXINT8_PLANES FOLD_ROWS EXTRA_SLICES
+    FOLDED_ROWS FOLDED_FEW_ROWS FOLDED_COLS
+    FOLDED_MXFP4_SHARED FOLDED_NVFP4_SHARED FOLDED_MXINT8_SHARED
     WGMMA_THREADS WGMMA_SHARED
     NVFP4_INT64_GROUPS EXACT_LIMBS
 }

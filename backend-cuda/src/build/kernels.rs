@@ -3,7 +3,8 @@
 use std::marker::PhantomData;
 
 use super::arguments::{
-    DECODE_SHARED, DecodeArgs, DequantizeArgs, FoldArgs, MatmulArgs, PadArgs, PartialArgs,
+    DECODE_SHARED, DecodeArgs, DequantizeArgs, FOLDED_MXFP4_SHARED, FOLDED_MXINT8_SHARED,
+    FOLDED_NVFP4_SHARED, FoldArgs, FoldedArgs, GroupedArgs, MatmulArgs, PadArgs, PartialArgs,
     QuantizeArgs, QuantizeFoldArgs, RowMetaArgs, SwizzleArgs, TransformArgs, WGMMA_SHARED,
     WgmmaArgs,
 };
@@ -68,15 +69,35 @@ kernels! {
     MATMUL_NAIVE: MatmulArgs, MATMUL_NAIVE, 0, ["matmul_naive"];
     PARTIAL: PartialArgs, MATMUL_NAIVE, 0,
         ["partial_mxfp4", "partial_nvfp4", "partial_mxint8_mxfp4", "partial_mxint8_nvfp4"];
-    MATMUL_MMA: MatmulArgs, MATMUL_MMA, 0, ["matmul_mma"];
-    MATMUL_MMA_MXINT8: MatmulArgs, MATMUL_MMA, 0,
-        ["matmul_mma_mxint8_mxfp4", "matmul_mma_mxint8_nvfp4"];
+    MATMUL_MMA: MatmulArgs, MATMUL_MMA, 0,
+        ["matmul_mma", "matmul_mma_mxint8_mxfp4", "matmul_mma_mxint8_nvfp4"];
+    MATMUL_MMA_GROUPED: GroupedArgs, MATMUL_MMA, 0,
+        ["matmul_mma_grouped", "matmul_mma_grouped_mxint8_mxfp4",
+         "matmul_mma_grouped_mxint8_nvfp4"];
+    FOLDED_MXFP4: FoldedArgs, MATMUL_MMA_FOLDED, FOLDED_MXFP4_SHARED,
+        ["folded_few_mxfp4", "folded_mxfp4"];
+    FOLDED_NVFP4: FoldedArgs, MATMUL_MMA_FOLDED, FOLDED_NVFP4_SHARED,
+        ["folded_few_nvfp4", "folded_nvfp4"];
+    FOLDED_MXINT8_MXFP4: FoldedArgs, MATMUL_MMA_FOLDED, FOLDED_MXINT8_SHARED,
+        ["folded_few_mxint8_mxfp4", "folded_mxint8_mxfp4"];
+    FOLDED_GROUPED_MXFP4: GroupedArgs, MATMUL_MMA_FOLDED, FOLDED_MXFP4_SHARED,
+        ["folded_grouped_mxfp4"];
+    FOLDED_GROUPED_NVFP4: GroupedArgs, MATMUL_MMA_FOLDED, FOLDED_NVFP4_SHARED,
+        ["folded_grouped_nvfp4"];
+    FOLDED_GROUPED_MXINT8_MXFP4: GroupedArgs, MATMUL_MMA_FOLDED, FOLDED_MXINT8_SHARED,
+        ["folded_grouped_mxint8_mxfp4"];
     DECODE_8: DecodeArgs, MATMUL_DECODE, DECODE_SHARED,
         ["matmul_decode_mxfp4_8", "matmul_decode_nvfp4_8", "matmul_decode_mxint8_mxfp4_8",
          "matmul_decode_mxint8_nvfp4_8"];
     DECODE_16: DecodeArgs, MATMUL_DECODE, DECODE_SHARED,
         ["matmul_decode_mxfp4_16", "matmul_decode_nvfp4_16", "matmul_decode_mxint8_mxfp4_16",
          "matmul_decode_mxint8_nvfp4_16"];
+    DECODE_GROUPED: GroupedArgs, MATMUL_DECODE, DECODE_SHARED,
+        ["matmul_decode_grouped_mxfp4", "matmul_decode_grouped_nvfp4",
+         "matmul_decode_grouped_mxint8_mxfp4", "matmul_decode_grouped_mxint8_nvfp4"];
+    DECODE_LEFT: DecodeArgs, MATMUL_DECODE, DECODE_SHARED,
+        ["matmul_decode_left_mxfp4", "matmul_decode_left_nvfp4",
+         "matmul_decode_left_mxint8_mxfp4"];
     WGMMA_MXFP4: WgmmaArgs, MATMUL_WGMMA_MXFP4, WGMMA_SHARED, ["matmul_wgmma_mxfp4"];
     WGMMA_NVFP4: WgmmaArgs, MATMUL_WGMMA_NVFP4, WGMMA_SHARED, ["matmul_wgmma_nvfp4"];
     WGMMA_MXINT8_MXFP4: WgmmaArgs, MATMUL_WGMMA_MXINT8_MXFP4, WGMMA_SHARED,

@@ -1,21 +1,22 @@
 //! PTX kept in the source tree, for machines without NVRTC.
 //!
 //! `cargo run -p fp4-backend-cuda --example prebuild` writes `prebuilt/*.ptx` anew; it needs NVRTC
-//! 13.0 and no GPU. The first line of a file names the hash of the sources that it was made from,
-//! and a test compares it with the sources of this build. The wgmma kernels and those that fold for
-//! them are PTX for compute_90a, which runs on compute capability 9.0 and nowhere else; all others
-//! are for compute_80 and what came after.
+//! 12.0, that of CUDA 12.0, and no GPU. The first line of a file names the hash of the sources that
+//! it was made from, and a test compares it with the sources of this build. The wgmma kernels are
+//! PTX for compute_90a, which runs on compute capability 9.0 and nowhere else; all others are for
+//! compute_80 and what came after.
 //!
-//! NVRTC 13.0 declares PTX ISA 9.0, which drivers before release 580 refuse. The kernels use
-//! nothing that came after [`PTX_VERSION`] (`mma.sync.m16n8k32` and `cp.async` are of 7.0; `wgmma`,
-//! `setmaxnreg` and bulk copies of 8.0), so the declared version is lowered to it, for drivers from
-//! CUDA 12.0 on. ptxas, which refuses an instruction newer than the declared version, assembles the
-//! texts for sm_80, sm_90 and sm_90a; no driver has loaded them yet.
+//! Why so old a compiler: drivers assemble the text with the ptxas of their own toolkit, and those
+//! of CUDA 12.0 to 12.3 serialize the wgmma of what a later NVRTC makes (C7515), but not of what
+//! 12.0 makes; nor do later ones. It also declares PTX ISA 8.0, which every driver from CUDA 12.0
+//! on takes. `kernels/prebuilt.py` assembles the texts by the ptxas of 12.0, 12.9 and 13.0. No
+//! driver has loaded them yet.
 
 use crate::build::compile;
 use crate::build::sources::{FAMILIES, Family};
 
-/// The PTX ISA that the prebuilt texts declare: that of CUDA 12.0.
+/// The NVRTC that makes the prebuilt texts, and the PTX ISA that they declare.
+const NVRTC_VERSION: (i32, i32) = (12, 0);
 const PTX_VERSION: &str = "8.0";
 const MARK: &str = "// sources ";
 
@@ -29,10 +30,10 @@ pub(crate) fn image(family: &Family) -> Option<&'static str> {
 /// File names and texts of all prebuilt images, made anew: for `examples/prebuild.rs`.
 ///
 /// # Errors
-/// NVRTC is absent, or its log.
+/// NVRTC is absent or not of version 12.0, or its log.
 #[doc(hidden)]
 pub fn prebuild() -> Result<Vec<(String, String)>, String> {
-    compile::version().ok_or("NVRTC is not installed")?;
+    right_version(compile::version())?;
     FAMILIES
         .iter()
         .map(|family| {
@@ -43,20 +44,33 @@ pub fn prebuild() -> Result<Vec<(String, String)>, String> {
         .collect()
 }
 
-/// The text with its hash in front and the declared version lowered, comments dropped.
+fn right_version(found: Option<(i32, i32)>) -> Result<(), String> {
+    let what = match found {
+        Some(NVRTC_VERSION) => return Ok(()),
+        Some((major, minor)) => format!("NVRTC {major}.{minor} was found"),
+        None => "no NVRTC was found".into(),
+    };
+    let (major, minor) = NVRTC_VERSION;
+    Err(format!(
+        "{what}, and prebuilt kernels are made by {major}.{minor}: \
+         `pip install nvidia-cuda-nvrtc-cu12==12.0.140` and put its folder, nvidia/cuda_nvrtc/lib, \
+         alone into LD_LIBRARY_PATH"
+    ))
+}
+
+/// The text with its hash in front, comments dropped.
 fn declare(ptx: &str, hash: &str) -> Result<String, String> {
     let mut out = format!("{MARK}{hash}\n");
     let mut versions = 0;
     for line in ptx.lines().filter(|line| !line.starts_with("//")) {
-        if line.starts_with(".version ") {
-            versions += 1;
-            out.push_str(&format!(".version {PTX_VERSION}\n"));
-        } else {
-            out.push_str(line);
-            out.push('\n');
-        }
+        versions += usize::from(line == format!(".version {PTX_VERSION}"));
+        out.push_str(line);
+        out.push('\n');
     }
-    if versions == 1 { Ok(out) } else { Err(format!("{versions} .version lines, expected 1")) }
+    if versions == 1 {
+        return Ok(out);
+    }
+    Err(format!("{versions} lines `.version {PTX_VERSION}`, expected 1"))
 }
 
 #[cfg(test)]
@@ -68,7 +82,7 @@ mod tests {
         for family in FAMILIES {
             assert!(
                 image(family).is_some(),
-                "prebuilt/{} is of other sources; with NVRTC 13.0 installed, run \
+                "prebuilt/{} is of other sources; with NVRTC 12.0 installed, run \
                  `cargo run --release -p fp4-backend-cuda --example prebuild`",
                 family.prebuilt_file()
             );
@@ -100,9 +114,17 @@ mod tests {
     }
 
     #[test]
-    fn the_version_is_lowered_and_nothing_else() {
-        let text = declare("//\n.version 9.0\n.target sm_80\nadd.s32 a, b, c;\n", "abc").unwrap();
+    fn comments_go_and_one_version_is_expected() {
+        let text = declare("//\n.version 8.0\n.target sm_80\nadd.s32 a, b, c;\n", "abc").unwrap();
         assert_eq!(text, "// sources abc\n.version 8.0\n.target sm_80\nadd.s32 a, b, c;\n");
         assert!(declare("no version", "abc").is_err());
+        assert!(declare(".version 9.0\n", "abc").unwrap_err().contains("expected 1"));
+    }
+
+    #[test]
+    fn another_compiler_is_refused_by_name() {
+        assert_eq!(right_version(Some((12, 0))), Ok(()));
+        assert!(right_version(Some((13, 0))).unwrap_err().starts_with("NVRTC 13.0 was found"));
+        assert!(right_version(None).unwrap_err().contains("nvidia-cuda-nvrtc-cu12==12.0.140"));
     }
 }

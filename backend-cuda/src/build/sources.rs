@@ -39,21 +39,23 @@ pub(crate) static QUANTIZE: Family = family!("quantize");
 pub(crate) static LAYOUT: Family = family!("layout");
 pub(crate) static MATMUL_NAIVE: Family = family!("matmul_naive");
 pub(crate) static MATMUL_MMA: Family = family!("matmul_mma");
+pub(crate) static MATMUL_MMA_FOLDED: Family = family!("matmul_mma_folded");
 
 pub(crate) static MATMUL_DECODE: Family = family!("matmul_decode");
-pub(crate) static FOLD: Family = family!("fold", Hopper, "compute_90a");
-pub(crate) static QUANTIZE_FOLD: Family = family!("quantize_fold", Hopper, "compute_90a");
+pub(crate) static FOLD: Family = family!("fold");
+pub(crate) static QUANTIZE_FOLD: Family = family!("quantize_fold");
 pub(crate) static MATMUL_WGMMA_MXFP4: Family = family!("matmul_wgmma_mxfp4", Hopper, "compute_90a");
 pub(crate) static MATMUL_WGMMA_NVFP4: Family = family!("matmul_wgmma_nvfp4", Hopper, "compute_90a");
 pub(crate) static MATMUL_WGMMA_MXINT8_MXFP4: Family =
     family!("matmul_wgmma_mxint8_mxfp4", Hopper, "compute_90a");
 
 /// Every family, for the prebuilt images and their check.
-pub(crate) static FAMILIES: [&Family; 10] = [
+pub(crate) static FAMILIES: [&Family; 11] = [
     &QUANTIZE,
     &LAYOUT,
     &MATMUL_NAIVE,
     &MATMUL_MMA,
+    &MATMUL_MMA_FOLDED,
     &MATMUL_DECODE,
     &FOLD,
     &QUANTIZE_FOLD,
@@ -63,15 +65,19 @@ pub(crate) static FAMILIES: [&Family; 10] = [
 ];
 
 /// Headers by the name that `#include` uses.
-pub(crate) static HEADERS: [(&str, &str); 9] = [
+pub(crate) static HEADERS: [(&str, &str); 13] = [
     ("arguments.cuh", include_str!("../../kernels/arguments.cuh")),
     ("device.cuh", include_str!("../../kernels/device.cuh")),
     ("format.cuh", include_str!("../../kernels/format.cuh")),
     ("exact.cuh", include_str!("../../kernels/exact.cuh")),
     ("row_meta.cuh", include_str!("../../kernels/row_meta.cuh")),
+    ("reciprocal.cuh", include_str!("../../kernels/reciprocal.cuh")),
     ("quantize.cuh", include_str!("../../kernels/quantize.cuh")),
     ("fold.cuh", include_str!("../../kernels/fold.cuh")),
     ("fold_rows.cuh", include_str!("../../kernels/fold_rows.cuh")),
+    ("matmul_mma_folded.cuh", include_str!("../../kernels/matmul_mma_folded.cuh")),
+    ("wgmma_plan.cuh", include_str!("../../kernels/wgmma_plan.cuh")),
+    ("wgmma_epilogue.cuh", include_str!("../../kernels/wgmma_epilogue.cuh")),
     ("matmul_wgmma.cuh", include_str!("../../kernels/matmul_wgmma.cuh")),
 ];
 

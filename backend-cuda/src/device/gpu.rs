@@ -65,6 +65,25 @@ impl Gpu {
         self.function(kernel).is_ok()
     }
 
+    /// How many blocks of this many threads a multiprocessor runs at a time, at least 1: by the
+    /// registers and the shared memory of the kernel as it was compiled for this device.
+    pub(crate) fn resident_blocks<A>(
+        &self,
+        kernel: &Kernel<A>,
+        threads: usize,
+    ) -> Result<usize, Error> {
+        let function = self.function(kernel)?;
+        self.context.bind_to_thread().device()?;
+        let blocks = function
+            .occupancy_max_active_blocks_per_multiprocessor(
+                threads as u32,
+                kernel.shared as usize,
+                None,
+            )
+            .device()?;
+        Ok((blocks as usize).max(1))
+    }
+
     /// The kernel, loaded at its first use.
     pub(crate) fn function<A>(&self, kernel: &Kernel<A>) -> Result<CudaFunction, Error> {
         self.modules.function(&self.context, &self.stream.gate, kernel)

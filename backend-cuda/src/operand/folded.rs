@@ -1,4 +1,5 @@
-//! The folded form of an operand in device memory, which the wgmma kernels read: `fold.cuh`.
+//! The folded form of an operand in device memory, which the kernels for many rows read:
+//! `fold.cuh`.
 //!
 //! It lies beside the packed form: a weight is folded when it is prepared, an FP4 activation in the
 //! pass that quantizes it (`quantize_fold.cu`) or when it is imported. An operand without one is
@@ -11,15 +12,24 @@ use std::sync::Arc;
 use fp4_core::{Encoding, Error};
 
 use crate::build::arguments::{
-    FOLD_ROWS, FoldedOperand, PackedOperand, Pointer, STEP_K, STRIP_ROWS, TILE_ROWS, planes,
+    FOLD_ROWS, FoldedOperand, PackedOperand, Pointer, SLICE_K, STRIP_ROWS, TILE_ROWS, planes,
 };
 use crate::device::buffer::Buffer;
 use crate::device::gpu::Gpu;
 use crate::device::launch::int;
 
-/// Bytes of a block: the digits of one step of one tile, in one to three planes.
+/// Bytes of a block: the digits of one slice of one tile, in one to three planes.
 pub(crate) fn block_bytes(encoding: Encoding) -> Result<usize, Error> {
-    Ok(TILE_ROWS * STEP_K * planes(encoding)?)
+    Ok(TILE_ROWS * SLICE_K * planes(encoding)?)
+}
+
+/// Bytes of the blocks of an operand, extra ones aside.
+pub(crate) fn folded_bytes(of: &FoldShape) -> Result<usize, Error> {
+    let overflow = Error::ShapeOverflow { rows: of.rows, cols: of.k_pad };
+    (of.k_pad / SLICE_K)
+        .checked_mul(block_bytes(of.encoding)?)
+        .and_then(|tile| tile.checked_mul(of.rows.div_ceil(TILE_ROWS)))
+        .ok_or(overflow)
 }
 
 /// The folded form of one operand. Its memory only grows.
@@ -31,15 +41,15 @@ pub(crate) struct Folded {
     pub(crate) bases: Buffer,
     pub(crate) extra: usize,
     pub(crate) tiles: usize,
-    pub(crate) steps: usize,
+    pub(crate) slices: usize,
     pub(crate) ready: bool,
 }
 
 /// How many extra blocks a tile has room for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Extra {
-    /// As data that is not known yet may need: a second window in every other step. A tile that
-    /// needs more is left to the kernel by groups.
+    /// As data that is not known yet may need: a second window in every slice, which one outlier
+    /// group in eight makes. A tile that needs more is left to the kernel by groups.
     Usual,
     /// A number that was counted.
     Of(usize),
@@ -85,26 +95,26 @@ impl Folded {
     /// As [`begin`](Self::begin), with room for so many extra blocks.
     pub(crate) fn begin_with(&mut self, of: &FoldShape, extra: Extra) -> Result<(), Error> {
         self.ready = false;
-        (self.tiles, self.steps) = (of.rows.div_ceil(TILE_ROWS), of.k_pad / STEP_K);
-        let usual = self.steps / 2 + 4;
+        (self.tiles, self.slices) = (of.rows.div_ceil(TILE_ROWS), of.k_pad / SLICE_K);
+        let usual = self.slices + 2;
         self.extra = match extra {
             Extra::Usual => usual,
             Extra::Of(count) => count.min(usual),
         };
         let overflow = Error::ShapeOverflow { rows: of.rows, cols: of.k_pad };
-        let bytes = (self.steps + self.extra)
+        let bytes = (self.slices + self.extra)
             .checked_mul(block_bytes(of.encoding)?)
             .and_then(|tile| tile.checked_mul(self.tiles))
             .ok_or(overflow)?;
         let stream = &of.gpu.stream;
         self.blocks.reserve(stream, bytes)?;
         self.bases.reserve(stream, of.rows * size_of::<i32>())?;
-        self.counters.zero(stream, 4 * (self.tiles * (self.steps + 2) + self.strips()))
+        self.counters.zero(stream, 4 * (self.tiles * (2 * self.slices + 2) + self.strips()))
     }
 
     /// The numbers of extra blocks in use, one a tile.
     pub(crate) fn used(&self) -> Pointer {
-        self.counters.pointer().plus(4 * self.tiles * self.steps)
+        self.counters.pointer().plus(8 * self.tiles * self.slices)
     }
 
     /// Of the arrivals at each strip.
@@ -117,6 +127,7 @@ impl Folded {
         Ok(FoldedOperand {
             blocks: self.blocks.pointer(),
             entries: self.counters.pointer(),
+            used: self.used(),
             incomplete: self.used().plus(4 * self.tiles),
             bases: self.bases.pointer(),
             meta,

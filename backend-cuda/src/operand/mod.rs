@@ -2,5 +2,6 @@
 //! form, prepared weights, transforms. What fills it is in [`ops`](crate::ops).
 
 pub(crate) mod folded;
+pub(crate) mod form;
 pub(crate) mod packed;
 pub(crate) mod tensor;

@@ -23,7 +23,7 @@ pub struct CudaOperand {
     pub(crate) codes: Buffer,
     pub(crate) scales: Buffer,
     pub(crate) meta: Buffer,
-    /// The same for the wgmma kernels, where they are to multiply it.
+    /// The same for the kernels on folded operands, where they are to multiply it.
     pub(crate) folded: Folded,
     /// Whether it was folded when it got its contents, as a graph that writes it does too.
     pub(crate) folds: bool,
@@ -173,9 +173,8 @@ impl CudaOperand {
 /// A weight in device memory. `B` is what it was prepared from; nothing of that type is held.
 ///
 /// What is kept is one copy: codes and scales as they came, with K padded to a multiple of 128, and
-/// 16 bytes of metadata a row. Only where the wgmma kernels are to multiply it (compute capability
-/// 9.0) does the folded form lie beside it: see
-/// [`with_folded_weights`](crate::Cuda::with_folded_weights).
+/// 16 bytes of metadata a row. The folded form lies beside it if that is wanted:
+/// [`FoldedWeights`](crate::FoldedWeights).
 #[derive(Debug)]
 pub struct CudaWeight<B> {
     pub(crate) operand: CudaOperand,

@@ -17,6 +17,9 @@ use crate::operand::tensor::CudaTransform;
 /// Threads of a block of a transform kernel: 16 across the columns, 16 down the rows.
 const TRANSFORM_THREADS: usize = 256;
 
+/// Fewer rows than this do not fill a large device with blocks of 256 threads.
+const FEW_ROWS: usize = 512;
+
 /// What is quantized, and how.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Quantization<'a> {
@@ -48,6 +51,7 @@ impl Quantization<'_> {
             scales: out.scales.pointer(),
             counts,
             row_scales: out.row_scales(),
+            meta: Pointer::NULL,
             rows: self.shape.rows() as i64,
             k: int(self.shape.k())?,
             k_pad: int(out.k_pad)?,
@@ -105,21 +109,31 @@ fn tiles(rows: usize, k_pad: usize) -> usize {
 pub(crate) fn quantize(what: &Quantization<'_>, out: &mut CudaOperand) -> Result<(), Error> {
     out.reshape(what.shape, false, what.spec.row_scales())?;
     let what = &what.after_transform(out)?;
-    let args = what.arguments(out)?;
+    let mut args = what.arguments(out)?;
     let (rows, k_pad, float) = (what.shape.rows(), out.k_pad, float_type(what.x.1) as usize);
     let (kernel, grid) = if what.transform.is_some() {
         (&TRANSFORM_QUANTIZE[float], Grid::row(tiles(rows, k_pad), TRANSFORM_THREADS))
     } else {
-        // Eight columns a thread, whole warps, at most 256 threads. Rows without columns have
-        // scales all the same.
-        let threads = (k_pad / 8).next_multiple_of(32).clamp(32, 256);
+        // Rows without columns have scales all the same.
         let any = k_pad > 0 || what.spec.row_scales();
-        (&QUANTIZE[float], Grid::row(if any { rows } else { 0 }, threads))
+        (&QUANTIZE[float], Grid::row(if any { rows } else { 0 }, row_threads(rows, k_pad)))
     };
+    // A block that sees whole rows describes them, too.
+    let describes = what.transform.is_none() && k_pad > 0 && out.shape.encoding().is_some();
+    if describes {
+        args.meta = out.packed().meta;
+    }
     // SAFETY: `x` has rows * k values, a transform the blocks of its shape, and given scales one
     // for each group, as the callers have checked; `out` has been given this shape.
     unsafe { out.gpu.launch(kernel, grid, &args)? };
-    out.describe_rows()
+    if describes { Ok(()) } else { out.describe_rows() }
+}
+
+/// Threads for a row: eight columns each at a time, whole warps. Few rows leave most of a device
+/// idle, so they get as many as they have work for; of many, 256 walk along each.
+fn row_threads(rows: usize, k_pad: usize) -> usize {
+    let most = if rows < FEW_ROWS { 1024 } else { 256 };
+    (k_pad / 8).next_multiple_of(32).clamp(32, most)
 }
 
 /// As [`quantize`], and folds what it quantizes, in the same pass over the values; false, and
@@ -175,5 +189,69 @@ impl CudaOperand {
         self.gpu.synchronize()?;
         let [clipped, scale_max, flushed, nan_groups] = counts;
         Ok(Counts { clipped, scale_max, flushed, nan_groups })
+    }
+}
+
+#[cfg(all(test, feature = "emulated"))]
+mod tests {
+    use fp4_core::Format;
+    use fp4_core::backend::{Resident, Source};
+
+    use super::*;
+    use crate::{Cuda, MatmulKernel};
+
+    /// The metadata of an operand's rows.
+    fn described(of: &CudaOperand) -> Vec<[i32; 4]> {
+        let mut meta = vec![[-1i32; 4]; of.shape.rows()];
+        of.meta.download(&of.gpu.stream, bytemuck::cast_slice_mut(&mut meta)).unwrap();
+        of.gpu.synchronize().unwrap();
+        meta
+    }
+
+    #[test]
+    fn rows_are_described_as_by_the_kernel_that_only_describes() {
+        let cuda = Cuda::open(0).unwrap().with_matmul_kernel(MatmulKernel::Mma);
+        let mut out = cuda.empty_operand().unwrap();
+        let (mut spreads, mut nans, mut dead) = (0, 0, 0);
+        let int8 = QuantSpec::mxint8();
+        let specs = Format::ALL.map(QuantSpec::usual).into_iter().chain([int8]);
+        for spec in specs {
+            // A warp, several, 1024 threads that take a second step; rows with and without values.
+            for (rows, k) in [(1, 32), (7, 416), (2, 8256), (5, 64)] {
+                let mut x: Vec<f32> = (0..rows * k)
+                    .map(|i| {
+                        [1.0, -3.5, 0.0, 1e-3][(i * 7 + i / 32) % 4]
+                            * 2f32.powi((i / 32 % 9) as i32)
+                    })
+                    .collect();
+                // A row of zeros, one of them, one with a NaN, and one with an infinity.
+                x[..k].fill(-0.0);
+                if rows > 4 {
+                    x[k + 31] = f32::NAN;
+                    x[2 * k + 1] = f32::INFINITY;
+                    x[3 * k..3 * k + 32].fill(0.0);
+                }
+                for counts in [false, true] {
+                    let mut asked = Default::default();
+                    let counted = counts.then_some(&mut asked);
+                    let from = Source::Host((&x[..]).into());
+                    cuda.quantize_resident(from, [rows, k], &spec, None, &mut out, counted)
+                        .unwrap();
+                    let merged = described(&out);
+                    out.describe_rows().unwrap();
+                    assert_eq!(merged, described(&out), "{spec:?} {rows}x{k} {counts}");
+                    spreads += merged.iter().filter(|m| m[1] > m[0]).count();
+                    nans += merged.iter().filter(|m| m[2] != 0).count();
+                    dead += merged.iter().filter(|m| m[3] == 0).count();
+                }
+            }
+        }
+        assert!(spreads > 5 && nans > 5 && dead > 5, "{spreads} {nans} {dead}");
+    }
+
+    #[test]
+    fn few_rows_are_shared_by_many_threads() {
+        assert_eq!([row_threads(1, 8192), row_threads(511, 4096)], [1024, 512]);
+        assert_eq!([row_threads(512, 8192), row_threads(1, 128), row_threads(1, 0)], [256, 32, 32]);
     }
 }

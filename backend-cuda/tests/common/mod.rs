@@ -3,6 +3,8 @@
 
 #![allow(dead_code, reason = "each test file uses a part")]
 
+pub(crate) mod data;
+
 use std::process::{Command, Output};
 
 use fp4_core::{Encoding, Float, PackedMatrix, PackedShape};

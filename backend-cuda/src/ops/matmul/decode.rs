@@ -1,43 +1,59 @@
 //! The kernel by groups, `matmul_decode.cu`: few rows of A, and what the wgmma kernels leave.
 
-use fp4_core::Error;
+use fp4_core::{Error, Product as Encodings, Unsupported};
 
 use super::product::{Product, Scratch, of_product};
-use crate::build::arguments::{DECODE_ROWS, DECODE_STAGE_K, DecodeArgs, Pointer};
-use crate::build::kernels::{DECODE_8, DECODE_16, Kernel};
+use crate::build::arguments::{
+    DECODE_ROWS, DECODE_STAGE_K, DecodeArgs, GroupedArgs, Pointer, product,
+};
+use crate::build::kernels::{DECODE_8, DECODE_16, DECODE_GROUPED, DECODE_LEFT, Kernel};
 use crate::device::error::unless_memory_is_short;
 use crate::device::launch::{Grid, int};
 
 /// Most rows of A for which this kernel is the choice.
 pub(super) const MAX_ROWS: usize = 16;
-/// Thread blocks of a multiprocessor at a time, for which there should be work.
-const BLOCKS_PER_PROCESSOR: usize = 2;
+/// Threads of a block.
+pub(super) const THREADS: usize = 256;
+/// Blocks a multiprocessor of those that walk a list of tiles.
+const LEFT_BLOCKS: usize = 2;
+/// What a block costs beside its stages, in stages, about: filling its ring, and the merge.
+const BLOCK_STAGES: usize = 1;
 
-/// Which outputs: all, or those of tiles that are marked in device memory.
-#[derive(Debug, Clone, Copy)]
-pub(super) enum Tiles {
-    All,
-    /// A byte for each tile of (rows, columns) outputs, not 0 where the tile is to be computed.
-    Marked {
-        todo: Pointer,
-        shape: [usize; 2],
-    },
-}
+/// Rows of A of a block of several products' kernels.
+const GROUPED_ROWS: usize = 8;
 
-/// How a product is cut: K of a range, and the number of ranges; `forced` unless 0.
-fn ranges(k_pad: usize, blocks: usize, processors: usize, forced: usize) -> (usize, usize) {
+/// How a product is cut: K of a range, and the number of ranges; `forced` unless 0. `blocks` is how
+/// many a range has, and `slots` how many the device runs at a time.
+///
+/// Blocks of a launch run in waves, so a range more may cost a wave that is nearly empty: the cut
+/// is the one of least waves times stages of a block, by which a launch takes as long as it does
+/// where memory is not what it waits for (bound, not measured).
+fn ranges(k_pad: usize, blocks: usize, slots: usize, forced: usize) -> (usize, usize) {
     let stages = k_pad.div_ceil(DECODE_STAGE_K).max(1);
-    let wanted = (BLOCKS_PER_PROCESSOR * processors).div_ceil(blocks.max(1));
+    // By so many stages a block there are so many ranges.
+    let cut = |count: usize| {
+        let range = stages.div_ceil(count);
+        (range, stages.div_ceil(range))
+    };
     // A range of fewer than two stages would spend its time on the merge.
-    let count = if forced > 0 { forced } else { wanted.min(stages / 2) }.clamp(1, stages);
-    let range = stages.div_ceil(count);
-    (range * DECODE_STAGE_K, stages.div_ceil(range))
+    let (range, count) = if forced > 0 {
+        cut(forced.min(stages))
+    } else {
+        (1..=(stages / 2).max(1))
+            .map(cut)
+            .min_by_key(|&(range, count)| {
+                ((blocks * count).div_ceil(slots.max(1)) * (range + BLOCK_STAGES), count)
+            })
+            .unwrap_or((stages, 1))
+    };
+    (range * DECODE_STAGE_K, count)
 }
 
-/// Loads the kernel for a product, which may take long, unless it is loaded: [`queue`] is called
-/// with buffers locked.
-pub(super) fn load(of: &Product<'_>) -> Result<(), Error> {
-    of.a.gpu.function(kernel(of)?.1).map(drop)
+/// Loads the kernel for a product, or for the tiles that another leaves, which may take long,
+/// unless it is loaded: [`queue`] and [`queue_left`] are called with buffers locked.
+pub(super) fn load(of: &Product<'_>, left: bool) -> Result<(), Error> {
+    let kernel = if left { kernel_of_left(of)? } else { kernel(of)?.1 };
+    of.a.gpu.function(kernel).map(drop)
 }
 
 /// The kernel for a product, and how many rows of A its blocks take.
@@ -46,10 +62,28 @@ fn kernel(of: &Product<'_>) -> Result<(usize, &'static Kernel<DecodeArgs>), Erro
     Ok((rows, of_product(kernels, of.encodings()?)?))
 }
 
+/// What a product is in a launch of several, by the kernels for eight rows: its arguments, and its
+/// number of blocks.
+pub(super) fn member(of: &Product<'_>) -> Result<(DecodeArgs, usize), Error> {
+    let [m, n] = of.shape();
+    Ok((arguments(of)?, m.div_ceil(GROUPED_ROWS) * n.div_ceil(DECODE_ROWS)))
+}
+
+/// The kernel for several products.
+pub(super) fn grouped(of: Encodings) -> Result<&'static Kernel<GroupedArgs>, Error> {
+    of_product(&DECODE_GROUPED, of)
+}
+
+/// The kernel for the tiles that a wgmma kernel leaves.
+fn kernel_of_left(of: &Product<'_>) -> Result<&'static Kernel<DecodeArgs>, Error> {
+    let encodings = of.encodings()?;
+    let none = Unsupported::Encodings { a: encodings.a, b: encodings.b.into() };
+    DECODE_LEFT.get(product(encodings)? as usize).ok_or(none.into())
+}
+
 /// Queues the kernel.
 pub(super) fn queue(
     of: &Product<'_>,
-    tiles: Tiles,
     ranges_wanted: usize,
     scratch: &mut Scratch,
 ) -> Result<(), Error> {
@@ -57,14 +91,8 @@ pub(super) fn queue(
     let (rows, kernel) = kernel(of)?;
     let (across, down) = (n.div_ceil(DECODE_ROWS), m.div_ceil(rows));
     let whole = (k_pad.next_multiple_of(DECODE_STAGE_K), 1);
-    let ((mut range, mut count), todo, [todo_m, todo_n]) = match tiles {
-        Tiles::All => {
-            let cut = ranges(k_pad, across * down, gpu.processors, ranges_wanted);
-            (cut, Pointer::NULL, [1, 1])
-        }
-        // Blocks without work only look at their mark: one range keeps them few.
-        Tiles::Marked { todo, shape } => (whole, todo, shape),
-    };
+    let slots = gpu.processors * gpu.resident_blocks(kernel, THREADS)?;
+    let (mut range, mut count) = ranges(k_pad, across * down, slots, ranges_wanted);
     let (mut sums, mut arrivals) = (Pointer::NULL, Pointer::NULL);
     if count > 1 {
         // Every launch leaves zeros.
@@ -76,25 +104,40 @@ pub(super) fn queue(
             (range, count) = whole;
         }
     }
-    let args = DecodeArgs {
+    let args = DecodeArgs { sums, arrivals, range: int(range)?, ..arguments(of)? };
+    let grid = Grid { blocks: [across, count, down], threads: THREADS };
+    // SAFETY: as in `naive::queue`; there are sums and arrivals for more than one range.
+    unsafe { gpu.launch(kernel, grid, &args) }
+}
+
+/// Queues the kernel for the tiles of `shape` in a list on the device: how many, then which.
+pub(super) fn queue_left(of: &Product<'_>, left: Pointer, shape: [usize; 2]) -> Result<(), Error> {
+    let [left_m, left_n] = shape;
+    let args = DecodeArgs { left, left_m: int(left_m)?, left_n: int(left_n)?, ..arguments(of)? };
+    // How long the list is, only the device knows: a few blocks walk it.
+    let grid = Grid::row(LEFT_BLOCKS * of.a.gpu.processors, THREADS);
+    // SAFETY: as in `naive::queue`; the list is of tiles of this product.
+    unsafe { of.a.gpu.launch(kernel_of_left(of)?, grid, &args) }
+}
+
+/// The arguments for all of K in one range.
+fn arguments(of: &Product<'_>) -> Result<DecodeArgs, Error> {
+    let ([m, n], k_pad) = (of.shape(), of.a.k_pad);
+    Ok(DecodeArgs {
         a: of.a.packed(),
         b: of.b.packed(),
         outputs: of.outputs,
-        sums,
-        arrivals,
-        todo,
+        sums: Pointer::NULL,
+        arrivals: Pointer::NULL,
+        left: Pointer::NULL,
         paths: of.paths,
         m: int(m)?,
         n: int(n)?,
         k_pad: int(k_pad)?,
-        range: int(range)?,
-        todo_m: int(todo_m)?,
-        todo_n: int(todo_n)?,
-    };
-    let grid = Grid { blocks: [across, count, down], threads: 256 };
-    // SAFETY: as in `naive::queue`; there are sums and arrivals for more than one range, and marks
-    // for all tiles of their shape.
-    unsafe { gpu.launch(kernel, grid, &args) }
+        range: int(k_pad.next_multiple_of(DECODE_STAGE_K))?,
+        left_m: 0,
+        left_n: 0,
+    })
 }
 
 #[cfg(test)]
@@ -103,11 +146,17 @@ mod tests {
 
     #[test]
     fn ranges_cover_k_and_fill_the_device() {
-        // 64 blocks on 132 processors: five ranges of 7 stages.
-        assert_eq!(ranges(8192, 64, 132, 0), (7 * 256, 5));
-        assert_eq!(ranges(8192, 300, 132, 0), (8192, 1));
+        // 64 blocks, two on each of 132 processors: four ranges of 8 stages make 256 of 264, where
+        // five would make a second wave of 56.
+        assert_eq!(ranges(8192, 64, 264, 0), (8 * 256, 4));
+        // One on each of 128: two ranges, exactly a wave.
+        assert_eq!(ranges(8192, 64, 128, 0), (16 * 256, 2));
+        // Many blocks: whole rows. A wave and a bit: four ranges are five waves, nearly full.
+        assert_eq!(ranges(8192, 2640, 264, 0), (8192, 1));
+        assert_eq!(ranges(8192, 300, 264, 0), (8 * 256, 4));
         assert_eq!(ranges(128, 1, 132, 0), (256, 1));
         assert_eq!(ranges(0, 1, 132, 0), (256, 1));
+        assert_eq!(ranges(512, 1, 0, 0), (512, 1));
         for (k_pad, split) in [(2176, 1), (2176, 3), (2176, 9), (2176, 50), (0, 7)] {
             let (range, count) = ranges(k_pad, 5, 16, split);
             assert!(

@@ -8,6 +8,14 @@ pub enum MatmulKernel {
     Naive,
     /// Tensor cores, for every device that this backend takes.
     Mma,
+    /// Tensor cores on operands folded to int8, for every device and many rows of A. What is
+    /// prepared or quantized under this or under `Auto` is folded at that time, but for MXINT8.
+    /// MXINT8 by NVFP4, and NVFP4 of K above 2^20, go as by `Mma`.
+    MmaFolded {
+        /// In how many ranges K is split; 0 for as many as the device wants. Partial sums are
+        /// exact, so the bits are the same.
+        ranges: usize,
+    },
     /// Streams B once, for few rows of A; any number is right.
     Decode {
         /// In how many ranges K is split; 0 for as many as the device wants. Partial sums are

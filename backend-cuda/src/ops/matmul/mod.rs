@@ -4,12 +4,14 @@
 //! |---|---|---|
 //! | `Naive` | `matmul_naive.cu` | one thread each; int64 where proven, else 640 bits |
 //! | `Mma` | `matmul_mma.cu` | tensor-core tiles; int32 fold, int64 by group, else 640 bits |
+//! | `MmaFolded` | `matmul_mma_folded.cu` | folded int8, int32; what is left by `Mma`'s |
 //! | `Decode` | `matmul_decode.cu` | 128 rows of B by 8 or 16 of A; int64 by group, else 640 bits |
 //! | `Wgmma` | `matmul_wgmma_*.cu` | Hopper: folded int8, int32; what is left by `Decode`'s |
 //!
-//! [`MatmulKernel::Auto`] takes the fastest that can by the shape and the device: `Decode` for up
-//! to 16 rows of A, `Wgmma` for 128 and more on compute capability 9.0, `Mma` otherwise. MXINT8 by
-//! NVFP4 has no kernel of `Wgmma`'s, and goes by `Mma` under it.
+//! [`MatmulKernel::Auto`] takes `Decode` for up to 16 rows of A, and for more the one that a model
+//! of the device finds fastest ([`model`]): `Wgmma` on compute capability 9.0 where there are tiles
+//! enough, `MmaFolded` where there are not and elsewhere, `Mma` where folding the weight would cost
+//! more than it saves. MXINT8 by NVFP4 has no kernel on folded operands, and goes by `Mma`.
 //!
 //! Where memory for the folded form is short, `Auto` goes on with `Mma`, which needs none.
 //!
@@ -18,8 +20,11 @@
 //! nothing from the host but shapes and the bounds below.
 
 mod decode;
+mod grouped;
 mod kernel;
 mod mma;
+mod mma_folded;
+mod model;
 mod naive;
 mod product;
 mod wgmma;
@@ -28,7 +33,9 @@ use std::sync::{Mutex, PoisonError};
 
 use fp4_core::{Error, PackedShape, Product as Encodings, padded_k};
 
+pub(crate) use grouped::{Route, grouped, route};
 pub use kernel::MatmulKernel;
+use model::{Choice, Rates};
 pub(crate) use naive::partial;
 use product::is_long;
 pub(crate) use product::{PATHS_BYTES, Product, Scratch, paths_of};
@@ -40,26 +47,36 @@ use crate::operand::packed::CudaOperand;
 
 /// What [`MatmulKernel::Auto`] stands for.
 fn choose(a: &CudaOperand, b: &CudaOperand, of: Encodings) -> MatmulKernel {
-    let m = a.shape.rows();
-    if m <= decode::MAX_ROWS && !is_long(of, a.k_pad) {
+    let (m, k_pad, gpu) = (a.shape.rows(), a.k_pad, &*a.gpu);
+    if is_long(of, k_pad) {
+        return MatmulKernel::Mma;
+    }
+    if m <= decode::MAX_ROWS {
         return MatmulKernel::Decode { ranges: 0 };
     }
-    let least = if b.folded.ready() { wgmma::MIN_ROWS } else { wgmma::MIN_ROWS_UNFOLDED };
-    let takes = wgmma::takes(MatmulKernel::Auto, &a.gpu, of, [m, a.k_pad]);
-    if m >= least && takes { MatmulKernel::Wgmma } else { MatmulKernel::Mma }
+    let shape = [m, b.shape.rows(), k_pad];
+    let auto = MatmulKernel::Auto;
+    match model::choose(&Rates::of(gpu), of, shape, b.folded.ready()) {
+        Choice::Wgmma if wgmma::takes(auto, gpu, of, [m, k_pad]) => MatmulKernel::Wgmma,
+        Choice::Wgmma | Choice::MmaFolded if mma_folded::takes(auto, gpu, of, [m, k_pad]) => {
+            MatmulKernel::MmaFolded { ranges: 0 }
+        }
+        _ => MatmulKernel::Mma,
+    }
 }
 
 /// Whether an activation of this shape is to be folded when it is quantized or imported. MXINT8 is
 /// not: only MXFP4 weights need it.
 pub(crate) fn folds_activation(kernel: MatmulKernel, gpu: &Gpu, shape: PackedShape) -> bool {
-    let enough = kernel == MatmulKernel::Wgmma || shape.rows() >= wgmma::MIN_ROWS;
+    let enough = kernel != MatmulKernel::Auto || shape.rows() > decode::MAX_ROWS;
     enough && folds_weight(kernel, gpu, shape)
 }
 
 /// Whether a weight of this shape is to be folded when it is prepared.
 pub(crate) fn folds_weight(kernel: MatmulKernel, gpu: &Gpu, shape: PackedShape) -> bool {
     let (Some(format), Ok(k_pad)) = (shape.format(), padded_k(shape.k())) else { return false };
-    wgmma::takes(kernel, gpu, Encodings::of(format), [shape.rows(), k_pad])
+    let (of, sizes) = (Encodings::of(format), [shape.rows(), k_pad]);
+    wgmma::takes(kernel, gpu, of, sizes) || mma_folded::takes(kernel, gpu, of, sizes)
 }
 
 /// Queues the product: round(f32(A * B^T) * alpha_i + bias_j), and what its paths were.
@@ -80,27 +97,41 @@ pub(crate) fn matmul(
             scratch().forget_tiles();
             MatmulKernel::Mma
         }
+        MatmulKernel::MmaFolded { .. } if long || mma_folded::kernels(encodings).is_none() => {
+            scratch().forget_tiles();
+            MatmulKernel::Mma
+        }
         forced => forced,
     };
-    if matches!(chosen, MatmulKernel::Decode { .. } | MatmulKernel::Wgmma) {
-        decode::load(of)?;
+    match chosen {
+        MatmulKernel::Decode { .. } => decode::load(of, false)?,
+        MatmulKernel::Wgmma => decode::load(of, true)?,
+        MatmulKernel::MmaFolded { .. } => mma_folded::load(of)?,
+        _ => {}
     }
-    if kernel == MatmulKernel::Auto && chosen == MatmulKernel::Wgmma {
-        let queued = wgmma::queue(of, &mut scratch());
-        if unless_memory_is_short(queued, "the wgmma kernels")? {
-            return Ok(());
+    if kernel == MatmulKernel::Auto {
+        let queued = match chosen {
+            MatmulKernel::Wgmma => Some(wgmma::queue(of, &mut scratch())),
+            MatmulKernel::MmaFolded { ranges } => {
+                Some(mma_folded::queue(of, ranges, &mut scratch()))
+            }
+            _ => None,
+        };
+        if let Some(queued) = queued {
+            if unless_memory_is_short(queued, "the kernels on folded operands")? {
+                return Ok(());
+            }
+            // Nothing that the outputs depend on is queued before its memory is there.
+            chosen = MatmulKernel::Mma;
         }
-        // Nothing that the outputs depend on is queued before its memory is there.
-        chosen = MatmulKernel::Mma;
     }
     match chosen {
-        MatmulKernel::Decode { ranges } => {
-            decode::queue(of, decode::Tiles::All, ranges, &mut scratch())
-        }
+        MatmulKernel::Decode { ranges } => decode::queue(of, ranges, &mut scratch()),
         MatmulKernel::Wgmma if !wgmma::available(&a.gpu, encodings) => {
             Err(Reason::NeedsHopper.into())
         }
         MatmulKernel::Wgmma => wgmma::queue(of, &mut scratch()),
+        MatmulKernel::MmaFolded { ranges } => mma_folded::queue(of, ranges, &mut scratch()),
         MatmulKernel::Mma if !long => mma::queue(of),
         MatmulKernel::Naive | MatmulKernel::Mma | MatmulKernel::Auto => naive::queue(of),
     }

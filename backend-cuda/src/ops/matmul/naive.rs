@@ -7,7 +7,7 @@ use fp4_core::{Error, ExactSum, FixedSum, PartialsMut, Product as Encodings};
 
 use super::product::{Product, largest_term, of_product};
 use crate::build::arguments::{
-    EXACT_LIMBS, MatmulArgs, NAIVE_TILE, NVFP4_INT64_GROUPS, PartialArgs, product,
+    EXACT_LIMBS, MatmulArgs, NAIVE_TILE, NVFP4_INT64_GROUPS, PartialArgs, Pointer, product,
 };
 use crate::build::kernels::{MATMUL_NAIVE, PARTIAL};
 use crate::device::buffer::Buffer;
@@ -35,6 +35,9 @@ pub(super) fn arguments(of: &Product<'_>) -> Result<MatmulArgs, Error> {
         product: product(encodings)?,
         joint_limit: joint_limit(encodings, k_pad / encodings.b.group().get()),
         k_folds: 0,
+        left: Pointer::NULL,
+        left_rows: 0,
+        unused: 0,
     })
 }
 

@@ -2,7 +2,7 @@
 
 use fp4_core::{Encoding, Error, Format, Paths, Product as Encodings};
 
-use crate::build::arguments::{self, NVFP4_INT64_GROUPS, Outputs, Pointer};
+use crate::build::arguments::{self, FoldedOperand, NVFP4_INT64_GROUPS, Outputs, Pointer};
 use crate::build::kernels::Kernel;
 use crate::device::buffer::Buffer;
 use crate::device::gpu::Gpu;
@@ -41,9 +41,12 @@ pub(crate) struct Scratch {
     pub(crate) a: Folded,
     pub(crate) b: Folded,
     pub(super) zeros: Buffer,
-    /// A byte for each tile of the last `Wgmma` that ran and is no graph's, and how many there are.
-    pub(super) todo: Buffer,
+    /// How many tiles the last `Wgmma` or `MmaFolded` left, and which.
+    pub(super) left: Buffer,
+    /// How many tiles it had, if it ran and is no graph's.
     pub(super) tiles: usize,
+    /// Arguments of the products of a launch of several.
+    pub(super) grouped: Buffer,
 }
 
 impl Scratch {
@@ -52,18 +55,46 @@ impl Scratch {
         self.tiles = 0;
     }
 
-    /// How many tiles of the last `MatmulKernel::Wgmma` product were left to the kernel by
-    /// groups, of how many. The caller has synchronized.
+    /// Folds the operands that have no folded form, into buffers of this.
+    pub(super) fn fold(&mut self, of: &Product<'_>) -> Result<(), Error> {
+        for (operand, spare) in [(of.a, &mut self.a), (of.b, &mut self.b)] {
+            if !operand.folded.ready() {
+                spare.fill(&operand.shape_to_fold()?)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The folded forms after [`fold`](Self::fold).
+    pub(super) fn folded(&self, of: &Product<'_>) -> Result<[FoldedOperand; 2], Error> {
+        let folded = |operand: &CudaOperand, spare: &Folded| {
+            let folded = if operand.folded.ready() { &operand.folded } else { spare };
+            folded.operand(operand.shape.rows(), operand.meta.pointer())
+        };
+        Ok([folded(of.a, &self.a)?, folded(of.b, &self.b)?])
+    }
+
+    /// Makes room for a list of so many tiles, and queues an empty one.
+    pub(super) fn reserve_left(&mut self, gpu: &Gpu, tiles: usize) -> Result<(), Error> {
+        self.left.reserve(&gpu.stream, 4 * (1 + tiles))?;
+        self.left.zero(&gpu.stream, 4)
+    }
+
+    /// How many tiles of the last product by `Wgmma` or `MmaFolded` were left to another kernel,
+    /// of how many. The caller has synchronized.
     pub(crate) fn tiles_left(&self, gpu: &Gpu) -> Result<(usize, usize), Error> {
-        let mut todo = vec![0; self.tiles];
-        self.todo.download(&gpu.stream, &mut todo)?;
+        if self.tiles == 0 {
+            return Ok((0, 0));
+        }
+        let mut left = [0u32];
+        self.left.download(&gpu.stream, bytemuck::cast_slice_mut(&mut left))?;
         gpu.synchronize()?;
-        Ok((todo.iter().filter(|&&left| left != 0).count(), self.tiles))
+        Ok((left[0] as usize, self.tiles))
     }
 
     /// Bytes of device memory held.
     pub(crate) fn allocated_bytes(&self) -> usize {
-        let own = [&self.sums, &self.arrivals, &self.zeros, &self.todo];
+        let own = [&self.sums, &self.arrivals, &self.zeros, &self.left, &self.grouped];
         let own: usize = own.iter().map(|buffer| buffer.len()).sum();
         own + self.a.allocated_bytes() + self.b.allocated_bytes()
     }

@@ -1,11 +1,11 @@
 //! The wgmma kernels, `matmul_wgmma_*.cu`, for compute capability 9.0: many rows of A.
 //!
 //! Both operands are folded to int8 first (`fold.rs`), a weight once. Tiles that the folded form
-//! cannot prove exact are marked on the device and computed by the kernel by groups.
+//! cannot prove exact are put in a list on the device, and the kernel by groups walks it.
 
 use fp4_core::{Encoding, Error, Format, Product as Encodings, Unsupported};
 
-use super::decode::{self, Tiles};
+use super::decode;
 use super::kernel::MatmulKernel;
 use super::product::{Product, Scratch, is_long};
 use crate::build::arguments::{TILE_ROWS, WGMMA_THREADS, WgmmaArgs};
@@ -20,9 +20,6 @@ use crate::operand::folded::block_bytes;
 pub(super) const COMPUTE_CAPABILITY: i32 = 90;
 /// Least rows of A for which this kernel is the choice: a tile, half empty below it. Not measured.
 pub(super) const MIN_ROWS: usize = TILE_ROWS;
-/// The same where the weight is yet to be folded, by arithmetic: reading and writing it costs what
-/// the faster kernel saves on about 200 rows. Not measured.
-pub(super) const MIN_ROWS_UNFOLDED: usize = 256;
 
 /// The kernel of a product and its tile; none for MXINT8 by NVFP4.
 fn kernel(of: Encodings) -> Option<(&'static Kernel<WgmmaArgs>, [usize; 2])> {
@@ -77,7 +74,8 @@ pub(super) fn queue(of: &Product<'_>, scratch: &mut Scratch) -> Result<(), Error
             spare.fill(&operand.shape_to_fold()?)?;
         }
     }
-    scratch.todo.reserve(stream, tiles)?;
+    scratch.left.reserve(stream, 4 * (1 + tiles))?;
+    scratch.left.zero(stream, 4)?;
     let zeros = block_bytes(a)?.max(block_bytes(b.into())?);
     scratch.zeros.reserve_zeros(stream, zeros)?;
     let [a, b] = [(of.a, &scratch.a), (of.b, &scratch.b)].map(|(operand, spare)| {
@@ -89,15 +87,17 @@ pub(super) fn queue(of: &Product<'_>, scratch: &mut Scratch) -> Result<(), Error
         b: b?,
         outputs: of.outputs,
         zeros: scratch.zeros.pointer(),
-        todo: scratch.todo.pointer(),
+        left: scratch.left.pointer(),
         paths: of.paths,
         k_pad: int(of.a.k_pad)?,
         unused: 0,
     };
-    // SAFETY: as in `naive::queue`; both operands are folded, and there is a mark for each tile.
-    unsafe { of.a.gpu.launch(kernel, Grid::row(tiles, WGMMA_THREADS), &args)? };
+    // A block fills a multiprocessor and takes one tile after the other.
+    let grid = Grid::row(tiles.min(of.a.gpu.processors), WGMMA_THREADS);
+    // SAFETY: as in `naive::queue`; both operands are folded, and the list has room for all tiles.
+    unsafe { of.a.gpu.launch(kernel, grid, &args)? };
     if !stream.gate.captures_here() {
         scratch.tiles = tiles;
     }
-    decode::queue(of, Tiles::Marked { todo: scratch.todo.pointer(), shape }, 0, scratch)
+    decode::queue_left(of, scratch.left.pointer(), shape)
 }
