@@ -5,8 +5,9 @@
 //! ```
 //!
 //! PROFILE is quick, full or exhaustive; KERNEL is auto, naive, mma, folded, decode or wgmma, and
-//! forces it on every product; `auto` is what the backend would take. Exit code 0 if every compared value is
-//! equal, 1 if one differs, 2 without a device, 77 if the device does not have the kernel.
+//! forces it on every product; `auto` is what the backend would take. Exit code 0 if every
+//! compared value is equal, 1 if one differs, 2 without a device, 77 if the device does not have
+//! the kernel.
 
 use fp4_backend_cuda::{Cuda, MatmulKernel};
 use fp4_conformance::suite::{Profile, Registered, Suite};
