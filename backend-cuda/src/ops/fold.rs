@@ -94,8 +94,8 @@ mod tests {
     use crate::{Cuda, MatmulKernel};
 
     /// What a folding wrote, whichever extra blocks it took: bases, tiles without a folded form,
-    /// and for each slice its sets of windows, the block of window 0, and the others in order of the
-    /// window.
+    /// and for each slice its sets of windows, the block of window 0, and the others in order of
+    /// the window.
     #[derive(PartialEq)]
     struct Contents {
         bases: Vec<i32>,
