@@ -9,9 +9,10 @@
 //         slices whose entry names windows other than 0 get extra blocks, and the codes are read
 //         once more for them
 //
-// A slice's entry must be 0 before fold_eight, and `used` and `incomplete` too. Window 0 has a fixed
-// place, so rows fold without waiting for each other; only what ordinary data has none of needs the
-// second launch, which otherwise reads the entries (two words for 128 x 128 elements) and ends.
+// A slice's entry must be 0 before fold_eight, and `used` and `incomplete` too. Window 0 has a
+// fixed place, so rows fold without waiting for each other; only what ordinary data has none of
+// needs the second launch, which otherwise reads the entries (two words for 128 x 128 elements) and
+// ends.
 //
 // The eight rows of fold_eight are those of a wgmma core matrix: 8 x 16 bytes in a row, which a
 // warp writes as whole 128-byte lines. Cost: codes and scales are read twice, the second time from

@@ -1,11 +1,11 @@
 // The wgmma matmul on folded operands, common to its products (C6, C10): Hopper, many rows of A.
 // Not yet run on hardware.
 //
-//     grid: a block a multiprocessor; each takes tiles of 128 rows of A x TILE_N rows of B, of which
-//     it does, by three roles that run ahead of each other:
+//     grid: a block a multiprocessor; each takes tiles of 128 rows of A x TILE_N rows of B, of
+//     which it does, by three roles that run ahead of each other:
 //
-//     warpgroup 0, warp 0     for each tile: its plan (wgmma_plan.cuh), which it publishes; then one
-//                             lane: for each product, bulk copies of its blocks into the ring
+//     warpgroup 0, warp 0     for each tile: its plan (wgmma_plan.cuh), which it publishes; then a
+//                             lane, for each product: bulk copies of its blocks into the ring
 //     warpgroup 0, warp 1     for each tile: the scales of rows and columns (wgmma_epilogue.cuh)
 //     warpgroups 1 and 2      for each tile, 64 rows each, accumulators in registers:
 //         for each level of the plan from the highest down:
@@ -14,10 +14,11 @@
 //         units = sums; NVFP4: hh 4096 + (ss - hh - ll) 64 + ll; MXINT8: hi 16 + lo
 //         out = round(f32(units * 2^exponent) * alpha_i + bias_j)
 //
-// So the next tile is planned, and its first stages are copied, under the end of this one. Plans and
-// scales are two of each, passed on by mbarriers: `planned` and `scaled` say that they are written,
-// `taken` that all who read them have. The ring needs no proxy fence where it is reused: nothing but
-// bulk copies writes it and nothing but wgmma reads it, and `empty` follows the wait for those.
+// So the next tile is planned, and its first stages are copied, under the end of this one. Plans
+// and scales are two of each, passed on by mbarriers: `planned` and `scaled` say that they are
+// written, `taken` that all who read them have. The ring is written by bulk copies alone and read
+// by wgmma, whose end is waited for before `empty`; where ldmatrix reads it (NVFP4), a proxy fence
+// lies between.
 //
 // A tile that its plan leaves goes into the list of `left` ones, which another kernel walks.
 //
@@ -27,16 +28,16 @@
 // of at most 2 * 90 * 32 = 5760 < 90^2, so it fits as well, and ss - hh - ll is it modulo 2^32
 // although ss, with terms of up to 122^2, may wrap. |units| < 2^31 * (4096 + 64 + 1) < 2^44.
 //
-// A's third plane is not copied: hi + lo, at most 122, is added in registers, from which wgmma takes
-// it. B's must lie in shared memory, and is copied.
+// A's third plane is not copied: hi + lo, at most 122, is added in registers, from which wgmma
+// takes it. B's must lie in shared memory, and is copied.
 //
 // MXINT8 by MXFP4, two products: both digits of A by the one of B, each a sum that fits by the
 // bound. |units| < 2^31 * 17 < 2^36.
 //
 // Cost. A stage is a slice of K = 128, of NVFP4 one of its three planes: 48 KiB and 1024 clocks of
-// the tensor cores for MXFP4 (128 x 256 x 128) and for MXINT8 (128 x 128 x 128, two products), 32 KiB
-// and 512 clocks for NVFP4 (128 x 128 x 128), every third of 16 KiB. A stage costs the producer a wait and two or three
-// copies.
+// the tensor cores for MXFP4 (128 x 256 x 128) and for MXINT8 (128 x 128 x 128, two products), 32
+// KiB and 512 clocks for NVFP4 (128 x 128 x 128), every third of 16 KiB. A stage costs the producer
+// a wait and two or three copies.
 #pragma once
 
 #include "wgmma_epilogue.cuh"
@@ -211,7 +212,7 @@ template <int PRODUCT>
 __device__ __forceinline__ void wgmma_scale(const WgmmaArgs& p, WgmmaShared<PRODUCT>& shared) {
     typedef WgmmaShape<PRODUCT> Shape;
     for (Turn turn;; turn.next()) {
-        // The plan is made only after `taken`, so the scales of two tiles before have been read too.
+        // The plan is made after `taken`: the scales of two tiles before have been read, too.
         mbarrier_wait(&shared.planned[turn.side()], turn.parity());
         const TilePlan& plan = shared.plans[turn.side()];
         const TilePlace place = plan.place;
@@ -253,8 +254,8 @@ __device__ __forceinline__ void give_back(WgmmaShared<PRODUCT>& shared, int last
     }
 }
 
-// sums += a product of blocks, or = unless it ADDs; it is under way afterwards. `last`, the last one's
-// slot, is given back. All planes in one slot.
+// sums += a product of blocks, or = unless it ADDs; it is under way afterwards. `last`, the last
+// one's slot, is given back. All planes in one slot.
 template <int PRODUCT, bool ADD, int SUMS, int REGISTERS>
 __device__ __forceinline__ void multiply_at_once(int (&sums)[SUMS][REGISTERS], unsigned char* ring, WgmmaShared<PRODUCT>& shared,
                                                  RingPlace& at, int& last) {
@@ -323,7 +324,8 @@ __device__ __forceinline__ void multiply_planes(int (&sums)[SUMS][REGISTERS], un
         wgmma_s8<TILE_N>(sums[1], lo.a() + (u64)(step * STEP_OFFSET), lo.b() + (u64)(step * STEP_OFFSET), ADD || step > 0);
         wgmma_commit();
     }
-    __syncwarp(ALL_LANES); // all of the warp have read hi
+    fence_proxy_async(); // what ldmatrix has read may be copied over
+    __syncwarp(ALL_LANES);
     if (elect_lane()) mbarrier_arrive(&shared.empty[first]);
     last = first + 2;
     at.slot = last;

@@ -17,18 +17,18 @@
 //   3. -126 <= ea <= 127, and 2^-126 < |2^ea * alpha_i| < 2^128 after rounding: then it was exact.
 //      Below 2^-126 rounding may reach 2^-126 itself, but not pass it; hence "<".
 //   So y is one rounding of the real number F * 2^eb * 2^ea * alpha_i = s32 * alpha_i. QED.
-//   4. No row or column is NaN and every bias is finite. s32 and 2^ea * alpha_i are finite, so y may
-//      be infinite but is not NaN, nor is y + bias: packed conversions, whose NaN is not ours, see
-//      none.
-// A row without live groups has F = 0 whatever its exponent: it does not count in 1 to 3, and ea = 0
-// stands for it; so for columns. ea = eb = 80 with alpha = 2^-100 shows what 1 is for: s32 is +inf
-// and so is y, although 2^80 * (2^80 * 2^-100) is finite.
+//   4. No row or column is NaN and every bias is finite. s32 and 2^ea * alpha_i are finite, so y
+//      may be infinite but is not NaN, nor is y + bias: packed conversions, whose NaN is not ours,
+//      see none.
+// A row without live groups has F = 0 whatever its exponent: it does not count in 1 to 3, and 0
+// stands for its ea; so for columns. ea = eb = 80 with alpha = 2^-100 shows what 1 is for: s32 is
+// +inf and so is y, although 2^80 * (2^80 * 2^-100) is finite.
 //
 // The other tiles (those, the ragged last ones along n, rows that are not aligned) go output by
 // output; the registers are shifted past the code, which would not fit 128 times.
 //
-// Stores. A lane has two neighbouring columns of a row for each 8; four lanes have the 32 bytes of a
-// sector in f32. In 16 bits they have half of one, so two lanes swap words of two blocks of 8
+// Stores. A lane has two neighbouring columns of a row for each 8; four lanes have the 32 bytes of
+// a sector in f32. In 16 bits they have half of one, so two lanes swap words of two blocks of 8
 // columns, and four lanes have the 16 columns of a sector.
 #pragma once
 
@@ -58,7 +58,8 @@ __device__ __forceinline__ float round_units(Units units, int exponent) {
 }
 
 // By a whole warp: the scales of rows first_row .. of A and first_column .. of B, of which base +
-// `add_a` and base + `add_b` are the exponents. Whether the tile may go the fast way is known after.
+// `add_a` and base + `add_b` are the exponents. Whether the tile may go the fast way is known
+// after.
 template <int TILE_N>
 __device__ __forceinline__ void scale_tile(const Outputs& to, const FoldedOperand& a, const FoldedOperand& b, int first_row,
                                            int first_column, int add_a, int add_b, TileScales<TILE_N>& scales) {
@@ -149,8 +150,8 @@ __device__ __forceinline__ void store_fast(const int (&sums)[Shape::SUMS][Shape:
     const float factor[2] = {scales.rows[at.row_in_tile], scales.rows[at.row_in_tile + 8]};
     const bool here[2] = {at.row < at.rows, at.row + 8 < at.rows};
     const int first = at.column - at.column_in_tile;
-    // Of 16-bit outputs a lane stores four columns of 16: even lanes of the first 8, odd ones of the
-    // second.
+    // Of 16-bit outputs a lane stores four columns of 16: even lanes of the first 8, odd ones of
+    // the second.
     const i64 index = (i64)at.row * at.columns + first + (OUT == F32 ? 2 * t : t % 2 * 8 + t / 2 * 4);
 #pragma unroll
     for (int pair = 0; pair < BLOCKS / 2; pair++) {

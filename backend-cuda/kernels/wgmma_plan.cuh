@@ -6,7 +6,8 @@
 // is one integer in units of the lowest level.
 //
 //     plain tile    all of A's and of B's rows lie in window 0 (nothing took an extra block): one
-//                   level, a product for each slice of 128 of K, at addresses that follow each other
+//                   level, a product for each slice of 128 of K, at addresses that follow each
+//                   other
 //     listed tile   for each slice, every pair of windows that share a step: a list in shared
 //                   memory, the highest level first. Two passes over the entries: count, write.
 //                   Without any, one product of zeros
