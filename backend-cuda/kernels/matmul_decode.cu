@@ -508,8 +508,9 @@ DECODE_KERNEL(matmul_decode_mxint8_mxfp4_16, fp4::MXINT8_MXFP4, 2)
 DECODE_KERNEL(matmul_decode_mxint8_nvfp4_8, fp4::MXINT8_NVFP4, 1)
 DECODE_KERNEL(matmul_decode_mxint8_nvfp4_16, fp4::MXINT8_NVFP4, 2)
 
-#define DECODE_GROUPED(name, PRODUCT)                                \
-    KERNEL_BOUNDS(32 * fp4::WARPS, 2)                                \
+// Registers as they need them, here and below: one block a multiprocessor will do.
+#define DECODE_GROUPED(name, PRODUCT)                                 \
+    KERNEL_BOUNDS(32 * fp4::WARPS, 1)                                 \
     void name(fp4::GroupedArgs p) { fp4::decode_one_of<PRODUCT>(p); } \
     EXPORT(name)
 DECODE_GROUPED(matmul_decode_grouped_mxfp4, fp4::MXFP4)
@@ -517,7 +518,6 @@ DECODE_GROUPED(matmul_decode_grouped_nvfp4, fp4::NVFP4)
 DECODE_GROUPED(matmul_decode_grouped_mxint8_mxfp4, fp4::MXINT8_MXFP4)
 DECODE_GROUPED(matmul_decode_grouped_mxint8_nvfp4, fp4::MXINT8_NVFP4)
 
-// Registers as they need them: one block a multiprocessor will do.
 #define DECODE_LEFT_KERNEL(name, PRODUCT)                             \
     KERNEL_BOUNDS(32 * fp4::WARPS, 1)                                 \
     void name(fp4::DecodeArgs p) { fp4::decode_left<PRODUCT, 2>(p); } \
