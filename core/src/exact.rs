@@ -386,7 +386,10 @@ impl ScaledSum {
     pub fn add_scaled(&mut self, significand: i64, exponent: i32) -> Result<(), Error> {
         let shift = exponent.wrapping_sub(self.exponent);
         let units = match shift {
-            0..64 => i64::try_from(i128::from(significand) << shift).ok(),
+            0..64 => {
+                let units = significand << shift;
+                (units >> shift == significand).then_some(units)
+            }
             -63..0 => {
                 let units = significand >> -shift;
                 (units << -shift == significand).then_some(units)

@@ -39,6 +39,8 @@ const NEW: &str = "new";
 const OLD: &str = "old";
 pub(super) const DISCARDED: &str = "discarded";
 const JOURNAL: &str = "journal";
+/// The journals of ranks that write one output begin so; their numbers follow.
+pub(crate) const RANK_JOURNAL: &str = "journal-";
 const SEALED: &str = "sealed";
 
 /// What this process is building. Process-wide, because a signal is: whoever ends the process must
@@ -120,6 +122,7 @@ fn check_contents(folder: &Path) -> io::Result<()> {
         let known = match entry.file_name().to_str() {
             Some(LOCK | FOR | JOURNAL | SEALED) => entry.file_type()?.is_file(),
             Some(NEW | OLD | DISCARDED) => true,
+            Some(name) if name.starts_with(RANK_JOURNAL) => entry.file_type()?.is_file(),
             _ => false,
         };
         if !known {

@@ -92,6 +92,11 @@ impl<'a> Files<'a> {
         Files { entries: entries.collect(), resumed: output.resume.is_some() }
     }
 
+    /// The same, which other processes write to too.
+    pub(super) fn shared(self) -> Self {
+        Files { resumed: true, ..self }
+    }
+
     pub(super) fn len(&self) -> usize {
         self.entries.len()
     }

@@ -15,6 +15,8 @@
 //! commit    flush, rename into the place                              (atomic::New)
 //! ```
 //!
+//! [`write_over`] is the same by several processes at once, each with a share of the jobs.
+//!
 //! Who calls is told of everything in the order of the jobs, on its own thread. Bytes and reports
 //! depend neither on the number of threads nor on the memory.
 //!
@@ -27,6 +29,7 @@ mod files;
 mod inputs;
 mod journal;
 mod run;
+mod team;
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -46,6 +49,7 @@ use journal::Journal;
 pub use journal::Settings;
 pub use run::Progress;
 use run::Run;
+pub use team::write_over;
 
 /// Where everything in an output file goes.
 pub trait Layout: Sync {
@@ -189,7 +193,7 @@ pub fn write<J: Job>(
     let (mut journal, mut done) = (None, BTreeMap::new());
     if let Some(settings) = &output.resume {
         let fingerprint = journal::fingerprint(inputs, contents, settings)?;
-        let opened = Journal::open(&new.journal(), &fingerprint, output.path, jobs.len())?;
+        let opened = Journal::open_all(&new.journal(), &fingerprint, output.path, jobs.len())?;
         (journal, done) = (Some(opened.0), opened.1);
     }
     if done.is_empty() {
