@@ -157,7 +157,7 @@ pub(crate) fn run(comm: &Mpi, args: &Args) -> Result<bool> {
     }
     let n = n + usize::from(args.other_rank == Some(rank));
     let own = match args.plant_fault && rank + 1 == ranks {
-        true => Runtime::new(Backends::available().with(Backend::new(RoundsPartials))),
+        true => Runtime::new(Backends::available().with(Backend::matmul_only(RoundsPartials))),
         false => runtime(rank),
     };
     let mut tally = Tally::default();

@@ -82,6 +82,15 @@ impl Drop for Sum {
     }
 }
 
+/// A buffer with an address of its own, however long: that of an empty `Vec<u8>` is 1, which Open
+/// MPI takes for MPI_IN_PLACE.
+fn buffer<T: Copy + Default>(from: &[T], len: usize) -> Vec<T> {
+    let mut buffer = Vec::with_capacity(len.max(1));
+    buffer.extend_from_slice(from);
+    buffer.resize(len, T::default());
+    buffer
+}
+
 impl Mpi {
     /// The ranks of a communicator, on a duplicate of it. All of its ranks call it.
     pub fn new(comm: &SimpleCommunicator) -> Self {
@@ -121,7 +130,7 @@ impl Mpi {
     pub fn sum_floats(&self, values: Vec<f32>) -> Result<Vec<f32>, CommError> {
         let what = "a sum of floats (MPI_Iallreduce)";
         let (count, comm) = (self.count(values.len(), what)?, self.handle(what)?);
-        let mut sums = vec![0f32; values.len()];
+        let mut sums: Vec<f32> = buffer(&[], values.len());
         // SAFETY: an all-null request is a value of the type; MPI writes it next.
         let mut request: ffi::MPI_Request = unsafe { std::mem::zeroed() };
         // SAFETY: both buffers have `count` values and live until the request has ended: they are
@@ -201,7 +210,7 @@ impl Communicator for Mpi {
     fn max(&self, bytes: &mut [u8]) -> Result<(), CommError> {
         let what = "a maximum (MPI_Iallreduce)";
         let (count, comm) = (self.count(bytes.len(), what)?, self.handle(what)?);
-        let (own, mut all) = (bytes.to_vec(), vec![0u8; bytes.len()]);
+        let (own, mut all) = (buffer(bytes, bytes.len()), buffer::<u8>(&[], bytes.len()));
         // SAFETY: an all-null request is a value of the type; MPI writes it next.
         let mut request: ffi::MPI_Request = unsafe { std::mem::zeroed() };
         // SAFETY: both buffers have `count` bytes and live until the request has ended: they are
@@ -242,7 +251,7 @@ impl Communicator for Mpi {
             places.push(end);
             end += count;
         }
-        let (own, mut all) = (own.to_vec(), vec![0u8; end as usize]);
+        let (own, mut all) = (buffer(own, own.len()), buffer::<u8>(&[], end as usize));
         let ty = u8::equivalent_datatype();
         // SAFETY: an all-null request is a value of the type; MPI writes it next.
         let mut request: ffi::MPI_Request = unsafe { std::mem::zeroed() };
@@ -285,7 +294,7 @@ impl Communicator for Mpi {
             }
         };
         let own = counts.get(self.rank()).map_or(words.len(), |&own| own as usize);
-        let sums = vec![0i64; own];
+        let sums = buffer(&[], own);
         // SAFETY: an all-null request is a value of the type; MPI writes it where one is started.
         let request: ffi::MPI_Request = unsafe { std::mem::zeroed() };
         let mut sum = Sum { request, words, sums, counts, ended: true };
