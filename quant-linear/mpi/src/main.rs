@@ -8,6 +8,7 @@ mod fault;
 mod model;
 mod split;
 
+use std::io::Write;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
@@ -76,7 +77,9 @@ fn main() -> Result<ExitCode> {
         Ok(true) => Ok(ExitCode::SUCCESS),
         Ok(false) => Ok(ExitCode::FAILURE),
         Err(error) => {
-            eprintln!("fp4-mpi: rank {} of {}: {error:#}", comm.rank(), comm.size());
+            // In one piece: the ranks share a terminal.
+            let said = format!("fp4-mpi: rank {} of {}: {error:#}\n", comm.rank(), comm.size());
+            let _ = std::io::stderr().write_all(said.as_bytes());
             // All may have the same to say: a moment for them to say it.
             std::thread::sleep(Duration::from_millis(200));
             fp4_mpi::abort(&comm, 2)
