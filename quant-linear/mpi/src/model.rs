@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use anyhow::{Context, Result, ensure};
+use fp4_core::FloatType;
 use fp4_mpi::Mpi;
 use quant_linear::sharded::Communicator;
 use quant_linear_models::decoder::{Decoder, Logits, Options, Step, TextTokenizer, argmax};
@@ -70,7 +71,7 @@ impl Run {
 enum Way<'a> {
     Whole,
     Split(&'a Arc<Mpi>),
-    Rounded(usize, &'a Arc<Changed>),
+    Rounded(usize, FloatType, &'a Arc<Changed>),
 }
 
 impl Way<'_> {
@@ -80,8 +81,8 @@ impl Way<'_> {
         Ok(match self {
             Way::Whole => None,
             Way::Split(comm) => Some(Box::new(Split::of(quantized, name, comm)?)),
-            Way::Rounded(ranks, changed) => match is_row_parallel(name) {
-                true => Some(Box::new(Rounded::of(quantized, *ranks, changed)?)),
+            Way::Rounded(ranks, ty, changed) => match is_row_parallel(name) {
+                true => Some(Box::new(Rounded::of(quantized, *ranks, *ty, changed)?)),
                 false => None,
             },
         })
@@ -118,7 +119,7 @@ fn decoder(args: &Args, way: &Way<'_>) -> Result<Run> {
     let options = Options { encoding: Some(args.encoding), head: None };
     let mut decoder = Decoder::open(&args.path, options)?;
     if !matches!(way, Way::Whole) {
-        decoder.replace_linears(&|layer| {
+        decoder.replace_linears(|layer| {
             let quantized = layer.quantized().context("it is not quantized")?;
             way.replace(&layer.name, &Whole(quantized))
         })?;
@@ -167,19 +168,22 @@ pub(crate) fn run(comm: &Arc<Mpi>, args: &Args) -> Result<bool> {
             all[3],
             all[1]
         );
-        for &ranks in &args.rounded {
-            let changed = Arc::default();
-            let rounded = model(&Way::Rounded(ranks, &changed))?;
-            let [values, tokens] = whole.differ(&rounded);
-            println!(
-                "rounded: {} in {ranks} parts: {} of {} outputs of row-parallel layers differ, {values} \
-                 of {} {what}, {tokens} of {} tokens",
-                args.encoding,
-                changed.differ.load(Ordering::Relaxed),
-                changed.outputs.load(Ordering::Relaxed),
-                whole.values.len(),
-                whole.tokens.len()
-            );
+        for ty in [FloatType::F32, FloatType::Bf16] {
+            let one = model(&Way::Rounded(1, ty, &Arc::default()))?;
+            for &ranks in &args.rounded {
+                let changed = Arc::default();
+                let parts = model(&Way::Rounded(ranks, ty, &changed))?;
+                let [values, tokens] = one.differ(&parts);
+                println!(
+                    "rounded to {ty}: {} in {ranks} parts: {} of {} outputs of row-parallel layers \
+                     differ, {values} of {} {what}, {tokens} of {} tokens",
+                    args.encoding,
+                    changed.differ.load(Ordering::Relaxed),
+                    changed.outputs.load(Ordering::Relaxed),
+                    one.values.len(),
+                    one.tokens.len()
+                );
+            }
         }
     }
     Ok(all[2] > 0 && all[0] == 0 && all[1] == 0)

@@ -11,10 +11,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use anyhow::{Result, ensure};
-use fp4_core::{Epilogue, ExactSum, PartialsMut};
+use fp4_core::{Epilogue, ExactSum, FloatType, PartialsMut, bf16, f16, nvfp4_row_scale};
 use fp4_mpi::Mpi;
 use quant_linear::sharded::{ColumnParallel, ColumnShard, Communicator, RowParallel, RowShard};
-use quant_linear::{PackedRows, QuantLinear};
+use quant_linear::{ActivationEncoding, QuantLinear};
 use quant_linear_models::linear::Linear;
 
 /// True for the layers whose input is split: those that end a half of a block.
@@ -65,16 +65,22 @@ pub(crate) struct Changed {
     pub(crate) differ: AtomicU64,
 }
 
-/// A row-parallel layer as it is elsewhere: each rank's sum is rounded to f32, and those are added in
-/// f32, in the order of the ranks. In one process.
+/// A row-parallel layer as it is elsewhere: each rank's outputs are rounded to a type, and those are
+/// added in it, in the order of the ranks. In one process; one part is an output rounded once.
 pub(crate) struct Rounded {
     whole: QuantLinear,
     shards: Vec<(QuantLinear, std::ops::Range<usize>)>,
+    ty: FloatType,
     changed: Arc<Changed>,
 }
 
 impl Rounded {
-    pub(crate) fn of(layer: &QuantLinear, ranks: usize, changed: &Arc<Changed>) -> Result<Self> {
+    pub(crate) fn of(
+        layer: &QuantLinear,
+        ranks: usize,
+        ty: FloatType,
+        changed: &Arc<Changed>,
+    ) -> Result<Self> {
         let mut shards = Vec::new();
         for rank in 0..ranks {
             let RowShard { parts, columns, .. } = RowShard::even(layer, rank, ranks)?;
@@ -84,7 +90,16 @@ impl Rounded {
                 shards.push((shard, columns));
             }
         }
-        Ok(Rounded { whole: layer.clone(), shards, changed: changed.clone() })
+        Ok(Rounded { whole: layer.clone(), shards, ty, changed: changed.clone() })
+    }
+
+    /// Rounded to the type.
+    fn rounded(&self, value: f32) -> f32 {
+        match self.ty {
+            FloatType::F32 => value,
+            FloatType::F16 => f16::from_f32(value).to_f32(),
+            FloatType::Bf16 => bf16::from_f32(value).to_f32(),
+        }
     }
 }
 
@@ -92,30 +107,37 @@ impl Linear for Rounded {
     fn forward(&self, x: &[f32], rows: usize, y: &mut [f32]) -> Result<()> {
         let (n, k) = (self.whole.out_features(), self.whole.in_features());
         ensure!(x.len() == rows * k, "an input of {} values is not ({rows}, {k})", x.len());
-        let mut sums = vec![0f32; rows * n];
-        let mut row_scales = Vec::new();
         let amax = self.whole.row_amax(x.into(), rows)?;
-        for (shard, columns) in &self.shards {
+        let mut exact = vec![ExactSum::ZERO; rows * n];
+        let alpha = self.whole.alpha()?;
+        y.fill(0.0);
+        for (at, (shard, columns)) in self.shards.iter().enumerate() {
             let own: Vec<f32> =
                 x.chunks(k).flat_map(|row| &row[columns.clone()]).copied().collect();
             let a = shard.quantize_packed((&own[..]).into(), rows, Some(&amax))?;
-            let PackedRows { packed, row_scales: scales } = a;
-            row_scales = scales;
-            let mut exact = vec![ExactSum::ZERO; rows * n];
-            shard.partial_into(packed.view(), PartialsMut::Exact(&mut exact))?;
-            sums.iter_mut().zip(&exact).for_each(|(to, part)| *to += part.to_f32());
+            let row_scales = (!a.row_scales.is_empty()).then_some(&a.row_scales[..]);
+            let epilogue = Epilogue::new(alpha).with_row_scales(row_scales);
+            let mut part = vec![ExactSum::ZERO; rows * n];
+            shard.partial_into(a.packed.view(), PartialsMut::Exact(&mut part))?;
+            for (i, ((y, part), exact)) in y.iter_mut().zip(&part).zip(&mut exact).enumerate() {
+                exact.merge(part);
+                let part = self.rounded(epilogue.apply::<f32>(part.to_f32(), i / n, i % n));
+                // The first is not added to anything.
+                *y = if at == 0 { part } else { self.rounded(*y + part) };
+            }
         }
-        let epilogue = Epilogue::new(self.whole.alpha()?)
-            .with_row_scales((!row_scales.is_empty()).then_some(&row_scales[..]))
-            .with_bias(self.whole.bias());
-        for (at, (y, sum)) in y.iter_mut().zip(&sums).enumerate() {
-            *y = epilogue.apply(*sum, at / n, at % n);
+        let mut differ = 0;
+        let row_alpha = |i: usize| match self.whole.activations() {
+            ActivationEncoding::OwnRowScales => alpha * nvfp4_row_scale(amax[i]),
+            _ => alpha,
+        };
+        for (i, (y, exact)) in y.iter_mut().zip(&exact).enumerate() {
+            let once = self.rounded(exact.to_f32() * row_alpha(i / n));
+            differ += u64::from(once.to_bits() != y.to_bits());
+            *y = self.rounded(*y + self.whole.bias().map_or(0.0, |bias| bias[i % n]));
         }
-        let mut exact = vec![0f32; rows * n];
-        self.whole.forward_into(x.into(), rows, (&mut exact[..]).into())?;
-        let differ = exact.iter().zip(y.iter()).filter(|(a, b)| a.to_bits() != b.to_bits()).count();
-        self.changed.outputs.fetch_add(exact.len() as u64, Ordering::Relaxed);
-        self.changed.differ.fetch_add(differ as u64, Ordering::Relaxed);
+        self.changed.outputs.fetch_add(y.len() as u64, Ordering::Relaxed);
+        self.changed.differ.fetch_add(differ, Ordering::Relaxed);
         Ok(())
     }
 }

@@ -187,7 +187,9 @@ mod tests {
         assert!(said.contains("rank 1 cannot go on"), "{said}");
         let ranges = |ranges: &[Range<usize>]| expect_whole(ranges, "columns", 64).is_ok();
         assert!(ranges(&[0..32, 32..32, 32..64]));
-        assert!(!ranges(&[0..32, 0..64]) && !ranges(&[0..32, 32..48]) && !ranges(&[32..64]));
+        assert!(
+            !ranges(&[0..32, 0..64]) && !ranges(&[0..32, 32..48]) && !ranges(&[32..64, 64..64])
+        );
     }
 
     #[test]

@@ -236,7 +236,7 @@ impl Decoder {
     /// Those of `replace`, with the layer's name.
     pub fn replace_linears(
         &mut self,
-        replace: &dyn Fn(&Projection) -> Result<Option<Box<dyn Linear>>>,
+        replace: impl Fn(&Projection) -> Result<Option<Box<dyn Linear>>>,
     ) -> Result<()> {
         let blocks = self.blocks.iter_mut().flat_map(Block::linears_mut);
         for layer in blocks.chain([&mut self.head]) {
