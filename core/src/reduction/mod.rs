@@ -18,9 +18,9 @@
 //!
 //! # The bound
 //!
-//! With `D` the largest dot of a group of B (144 G of doubled codes, 1536 G with MXINT8, [C10]), `n`
-//! all groups of a row of B on all ranks, and the reaches of the two rows, each the largest scale in
-//! units of the least one:
+//! With `D` the largest dot of a group of B (144 G of doubled codes, 1536 G with MXINT8, [C10]),
+//! `n` all groups of a row of B on all ranks, and the reaches of the two rows, each the largest
+//! scale in units of the least one:
 //!
 //! ```text
 //! n * D * reach_a * reach_b <= 2^63 - 1

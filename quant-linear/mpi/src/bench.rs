@@ -9,8 +9,8 @@
 //! ```
 //!
 //! Times are the median of all repetitions of the slowest rank, of the whole layer: activations
-//! quantized, multiplied, reduced, rounded. The model of an all-reduce is `alpha + beta * bytes`, by
-//! least squares over sizes.
+//! quantized, multiplied, reduced, rounded. The model of an all-reduce is `alpha + beta * bytes`,
+//! by least squares over sizes.
 
 use std::time::Instant;
 

@@ -146,7 +146,11 @@ fn layers(n: usize, k: usize) -> Result<Vec<QuantLinear>> {
 
 /// Runs the check; true if nothing differs.
 pub(crate) fn run(comm: &Mpi, args: &Args) -> Result<bool> {
-    ensure!(args.k.is_multiple_of(128), "--k {} is not a multiple of 128; give one that is", args.k);
+    ensure!(
+        args.k.is_multiple_of(128),
+        "--k {} is not a multiple of 128; give one that is",
+        args.k
+    );
     let (rank, ranks, n, k) = (comm.rank(), comm.size(), args.n, args.k);
     if args.kill_rank == Some(rank) {
         let own = std::process::id().to_string();

@@ -8,12 +8,12 @@
 //!              MPI_SUM of 64-bit integers
 //! ```
 //!
-//! Everything is started without waiting and then tested until a limit, so that a rank that does not
-//! come is an error and no hang. [`Mpi::blocking`] uses MPI_Allreduce and MPI_Reduce_scatter for sums
-//! instead, which have no limit, and for which libraries have other algorithms.
+//! Everything is started without waiting and then tested until a limit, so that a rank that does
+//! not come is an error and no hang. [`Mpi::blocking`] uses MPI_Allreduce and MPI_Reduce_scatter
+//! for sums instead, which have no limit, and for which libraries have other algorithms.
 //!
-//! The buffers of what has been started live until it has ended: where the limit is reached, or a sum
-//! is dropped, they are leaked, because MPI may still write to them.
+//! The buffers of what has been started live until it has ended: where the limit is reached, or a
+//! sum is dropped, they are leaked, because MPI may still write to them.
 
 #![allow(unsafe_code, reason = "MPI's own interface; each block says what holds")]
 

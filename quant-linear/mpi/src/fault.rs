@@ -1,7 +1,8 @@
-//! A fault on purpose: a backend that rounds its partial sums to f32, as a reduction of floats would.
+//! A fault on purpose: a backend that rounds its partial sums to f32, as a reduction of floats
+//! would.
 //!
-//! `fp4-mpi check --plant-fault` gives it to the last rank, and the check has to find it. It is what
-//! tensor parallelism does elsewhere.
+//! `fp4-mpi check --plant-fault` gives it to the last rank, and the check has to find it. It is
+//! what tensor parallelism does elsewhere.
 
 use std::ops::Range;
 

@@ -23,8 +23,8 @@ use quant_linear::sharded::Communicator;
 #[derive(Debug, Parser)]
 #[command(name = "fp4-mpi", version)]
 struct Args {
-    /// Seconds that a rank waits for the others before it ends with an error [default: 120, and a day
-    /// for `quantize`, whose ranks wait for the slowest].
+    /// Seconds that a rank waits for the others before it ends with an error [default: 120, and a
+    /// day for `quantize`, whose ranks wait for the slowest].
     #[arg(long, global = true, value_name = "SECONDS")]
     limit: Option<u64>,
     /// Add by MPI_Allreduce and MPI_Reduce_scatter, which wait, instead of their immediate forms.

@@ -65,8 +65,9 @@ pub(crate) struct Changed {
     pub(crate) differ: AtomicU64,
 }
 
-/// A row-parallel layer as it is elsewhere: each rank's outputs are rounded to a type, and those are
-/// added in it, in the order of the ranks. In one process; one part is an output rounded once.
+/// A row-parallel layer as it is elsewhere: each rank's outputs are rounded to a type, and those
+/// are added in it, in the order of the ranks. In one process; one part is an output rounded
+/// once.
 pub(crate) struct Rounded {
     whole: QuantLinear,
     shards: Vec<(QuantLinear, std::ops::Range<usize>)>,

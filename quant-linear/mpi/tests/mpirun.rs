@@ -1,5 +1,5 @@
-//! The command over MPI, as `mpirun` starts it: numbers of ranks, forced algorithms, transports, and
-//! what goes wrong [C6].
+//! The command over MPI, as `mpirun` starts it: numbers of ranks, forced algorithms, transports,
+//! and what goes wrong [C6].
 
 #![allow(missing_docs)]
 

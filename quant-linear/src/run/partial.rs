@@ -43,8 +43,8 @@ impl QuantLinear {
     }
 
     /// Quantizes (rows, in) values to packed codes on the host. Where the settings ask for row
-    /// scales, `amax` has the largest magnitude of each row after the transform, which may be that of
-    /// a longer row of which this is a part; without it, the row's own counts.
+    /// scales, `amax` has the largest magnitude of each row after the transform, which may be
+    /// that of a longer row of which this is a part; without it, the row's own counts.
     ///
     /// # Errors
     /// As [`forward`](Self::forward).
@@ -96,9 +96,9 @@ impl QuantLinear {
         })
     }
 
-    /// Adds the exact sums of packed rows with the weight to `out`, (rows, out) row-major, unrounded
-    /// and without the epilogue, by the backend that would multiply, or the first that gives such
-    /// sums.
+    /// Adds the exact sums of packed rows with the weight to `out`, (rows, out) row-major,
+    /// unrounded and without the epilogue, by the backend that would multiply, or the first that
+    /// gives such sums.
     ///
     /// # Errors
     /// As [`forward`](Self::forward); [`Error::NoBackend`] if none gives partial sums.

@@ -68,7 +68,8 @@ pub(super) fn digest(bytes: &[u8]) -> String {
 /// Exchanges cards; the ranges of all ranks.
 ///
 /// # Errors
-/// [`ShardError::Peer`] or [`ShardError::Disagree`], the same on every rank but the one that failed.
+/// [`ShardError::Peer`] or [`ShardError::Disagree`], the same on every rank but the one that
+/// failed.
 pub(super) fn exchange(
     comm: &impl Communicator,
     card: &Card,

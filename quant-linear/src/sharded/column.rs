@@ -64,8 +64,8 @@ impl<C: Communicator> ColumnParallel<C> {
         self.out_features
     }
 
-    /// This rank's outputs, (rows, own outputs), for all of x, (rows, in): what a row-parallel layer
-    /// behind it takes. Nothing is sent.
+    /// This rank's outputs, (rows, own outputs), for all of x, (rows, in): what a row-parallel
+    /// layer behind it takes. Nothing is sent.
     ///
     /// # Errors
     /// As [`QuantLinear::forward_into`].
@@ -84,8 +84,8 @@ impl<C: Communicator> ColumnParallel<C> {
     /// All outputs, (rows, out), on every rank.
     ///
     /// # Errors
-    /// [`ShardError::PeerInput`] or [`ShardError::Calls`] on every rank if one rank's input does not
-    /// fit; an error of the communicator or a backend.
+    /// [`ShardError::PeerInput`] or [`ShardError::Calls`] on every rank if one rank's input does
+    /// not fit; an error of the communicator or a backend.
     pub fn forward_into(
         &self,
         x: FloatSlice<'_>,

@@ -6,9 +6,9 @@
 //! ```
 //!
 //! A row-parallel layer's sums are integers ([`fp4_core::reduction`]): whatever adds them, in
-//! whatever order, gives the sums of one process. What is added is one 64-bit word an output where
-//! the scales of all ranks prove that it holds the sum, and [`fp4_core::ExactSum::WORDS`] elsewhere.
-//! The epilogue, with the bias, comes once, after the sum.
+//! whatever order, gives the sums of one process. What is added is one 64-bit word an output
+//! where the scales of all ranks prove that it holds the sum, and [`fp4_core::ExactSum::WORDS`]
+//! elsewhere. The epilogue, with the bias, comes once, after the sum.
 //!
 //! What ranks talk through is a [`Communicator`]: four operations that add, compare and copy
 //! integers. [`InProcess`] is one between threads; the package `fp4-mpi` has one of MPI.

@@ -25,8 +25,8 @@ const FIRST_ROWS: usize = 16;
 
 /// A row-parallel layer on one rank: y = x W^T + b, where rank r has some columns of x and W.
 ///
-/// All ranks build it and call it together, with the same number of rows. The outputs are the bits of
-/// the whole layer on one process.
+/// All ranks build it and call it together, with the same number of rows. The outputs are the
+/// bits of the whole layer on one process.
 pub struct RowParallel<C> {
     comm: C,
     blocks: Vec<Block>,
@@ -171,8 +171,8 @@ impl<C: Communicator> RowParallel<C> {
     /// columns).
     ///
     /// # Errors
-    /// [`ShardError::PeerInput`] or [`ShardError::Calls`] on every rank if one rank's input does not
-    /// fit; an error of the communicator or a backend.
+    /// [`ShardError::PeerInput`] or [`ShardError::Calls`] on every rank if one rank's input does
+    /// not fit; an error of the communicator or a backend.
     pub fn forward_into(
         &self,
         x: FloatSlice<'_>,
@@ -196,9 +196,9 @@ impl<C: Communicator> RowParallel<C> {
     }
 
     /// As [`forward_into`](Self::forward_into), by a reduce-scatter and a gather of the finished
-    /// outputs: in a ring 8 bytes of sums and those of an output travel, where an all-reduce takes 16,
-    /// and each output is rounded on one rank. For many rows; with fewer rows than ranks some have
-    /// nothing to finish.
+    /// outputs: in a ring 8 bytes of sums and those of an output travel, where an all-reduce
+    /// takes 16, and each output is rounded on one rank. For many rows; with fewer rows than
+    /// ranks some have nothing to finish.
     ///
     /// # Errors
     /// As [`forward_into`](Self::forward_into).

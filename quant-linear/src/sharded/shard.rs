@@ -8,8 +8,8 @@ use crate::error::Error;
 use crate::layer::{ActivationEncoding, Parts, QuantLinear};
 use crate::sharded::ShardError;
 
-/// Range `rank` of `ranks` ranges of `0..len`, as even as multiples of `unit` allow; with more ranks
-/// than units some are empty.
+/// Range `rank` of `ranks` ranges of `0..len`, as even as multiples of `unit` allow; with more
+/// ranks than units some are empty.
 pub fn even(len: usize, unit: usize, rank: usize, ranks: usize) -> Range<usize> {
     let units = len.div_ceil(unit.max(1));
     let cut = |rank: usize| {

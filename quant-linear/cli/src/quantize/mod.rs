@@ -449,7 +449,8 @@ fn only(backends: &Backends, name: &str) -> Result<Backends> {
     Ok(Backends::none().with((*chosen).clone()))
 }
 
-/// Runs the command, by all ranks of a team together if there is one: the same bytes. Rank 0 reports.
+/// Runs the command, by all ranks of a team together if there is one: the same bytes. Rank 0
+/// reports.
 ///
 /// # Errors
 /// Bad arguments, bad input, or an I/O error; the output is then as it was before. A rank of a team
