@@ -18,8 +18,10 @@ use crate::sharded::shard::{RowShard, even, settings, unit};
 use crate::sharded::{Communicator, Kept, ShardError};
 use crate::transform::larger_amax;
 
-/// Columns of outputs that are reduced at a time, while the next ones are computed.
-const BLOCK: usize = 2048;
+/// Columns of outputs that are computed at a time, while those before are reduced.
+const BLOCK: usize = 1024;
+/// Words of an all-reduce, at least, if there are so many: blocks of few rows go together.
+const LEAST_WORDS: usize = 1 << 14;
 /// Rows whose reaches go with what else is sent at the start of a call.
 const FIRST_ROWS: usize = 16;
 
@@ -339,40 +341,51 @@ impl<C: Communicator> RowParallel<C> {
         mut out: FloatSliceMut<'_>,
         reduced: &mut Reduced,
     ) -> Result<(), ShardError> {
-        let mut sent: Option<(BlockPlan, &Block, C::Sum)> = None;
-        let mut finish = |(plan, block, sum): (BlockPlan, &Block, C::Sum)| {
+        let mut sent: Option<(Vec<(BlockPlan, &Block)>, C::Sum)> = None;
+        let mut finish = |(plans, sum): (Vec<(BlockPlan, &Block)>, C::Sum)| {
             let words = self.comm.finish_sum(sum)?;
-            let (n, first) = (self.out_features, block.outputs.start);
-            with_floats!(FloatSliceMut, out.reborrow(), out => {
-                plan.rounded(kept.clone(), &words, |i, j, s32| {
-                    let at = (i - kept.start) * n + first + j;
-                    out[at] = epilogue.apply(s32, i, first + j);
-                })
-            })?;
+            let mut rest = &words[..];
+            for (plan, block) in plans {
+                let (own, others) = rest.split_at(plan.words(kept.clone()).min(rest.len()));
+                rest = others;
+                let (n, first) = (self.out_features, block.outputs.start);
+                with_floats!(FloatSliceMut, out.reborrow(), out => {
+                    plan.rounded(kept.clone(), own, |i, j, s32| {
+                        let at = (i - kept.start) * n + first + j;
+                        out[at] = epilogue.apply(s32, i, first + j);
+                    })
+                })?;
+            }
             Ok::<_, ShardError>(())
         };
-        for block in &self.blocks {
+        let ranks = self.comm.size();
+        let (mut plans, mut words) = (Vec::new(), Vec::new());
+        for (at, block) in self.blocks.iter().enumerate() {
             let plan = BlockPlan::new(self.bound, reaches, &block.reaches);
-            let mut words = Vec::new();
             match (&block.layer, a) {
                 (Some(layer), Rows::Some(a)) => {
                     plan.partial(a.view(), &mut words, |a, out| layer.partial_into(a, out))?;
                 }
                 // Nothing to add.
-                _ => words.resize(plan.words(0..plan.rows()), 0),
+                _ => words.resize(words.len() + plan.words(0..plan.rows()), 0),
             }
             reduced.narrow += plan.rows_of(Form::Narrow);
             reduced.wide += plan.rows_of(Form::Wide);
-            reduced.words += words.len();
-            let ranks = self.comm.size();
-            let each: Vec<usize> =
-                (0..ranks).map(|rank| plan.words(even(plan.rows(), 1, rank, ranks))).collect();
+            let rows = |rank: usize| even(plan.rows(), 1, rank, ranks);
+            let each: Vec<usize> = (0..ranks).map(|rank| plan.words(rows(rank))).collect();
+            plans.push((plan, block));
+            let last = at + 1 == self.blocks.len();
+            // What is scattered goes by blocks: a rank's rows of one are together.
+            if mode == Mode::All && words.len() < LEAST_WORDS && !last {
+                continue;
+            }
             let kept = match mode {
                 Mode::All => Kept::All,
                 Mode::Own => Kept::Own(&each),
             };
-            let sum = self.comm.start_sum(words, kept)?;
-            if let Some(before) = sent.replace((plan, block, sum)) {
+            reduced.words += words.len();
+            let sum = self.comm.start_sum(std::mem::take(&mut words), kept)?;
+            if let Some(before) = sent.replace((std::mem::take(&mut plans), sum)) {
                 finish(before)?;
             }
         }
