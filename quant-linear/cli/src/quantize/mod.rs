@@ -489,7 +489,8 @@ pub fn run_over(args: &Args, team: Option<&dyn Team>) -> Result<ExitCode> {
             path: output,
             kind: if input.is_folder() { Kind::Folder } else { Kind::File },
             replace: args.force,
-            resume: args.stream.resume.then(|| args.settings(&plan, &request)),
+            resume: args.stream.resume,
+            settings: args.settings(&plan, &request),
         };
         let run = Run { args, engine: &engine, plan: &plan, listing: &listing, team };
         run.write(&output, &mut summary)?;

@@ -89,7 +89,7 @@ impl<'a> Files<'a> {
             };
             Entry { layout, building: at(building), path: at(output.path), open: None }
         });
-        Files { entries: entries.collect(), resumed: output.resume.is_some() }
+        Files { entries: entries.collect(), resumed: output.resume }
     }
 
     /// The same, which other processes write to too.

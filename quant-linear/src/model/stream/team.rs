@@ -104,15 +104,19 @@ pub fn write_over<J: Job>(
     on: &mut Observer<'_, J>,
 ) -> Result<(), Error> {
     let (rank, path) = (team.rank(), output.path);
-    let settings = output.resume.clone().unwrap_or_default();
-    let fingerprint = journal::fingerprint(inputs, contents, &settings)?;
-    same(team, &message(&fingerprint, path)?)?;
+    let fingerprint = journal::fingerprint(inputs, contents, &output.settings)?;
+    let mut alike = fingerprint.clone();
+    alike.push(("--resume".into(), output.resume.to_string()));
+    same(team, &message(&alike, path)?)?;
 
     let mut new = None;
     let mut own = Vec::new();
     if rank == 0 {
         let (begun, done) = begin::<J>(output, &fingerprint, jobs.len())?;
         let (building, journal) = (begun.building().to_path_buf(), begun.journal());
+        // As one process does: what is done must be there.
+        let files = Files::new(output, contents, &building);
+        done.keys().try_for_each(|&job| files.check_kept(jobs[job].file()))?;
         own = message(&Begun { building, journal, done }, path)?;
         new = Some(begun);
     }
@@ -128,11 +132,11 @@ pub fn write_over<J: Job>(
     let numbers = shares(&work, team.ranks()).swap_remove(rank);
     let of_rank: Vec<_> = numbers.iter().map(|&job| Own(&jobs[job])).collect();
     let notes = match output.resume {
-        Some(_) => {
+        true => {
             let journal = journal.with_file_name(format!("{RANK_JOURNAL}{rank}"));
             Some(Journal::open::<J::Outcome>(&journal, &fingerprint, path, jobs.len())?.0)
         }
-        None => None,
+        false => None,
     };
     let files = Files::new(output, contents, &building).shared();
     let mut outcomes = BTreeMap::new();
@@ -189,11 +193,11 @@ fn begin<J: Job>(
     jobs: usize,
 ) -> Result<(New, BTreeMap<usize, J::Outcome>), Error> {
     let new = match output.resume {
-        Some(_) => New::resume(output.kind, output.path)?,
-        None => New::begin(output.kind, output.path)?,
+        true => New::resume(output.kind, output.path)?,
+        false => New::begin(output.kind, output.path)?,
     };
     let mut done = BTreeMap::new();
-    if output.resume.is_some() {
+    if output.resume {
         let opened = Journal::open_all(&new.journal(), fingerprint, output.path, jobs)?;
         let mut journal = opened.0;
         done = opened.1;
@@ -216,7 +220,7 @@ fn end<J: Job>(
     inputs: &Inputs<'_>,
     on: &mut Observer<'_, J>,
 ) -> Result<(), Error> {
-    if output.resume.is_some() {
+    if output.resume {
         // All in one, which the commit takes away.
         Journal::open_all::<J::Outcome>(&new.journal(), fingerprint, output.path, jobs.len())?;
     }
