@@ -54,6 +54,9 @@ struct Block {
     reaches: Vec<Reach>,
 }
 
+/// Blocks whose sums are on their way, with their plans.
+type Sent<'b, S> = (Vec<(BlockPlan, &'b Block)>, S);
+
 /// What a call sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Reduced {
@@ -341,8 +344,8 @@ impl<C: Communicator> RowParallel<C> {
         mut out: FloatSliceMut<'_>,
         reduced: &mut Reduced,
     ) -> Result<(), ShardError> {
-        let mut sent: Option<(Vec<(BlockPlan, &Block)>, C::Sum)> = None;
-        let mut finish = |(plans, sum): (Vec<(BlockPlan, &Block)>, C::Sum)| {
+        let mut sent: Option<Sent<'_, C::Sum>> = None;
+        let mut finish = |(plans, sum): Sent<'_, C::Sum>| {
             let words = self.comm.finish_sum(sum)?;
             let mut rest = &words[..];
             for (plan, block) in plans {
