@@ -4,9 +4,10 @@
 
 use std::time::Duration;
 
-use fp4_core::{FloatSlice, FloatType, FloatVec, Format};
+use fp4_core::{FloatSlice, FloatSliceMut, FloatType, FloatVec, Format};
 use quant_linear::sharded::{
-    ColumnParallel, ColumnShard, CommError, InProcess, Reduced, RowParallel, RowShard, ShardError,
+    ColumnParallel, ColumnShard, CommError, Communicator, InProcess, Kept, Reduced, RowParallel,
+    RowShard, ShardError,
 };
 use quant_linear::{
     ActivationEncoding, Backends, DenseOptions, Parts, QuantLinear, Runtime, StoredTransform,
@@ -256,6 +257,10 @@ fn scales_far_apart_go_wide_and_only_there() {
 #[test]
 fn ranks_with_other_layers_find_the_same_difference() {
     let one = layer(Format::NvFp4, ActivationEncoding::Own, false, 6, 128);
+    let options =
+        DenseOptions { weight_global_scale: Some(1.0 / 128.0), ..DenseOptions::new(Format::NvFp4) };
+    let other_weight = QuantLinear::from_dense(&values(6 * 128, 9)[..], 6, 128, &options).unwrap();
+    let other_weight = other_weight.with_bias(&values(6, 2)).unwrap();
     let other_bias = one.clone().with_bias(&[1.0; 6]).unwrap();
     let others = [
         (layer(Format::MxFp4, ActivationEncoding::Own, false, 6, 128), "format"),
@@ -264,6 +269,8 @@ fn ranks_with_other_layers_find_the_same_difference() {
         (layer(Format::NvFp4, ActivationEncoding::Own, false, 6, 256), "input features"),
         (layer(Format::NvFp4, ActivationEncoding::Own, true, 6, 128), "transform"),
         (other_bias, "bias"),
+        // Of the same shape and settings.
+        (other_weight, "the whole weight"),
     ];
     for (other, what) in &others {
         let said = on_ranks(3, |comm| {
@@ -330,4 +337,211 @@ fn a_rank_that_is_gone_or_late_ends_the_wait() {
     let late = RowParallel::new(&first, RowShard::even(&one, 0, 2), None).err().unwrap();
     assert!(matches!(late, ShardError::Comm(CommError::Timeout { .. })), "{late}");
     drop(second);
+}
+
+/// The rank of a communicator.
+fn rank_of(comm: &InProcess) -> usize {
+    quant_linear::sharded::Communicator::rank(comm)
+}
+
+#[test]
+fn ranks_in_different_calls_are_told_apart_on_all() {
+    let (n, k, rows) = (6, 128, 3);
+    let one = layer(Format::NvFp4, ActivationEncoding::Own, false, n, k);
+    let calls = ["wide", "type", "scattered or gathered", "rows or columns", "number of rows"];
+    for what in calls {
+        let errors = on_ranks(2, |comm| {
+            let rank = rank_of(&comm);
+            let mut own = RowParallel::new(&comm, RowShard::even(&one, rank, 2), None).unwrap();
+            let columns = ColumnShard::even(&one, rank, 2);
+            let columns = ColumnParallel::new(&comm, columns, None).unwrap();
+            let whole = values(rows * k, 3);
+            let x = own_columns(&whole, k, own.columns());
+            let x = FloatSlice::F32(&x);
+            let (mut y, kept) = (vec![0f32; rows * n], own.own_rows(rows).len() * n);
+            let error = match (what, rank) {
+                ("wide", _) => {
+                    own.set_wide(rank == 0);
+                    own.forward_into(x, rows, (&mut y[..]).into()).err()
+                }
+                ("type", 0) => {
+                    let mut y = FloatVec::zeros(FloatType::Bf16, rows * n);
+                    own.forward_gathered_into(x, rows, y.as_mut_slice()).err()
+                }
+                ("scattered or gathered", 0) => {
+                    own.forward_own_into(x, rows, (&mut y[..kept]).into()).err()
+                }
+                ("rows or columns", 0) => {
+                    columns.forward_into((&whole[..]).into(), rows, (&mut y[..]).into()).err()
+                }
+                // Rows that no memory holds.
+                ("number of rows", 0) => own.forward_into(x, 1 << 57, (&mut y[..]).into()).err(),
+                _ => own.forward_gathered_into(x, rows, (&mut y[..]).into()).err(),
+            };
+            own.set_wide(false);
+            // It is no more than that call.
+            own.forward_into(x, rows, (&mut y[..]).into()).unwrap();
+            assert_eq!(bits(&y), bits(&one.forward(&whole, &[rows, k]).unwrap()));
+            error.unwrap()
+        });
+        match what {
+            "number of rows" => {
+                assert!(errors[0].to_string().contains("input"), "{}", errors[0]);
+                assert!(matches!(errors[1], ShardError::PeerInput), "{}", errors[1]);
+            }
+            _ => {
+                let all = errors.iter().all(|error| matches!(error, ShardError::Calls { .. }));
+                assert!(all, "{what}: {errors:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn no_outputs_are_none_for_any_number_of_rows() {
+    let one = parts(&layer(Format::NvFp4, ActivationEncoding::OwnRowScales, false, 6, 128));
+    on_ranks(2, |comm| {
+        let mut shard =
+            RowShard::of(&one, None, if rank_of(&comm) == 0 { 0..128 } else { 128..128 });
+        let of = shard.as_mut().unwrap();
+        let weight = of.parts.weight.shape().resized(0, of.columns.len()).unwrap();
+        of.parts.weight = fp4_core::PackedMatrix::zeros(weight);
+        let (rank, own) = (rank_of(&comm), RowParallel::new(&comm, shard, None).unwrap());
+        // The one with columns has no rows that are as many.
+        let said = own.forward_into(FloatSlice::F32(&[]), 1 << 57, FloatSliceMut::F32(&mut []));
+        assert!(matches!((rank, said), (0, Err(ShardError::Layer(_))) | (1, Err(_))));
+        let x = vec![1f32; 2 * own.columns().len()];
+        own.forward_into((&x[..]).into(), 2, FloatSliceMut::F32(&mut [])).unwrap();
+    });
+}
+
+/// A communicator whose sums cannot be started on rank 1, as where a backend fails there.
+struct Fails(InProcess);
+
+impl Communicator for Fails {
+    type Sum = <InProcess as Communicator>::Sum;
+
+    fn rank(&self) -> usize {
+        self.0.rank()
+    }
+
+    fn size(&self) -> usize {
+        self.0.size()
+    }
+
+    fn max(&self, bytes: &mut [u8]) -> Result<(), CommError> {
+        self.0.max(bytes)
+    }
+
+    fn gather(&self, own: &[u8], lens: &[usize]) -> Result<Vec<u8>, CommError> {
+        self.0.gather(own, lens)
+    }
+
+    fn start_sum(&self, words: Vec<i64>, kept: Kept<'_>) -> Result<Self::Sum, CommError> {
+        match self.rank() {
+            1 => Err(CommError::Failed { rank: 1, what: "a sum", reason: "on purpose".into() }),
+            _ => self.0.start_sum(words, kept),
+        }
+    }
+
+    fn finish_sum(&self, sum: Self::Sum) -> Result<Vec<i64>, CommError> {
+        self.0.finish_sum(sum)
+    }
+}
+
+#[test]
+fn an_error_in_the_middle_of_a_call_ends_all_later_ones_at_once() {
+    let one = layer(Format::NvFp4, ActivationEncoding::Own, false, 6, 128);
+    let errors = on_ranks(2, |comm| {
+        let comm = Fails(comm.with_limit(Duration::from_millis(500)));
+        let rank = comm.rank();
+        let own = RowParallel::new(&comm, RowShard::even(&one, rank, 2), None).unwrap();
+        let (x, mut y) = (vec![1f32; own.columns().len()], vec![0f32; 6]);
+        let mut call = || own.forward_into((&x[..]).into(), 1, (&mut y[..]).into()).unwrap_err();
+        let first = call();
+        // Both have had theirs: what is sent from now on would meet something else.
+        comm.gather(&[], &[0, 0]).ok();
+        (
+            first,
+            call(),
+            own.forward_whole_into(FloatSlice::F32(&[]), 1, FloatSliceMut::F32(&mut [])),
+        )
+    });
+    for (first, later, refused) in &errors {
+        assert!(matches!(first, ShardError::Comm(_)), "{first}");
+        let ShardError::OutOfStep { first: said } = later else { panic!("{later}") };
+        assert_eq!(*said, first.to_string());
+        assert!(matches!(refused, Err(ShardError::OutOfStep { .. })), "{refused:?}");
+    }
+}
+
+#[test]
+fn a_transform_for_each_block_is_cut_with_its_columns() {
+    let (n, k, rows) = (6, 128, 3);
+    let hadamard = StoredTransform::hadamard(32).unwrap();
+    let FloatVec::F32(hadamard) = hadamard.values().converted(FloatType::F32) else { panic!() };
+    // Each block's columns have signs of their own.
+    let sign =
+        |block: usize, at: usize| if (at % 32 + block).is_multiple_of(3) { -1.0 } else { 1.0 };
+    let of_block = |block| hadamard.iter().enumerate().map(move |(at, v)| v * sign(block, at));
+    let all: Vec<f32> = (0..k / 32).flat_map(of_block).collect();
+    let each = StoredTransform::new(FloatVec::F32(all), vec![k / 32, 32, 32]).unwrap();
+    for format in Format::ALL {
+        let options = DenseOptions { transform: Some(each.clone()), ..DenseOptions::new(format) };
+        let one = QuantLinear::from_dense(&values(n * k, 1)[..], n, k, &options).unwrap();
+        let x = values(rows * k, 3);
+        let expected = bits(&one.forward(&x, &[rows, k]).unwrap());
+        for ranks in RANKS {
+            let each = on_ranks(ranks, |comm| {
+                let shard = RowShard::even(&one, rank_of(&comm), ranks);
+                let own = RowParallel::new(comm, shard, None).unwrap();
+                let mut y = vec![0f32; rows * n];
+                own.forward_whole_into((&x[..]).into(), rows, (&mut y[..]).into()).unwrap();
+                y
+            });
+            each.iter().for_each(|y| assert_eq!(bits(y), expected, "{format} {ranks}"));
+        }
+    }
+    // Fewer matrices than columns.
+    let short = StoredTransform::new(FloatVec::F32(hadamard.clone()), vec![1, 32, 32]).unwrap();
+    let base = parts(&layer(Format::MxFp4, ActivationEncoding::Own, false, n, k));
+    let error = RowShard::of(&Parts { transform: Some(short), ..base }, None, 64..128);
+    assert!(error.is_err_and(|error| error.to_string().contains("transform")));
+}
+
+#[test]
+fn nan_infinite_and_zero_values_are_the_bits_of_the_whole_layer() {
+    let (n, k, rows) = (6, 128, 4);
+    let mut x = values(rows * k, 3);
+    (x[5], x[k + 100], x[2 * k + 64]) = (f32::NAN, f32::INFINITY, f32::NEG_INFINITY);
+    x[3 * k..].fill(0.0);
+    let mut all = layers(n, k);
+    // A NaN scale of NVFP4, in the last group of output 3.
+    for sign in [0x7F, 0xFF] {
+        let base = parts(&layer(Format::NvFp4, ActivationEncoding::Own, false, n, k));
+        let shape = base.weight.shape();
+        let (codes, mut scales) = base.weight.clone().into_parts();
+        scales[4 * shape.row_groups() - 1] = sign;
+        let weight = fp4_core::PackedMatrix::new(shape, codes, scales).unwrap();
+        all.extend(QuantLinear::from_parts(Parts { weight, ..base }));
+    }
+    let mut nan = 0;
+    for one in &all {
+        let expected = bits(&one.forward(&x, &[rows, k]).unwrap());
+        nan += expected.iter().filter(|v| f32::from_bits(**v).is_nan()).count();
+        for ranks in [1, 2, 3, 5] {
+            for wide in [false, true] {
+                let each = on_ranks(ranks, |comm| {
+                    let shard = RowShard::even(one, rank_of(&comm), ranks);
+                    let mut own = RowParallel::new(comm, shard, None).unwrap();
+                    own.set_wide(wide);
+                    let mut y = vec![0f32; rows * n];
+                    own.forward_whole_into((&x[..]).into(), rows, (&mut y[..]).into()).unwrap();
+                    y
+                });
+                each.iter().for_each(|y| assert_eq!(bits(y), expected, "{one:?} {ranks} {wide}"));
+            }
+        }
+    }
+    assert!(nan > n);
 }

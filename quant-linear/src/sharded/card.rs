@@ -10,12 +10,14 @@
 use std::fmt::Display;
 use std::ops::Range;
 
+use fp4_core::reduction::Reach;
+use fp4_core::{ExactSum, FloatType};
 use sha2::{Digest, Sha256};
 
 use crate::sharded::{Communicator, ShardError, Team};
 
 /// What a value is that goes with any.
-const ANY: &str = "-";
+pub(super) const ANY: &str = "-";
 /// The line of a rank that could not build its part.
 const FAILED: &str = "failed";
 /// The line with a rank's range.
@@ -28,7 +30,12 @@ pub(super) struct Card(Vec<(&'static str, String)>);
 impl Card {
     /// One that says which program and kind of layer it is of.
     pub(super) fn new(kind: &str) -> Self {
-        Card::default().with("version", env!("CARGO_PKG_VERSION")).with("layer", kind)
+        Self::of(kind, env!("CARGO_PKG_VERSION"), ExactSum::VERSION)
+    }
+
+    fn of(kind: &str, version: &str, sums: u8) -> Self {
+        let card = Card::default().with("version", version);
+        card.with("the exact sums' version", sums).with("layer", kind)
     }
 
     /// The same with a value of this name, without line ends.
@@ -62,7 +69,14 @@ impl Card {
 
 /// A digest of bytes, short enough for a message.
 pub(super) fn digest(bytes: &[u8]) -> String {
-    Sha256::digest(bytes).iter().take(8).map(|byte| format!("{byte:02x}")).collect()
+    digest_all(&[bytes])
+}
+
+/// That of parts, one after the other.
+pub(super) fn digest_all(parts: &[&[u8]]) -> String {
+    let mut hash = Sha256::new();
+    parts.iter().for_each(|part| hash.update(part));
+    hash.finalize().iter().take(8).map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// Exchanges cards; the ranges of all ranks.
@@ -129,30 +143,70 @@ pub(super) fn expect_whole(
     Ok(())
 }
 
-/// What every rank sends at the start of a call: whether it refuses, its rows and what it wants.
+/// What ranks do together in a call.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Operation {
+    /// A column-parallel layer's outputs, gathered.
+    Columns = 1,
+    /// All outputs of a row-parallel layer, all-reduced.
+    All,
+    /// Each rank its own rows of them, reduce-scattered.
+    Own,
+    /// All of them, reduce-scattered and gathered.
+    Gathered,
+}
+
+impl Operation {
+    fn name(self) -> &'static str {
+        match self {
+            Operation::Columns => "outputs gathered from all ranks",
+            Operation::All => "all outputs on every rank",
+            Operation::Own => "each rank its own rows",
+            Operation::Gathered => "each rank its own rows, gathered",
+        }
+    }
+}
+
+/// Rows whose reaches go with what else is sent at the start of a call.
+pub(super) const FIRST_ROWS: usize = 16;
+
+/// What every rank sends at the start of a call: whether it refuses, and what it is about to do.
 /// Merged by a maximum, of numbers and of their complements, they tell whether all are the same.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Call {
     pub(super) rows: usize,
-    pub(super) mode: u8,
+    pub(super) operation: Operation,
+    /// Of the outputs.
+    pub(super) ty: FloatType,
+    /// Whether all sums are to go in the wide form.
+    pub(super) wide: bool,
 }
 
 impl Call {
-    pub(super) const BYTES: usize = 1 + 9 + 9;
+    const OWN: usize = 8 + 3;
+    pub(super) const BYTES: usize = 1 + 2 * Self::OWN;
 
-    pub(super) fn bytes(self, refuses: bool) -> [u8; Self::BYTES] {
+    /// What is sent, with room for the reaches of the first rows: as long for every operation, so
+    /// that ranks in different ones hear of it.
+    pub(super) fn opening(self, refuses: bool) -> Vec<u8> {
+        let mut bytes = self.bytes(refuses).to_vec();
+        bytes.resize(Self::BYTES + FIRST_ROWS * Reach::BYTES, 0);
+        bytes
+    }
+
+    fn bytes(self, refuses: bool) -> [u8; Self::BYTES] {
         let mut bytes = [0; Self::BYTES];
         bytes[0] = refuses.into();
         bytes[1..9].copy_from_slice(&(self.rows as u64).to_le_bytes());
-        bytes[9] = self.mode;
-        for at in 1..10 {
-            bytes[at + 9] = !bytes[at];
+        bytes[9..12].copy_from_slice(&[self.operation as u8, self.ty as u8, self.wide.into()]);
+        for at in 1..=Self::OWN {
+            bytes[at + Self::OWN] = !bytes[at];
         }
         bytes
     }
 
     /// What the merged bytes say.
-    pub(super) fn check(self, merged: &[u8], mode: &'static str) -> Result<(), ShardError> {
+    pub(super) fn check(self, merged: &[u8]) -> Result<(), ShardError> {
         // Where all are equal the largest is its complement's complement. A rank that refuses may
         // not know its rows.
         if merged.first() != Some(&0) {
@@ -160,7 +214,7 @@ impl Call {
         }
         match merged.get(1..Self::BYTES) == self.bytes(false).get(1..) {
             true => Ok(()),
-            false => Err(ShardError::Calls { rows: self.rows, mode }),
+            false => Err(ShardError::Calls { rows: self.rows, mode: self.operation.name() }),
         }
     }
 }
@@ -194,21 +248,48 @@ mod tests {
     }
 
     #[test]
-    fn calls_differ_where_rows_or_modes_do() {
+    fn ranks_of_other_versions_are_told_apart() {
+        let card = |version: &str, sums: u8| {
+            Card::of("row", version, sums).with("format", "mxfp4").with_range(&(0..0)).text()
+        };
+        assert!(compare(&[card("0.1.0", 2), card("0.1.0", 2)]).is_ok());
+        let said = |other: String| compare(&[card("0.1.0", 2), other]).unwrap_err().to_string();
+        let version = said(card("0.2.0", 2));
+        assert!(
+            version.contains("version is `0.1.0` on rank 0 and `0.2.0` on rank 1"),
+            "{version}"
+        );
+        let sums = said(card("0.1.0", 3));
+        assert!(sums.contains("exact sums' version is `2` on rank 0 and `3` on rank 1"), "{sums}");
+    }
+
+    #[test]
+    fn calls_differ_where_anything_of_them_does() {
         let merge = |calls: &[(Call, bool)]| {
             calls.iter().fold([0; Call::BYTES], |merged, (call, refuses)| {
                 let bytes = call.bytes(*refuses);
                 std::array::from_fn(|i| merged[i].max(bytes[i]))
             })
         };
-        let call = |rows, mode| Call { rows, mode };
-        let check = |calls: &[(Call, bool)]| calls[0].0.check(&merge(calls), "all");
-        assert!(check(&[(call(3, 0), false), (call(3, 0), false)]).is_ok());
-        for other in [(call(2, 0), false), (call(4, 0), false), (call(3, 1), false)] {
-            assert!(matches!(check(&[(call(3, 0), false), other]), Err(ShardError::Calls { .. })));
-            assert!(matches!(check(&[other, (call(3, 0), false)]), Err(ShardError::Calls { .. })));
+        let check = |calls: &[(Call, bool)]| calls[0].0.check(&merge(calls));
+        let one = Call { rows: 3, operation: Operation::Own, ty: FloatType::F16, wide: false };
+        assert!(check(&[(one, false), (one, false)]).is_ok());
+        for other in [
+            Call { rows: 2, ..one },
+            Call { rows: 4, ..one },
+            Call { operation: Operation::Columns, ..one },
+            Call { operation: Operation::All, ..one },
+            Call { operation: Operation::Gathered, ..one },
+            Call { ty: FloatType::F32, ..one },
+            Call { ty: FloatType::Bf16, ..one },
+            Call { wide: true, ..one },
+        ] {
+            let calls = [(one, false), (other, false)];
+            assert!(matches!(check(&calls), Err(ShardError::Calls { .. })), "{other:?}");
+            let calls = [(other, false), (one, false)];
+            assert!(matches!(check(&calls), Err(ShardError::Calls { .. })), "{other:?}");
         }
-        let refused = check(&[(call(3, 0), false), (call(3, 0), true)]);
+        let refused = check(&[(one, false), (one, true)]);
         assert!(matches!(refused, Err(ShardError::PeerInput)));
     }
 }

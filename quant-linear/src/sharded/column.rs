@@ -7,9 +7,10 @@ use fp4_core::{Buffer, FloatSlice, FloatSliceMut, FloatVec};
 use crate::error::Error;
 use crate::layer::QuantLinear;
 use crate::run::runtime::Runtime;
-use crate::sharded::card::{self, Call, Card};
+use crate::sharded::card::{self, ANY, Call, Card, Operation};
 use crate::sharded::row::transform_card;
 use crate::sharded::shard::ColumnShard;
+use crate::sharded::step::Step;
 use crate::sharded::{Communicator, ShardError};
 
 /// A column-parallel layer on one rank: rank r has some rows of W, and computes their outputs for
@@ -23,6 +24,7 @@ pub struct ColumnParallel<C> {
     ranges: Vec<Range<usize>>,
     in_features: usize,
     out_features: usize,
+    step: Step,
 }
 
 impl<C: Communicator> ColumnParallel<C> {
@@ -46,7 +48,8 @@ impl<C: Communicator> ColumnParallel<C> {
         let (layer, (_, in_features, out_features), _) = built?;
         let ranges = exchanged?;
         card::expect_whole(&ranges, "rows", out_features)?;
-        Ok(ColumnParallel { comm, layer, ranges, in_features, out_features })
+        let step = Step::default();
+        Ok(ColumnParallel { comm, layer, ranges, in_features, out_features, step })
     }
 
     /// This rank's outputs.
@@ -85,24 +88,27 @@ impl<C: Communicator> ColumnParallel<C> {
     ///
     /// # Errors
     /// [`ShardError::PeerInput`] or [`ShardError::Calls`] on every rank if one rank's input does
-    /// not fit; an error of the communicator or a backend.
+    /// not fit, or ranks are in different calls; an error of the communicator, after which this
+    /// layer answers [`ShardError::OutOfStep`]: end all ranks then.
     pub fn forward_into(
         &self,
         x: FloatSlice<'_>,
         rows: usize,
         mut out: FloatSliceMut<'_>,
     ) -> Result<(), ShardError> {
+        self.step.expect()?;
         let own = self.rows().len();
         let ty = out.as_ref().float_type();
         let computed = self.computed(x, rows, &out);
-        let call = Call { rows, mode: ty as u8 };
-        let mut opening = call.bytes(computed.is_err());
-        self.comm.max(&mut opening)?;
+        let call = Call { rows, operation: Operation::Columns, ty, wide: false };
+        let mut opening = call.opening(computed.is_err());
+        self.step.keep(|| Ok(self.comm.max(&mut opening)?))?;
         let computed = computed?;
-        call.check(&opening, "all outputs of one type on every rank")?;
+        call.check(&opening)?;
         debug_assert_eq!(computed.len(), rows * own);
         let lens: Vec<usize> = self.ranges.iter().map(|r| rows * r.len() * ty.bytes()).collect();
-        let all = self.comm.gather(&computed.to_le_bytes(), &lens)?;
+        let computed = computed.to_le_bytes();
+        let all = self.step.keep(|| Ok(self.comm.gather(&computed, &lens)?))?;
         let mut rest = &all[..];
         for (range, &len) in self.ranges.iter().zip(&lens) {
             let (part, others) = rest.split_at(len);
@@ -158,7 +164,7 @@ fn built(
     shard: ColumnShard,
     runtime: Option<&Runtime>,
 ) -> Result<(Option<QuantLinear>, Known, Lines), ShardError> {
-    let ColumnShard { parts, bias, rows, out_features } = shard;
+    let ColumnShard { parts, bias, rows, out_features, source } = shard;
     let shape = parts.weight.shape();
     let format = shape.expect_format()?;
     if shape.rows() != rows.len() {
@@ -175,6 +181,7 @@ fn built(
         ("activation_global_scale", some(parts.activation_global_scale)),
         ("activation_scale_scale", some(parts.activation_scale_scale)),
         ("transform", format!("{} {}", transform_card(&parts), digest_of(&parts))),
+        ("the whole weight", source.unwrap_or(ANY.into())),
         ("bias", if bias.is_some() { "applied" } else { "none" }.to_string()),
     ];
     let known = (rows.clone(), shape.k(), out_features);

@@ -127,13 +127,24 @@ pub enum ShardError {
     /// Ranks that are in different calls.
     #[error(
         "the ranks are in different calls: this one multiplies {rows} rows ({mode}), and another \
-         does something else; call the layer on every rank with the same number of rows"
+         does something else; call the same operation on every rank, with the same number of rows, \
+         type of outputs and form of sums"
     )]
     Calls {
         /// Rows here.
         rows: usize,
         /// All outputs, or its own.
         mode: &'static str,
+    },
+    /// A layer that an earlier error has put out of step with the other ranks.
+    #[error(
+        "an earlier call of this layer ended in the middle on this rank ({}), and the other ranks \
+         are not where it is: end all of them, and start again",
+        printable(.first)
+    )]
+    OutOfStep {
+        /// The earlier error.
+        first: String,
     },
 }
 

@@ -16,7 +16,7 @@
 //! # A row-parallel forward
 //!
 //! ```text
-//! agree      rows and mode, and the reach of each row's scales: a maximum, 3 bytes a row
+//! agree      operation, rows, type, form, and the reach of each row's scales: a maximum, 3 bytes a row
 //! for each block of columns:
 //!     words = this rank's sums                       while the block before is being reduced
 //!     start the reduction
@@ -27,7 +27,15 @@
 //!
 //! Layers are compared when they are built: every rank sends what it thinks that the layer is, and
 //! all find the same difference ([`ShardError::Disagree`]). An input that does not fit on one rank
-//! is an error on all. A rank that is gone ends the wait of the others ([`CommError`]).
+//! is an error on all, and so are ranks in different calls. A rank that is gone ends the wait of the
+//! others ([`CommError`]).
+//!
+//! An error in the middle of a call, of a backend or a communicator, is one rank's: the others wait
+//! for it until their limit. The layer answers all later calls with [`ShardError::OutOfStep`], and
+//! the communicator is not to be used any more: end all ranks (`fp4-mpi` has `abort` for it).
+//!
+//! Shards that were cut from one layer carry its digest, so that ranks with other weights of the
+//! same shape find out; those made by hand have none, and go with any.
 //!
 //! [C6]: fp4_core::contract#c6
 
@@ -37,6 +45,7 @@ mod error;
 mod in_process;
 mod row;
 mod shard;
+mod step;
 mod team;
 
 pub use column::ColumnParallel;

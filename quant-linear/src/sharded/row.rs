@@ -5,16 +5,17 @@ use std::sync::Arc;
 
 use fp4_core::reduction::{BlockPlan, Bound, Form, Reach};
 use fp4_core::{
-    Buffer, Encoding, Epilogue, Error as CoreError, ExactSum, FloatSlice, FloatSliceMut, FloatVec,
-    PackedMatrix, PackedShape, Product, with_floats,
+    Buffer, Encoding, Epilogue, Error as CoreError, ExactSum, FloatSlice, FloatSliceMut, FloatType,
+    FloatVec, PackedMatrix, PackedShape, Product, with_floats,
 };
 
 use crate::error::Error;
 use crate::layer::{ActivationEncoding, Parts, QuantLinear};
 use crate::run::partial::{PackedRows, part};
 use crate::run::runtime::Runtime;
-use crate::sharded::card::{self, Call, Card};
+use crate::sharded::card::{self, Call, Card, FIRST_ROWS, Operation};
 use crate::sharded::shard::{RowShard, even, settings, unit};
+use crate::sharded::step::Step;
 use crate::sharded::{Communicator, Kept, ShardError};
 use crate::transform::larger_amax;
 
@@ -22,8 +23,6 @@ use crate::transform::larger_amax;
 const BLOCK: usize = 1024;
 /// Words of an all-reduce, at least, if there are so many: blocks of few rows go together.
 const LEAST_WORDS: usize = 1 << 14;
-/// Rows whose reaches go with what else is sent at the start of a call.
-const FIRST_ROWS: usize = 16;
 
 /// A row-parallel layer on one rank: y = x W^T + b, where rank r has some columns of x and W.
 ///
@@ -36,6 +35,8 @@ pub struct RowParallel<C> {
     /// Of all of K.
     groups: usize,
     bound: Bound,
+    wide: bool,
+    step: Step,
     columns: Range<usize>,
     lens: Vec<usize>,
     in_features: usize,
@@ -68,22 +69,6 @@ pub struct Reduced {
     pub words: usize,
     /// Bytes that agreed on the forms.
     pub agreed: usize,
-}
-
-/// Whether all outputs are wanted, or each rank's own rows.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Mode {
-    All,
-    Own,
-}
-
-impl Mode {
-    fn name(self) -> &'static str {
-        match self {
-            Mode::All => "all outputs on every rank",
-            Mode::Own => "each rank its own rows",
-        }
-    }
 }
 
 impl<C: Communicator> RowParallel<C> {
@@ -135,6 +120,8 @@ impl<C: Communicator> RowParallel<C> {
             product,
             groups: whole.row_groups(),
             bound: Bound::new(product, whole.row_groups()),
+            wide: false,
+            step: Step::default(),
             columns: shard.columns,
             lens: ranges.into_iter().map(|range| range.len()).collect(),
             in_features: shard.in_features,
@@ -145,8 +132,10 @@ impl<C: Communicator> RowParallel<C> {
         })
     }
 
-    /// Makes every sum go in the wide form: to measure what it costs, and to test it.
+    /// Makes every sum go in the wide form, but those of MXFP4 rows or blocks of nothing but zeros,
+    /// which are 0 in any: to measure what it costs, and to test it. The same on every rank.
     pub fn set_wide(&mut self, wide: bool) {
+        self.wide = wide;
         // No i64 is enough for so many groups.
         let groups = if wide { usize::MAX } else { self.groups };
         self.bound = Bound::new(self.product, groups);
@@ -177,14 +166,15 @@ impl<C: Communicator> RowParallel<C> {
     ///
     /// # Errors
     /// [`ShardError::PeerInput`] or [`ShardError::Calls`] on every rank if one rank's input does
-    /// not fit; an error of the communicator or a backend.
+    /// not fit, or ranks are in different calls; an error of the communicator or a backend, after
+    /// which this layer answers [`ShardError::OutOfStep`]: end all ranks then.
     pub fn forward_into(
         &self,
         x: FloatSlice<'_>,
         rows: usize,
         out: FloatSliceMut<'_>,
     ) -> Result<Reduced, ShardError> {
-        self.run(x, rows, out, Mode::All)
+        self.run(x, rows, out, Operation::All)
     }
 
     /// This rank's rows of the outputs, ([`own_rows`](Self::own_rows), out): a reduce-scatter.
@@ -197,7 +187,7 @@ impl<C: Communicator> RowParallel<C> {
         rows: usize,
         out: FloatSliceMut<'_>,
     ) -> Result<Reduced, ShardError> {
-        self.run(x, rows, out, Mode::Own)
+        self.run(x, rows, out, Operation::Own)
     }
 
     /// As [`forward_into`](Self::forward_into), by a reduce-scatter and a gather of the finished
@@ -219,7 +209,7 @@ impl<C: Communicator> RowParallel<C> {
         let own = if fits { self.own_rows(rows).len() * n } else { 0 };
         let mut own = FloatVec::zeros(ty, own);
         if !fits {
-            self.refuse(rows, Mode::Own)?;
+            self.refuse(rows, Operation::Gathered, ty)?;
             let expected = rows.saturating_mul(n);
             return Err(out
                 .as_ref()
@@ -227,10 +217,11 @@ impl<C: Communicator> RowParallel<C> {
                 .err()
                 .map_or(ShardError::PeerInput, ShardError::from));
         }
-        let reduced = self.run(x, rows, own.as_mut_slice(), Mode::Own)?;
+        let reduced = self.run(x, rows, own.as_mut_slice(), Operation::Gathered)?;
         let ranks = self.comm.size();
         let lens = (0..ranks).map(|rank| even(rows, 1, rank, ranks).len() * n * ty.bytes());
-        let all = self.comm.gather(&own.to_le_bytes(), &lens.collect::<Vec<_>>())?;
+        let (own, lens) = (own.to_le_bytes(), lens.collect::<Vec<_>>());
+        let all = self.step.keep(|| Ok(self.comm.gather(&own, &lens)?))?;
         let all = FloatVec::from_le_bytes(ty, &all).unwrap_or_default();
         out.copy_from(all.as_slice(), Buffer::Output)?;
         Ok(reduced)
@@ -254,26 +245,23 @@ impl<C: Communicator> RowParallel<C> {
                 let at = i * self.in_features;
                 append(&mut own, part(x, at + self.columns.start..at + self.columns.end));
             }
-            return self.run(own.as_slice(), rows, out, Mode::All);
+            return self.run(own.as_slice(), rows, out, Operation::All);
         }
-        self.refuse(rows, Mode::All)?;
+        self.refuse(rows, Operation::All, out.as_ref().float_type())?;
         let shape = vec![rows, self.in_features];
         let expected = rows.saturating_mul(self.in_features);
         Err(Error::InputLen { shape, expected, got: x.len() }.into())
     }
 
     /// Tells the others that this rank cannot take part in a call.
-    fn refuse(&self, rows: usize, mode: Mode) -> Result<(), ShardError> {
-        let mut bytes = self.opening(rows, mode, true);
-        Ok(self.comm.max(&mut bytes)?)
+    fn refuse(&self, rows: usize, operation: Operation, ty: FloatType) -> Result<(), ShardError> {
+        self.step.expect()?;
+        let mut opening = self.call(rows, operation, ty).opening(true);
+        self.step.keep(|| Ok(self.comm.max(&mut opening)?))
     }
 
-    /// The first bytes of a call, with room for the reaches of the first rows.
-    fn opening(&self, rows: usize, mode: Mode, refuses: bool) -> Vec<u8> {
-        let call = Call { rows, mode: mode as u8 };
-        let mut bytes = call.bytes(refuses).to_vec();
-        bytes.resize(Call::BYTES + FIRST_ROWS * Reach::BYTES, 0);
-        bytes
+    fn call(&self, rows: usize, operation: Operation, ty: FloatType) -> Call {
+        Call { rows, operation, ty, wide: self.wide }
     }
 
     fn run(
@@ -281,55 +269,77 @@ impl<C: Communicator> RowParallel<C> {
         x: FloatSlice<'_>,
         rows: usize,
         out: FloatSliceMut<'_>,
-        mode: Mode,
+        operation: Operation,
     ) -> Result<Reduced, ShardError> {
-        let kept = match mode {
-            Mode::All => 0..rows,
-            Mode::Own => self.own_rows(rows),
+        self.step.expect()?;
+        let kept = match operation {
+            Operation::All => 0..rows,
+            _ => self.own_rows(rows),
         };
         let checked = self.check(x, rows, kept.len(), &out);
-        let scaled = self.activations == ActivationEncoding::OwnRowScales;
-        let first = self.layer();
+        let nothing = self.out_features == 0;
         // Rows without scales of their own are quantized at once, and their reaches go along.
-        let early = (checked.is_ok() && !scaled).then(|| self.quantized(x, rows, None));
+        let at_once = checked.is_ok() && !self.scaled() && !nothing;
+        let early = at_once.then(|| self.quantized(x, rows, None));
         let refuses = checked.is_err() || matches!(early, Some(Err(_)));
-        let mut reduced = Reduced::default();
-        let mut opening = self.opening(rows, mode, refuses);
-        let mut reaches = match &early {
-            Some(Ok((a, _))) => a.reaches(rows),
-            _ => vec![Reach::EMPTY; rows],
-        };
-        let head = rows.min(FIRST_ROWS);
-        write(&reaches[..head], &mut opening[Call::BYTES..]);
-        self.comm.max(&mut opening)?;
-        reduced.agreed += opening.len();
+        let call = self.call(rows, operation, out.as_ref().float_type());
+        let mut opening = call.opening(refuses);
+        if let Some(Ok((a, _))) = &early {
+            let reaches = a.reaches(0..rows.min(FIRST_ROWS));
+            write(&reaches, &mut opening[Call::BYTES..]);
+        }
+        self.step.keep(|| Ok(self.comm.max(&mut opening)?))?;
         checked?;
         let early = early.transpose()?;
-        Call { rows, mode: mode as u8 }.check(&opening, mode.name())?;
-        let (a, row_scales) = match early {
-            Some(quantized) => {
-                read(&opening[Call::BYTES..], &mut reaches[..head]);
-                if rows > head {
-                    merge(&self.comm, &mut reaches[head..])?;
-                    reduced.agreed += (rows - head) * Reach::BYTES;
-                }
-                quantized
-            }
+        call.check(&opening)?;
+        let mut reduced = Reduced { agreed: opening.len(), ..Reduced::default() };
+        // However many rows of them.
+        if nothing {
+            return Ok(reduced);
+        }
+        self.step.keep(|| {
+            let (a, row_scales, reaches) =
+                self.agreed(x, rows, early, &opening[Call::BYTES..], &mut reduced)?;
+            let row_scales = self.scaled().then_some(&row_scales[..]);
+            let epilogue = Epilogue::new(self.alpha)
+                .with_row_scales(row_scales)
+                .with_bias(self.bias.as_deref());
+            self.reduce(&a, &reaches, epilogue, kept, operation, out, &mut reduced)
+        })?;
+        Ok(reduced)
+    }
+
+    /// Whether rows have scales of their own, which come from all of their columns.
+    fn scaled(&self) -> bool {
+        self.activations == ActivationEncoding::OwnRowScales
+    }
+
+    /// This rank's rows, quantized, their scales, and their reaches over all ranks, of which
+    /// `first` has those of the first.
+    fn agreed(
+        &self,
+        x: FloatSlice<'_>,
+        rows: usize,
+        early: Option<(Rows, Vec<f32>)>,
+        first: &[u8],
+        reduced: &mut Reduced,
+    ) -> Result<(Rows, Vec<f32>, Vec<Reach>), ShardError> {
+        let (a, row_scales, head) = match early {
+            Some((a, row_scales)) => (a, row_scales, rows.min(FIRST_ROWS)),
             None => {
-                let amax = self.whole_amax(first, x, rows)?;
+                let amax = self.whole_amax(self.layer(), x, rows)?;
                 reduced.agreed += 4 * rows * self.comm.size();
-                let quantized = self.quantized(x, rows, Some(&amax))?;
-                reaches = quantized.0.reaches(rows);
-                merge(&self.comm, &mut reaches)?;
-                reduced.agreed += rows * Reach::BYTES;
-                quantized
+                let (a, row_scales) = self.quantized(x, rows, Some(&amax))?;
+                (a, row_scales, 0)
             }
         };
-        let row_scales = scaled.then_some(&row_scales[..]);
-        let epilogue =
-            Epilogue::new(self.alpha).with_row_scales(row_scales).with_bias(self.bias.as_deref());
-        self.reduce(&a, &reaches, epilogue, kept, mode, out, &mut reduced)?;
-        Ok(reduced)
+        let mut reaches = a.reaches(0..rows);
+        read(first, &mut reaches[..head]);
+        if rows > head {
+            merge(&self.comm, &mut reaches[head..])?;
+            reduced.agreed += (rows - head) * Reach::BYTES;
+        }
+        Ok((a, row_scales, reaches))
     }
 
     /// The blocks, each reduced while the next is computed.
@@ -340,7 +350,7 @@ impl<C: Communicator> RowParallel<C> {
         reaches: &[Reach],
         epilogue: Epilogue<'_>,
         kept: Range<usize>,
-        mode: Mode,
+        operation: Operation,
         mut out: FloatSliceMut<'_>,
         reduced: &mut Reduced,
     ) -> Result<(), ShardError> {
@@ -379,12 +389,12 @@ impl<C: Communicator> RowParallel<C> {
             plans.push((plan, block));
             let last = at + 1 == self.blocks.len();
             // What is scattered goes by blocks: a rank's rows of one are together.
-            if mode == Mode::All && words.len() < LEAST_WORDS && !last {
+            if operation == Operation::All && words.len() < LEAST_WORDS && !last {
                 continue;
             }
-            let kept = match mode {
-                Mode::All => Kept::All,
-                Mode::Own => Kept::Own(&each),
+            let kept = match operation {
+                Operation::All => Kept::All,
+                _ => Kept::Own(&each),
             };
             reduced.words += words.len();
             let sum = self.comm.start_sum(std::mem::take(&mut words), kept)?;
@@ -470,10 +480,10 @@ enum Rows {
 }
 
 impl Rows {
-    fn reaches(&self, rows: usize) -> Vec<Reach> {
+    fn reaches(&self, rows: Range<usize>) -> Vec<Reach> {
         match self {
-            Rows::Some(a) => (0..rows).map(|i| Reach::of_row(a.view(), i)).collect(),
-            Rows::None => vec![Reach::EMPTY; rows],
+            Rows::Some(a) => rows.map(|i| Reach::of_row(a.view(), i)).collect(),
+            Rows::None => vec![Reach::EMPTY; rows.len()],
         }
     }
 }
@@ -566,7 +576,7 @@ impl Built {
     }
 
     fn card(&self, block: usize) -> Card {
-        let RowShard { parts, bias, columns, in_features } = &self.shard;
+        let RowShard { parts, bias, columns, in_features, source } = &self.shard;
         let floats =
             |values: &[f32]| -> Vec<u8> { values.iter().flat_map(|v| v.to_le_bytes()).collect() };
         let transform = (!columns.is_empty()).then(|| transform_card(parts));
@@ -579,6 +589,7 @@ impl Built {
             .with_some("activation_global_scale", parts.activation_global_scale)
             .with_some("activation_scale_scale", parts.activation_scale_scale)
             .with_some("transform", transform)
+            .with_some("the whole weight", source.as_ref())
             .with("bias", bias.as_ref().map_or("none".into(), |b| card::digest(&floats(b))))
             .with("block of outputs", block)
             .with_range(columns)

@@ -7,6 +7,7 @@ use fp4_core::{OwnedTransform as StoredTransform, PackedMatrix};
 use crate::error::Error;
 use crate::layer::{ActivationEncoding, Parts, QuantLinear};
 use crate::sharded::ShardError;
+use crate::sharded::card::digest_all;
 
 /// Range `rank` of `ranks` ranges of `0..len`, as even as multiples of `unit` allow; with more
 /// ranks than units some are empty.
@@ -42,6 +43,8 @@ pub struct RowShard {
     pub columns: Range<usize>,
     /// All columns: the layer's input features.
     pub in_features: usize,
+    /// A digest of the whole weight and transform, which ranks compare; without, it goes with any.
+    pub source: Option<String>,
 }
 
 /// The rows of W that one rank of a column-parallel layer has.
@@ -55,6 +58,8 @@ pub struct ColumnShard {
     pub rows: Range<usize>,
     /// All rows: the layer's output features.
     pub out_features: usize,
+    /// A digest of the whole weight and transform, which ranks compare; without, it goes with any.
+    pub source: Option<String>,
 }
 
 /// The parts of a layer.
@@ -113,7 +118,8 @@ impl RowShard {
         };
         let weight = PackedMatrix::new(to, codes, scales)?;
         let parts = Parts { weight, transform, ..settings(whole) };
-        Ok(RowShard { parts, bias: bias.map(<[f32]>::to_vec), columns, in_features: shape.k() })
+        let (bias, source) = (bias.map(<[f32]>::to_vec), Some(source(whole)));
+        Ok(RowShard { parts, bias, columns, in_features: shape.k(), source })
     }
 }
 
@@ -140,8 +146,15 @@ impl ColumnShard {
         }
         let bias = bias.map(|bias| bias[rows.clone()].to_vec());
         let parts = Parts { weight, transform: whole.transform.clone(), ..settings(whole) };
-        Ok(ColumnShard { parts, bias, rows, out_features })
+        Ok(ColumnShard { parts, bias, rows, out_features, source: Some(source(whole)) })
     }
+}
+
+/// What tells a layer's weight and transform from others of their shape.
+fn source(whole: &Parts) -> String {
+    let view = whole.weight.view();
+    let transform = whole.transform.as_ref().map(|t| t.values().to_le_bytes());
+    digest_all(&[view.codes(), view.scales(), &transform.unwrap_or_default()])
 }
 
 /// The scalars of a layer, with a weight of no rows and no columns, and no transform.
@@ -167,7 +180,11 @@ fn blocks(transform: &StoredTransform, columns: &Range<usize>) -> Result<StoredT
     let own = bytes.get(columns.start / size * each..columns.end / size * each);
     let ty = transform.values().float_type();
     let values = own.and_then(|own| fp4_core::FloatVec::from_le_bytes(ty, own));
-    let values = values.unwrap_or(fp4_core::FloatVec::zeros(ty, 0));
+    let values = values.ok_or(fp4_core::Error::Len {
+        what: fp4_core::Buffer::Transform,
+        expected: columns.end * size,
+        got: transform.values().len(),
+    })?;
     Ok(StoredTransform::new(values, vec![columns.len() / size, *size, *size])?)
 }
 
