@@ -2,7 +2,8 @@
 //! and exact sums that are not rounded yet.
 
 use fp4_core::{
-    FloatSlice, MatmulQuery, PackedMatrix, PackedMut, PackedView, PartialsMut, QuantizeInput,
+    FloatSlice, MatmulQuery, PackedMatrix, PackedMut, PackedView, PartialsMut, QuantCounts,
+    QuantizeInput,
 };
 
 use crate::error::Error;
@@ -66,6 +67,7 @@ impl QuantLinear {
                 Some(amax) if amax.len() == rows => {
                     let row = spec.shape(1, k)?;
                     let mut out = packed.view_mut();
+                    let mut counts = QuantCounts::default();
                     for (i, &amax) in amax.iter().enumerate() {
                         // A row under a scale is that row under it as global scale (C4).
                         let spec = spec.of_row(amax);
@@ -74,8 +76,10 @@ impl QuantLinear {
                         let input =
                             QuantizeInput::new(x, 1, k, &spec)?.with_transform(transform)?;
                         let (codes, scales) = out.row(i);
-                        q.role.quantize(&input, &mut PackedMut::new(row, codes, scales)?)?;
+                        counts +=
+                            q.role.quantize(&input, &mut PackedMut::new(row, codes, scales)?)?;
                     }
+                    self.count_quantized(&counts, loaded, Some(x));
                 }
                 Some(amax) => {
                     let (what, expected) = (fp4_core::Buffer::RowScales, rows);

@@ -199,10 +199,7 @@ fn begin<J: Job>(
     let mut done = BTreeMap::new();
     if output.resume {
         let opened = Journal::open_all(&new.journal(), fingerprint, output.path, jobs)?;
-        let mut journal = opened.0;
         done = opened.1;
-        // There from now on, so that the ranks' journals are not taken for nothing.
-        journal.append("")?;
     }
     if done.is_empty() {
         new.clear()?;
