@@ -38,9 +38,15 @@ pub(crate) struct Args {
     /// Give the last rank a backend that rounds its partial sums: the check must fail.
     #[arg(long)]
     plant_fault: bool,
-    /// This rank kills itself: the others must end.
+    /// This rank kills itself between two forwards of a layer: the others must end.
     #[arg(long, value_name = "RANK")]
     kill_rank: Option<usize>,
+    /// This rank panics between two forwards of a layer: the others must end.
+    #[arg(long, value_name = "RANK")]
+    panic_rank: Option<usize>,
+    /// This rank sends less than the others: MPI's error must come back.
+    #[arg(long, value_name = "RANK")]
+    short_rank: Option<usize>,
     /// This rank comes too late: the others must end.
     #[arg(long, value_name = "RANK")]
     late_rank: Option<usize>,
@@ -144,6 +150,17 @@ fn layers(n: usize, k: usize) -> Result<Vec<QuantLinear>> {
     Ok(all)
 }
 
+/// What ends this rank on purpose.
+fn faulty(args: &Args, rank: usize) -> Result<()> {
+    if args.kill_rank == Some(rank) {
+        eprintln!("rank {rank} kills itself between forwards");
+        let own = std::process::id().to_string();
+        std::process::Command::new("kill").args(["-9", &own]).status()?;
+    }
+    assert!(args.panic_rank != Some(rank), "rank {rank} panics on purpose");
+    Ok(())
+}
+
 /// Runs the check; true if nothing differs.
 pub(crate) fn run(comm: &Mpi, args: &Args) -> Result<bool> {
     ensure!(
@@ -152,9 +169,9 @@ pub(crate) fn run(comm: &Mpi, args: &Args) -> Result<bool> {
         args.k
     );
     let (rank, ranks, n, k) = (comm.rank(), comm.size(), args.n, args.k);
-    if args.kill_rank == Some(rank) {
-        let own = std::process::id().to_string();
-        std::process::Command::new("kill").args(["-9", &own]).status()?;
+    if let Some(short) = args.short_rank {
+        let len = if short == rank { 4 } else { 4096 };
+        comm.max(&mut vec![0; len])?;
     }
     if args.late_rank == Some(rank) {
         std::thread::sleep(std::time::Duration::from_secs(3600));
@@ -186,6 +203,10 @@ pub(crate) fn run(comm: &Mpi, args: &Args) -> Result<bool> {
             let mut expected = FloatVec::zeros(ty, rows * n);
             layer.forward_into(x.as_slice(), rows, expected.as_mut_slice())?;
 
+            // In the middle of the second layer.
+            if at == 1 && rows == 2 {
+                faulty(args, rank)?;
+            }
             let mut y = FloatVec::zeros(ty, rows * n);
             by_columns.forward_into(x.as_slice(), rows, y.as_mut_slice())?;
             tally.compare(&y, &expected);

@@ -32,6 +32,9 @@ use quant_linear::sharded::{CommError, Communicator, Kept};
 /// How long a rank waits for the others, unless told otherwise.
 const LIMIT: Duration = Duration::from_secs(120);
 
+/// How long a rank looks all the time whether the others have come.
+const SPIN: Duration = Duration::from_millis(20);
+
 /// Ranks of an MPI communicator.
 ///
 /// One thread of each process talks, the one that made this; another one's calls are errors. Layers
@@ -46,8 +49,8 @@ pub struct Mpi {
     blocking: bool,
 }
 
-// SAFETY: the communicator is touched by nothing but `handle` and `drop`, and they touch it on the
-// thread that made it alone; all other fields are plain values.
+// SAFETY: the communicator is read by nothing but `handle`, and let go by nothing but `drop`; both
+// do so on the thread that made it alone; all other fields are plain values.
 unsafe impl Send for Mpi {}
 // SAFETY: as above.
 unsafe impl Sync for Mpi {}
@@ -91,12 +94,25 @@ fn buffer<T: Copy + Default>(from: &[T], len: usize) -> Vec<T> {
     buffer
 }
 
+/// What MPI says of an error.
+fn explained(code: c_int) -> String {
+    // Longer than any library's MPI_MAX_ERROR_STRING.
+    let (mut text, mut len) = ([0u8; 8192], 0);
+    // SAFETY: the text has room for the longest message; any code may be asked for.
+    let known = unsafe { ffi::MPI_Error_string(code, text.as_mut_ptr().cast(), &mut len) } == 0;
+    let said = String::from_utf8_lossy(&text[..(len.max(0) as usize).min(text.len())]);
+    format!("MPI error {code}{}{}", if known { ": " } else { "" }, said.trim())
+}
+
 impl Mpi {
     /// The ranks of a communicator, on a duplicate of it. All of its ranks call it.
     pub fn new(comm: &SimpleCommunicator) -> Self {
         let comm = ManuallyDrop::new(comm.duplicate());
         let [rank, size] = [comm.rank() as usize, comm.size() as usize];
         let home = std::thread::current().id();
+        // SAFETY: it is this value's own duplicate. Errors of MPI come back as errors of calls; were
+        // this refused, MPI would end the processes instead.
+        unsafe { ffi::MPI_Comm_set_errhandler(comm.as_raw(), ffi::RSMPI_ERRORS_RETURN) };
         Mpi { comm, home, rank, size, limit: LIMIT, blocking: false }
     }
 
@@ -162,7 +178,7 @@ impl Mpi {
     fn expect(&self, code: c_int, what: &'static str) -> Result<(), CommError> {
         match code {
             0 => Ok(()),
-            code => Err(self.failed(what, format!("MPI error {code}"))),
+            code => Err(self.failed(what, explained(code))),
         }
     }
 
@@ -177,7 +193,7 @@ impl Mpi {
     /// Tests a request until it has ended or the limit is reached.
     fn wait(&self, request: &mut ffi::MPI_Request, what: &'static str) -> Result<(), CommError> {
         self.handle(what)?;
-        let until = Instant::now() + self.limit;
+        let begun = Instant::now();
         loop {
             let mut ended = 0;
             // SAFETY: the request is one that MPI gave and has not ended; its buffers live.
@@ -186,12 +202,17 @@ impl Mpi {
             if ended != 0 {
                 return Ok(());
             }
-            if Instant::now() > until {
+            let waited = begun.elapsed();
+            if waited > self.limit {
                 let (rank, seconds) = (self.rank(), self.limit.as_secs());
                 return Err(CommError::Timeout { rank, what, seconds });
             }
-            // Where there are more ranks than cores, another one is to go on.
-            std::thread::yield_now();
+            // Where there are more ranks than cores, another one is to go on; and who has waited for
+            // long is behind a slow one, which may need every core.
+            match waited < SPIN {
+                true => std::thread::yield_now(),
+                false => std::thread::sleep(Duration::from_millis(1)),
+            }
         }
     }
 }
@@ -333,7 +354,12 @@ impl Communicator for Mpi {
 }
 
 /// Ends the processes of all ranks at once, with an exit code: what a rank that cannot go on does,
-/// so that the others do not wait for it.
+/// so that the others do not wait for it. On another thread than made the communicator this process
+/// alone is ended, which `mpirun` notices and ends the others.
 pub fn abort(comm: &Mpi, code: i32) -> ! {
-    comm.comm.abort(code)
+    if let Ok(handle) = comm.handle("an abort") {
+        // SAFETY: the communicator is valid, and this is the thread that may use it.
+        unsafe { ffi::MPI_Abort(handle, code) };
+    }
+    std::process::abort()
 }

@@ -9,11 +9,12 @@ mod model;
 mod split;
 
 use std::io::Write;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, anyhow, ensure};
 use clap::Parser;
 use fp4_mpi::Mpi;
 use mpi::environment::{Threading, initialize_with_threading};
@@ -63,7 +64,12 @@ fn main() -> Result<ExitCode> {
     // Before MPI: help and wrong arguments need none.
     let args = Args::parse();
     let started = initialize_with_threading(Threading::Funneled);
-    let (universe, _) = started.context("MPI cannot be started twice in one process")?;
+    let (universe, level) = started.context("MPI cannot be started twice in one process")?;
+    ensure!(
+        level >= Threading::Funneled,
+        "this MPI offers {level:?}, expected MPI_THREAD_FUNNELED or more, because layers compute on \
+         several threads; take an MPI that was built with threads"
+    );
     let limit = args.limit.unwrap_or(match args.command {
         Command::Quantize(_) => 24 * 60 * 60,
         _ => 120,
@@ -73,7 +79,10 @@ fn main() -> Result<ExitCode> {
         comm = comm.blocking();
     }
     let comm = Arc::new(comm);
-    match run(&comm, &args) {
+    // A rank that panics must end the others too. It has said why.
+    let ended = catch_unwind(AssertUnwindSafe(|| run(&comm, &args)));
+    let ended = ended.unwrap_or_else(|_| Err(anyhow!("it has panicked; report this")));
+    match ended {
         Ok(true) => Ok(ExitCode::SUCCESS),
         Ok(false) => Ok(ExitCode::FAILURE),
         Err(error) => {

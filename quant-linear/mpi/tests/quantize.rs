@@ -171,19 +171,21 @@ fn ranks_with_other_options_say_which_and_write_nothing() {
     let mut command = Command::new("mpirun");
     command.args(["--oversubscribe", "--bind-to", "none", "-n", "1"]);
     command.env("OMPI_ALLOW_RUN_AS_ROOT", "1").env("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1");
-    let one = |command: &mut Command, format: &str| {
+    let one = |command: &mut Command, options: &[&str]| {
         command
             .args([env!("CARGO_BIN_EXE_fp4-mpi"), "quantize"])
             .arg(&input)
             .arg("-o")
             .arg(&output);
-        command.args(["--json", "--resume", "--format", format]);
+        command.args(["--json", "--format", "nvfp4"]).args(options);
     };
-    one(&mut command, "nvfp4");
+    // No header has it, and nothing is to be continued.
+    one(&mut command, &["--global-scale", "0.001"]);
     command.args([":", "-n", "1"]);
-    one(&mut command, "mxfp4");
+    one(&mut command, &["--global-scale", "0.002"]);
     let ended = command.output().unwrap();
     let text = String::from_utf8_lossy(&ended.stderr);
     assert!(!ended.status.success() && !output.exists(), "{text}");
     assert!(text.contains("rank 1 does not do what rank 0 does"), "{text}");
+    assert!(text.contains("--global-scale was"), "{text}");
 }
