@@ -15,7 +15,9 @@
 //! `round(2^24 + 1) + 2^-30` goes down.
 //!
 //! [`FixedSum`] is the narrow form for NVFP4, whose terms are all multiples of 2^-20: an i64 in
-//! units of 2^-20, enough for K <= 2^20, checked past that.
+//! units of 2^-20, enough for K <= 2^20, checked past that. [`ScaledSum`] is the same in units that
+//! the caller chooses for each sum: what a reduction over machines sends, see
+//! [`reduction`](crate::reduction).
 //!
 //! The idea is Kulisch's long accumulator ("Computer Arithmetic and Validity", 2008).
 //!
@@ -34,6 +36,8 @@ use crate::with_floats;
 const LOW: i32 = -264;
 /// 64-bit limbs.
 const LIMBS: usize = 10;
+/// The bits of a word of [`ExactSum::to_words`].
+const WORD: u64 = (1 << 48) - 1;
 
 /// An exact sum of products, of any encodings and any scale, with a NaN flag.
 ///
@@ -60,6 +64,13 @@ impl ExactSum {
     /// Version of the serialized form: its first byte. Version 1 had no such byte, and units of
     /// 2^-256.
     pub const VERSION: u8 = 2;
+
+    /// Words of 48 bits that hold a sum, with room for carries.
+    pub const WORDS: usize = 14;
+
+    /// How many sums' words may be added before [`from_words`](Self::from_words) reads them:
+    /// (2^15 - 1) * 2^48 is below 2^63.
+    pub const MOST_ADDED: usize = (1 << 15) - 1;
 
     /// Adds `significand * 2^exponent`, exactly.
     ///
@@ -195,6 +206,54 @@ impl ExactSum {
         bytes
     }
 
+    /// The sum in [`WORDS`](Self::WORDS) words of 48 bits, the lowest first; the last has the sign,
+    /// the others are not negative. Words of up to [`MOST_ADDED`](Self::MOST_ADDED) sums may be
+    /// added one by one with no carry, in any order, by anything that adds integers: the result is
+    /// what [`from_words`](Self::from_words) reads. The NaN flag is not among them.
+    pub fn to_words(&self) -> [i64; Self::WORDS] {
+        core::array::from_fn(|w| {
+            let bits = bits_from(&self.limbs, 48 * w);
+            // Of the last word's 48 bits there are 16, the sign's among them.
+            if w + 1 < Self::WORDS { (bits & WORD) as i64 } else { i64::from(bits as u16 as i16) }
+        })
+    }
+
+    /// The sum whose words, or sums of words, these are, modulo 2^640 units.
+    pub fn from_words(words: &[i64; Self::WORDS]) -> Self {
+        let mut sum = ExactSum::ZERO;
+        let mut carry = 0;
+        for (w, &word) in words.iter().enumerate() {
+            // At most 2^63 - 2^48 of words, and 2^15 of carries.
+            let total = word.wrapping_add(carry);
+            carry = total >> 48;
+            let digit = u128::from(total as u64 & WORD) << (48 * w % 64);
+            for (limb, part) in sum.limbs.iter_mut().skip(48 * w / 64).zip([digit, digit >> 64]) {
+                *limb |= part as u64;
+            }
+        }
+        sum
+    }
+
+    /// The sum in units of `2^exponent`, if it is a whole number of them that an i64 holds. The NaN
+    /// flag does not count.
+    pub fn to_units(&self, exponent: i32) -> Option<i64> {
+        let position = usize::try_from(exponent.checked_sub(LOW)?).ok()?;
+        let (limb, shift) = (position / 64, position % 64);
+        let sign = self.limbs[LIMBS - 1] as i64 >> 63;
+        // Past the last limb there is nothing but the sign.
+        let at = |limb: usize| self.limbs.get(limb).map_or(sign, |&l| l as i64);
+        let units = match shift {
+            0 => at(limb),
+            _ => (at(limb) as u64 >> shift) as i64 | at(limb + 1) << (64 - shift),
+        };
+        let nothing_below = self.limbs.iter().take(limb).all(|&l| l == 0)
+            && at(limb) as u64 & ((1 << shift) - 1) == 0;
+        let nothing_above = units >> 63 == sign
+            && at(limb + 1) >> shift == sign
+            && self.limbs.iter().skip(limb + 2).all(|&l| l as i64 == sign);
+        (nothing_below && nothing_above).then_some(units)
+    }
+
     /// Reads [`to_bytes`](Self::to_bytes) back. Any nonzero flag byte means NaN.
     ///
     /// # Errors
@@ -298,10 +357,68 @@ impl From<FixedSum> for ExactSum {
     }
 }
 
+/// An exact sum in units of a power of two that whoever adds into it has chosen, with a NaN flag.
+///
+/// Worked example: in units of 2^-3, 5 * 2^-2 are 10 units; 2^-4 is no whole number of them, an
+/// error.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ScaledSum {
+    /// The sum in units of 2^`exponent`.
+    pub units: i64,
+    /// Exponent of one unit.
+    pub exponent: i32,
+    /// True if a scale in the range was NaN.
+    pub nan: bool,
+}
+
+impl ScaledSum {
+    /// The empty sum in units of `2^exponent`.
+    pub const fn zero(exponent: i32) -> Self {
+        ScaledSum { units: 0, exponent, nan: false }
+    }
+
+    /// Adds `significand * 2^exponent`, exactly.
+    ///
+    /// # Errors
+    /// [`Error::PartialOverflow`] unless that is a whole number of units and the sum fits 63 bits;
+    /// the sum is unchanged.
+    #[inline]
+    pub fn add_scaled(&mut self, significand: i64, exponent: i32) -> Result<(), Error> {
+        let shift = exponent.wrapping_sub(self.exponent);
+        let units = match shift {
+            0..64 => {
+                let units = significand << shift;
+                (units >> shift == significand).then_some(units)
+            }
+            -63..0 => {
+                let units = significand >> -shift;
+                (units << -shift == significand).then_some(units)
+            }
+            _ => (significand == 0).then_some(0),
+        };
+        let sum = units.and_then(|units| self.units.checked_add(units));
+        self.units = sum.ok_or(Error::PartialOverflow)?;
+        Ok(())
+    }
+
+    /// Adds another sum, of any kind.
+    ///
+    /// # Errors
+    /// As [`add_scaled`](Self::add_scaled).
+    pub fn merge(&mut self, other: &ExactSum) -> Result<(), Error> {
+        let units = other.to_units(self.exponent).ok_or(Error::PartialOverflow)?;
+        self.add_scaled(units, self.exponent)?;
+        self.nan |= other.is_nan();
+        Ok(())
+    }
+}
+
 /// Partial sums of an (M, N) product, row-major, to add into.
 pub enum PartialsMut<'a> {
     /// 64-bit sums: NVFP4 by NVFP4 only.
     Fixed(&'a mut [FixedSum]),
+    /// 64-bit sums in units of their own: any product whose terms and sums those hold.
+    Scaled(&'a mut [ScaledSum]),
     /// Exact sums: any product.
     Exact(&'a mut [ExactSum]),
 }
@@ -320,6 +437,7 @@ impl fmt::Debug for PartialsMut<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             PartialsMut::Fixed(s) => write!(f, "Fixed[{}]", s.len()),
+            PartialsMut::Scaled(s) => write!(f, "Scaled[{}]", s.len()),
             PartialsMut::Exact(s) => write!(f, "Exact[{}]", s.len()),
         }
     }
@@ -340,6 +458,7 @@ impl PartialsMut<'_> {
     pub fn len(&self) -> usize {
         match self {
             PartialsMut::Fixed(s) => s.len(),
+            PartialsMut::Scaled(s) => s.len(),
             PartialsMut::Exact(s) => s.len(),
         }
     }
@@ -520,7 +639,79 @@ mod tests {
         assert_eq!(full.units, i64::MAX);
     }
 
+    #[test]
+    fn words_and_units_at_the_edges() {
+        for terms in [&[][..], &[(1, -264)], &[(-1, -264)], &[(-1, 254)], &[(i64::MIN, 254)]] {
+            let s = sum(terms);
+            assert_eq!(ExactSum::from_words(&s.to_words()), s);
+        }
+        // As many of the largest words as may be added.
+        let (most, each) = (ExactSum::MOST_ADDED as i64, sum(&[(-1, -264)]));
+        let (words, mut all) = (each.to_words().map(|w| w * most), ExactSum::ZERO);
+        all.add_scaled(-most, -264).unwrap();
+        assert_eq!(ExactSum::from_words(&words), all);
+
+        assert_eq!(sum(&[(i64::MAX, 3)]).to_units(3), Some(i64::MAX));
+        assert_eq!(sum(&[(i64::MIN, 3)]).to_units(3), Some(i64::MIN));
+        assert_eq!(sum(&[(i64::MAX, 3), (1, 3)]).to_units(3), None);
+        assert_eq!(sum(&[(i64::MIN, 3), (-1, 3)]).to_units(3), None);
+        assert_eq!(sum(&[(3, 3)]).to_units(4), None);
+        assert_eq!(sum(&[(1, 254)]).to_units(-264), None);
+        assert_eq!(sum(&[(-6, 2)]).to_units(3), Some(-3));
+        for exponent in [-265, 376, i32::MIN, i32::MAX] {
+            assert_eq!(sum(&[(1, 0)]).to_units(exponent), None, "{exponent}");
+        }
+    }
+
+    #[test]
+    fn scaled_sums_take_whole_units_that_fit() {
+        let mut s = ScaledSum::zero(-3);
+        s.add_scaled(5, -2).unwrap();
+        s.add_scaled(4, -5).unwrap();
+        assert_eq!(s, ScaledSum { units: 11, exponent: -3, nan: false });
+        for (significand, exponent) in [(1, -4), (1, 61), (1, 60), (-1, 62), (1, -200), (3, 200)] {
+            let before = s;
+            let got = s.add_scaled(significand, exponent);
+            assert_eq!(got, Err(Error::PartialOverflow), "{significand} 2^{exponent}");
+            assert_eq!(s, before);
+        }
+        s.add_scaled(0, 250).unwrap();
+        let mut other = sum(&[(-11, -3)]);
+        other.set_nan();
+        s.merge(&other).unwrap();
+        assert_eq!(s, ScaledSum { units: 0, exponent: -3, nan: true });
+        assert_eq!(s.merge(&sum(&[(1, -4)])), Err(Error::PartialOverflow));
+    }
+
     quickcheck::quickcheck! {
+        fn words_of_any_parts_add_to_the_words_of_the_sum(parts: Vec<Vec<(i64, i16)>>) -> bool {
+            let exponent = |e: i16| i32::from(e).rem_euclid(519) - 264;
+            let parts: Vec<_> = parts.iter().map(|terms| {
+                sum(&terms.iter().map(|&(s, e)| (s, exponent(e))).collect::<Vec<_>>())
+            }).collect();
+            let (mut whole, mut words) = (ExactSum::ZERO, [0; ExactSum::WORDS]);
+            for part in &parts {
+                whole.merge(part);
+                words.iter_mut().zip(part.to_words()).for_each(|(to, word)| *to += word);
+            }
+            ExactSum::from_words(&words) == whole
+        }
+
+        fn units_are_the_sum_or_it_does_not_fit(terms: Vec<(i64, i8)>, to: i8) -> bool {
+            let terms: Vec<_> = terms.iter().map(|&(s, e)| (s >> 20, i32::from(e))).collect();
+            let s = sum(&terms);
+            let exact = terms.iter().try_fold(0i128, |all, &(s, e)| {
+                let e = e - i32::from(to);
+                // Past 2^127 nothing is compared; below a unit nothing is whole, unless it is 0.
+                if (0..80).contains(&e) { Some(all + (i128::from(s) << e)) } else { None }
+            });
+            match (exact, s.to_units(to.into())) {
+                (Some(exact), got) => got == i64::try_from(exact).ok(),
+                (None, None) => true,
+                (None, Some(units)) => sum(&[(units, to.into())]) == s,
+            }
+        }
+
         fn any_split_and_order_gives_the_same_sum(terms: Vec<(i64, i16)>, cut: usize) -> bool {
             let terms: Vec<_> = terms.iter().map(|&(s, e)| (s, i32::from(e).rem_euclid(519) - 264)).collect();
             let whole = sum(&terms);

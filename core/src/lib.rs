@@ -25,6 +25,7 @@
 //! | [`check_environment`] | the floating-point environment | [C9] |
 //! | [`mxint8`] | the 8-bit elements of activations | [C10] |
 //! | [`mod@reference`] | all of it, scalar and readable | [C1] to [C10] |
+//! | [`reduction`] | partial sums of several machines, as integers that any reduction adds exactly | [C6] |
 //! | [`narrow`] | the matmul again, in 32 or 64 bits where that is proved enough: for firmware | [C6] |
 //! | [`backend`] | the traits that backends implement | |
 //! | [`contract`] | the clauses themselves: what every bit must be | all |
@@ -93,6 +94,7 @@ mod numbers;
 #[cfg(feature = "alloc")]
 mod owned;
 mod packed;
+pub mod reduction;
 pub mod reference;
 pub mod rule;
 mod scale;
@@ -111,7 +113,7 @@ pub use epilogue::{Epilogue, finish_one};
 pub use error::{
     Buffer, DeviceError, Dim, Error, FpEnvironment, ScaleSetting, Unsupported, Version,
 };
-pub use exact::{ExactSum, FixedSum, Partials, PartialsMut, finish};
+pub use exact::{ExactSum, FixedSum, Partials, PartialsMut, ScaledSum, finish};
 pub use float::{Float, FloatSlice, FloatSliceMut, NAN_BF16, NAN_F16, NAN_F32};
 pub use fma::fma;
 pub use format::{Element, Encoding, FloatType, Format, GroupSize, Product, ScaleType};

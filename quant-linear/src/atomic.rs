@@ -33,6 +33,7 @@ mod building;
 mod rename;
 
 use building::Building;
+pub(crate) use building::RANK_JOURNAL;
 pub use building::{abandon_all, kept, partial, sweep};
 
 /// What may be written: only its own kind gives way to it.

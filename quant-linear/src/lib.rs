@@ -51,6 +51,7 @@ pub mod layout;
 pub mod model;
 mod positioned;
 mod run;
+pub mod sharded;
 pub mod text;
 mod transform;
 
@@ -64,6 +65,7 @@ pub use layout::LoadOptions;
 pub use run::activation::Activation;
 pub use run::counters::Counters;
 pub use run::device::DeviceTensor;
+pub use run::partial::PackedRows;
 pub use run::routing::{self, Backends, Choice, Explanation, Verdict};
 pub use run::runtime::Runtime;
 pub use run::saturation::{FLUSHED_SHARE, SATURATED_SHARE};

@@ -73,7 +73,13 @@ fn convert(
     let layers = find(input);
     let options = Options { target, format: None, exact: false, changed };
     let plan = Plan::new(input, &layers, options, Shape::Folder)?;
-    let to = Output { path: output, kind: Kind::Folder, replace: false, resume: None };
+    let to = Output {
+        path: output,
+        kind: Kind::Folder,
+        replace: false,
+        resume: false,
+        settings: vec![],
+    };
     let mut total = Outcome::default();
     let on = &mut |event: convert::Event<'_, '_>| {
         if let Event::Done(_, Some(outcome)) = event {

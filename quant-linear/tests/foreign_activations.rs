@@ -256,7 +256,13 @@ fn converted(from: &Checkpoint, to: &str, folder: &Path) -> (Checkpoint, String)
     // Some of the samples hold every scale byte, NaN too.
     let how = Options { target, format: None, exact: false, changed: true };
     let plan = Plan::new(from, &layers, how, Shape::Folder).unwrap();
-    let to = Output { path: folder, kind: Kind::Folder, replace: false, resume: None };
+    let to = Output {
+        path: folder,
+        kind: Kind::Folder,
+        replace: false,
+        resume: false,
+        settings: vec![],
+    };
     let listing = Listing::default();
     convert::write(from, &plan, &listing, &to, Memory::default(), &mut |_| {}).unwrap();
     (Checkpoint::open(folder).unwrap(), plan.notes.join("\n"))

@@ -114,7 +114,13 @@ fn convert(input: &Checkpoint, layers: &Layers, to: &str, output: &Path) -> Vec<
     let target = named(to).unwrap();
     let options = Options { target, format: None, exact: true, changed: false };
     let plan = Plan::new(input, layers, options, Shape::Folder).unwrap();
-    let place = Output { path: output, kind: Kind::Folder, replace: false, resume: None };
+    let place = Output {
+        path: output,
+        kind: Kind::Folder,
+        replace: false,
+        resume: false,
+        settings: vec![],
+    };
     let listing = Listing::default();
     convert::write(input, &plan, &listing, &place, Memory::default(), &mut |_| {}).unwrap();
     plan.notes

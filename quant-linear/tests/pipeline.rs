@@ -71,7 +71,8 @@ fn quantized(inputs: &[&[&str]]) -> BTreeMap<String, Vec<u8>> {
     let engine =
         Engine { input: &input, backends: Backends::available(), memory: Memory::default() };
     let out = folder.path().join("out.safetensors");
-    let output = Output { path: &out, kind: Kind::File, replace: false, resume: None };
+    let output =
+        Output { path: &out, kind: Kind::File, replace: false, resume: false, settings: vec![] };
     let mut losses = 0;
     let mut on = |event: Event<'_>| {
         if let Event::Done(_, _, outcome) = event {

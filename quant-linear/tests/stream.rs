@@ -11,6 +11,7 @@ use quant_linear::checkpoint::Listing;
 use quant_linear::model::stream::{
     self, Contents, Event, Inputs, Job, Layout, Memory, Output, Progress, Sink,
 };
+use quant_linear::sharded::InProcess;
 
 /// A file of `parts` bytes after its header.
 struct Bytes {
@@ -110,6 +111,18 @@ fn jobs(counts: &Counts, memory: impl Fn(u64) -> u64) -> Vec<Part<'_>> {
         .collect()
 }
 
+/// A folder at `place`, under a setting if it is to be continued.
+fn output<'a>(path: &'a Path, resume: Option<&str>) -> Output<'a> {
+    let settings = resume.map(|setting| ("setting".to_string(), setting.to_string()));
+    Output {
+        path,
+        kind: Kind::Folder,
+        replace: false,
+        resume: resume.is_some(),
+        settings: settings.into_iter().collect(),
+    }
+}
+
 struct Seen {
     working: Vec<String>,
     done: Vec<(usize, String, f64)>,
@@ -134,8 +147,7 @@ fn write(
         carried: Some((&root, &listing)),
         generated: vec![("config", b"{}".to_vec()), ("index", b"[]".to_vec())],
     };
-    let resume = resume.map(|setting| vec![("setting".to_string(), setting.to_string())]);
-    let output = Output { path: place, kind: Kind::Folder, replace: false, resume };
+    let output = output(place, resume);
     let mut inputs = Inputs::default();
     inputs.add(&root.join("other")).unwrap();
     let mut seen = Seen { working: vec![], done: vec![], bytes: 0, kept: 0 };
@@ -325,6 +337,96 @@ fn a_file_that_is_gone_from_what_is_kept_is_refused() {
     assert!(!out.exists());
 }
 
+/// Writes a folder by a rank for each of `ranks`: its setting, and whether it is to be continued.
+fn write_over(place: &Path, jobs: &[Part<'_>], ranks: &[(&str, bool)]) -> Vec<Result<(), Error>> {
+    let (full, empty) = (Bytes { parts: PARTS }, Bytes { parts: 0 });
+    let root = place.parent().unwrap().join("in");
+    let on_rank = |comm: InProcess, (setting, resume): (&str, bool)| {
+        let layouts: [&dyn Layout; 3] = [&full, &full, &empty];
+        let listing = Listing { files: vec![(PathBuf::from("other"), 5)], ..Listing::default() };
+        let contents = Contents {
+            files: FILES.into_iter().zip(layouts).collect(),
+            carried: Some((&root, &listing)),
+            generated: vec![("config", b"{}".to_vec()), ("index", b"[]".to_vec())],
+        };
+        let output = Output { resume, ..output(place, Some(setting)) };
+        let mut inputs = Inputs::default();
+        inputs.add(&root.join("other")).unwrap();
+        let memory = Memory { bytes: 100 };
+        stream::write_over(&contents, jobs, &output, memory, &inputs, &comm, &mut |_| ())
+    };
+    std::thread::scope(|scope| {
+        let on_rank = &on_rank;
+        let threads: Vec<_> = InProcess::ranks(ranks.len())
+            .into_iter()
+            .zip(ranks)
+            .map(|(comm, &rank)| scope.spawn(move || on_rank(comm, rank)))
+            .collect();
+        threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+    })
+}
+
+#[test]
+fn ranks_with_other_settings_are_refused_also_where_nothing_is_to_be_continued() {
+    let (_root, out) = root();
+    let counts = Counts::default();
+    let all = jobs(&counts, |_| 1);
+    for (ranks, what) in [
+        ([("x", false), ("y", false)], "setting was `x` and is `y`"),
+        ([("x", true), ("y", true)], "setting was `x` and is `y`"),
+        ([("x", false), ("x", true)], "--resume was `false` and is `true`"),
+    ] {
+        for error in write_over(&out, &all, &ranks) {
+            let error = error.unwrap_err().to_string();
+            assert!(error.contains(what) && error.contains("rank 1"), "{error}");
+        }
+        assert!(!out.exists() && counts.run.load(Ordering::SeqCst) == 0);
+    }
+    write_over(&out, &all, &[("x", false); 3]).into_iter().for_each(Result::unwrap);
+    assert_whole(&out);
+}
+
+#[test]
+fn ranks_refuse_to_go_on_with_a_file_that_is_gone() {
+    let (_root, out) = root();
+    let counts = Counts::default();
+    let mut all = jobs(&counts, |_| 1);
+    let last = all.len() - 1;
+    all[last].what = What::Fail;
+    write(&out, &all, 100, 2, Some("x")).0.unwrap_err();
+    all[last].what = What::Write;
+    let kept = fs::read(partial(&out).join("new/a")).unwrap();
+    fs::remove_file(partial(&out).join("new/a")).unwrap();
+    let mut errors = write_over(&out, &all, &[("x", true); 2]).into_iter().map(Result::unwrap_err);
+    let error = errors.next().unwrap().to_string();
+    assert!(error.contains("new/a") && error.contains("is gone"), "{error}");
+    assert!(errors.next().is_some() && !out.exists());
+    // With it they do.
+    fs::write(partial(&out).join("new/a"), kept).unwrap();
+    write_over(&out, &all, &[("x", true); 2]).into_iter().for_each(Result::unwrap);
+    assert_whole(&out);
+}
+
+#[test]
+fn ranks_that_fail_leave_what_is_done_and_nothing_if_nothing_is() {
+    let (_root, out) = root();
+    let counts = Counts::default();
+    let mut all = jobs(&counts, |_| 1);
+    all.iter_mut().for_each(|job| job.what = What::Fail);
+    write_over(&out, &all, &[("x", true)]).remove(0).unwrap_err();
+    assert!(!partial(&out).exists());
+    let last = all.len() - 1;
+    all[..last].iter_mut().for_each(|job| job.what = What::Write);
+    write_over(&out, &all, &[("x", true)]).remove(0).unwrap_err();
+    assert!(partial(&out).join("new/a").exists());
+    all[last].what = What::Write;
+    let before = counts.run.load(Ordering::SeqCst);
+    write_over(&out, &all, &[("x", true)]).remove(0).unwrap();
+    assert_whole(&out);
+    // What was done is not done again.
+    assert!(counts.run.load(Ordering::SeqCst) - before < all.len());
+}
+
 #[test]
 fn an_input_that_changes_during_the_run_is_an_error() {
     for resume in [None, Some("x")] {
@@ -337,8 +439,7 @@ fn an_input_that_changes_during_the_run_is_an_error() {
             Contents { files: vec![("a", &full as &dyn Layout)], carried: None, generated: vec![] };
         let mut inputs = Inputs::default();
         inputs.add(&other).unwrap();
-        let resume = resume.map(|_| vec![]);
-        let output = Output { path: &out, kind: Kind::File, replace: false, resume };
+        let output = Output { kind: Kind::File, ..output(&out, resume) };
         let memory = Memory::default();
         let error = stream::write(&contents, &jobs, &output, memory, &inputs, &mut |event| {
             if let Event::Done(job, _) = event

@@ -7,7 +7,7 @@
 
 use std::ops::Range;
 
-use fp4_core::{Error, ExactSum, FixedSum, PackedShape, PartialsMut, Paths};
+use fp4_core::{Error, ExactSum, FixedSum, PackedShape, PartialsMut, Paths, ScaledSum};
 
 /// Groups after which a long range of 64-bit partial sums is cut, so that every NVFP4 sum is
 /// narrow: 2^15 * 2304 * (448 * 512)^2 < 2^62.
@@ -58,6 +58,13 @@ impl Sum<'_> {
             }
             // Not reached: stretches of FIXED_GROUPS groups are narrow.
             Sum::Wide(_) => Err(Error::PartialOverflow),
+        }
+    }
+
+    fn add_to_scaled(&self, total: &mut ScaledSum) -> Result<(), Error> {
+        match *self {
+            Sum::Narrow { units, exponent } => total.add_scaled(units, exponent),
+            Sum::Wide(sum) => total.merge(sum),
         }
     }
 
@@ -122,6 +129,12 @@ pub(crate) fn partial(
             }
             Ok(())
         }
+        PartialsMut::Scaled(out) => operands
+            .sums(groups, out, |total: &mut ScaledSum, nan, sum| {
+                total.nan |= nan;
+                sum.add_to_scaled(total)
+            })
+            .map(|_| ()),
         PartialsMut::Exact(out) => operands
             .sums(groups, out, |total: &mut ExactSum, nan, sum| {
                 if nan {

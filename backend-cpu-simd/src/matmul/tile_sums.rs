@@ -70,6 +70,21 @@ impl<T, F: Fn(&mut T, bool, Sum<'_>) -> Result<(), Error> + Sync> TileWriter<T> 
         mut out: OutputTile<'_, T>,
         _: &mut Option<RowFactors>,
     ) -> Result<(), Error> {
+        if sums.plain {
+            // Every output has its sum here, and none is NaN: nothing is to be asked of each.
+            let (bases, unit) = (sums.panel().bases(), sums.terms.unit);
+            for r in 0..out.rows() {
+                let (row, correction) = (sums.tile.meta[r].base + unit, sums.corrections()[r]);
+                for (c, y) in out.row(r).iter_mut().enumerate() {
+                    let units = match sums.in_32_bits {
+                        true => sums.sums[r][c].wrapping_sub(correction).into(),
+                        false => sums.units[r][c],
+                    };
+                    self.0(y, false, Sum::Narrow { units, exponent: row + bases[c] })?;
+                }
+            }
+            return Ok(());
+        }
         for r in 0..out.rows() {
             for (c, y) in out.row(r).iter_mut().enumerate() {
                 sums.with_sum(r, c, |sum| self.0(y, sums.is_nan(r, c), sum))?;

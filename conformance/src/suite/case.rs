@@ -5,6 +5,7 @@
 //! matmul/mxfp4/15x17x2080/spread:41/alpha-usual/f16/split-3
 //! grouped/mixed/0+1+2+17/33x160/nan/both/f32
 //! grouped/nvfp4/one-17/33x160/near/alpha/bf16
+//! sharded/mxint8-nvfp4/5x17x544/near/both/bf16/5-uneven/tree/chosen
 //! pair/nvfp4/f32-bf16/blocks-16/3x17x160/outlier
 //! pair/mxint8-nvfp4/f32-bf16/none/3x17x160/outlier
 //! quantize/mxint8/f32/none/3x96/tie-code
@@ -52,6 +53,8 @@ pub enum Kind {
     Matmul(MatmulCase),
     /// Several products in one call.
     Grouped(GroupedCase),
+    /// A product whose K is split over ranks.
+    Sharded(ShardedCase),
     /// Quantize two matrices and multiply them.
     Pair(PairCase),
     /// A function of the core that backends do not have.
@@ -148,6 +151,34 @@ pub struct GroupedCase {
     pub one_input: bool,
     /// Thread count; 0 is the backend as it was registered.
     pub threads: usize,
+}
+
+/// A product whose K is split over ranks, their partial sums reduced as integers.
+#[derive(Debug, Clone)]
+pub struct ShardedCase {
+    /// The product, [`Way::Whole`].
+    pub product: MatmulCase,
+    /// Number of ranks.
+    pub ranks: usize,
+    /// The ranks have shards of very different lengths, empty ones among them.
+    pub uneven: bool,
+    /// In which order their words are added.
+    pub order: Order,
+    /// Every row is sent in the wide form.
+    pub wide: bool,
+}
+
+/// How a simulated communicator adds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Order {
+    /// Rank after rank.
+    Chain,
+    /// From the last rank to the first.
+    Reverse,
+    /// Pairs of ranks, then pairs of pairs.
+    Tree,
+    /// Each part of the words from another rank on, as in a ring.
+    Ring,
 }
 
 /// Quantize two matrices and multiply them.

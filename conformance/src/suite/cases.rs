@@ -7,10 +7,10 @@ use fp4_core::{Encoding, FloatType, Format, GroupSize, QuantSpec, ScaleType};
 
 use super::case::{
     Call, Case, Clause, CoreCase, CoreCheck, Declared, EnvironmentCase, GroupedCase, Kind,
-    MatmulCase, PairCase, QuantizeCase, TransformKind, Way,
+    MatmulCase, Order, PairCase, QuantizeCase, ShardedCase, TransformKind, Way,
 };
 use super::profile::{
-    CoreSet, EnvironmentSet, GroupedSet, MatmulSet, PairSet, Profile, QuantizeSet, draw,
+    CoreSet, EnvironmentSet, GroupedSet, MatmulSet, PairSet, Profile, QuantizeSet, ShardedSet, draw,
 };
 
 /// The cases of a profile, in order, each id once.
@@ -27,6 +27,9 @@ pub(super) fn cases(profile: &Profile, declared: &Declared) -> Vec<Case> {
     }
     for (i, set) in profile.grouped.iter().enumerate() {
         cases.extend(grouped_cases(set, i));
+    }
+    for (i, set) in profile.sharded.iter().enumerate() {
+        cases.extend(sharded_cases(set, i));
     }
     for (i, set) in profile.pair.iter().enumerate() {
         cases.extend(pair_cases(set, i));
@@ -262,6 +265,63 @@ fn grouped_case(set: &GroupedSet, i: &[usize]) -> Option<Case> {
     clauses.extend(data.contains("nan").then_some("C9"));
     let request = GroupedCase { products, one_input, threads };
     Some(Case { id, clauses, kind: Kind::Grouped(request) })
+}
+
+fn sharded_cases(set: &ShardedSet, index: usize) -> Vec<Case> {
+    let lens = [
+        set.formats.len(),
+        set.ms.len(),
+        set.ns.len(),
+        set.ks.len(),
+        set.data.len(),
+        set.epilogues.len(),
+        set.outputs.len(),
+        set.ranks.len(),
+        set.orders.len(),
+        set.forms.len(),
+    ];
+    let draws = draw(&format!("sharded{index}"), &lens, set.sample);
+    draws.iter().filter_map(|i| sharded_case(set, i)).collect()
+}
+
+fn sharded_case(set: &ShardedSet, i: &[usize]) -> Option<Case> {
+    let (name, data, epilogue) = (&set.formats[i[0]], &set.data[i[4]], &set.epilogues[i[5]]);
+    let (ranks, order, form) = (&set.ranks[i[7]], &set.orders[i[8]], &set.forms[i[9]]);
+    let (a, format) = product(name)?;
+    let [m, n, k] = [set.ms[i[1]], set.ns[i[2]], set.ks[i[3]].next_multiple_of(a.group().get())];
+    let (row_scales, bias) = row_scales_and_bias(epilogue)?;
+    let product = MatmulCase {
+        a,
+        format,
+        shape: [m, n, k],
+        data: data.clone(),
+        alpha: 0.37,
+        output: set.outputs[i[6]].parse().ok()?,
+        way: Way::Whole,
+        row_scales,
+        bias,
+        threads: 0,
+    };
+    let output = product.output;
+    let id =
+        format!("sharded/{name}/{m}x{n}x{k}/{data}/{epilogue}/{output}/{ranks}/{order}/{form}");
+    let mut clauses = vec!["C2", "C3", "C6"];
+    clauses.extend((a == Encoding::MxInt8).then_some("C10"));
+    clauses.extend(data.contains("nan").then_some("C9"));
+    let request = ShardedCase {
+        product,
+        ranks: ranks.trim_end_matches("-uneven").parse().ok()?,
+        uneven: ranks.ends_with("-uneven"),
+        order: match order.as_str() {
+            "chain" => Order::Chain,
+            "reverse" => Order::Reverse,
+            "tree" => Order::Tree,
+            "ring" => Order::Ring,
+            _ => return None,
+        },
+        wide: form == "wide",
+    };
+    Some(Case { id, clauses, kind: Kind::Sharded(request) })
 }
 
 /// A family, or for `spread:bounds` each declared spread and one past it.

@@ -31,6 +31,7 @@ pub mod outcome;
 mod profile;
 pub mod run_report;
 mod runner;
+mod sharded;
 
 use std::fmt;
 use std::sync::Arc;
@@ -44,7 +45,9 @@ pub(crate) use core_checks::swizzled;
 pub use globset::Error as PatternError;
 pub(crate) use runner::{input as quantize_input, quantize as quantize_into_garbage};
 
-pub use profile::{CoreSet, EnvironmentSet, GroupedSet, MatmulSet, PairSet, Profile, QuantizeSet};
+pub use profile::{
+    CoreSet, EnvironmentSet, GroupedSet, MatmulSet, PairSet, Profile, QuantizeSet, ShardedSet,
+};
 
 use self::case::{Case, Declared, Kind, Way};
 use self::cases::cases;

@@ -28,6 +28,9 @@ pub struct Profile {
     /// Sets of products in one call.
     #[serde(default)]
     pub grouped: Vec<GroupedSet>,
+    /// Sets of products split over ranks.
+    #[serde(default)]
+    pub sharded: Vec<ShardedSet>,
     /// Sets of quantizations followed by a matmul.
     pub pair: Vec<PairSet>,
     /// Sets of layouts and conversions that have one home, in the core.
@@ -121,6 +124,34 @@ pub struct GroupedSet {
     pub threads: Vec<usize>,
 }
 
+/// Axes of cases whose K is split over ranks.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ShardedSet {
+    /// Number of cases to draw; absent: all.
+    pub sample: Option<usize>,
+    /// `mxfp4`, `nvfp4`, `mxint8-mxfp4`, `mxint8-nvfp4`.
+    pub formats: Vec<String>,
+    /// M.
+    pub ms: Vec<usize>,
+    /// N.
+    pub ns: Vec<usize>,
+    /// K, rounded up to whole groups.
+    pub ks: Vec<usize>,
+    /// Data families.
+    pub data: Vec<String>,
+    /// `alpha` (alone), `rows`, `bias`, `both`.
+    pub epilogues: Vec<String>,
+    /// `f32`, `f16`, `bf16`.
+    pub outputs: Vec<String>,
+    /// Number of ranks, with `-uneven` for shards of very different lengths: `3`, `5-uneven`.
+    pub ranks: Vec<String>,
+    /// In which order words are added: `chain`, `reverse`, `tree`, `ring`.
+    pub orders: Vec<String>,
+    /// `chosen`, or `wide` for every row.
+    pub forms: Vec<String>,
+}
+
 /// Axes of cases that quantize two matrices and multiply them.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -203,8 +234,9 @@ impl Profile {
         let quantize = self.quantize.iter_mut().map(|set| &mut set.sample);
         let matmul = self.matmul.iter_mut().map(|set| &mut set.sample);
         let grouped = self.grouped.iter_mut().map(|set| &mut set.sample);
+        let sharded = self.sharded.iter_mut().map(|set| &mut set.sample);
         let pair = self.pair.iter_mut().map(|set| &mut set.sample);
-        for sample in quantize.chain(matmul).chain(grouped).chain(pair).flatten() {
+        for sample in quantize.chain(matmul).chain(grouped).chain(sharded).chain(pair).flatten() {
             *sample = sample.div_ceil(share.max(1));
         }
         self

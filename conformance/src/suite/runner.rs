@@ -16,6 +16,7 @@ use super::environment;
 use super::grouped;
 use super::outcome::{Comparison, Meaning, Outcome};
 use super::run_report::{RunReport, Subject};
+use super::sharded;
 use super::{Registered, Suite};
 use crate::data::values::OwnedTransform;
 use crate::oracle::{Oracle, Quantized, Wide};
@@ -59,6 +60,7 @@ fn run_case(suite: &Suite, case: &Case, alive: &[bool]) -> Outcomes {
         Kind::Quantize(quantize) => quantize_case(suite, case, quantize, alive),
         Kind::Matmul(matmul) => matmul_case(suite, case, matmul, alive),
         Kind::Grouped(request) => grouped::check(suite, case, request, alive),
+        Kind::Sharded(request) => sharded::check(suite, case, request, alive),
         Kind::Pair(pair) => pair_case(suite, case, pair, alive),
         Kind::Environment(request) => {
             let changer = suite.changer.as_deref();

@@ -96,6 +96,8 @@ faults! {
     RowOffByOne: "row 16 repeats row 15",
     PartialRangeIgnored: "partial sums run over all of K",
     PartialOverwrites: "partial sums overwrite instead of adding",
+    OneRankRounds: "of the ranks that share a product some round their partial sums to f32",
+    ScaledUnitsShift: "units of a sum whose base is another rank's are those of its own",
     LastByteUnwritten: "the last byte of codes is not written",
     NanPayload: "a NaN output has a payload",
     Int8TiesAway: "MXINT8 elements tie away from zero",
@@ -161,5 +163,20 @@ fn f32_accumulation_is_bounded_and_wrong_sums_are_not() {
     assert!(report.passed(), "{report}");
     for wrong in [Fault::TailDropped, Fault::NegativeScaleIgnored, Fault::NanScaleIgnored] {
         assert!(!graded(wrong).passed(), "{wrong:?}");
+    }
+}
+
+/// The planted fault of machines: where some ranks round what they send, other outputs come out.
+#[test]
+fn sharded_products_alone_catch_a_rank_that_rounds() {
+    for fault in [Fault::OneRankRounds, Fault::ScaledUnitsShift] {
+        let run = |fault| {
+            let suite = Suite::new(Profile::quick()).matching("sharded/*").unwrap();
+            suite.with(registered(fault)).run()
+        };
+        let (right, wrong) = (run(None), run(Some(fault)));
+        assert!(right.passed(), "{right}");
+        let failure = wrong.first_failure(0).expect("a failure");
+        println!("{fault:?}: {} {}", failure.case, failure.message);
     }
 }

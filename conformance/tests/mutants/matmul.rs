@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use fp4_core::{
-    Buffer, E2m1, Element, Epilogue, Error, ExactSum, Float, FloatSliceMut, FloatType,
+    Buffer, E2m1, Element, Epilogue, Error, ExactSum, FixedSum, Float, FloatSliceMut, FloatType,
     GroupedError, GroupedProduct, Matmul, MatmulQuery, Packed, PackedMatrix, PackedMut, PackedView,
     PartialsMut, Paths, PreparedWeight, ScaleType, Unsupported, backend::expect_grouped,
     finish_one, fma, reference, with_floats,
@@ -373,8 +373,60 @@ impl Matmul for Mutant {
                 sums.fill(ExactSum::ZERO);
                 reference::partial(a, b.0.view(), groups, PartialsMut::Exact(sums))
             }
+            // Which ranks is decided by what they have.
+            out if self.has(Fault::OneRankRounds)
+                && a.codes().first().is_some_and(|c| c & 1 == 0) =>
+            {
+                rounded_partial(a, b.0.view(), groups, out)
+            }
+            PartialsMut::Scaled(sums) if self.has(Fault::ScaledUnitsShift) => {
+                reference::partial(a, b.0.view(), groups, PartialsMut::Scaled(sums))?;
+                // The base of this shard's own scales is one higher than that of all.
+                sums.iter_mut().filter(|sum| sum.units % 2 == 0).for_each(|sum| sum.units /= 2);
+                Ok(())
+            }
             out => reference::partial(a, b.0.view(), groups, out),
         }
+    }
+}
+
+/// Partial sums rounded to f32, in whatever they are kept.
+fn rounded_partial(
+    a: PackedView<'_>,
+    b: PackedView<'_>,
+    groups: Range<usize>,
+    out: PartialsMut<'_>,
+) -> Result<(), Error> {
+    let mut exact = vec![ExactSum::ZERO; out.len()];
+    reference::partial(a, b, groups, PartialsMut::Exact(&mut exact))?;
+    // As a significand of 24 bits and an exponent.
+    let parts = |sum: &ExactSum| {
+        let bits = sum.to_f32().to_bits();
+        let exponent = (bits >> 23 & 0xFF) as i32;
+        let significand = i64::from(bits & 0x7F_FFFF) | i64::from(exponent > 0) << 23;
+        (if bits >> 31 == 1 { -significand } else { significand }, exponent.max(1) - 150)
+    };
+    let finite = |sum: &ExactSum| sum.to_f32().is_finite();
+    match out {
+        PartialsMut::Fixed(out) => out.iter_mut().zip(&exact).try_for_each(|(to, sum)| {
+            let (significand, exponent) = if finite(sum) { parts(sum) } else { (0, 0) };
+            let shift = exponent - FixedSum::EXPONENT;
+            to.nan |= sum.is_nan();
+            to.add(if shift < 0 { significand >> -shift } else { significand << shift })
+        }),
+        PartialsMut::Scaled(out) => out.iter_mut().zip(&exact).try_for_each(|(to, sum)| {
+            let (significand, exponent) = if finite(sum) { parts(sum) } else { (0, 0) };
+            let shift = (to.exponent - exponent).clamp(0, 63);
+            to.nan |= sum.is_nan();
+            to.add_scaled(significand >> shift, exponent + shift)
+        }),
+        PartialsMut::Exact(out) => out.iter_mut().zip(&exact).try_for_each(|(to, sum)| {
+            if sum.is_nan() {
+                to.set_nan();
+            }
+            let (significand, exponent) = if finite(sum) { parts(sum) } else { (0, 0) };
+            to.add_scaled(significand, exponent)
+        }),
     }
 }
 

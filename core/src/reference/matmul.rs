@@ -91,7 +91,8 @@ pub fn matmul<'e>(
 /// # Errors
 /// As [`matmul`]; [`Error::Range`] if `groups` is outside the operands;
 /// [`Error::PartialKind`] for 64-bit sums of another than NVFP4 by NVFP4;
-/// [`Error::PartialOverflow`] if a 64-bit sum overflows (`out` then holds the terms added so far).
+/// [`Error::PartialOverflow`] if a 64-bit sum overflows, or a term is no whole number of its units
+/// (`out` then holds the terms added so far).
 pub fn partial(
     a: PackedView<'_>,
     b: PackedView<'_>,
@@ -112,6 +113,17 @@ pub fn partial(
                     }
                     // NVFP4 exponents are at least -9 each, so the shift is not negative.
                     Some((dot, exponent)) => sum.add(dot << (exponent - FixedSum::EXPONENT)),
+                })?;
+            }
+        }
+        PartialsMut::Scaled(out) => {
+            for (index, sum) in out.iter_mut().enumerate() {
+                for_each_group(a, index / n, b, index % n, groups.clone(), |term| match term {
+                    None => {
+                        sum.nan = true;
+                        Ok(())
+                    }
+                    Some((dot, exponent)) => sum.add_scaled(dot, exponent),
                 })?;
             }
         }

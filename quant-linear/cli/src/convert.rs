@@ -158,7 +158,8 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
         path: &args.output,
         kind,
         replace: args.force,
-        resume: args.stream.resume.then(|| settings(args)),
+        resume: args.stream.resume,
+        settings: settings(args),
     };
     let mut rows: Vec<(String, Vec<usize>, Outcome)> = vec![];
     let mut on = |event: Event<'_, '_>| match event {

@@ -121,7 +121,8 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
         path: &args.output,
         kind,
         replace: args.force,
-        resume: args.stream.resume.then_some(settings),
+        resume: args.stream.resume,
+        settings,
     };
     let inputs = Inputs::of(&input, &listing)?;
     let mut on = |event: Event<'_, Task<'_>>| match event {

@@ -9,6 +9,7 @@
 //!   old/NAME          what is being replaced, where two names cannot be exchanged   (rename)
 //!   discarded/NAME    the same, once replaced
 //!   journal           what is done already, of one to be continued
+//!   journal-RANK      the same of a rank, where several write one
 //!   sealed            the journal while `new` is put in its place
 //! ```
 //!
@@ -39,6 +40,8 @@ const NEW: &str = "new";
 const OLD: &str = "old";
 pub(super) const DISCARDED: &str = "discarded";
 const JOURNAL: &str = "journal";
+/// The journals of ranks that write one output begin so; their numbers follow.
+pub(crate) const RANK_JOURNAL: &str = "journal-";
 const SEALED: &str = "sealed";
 
 /// What this process is building. Process-wide, because a signal is: whoever ends the process must
@@ -68,7 +71,7 @@ pub fn sweep(folder: &Path) {
     let Ok(entries) = fs::read_dir(folder) else { return };
     for entry in entries.flatten() {
         let name = entry.file_name();
-        let ours = is_ours(&name) || is_partial(&name) && !entry.path().join(JOURNAL).exists();
+        let ours = is_ours(&name) || is_partial(&name) && !noted(&entry.path());
         let ours = ours && entry.file_type().is_ok_and(|t| t.is_dir());
         if ours && sweep_one(folder, &entry.path()).is_err() {
             log::debug!("{} is in use, or cannot be removed", entry.path().display());
@@ -98,7 +101,14 @@ pub fn partial(path: &Path) -> PathBuf {
 
 /// The same folder, if it holds something that can be continued.
 pub fn kept(path: &Path) -> Option<PathBuf> {
-    Some(partial(path)).filter(|folder| folder.join(JOURNAL).exists())
+    Some(partial(path)).filter(|folder| noted(folder))
+}
+
+/// True if something is noted as done there, by one process or by a rank of several.
+fn noted(folder: &Path) -> bool {
+    let of_rank = |name: OsString| name.to_string_lossy().starts_with(RANK_JOURNAL);
+    folder.join(JOURNAL).exists()
+        || fs::read_dir(folder).is_ok_and(|all| all.flatten().any(|e| of_rank(e.file_name())))
 }
 
 fn sweep_one(parent: &Path, folder: &Path) -> io::Result<()> {
@@ -106,7 +116,7 @@ fn sweep_one(parent: &Path, folder: &Path) -> io::Result<()> {
     let lock = open_lock(folder)?;
     lock.try_lock()?;
     // Its process may have got further before it let go of the lock.
-    if !is_at(&lock, &folder.join(LOCK)) || folder.join(JOURNAL).exists() {
+    if !is_at(&lock, &folder.join(LOCK)) || noted(folder) {
         return Err(io::ErrorKind::NotFound.into());
     }
     give_back(parent, folder)?;
@@ -120,6 +130,7 @@ fn check_contents(folder: &Path) -> io::Result<()> {
         let known = match entry.file_name().to_str() {
             Some(LOCK | FOR | JOURNAL | SEALED) => entry.file_type()?.is_file(),
             Some(NEW | OLD | DISCARDED) => true,
+            Some(name) if name.starts_with(RANK_JOURNAL) => entry.file_type()?.is_file(),
             _ => false,
         };
         if !known {
@@ -391,7 +402,7 @@ impl Building {
 
 impl Drop for Building {
     fn drop(&mut self) {
-        if !self.removed && !self.journal().exists() {
+        if !self.removed && !noted(&self.folder) {
             // What cannot be removed now is left to the next sweep.
             let _ = self.finish();
         }

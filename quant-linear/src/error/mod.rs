@@ -66,6 +66,21 @@ pub enum Error {
     /// What is asked of a model cannot be.
     #[error(transparent)]
     Model(#[from] ModelError),
+    /// Between ranks that write one output.
+    #[error(transparent)]
+    Comm(#[from] crate::sharded::CommError),
+    /// Ranks that do not write one output.
+    #[error(
+        "rank {rank} does not do what rank 0 does: {}; start all of them with the same input and \
+        settings, on one file system",
+        printable(.what)
+    )]
+    OtherRank {
+        /// Which.
+        rank: usize,
+        /// What it has otherwise, in words.
+        what: String,
+    },
     /// A weight that could not be quantized.
     #[error("quantizing `{}`: {error}", printable(.name))]
     Weight {

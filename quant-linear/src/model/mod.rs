@@ -35,7 +35,7 @@
 //! let (backends, memory) = (Backends::available(), Memory::default());
 //! let engine = Engine { input: &input, backends, memory };
 //! let path = "model-fp4.safetensors".as_ref();
-//! let output = Output { path, kind: Kind::File, replace: false, resume: None };
+//! let output = Output { path, kind: Kind::File, replace: false, resume: false, settings: vec![] };
 //! engine.write(&plan, &Listing::default(), &output, &mut |_| {})?;
 //! # Ok::<(), quant_linear::Error>(())
 //! ```

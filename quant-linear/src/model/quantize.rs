@@ -36,6 +36,7 @@ use crate::model::plan::{Plan, Weight};
 use crate::model::stream::{self, Contents, Inputs, Job, Layout, Memory, Output, Progress, Sink};
 use crate::model::ties::Known;
 use crate::run::routing::Backends;
+use crate::sharded::Team;
 use crate::transform::{amax, larger_amax, transformed};
 
 /// What quantizes a checkpoint.
@@ -162,6 +163,21 @@ impl Engine<'_> {
         output: &Output<'_>,
         on: &mut Observer<'_>,
     ) -> Result<(), Error> {
+        self.write_over(plan, listing, output, None, on)
+    }
+
+    /// As [`write`](Self::write), by all ranks of a team together, if there is one: the same bytes.
+    ///
+    /// # Errors
+    /// As [`stream::write_over`]; a weight that cannot be quantized.
+    pub fn write_over(
+        &self,
+        plan: &Plan,
+        listing: &Listing,
+        output: &Output<'_>,
+        team: Option<&dyn Team>,
+        on: &mut Observer<'_>,
+    ) -> Result<(), Error> {
         let files = self.input.files().iter().zip(&plan.layouts);
         let index = self.input.index().map(|index| {
             (
@@ -177,7 +193,7 @@ impl Engine<'_> {
             generated: index.into_iter().collect(),
         };
         let (tasks, inputs) = (self.tasks(plan), Inputs::of(self.input, listing)?);
-        stream::write(&contents, &tasks, output, self.memory, &inputs, &mut |event| match event {
+        let mut told = |event: stream::Event<'_, Task<'_>>| match event {
             stream::Event::Working(name) => on(Event::Working(name)),
             stream::Event::Bytes(more) => on(Event::Bytes(more)),
             stream::Event::Kept(bytes) => on(Event::Kept(bytes)),
@@ -187,7 +203,14 @@ impl Engine<'_> {
                     on(Event::Done(weight, &plan.layouts[weight.tensor.file], outcome));
                 }
             }
-        })
+        };
+        let memory = self.memory;
+        match team {
+            None => stream::write(&contents, &tasks, output, memory, &inputs, &mut told),
+            Some(team) => {
+                stream::write_over(&contents, &tasks, output, memory, &inputs, team, &mut told)
+            }
+        }
     }
 
     /// What is to be done, file by file: the weights, then what is copied.

@@ -5,6 +5,7 @@
 //! | [`runtime`] | backends, open devices and scratch, shared by layers |
 //! | [`routing`] | the list of backends, a choice for each role, the reasons |
 //! | [`forward`] | quantize, multiply, round once |
+//! | [`partial`] | the halves of a forward apart, for layers split over ranks |
 //! | [`grouped`] | several layers in one call |
 //! | [`activation`] | activations quantized once for several layers |
 //! | [`device`] | tensors in a backend's memory |
@@ -16,6 +17,7 @@ pub(crate) mod counters;
 pub(crate) mod device;
 pub(crate) mod forward;
 mod grouped;
+pub(crate) mod partial;
 pub mod routing;
 pub(crate) mod runtime;
 pub(crate) mod saturation;

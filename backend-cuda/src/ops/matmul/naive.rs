@@ -114,6 +114,17 @@ fn add(sums: &[u64], nans: &[u8], limbs: usize, out: &mut PartialsMut<'_>) -> Re
                 out.merge(&fixed(sum[0], nan))?;
             }
         }
+        PartialsMut::Scaled(out) => {
+            for ((sum, &nan), out) in sums.zip(out.iter_mut()) {
+                if limbs == 1 {
+                    let FixedSum { units, nan } = fixed(sum[0], nan);
+                    out.nan |= nan;
+                    out.add_scaled(units, FixedSum::EXPONENT)?;
+                } else {
+                    out.merge(&exact(sum, nan)?)?;
+                }
+            }
+        }
         PartialsMut::Exact(out) => {
             for ((sum, &nan), out) in sums.zip(out.iter_mut()) {
                 if limbs == 1 {

@@ -30,6 +30,7 @@ use quant_linear::model::recipe::{Recipe, RecipeRule};
 use quant_linear::model::select::{Orientation, Request};
 use quant_linear::model::stream;
 use quant_linear::model::ties::Tie;
+use quant_linear::sharded::Team;
 use quant_linear::{ActivationEncoding, Backends, DenseOptions, StoredTransform};
 
 use crate::args;
@@ -41,7 +42,7 @@ use summary::Summary;
 /// Arguments of `fp4 quantize`.
 #[derive(Debug, clap::Args)]
 #[command(after_long_help = help::SELECTION)]
-pub(crate) struct Args {
+pub struct Args {
     /// A .safetensors file, or a folder with model.safetensors or with shards and their index.
     input: PathBuf,
     /// Where to write: a file for a file, a folder for a folder.
@@ -448,11 +449,15 @@ fn only(backends: &Backends, name: &str) -> Result<Backends> {
     Ok(Backends::none().with((*chosen).clone()))
 }
 
-/// Runs the command.
+/// Runs the command, by all ranks of a team together if there is one: the same bytes. Rank 0
+/// reports.
 ///
 /// # Errors
-/// Bad arguments, bad input, or an I/O error; the output is then as it was before.
-pub(crate) fn run(args: &Args) -> Result<ExitCode> {
+/// Bad arguments, bad input, or an I/O error; the output is then as it was before. A rank of a team
+/// that ends with an error must end the others.
+pub fn run_over(args: &Args, team: Option<&dyn Team>) -> Result<ExitCode> {
+    // The first rank alone is heard, and writes what is not the output.
+    let first = team.is_none_or(|team| team.rank() == 0);
     let request = args.request()?;
     let input = Checkpoint::open(&args.input)?;
     let mut backends = Backends::available();
@@ -484,14 +489,19 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
             path: output,
             kind: if input.is_folder() { Kind::Folder } else { Kind::File },
             replace: args.force,
-            resume: args.stream.resume.then(|| args.settings(&plan, &request)),
+            resume: args.stream.resume,
+            settings: args.settings(&plan, &request),
         };
-        write(args, &engine, &plan, &listing, &output, &mut summary)?;
+        let run = Run { args, engine: &engine, plan: &plan, listing: &listing, team };
+        run.write(&output, &mut summary)?;
     }
     summary.warnings.extend(input.config().problem().map(|problem| {
         format!("what the config says of the model is not known, for it cannot be read: {problem}")
     }));
     // The report is of what is there already, whatever becomes of the record.
+    if !first {
+        return Ok(ExitCode::SUCCESS);
+    }
     let recorded = args.write_recipe.as_ref().map_or(Ok(()), |path| {
         let record = Recipe::record(&plan, &request);
         atomic::write_bytes(path, record.to_json().as_bytes())
@@ -501,26 +511,33 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Writes the output, telling the summary of each weight.
-fn write(
-    args: &Args,
-    engine: &Engine<'_>,
-    plan: &Plan,
-    listing: &Listing,
-    output: &stream::Output<'_>,
-    summary: &mut Summary,
-) -> Result<()> {
-    let others: u64 = listing.files.iter().map(|(_, len)| len).sum();
-    let bar = progress::bar(plan.work(engine.input) + others, args.json);
-    let mut on = |event: Event<'_>| match event {
-        Event::Working(name) => progress::show(&bar, name),
-        Event::Bytes(more) => bar.inc(more),
-        Event::Kept(bytes) => progress::skip(&bar, bytes),
-        Event::Done(weight, _, outcome) => summary.add(weight, *outcome),
-    };
-    let (needs, resume) = (plan.file_len(), args.stream.resume);
-    let written = engine.write(plan, listing, output, &mut on);
-    written.map_err(|error| output::told(error, needs, resume).unwrap_or_else(told::error))?;
-    bar.finish_and_clear();
-    Ok(())
+/// What is written of what, and by whom.
+struct Run<'r> {
+    args: &'r Args,
+    engine: &'r Engine<'r>,
+    plan: &'r Plan,
+    listing: &'r Listing,
+    team: Option<&'r dyn Team>,
+}
+
+impl Run<'_> {
+    /// Writes the output, telling the summary of each weight.
+    fn write(&self, output: &stream::Output<'_>, summary: &mut Summary) -> Result<()> {
+        let Run { args, engine, plan, listing, team } = *self;
+        let others: u64 = listing.files.iter().map(|(_, len)| len).sum();
+        // Of several ranks nobody sees all bytes.
+        let quiet = args.json || team.is_some();
+        let bar = progress::bar(plan.work(engine.input) + others, quiet);
+        let mut on = |event: Event<'_>| match event {
+            Event::Working(name) => progress::show(&bar, name),
+            Event::Bytes(more) => bar.inc(more),
+            Event::Kept(bytes) => progress::skip(&bar, bytes),
+            Event::Done(weight, _, outcome) => summary.add(weight, *outcome),
+        };
+        let (needs, resume) = (plan.file_len(), args.stream.resume);
+        let written = engine.write_over(plan, listing, output, team, &mut on);
+        written.map_err(|error| output::told(error, needs, resume).unwrap_or_else(told::error))?;
+        bar.finish_and_clear();
+        Ok(())
+    }
 }

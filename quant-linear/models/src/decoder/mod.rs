@@ -31,7 +31,7 @@ use quant_linear::model::values::Values;
 use quant_linear::{QuantLinear, Runtime};
 
 use crate::attention::{LayerCache, Row, attend};
-use crate::linear::{Encoding, Observer, Projection, forward_shared, show};
+use crate::linear::{Encoding, Linear, Observer, Projection, forward_shared, show};
 use crate::math::{add, rms_norm, swiglu};
 use rope::Angles;
 use weights::Weights;
@@ -227,6 +227,25 @@ impl Decoder {
         let blocks = self.blocks.iter_mut().flat_map(Block::linears_mut);
         let layers = blocks.chain([&mut self.head]);
         layers.filter_map(Projection::quantized_mut).for_each(|layer| layer.set_runtime(runtime));
+    }
+
+    /// Replaces linear layers: each by what `replace` makes of it, if that is anything. For layers
+    /// that are split over machines, or are another library's.
+    ///
+    /// # Errors
+    /// Those of `replace`, with the layer's name.
+    pub fn replace_linears(
+        &mut self,
+        replace: impl Fn(&Projection) -> Result<Option<Box<dyn Linear>>>,
+    ) -> Result<()> {
+        let blocks = self.blocks.iter_mut().flat_map(Block::linears_mut);
+        for layer in blocks.chain([&mut self.head]) {
+            let made = replace(layer).with_context(|| format!("the layer {}", layer.name))?;
+            if let Some(linear) = made {
+                *layer = Projection::of(&layer.name.clone(), linear, [layer.out, layer.inp]);
+            }
+        }
+        Ok(())
     }
 
     /// Bytes of the weights of the linear layers: packed, or in f32.

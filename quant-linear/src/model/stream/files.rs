@@ -89,7 +89,12 @@ impl<'a> Files<'a> {
             };
             Entry { layout, building: at(building), path: at(output.path), open: None }
         });
-        Files { entries: entries.collect(), resumed: output.resume.is_some() }
+        Files { entries: entries.collect(), resumed: output.resume }
+    }
+
+    /// The same, which other processes write to too.
+    pub(super) fn shared(self) -> Self {
+        Files { resumed: true, ..self }
     }
 
     pub(super) fn len(&self) -> usize {

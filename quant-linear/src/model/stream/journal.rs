@@ -130,6 +130,41 @@ impl Journal {
         Ok((journal, done))
     }
 
+    /// As [`open`](Self::open), with what journals of ranks beside it have: their lines become its
+    /// own, and they are removed.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub(super) fn open_all<O: Serialize + DeserializeOwned>(
+        path: &Path,
+        fingerprint: &Settings,
+        output: &Path,
+        jobs: usize,
+    ) -> Result<(Self, BTreeMap<usize, O>), Error> {
+        let (mut journal, mut done) = Self::open(path, fingerprint, output, jobs)?;
+        let error = writing(path);
+        let mut merged = Vec::new();
+        for entry in std::fs::read_dir(atomic::parent(path)).map_err(&error)? {
+            let entry = entry.map_err(&error)?;
+            let name = entry.file_name();
+            if name.to_string_lossy().starts_with(atomic::RANK_JOURNAL) {
+                let of_rank = Self::open::<O>(&entry.path(), fingerprint, output, jobs)?.1;
+                let mut lines = String::new();
+                for (job, outcome) in of_rank {
+                    lines += &line(job, &outcome, path)?;
+                    done.insert(job, outcome);
+                }
+                merged.push((entry.path(), lines));
+            }
+        }
+        for (_, lines) in merged.iter().filter(|(_, lines)| !lines.is_empty()) {
+            journal.append(lines)?;
+        }
+        // Not before their lines are safe.
+        merged.iter().try_for_each(|(path, _)| std::fs::remove_file(path)).map_err(&error)?;
+        Ok((journal, done))
+    }
+
     /// Adds lines, and flushes them to the disk.
     ///
     /// # Errors
@@ -171,7 +206,7 @@ fn read<O: DeserializeOwned>(
 }
 
 /// The first thing in which two fingerprints differ, in words.
-fn difference(begun: &Settings, now: &Settings) -> Option<String> {
+pub(super) fn difference(begun: &Settings, now: &Settings) -> Option<String> {
     let value = |of: &Settings, name: &str| {
         let found = of.iter().find(|(other, _)| other == name);
         found.map_or("not there".into(), |(_, value)| format!("`{value}`"))

@@ -15,6 +15,8 @@
 //! commit    flush, rename into the place                              (atomic::New)
 //! ```
 //!
+//! [`write_over`] is the same by several processes at once, each with a share of the jobs.
+//!
 //! Who calls is told of everything in the order of the jobs, on its own thread. Bytes and reports
 //! depend neither on the number of threads nor on the memory.
 //!
@@ -27,6 +29,7 @@ mod files;
 mod inputs;
 mod journal;
 mod run;
+mod team;
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -46,6 +49,7 @@ use journal::Journal;
 pub use journal::Settings;
 pub use run::Progress;
 use run::Run;
+pub use team::write_over;
 
 /// Where everything in an output file goes.
 pub trait Layout: Sync {
@@ -148,9 +152,11 @@ pub struct Output<'a> {
     pub kind: Kind,
     /// Whether it may replace what is there.
     pub replace: bool,
-    /// What decides its bytes beside the input and the headers of its files, if it is to be
-    /// continued after a kill; without, nothing is left behind.
-    pub resume: Option<Settings>,
+    /// Whether it is to be continued after a kill; if not, nothing is left behind.
+    pub resume: bool,
+    /// What decides its bytes beside the input and the headers of its files: what a run that
+    /// continues it, and every rank of one, must have in common with this one.
+    pub settings: Settings,
 }
 
 /// What a run has come to.
@@ -183,13 +189,13 @@ pub fn write<J: Job>(
     on: &mut Observer<'_, J>,
 ) -> Result<(), Error> {
     let new = match output.resume {
-        Some(_) => New::resume(output.kind, output.path)?,
-        None => New::begin(output.kind, output.path)?,
+        true => New::resume(output.kind, output.path)?,
+        false => New::begin(output.kind, output.path)?,
     };
     let (mut journal, mut done) = (None, BTreeMap::new());
-    if let Some(settings) = &output.resume {
-        let fingerprint = journal::fingerprint(inputs, contents, settings)?;
-        let opened = Journal::open(&new.journal(), &fingerprint, output.path, jobs.len())?;
+    if output.resume {
+        let fingerprint = journal::fingerprint(inputs, contents, &output.settings)?;
+        let opened = Journal::open_all(&new.journal(), &fingerprint, output.path, jobs.len())?;
         (journal, done) = (Some(opened.0), opened.1);
     }
     if done.is_empty() {
@@ -223,7 +229,7 @@ fn carry<J: Job>(
     for folder in &listing.folders {
         match std::fs::create_dir(building.join(folder)) {
             // By the run that this one continues.
-            Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists && output.resume.is_some() => {}
+            Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists && output.resume => {}
             made => made.map_err(files::writing(&output.path.join(folder)))?,
         }
     }
@@ -233,7 +239,7 @@ fn carry<J: Job>(
         }
         on(Event::Working(&file.to_string_lossy()));
         let (from, to) = (root.join(file), building.join(file));
-        if output.resume.is_some() {
+        if output.resume {
             // A copy of the run that this one continues, perhaps one that cannot be written to.
             let _ = std::fs::remove_file(&to);
         }

@@ -89,6 +89,8 @@ struct Shared<O> {
 /// A run of jobs.
 pub(super) struct Run<'r, J: Job> {
     jobs: &'r [J],
+    /// The jobs' numbers in the journal, where they are not their places.
+    numbers: Option<&'r [usize]>,
     memory: Memory,
     files: Files<'r>,
     /// Jobs of each file that have not ended.
@@ -131,6 +133,7 @@ impl<'r, J: Job> Run<'r, J> {
         kept.iter().try_for_each(|&i| files.check_kept(jobs[i].file()))?;
         Ok(Run {
             jobs,
+            numbers: None,
             memory,
             files,
             left,
@@ -145,6 +148,11 @@ impl<'r, J: Job> Run<'r, J> {
             failed: None,
             panicked: None,
         })
+    }
+
+    /// The same with the jobs' numbers in the journal.
+    pub(super) fn numbered(self, numbers: &'r [usize]) -> Self {
+        Run { numbers: Some(numbers), ..self }
     }
 
     /// Runs them all.
@@ -294,7 +302,8 @@ impl<'r, J: Job> Run<'r, J> {
             Err(error) => return self.fail(job, error, shared),
         };
         if let Some(lines) = &mut self.lines {
-            match journal::line(job, &outcome, self.files.path(file)) {
+            let number = self.numbers.and_then(|numbers| numbers.get(job)).copied().unwrap_or(job);
+            match journal::line(number, &outcome, self.files.path(file)) {
                 Ok(line) => *lines += &line,
                 Err(error) => return self.fail(job, error, shared),
             }
