@@ -34,28 +34,33 @@ RESERVED = 1024     # bytes of shared memory that the system takes of each block
 MUFU = 16           # lanes: reciprocals, conversions, counts of bits
 SHARED_BYTES = 128  # bytes of shared memory
 
-# Sources.
-#   sizes, residency       CUDA C++ Programming Guide, "Technical Specifications per Compute
-#                          Capability"; lanes: "Throughput of Native Arithmetic Instructions"
+# Sources. What is assumed has no public figure that was found.
+#   sizes, residency       CUDA Programming Guide, tables of compute capabilities
+#   alu                    64 as of compute capability 7.x ("Throughput of Native Arithmetic
+#                          Instructions"), assumed for all later ones: a lower bound on 12.0, where
+#                          addition and comparison run on all 128 lanes
+#   imad                   64: A100's whitepaper; measured on Hopper, Ada and 12.0; assumed for B200
 #   A100                   NVIDIA A100 Tensor Core GPU Architecture whitepaper: 624 TOPS int8 at
-#                          1.41 GHz, 108 SMs, 5120 B/clk of L2; 80 GB SXM data sheet: 2039 GB/s
+#                          1.41 GHz, 108 SMs, 5120 B/clk of L2 (microbenchmarks reach 3840); 80 GB
+#                          SXM data sheet: 2039 GB/s
 #   H200                   H200 data sheet: 1979 TOPS int8 dense (3958 sparse), 4.8 TB/s, 132 SMs;
-#                          H100 whitepaper: 4096 multiply-adds a clock, so 1.83 GHz. L2 as A100's.
-#                          mma.sync: 62.9% of wgmma's peak on average (Luo et al., Benchmarking and
+#                          H100 whitepaper: 4096 multiply-adds a clock, so 1.83 GHz. L2: assumed as
+#                          A100's (microbenchmarks: 4900 to 5300). mma.sync: assumed, 62.9% of
+#                          wgmma's peak, an average over types (Luo et al., Benchmarking and
 #                          Dissecting the Nvidia Hopper GPU Architecture, arXiv 2402.13499)
 #   4090                   Ada whitepaper: 660.6 TOPS int8 dense at 2.52 GHz, 128 SMs, 1008 GB/s.
-#                          L2: assumed 2048 B/clk
-#   B200                   data sheet: 4.5 POPS int8 dense, 8 TB/s, 148 SMs; so about 1.86 GHz at
+#                          L2: assumed 2048 B/clk (a microbenchmark reaches 1946)
+#   B200                   data sheet: 4.5 POPS int8 dense, 7.7 TB/s, 148 SMs; so about 1.86 GHz at
 #                          8192 multiply-adds. mma.sync: assumed as Hopper's, in multiply-adds a
 #                          clock. L2 assumed 10,240 B/clk
 #   5090                   Blackwell RTX whitepaper: 838 TOPS int8 dense at 2.407 GHz, 170 SMs, 1792
-#                          GB/s, integers on all 128 lanes. L2: assumed 2048 B/clk
+#                          GB/s. L2: assumed 2048 B/clk
 MACHINES = [
     Machine("H200", "90a", 132, 1.83, 4.8e12, 5120, 4096, 2576, 233472, 64, 32, 64, 128, 64),
     Machine("A100", "80", 108, 1.41, 2.039e12, 5120, 2048, 2048, 167936, 64, 32, 64, 64, 64),
     Machine("4090", "89", 128, 2.52, 1.008e12, 2048, 1024, 1024, 102400, 48, 24, 64, 128, 64),
-    Machine("B200", "100a", 148, 1.86, 8.0e12, 10240, 8192, 2576, 233472, 64, 32, 64, 128, 64),
-    Machine("5090", "120a", 170, 2.407, 1.792e12, 2048, 1024, 1024, 102400, 48, 24, 128, 128, 64),
+    Machine("B200", "100a", 148, 1.86, 7.7e12, 10240, 8192, 2576, 233472, 64, 32, 64, 128, 64),
+    Machine("5090", "120a", 170, 2.407, 1.792e12, 2048, 1024, 1024, 102400, 48, 24, 64, 128, 64),
 ]
 
 
