@@ -1,8 +1,9 @@
 // Modules, functions and launches.
 //
 // A module is PTX text or a cubin. Its code is not run: it only says which kernels there are, for
-// which architecture, and (PTX) with which launch bounds; what runs is the host build of the same
-// source. So a kernel that the sources and the module do not both have is not found.
+// which architecture, with how much static shared memory, and (PTX) with which launch bounds; what
+// runs is the host build of the same source. So a kernel that the sources and the module do not
+// both have is not found.
 
 #include "driver.hpp"
 
@@ -10,6 +11,7 @@
 #include "memory.hpp"
 #include "registry.hpp"
 
+#include <algorithm>
 #include <cctype>
 #include <cstdio>
 #include <cstdlib>
@@ -27,7 +29,8 @@ std::map<std::string, Kernel>& kernels() {
 struct Function {
     const Kernel* kernel;
     unsigned max_threads;
-    unsigned max_dynamic_shared;
+    unsigned static_shared;      // bytes
+    unsigned max_dynamic_shared; // beside those
 };
 struct Module {
     std::map<std::string, Function> functions;
@@ -37,9 +40,11 @@ namespace {
 
 constexpr unsigned plain_shared_bytes = 48 * 1024;
 
-void add(Module& module, const std::string& name, unsigned max_threads) {
+void add(Module& module, const std::string& name, unsigned max_threads, std::uint64_t static_shared) {
     auto kernel = kernels().find(name);
-    if (kernel != kernels().end()) module.functions[name] = {&kernel->second, max_threads, plain_shared_bytes};
+    auto bytes = static_cast<unsigned>(std::min<std::uint64_t>(static_shared, plain_shared_bytes));
+    if (kernel != kernels().end())
+        module.functions[name] = {&kernel->second, max_threads, bytes, plain_shared_bytes - bytes};
 }
 
 std::string word_after(const std::string& text, std::size_t at) {
@@ -56,6 +61,22 @@ bool runs_here(const std::string& target) {
     return one ? options().sm == sm : options().sm >= sm;
 }
 
+// The static shared memory that PTX declares: ".shared .align 16 .b8 NAME[BYTES];". What is dynamic
+// has no size and is declared outside of a kernel. A compiler aligns each to its alignment, so this
+// is the least that it takes.
+std::uint64_t shared_bytes(const std::string& body) {
+    std::uint64_t bytes = 0;
+    for (auto at = body.find(".shared "); at != std::string::npos; at = body.find(".shared ", at + 1)) {
+        auto line = body.substr(at, body.find_first_of(";\n", at) - at);
+        auto align = line.find(".align"), size = line.find('[');
+        if (align == std::string::npos || size == std::string::npos) continue; // ld.shared and the like
+        auto each = std::strtoull(line.c_str() + align + 6, nullptr, 10);
+        if (each > 1) bytes = (bytes + each - 1) / each * each;
+        bytes += std::strtoull(line.c_str() + size + 1, nullptr, 10);
+    }
+    return bytes;
+}
+
 int load_ptx(Module& module, const std::string& text) {
     auto version = text.find(".version"), target = text.find(".target");
     if (version == std::string::npos || target == std::string::npos) return error::invalid_ptx;
@@ -66,7 +87,8 @@ int load_ptx(Module& module, const std::string& text) {
         auto head = text.substr(at, text.find('{', at) - at);
         auto bound = head.find(".maxntid");
         unsigned threads = bound == std::string::npos ? 1024 : static_cast<unsigned>(std::atoi(head.c_str() + bound + 8));
-        add(module, name, threads);
+        auto body = at + head.size();
+        add(module, name, threads, shared_bytes(text.substr(body, text.find(".entry", body) - body)));
     }
     return error::success;
 }
@@ -78,7 +100,8 @@ T read(const unsigned char* at) {
     return value;
 }
 
-// A 64-bit ELF file whose sections .text.NAME are the kernels.
+// A 64-bit ELF file whose sections .text.NAME are the kernels; .nv.shared.NAME is as large as the
+// static shared memory of one.
 int load_cubin(Module& module, const unsigned char* image) {
     auto sections = image + read<std::uint64_t>(image + 0x28);
     auto flags = read<std::uint32_t>(image + 0x30);
@@ -88,10 +111,13 @@ int load_cubin(Module& module, const unsigned char* image) {
     auto sm = static_cast<int>(image[8] >= 8 ? flags >> 8 & 0xFF : flags & 0xFF);
     if (sm / 10 != options().sm / 10 || sm > options().sm) return error::no_binary_for_gpu;
     auto names = reinterpret_cast<const char*>(image + read<std::uint64_t>(sections + names_at * size + 0x18));
-    for (int i = 0; i < count; i++) {
-        std::string name = names + read<std::uint32_t>(sections + i * size);
-        if (name.rfind(".text.", 0) == 0) add(module, name.substr(6), 1024);
-    }
+    auto name = [&](int i) { return std::string(names + read<std::uint32_t>(sections + i * size)); };
+    const std::string shared = ".nv.shared.";
+    std::map<std::string, std::uint64_t> bytes;
+    for (int i = 0; i < count; i++)
+        if (name(i).rfind(shared, 0) == 0) bytes[name(i).substr(shared.size())] = read<std::uint64_t>(sections + i * size + 0x20);
+    for (int i = 0; i < count; i++)
+        if (name(i).rfind(".text.", 0) == 0) add(module, name(i).substr(6), 1024, bytes[name(i).substr(6)]);
     return error::success;
 }
 
@@ -170,6 +196,7 @@ FP4_API cuModuleGetGlobal_v2(DevicePointer*, std::size_t*, Module*, const char*)
 FP4_API cuFuncGetAttribute(int* value, int attribute, Function* function) {
     switch (attribute) {
     case 0: *value = static_cast<int>(function->max_threads); break;
+    case 1: *value = static_cast<int>(function->static_shared); break;
     case 4: *value = 32; break;                 // registers
     case 5: *value = 90; break;                 // PTX version
     case 6: *value = options().sm; break;       // binary version
@@ -182,7 +209,8 @@ FP4_API cuFuncGetAttribute(int* value, int attribute, Function* function) {
 FP4_API cuFuncSetAttribute(Function* function, int attribute, int value) {
     if (int code = usable()) return code;
     if (attribute == 8) {
-        if (value < 0 || static_cast<unsigned>(value) > max_shared_bytes(options().sm)) return error::invalid_value;
+        auto most = max_shared_bytes(options().sm) - function->static_shared;
+        if (value < 0 || static_cast<unsigned>(value) > most) return error::invalid_value;
         function->max_dynamic_shared = static_cast<unsigned>(value);
     }
     return error::success;
@@ -227,9 +255,11 @@ FP4_API cuLaunchCooperativeKernel(Function*, unsigned, unsigned, unsigned, unsig
     return error::not_supported;
 }
 
-FP4_API cuOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, Function*, int block_threads, std::size_t dynamic) {
+// By threads and by shared memory, static and dynamic and what the system takes of each block. Of
+// registers nothing is known here, so a device may run fewer.
+FP4_API cuOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, Function* function, int block_threads, std::size_t dynamic) {
     int by_threads = 2048 / (block_threads > 0 ? block_threads : 1);
-    auto by_shared = static_cast<int>((max_shared_bytes(options().sm) + 1024) / (dynamic + 1024));
+    auto by_shared = static_cast<int>((max_shared_bytes(options().sm) + 1024) / (function->static_shared + dynamic + 1024));
     *blocks = by_threads < by_shared ? by_threads : by_shared;
     if (*blocks > 32) *blocks = 32;
     return error::success;

@@ -37,6 +37,23 @@ void modules() {
     CHECK(cuFuncSetAttribute(f, 8, 227 * 1024 + 1) == error::invalid_value);
     CHECK(cuFuncSetAttribute(f, 8, 227 * 1024) == 0);
     CHECK(launch(1, 64, 227 * 1024) == 0);
+
+    // A kernel's own arrays are part of what a block has, with the attribute and without.
+    CHECK(load(".version 9.0\n.target sm_80\n.extern .shared .align 1024 .b8 dynamic[];\n"
+               ".visible .entry read(\n.param .u64 a\n)\n{\n.shared .align 4 .b8 one[20];\n"
+               ".shared .align 16 .b8 two[992];\nld.shared.u32 %r1, [one];\n}\n"
+               ".visible .entry write()\n{\n.shared .align 4 .b8 other[40];\n}\n") == 0);
+    CHECK(cuModuleGetFunction(&f, module, "read") == 0);
+    int bytes = 0, blocks = 0;
+    CHECK(cuFuncGetAttribute(&bytes, 1, f) == 0 && bytes == 1024);
+    CHECK(launch(1, 64, 47 * 1024) == 0);
+    CHECK(launch(1, 64, 48 * 1024) == error::invalid_value);
+    CHECK(cuFuncSetAttribute(f, 8, 226 * 1024 + 1) == error::invalid_value);
+    CHECK(cuFuncSetAttribute(f, 8, 226 * 1024) == 0);
+    CHECK(launch(1, 64, 48 * 1024) == 0);
+    CHECK(launch(1, 64, 226 * 1024) == 0);
+    CHECK(cuOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, f, 64, 112 * 1024) == 0 && blocks == 2);
+    CHECK(cuOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, f, 64, 113 * 1024) == 0 && blocks == 1);
 }
 
 void memory() {

@@ -35,6 +35,8 @@ int cuMemcpyDtoHAsync_v2(void*, std::uintptr_t, std::size_t, Stream*);
 int cuModuleLoadData(Module**, const void*);
 int cuModuleGetFunction(Function**, Module*, const char*);
 int cuFuncSetAttribute(Function*, int, int);
+int cuFuncGetAttribute(int*, int, Function*);
+int cuOccupancyMaxActiveBlocksPerMultiprocessor(int*, Function*, int, std::size_t);
 int cuLaunchKernel(Function*, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, Stream*, void**, void**);
 int cuStreamCreate(Stream**, unsigned);
 int cuStreamSynchronize(Stream*);

@@ -22,9 +22,6 @@ use crate::build::kernels::Kernel;
 use crate::build::sources::{Family, Target};
 use crate::build::{compile, prebuilt};
 
-/// Bytes of shared memory that a block may have without asking.
-const SHARED_UNASKED: u32 = 48 * 1024;
-
 /// The kernels of one device.
 pub(crate) struct Modules {
     compute_capability: i32,
@@ -65,7 +62,8 @@ impl Modules {
         gate.expect_running()?;
         context.bind_to_thread().device()?;
         let function = self.module(context, family)?.load_function(name).device()?;
-        if shared > SHARED_UNASKED {
+        // A block may have 48 KiB without asking, of which the kernel's own arrays take a part.
+        if shared > 0 {
             let most = CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
             function.set_attribute(most, shared as i32).device()?;
         }
