@@ -382,8 +382,8 @@ template <int N>
 DEVICE void wgmma_wait() {
     emulator::wgmma_wait(N);
 }
-template <int R>
-DEVICE void wgmma_pin(int (&d)[R]) {
+template <class T, int R>
+DEVICE void wgmma_pin(T (&d)[R]) {
     asm volatile("" : : "r"(d) : "memory");
 }
 template <int N, int R>

@@ -290,9 +290,9 @@ DEVICE void wgmma_wait() {
     asm volatile("wgmma.wait_group.sync.aligned %0;" : : "n"(N) : "memory");
 }
 
-// Keeps the compiler from moving a use of the accumulators across this point.
-template <int R>
-DEVICE void wgmma_pin(int (&d)[R]) {
+// Keeps the compiler from moving a use of the accumulators, or of A's registers, across this point.
+template <class T, int R>
+DEVICE void wgmma_pin(T (&d)[R]) {
 #pragma unroll
     for (int i = 0; i < R; i++) asm volatile("" : "+r"(d[i]) : : "memory");
 }

@@ -17,7 +17,9 @@
 // So the next tile is planned, and its first stages are copied, under the end of this one. Plans and
 // scales are two of each, passed on by mbarriers: `planned` and `scaled` say that they are written,
 // `taken` that all who read them have. The ring needs no proxy fence where it is reused: nothing but
-// bulk copies writes it and nothing but wgmma reads it, and `empty` follows the wait for those.
+// bulk copies writes it, and `empty` follows the wait for the wgmma that read it. Of NVFP4 ldmatrix
+// reads A's first two planes as well; its reads are ordered before the next copy by the arrival at
+// `empty` and the producer's wait there, as CUTLASS's kernels that take A from registers order theirs.
 //
 // A tile that its plan leaves goes into the list of `left` ones, which another kernel walks.
 //
@@ -212,6 +214,7 @@ __device__ __forceinline__ void wgmma_scale(const WgmmaArgs& p, WgmmaShared<PROD
     typedef WgmmaShape<PRODUCT> Shape;
     for (Turn turn;; turn.next()) {
         // The plan is made only after `taken`, so the scales of two tiles before have been read too.
+        // This warp is counted there: nobody waits for `scaled` of a tile that is left.
         mbarrier_wait(&shared.planned[turn.side()], turn.parity());
         const TilePlan& plan = shared.plans[turn.side()];
         const TilePlace place = plan.place;
@@ -222,7 +225,10 @@ __device__ __forceinline__ void wgmma_scale(const WgmmaArgs& p, WgmmaShared<PROD
                                       shared.scales[turn.side()]);
         }
         __syncwarp(ALL_LANES);
-        if (threadIdx.x % 32 == 0) mbarrier_arrive(&shared.scaled[turn.side()]);
+        if (threadIdx.x % 32 == 0) {
+            mbarrier_arrive(&shared.scaled[turn.side()]);
+            mbarrier_arrive(&shared.taken[turn.side()]);
+        }
     }
 }
 
@@ -316,6 +322,7 @@ __device__ __forceinline__ void multiply_planes(int (&sums)[SUMS][REGISTERS], un
         ldmatrix_x4(low, lo.at + piece + step * 2 * PLANE_LEAD);
 #pragma unroll
         for (int i = 0; i < 4; i++) added[i] = add_bytes(added[i], low[i]);
+        wgmma_pin(added); // made before the fence, not below it
         wgmma_fence();
         wgmma_s8<TILE_N>(sums[2], added, sum.b() + (u64)(step * STEP_OFFSET), ADD || step > 0);
         wgmma_commit();
@@ -367,6 +374,8 @@ __device__ __forceinline__ void wgmma_consume(const WgmmaArgs& p, unsigned char*
 #pragma unroll
                         for (int j = 0; j < TILE_N / 2; j++) sums[i][j] = (int)((u32)sums[i][j] << (WIDTH * (above - level)));
                     }
+#pragma unroll
+                    for (int i = 0; i < SUMS; i++) wgmma_pin(sums[i]); // shifted before the next fence
                     if (last != NO_SLOT) give_back<PRODUCT>(shared, last);
                     last = NO_SLOT;
                     above = level;
@@ -411,7 +420,7 @@ __device__ __forceinline__ void wgmma_matmul(const WgmmaArgs& p) {
         for (int i = 0; i < 2; i++) {
             mbarrier_init(&shared.planned[i], 1);
             mbarrier_init(&shared.scaled[i], 1);
-            mbarrier_init(&shared.taken[i], CONSUMERS);
+            mbarrier_init(&shared.taken[i], CONSUMERS + 1); // and the warp of scales
         }
         fence_proxy_async();
         shared.down = (p.a.rows + TILE_M - 1) / TILE_M;

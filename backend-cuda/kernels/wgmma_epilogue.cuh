@@ -45,6 +45,7 @@ struct __align__(16) TileScales {
     float bias[TILE_N];     // if there is any
     int fast;
 };
+static_assert(sizeof(TileScales<128>) % 16 == 0 && sizeof(TileScales<256>) % 16 == 0, "");
 
 // A power of two with a normal exponent.
 __device__ __forceinline__ float power_of_two(int exponent) { return __uint_as_float((u32)(exponent + 127) << 23); }
