@@ -65,6 +65,9 @@ constexpr int FOLDED_COLS = 128;
 constexpr int FOLDED_MXFP4_SHARED = 49152; // bytes of dynamic shared memory
 constexpr int FOLDED_NVFP4_SHARED = 81920;
 constexpr int FOLDED_MXINT8_SHARED = 73728;
+constexpr int FOLDED_FEW_MXFP4_SHARED = 36864; // of the kernels for few rows, and the grouped ones
+constexpr int FOLDED_FEW_NVFP4_SHARED = 61440;
+constexpr int FOLDED_FEW_MXINT8_SHARED = 49152;
 constexpr int WGMMA_THREADS = 384;
 constexpr int WGMMA_SHARED = 221184;
 

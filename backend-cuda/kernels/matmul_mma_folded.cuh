@@ -35,8 +35,9 @@
 // Epilogue of a warp. Where every exponent e of its outputs is in -126..82, f32(units) * 2^e is one
 // rounding: the conversion rounds, units of magnitude 1..2^44 give 1 <= |f32| <= 2^44, and the
 // product with a normal power of two is normal (2^-126 <= . < 2^127) and exact. NVFP4's
-// units reach 2^43.1. 2^e is then built by adding the exponent fields of row and column. Elsewhere,
-// or with NaN, each output goes by round_int64.
+// units reach 2^43.1. 2^e is then built by adding the exponent fields of row and column. A row or
+// column without live groups has units 0 under any exponent: it does not count, and one that fits
+// stands for its own. Elsewhere, or with NaN, each output goes by round_int64.
 //
 // Worked example, MXFP4: an output of sum 288 in a row of base 120 and a column of base 121 has
 // e = -1 - 1 - 127 - 127 + 120 + 121 = -15: s = 288 * 2^-15.
@@ -52,6 +53,7 @@ constexpr int STEP_CORES = 8 * STEP_K;         // bytes of eight rows of a plane
 constexpr int FOLDED_LEVELS = 2 * WINDOWS - 1;
 constexpr int LIST = 192;                     // products that are listed at a time
 constexpr int NO_EXPONENT = -0x20000000;      // of a row or column with NaN
+constexpr int NOTHING_LIVE = 0x10000000;      // of one without live groups: any exponent serves
 
 // What a product's units fit: int32 for one digit's sum, else int64.
 template <int SUMS>
@@ -89,6 +91,11 @@ struct FoldedShape {
     static constexpr int PITCH = 40, WARP_BYTES = 16 * PITCH * (int)sizeof(Units);
     static constexpr int ROWS_AT = THREADS / 32 * WARP_BYTES;
     static_assert(ROWS_AT + 8 * TILE_M <= RING, "");
+    // What a launch asks for.
+    static constexpr int SHARED_BYTES =
+        TILE_M == FOLDED_ROWS ? (PRODUCT == MXFP4 ? FOLDED_MXFP4_SHARED : PRODUCT == NVFP4 ? FOLDED_NVFP4_SHARED : FOLDED_MXINT8_SHARED)
+                              : (PRODUCT == MXFP4 ? FOLDED_FEW_MXFP4_SHARED : PRODUCT == NVFP4 ? FOLDED_FEW_NVFP4_SHARED : FOLDED_FEW_MXINT8_SHARED);
+    static_assert(RING == SHARED_BYTES, "");
     // Partial sums of a tile in memory.
     static constexpr int TILE_SUMS = SUMS * TILE_M * FOLDED_TILE_N;
 
@@ -353,15 +360,22 @@ struct FoldedTile {
         return true;
     }
 
-    // Rows [0, count) of 16 x 32 outputs, a column a lane.
+    // The base of a row of an operand, if it has a live group and no NaN.
+    __device__ static __forceinline__ int exponent_of(const FoldedOperand& operand, int row) {
+        const RowMeta meta = operand.meta[row];
+        return meta.nan != 0 ? NO_EXPONENT : meta.live == 0 ? NOTHING_LIVE : operand.bases[row];
+    }
+
+    // Rows [0, count) of 16 x 32 outputs, a column a lane. `most` is the highest exponent of a row
+    // with live groups, which stands for those of the rows without.
     template <bool FAST>
     __device__ static __forceinline__ void finish_rows(const Outputs& to, const typename Shape::Units* units, const float2* rows,
-                                                       int count, i64 index, int n, int column_exponent, bool inside,
-                                                       bool has_bias, float bias) {
+                                                       int count, i64 index, int n, int column_exponent, int most,
+                                                       bool inside, bool has_bias, float bias) {
 #pragma unroll 1
         for (int r = 0; r < count; r++) {
             const float2 row = rows[r];
-            const int exponent = __float_as_int(row.y) + column_exponent;
+            const int exponent = min(__float_as_int(row.y), most) + column_exponent;
             const typename Shape::Units sum = units[r * Shape::PITCH];
             float s32;
             if (FAST) {
@@ -389,7 +403,7 @@ struct FoldedTile {
         if (thread < M) {
             const int row = tile_m * M + thread;
             const bool inside = row < p.a.rows;
-            const int exponent = !inside ? 0 : p.a.meta[row].nan ? NO_EXPONENT : p.a.bases[row];
+            const int exponent = inside ? exponent_of(p.a, row) : 0;
             rows[thread] = make_float2(inside ? row_alpha(p.outputs, row) : 0.0f, __int_as_float(exponent));
         }
         __syncthreads();
@@ -397,17 +411,23 @@ struct FoldedTile {
         const int left = p.a.rows - tile_m * M - first_row, count = left < 64 ? left : 64;
         if (count <= 0) return;
         const bool inside = column < n;
-        const int exponent = Shape::EXPONENT + Shape::WIDTH * (lowest - 2 * WINDOW_BIAS) +
-                             (!inside ? 0 : p.b.meta[column].nan ? NO_EXPONENT : p.b.bases[column]);
         // No bias is not a bias of 0: -0 + 0 is +0.
         const bool has_bias = p.outputs.bias != nullptr;
         const float bias = inside && has_bias ? p.outputs.bias[column] : 0.0f;
         // Whether every output of the warp is one conversion and one exact product.
         const int of_row = __float_as_int(rows[first_row + (lane < count ? lane : 0)].y);
         const int of_other = __float_as_int(rows[first_row + (lane + 32 < count ? lane + 32 : 0)].y);
-        const int least = __reduce_min_sync(ALL_LANES, min(of_row, of_other)), most = __reduce_max_sync(ALL_LANES, max(of_row, of_other));
-        const bool fits = !inside || (exponent + least >= -126 && exponent + most <= 82);
-        const bool fast = __all_sync(ALL_LANES, fits);
+        int least = __reduce_min_sync(ALL_LANES, min(of_row, of_other));
+        int most = __reduce_max_sync(ALL_LANES, max(of_row == NOTHING_LIVE ? NO_EXPONENT : of_row, of_other == NOTHING_LIVE ? NO_EXPONENT : of_other));
+        if (least == NOTHING_LIVE) least = 0; // none has one
+        if (most == NO_EXPONENT) most = 0;
+        const int of_column = inside ? exponent_of(p.b, column) : NOTHING_LIVE;
+        const int add = Shape::EXPONENT + Shape::WIDTH * (lowest - 2 * WINDOW_BIAS);
+        // A column without live groups fits wherever another one does: with the lowest row it is at
+        // -126. It is NaN with a row that is, which goes the other way.
+        const int nothing = least == NO_EXPONENT ? 0 : -126 - least;
+        const int exponent = of_column == NOTHING_LIVE ? nothing : add + of_column;
+        const bool fast = __all_sync(ALL_LANES, exponent + least >= -126 && exponent + most <= 82);
         Units* own = (Units*)(ring + warp * Shape::WARP_BYTES);
 #pragma unroll
         for (int mi = 0; mi < 4; mi++) {
@@ -423,9 +443,9 @@ struct FoldedTile {
             const int from = first_row + 16 * mi, here = count - 16 * mi < 16 ? count - 16 * mi : 16;
             const i64 index = ((i64)tile_m * M + from) * n + column;
             if (fast) {
-                finish_rows<true>(p.outputs, own + lane, rows + from, here, index, n, exponent, inside, has_bias, bias);
+                finish_rows<true>(p.outputs, own + lane, rows + from, here, index, n, exponent, most, inside, has_bias, bias);
             } else {
-                finish_rows<false>(p.outputs, own + lane, rows + from, here, index, n, exponent, inside, has_bias, bias);
+                finish_rows<false>(p.outputs, own + lane, rows + from, here, index, n, exponent, most, inside, has_bias, bias);
             }
             __syncwarp(ALL_LANES);
         }

@@ -260,3 +260,37 @@ fn outputs_at_the_ends_of_the_short_way_of_rounding_and_past_them() {
         }
     }
 }
+
+#[test]
+fn rows_without_live_groups_count_nowhere_and_are_zeros() {
+    // Rows and columns of zeros beside live ones at both ends of the short way of rounding and past
+    // them, beside NaN, and alone. `None` is a row of zeros under the lowest scale or the highest.
+    let (cuda, mut compared) = (on(1), 0);
+    let kinds: [&[Option<u8>]; 6] = [
+        &[Some(127), None],
+        &[None],
+        &[Some(1), Some(209), None],
+        &[Some(1), Some(210), None],
+        &[Some(255), None],
+        &[Some(255), Some(127), None],
+    ];
+    for encoding in [Encoding::MxFp4, Encoding::MxInt8] {
+        let side = |encoding: Encoding, kind: &[Option<u8>], rows: usize| {
+            let row = |r: usize| match kind[r % kind.len()] {
+                Some(scale) => vec![(0x52 + (r % 6) as u8, scale)],
+                None => vec![(0, if r.is_multiple_of(2) { 0 } else { 254 })],
+            };
+            matrix(encoding, &(0..rows).map(row).collect::<Vec<_>>())
+        };
+        for of_a in kinds {
+            for of_b in kinds {
+                let a = side(encoding, of_a, 70);
+                let b = side(Encoding::MxFp4, of_b, 130);
+                check(&cuda, &a, &b, &format!("{encoding:?} {of_a:?} by {of_b:?}"));
+                compared += 70 * 130;
+            }
+        }
+    }
+    println!("rows of zeros: {compared} outputs compared, 0 differ");
+    assert_eq!(compared, 2 * 36 * 9100);
+}

@@ -3,10 +3,10 @@
 use std::marker::PhantomData;
 
 use super::arguments::{
-    DECODE_SHARED, DecodeArgs, DequantizeArgs, FOLDED_MXFP4_SHARED, FOLDED_MXINT8_SHARED,
-    FOLDED_NVFP4_SHARED, FoldArgs, FoldedArgs, GroupedArgs, MatmulArgs, PadArgs, PartialArgs,
-    QuantizeArgs, QuantizeFoldArgs, RowMetaArgs, SwizzleArgs, TransformArgs, WGMMA_SHARED,
-    WgmmaArgs,
+    DECODE_SHARED, DecodeArgs, DequantizeArgs, FOLDED_FEW_MXFP4_SHARED, FOLDED_FEW_MXINT8_SHARED,
+    FOLDED_FEW_NVFP4_SHARED, FOLDED_MXFP4_SHARED, FOLDED_MXINT8_SHARED, FOLDED_NVFP4_SHARED,
+    FoldArgs, FoldedArgs, GroupedArgs, MatmulArgs, PadArgs, PartialArgs, QuantizeArgs,
+    QuantizeFoldArgs, RowMetaArgs, SwizzleArgs, TransformArgs, WGMMA_SHARED, WgmmaArgs,
 };
 use super::sources::{self, Family};
 
@@ -74,17 +74,21 @@ kernels! {
     MATMUL_MMA_GROUPED: GroupedArgs, MATMUL_MMA, 0,
         ["matmul_mma_grouped", "matmul_mma_grouped_mxint8_mxfp4",
          "matmul_mma_grouped_mxint8_nvfp4"];
-    FOLDED_MXFP4: FoldedArgs, MATMUL_MMA_FOLDED, FOLDED_MXFP4_SHARED,
-        ["folded_few_mxfp4", "folded_mxfp4"];
-    FOLDED_NVFP4: FoldedArgs, MATMUL_MMA_FOLDED, FOLDED_NVFP4_SHARED,
-        ["folded_few_nvfp4", "folded_nvfp4"];
+    FOLDED_MXFP4: FoldedArgs, MATMUL_MMA_FOLDED, FOLDED_MXFP4_SHARED, ["folded_mxfp4"];
+    FOLDED_NVFP4: FoldedArgs, MATMUL_MMA_FOLDED, FOLDED_NVFP4_SHARED, ["folded_nvfp4"];
     FOLDED_MXINT8_MXFP4: FoldedArgs, MATMUL_MMA_FOLDED, FOLDED_MXINT8_SHARED,
-        ["folded_few_mxint8_mxfp4", "folded_mxint8_mxfp4"];
-    FOLDED_GROUPED_MXFP4: GroupedArgs, MATMUL_MMA_FOLDED, FOLDED_MXFP4_SHARED,
+        ["folded_mxint8_mxfp4"];
+    FOLDED_FEW_MXFP4: FoldedArgs, MATMUL_MMA_FOLDED, FOLDED_FEW_MXFP4_SHARED,
+        ["folded_few_mxfp4"];
+    FOLDED_FEW_NVFP4: FoldedArgs, MATMUL_MMA_FOLDED, FOLDED_FEW_NVFP4_SHARED,
+        ["folded_few_nvfp4"];
+    FOLDED_FEW_MXINT8_MXFP4: FoldedArgs, MATMUL_MMA_FOLDED, FOLDED_FEW_MXINT8_SHARED,
+        ["folded_few_mxint8_mxfp4"];
+    FOLDED_GROUPED_MXFP4: GroupedArgs, MATMUL_MMA_FOLDED, FOLDED_FEW_MXFP4_SHARED,
         ["folded_grouped_mxfp4"];
-    FOLDED_GROUPED_NVFP4: GroupedArgs, MATMUL_MMA_FOLDED, FOLDED_NVFP4_SHARED,
+    FOLDED_GROUPED_NVFP4: GroupedArgs, MATMUL_MMA_FOLDED, FOLDED_FEW_NVFP4_SHARED,
         ["folded_grouped_nvfp4"];
-    FOLDED_GROUPED_MXINT8_MXFP4: GroupedArgs, MATMUL_MMA_FOLDED, FOLDED_MXINT8_SHARED,
+    FOLDED_GROUPED_MXINT8_MXFP4: GroupedArgs, MATMUL_MMA_FOLDED, FOLDED_FEW_MXINT8_SHARED,
         ["folded_grouped_mxint8_mxfp4"];
     DECODE_8: DecodeArgs, MATMUL_DECODE, DECODE_SHARED,
         ["matmul_decode_mxfp4_8", "matmul_decode_nvfp4_8", "matmul_decode_mxint8_mxfp4_8",

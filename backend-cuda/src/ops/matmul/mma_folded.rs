@@ -15,8 +15,9 @@ use crate::build::arguments::{
     MXINT8_PLANES, NVFP4_PLANES, Pointer, SLICE_K,
 };
 use crate::build::kernels::{
-    FOLD, FOLDED_GROUPED_MXFP4, FOLDED_GROUPED_MXINT8_MXFP4, FOLDED_GROUPED_NVFP4, FOLDED_MXFP4,
-    FOLDED_MXINT8_MXFP4, FOLDED_NVFP4, Kernel, QUANTIZE_FOLD,
+    FOLD, FOLDED_FEW_MXFP4, FOLDED_FEW_MXINT8_MXFP4, FOLDED_FEW_NVFP4, FOLDED_GROUPED_MXFP4,
+    FOLDED_GROUPED_MXINT8_MXFP4, FOLDED_GROUPED_NVFP4, FOLDED_MXFP4, FOLDED_MXINT8_MXFP4,
+    FOLDED_NVFP4, Kernel, QUANTIZE_FOLD,
 };
 use crate::device::error::unless_memory_is_short;
 use crate::device::gpu::Gpu;
@@ -35,16 +36,22 @@ pub(super) struct Kernels {
 
 /// The kernels of a product; none for MXINT8 by NVFP4.
 pub(super) fn kernels(of: Encodings) -> Option<Kernels> {
-    let of = match (of.a, of.b) {
+    let ([few], [many], [grouped], sums) = match (of.a, of.b) {
         (Encoding::MxInt8, Format::NvFp4) => return None,
-        (Encoding::MxInt8, Format::MxFp4) => {
-            (&FOLDED_MXINT8_MXFP4, &FOLDED_GROUPED_MXINT8_MXFP4, MXINT8_PLANES)
+        (Encoding::MxInt8, Format::MxFp4) => (
+            &FOLDED_FEW_MXINT8_MXFP4,
+            &FOLDED_MXINT8_MXFP4,
+            &FOLDED_GROUPED_MXINT8_MXFP4,
+            MXINT8_PLANES,
+        ),
+        (_, Format::MxFp4) => {
+            (&FOLDED_FEW_MXFP4, &FOLDED_MXFP4, &FOLDED_GROUPED_MXFP4, MXFP4_PLANES)
         }
-        (_, Format::MxFp4) => (&FOLDED_MXFP4, &FOLDED_GROUPED_MXFP4, MXFP4_PLANES),
-        (_, Format::NvFp4) => (&FOLDED_NVFP4, &FOLDED_GROUPED_NVFP4, NVFP4_PLANES),
+        (_, Format::NvFp4) => {
+            (&FOLDED_FEW_NVFP4, &FOLDED_NVFP4, &FOLDED_GROUPED_NVFP4, NVFP4_PLANES)
+        }
     };
-    let (alone, grouped, sums) = of;
-    Some(Kernels { few: &alone[0], many: &alone[1], grouped: &grouped[0], sums })
+    Some(Kernels { few, many, grouped, sums })
 }
 
 /// Whether the kernels can be had.
