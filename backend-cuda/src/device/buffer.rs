@@ -95,7 +95,13 @@ impl Buffer {
         if bytes <= self.len() {
             return Ok(());
         }
-        self.zero(stream, bytes)
+        self.reserve(stream, bytes)?;
+        let set = self.zero(stream, bytes);
+        if set.is_err() {
+            // What is kept is believed to be zeros.
+            self.0 = None;
+        }
+        set
     }
 
     /// Sets the first bytes to zero.

@@ -56,9 +56,10 @@ pub(crate) fn route(
         MatmulKernel::Auto if m <= decode::MAX_ROWS => Route::Decode,
         MatmulKernel::Auto => match model::choose(&Rates::of(gpu), of, shape, folded_weight) {
             Choice::Wgmma if wgmma::takes(kernel, gpu, of, [m, k_pad]) => Route::Alone,
-            Choice::Wgmma | Choice::MmaFolded if folded_weight => Route::MmaFolded,
-            Choice::Mma => Route::Mma,
-            Choice::Wgmma | Choice::MmaFolded => Route::Alone,
+            Choice::Wgmma | Choice::MmaFolded if mma_folded::takes(kernel, gpu, of, [m, k_pad]) => {
+                if folded_weight { Route::MmaFolded } else { Route::Alone }
+            }
+            _ => Route::Mma,
         },
         MatmulKernel::Naive | MatmulKernel::Wgmma | MatmulKernel::MmaFolded { .. } => Route::Alone,
     }
