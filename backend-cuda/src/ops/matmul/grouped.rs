@@ -57,7 +57,11 @@ pub(crate) fn route(
         MatmulKernel::Auto => match model::choose(&Rates::of(gpu), of, shape, folded_weight) {
             Choice::Wgmma if wgmma::takes(kernel, gpu, of, [m, k_pad]) => Route::Alone,
             Choice::Wgmma | Choice::MmaFolded if mma_folded::takes(kernel, gpu, of, [m, k_pad]) => {
-                if folded_weight { Route::MmaFolded } else { Route::Alone }
+                if folded_weight {
+                    Route::MmaFolded
+                } else {
+                    Route::Alone
+                }
             }
             _ => Route::Mma,
         },
@@ -242,4 +246,26 @@ fn queue_folded(
     unsafe { gpu.launch(mma::grouped(of), grid, &args)? };
     scratch.tiles = tiles;
     Ok(bytes)
+}
+
+#[cfg(all(test, feature = "emulated"))]
+mod tests {
+    use fp4_core::Format;
+
+    use super::*;
+    use crate::device::driver;
+
+    #[test]
+    fn products_that_the_folded_kernels_do_not_take_go_by_those_on_packed_operands() {
+        let (version, device) = driver::device(0).unwrap();
+        let gpu = Gpu::open(0, device, version).unwrap();
+        let most = 16 * Grid::MAX_YZ;
+        for format in Format::ALL {
+            let go = |m, folded| {
+                route(MatmulKernel::Auto, &gpu, Encodings::of(format), [m, 4096, 4096], folded)
+            };
+            assert_eq!([go(most + 1, true), go(most + 1, false)], [Route::Mma; 2], "{format}");
+            assert_ne!(go(most, true), Route::Mma, "{format}");
+        }
+    }
 }
