@@ -103,7 +103,11 @@ int synchronize(Stream* stream) {
 bool must_fail(Call call) {
     std::lock_guard lock(mutex);
     Options& o = options();
-    unsigned long& left = call == Call::Alloc ? o.fail_alloc : call == Call::Launch ? o.fail_launch : call == Call::Sync ? o.fail_sync : o.fail_module;
+    unsigned long& left = call == Call::Alloc    ? o.fail_alloc
+                          : call == Call::Launch ? o.fail_launch
+                          : call == Call::Sync   ? o.fail_sync
+                          : call == Call::Module ? o.fail_module
+                                                 : o.fail_set;
     return left > 0 && --left == 0;
 }
 

@@ -68,7 +68,7 @@ int forbidden_on(Stream* stream);
 int synchronize(Stream* stream);
 
 // Counts calls of one kind for FP4_EMULATOR_FAIL: true for the one that is to fail.
-enum class Call { Alloc, Launch, Sync, Module };
+enum class Call { Alloc, Launch, Sync, Module, Set };
 bool must_fail(Call call);
 
 extern bool initialized;

@@ -77,6 +77,7 @@ template <class T>
 int fill(Stream* stream, DevicePointer to, T value, std::size_t count) {
     if (int code = usable()) return code;
     if (!on_device(to, count * sizeof(T)) || to % sizeof(T) != 0) return error::invalid_value;
+    if (must_fail(Call::Set)) return error::out_of_memory;
     return enqueue(stream, [=] {
         auto* cells = reinterpret_cast<T*>(to);
         for (std::size_t i = 0; i < count; i++) cells[i] = value;

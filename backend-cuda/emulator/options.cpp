@@ -44,9 +44,10 @@ void read_fail(Options& options, std::string text) {
                                 : kind == "launch" ? &options.fail_launch
                                 : kind == "sync"   ? &options.fail_sync
                                 : kind == "module" ? &options.fail_module
+                                : kind == "set"    ? &options.fail_set
                                 : kind == "large"  ? &options.fail_large
                                                    : nullptr;
-        if (!target) refuse("FP4_EMULATOR_FAIL", item, "alloc:N, launch:N, sync:N, module:N or large:BYTES");
+        if (!target) refuse("FP4_EMULATOR_FAIL", item, "alloc:N, launch:N, sync:N, module:N, set:N or large:BYTES");
         *target = number("FP4_EMULATOR_FAIL", count);
     }
 }

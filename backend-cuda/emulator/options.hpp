@@ -7,9 +7,9 @@
 //                                  which warp (lane, block, late copy) goes first where several may
 //   FP4_EMULATOR_ASYNC=late | early
 //                                  asynchronous work is done at its wait, or when it is issued
-//   FP4_EMULATOR_FAIL=alloc:N,launch:N,sync:N,module:N,large:BYTES
+//   FP4_EMULATOR_FAIL=alloc:N,launch:N,sync:N,module:N,set:N,large:BYTES
 //                                  the N-th such call fails: out of memory, launch failed, lost
-//                                  device, out of memory when a module is loaded; large: every
+//                                  device, out of memory when a module is loaded or memory is set; large: every
 //                                  allocation of so many bytes or more
 //
 // A word that is not understood stops the process with a message: a test that believes to run in
@@ -31,7 +31,7 @@ struct Options {
     std::uint64_t seed = 0;
     bool late = true;
     // Calls until the one that fails; 0: never.
-    unsigned long fail_alloc = 0, fail_launch = 0, fail_sync = 0, fail_module = 0;
+    unsigned long fail_alloc = 0, fail_launch = 0, fail_sync = 0, fail_module = 0, fail_set = 0;
     unsigned long fail_large = 0; // bytes; 0: none
 };
 
