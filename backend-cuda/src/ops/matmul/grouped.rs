@@ -57,7 +57,11 @@ pub(crate) fn route(
         MatmulKernel::Auto => match model::choose(&Rates::of(gpu), of, shape, folded_weight) {
             Choice::Wgmma if wgmma::takes(kernel, gpu, of, [m, k_pad]) => Route::Alone,
             Choice::Wgmma | Choice::MmaFolded if mma_folded::takes(kernel, gpu, of, [m, k_pad]) => {
-                if folded_weight { Route::MmaFolded } else { Route::Alone }
+                if folded_weight {
+                    Route::MmaFolded
+                } else {
+                    Route::Alone
+                }
             }
             _ => Route::Mma,
         },
