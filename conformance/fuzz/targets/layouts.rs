@@ -56,13 +56,8 @@ fuzz_target!(|data: &[u8]| {
         Err(error) => return assert!(!error.to_string().is_empty()),
     };
     let out = folder.path().join("out");
-    let to = Output {
-        path: &out,
-        kind: Kind::Folder,
-        replace: false,
-        resume: false,
-        settings: vec![],
-    };
+    let to =
+        Output { path: &out, kind: Kind::Folder, replace: false, resume: false, settings: vec![] };
     let written = convert::write(
         &checkpoint,
         &plan,

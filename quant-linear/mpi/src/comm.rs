@@ -110,9 +110,7 @@ impl Mpi {
         let comm = ManuallyDrop::new(comm.duplicate());
         let [rank, size] = [comm.rank() as usize, comm.size() as usize];
         let home = std::thread::current().id();
-        // SAFETY: it is this value's own duplicate. Errors of MPI come back as errors of calls; were
-        // this refused, MPI would end the processes instead.
-        unsafe { ffi::MPI_Comm_set_errhandler(comm.as_raw(), ffi::RSMPI_ERRORS_RETURN) };
+        return_errors(&comm);
         Mpi { comm, home, rank, size, limit: LIMIT, blocking: false }
     }
 
@@ -207,8 +205,8 @@ impl Mpi {
                 let (rank, seconds) = (self.rank(), self.limit.as_secs());
                 return Err(CommError::Timeout { rank, what, seconds });
             }
-            // Where there are more ranks than cores, another one is to go on; and who has waited for
-            // long is behind a slow one, which may need every core.
+            // Where there are more ranks than cores, another one is to go on; and who has waited
+            // for long is behind a slow one, which may need every core.
             match waited < SPIN {
                 true => std::thread::yield_now(),
                 false => std::thread::sleep(Duration::from_millis(1)),
@@ -351,6 +349,16 @@ impl Communicator for Mpi {
         }
         Ok(std::mem::take(&mut sum.sums))
     }
+}
+
+/// Makes MPI's errors on a communicator [errors](CommError::Failed) of calls; they end the process
+/// otherwise. [`Mpi`] does so for its own duplicate. Open MPI takes errors that it finds while a
+/// collective goes on to the world's, so a program that wants to hear of all of them calls this
+/// with the world; `fp4-mpi` does.
+pub fn return_errors(comm: &SimpleCommunicator) {
+    // SAFETY: the communicator is valid and the handler one of MPI's own. Were it refused, MPI
+    // would go on to end the process.
+    unsafe { ffi::MPI_Comm_set_errhandler(comm.as_raw(), ffi::RSMPI_ERRORS_RETURN) };
 }
 
 /// Ends the processes of all ranks at once, with an exit code: what a rank that cannot go on does,

@@ -42,7 +42,7 @@
 
 mod comm;
 
-pub use comm::{Mpi, Sum, abort};
+pub use comm::{Mpi, Sum, abort, return_errors};
 
 /// The examples of the README, compiled.
 #[cfg(doctest)]

@@ -70,6 +70,7 @@ fn main() -> Result<ExitCode> {
         "this MPI offers {level:?}, expected MPI_THREAD_FUNNELED or more, because layers compute on \
          several threads; take an MPI that was built with threads"
     );
+    fp4_mpi::return_errors(&universe.world());
     let limit = args.limit.unwrap_or(match args.command {
         Command::Quantize(_) => 24 * 60 * 60,
         _ => 120,

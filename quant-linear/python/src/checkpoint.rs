@@ -189,13 +189,8 @@ pub(crate) fn quantize_checkpoint(
         let backends = Runtime::shared().backends().clone();
         let engine = Engine { input: &input, backends, memory: Memory::default() };
         let kind = if input.is_folder() { Kind::Folder } else { Kind::File };
-        let output = Output {
-            path: &output,
-            kind,
-            replace: false,
-            resume: false,
-            settings: vec![],
-        };
+        let output =
+            Output { path: &output, kind, replace: false, resume: false, settings: vec![] };
         let mut done = Vec::new();
         engine.write(&plan, &listing, &output, &mut |event| {
             if let Event::Done(weight, _, outcome) = event {

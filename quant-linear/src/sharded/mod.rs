@@ -27,8 +27,8 @@
 //!
 //! Layers are compared when they are built: every rank sends what it thinks that the layer is, and
 //! all find the same difference ([`ShardError::Disagree`]). An input that does not fit on one rank
-//! is an error on all, and so are ranks in different calls. A rank that is gone ends the wait of the
-//! others ([`CommError`]).
+//! is an error on all, and so are ranks in different calls. A rank that is gone ends the wait of
+//! the others ([`CommError`]).
 //!
 //! An error in the middle of a call, of a backend or a communicator, is one rank's: the others wait
 //! for it until their limit. The layer answers all later calls with [`ShardError::OutOfStep`], and
