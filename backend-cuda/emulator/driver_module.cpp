@@ -69,7 +69,8 @@ std::uint64_t shared_bytes(const std::string& body) {
     for (auto at = body.find(".shared "); at != std::string::npos; at = body.find(".shared ", at + 1)) {
         auto line = body.substr(at, body.find_first_of(";\n", at) - at);
         auto align = line.find(".align"), size = line.find('[');
-        if (align == std::string::npos || size == std::string::npos) continue; // ld.shared and the like
+        // ld.shared and the like have neither.
+        if (align == std::string::npos || size == std::string::npos) continue;
         auto each = std::strtoull(line.c_str() + align + 6, nullptr, 10);
         if (each > 1) bytes = (bytes + each - 1) / each * each;
         bytes += std::strtoull(line.c_str() + size + 1, nullptr, 10);

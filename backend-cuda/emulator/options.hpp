@@ -9,8 +9,8 @@
 //                                  asynchronous work is done at its wait, or when it is issued
 //   FP4_EMULATOR_FAIL=alloc:N,launch:N,sync:N,module:N,set:N,large:BYTES
 //                                  the N-th such call fails: out of memory, launch failed, lost
-//                                  device, out of memory when a module is loaded or memory is set; large: every
-//                                  allocation of so many bytes or more
+//                                  device, out of memory when a module is loaded or memory is
+//                                  set; large: every allocation of so many bytes or more
 //
 // A word that is not understood stops the process with a message: a test that believes to run in
 // reverse must not run forward.
