@@ -18,8 +18,8 @@ multiprocessor holds. It leaves out latencies of memory, bank conflicts, barrier
 kernel may be slower than its bound, and can be no faster. Work over the bound's time, as a share of
 the int8 or the memory peak, is for the problem that roles.py names, waves included.
 
-budget.json holds the floor of each role: more instructions or clocks than that, spills, fewer blocks
-a multiprocessor, a lower bound, a loop that is not found, or a kernel that nobody has entered are
+budget.json holds the floor of each role: a tenth more instructions or clocks than that, spills, fewer
+blocks a multiprocessor, a bound lower by a tenth, a loop that is not found, or a kernel that nobody has entered are
 failures. `--self-test` shows that each is found. A change that trades one for another, and every
 gain, is committed by --write.
 """
@@ -252,6 +252,11 @@ def entries(found):
     return numbers, problems
 
 
+# NVRTC 13.0 makes other code of a large kernel from run to run, by the same options: 178 or 186
+# clocks for a turn of decode's fold.
+SLACK = {"instructions": 0.1, "clocks": 0.1, "share": 0.1}
+
+
 def judge(numbers, floor):
     """What is worse than the floor, or not in it."""
     problems = []
@@ -261,7 +266,7 @@ def judge(numbers, floor):
             continue
         for what, worse in (("instructions", 1), ("clocks", 1), ("spills", 1), ("blocks", -1), ("share", -1)):
             was, new = floor[key].get(what, 0), now.get(what, 0)
-            if worse * (new - was) > 0:
+            if worse * (new - was) > SLACK.get(what, 0) * was:
                 problems.append(f"{key}: {what} {was} -> {new}")
     problems += [f"{key}: in budget.json, but there is no such kernel and role" for key in floor if key not in numbers]
     return problems
