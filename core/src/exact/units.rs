@@ -1,0 +1,118 @@
+//! Exact sums in 64 bits, in units of a power of two ([C6]).
+//!
+//! [C6]: crate::contract#c6
+
+use super::ExactSum;
+use crate::error::Error;
+use crate::float::NAN_F32;
+
+/// An exact sum of NVFP4 products: an i64 in units of 2^-20, with a NaN flag.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct FixedSum {
+    /// The sum in units of 2^-20.
+    pub units: i64,
+    /// True if a scale in the range was NaN.
+    pub nan: bool,
+}
+
+impl FixedSum {
+    /// Exponent of one unit.
+    pub const EXPONENT: i32 = -20;
+
+    /// The empty sum.
+    pub const ZERO: FixedSum = FixedSum { units: 0, nan: false };
+
+    /// Adds `units` units of 2^-20.
+    ///
+    /// # Errors
+    /// [`Error::PartialOverflow`] past 63 bits, which takes K above 2^20; the sum is unchanged.
+    pub fn add(&mut self, units: i64) -> Result<(), Error> {
+        self.units = self.units.checked_add(units).ok_or(Error::PartialOverflow)?;
+        Ok(())
+    }
+
+    /// Adds another sum.
+    ///
+    /// # Errors
+    /// As [`add`](Self::add).
+    pub fn merge(&mut self, other: &FixedSum) -> Result<(), Error> {
+        self.add(other.units)?;
+        self.nan |= other.nan;
+        Ok(())
+    }
+
+    /// The sum rounded once to f32, as [`ExactSum::to_f32`].
+    pub fn to_f32(&self) -> f32 {
+        if self.nan {
+            return f32::from_bits(NAN_F32);
+        }
+        // The conversion rounds once, to nearest even; the power of two is exact, as a nonzero
+        // result is at least 2^-20.
+        self.units as f32 * (1.0 / (1 << 20) as f32)
+    }
+}
+
+impl From<FixedSum> for ExactSum {
+    fn from(fixed: FixedSum) -> Self {
+        let mut sum = ExactSum { nan: fixed.nan, ..ExactSum::ZERO };
+        // The exponent is inside the range.
+        let _ = sum.add_scaled(fixed.units, FixedSum::EXPONENT);
+        sum
+    }
+}
+
+/// An exact sum in units of a power of two that whoever adds into it has chosen, with a NaN flag.
+///
+/// Worked example: in units of 2^-3, 5 * 2^-2 are 10 units; 2^-4 is no whole number of them, an
+/// error.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ScaledSum {
+    /// The sum in units of 2^`exponent`.
+    pub units: i64,
+    /// Exponent of one unit.
+    pub exponent: i32,
+    /// True if a scale in the range was NaN.
+    pub nan: bool,
+}
+
+impl ScaledSum {
+    /// The empty sum in units of `2^exponent`.
+    pub const fn zero(exponent: i32) -> Self {
+        ScaledSum { units: 0, exponent, nan: false }
+    }
+
+    /// Adds `significand * 2^exponent`, exactly.
+    ///
+    /// # Errors
+    /// [`Error::PartialOverflow`] unless that is a whole number of units and the sum fits 63 bits;
+    /// the sum is unchanged.
+    #[inline]
+    pub fn add_scaled(&mut self, significand: i64, exponent: i32) -> Result<(), Error> {
+        let shift = exponent.wrapping_sub(self.exponent);
+        let units = match shift {
+            0..64 => {
+                let units = significand << shift;
+                (units >> shift == significand).then_some(units)
+            }
+            -63..0 => {
+                let units = significand >> -shift;
+                (units << -shift == significand).then_some(units)
+            }
+            _ => (significand == 0).then_some(0),
+        };
+        let sum = units.and_then(|units| self.units.checked_add(units));
+        self.units = sum.ok_or(Error::PartialOverflow)?;
+        Ok(())
+    }
+
+    /// Adds another sum, of any kind.
+    ///
+    /// # Errors
+    /// As [`add_scaled`](Self::add_scaled).
+    pub fn merge(&mut self, other: &ExactSum) -> Result<(), Error> {
+        let units = other.to_units(self.exponent).ok_or(Error::PartialOverflow)?;
+        self.add_scaled(units, self.exponent)?;
+        self.nan |= other.is_nan();
+        Ok(())
+    }
+}
