@@ -1,5 +1,6 @@
 //! Quantization as most is done, by reciprocals and without counts, against the reference, bit for
-//! bit [C4, C5]: `kernels/reciprocal.cuh` has the proof, and its limits are tested on and past here.
+//! bit [C4, C5]: `kernels/reciprocal.cuh` has the proof, and its limits are tested on and past
+//! here.
 //!
 //! Needs a device, or the stand-in of `emulator/` in `LD_LIBRARY_PATH`: feature `emulated`.
 
