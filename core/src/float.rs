@@ -134,7 +134,7 @@ pub enum FloatSliceMut<'a> {
 }
 
 /// Runs `$body` with `$v` bound to the typed slice inside a [`FloatSlice`] or
-/// [`FloatSliceMut`](crate::FloatSliceMut).
+/// [`FloatSliceMut`].
 #[macro_export]
 macro_rules! with_floats {
     ($enum:ident, $slice:expr, $v:ident => $body:expr) => {

@@ -68,7 +68,7 @@ pub fn dequantize(
 /// form lands in `scratch`.
 ///
 /// # Errors
-/// As [`quantize`](super::quantize) and [`dequantize`].
+/// As [`quantize`](super::quantize()) and [`dequantize`].
 pub fn fake_quantize(
     input: &QuantizeInput<'_>,
     scratch: &mut PackedMut<'_>,
