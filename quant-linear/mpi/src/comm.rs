@@ -32,6 +32,9 @@ use quant_linear::sharded::{CommError, Communicator, Kept};
 /// How long a rank waits for the others, unless told otherwise.
 const LIMIT: Duration = Duration::from_secs(120);
 
+/// What is waited for in [`Communicator::finish_sum`].
+const WAITED: &str = "a sum (MPI_Iallreduce or MPI_Ireduce_scatter)";
+
 /// How long a rank looks all the time whether the others have come.
 const SPIN: Duration = Duration::from_millis(20);
 
@@ -188,16 +191,21 @@ impl Mpi {
         })
     }
 
+    /// Whether a request has ended.
+    fn test(&self, request: &mut ffi::MPI_Request, what: &'static str) -> Result<bool, CommError> {
+        self.handle(what)?;
+        let mut ended = 0;
+        // SAFETY: the request is one that MPI gave and has not ended; its buffers live.
+        let code = unsafe { ffi::MPI_Test(request, &mut ended, ffi::RSMPI_STATUS_IGNORE) };
+        self.expect(code, what)?;
+        Ok(ended != 0)
+    }
+
     /// Tests a request until it has ended or the limit is reached.
     fn wait(&self, request: &mut ffi::MPI_Request, what: &'static str) -> Result<(), CommError> {
-        self.handle(what)?;
         let begun = Instant::now();
         loop {
-            let mut ended = 0;
-            // SAFETY: the request is one that MPI gave and has not ended; its buffers live.
-            let code = unsafe { ffi::MPI_Test(request, &mut ended, ffi::RSMPI_STATUS_IGNORE) };
-            self.expect(code, what)?;
-            if ended != 0 {
+            if self.test(request, what)? {
                 return Ok(());
             }
             let waited = begun.elapsed();
@@ -342,9 +350,17 @@ impl Communicator for Mpi {
         Ok(sum)
     }
 
+    fn advance(&self, sum: &mut Sum) -> Result<(), CommError> {
+        // Open MPI's immediate collectives go on inside of calls alone.
+        if !sum.ended {
+            sum.ended = self.test(&mut sum.request, WAITED)?;
+        }
+        Ok(())
+    }
+
     fn finish_sum(&self, mut sum: Sum) -> Result<Vec<i64>, CommError> {
         if !sum.ended {
-            self.wait(&mut sum.request, "a sum (MPI_Iallreduce or MPI_Ireduce_scatter)")?;
+            self.wait(&mut sum.request, WAITED)?;
             sum.ended = true;
         }
         Ok(std::mem::take(&mut sum.sums))

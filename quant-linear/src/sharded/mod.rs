@@ -42,6 +42,7 @@
 mod card;
 mod column;
 mod error;
+mod finish;
 mod in_process;
 mod row;
 mod shard;
@@ -96,6 +97,16 @@ pub trait Communicator {
     /// [`CommError`].
     fn start_sum(&self, words: Vec<i64>, kept: Kept<'_>) -> Result<Self::Sum, CommError>;
 
+    /// Lets a sum on its way go on, without waiting: some libraries do nothing between calls. It is
+    /// called now and then by a rank that computes meanwhile; by default nothing is done.
+    ///
+    /// # Errors
+    /// [`CommError`].
+    fn advance(&self, sum: &mut Self::Sum) -> Result<(), CommError> {
+        let _ = sum;
+        Ok(())
+    }
+
     /// Waits for the sums that this rank keeps.
     ///
     /// # Errors
@@ -127,6 +138,10 @@ macro_rules! by_pointer {
 
             fn start_sum(&self, words: Vec<i64>, kept: Kept<'_>) -> Result<Self::Sum, CommError> {
                 (**self).start_sum(words, kept)
+            }
+
+            fn advance(&self, sum: &mut Self::Sum) -> Result<(), CommError> {
+                (**self).advance(sum)
             }
 
             fn finish_sum(&self, sum: Self::Sum) -> Result<Vec<i64>, CommError> {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use fp4_core::reduction::{BlockPlan, Bound, Form, Reach};
 use fp4_core::{
     Buffer, Encoding, Epilogue, Error as CoreError, ExactSum, FloatSlice, FloatSliceMut, FloatType,
-    FloatVec, PackedMatrix, PackedShape, Product, with_floats,
+    FloatVec, PackedMatrix, PackedShape, Product,
 };
 
 use crate::error::Error;
@@ -14,6 +14,7 @@ use crate::layer::{ActivationEncoding, Parts, QuantLinear};
 use crate::run::partial::{PackedRows, part};
 use crate::run::runtime::Runtime;
 use crate::sharded::card::{self, Call, Card, FIRST_ROWS, Operation};
+use crate::sharded::finish::{Finish, Planned};
 use crate::sharded::shard::{RowShard, even, settings, unit};
 use crate::sharded::step::Step;
 use crate::sharded::{Communicator, Kept, ShardError};
@@ -54,9 +55,6 @@ struct Block {
     /// Of all ranks.
     reaches: Vec<Reach>,
 }
-
-/// Blocks whose sums are on their way, with their plans.
-type Sent<'b, S> = (Vec<(BlockPlan, &'b Block)>, S);
 
 /// What a call sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -304,7 +302,8 @@ impl<C: Communicator> RowParallel<C> {
             let epilogue = Epilogue::new(self.alpha)
                 .with_row_scales(row_scales)
                 .with_bias(self.bias.as_deref());
-            self.reduce(&a, &reaches, epilogue, kept, operation, out, &mut reduced)
+            let finish = Finish { epilogue, n: self.out_features, out };
+            self.reduce(&a, &reaches, kept, operation, finish, &mut reduced)
         })?;
         Ok(reduced)
     }
@@ -343,35 +342,17 @@ impl<C: Communicator> RowParallel<C> {
     }
 
     /// The blocks, each reduced while the next is computed.
-    #[expect(clippy::too_many_arguments, reason = "what a call has come to")]
     fn reduce(
         &self,
         a: &Rows,
         reaches: &[Reach],
-        epilogue: Epilogue<'_>,
-        kept: Range<usize>,
+        rows: Range<usize>,
         operation: Operation,
-        mut out: FloatSliceMut<'_>,
+        mut finish: Finish<'_>,
         reduced: &mut Reduced,
     ) -> Result<(), ShardError> {
-        let mut sent: Option<Sent<'_, C::Sum>> = None;
-        let mut finish = |(plans, sum): Sent<'_, C::Sum>| {
-            let words = self.comm.finish_sum(sum)?;
-            let mut rest = &words[..];
-            for (plan, block) in plans {
-                let (own, others) = rest.split_at(plan.words(kept.clone()).min(rest.len()));
-                rest = others;
-                let (n, first) = (self.out_features, block.outputs.start);
-                with_floats!(FloatSliceMut, out.reborrow(), out => {
-                    plan.rounded(kept.clone(), own, |i, j, s32| {
-                        let at = (i - kept.start) * n + first + j;
-                        out[at] = epilogue.apply(s32, i, first + j);
-                    })
-                })?;
-            }
-            Ok::<_, ShardError>(())
-        };
         let ranks = self.comm.size();
+        let mut sent: Option<(Vec<Planned>, C::Sum)> = None;
         let (mut plans, mut words) = (Vec::new(), Vec::new());
         for (at, block) in self.blocks.iter().enumerate() {
             let plan = BlockPlan::new(self.bound, reaches, &block.reaches);
@@ -382,11 +363,14 @@ impl<C: Communicator> RowParallel<C> {
                 // Nothing to add.
                 _ => words.resize(words.len() + plan.words(0..plan.rows()), 0),
             }
+            if let Some((_, sum)) = &mut sent {
+                self.comm.advance(sum)?;
+            }
             reduced.narrow += plan.rows_of(Form::Narrow);
             reduced.wide += plan.rows_of(Form::Wide);
-            let rows = |rank: usize| even(plan.rows(), 1, rank, ranks);
-            let each: Vec<usize> = (0..ranks).map(|rank| plan.words(rows(rank))).collect();
-            plans.push((plan, block));
+            let of_rank = |rank: usize| even(plan.rows(), 1, rank, ranks);
+            let each: Vec<usize> = (0..ranks).map(|rank| plan.words(of_rank(rank))).collect();
+            plans.push(Planned { plan, first: block.outputs.start });
             let last = at + 1 == self.blocks.len();
             // What is scattered goes by blocks: a rank's rows of one are together.
             if operation == Operation::All && words.len() < LEAST_WORDS && !last {
@@ -397,12 +381,18 @@ impl<C: Communicator> RowParallel<C> {
                 _ => Kept::Own(&each),
             };
             reduced.words += words.len();
-            let sum = self.comm.start_sum(std::mem::take(&mut words), kept)?;
-            if let Some(before) = sent.replace((std::mem::take(&mut plans), sum)) {
-                finish(before)?;
+            let mut sum = self.comm.start_sum(std::mem::take(&mut words), kept)?;
+            if let Some((plans, before)) = sent.take() {
+                let words = self.comm.finish_sum(before)?;
+                finish.blocks(&plans, rows.clone(), &words, || self.comm.advance(&mut sum))?;
             }
+            sent = Some((std::mem::take(&mut plans), sum));
         }
-        sent.map_or(Ok(()), finish)
+        if let Some((plans, sum)) = sent {
+            let words = self.comm.finish_sum(sum)?;
+            finish.blocks(&plans, rows, &words, || Ok(()))?;
+        }
+        Ok(())
     }
 
     fn layer(&self) -> Option<&QuantLinear> {
