@@ -278,7 +278,10 @@ fn partial_sums_fit_their_product() {
     for product in Product::ALL {
         let sums = PartialsMut::Exact(&mut exact);
         assert_eq!((sums.len(), sums.is_empty()), (4, false));
-        assert_eq!((sums.expect(product, [2, 2]), sums.expect(product, [5, 1])), (Ok(()), len(5, 4)));
+        assert_eq!(
+            (sums.expect(product, [2, 2]), sums.expect(product, [5, 1])),
+            (Ok(()), len(5, 4))
+        );
     }
     let sums = PartialsMut::Fixed(&mut fixed);
     assert_eq!(sums.len(), 4);

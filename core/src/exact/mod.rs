@@ -432,7 +432,8 @@ mod tests {
     #[test]
     fn rows_of_units_round_as_each_of_them_does() {
         let middle = [1i64 << 51, (1 << 51) - 1, (1 << 52) + 1, 1 << 24, (1 << 24) + 1, 0];
-        let small = middle.iter().flat_map(|&u| [u, -u, u / 3, -u / 5]).filter(|u| u.abs() < 1 << 51);
+        let small =
+            middle.iter().flat_map(|&u| [u, -u, u / 3, -u / 5]).filter(|u| u.abs() < 1 << 51);
         let small: Vec<i64> = small.chain([-(1 << 51)]).collect();
         let with = |units: i64| [&small[..], &[units]].concat();
         // Just past what has a fast way, and as far as it goes.

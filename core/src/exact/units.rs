@@ -130,11 +130,7 @@ impl<'a> ScaledSums<'a> {
     ///
     /// # Errors
     /// [`Error::Len`] unless there are M * N sums.
-    pub fn new(
-        units: &'a mut [i64],
-        rows: &'a [i32],
-        columns: &'a [i32],
-    ) -> Result<Self, Error> {
+    pub fn new(units: &'a mut [i64], rows: &'a [i32], columns: &'a [i32]) -> Result<Self, Error> {
         let (expected, got) = (rows.len().saturating_mul(columns.len()), units.len());
         match expected == got {
             true => Ok(ScaledSums { units, rows, columns }),

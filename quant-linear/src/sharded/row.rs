@@ -21,7 +21,7 @@ use crate::sharded::{Communicator, Kept, ShardError};
 use crate::transform::larger_amax;
 
 /// Columns of outputs that are computed at a time, while those before are reduced.
-const BLOCK: usize = 1024;
+const BLOCK: usize = 2048;
 /// Words of an all-reduce, at least, if there are so many: blocks of few rows go together.
 const LEAST_WORDS: usize = 1 << 14;
 

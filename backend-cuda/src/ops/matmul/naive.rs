@@ -117,9 +117,7 @@ fn add(sums: &[u64], nans: &[u8], limbs: usize, out: &mut PartialsMut<'_>) -> Re
         PartialsMut::Scaled(out) => {
             let mut sums = sums;
             out.for_each(|_, out| match sums.next() {
-                Some((sum, _)) if limbs == 1 => {
-                    out.add_scaled(sum[0] as i64, FixedSum::EXPONENT)
-                }
+                Some((sum, _)) if limbs == 1 => out.add_scaled(sum[0] as i64, FixedSum::EXPONENT),
                 Some((sum, &nan)) => out.merge(&exact(sum, nan)?),
                 // There are as many.
                 None => Ok(()),
