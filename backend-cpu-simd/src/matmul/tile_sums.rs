@@ -129,11 +129,11 @@ impl TileWriter<i64> for AddScaled<'_> {
                 match sums.in_32_bits {
                     // No sum of 32 bits loses any.
                     true if row + most <= 32 => {
-                        add_row::<false>(&sums.sums[r].map(of_sum), &shifts, totals)?
+                        add_row::<false>(&sums.sums[r].map(of_sum), &shifts, totals)
                     }
-                    true => add_row::<true>(&sums.sums[r].map(of_sum), &shifts, totals)?,
-                    false => add_row::<true>(&sums.units[r], &shifts, totals)?,
-                }
+                    true => add_row::<true>(&sums.sums[r].map(of_sum), &shifts, totals),
+                    false => add_row::<true>(&sums.units[r], &shifts, totals),
+                }?;
                 continue;
             }
             for (c, (total, column)) in totals.iter_mut().zip(columns).enumerate() {
