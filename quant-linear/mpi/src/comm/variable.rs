@@ -5,15 +5,13 @@
 use std::ffi::{CString, c_int};
 
 use mpi::ffi;
-use mpi::raw::AsRaw;
-use mpi::traits::Equivalence;
 
 /// The value of a control variable of the library's tools interface (MPI_T), a whole number: of Open
 /// MPI a parameter such as `coll_tuned_allreduce_algorithm`. A name that the library takes no notice
 /// of where it is set is an error here.
 ///
 /// # Errors
-/// What is wrong: no variable of this name, one that is no `int`, or MPI's error.
+/// What is wrong: no variable of this name, one of another size than an `int`'s, or MPI's error.
 pub fn control_variable(name: &str) -> Result<c_int, String> {
     let expect = |what: &str, code: c_int| match code {
         0 => Ok(()),
@@ -44,8 +42,11 @@ pub fn control_variable(name: &str) -> Result<c_int, String> {
             )
         };
         expect("the type", code)?;
-        if ty != c_int::equivalent_datatype().as_raw() {
-            return Err(format!("the control variable `{name}` is no int"));
+        let mut bytes = 0;
+        // SAFETY: the type is one that MPI gave.
+        expect("the type's size", unsafe { ffi::MPI_Type_size(ty, &mut bytes) })?;
+        if bytes as usize != size_of::<c_int>() {
+            return Err(format!("the control variable `{name}` has {bytes} bytes, and no int has"));
         }
         // SAFETY: an all-null handle is a value of the type; MPI writes it next.
         let mut handle: ffi::MPI_T_cvar_handle = unsafe { std::mem::zeroed() };
@@ -58,7 +59,7 @@ pub fn control_variable(name: &str) -> Result<c_int, String> {
         expect("a handle", code)?;
         let mut value: c_int = 0;
         let code = match count {
-            // SAFETY: it is one int, for which there is room.
+            // SAFETY: it is one value of an int's bytes, for which there is room.
             1 => unsafe { ffi::MPI_T_cvar_read(handle, (&raw mut value).cast()) },
             _ => 0,
         };
