@@ -69,7 +69,8 @@ fn any_algorithm_of_a_reduction_gives_the_bits_of_one() {
     // Forced by the name that the library itself knows, with the value that it has.
     let forced = |ranks, name, value: &str, options: &[&str]| {
         let mca = [("coll_tuned_use_dynamic_rules", "1"), (name, value)];
-        let arguments = [options, &small, &[&format!("{name}={value}")]].concat();
+        let expected = format!("{name}={value}");
+        let arguments = [options, &small, &[&expected[..]]].concat();
         let output = mpirun(ranks, &mca, &arguments);
         compared(&output);
         floats(&output)
