@@ -4,7 +4,7 @@
 
 use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use fp4_core::backend::erased::Backend;
@@ -13,12 +13,14 @@ use fp4_core::{
     Epilogue, Error, FloatSlice, FloatSliceMut, FloatType, FloatVec, Format, Matmul, MatmulQuery,
     Named, Packed, PackedMut, PackedView, PartialsMut, Paths, Unsupported,
 };
+use quant_linear::checkpoint::{ByteSource, Checkpoint, InMemory, Refusal};
 use quant_linear::sharded::{
     ColumnParallel, ColumnShard, CommError, Communicator, InProcess, Kept, Reduced, RowParallel,
     RowShard, ShardError, Step,
 };
 use quant_linear::{
-    ActivationEncoding, Backends, DenseOptions, Parts, QuantLinear, Runtime, StoredTransform,
+    ActivationEncoding, Backends, Bias, DenseOptions, LoadOptions, Parts, QuantLinear, Runtime,
+    StoredTransform,
 };
 
 const RANKS: [usize; 6] = [1, 2, 3, 4, 5, 8];
@@ -484,6 +486,71 @@ fn after_an_error_of_a_communicator_all_of_its_layers_end_at_once() {
                 panic!("{later:?}")
             };
             assert_eq!(*said, first.to_string());
+        }
+    }
+}
+
+/// A file in memory that counts the bytes that are read of it.
+#[derive(Debug)]
+struct Counted(InMemory, AtomicU64);
+
+impl ByteSource for Counted {
+    fn name(&self) -> &str {
+        self.0.name()
+    }
+
+    fn len(&self) -> u64 {
+        self.0.len()
+    }
+
+    fn read_exact_at(&self, buffer: &mut [u8], position: u64) -> Result<(), Refusal> {
+        self.1.fetch_add(buffer.len() as u64, Ordering::Relaxed);
+        self.0.read_exact_at(buffer, position)
+    }
+}
+
+#[test]
+fn a_shard_that_is_read_of_a_file_is_the_one_cut_of_the_layer_and_the_rest_is_not_read() {
+    let (n, k, rows, folder) = (200, 2048, 3, tempfile::tempdir().unwrap());
+    let x = values(rows * k, 5);
+    for format in Format::ALL {
+        for (transform, ranks) in [(false, 4), (true, 3), (true, 1)] {
+            let one = layer(format, ActivationEncoding::Own, transform, n, k);
+            let path = folder.path().join("layer.safetensors");
+            one.save(&path, "m").unwrap();
+            let bytes = std::fs::read(&path).unwrap();
+            let whole = bytes.len();
+            let mut expected = vec![0f32; rows * n];
+            one.forward_into((&x[..]).into(), rows, (&mut expected[..]).into()).unwrap();
+            on_ranks(ranks, |comm| {
+                let file = InMemory::new("layer.safetensors", bytes.clone());
+                let file = Arc::new(Counted(file, AtomicU64::new(0)));
+                let state = Checkpoint::open_sources(vec![file.clone()]).unwrap();
+                let before = file.1.load(Ordering::Relaxed);
+                let read = || file.1.load(Ordering::Relaxed) as usize - before as usize;
+                let rank = comm.rank();
+                let options = LoadOptions { bias: Bias::Apply, ..LoadOptions::default() };
+                let shard = RowShard::read(&state, "m", rank, ranks, &options).unwrap();
+                let cut = RowShard::even(&one, rank, ranks).unwrap();
+                assert_eq!(shard.parts.weight, cut.parts.weight);
+                assert_eq!((&shard.bias, &shard.columns), (&cut.bias, &cut.columns));
+                // Its share, and what is not of the weight.
+                let most = whole / ranks + 8192;
+                assert!(read() < most, "{} of {whole} bytes read, expected {most}", read());
+                let own = RowParallel::new(&comm, Ok(shard), None).unwrap();
+                let mut y = vec![0f32; rows * n];
+                own.forward_whole_into((&x[..]).into(), rows, (&mut y[..]).into()).unwrap();
+                assert_eq!(bits(&y), bits(&expected), "{format} {transform} {ranks}");
+
+                let before = read();
+                let shard = ColumnShard::read(&state, "m", rank, ranks, &options).unwrap();
+                let cut = ColumnShard::even(&one, rank, ranks).unwrap();
+                assert_eq!((&shard.parts.weight, &shard.bias), (&cut.parts.weight, &cut.bias));
+                assert!(read() - before < most, "{} of {whole} bytes read", read() - before);
+                let own = ColumnParallel::new(&comm, Ok(shard), None).unwrap();
+                own.forward_into((&x[..]).into(), rows, (&mut y[..]).into()).unwrap();
+                assert_eq!(bits(&y), bits(&expected), "{format} {transform} {ranks}");
+            });
         }
     }
 }

@@ -15,8 +15,8 @@
 //! `round(2^24 + 1) + 2^-30` goes down.
 //!
 //! [`FixedSum`] is the narrow form for NVFP4, whose terms are all multiples of 2^-20: an i64 in
-//! units of 2^-20, enough for K <= 2^20, checked past that. [`ScaledSums`] are the same in units that
-//! the caller chooses for each row and column: what a reduction over machines sends, see
+//! units of 2^-20, enough for K <= 2^20, checked past that. [`ScaledSums`] are the same in units
+//! that the caller chooses for each row and column: what a reduction over machines sends, see
 //! [`reduction`](crate::reduction).
 //!
 //! The idea is Kulisch's long accumulator ("Computer Arithmetic and Validity", 2008).
@@ -302,8 +302,8 @@ pub(crate) fn round_units(units: i64, exponent: i32) -> f32 {
     sum.to_f32()
 }
 
-/// Rounds a row of sums, `units * 2^(row + column)` with the exponent of each column, to `out`: each
-/// as [`round_units`] does, in loops that vectorize.
+/// Rounds a row of sums, `units * 2^(row + column)` with the exponent of each column, to `out`:
+/// each as [`round_units`] does, in loops that vectorize.
 #[cfg(feature = "alloc")]
 pub(crate) fn round_row(units: &[i64], row: i32, columns: &[i32], out: &mut [f32]) {
     /// 2^52 + 2^51: with an integer of 52 bits and a sign added to its bits, its value plus that.

@@ -114,8 +114,8 @@ impl ScaledSum {
     }
 }
 
-/// Exact sums of an (M, N) product in 64 bits, row-major, to add into: that of row i and column j in
-/// units of `2^(rows[i] + columns[j])`.
+/// Exact sums of an (M, N) product in 64 bits, row-major, to add into: that of row i and column j
+/// in units of `2^(rows[i] + columns[j])`.
 ///
 /// They have no NaN flags, and NaN scales add nothing: whoever chose the units has seen all scales.
 #[derive(Debug)]

@@ -132,8 +132,8 @@ impl BlockPlan {
         Ok(())
     }
 
-    /// Hands the sums of each of `rows`, rounded once to f32, to `emit` with the row. `words` are the
-    /// added words of these rows.
+    /// Hands the sums of each of `rows`, rounded once to f32, to `emit` with the row. `words` are
+    /// the added words of these rows.
     ///
     /// # Errors
     /// [`Error::Len`] unless there are [`words`](Self::words) of them.

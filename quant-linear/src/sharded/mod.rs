@@ -30,11 +30,11 @@
 //! is an error on all, and so are ranks in different calls. A rank that is gone ends the wait of
 //! the others ([`CommError`]).
 //!
-//! An error of a backend in the middle of a call is one rank's. It goes on with zeros and a flag that
-//! is added with them, so that the call is an error on all ([`ShardError::PeerFailed`]) and the next
-//! one works. After an error of the communicator itself nobody knows where the others are: all of
-//! its later operations, of every layer, are [`CommError::OutOfStep`], and the other ranks wait for
-//! this one until their limit. End all ranks then (`fp4-mpi` has `abort` for it).
+//! An error of a backend in the middle of a call is one rank's. It goes on with zeros and a flag
+//! that is added with them, so that the call is an error on all ([`ShardError::PeerFailed`]) and
+//! the next one works. After an error of the communicator itself nobody knows where the others are:
+//! all of its later operations, of every layer, are [`CommError::OutOfStep`], and the other ranks
+//! wait for this one until their limit. End all ranks then (`fp4-mpi` has `abort` for it).
 //!
 //! Shards that were cut from one layer carry its digest, so that ranks with other weights of the
 //! same shape find out; those made by hand have none, and go with any.

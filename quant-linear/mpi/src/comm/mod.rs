@@ -83,8 +83,8 @@ impl Mpi {
         self.raw.handle().ok_or_else(|| self.failed(what, another()))
     }
 
-    /// Adds f32 values of all ranks in the order that MPI likes, by the operation that adds words: what
-    /// sums of rounded parts are. Not exact; for comparisons of time and bits.
+    /// Adds f32 values of all ranks in the order that MPI likes, by the operation that adds words:
+    /// what sums of rounded parts are. Not exact; for comparisons of time and bits.
     ///
     /// # Errors
     /// As [`Communicator::max`].

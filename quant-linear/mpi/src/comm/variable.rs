@@ -6,9 +6,9 @@ use std::ffi::{CString, c_int};
 
 use mpi::ffi;
 
-/// The value of a control variable of the library's tools interface (MPI_T), a whole number: of Open
-/// MPI a parameter such as `coll_tuned_allreduce_algorithm`. A name that the library takes no notice
-/// of where it is set is an error here.
+/// The value of a control variable of the library's tools interface (MPI_T), a whole number: of
+/// Open MPI a parameter such as `coll_tuned_allreduce_algorithm`. A name that the library takes no
+/// notice of where it is set is an error here.
 ///
 /// # Errors
 /// What is wrong: no variable of this name, one of another size than an `int`'s, or MPI's error.
