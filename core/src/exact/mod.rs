@@ -430,6 +430,7 @@ mod tests {
     }
 
     #[test]
+    #[cfg(feature = "alloc")]
     fn rows_of_units_round_as_each_of_them_does() {
         let middle = [1i64 << 51, (1 << 51) - 1, (1 << 52) + 1, 1 << 24, (1 << 24) + 1, 0];
         let small =
