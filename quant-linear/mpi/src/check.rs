@@ -183,14 +183,9 @@ fn faulty(args: &Args, rank: usize) -> Result<()> {
     Ok(())
 }
 
-/// Runs the check; true if nothing differs.
-pub(crate) fn run(comm: &Mpi, args: &Args) -> Result<bool> {
-    ensure!(
-        args.k.is_multiple_of(128),
-        "--k {} is not a multiple of 128; give one that is",
-        args.k
-    );
-    let (rank, ranks, n, k) = (comm.rank(), comm.size(), args.n, args.k);
+/// What comes before all layers: settings that the library must have, and faults on purpose.
+fn before(comm: &Mpi, args: &Args) -> Result<()> {
+    let rank = comm.rank();
     for (name, value) in &args.expect {
         let got = fp4_mpi::control_variable(name).map_err(anyhow::Error::msg)?;
         ensure!(got == *value, "the control variable `{name}` is {got}, expected {value}");
@@ -202,6 +197,18 @@ pub(crate) fn run(comm: &Mpi, args: &Args) -> Result<bool> {
     if args.late_rank == Some(rank) {
         std::thread::sleep(std::time::Duration::from_secs(3600));
     }
+    Ok(())
+}
+
+/// Runs the check; true if nothing differs.
+pub(crate) fn run(comm: &Mpi, args: &Args) -> Result<bool> {
+    ensure!(
+        args.k.is_multiple_of(128),
+        "--k {} is not a multiple of 128; give one that is",
+        args.k
+    );
+    let (rank, ranks, n, k) = (comm.rank(), comm.size(), args.n, args.k);
+    before(comm, args)?;
     let n = n + usize::from(args.other_rank == Some(rank));
     let own = match args.plant_fault && rank + 1 == ranks {
         true => Runtime::new(Backends::available().with(Backend::matmul_only(RoundsPartials))),
