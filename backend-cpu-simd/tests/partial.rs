@@ -4,7 +4,7 @@ mod common;
 
 use common::{Rng, SCALES, Scales, backends, each_isa, operand, same_bits};
 use fp4_core::{
-    Error, ExactSum, FixedSum, Format, Matmul, Partials, PartialsMut, finish, reference,
+    Error, ExactSum, FixedSum, Format, Matmul, Partials, PartialsMut, ScaledSums, finish, reference,
 };
 
 /// Cuts `0..groups` into up to four ranges, some of them empty.
@@ -131,5 +131,108 @@ fn wrong_calls_are_the_references_errors() {
         }
         println!("checked {checked} results");
         assert_eq!(checked, 16);
+    });
+}
+
+/// The units that hold every term of a row and column: what the least scales make.
+fn least_exponents(matrix: fp4_core::PackedView<'_>) -> Vec<i32> {
+    let ty = matrix.shape().scale_type();
+    let of_row = |i: usize| {
+        let scales = matrix.row_scales(i).iter();
+        let least = scales.filter_map(|&s| ty.parts(s)).map(|s| s.exponent).min();
+        least.map_or(0, i32::from)
+    };
+    (0..matrix.shape().rows()).map(of_row).collect()
+}
+
+#[test]
+fn sums_in_units_of_rows_and_columns_are_the_references() {
+    each_isa(|on| {
+        let (mut rng, mut compared, mut refused) = (Rng(14), 0, 0);
+        let backends = backends(on);
+        for format in Format::ALL {
+            for (m, n, k) in [(1, 1, 64), (3, 17, 320), (5, 8, 0), (26, 40, 960)] {
+                for scales in SCALES {
+                    let a = operand(&mut rng, format, m, k, scales);
+                    let other = SCALES[rng.below(SCALES.len())];
+                    let b = operand(&mut rng, format, n, k, other);
+                    let (a, b) = (a.view(), b.view());
+                    let backend = &backends[rng.below(backends.len())].1;
+                    let weight = backend.prepare(b).unwrap();
+                    // In units that hold all, in ones too large for some terms, and too small.
+                    for off in [-2, -9, 1, -60] {
+                        let rows: Vec<_> = least_exponents(a)
+                            .iter()
+                            .map(|e| e + off + rng.below(2) as i32)
+                            .collect();
+                        let columns = least_exponents(b);
+                        let start = vec![[0, 5, i64::MAX][rng.below(3)]; m * n];
+                        let (mut got, mut expected) = (start.clone(), start);
+                        let groups = 0..a.shape().row_groups();
+                        let out = ScaledSums::new(&mut got, &rows, &columns).unwrap();
+                        let of_cpu =
+                            backend.partial(a, &weight, groups.clone(), PartialsMut::Scaled(out));
+                        let out = ScaledSums::new(&mut expected, &rows, &columns).unwrap();
+                        let of_ref = reference::partial(a, b, groups, PartialsMut::Scaled(out));
+                        let case = format!("{format} {m}x{n}x{k} {scales:?} {off}");
+                        match of_ref {
+                            Ok(()) => {
+                                assert_eq!((of_cpu, got), (Ok(()), expected), "{case}");
+                                compared += m * n;
+                            }
+                            // Terms that are no whole units may add to some that are.
+                            Err(_) if of_cpu.is_ok() => {}
+                            Err(error) => {
+                                assert_eq!(of_cpu, Err(error), "{case}");
+                                refused += 1;
+                            }
+                        }
+                    }
+                }
+            }
+        }
+        println!("compared {compared} sums, {refused} calls refused");
+        assert!(compared > 5_000 && refused > 20, "{compared} {refused}");
+    });
+}
+
+#[test]
+fn a_sum_in_units_that_overflows_is_an_error_and_one_that_just_fits_is_not() {
+    each_isa(|on| {
+        let (backend, mut checked) = (on.clone(), 0);
+        for format in Format::ALL {
+            let mut a = operand(&mut Rng(15), format, 3, 64, Scales::Close);
+            // Every code 6, every scale 1: the sum is 64 * 36.
+            a.view_mut().buffers().0.fill(0x77);
+            a.view_mut().buffers().1.fill(if format == Format::MxFp4 { 127 } else { 0x38 });
+            let weight = backend.prepare(a.view()).unwrap();
+            let groups = 0..a.shape().row_groups();
+            // 2304 * 2^shift units, the last shift past 63 bits.
+            for (shift, start, fits) in [
+                (0, i64::MAX - 2304, true),
+                (0, i64::MAX - 2303, false),
+                (51, i64::MAX - (2304 << 51), true),
+                (51, i64::MAX - (2304 << 51) + 1, false),
+                (52, 0, false),
+                (55, 0, false),
+                (62, 0, false),
+            ] {
+                let mut units = [start; 9];
+                let columns = [-shift; 3];
+                let out = ScaledSums::new(&mut units, &[0; 3], &columns).unwrap();
+                let got =
+                    backend.partial(a.view(), &weight, groups.clone(), PartialsMut::Scaled(out));
+                let case = format!("{format} {shift} {start}");
+                assert_eq!(got.is_ok(), fits, "{case}");
+                if fits {
+                    assert_eq!(units, [start + (2304 << shift); 9], "{case}");
+                } else {
+                    assert_eq!(got, Err(Error::PartialOverflow), "{case}");
+                }
+                checked += 1;
+            }
+        }
+        println!("checked {checked} results");
+        assert_eq!(checked, 14);
     });
 }

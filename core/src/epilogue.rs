@@ -105,6 +105,25 @@ impl<'a> Epilogue<'a> {
     pub fn apply<T: Float>(&self, s32: f32, i: usize, j: usize) -> T {
         finish_one(s32, self.row_alpha(i), self.column_bias(j))
     }
+
+    /// The outputs in row `i` and the columns from `first` on, for as many sums: each as
+    /// [`apply`](Self::apply) makes it, with nothing asked for each.
+    ///
+    /// # Panics
+    /// As [`row_alpha`](Self::row_alpha) and [`column_bias`](Self::column_bias), and unless there are
+    /// as many outputs as sums.
+    pub fn apply_row<T: Float>(&self, sums: &[f32], i: usize, first: usize, out: &mut [T]) {
+        assert_eq!(sums.len(), out.len(), "as many outputs as sums");
+        let alpha = self.row_alpha(i);
+        match self.bias.map(|bias| &bias[first..first + sums.len()]) {
+            Some(bias) => {
+                for ((y, &sum), &bias) in out.iter_mut().zip(sums).zip(bias) {
+                    *y = finish_one(sum, alpha, Some(bias));
+                }
+            }
+            None => out.iter_mut().zip(sums).for_each(|(y, &s)| *y = finish_one(s, alpha, None)),
+        }
+    }
 }
 
 impl From<f32> for Epilogue<'_> {
@@ -137,6 +156,26 @@ mod tests {
             Epilogue::new(2.0).with_row_scales(Some(&[9.0, 0.5])).with_bias(Some(&[7.0, 1.0]));
         assert_eq!(epilogue.apply::<f32>(3.0, 1, 1), 4.0);
         assert_eq!(Epilogue::from(2.0).apply::<f32>(3.0, 1, 1), 6.0);
+    }
+
+    #[test]
+    fn a_row_of_outputs_is_that_of_each() {
+        let (sums, scales) = ([3.0, -0.0, f32::MAX, f32::NAN, -1e-40], [9.0, 0.1]);
+        let bias = [7.0, 1.0, -0.0, 0.5, 3e38, 2.0];
+        let plain = Epilogue::new(0.7);
+        let scaled = plain.with_row_scales(Some(&scales));
+        for epilogue in [plain, scaled, plain.with_bias(Some(&bias)), scaled.with_bias(Some(&bias))]
+        {
+            let (mut got, mut half) = ([0f32; 5], [f16::ZERO; 5]);
+            epilogue.apply_row(&sums, 1, 1, &mut got);
+            epilogue.apply_row(&sums, 1, 1, &mut half);
+            for (j, &sum) in sums.iter().enumerate() {
+                let (one, of_half): (f32, f16) =
+                    (epilogue.apply(sum, 1, 1 + j), epilogue.apply(sum, 1, 1 + j));
+                assert_eq!(got[j].to_bits(), one.to_bits(), "{epilogue:?} {j}");
+                assert_eq!(half[j].to_bits(), of_half.to_bits(), "{epilogue:?} {j}");
+            }
+        }
     }
 
     #[test]

@@ -113,7 +113,7 @@ pub use epilogue::{Epilogue, finish_one};
 pub use error::{
     Buffer, DeviceError, Dim, Error, FpEnvironment, ScaleSetting, Unsupported, Version,
 };
-pub use exact::{ExactSum, FixedSum, Partials, PartialsMut, ScaledSum, finish};
+pub use exact::{ExactSum, FixedSum, Partials, PartialsMut, ScaledSum, ScaledSums, finish};
 pub use float::{Float, FloatSlice, FloatSliceMut, NAN_BF16, NAN_F16, NAN_F32};
 pub use fma::fma;
 pub use format::{Element, Encoding, FloatType, Format, GroupSize, Product, ScaleType};

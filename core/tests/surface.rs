@@ -278,14 +278,17 @@ fn partial_sums_fit_their_product() {
     for product in Product::ALL {
         let sums = PartialsMut::Exact(&mut exact);
         assert_eq!((sums.len(), sums.is_empty()), (4, false));
-        assert_eq!((sums.expect(product, 4), sums.expect(product, 5)), (Ok(()), len(5, 4)));
+        assert_eq!(
+            (sums.expect(product, [2, 2]), sums.expect(product, [5, 1])),
+            (Ok(()), len(5, 4))
+        );
     }
     let sums = PartialsMut::Fixed(&mut fixed);
     assert_eq!(sums.len(), 4);
     for product in Product::ALL {
         let fits = product == Product::of(Format::NvFp4);
         let expected = if fits { Ok(()) } else { Err(Error::PartialKind) };
-        assert_eq!(sums.expect(product, 4), expected, "{product:?}");
+        assert_eq!(sums.expect(product, [4, 1]), expected, "{product:?}");
     }
     assert!(PartialsMut::Fixed(&mut []).is_empty());
 }

@@ -2,15 +2,25 @@
 
 #![allow(missing_docs)]
 
-use std::time::Duration;
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
-use fp4_core::{FloatSlice, FloatSliceMut, FloatType, FloatVec, Format};
+use fp4_core::backend::erased::Backend;
+use fp4_core::reference::{Reference, ReferenceWeight};
+use fp4_core::{
+    Epilogue, Error, FloatSlice, FloatSliceMut, FloatType, FloatVec, Format, Matmul, MatmulQuery,
+    Named, Packed, PackedMut, PackedView, PartialsMut, Paths, Unsupported,
+};
+use quant_linear::checkpoint::{ByteSource, Checkpoint, InMemory, Refusal};
 use quant_linear::sharded::{
     ColumnParallel, ColumnShard, CommError, Communicator, InProcess, Kept, Reduced, RowParallel,
-    RowShard, ShardError,
+    RowShard, ShardError, Step,
 };
 use quant_linear::{
-    ActivationEncoding, Backends, DenseOptions, Parts, QuantLinear, Runtime, StoredTransform,
+    ActivationEncoding, Backends, Bias, DenseOptions, LoadOptions, Parts, QuantLinear, Runtime,
+    StoredTransform,
 };
 
 const RANKS: [usize; 6] = [1, 2, 3, 4, 5, 8];
@@ -416,7 +426,7 @@ fn no_outputs_are_none_for_any_number_of_rows() {
 }
 
 /// A communicator whose sums cannot be started on rank 1, as where a backend fails there.
-struct Fails(InProcess);
+struct Fails(InProcess, Step);
 
 impl Communicator for Fails {
     type Sum = <InProcess as Communicator>::Sum;
@@ -430,49 +440,229 @@ impl Communicator for Fails {
     }
 
     fn max(&self, bytes: &mut [u8]) -> Result<(), CommError> {
-        self.0.max(bytes)
+        self.1.take(self.rank(), || self.0.max(bytes))
     }
 
     fn gather(&self, own: &[u8], lens: &[usize]) -> Result<Vec<u8>, CommError> {
-        self.0.gather(own, lens)
+        self.1.take(self.rank(), || self.0.gather(own, lens))
     }
 
     fn start_sum(&self, words: Vec<i64>, kept: Kept<'_>) -> Result<Self::Sum, CommError> {
-        match self.rank() {
+        self.1.take(self.rank(), || match self.rank() {
             1 => Err(CommError::Failed { rank: 1, what: "a sum", reason: "on purpose".into() }),
             _ => self.0.start_sum(words, kept),
-        }
+        })
     }
 
     fn finish_sum(&self, sum: Self::Sum) -> Result<Vec<i64>, CommError> {
-        self.0.finish_sum(sum)
+        self.1.take(self.rank(), || self.0.finish_sum(sum))
     }
 }
 
 #[test]
-fn an_error_in_the_middle_of_a_call_ends_all_later_ones_at_once() {
+fn after_an_error_of_a_communicator_all_of_its_layers_end_at_once() {
     let one = layer(Format::NvFp4, ActivationEncoding::Own, false, 6, 128);
     let errors = on_ranks(2, |comm| {
-        let comm = Fails(comm.with_limit(Duration::from_millis(500)));
+        let comm = Fails(comm.with_limit(Duration::from_millis(500)), Step::default());
         let rank = comm.rank();
         let own = RowParallel::new(&comm, RowShard::even(&one, rank, 2), None).unwrap();
+        let other = ColumnParallel::new(&comm, ColumnShard::even(&one, rank, 2), None).unwrap();
         let (x, mut y) = (vec![1f32; own.columns().len()], vec![0f32; 6]);
-        let mut call = || own.forward_into((&x[..]).into(), 1, (&mut y[..]).into()).unwrap_err();
-        let first = call();
-        // Both have had theirs: what is sent from now on would meet something else.
-        comm.gather(&[], &[0, 0]).ok();
-        (
-            first,
-            call(),
-            own.forward_whole_into(FloatSlice::F32(&[]), 1, FloatSliceMut::F32(&mut [])),
-        )
+        let first = own.forward_into((&x[..]).into(), 1, (&mut y[..]).into()).unwrap_err();
+        let begun = Instant::now();
+        let later = [
+            own.forward_into((&x[..]).into(), 1, (&mut y[..]).into()).map(drop),
+            own.forward_whole_into(FloatSlice::F32(&[]), 1, FloatSliceMut::F32(&mut [])).map(drop),
+            // Another layer, too.
+            other.forward_into((&[1f32; 128][..]).into(), 1, (&mut y[..]).into()),
+        ];
+        assert!(begun.elapsed() < Duration::from_millis(400), "{:?}", begun.elapsed());
+        (first, later)
     });
-    for (first, later, refused) in &errors {
+    for (first, later) in &errors {
         assert!(matches!(first, ShardError::Comm(_)), "{first}");
-        let ShardError::OutOfStep { first: said } = later else { panic!("{later}") };
-        assert_eq!(*said, first.to_string());
-        assert!(matches!(refused, Err(ShardError::OutOfStep { .. })), "{refused:?}");
+        for later in later {
+            let Err(ShardError::Comm(CommError::OutOfStep { first: said, .. })) = later else {
+                panic!("{later:?}")
+            };
+            assert_eq!(*said, first.to_string());
+        }
     }
+}
+
+/// A file in memory that counts the bytes that are read of it.
+#[derive(Debug)]
+struct Counted(InMemory, AtomicU64);
+
+impl ByteSource for Counted {
+    fn name(&self) -> &str {
+        self.0.name()
+    }
+
+    fn len(&self) -> u64 {
+        self.0.len()
+    }
+
+    fn read_exact_at(&self, buffer: &mut [u8], position: u64) -> Result<(), Refusal> {
+        self.1.fetch_add(buffer.len() as u64, Ordering::Relaxed);
+        self.0.read_exact_at(buffer, position)
+    }
+}
+
+#[test]
+fn a_shard_that_is_read_of_a_file_is_the_one_cut_of_the_layer_and_the_rest_is_not_read() {
+    let (n, k, rows, folder) = (200, 2048, 3, tempfile::tempdir().unwrap());
+    let x = values(rows * k, 5);
+    for format in Format::ALL {
+        for (transform, ranks) in [(false, 4), (true, 3), (true, 1)] {
+            let one = layer(format, ActivationEncoding::Own, transform, n, k);
+            let path = folder.path().join("layer.safetensors");
+            one.save(&path, "m").unwrap();
+            let bytes = std::fs::read(&path).unwrap();
+            let whole = bytes.len();
+            let mut expected = vec![0f32; rows * n];
+            one.forward_into((&x[..]).into(), rows, (&mut expected[..]).into()).unwrap();
+            on_ranks(ranks, |comm| {
+                let file = InMemory::new("layer.safetensors", bytes.clone());
+                let file = Arc::new(Counted(file, AtomicU64::new(0)));
+                let state = Checkpoint::open_sources(vec![file.clone()]).unwrap();
+                let before = file.1.load(Ordering::Relaxed);
+                let read = || file.1.load(Ordering::Relaxed) as usize - before as usize;
+                let rank = comm.rank();
+                let options = LoadOptions { bias: Bias::Apply, ..LoadOptions::default() };
+                let shard = RowShard::read(&state, "m", rank, ranks, &options).unwrap();
+                let cut = RowShard::even(&one, rank, ranks).unwrap();
+                assert_eq!(shard.parts.weight, cut.parts.weight);
+                assert_eq!((&shard.bias, &shard.columns), (&cut.bias, &cut.columns));
+                // Its share, and what is not of the weight.
+                let most = whole / ranks + 8192;
+                assert!(read() < most, "{} of {whole} bytes read, expected {most}", read());
+                let own = RowParallel::new(&comm, Ok(shard), None).unwrap();
+                let mut y = vec![0f32; rows * n];
+                own.forward_whole_into((&x[..]).into(), rows, (&mut y[..]).into()).unwrap();
+                assert_eq!(bits(&y), bits(&expected), "{format} {transform} {ranks}");
+
+                let before = read();
+                let shard = ColumnShard::read(&state, "m", rank, ranks, &options).unwrap();
+                let cut = ColumnShard::even(&one, rank, ranks).unwrap();
+                assert_eq!((&shard.parts.weight, &shard.bias), (&cut.parts.weight, &cut.bias));
+                assert!(read() - before < most, "{} of {whole} bytes read", read() - before);
+                let own = ColumnParallel::new(&comm, Ok(shard), None).unwrap();
+                own.forward_into((&x[..]).into(), rows, (&mut y[..]).into()).unwrap();
+                assert_eq!(bits(&y), bits(&expected), "{format} {transform} {ranks}");
+            });
+        }
+    }
+}
+
+/// The reference, whose partial sums are an error while it is told so.
+#[derive(Debug, Clone, Default)]
+struct Breaks(Arc<AtomicBool>);
+
+impl Named for Breaks {
+    fn name(&self) -> &str {
+        "breaks"
+    }
+}
+
+impl Matmul for Breaks {
+    type Prepared<B: Packed> = ReferenceWeight<B>;
+
+    fn supports_matmul(&self, query: &MatmulQuery) -> Result<(), Unsupported> {
+        Reference.supports_matmul(query)
+    }
+
+    fn supports_partial(&self, query: &MatmulQuery) -> Result<(), Unsupported> {
+        Reference.supports_partial(query)
+    }
+
+    fn prepare<B: Packed>(&self, b: B) -> Result<Self::Prepared<B>, Error> {
+        Reference.prepare(b)
+    }
+
+    fn matmul<B: Packed>(
+        &self,
+        a: PackedView<'_>,
+        b: &Self::Prepared<B>,
+        epilogue: Epilogue<'_>,
+        out: FloatSliceMut<'_>,
+    ) -> Result<Paths, Error> {
+        Reference.matmul(a, b, epilogue, out)
+    }
+
+    fn partial<B: Packed>(
+        &self,
+        a: PackedView<'_>,
+        b: &Self::Prepared<B>,
+        groups: Range<usize>,
+        out: PartialsMut<'_>,
+    ) -> Result<(), Error> {
+        Reference.partial(a, b, groups, out)?;
+        match self.0.load(Ordering::Relaxed) {
+            true => Err(Error::PartialOverflow),
+            false => Ok(()),
+        }
+    }
+
+    fn export_weight<B: Packed>(
+        &self,
+        b: &Self::Prepared<B>,
+        out: &mut PackedMut<'_>,
+    ) -> Result<(), Error> {
+        Reference.export_weight(b, out)
+    }
+}
+
+#[test]
+fn an_error_of_a_backend_is_one_on_all_ranks_and_the_next_call_is_right() {
+    let mut calls = 0;
+    for activations in [ActivationEncoding::Own, ActivationEncoding::OwnRowScales] {
+        for ranks in [1, 2, 5] {
+            let (one, rows) = (layer(Format::NvFp4, activations, false, 37, 320), 19);
+            let x = values(rows * 320, 5);
+            let mut expected = vec![0f32; rows * 37];
+            one.forward_into((&x[..]).into(), rows, (&mut expected[..]).into()).unwrap();
+            on_ranks(ranks, |comm| {
+                // No wait is long: nobody is waited for in vain.
+                let comm = comm.with_limit(Duration::from_secs(20));
+                let (rank, broken) = (comm.rank(), Breaks::default());
+                let backend = Backend::matmul_only(broken.clone());
+                let runtime = Runtime::new(Backends::reference().with(backend));
+                let shard = RowShard::even(&one, rank, ranks);
+                let own = RowParallel::with_block(&comm, shard, Some(&runtime), 16).unwrap();
+                let own_x = own_columns(&x, 320, own.columns());
+                let kept = own.own_rows(rows);
+                let call = |operation: usize| {
+                    let mut y = vec![0f32; rows * 37];
+                    let (x, own_x) = ((&x[..]).into(), (&own_x[..]).into());
+                    let of_kept = kept.start * 37..kept.end * 37;
+                    let sent = match operation {
+                        0 => own.forward_into(own_x, rows, (&mut y[..]).into()),
+                        1 => own.forward_gathered_into(own_x, rows, (&mut y[..]).into()),
+                        2 => own.forward_whole_into(x, rows, (&mut y[..]).into()),
+                        _ => {
+                            let part = (&mut y[of_kept.clone()]).into();
+                            own.forward_own_into(own_x, rows, part)
+                        }
+                    };
+                    let of = if operation < 3 { 0..rows * 37 } else { of_kept };
+                    sent.map(|_| assert_eq!(bits(&y[of.clone()]), bits(&expected[of])))
+                };
+                for operation in 0..4 {
+                    broken.0.store(rank + 1 == ranks, Ordering::Relaxed);
+                    let error = call(operation).unwrap_err();
+                    match rank + 1 == ranks {
+                        true => assert!(matches!(error, ShardError::Layer(_)), "{error}"),
+                        false => assert!(matches!(error, ShardError::PeerFailed), "{error}"),
+                    }
+                    broken.0.store(false, Ordering::Relaxed);
+                    call(operation).unwrap();
+                }
+            });
+            calls += 8 * ranks;
+        }
+    }
+    println!("{calls} calls, every second one with an error");
 }
 
 #[test]

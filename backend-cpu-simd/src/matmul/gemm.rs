@@ -35,7 +35,8 @@
 use std::ops::Range;
 
 use fp4_core::{
-    Buffer, Element, Epilogue, Error, FloatSliceMut, PackedShape, PackedView, Paths, with_floats,
+    Buffer, Element, Epilogue, Error, FloatSliceMut, PackedShape, PackedView, Paths, ScaledSums,
+    with_floats,
 };
 
 use super::bounds::{FOLD_CHUNKS, group_chunk, group_chunks, int8_chunk, int8_chunks};
@@ -46,7 +47,7 @@ use super::output::OutputParts;
 use super::panels::Panels;
 use super::rounding::RowFactors;
 use super::sum::{ExactSums, PLAIN_EXPONENTS, Sum, fits_63_bits};
-use super::tile_sums::{Emit, Finish, TileSums, TileWriter};
+use super::tile_sums::{AddScaled, Emit, Finish, TileSums, TileWriter};
 use super::tiles::{RowTile, RowTiles, TilePlane};
 use super::{FoldKernels, Kernels, PairKernels, Step, Steps, Sums, Units};
 use crate::cost::Cost;
@@ -119,10 +120,27 @@ impl<K: Kernels> ExactSums for TiledOperands<'_, K> {
         out: &mut [T],
         emit: impl Fn(&mut T, bool, Sum<'_>) -> Result<(), Error> + Sync,
     ) -> Result<Paths, Error> {
+        self.run(groups, out, &Emit(emit))
+    }
+
+    fn add_scaled(&self, groups: Range<usize>, out: ScaledSums<'_>) -> Result<Paths, Error> {
+        let (units, rows, columns) = out.into_parts();
+        self.run(groups, units, &AddScaled { rows, columns })
+    }
+}
+
+impl<K: Kernels> TiledOperands<'_, K> {
+    /// All sums over the groups `groups` of B, A packed for this call.
+    fn run<T: Send>(
+        &self,
+        groups: Range<usize>,
+        out: &mut [T],
+        sink: &impl TileWriter<T>,
+    ) -> Result<Paths, Error> {
         let TiledOperands { kernels, threads, a, b } = *self;
         let mut tiles = RowTiles::default();
         tiles.fill(kernels, threads, &a, b.format(), groups.clone())?;
-        TiledMatmul::new(*self, &tiles, groups).run(out, &Emit(emit))
+        TiledMatmul::new(*self, &tiles, groups).run(out, sink)
     }
 }
 

@@ -83,10 +83,6 @@ impl<T> OutputTile<'_, T> {
         self.rows
     }
 
-    #[cfg_attr(
-        not(target_arch = "x86_64"),
-        allow(dead_code, reason = "for kernels that write parts of a vector")
-    )]
     pub(crate) fn columns(&self) -> usize {
         self.columns
     }

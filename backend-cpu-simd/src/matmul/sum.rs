@@ -7,7 +7,7 @@
 
 use std::ops::Range;
 
-use fp4_core::{Error, ExactSum, FixedSum, PackedShape, PartialsMut, Paths, ScaledSum};
+use fp4_core::{Error, ExactSum, FixedSum, PackedShape, PartialsMut, Paths, ScaledSum, ScaledSums};
 
 /// Groups after which a long range of 64-bit partial sums is cut, so that every NVFP4 sum is
 /// narrow: 2^15 * 2304 * (448 * 512)^2 < 2^62.
@@ -61,11 +61,15 @@ impl Sum<'_> {
         }
     }
 
-    fn add_to_scaled(&self, total: &mut ScaledSum) -> Result<(), Error> {
+    /// Adds the sum to one in units of `2^exponent`.
+    pub(crate) fn add_to_units(&self, total: &mut i64, exponent: i32) -> Result<(), Error> {
+        let mut scaled = ScaledSum { units: *total, exponent };
         match *self {
-            Sum::Narrow { units, exponent } => total.add_scaled(units, exponent),
-            Sum::Wide(sum) => total.merge(sum),
+            Sum::Narrow { units, exponent } => scaled.add_scaled(units, exponent)?,
+            Sum::Wide(sum) => scaled.merge(sum)?,
         }
+        *total = scaled.units;
+        Ok(())
     }
 
     fn add_to(&self, total: &mut ExactSum) -> Result<(), Error> {
@@ -106,6 +110,9 @@ pub(crate) trait ExactSums {
         out: &mut [T],
         emit: impl Fn(&mut T, bool, Sum<'_>) -> Result<(), Error> + Sync,
     ) -> Result<Paths, Error>;
+
+    /// Adds all sums over the groups `groups` of B to `out`, which has the operands' shape.
+    fn add_scaled(&self, groups: Range<usize>, out: ScaledSums<'_>) -> Result<Paths, Error>;
 }
 
 /// Adds the exact sums over the groups `groups` to `out`.
@@ -116,7 +123,7 @@ pub(crate) fn partial(
 ) -> Result<(), Error> {
     let [a, b] = operands.shapes();
     let product = a.expect_product(&b)?;
-    out.expect(product, a.rows() * b.rows())?;
+    out.expect(product, [a.rows(), b.rows()])?;
     b.expect_groups(&groups)?;
     match out {
         PartialsMut::Fixed(out) => {
@@ -129,12 +136,7 @@ pub(crate) fn partial(
             }
             Ok(())
         }
-        PartialsMut::Scaled(out) => operands
-            .sums(groups, out, |total: &mut ScaledSum, nan, sum| {
-                total.nan |= nan;
-                sum.add_to_scaled(total)
-            })
-            .map(|_| ()),
+        PartialsMut::Scaled(out) => operands.add_scaled(groups, out).map(|_| ()),
         PartialsMut::Exact(out) => operands
             .sums(groups, out, |total: &mut ExactSum, nan, sum| {
                 if nan {

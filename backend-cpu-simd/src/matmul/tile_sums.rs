@@ -94,6 +94,81 @@ impl<T, F: Fn(&mut T, bool, Sum<'_>) -> Result<(), Error> + Sync> TileWriter<T> 
     }
 }
 
+/// Adds each sum to one in units of `2^(rows[i] + columns[j])`.
+pub(super) struct AddScaled<'a> {
+    pub(super) rows: &'a [i32],
+    pub(super) columns: &'a [i32],
+}
+
+impl TileWriter<i64> for AddScaled<'_> {
+    #[inline(always)]
+    fn write<K: Kernels>(
+        &self,
+        sums: &TileSums<'_, K>,
+        mut out: OutputTile<'_, i64>,
+        _: &mut Option<RowFactors>,
+    ) -> Result<(), Error> {
+        let (first, width) = (sums.p * COLUMNS, out.columns());
+        let columns = &self.columns[first..first + width];
+        let (bases, unit) = (sums.panel().bases(), sums.terms.unit);
+        // How far each column is shifted left, but for what the row adds.
+        let mut apart = [0; COLUMNS];
+        for ((apart, base), column) in apart.iter_mut().zip(bases).zip(columns) {
+            *apart = base - column;
+        }
+        let of_columns = apart[..width].iter().copied();
+        let least = of_columns.clone().min().unwrap_or(0);
+        let most = of_columns.max().unwrap_or(0);
+        for r in 0..out.rows() {
+            let (i, totals) = (sums.tile.first + r, out.row(r));
+            let row = sums.tile.meta[r].base + unit - self.rows[i];
+            if sums.plain && row + least >= 0 && row + most < 64 {
+                let shifts = apart.map(|apart| (apart + row) as u32);
+                let correction = sums.corrections()[r];
+                let of_sum = |sum: i32| i64::from(sum.wrapping_sub(correction));
+                match sums.in_32_bits {
+                    // No sum of 32 bits loses any.
+                    true if row + most <= 32 => {
+                        add_row::<false>(&sums.sums[r].map(of_sum), &shifts, totals)
+                    }
+                    true => add_row::<true>(&sums.sums[r].map(of_sum), &shifts, totals),
+                    false => add_row::<true>(&sums.units[r], &shifts, totals),
+                }?;
+                continue;
+            }
+            for (c, (total, column)) in totals.iter_mut().zip(columns).enumerate() {
+                let exponent = self.rows[i] + column;
+                sums.with_sum(r, c, |sum| sum.add_to_units(total, exponent))?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Adds sums, each shifted left, to totals. `CHECKED` where a shift may lose bits.
+#[inline(always)]
+fn add_row<const CHECKED: bool>(
+    sums: &[i64; COLUMNS],
+    shifts: &[u32; COLUMNS],
+    totals: &mut [i64],
+) -> Result<(), Error> {
+    let terms: [i64; COLUMNS] = std::array::from_fn(|c| sums[c].wrapping_shl(shifts[c]));
+    let mut wrong = 0;
+    if CHECKED {
+        for c in 0..totals.len().min(COLUMNS) {
+            wrong |= i64::from(terms[c].wrapping_shr(shifts[c]) != sums[c]);
+        }
+    }
+    let mut over = 0;
+    for (total, term) in totals.iter_mut().zip(terms) {
+        let sum = total.wrapping_add(term);
+        // Its sign is neither of theirs.
+        over |= (*total ^ sum) & (term ^ sum);
+        *total = sum;
+    }
+    if over < 0 || wrong != 0 { Err(Error::PartialOverflow) } else { Ok(()) }
+}
+
 /// The sums of a tile with a panel.
 pub(super) struct TileSums<'a, K> {
     pub(super) kernels: K,

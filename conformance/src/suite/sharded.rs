@@ -136,8 +136,9 @@ fn compare(
         let mut write = |rows: Range<usize>, words: &[i64], whole_call: bool| {
             let to = if whole_call { &mut whole } else { &mut scattered };
             with_floats!(FloatSliceMut, to.as_mut_slice(), out => {
-                plan.rounded(rows, words, |i, j, s32| {
-                    out[i * n + first + j] = epilogue.apply(s32, i, first + j);
+                plan.rounded(rows, words, |i, sums| {
+                    let at = i * n + first;
+                    epilogue.apply_row(sums, i, first, &mut out[at..at + sums.len()]);
                 })
             })
         };

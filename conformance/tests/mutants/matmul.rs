@@ -5,8 +5,8 @@ use std::ops::Range;
 use fp4_core::{
     Buffer, E2m1, Element, Epilogue, Error, ExactSum, FixedSum, Float, FloatSliceMut, FloatType,
     GroupedError, GroupedProduct, Matmul, MatmulQuery, Packed, PackedMatrix, PackedMut, PackedView,
-    PartialsMut, Paths, PreparedWeight, ScaleType, Unsupported, backend::expect_grouped,
-    finish_one, fma, reference, with_floats,
+    PartialsMut, Paths, PreparedWeight, ScaleType, ScaledSums, Unsupported,
+    backend::expect_grouped, finish_one, fma, reference, with_floats,
 };
 
 use super::Fault;
@@ -380,9 +380,11 @@ impl Matmul for Mutant {
                 rounded_partial(a, b.0.view(), groups, out)
             }
             PartialsMut::Scaled(sums) if self.has(Fault::ScaledUnitsShift) => {
-                reference::partial(a, b.0.view(), groups, PartialsMut::Scaled(sums))?;
+                let (units, rows, columns) = sums.into_parts();
+                let out = PartialsMut::Scaled(ScaledSums::new(units, rows, columns)?);
+                reference::partial(a, b.0.view(), groups, out)?;
                 // The base of this shard's own scales is one higher than that of all.
-                sums.iter_mut().filter(|sum| sum.units % 2 == 0).for_each(|sum| sum.units /= 2);
+                units.iter_mut().filter(|units| **units % 2 == 0).for_each(|units| *units /= 2);
                 Ok(())
             }
             out => reference::partial(a, b.0.view(), groups, out),
@@ -414,12 +416,15 @@ fn rounded_partial(
             to.nan |= sum.is_nan();
             to.add(if shift < 0 { significand >> -shift } else { significand << shift })
         }),
-        PartialsMut::Scaled(out) => out.iter_mut().zip(&exact).try_for_each(|(to, sum)| {
-            let (significand, exponent) = if finite(sum) { parts(sum) } else { (0, 0) };
-            let shift = (to.exponent - exponent).clamp(0, 63);
-            to.nan |= sum.is_nan();
-            to.add_scaled(significand >> shift, exponent + shift)
-        }),
+        PartialsMut::Scaled(mut out) => {
+            let n = out.shape()[1];
+            out.for_each(|[i, j], to| {
+                let sum = &exact[i * n + j];
+                let (significand, exponent) = if finite(sum) { parts(sum) } else { (0, 0) };
+                let shift = (to.exponent - exponent).clamp(0, 63);
+                to.add_scaled(significand >> shift, exponent + shift)
+            })
+        }
         PartialsMut::Exact(out) => out.iter_mut().zip(&exact).try_for_each(|(to, sum)| {
             if sum.is_nan() {
                 to.set_nan();

@@ -15,8 +15,8 @@
 //! `round(2^24 + 1) + 2^-30` goes down.
 //!
 //! [`FixedSum`] is the narrow form for NVFP4, whose terms are all multiples of 2^-20: an i64 in
-//! units of 2^-20, enough for K <= 2^20, checked past that. [`ScaledSum`] is the same in units that
-//! the caller chooses for each sum: what a reduction over machines sends, see
+//! units of 2^-20, enough for K <= 2^20, checked past that. [`ScaledSums`] are the same in units
+//! that the caller chooses for each row and column: what a reduction over machines sends, see
 //! [`reduction`](crate::reduction).
 //!
 //! The idea is Kulisch's long accumulator ("Computer Arithmetic and Validity", 2008).
@@ -30,7 +30,7 @@ use crate::error::{Buffer, Error};
 use crate::float::NAN_F32;
 
 pub use partials::{Partials, PartialsMut, finish};
-pub use units::{FixedSum, ScaledSum};
+pub use units::{FixedSum, ScaledSum, ScaledSums};
 
 /// Exponent of the lowest bit.
 const LOW: i32 = -264;
@@ -302,6 +302,31 @@ pub(crate) fn round_units(units: i64, exponent: i32) -> f32 {
     sum.to_f32()
 }
 
+/// Rounds a row of sums, `units * 2^(row + column)` with the exponent of each column, to `out`:
+/// each as [`round_units`] does, in loops that vectorize.
+#[cfg(feature = "alloc")]
+pub(crate) fn round_row(units: &[i64], row: i32, columns: &[i32], out: &mut [f32]) {
+    /// 2^52 + 2^51: with an integer of 52 bits and a sign added to its bits, its value plus that.
+    const MIDDLE: f64 = 6_755_399_441_055_744.0;
+    let sums = out.iter_mut().zip(units).zip(columns);
+    let (least, most) =
+        columns.iter().fold((i32::MAX, i32::MIN), |(l, m), &c| (l.min(c), m.max(c)));
+    // Row and column are exponents of a few hundred each.
+    if columns.is_empty() || row + least < -126 || row + most > 64 {
+        return sums.for_each(|((to, &units), column)| *to = round_units(units, row + column));
+    }
+    let power = |column: i32| f32::from_bits(((row + column + 127) as u32) << 23);
+    let beyond = units.iter().fold(0, |all, &units| all | (units as u64).wrapping_add(1 << 51));
+    if beyond >> 52 != 0 {
+        return sums.for_each(|((to, &units), &column)| *to = units as f32 * power(column));
+    }
+    // To f64 exactly, by what every processor has in vectors; then the one rounding.
+    for ((to, &units), &column) in sums {
+        let exact = f64::from_bits(MIDDLE.to_bits().wrapping_add(units as u64)) - MIDDLE;
+        *to = exact as f32 * power(column);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -405,6 +430,34 @@ mod tests {
     }
 
     #[test]
+    #[cfg(feature = "alloc")]
+    fn rows_of_units_round_as_each_of_them_does() {
+        let middle = [1i64 << 51, (1 << 51) - 1, (1 << 52) + 1, 1 << 24, (1 << 24) + 1, 0];
+        let small =
+            middle.iter().flat_map(|&u| [u, -u, u / 3, -u / 5]).filter(|u| u.abs() < 1 << 51);
+        let small: Vec<i64> = small.chain([-(1 << 51)]).collect();
+        let with = |units: i64| [&small[..], &[units]].concat();
+        // Just past what has a fast way, and as far as it goes.
+        let past = [1 << 51, (1 << 51) + (1 << 28), -(1 << 51) - 1, i64::MIN].map(with);
+        let rows = [&[small.clone(), vec![]], &past[..]].concat();
+        let mut compared = 0;
+        for (units, row) in rows.iter().flat_map(|units| (LOW..=254).map(move |row| (units, row))) {
+            for apart in [0, 1, 5] {
+                let column = |j: usize| (j as i32 * apart % 11).min(254 - row);
+                let columns: Vec<i32> = (0..units.len()).map(column).collect();
+                let mut got = vec![0f32; units.len()];
+                round_row(units, row, &columns, &mut got);
+                for ((got, &units), column) in got.iter().zip(units).zip(&columns) {
+                    let expected = sum(&[(units, row + column)]).to_f32();
+                    assert_eq!(got.to_bits(), expected.to_bits(), "{units} 2^({row} + {column})");
+                    compared += 1;
+                }
+            }
+        }
+        assert!(compared > 100_000, "{compared}");
+    }
+
+    #[test]
     fn fixed_sums_agree_with_exact_sums() {
         for units in [0, 1, -1, i64::MAX, i64::MIN, (1 << 44) + (1 << 20), -(1 << 24) - 1] {
             let fixed = FixedSum { units, nan: false };
@@ -444,7 +497,7 @@ mod tests {
         let mut s = ScaledSum::zero(-3);
         s.add_scaled(5, -2).unwrap();
         s.add_scaled(4, -5).unwrap();
-        assert_eq!(s, ScaledSum { units: 11, exponent: -3, nan: false });
+        assert_eq!(s, ScaledSum { units: 11, exponent: -3 });
         for (significand, exponent) in [(1, -4), (1, 61), (1, 60), (-1, 62), (1, -200), (3, 200)] {
             let before = s;
             let got = s.add_scaled(significand, exponent);
@@ -452,11 +505,27 @@ mod tests {
             assert_eq!(s, before);
         }
         s.add_scaled(0, 250).unwrap();
-        let mut other = sum(&[(-11, -3)]);
-        other.set_nan();
-        s.merge(&other).unwrap();
-        assert_eq!(s, ScaledSum { units: 0, exponent: -3, nan: true });
+        s.merge(&sum(&[(-11, -3)])).unwrap();
+        assert_eq!(s, ScaledSum { units: 0, exponent: -3 });
         assert_eq!(s.merge(&sum(&[(1, -4)])), Err(Error::PartialOverflow));
+    }
+
+    #[test]
+    fn scaled_sums_of_a_matrix_have_the_units_of_their_row_and_column() {
+        let mut units = [0; 6];
+        let mut sums = ScaledSums::new(&mut units, &[0, -2], &[0, 1, -1]).unwrap();
+        sums.for_each(|[i, j], sum| sum.add_scaled(1 + i as i64, 1 + j as i32)).unwrap();
+        assert_eq!(units, [2, 2, 16, 16, 16, 128]);
+        let short = ScaledSums::new(&mut units, &[0], &[0, 1]).unwrap_err();
+        assert_eq!(short, Error::Len { what: Buffer::Partials, expected: 2, got: 6 });
+
+        let product = crate::Product::of(crate::Format::MxFp4);
+        let sums = PartialsMut::Scaled(ScaledSums::new(&mut units, &[0, 0], &[0; 3]).unwrap());
+        assert_eq!(sums.expect(product, [2, 3]), Ok(()));
+        let other = Err(Error::Len { what: Buffer::Partials, expected: 3, got: 2 });
+        assert_eq!(sums.expect(product, [3, 2]), other);
+        let overflow = Error::ShapeOverflow { rows: usize::MAX, cols: 2 };
+        assert_eq!(sums.expect(product, [usize::MAX, 2]), Err(overflow));
     }
 
     quickcheck::quickcheck! {

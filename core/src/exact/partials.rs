@@ -4,7 +4,7 @@
 
 use core::fmt;
 
-use super::{ExactSum, FixedSum, ScaledSum};
+use super::{ExactSum, FixedSum, ScaledSums};
 use crate::environment::check_environment;
 use crate::epilogue::Epilogue;
 use crate::error::{Buffer, Error};
@@ -17,7 +17,7 @@ pub enum PartialsMut<'a> {
     /// 64-bit sums: NVFP4 by NVFP4 only.
     Fixed(&'a mut [FixedSum]),
     /// 64-bit sums in units of their own: any product whose terms and sums those hold.
-    Scaled(&'a mut [ScaledSum]),
+    Scaled(ScaledSums<'a>),
     /// Exact sums: any product.
     Exact(&'a mut [ExactSum]),
 }
@@ -36,7 +36,7 @@ impl fmt::Debug for PartialsMut<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             PartialsMut::Fixed(s) => write!(f, "Fixed[{}]", s.len()),
-            PartialsMut::Scaled(s) => write!(f, "Scaled[{}]", s.len()),
+            PartialsMut::Scaled(s) => write!(f, "Scaled{:?}", s.shape()),
             PartialsMut::Exact(s) => write!(f, "Exact[{}]", s.len()),
         }
     }
@@ -57,7 +57,7 @@ impl PartialsMut<'_> {
     pub fn len(&self) -> usize {
         match self {
             PartialsMut::Fixed(s) => s.len(),
-            PartialsMut::Scaled(s) => s.len(),
+            PartialsMut::Scaled(s) => s.shape().iter().product(),
             PartialsMut::Exact(s) => s.len(),
         }
     }
@@ -67,17 +67,23 @@ impl PartialsMut<'_> {
         self.len() == 0
     }
 
-    /// Checks that these sums can take a product of these encodings with `outputs` outputs.
+    /// Checks that these sums can take an (m, n) product of these encodings.
     ///
     /// # Errors
-    /// [`Error::Len`]; [`Error::PartialKind`] for 64-bit sums of another than NVFP4 by NVFP4.
-    pub fn expect(&self, product: Product, outputs: usize) -> Result<(), Error> {
-        if self.len() != outputs {
-            let (expected, got) = (outputs, self.len());
-            return Err(Error::Len { what: Buffer::Partials, expected, got });
-        }
+    /// [`Error::Len`], of sums in units of their own for the rows too; [`Error::ShapeOverflow`];
+    /// [`Error::PartialKind`] for sums in units of 2^-20 of another than NVFP4 by NVFP4.
+    pub fn expect(&self, product: Product, [m, n]: [usize; 2]) -> Result<(), Error> {
+        let outputs = m.checked_mul(n).ok_or(Error::ShapeOverflow { rows: m, cols: n })?;
+        let what = Buffer::Partials;
         match self {
+            _ if self.len() != outputs => {
+                Err(Error::Len { what, expected: outputs, got: self.len() })
+            }
             PartialsMut::Fixed(_) if !product.is_fixed() => Err(Error::PartialKind),
+            // As many sums, but of other rows.
+            PartialsMut::Scaled(s) if outputs > 0 && s.shape() != [m, n] => {
+                Err(Error::Len { what, expected: m, got: s.shape()[0] })
+            }
             _ => Ok(()),
         }
     }

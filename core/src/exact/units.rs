@@ -3,7 +3,7 @@
 //! [C6]: crate::contract#c6
 
 use super::ExactSum;
-use crate::error::Error;
+use crate::error::{Buffer, Error};
 use crate::float::NAN_F32;
 
 /// An exact sum of NVFP4 products: an i64 in units of 2^-20, with a NaN flag.
@@ -61,7 +61,8 @@ impl From<FixedSum> for ExactSum {
     }
 }
 
-/// An exact sum in units of a power of two that whoever adds into it has chosen, with a NaN flag.
+/// An exact sum in units of a power of two that whoever adds into it has chosen: one of
+/// [`ScaledSums`].
 ///
 /// Worked example: in units of 2^-3, 5 * 2^-2 are 10 units; 2^-4 is no whole number of them, an
 /// error.
@@ -71,14 +72,12 @@ pub struct ScaledSum {
     pub units: i64,
     /// Exponent of one unit.
     pub exponent: i32,
-    /// True if a scale in the range was NaN.
-    pub nan: bool,
 }
 
 impl ScaledSum {
     /// The empty sum in units of `2^exponent`.
     pub const fn zero(exponent: i32) -> Self {
-        ScaledSum { units: 0, exponent, nan: false }
+        ScaledSum { units: 0, exponent }
     }
 
     /// Adds `significand * 2^exponent`, exactly.
@@ -105,14 +104,66 @@ impl ScaledSum {
         Ok(())
     }
 
-    /// Adds another sum, of any kind.
+    /// Adds another sum, of any kind, whose NaN flag does not count.
     ///
     /// # Errors
     /// As [`add_scaled`](Self::add_scaled).
     pub fn merge(&mut self, other: &ExactSum) -> Result<(), Error> {
         let units = other.to_units(self.exponent).ok_or(Error::PartialOverflow)?;
-        self.add_scaled(units, self.exponent)?;
-        self.nan |= other.is_nan();
+        self.add_scaled(units, self.exponent)
+    }
+}
+
+/// Exact sums of an (M, N) product in 64 bits, row-major, to add into: that of row i and column j
+/// in units of `2^(rows[i] + columns[j])`.
+///
+/// They have no NaN flags, and NaN scales add nothing: whoever chose the units has seen all scales.
+#[derive(Debug)]
+pub struct ScaledSums<'a> {
+    units: &'a mut [i64],
+    rows: &'a [i32],
+    columns: &'a [i32],
+}
+
+impl<'a> ScaledSums<'a> {
+    /// These sums, with the exponents of M rows and N columns.
+    ///
+    /// # Errors
+    /// [`Error::Len`] unless there are M * N sums.
+    pub fn new(units: &'a mut [i64], rows: &'a [i32], columns: &'a [i32]) -> Result<Self, Error> {
+        let (expected, got) = (rows.len().saturating_mul(columns.len()), units.len());
+        match expected == got {
+            true => Ok(ScaledSums { units, rows, columns }),
+            false => Err(Error::Len { what: Buffer::Partials, expected, got }),
+        }
+    }
+
+    /// M and N.
+    pub fn shape(&self) -> [usize; 2] {
+        [self.rows.len(), self.columns.len()]
+    }
+
+    /// The sums, the exponents of the rows and those of the columns.
+    pub fn into_parts(self) -> (&'a mut [i64], &'a [i32], &'a [i32]) {
+        (self.units, self.rows, self.columns)
+    }
+
+    /// Hands each sum to `add`, with its row and column.
+    ///
+    /// # Errors
+    /// The first of `add`, where it ends.
+    pub fn for_each(
+        &mut self,
+        mut add: impl FnMut([usize; 2], &mut ScaledSum) -> Result<(), Error>,
+    ) -> Result<(), Error> {
+        let rows = self.units.chunks_exact_mut(self.columns.len().max(1)).zip(self.rows);
+        for (i, (units, row)) in rows.enumerate() {
+            for (j, (units, column)) in units.iter_mut().zip(self.columns).enumerate() {
+                let mut sum = ScaledSum { units: *units, exponent: row + column };
+                add([i, j], &mut sum)?;
+                *units = sum.units;
+            }
+        }
         Ok(())
     }
 }

@@ -1,11 +1,12 @@
 //! A block of outputs as words: what each rank sends, and what comes of their sums.
 
+use alloc::vec;
 use alloc::vec::Vec;
 use core::ops::Range;
 
 use super::{Bound, Form, Reach};
 use crate::error::{Buffer, Error};
-use crate::exact::{ExactSum, PartialsMut, ScaledSum, round_units};
+use crate::exact::{ExactSum, PartialsMut, ScaledSums, round_row};
 use crate::float::NAN_F32;
 use crate::packed::PackedView;
 
@@ -19,6 +20,8 @@ pub struct BlockPlan {
     columns: Vec<Reach>,
     /// The exponent of each column, to be added to a row's.
     bases: Vec<i32>,
+    /// Whether one of the columns is NaN.
+    any_nan: bool,
     bound: Bound,
 }
 
@@ -52,6 +55,7 @@ impl BlockPlan {
             rows: rows.collect(),
             bases: columns.iter().map(|c| c.units(ty).0).collect(),
             columns: columns.to_vec(),
+            any_nan: columns.iter().any(|column| column.is_nan()),
             bound,
         }
     }
@@ -105,19 +109,19 @@ impl BlockPlan {
         mut partial: impl FnMut(PackedView<'_>, PartialsMut<'_>) -> Result<(), E>,
     ) -> Result<(), E> {
         words.reserve(self.words(0..self.rows.len()));
-        let (mut narrow, mut wide) = (Vec::new(), Vec::new());
+        let (mut bases, mut wide) = (Vec::new(), Vec::new());
         let mut first = 0;
         for run in self.rows.chunk_by(|a, b| a.form() == b.form()) {
             let rows = a.rows_range(first..first + run.len())?;
             first += run.len();
             if run.iter().all(|row| row.narrow.is_some()) {
-                narrow.clear();
-                let bases = run.iter().filter_map(|row| row.narrow);
-                narrow.extend(bases.flat_map(|row| {
-                    self.bases.iter().map(move |column| ScaledSum::zero(row + column))
-                }));
-                partial(rows, PartialsMut::Scaled(&mut narrow))?;
-                words.extend(narrow.iter().map(|sum| sum.units));
+                bases.clear();
+                bases.extend(run.iter().filter_map(|row| row.narrow));
+                // A narrow sum is a word: they are added where they are sent from.
+                let start = words.len();
+                words.resize(start + run.len() * self.columns.len(), 0);
+                let sums = ScaledSums::new(&mut words[start..], &bases, &self.bases)?;
+                partial(rows, PartialsMut::Scaled(sums))?;
             } else {
                 wide.clear();
                 wide.resize(run.len() * self.columns.len(), ExactSum::ZERO);
@@ -128,8 +132,8 @@ impl BlockPlan {
         Ok(())
     }
 
-    /// Hands each sum of `rows`, rounded once to f32, to `emit` with its row and its column in the
-    /// block. `words` are the added words of these rows.
+    /// Hands the sums of each of `rows`, rounded once to f32, to `emit` with the row. `words` are
+    /// the added words of these rows.
     ///
     /// # Errors
     /// [`Error::Len`] unless there are [`words`](Self::words) of them.
@@ -140,7 +144,7 @@ impl BlockPlan {
         &self,
         rows: Range<usize>,
         words: &[i64],
-        mut emit: impl FnMut(usize, usize, f32),
+        mut emit: impl FnMut(usize, &[f32]),
     ) -> Result<(), Error> {
         let (expected, got) = (self.words(rows.clone()), words.len());
         if got != expected {
@@ -148,27 +152,24 @@ impl BlockPlan {
         }
         let mut words = words;
         let nan = f32::from_bits(NAN_F32);
+        let mut sums = vec![0f32; self.columns.len()];
         for (i, row) in rows.clone().zip(&self.rows[rows]) {
             let (own, rest) = words.split_at(row.form().words() * self.columns.len());
             words = rest;
-            let any_nan = |column: &Reach| row.nan || column.is_nan();
             match row.narrow {
-                Some(exponent) => {
-                    let columns = self.columns.iter().zip(&self.bases).zip(own);
-                    for (j, ((column, base), &units)) in columns.enumerate() {
-                        let sum =
-                            if any_nan(column) { nan } else { round_units(units, exponent + base) };
-                        emit(i, j, sum);
-                    }
-                }
+                _ if row.nan => sums.fill(nan),
+                Some(exponent) => round_row(own, exponent, &self.bases, &mut sums),
                 None => {
-                    let sums = own.as_chunks().0;
-                    for (j, (column, words)) in self.columns.iter().zip(sums).enumerate() {
-                        let sum = ExactSum::from_words(words).to_f32();
-                        emit(i, j, if any_nan(column) { nan } else { sum });
+                    for (sum, words) in sums.iter_mut().zip(own.as_chunks().0) {
+                        *sum = ExactSum::from_words(words).to_f32();
                     }
                 }
             }
+            if self.any_nan {
+                let columns = sums.iter_mut().zip(&self.columns);
+                columns.filter(|(_, column)| column.is_nan()).for_each(|(sum, _)| *sum = nan);
+            }
+            emit(i, &sums);
         }
         Ok(())
     }

@@ -100,7 +100,7 @@ pub fn partial(
     out: PartialsMut<'_>,
 ) -> Result<(), Error> {
     let product = a.shape().expect_product(&b.shape())?;
-    out.expect(product, a.shape().rows() * b.shape().rows())?;
+    out.expect(product, [a.shape().rows(), b.shape().rows()])?;
     b.shape().expect_groups(&groups)?;
     let n = b.shape().rows().max(1);
     match out {
@@ -116,17 +116,12 @@ pub fn partial(
                 })?;
             }
         }
-        PartialsMut::Scaled(out) => {
-            for (index, sum) in out.iter_mut().enumerate() {
-                for_each_group(a, index / n, b, index % n, groups.clone(), |term| match term {
-                    None => {
-                        sum.nan = true;
-                        Ok(())
-                    }
-                    Some((dot, exponent)) => sum.add_scaled(dot, exponent),
-                })?;
-            }
-        }
+        PartialsMut::Scaled(mut out) => out.for_each(|[i, j], sum| {
+            for_each_group(a, i, b, j, groups.clone(), |term| match term {
+                None => Ok(()),
+                Some((dot, exponent)) => sum.add_scaled(dot, exponent),
+            })
+        })?,
         PartialsMut::Exact(out) => {
             for (index, sum) in out.iter_mut().enumerate() {
                 for_each_group(a, index / n, b, index % n, groups.clone(), |term| {

@@ -37,6 +37,9 @@ pub(crate) struct Args {
     /// Repetitions of each.
     #[arg(long, default_value_t = 15)]
     times: usize,
+    /// Outputs that are reduced at a time [default: the layers' own].
+    #[arg(long)]
+    block: Option<usize>,
     /// Without the wide form.
     #[arg(long)]
     no_wide: bool,
@@ -85,7 +88,10 @@ pub(crate) fn run(comm: &Mpi, args: &Args) -> Result<bool> {
         parts.activation_global_scale = Some(layer.activation_global_scale());
         let floats = QuantLinear::from_parts(parts)?;
         floats.prepare()?;
-        let mut exact = RowParallel::new(comm, Ok(shard), None)?;
+        let mut exact = match args.block {
+            Some(block) => RowParallel::with_block(comm, Ok(shard), None, block)?,
+            None => RowParallel::new(comm, Ok(shard), None)?,
+        };
         for &rows in &args.rows {
             let x = values(rows * exact.columns().len(), 3 + rank);
             let mut y = vec![0f32; rows * n];

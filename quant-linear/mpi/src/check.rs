@@ -35,6 +35,10 @@ pub(crate) struct Args {
     /// Shards of very different lengths.
     #[arg(long)]
     uneven: bool,
+    /// A control variable of the MPI library and its value, which it must have: that an algorithm
+    /// is forced by this name.
+    #[arg(long, value_name = "NAME=VALUE", value_parser = parse_variable)]
+    expect: Vec<(String, i32)>,
     /// Give the last rank a backend that rounds its partial sums: the check must fail.
     #[arg(long)]
     plant_fault: bool,
@@ -53,6 +57,24 @@ pub(crate) struct Args {
     /// This rank has a layer of another shape: all must say so.
     #[arg(long, value_name = "RANK")]
     other_rank: Option<usize>,
+}
+
+fn parse_variable(text: &str) -> Result<(String, i32), String> {
+    let (name, value) = text.split_once('=').ok_or("give NAME=VALUE")?;
+    let value = value.parse().map_err(|_| format!("`{value}` is no whole number"))?;
+    Ok((name.into(), value))
+}
+
+/// A digest of sums of f32 of all ranks, which tells orders of addition apart. Every rank has the
+/// same, or it is an error.
+fn order_of_floats(comm: &Mpi) -> Result<u64> {
+    let own = values(4096, 7 + comm.rank() * 13);
+    let own = own.iter().enumerate().map(|(i, v)| v * 10f32.powi((i % 7) as i32 - 3)).collect();
+    let sums = comm.sum_floats(own)?;
+    let hash = |hash: u64, sum: &f32| {
+        (hash ^ u64::from(sum.to_bits())).wrapping_mul(0x0000_0100_0000_01b3)
+    };
+    Ok(sums.iter().fold(0xcbf2_9ce4_8422_2325, hash))
 }
 
 /// What has been compared on this rank.
@@ -161,6 +183,23 @@ fn faulty(args: &Args, rank: usize) -> Result<()> {
     Ok(())
 }
 
+/// What comes before all layers: settings that the library must have, and faults on purpose.
+fn before(comm: &Mpi, args: &Args) -> Result<()> {
+    let rank = comm.rank();
+    for (name, value) in &args.expect {
+        let got = fp4_mpi::control_variable(name).map_err(anyhow::Error::msg)?;
+        ensure!(got == *value, "the control variable `{name}` is {got}, expected {value}");
+    }
+    if let Some(short) = args.short_rank {
+        let len = if short == rank { 4 } else { 4096 };
+        comm.max(&mut vec![0; len])?;
+    }
+    if args.late_rank == Some(rank) {
+        std::thread::sleep(std::time::Duration::from_secs(3600));
+    }
+    Ok(())
+}
+
 /// Runs the check; true if nothing differs.
 pub(crate) fn run(comm: &Mpi, args: &Args) -> Result<bool> {
     ensure!(
@@ -169,13 +208,7 @@ pub(crate) fn run(comm: &Mpi, args: &Args) -> Result<bool> {
         args.k
     );
     let (rank, ranks, n, k) = (comm.rank(), comm.size(), args.n, args.k);
-    if let Some(short) = args.short_rank {
-        let len = if short == rank { 4 } else { 4096 };
-        comm.max(&mut vec![0; len])?;
-    }
-    if args.late_rank == Some(rank) {
-        std::thread::sleep(std::time::Duration::from_secs(3600));
-    }
+    before(comm, args)?;
     let n = n + usize::from(args.other_rank == Some(rank));
     let own = match args.plant_fault && rank + 1 == ranks {
         true => Runtime::new(Backends::available().with(Backend::matmul_only(RoundsPartials))),
@@ -241,7 +274,9 @@ pub(crate) fn run(comm: &Mpi, args: &Args) -> Result<bool> {
         }
     }
     let Tally { compared, differ, narrow, wide } = tally.summed(comm)?;
+    let floats = order_of_floats(comm)?;
     if rank == 0 {
+        println!("floats: sums of the same values have the digest {floats:016x}");
         println!(
             "check: {ranks} ranks, {compared} outputs compared, {differ} differ; rows sent \
              {narrow} narrow, {wide} wide"

@@ -62,11 +62,14 @@ impl Matmul for RoundsPartials {
                 let shift = exponent - FixedSum::EXPONENT;
                 to.add(if shift < 0 { significand >> -shift } else { significand << shift })
             }),
-            PartialsMut::Scaled(out) => out.iter_mut().zip(&exact).try_for_each(|(to, sum)| {
-                let (significand, exponent) = parts(sum.to_f32());
-                let shift = (to.exponent - exponent).clamp(0, 63);
-                to.add_scaled(significand >> shift, exponent + shift)
-            }),
+            PartialsMut::Scaled(mut out) => {
+                let n = out.shape()[1];
+                out.for_each(|[i, j], to| {
+                    let (significand, exponent) = parts(exact[i * n + j].to_f32());
+                    let shift = (to.exponent - exponent).clamp(0, 63);
+                    to.add_scaled(significand >> shift, exponent + shift)
+                })
+            }
             PartialsMut::Exact(out) => out.iter_mut().zip(&exact).try_for_each(|(to, sum)| {
                 let (significand, exponent) = parts(sum.to_f32());
                 to.add_scaled(significand, exponent)

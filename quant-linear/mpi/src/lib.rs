@@ -42,7 +42,7 @@
 
 mod comm;
 
-pub use comm::{Mpi, Sum, abort, return_errors};
+pub use comm::{Mpi, Sum, abort, control_variable, return_errors};
 
 /// The examples of the README, compiled.
 #[cfg(doctest)]

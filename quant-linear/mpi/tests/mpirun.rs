@@ -3,6 +3,7 @@
 
 #![allow(missing_docs)]
 
+use std::collections::BTreeSet;
 use std::process::{Command, Output};
 use std::time::{Duration, Instant};
 
@@ -55,23 +56,53 @@ fn any_number_of_ranks_gives_the_bits_of_one() {
     compared(&mpirun(8, &[], &["check", "--k", "128", "--n", "5"]));
 }
 
+/// The digest of the sums of f32 that a check printed.
+fn floats(output: &Output) -> String {
+    let text = said(output);
+    let line = text.lines().find_map(|line| line.split_once("have the digest "));
+    line.expect("a digest of sums of floats").1.to_string()
+}
+
 #[test]
 fn any_algorithm_of_a_reduction_gives_the_bits_of_one() {
-    let dynamic = ("coll_tuned_use_dynamic_rules", "1");
+    let small = ["check", "--k", "256", "--n", "20", "--expect"];
+    // Forced by the name that the library itself knows, with the value that it has.
+    let forced = |ranks, name, value: &str, options: &[&str]| {
+        let mca = [("coll_tuned_use_dynamic_rules", "1"), (name, value)];
+        let expected = format!("{name}={value}");
+        let arguments = [options, &small, &[&expected[..]]].concat();
+        let output = mpirun(ranks, &mca, &arguments);
+        compared(&output);
+        floats(&output)
+    };
     // 1 linear, 2 non-overlapping, 3 recursive doubling, 4 ring, 5 segmented ring, 6 Rabenseifner.
-    for algorithm in ["1", "2", "3", "4", "5", "6"] {
-        let mca = [dynamic, ("coll_tuned_allreduce_algorithm", algorithm)];
-        compared(&mpirun(4, &mca, &["--blocking", "check", "--k", "256", "--n", "20"]));
-    }
+    let all = ["1", "2", "3", "4", "5", "6"];
+    let name = "coll_tuned_allreduce_algorithm";
+    let orders: BTreeSet<_> =
+        all.iter().map(|value| forced(4, name, value, &["--blocking"])).collect();
+    // They were really others: sums of floats differ, and ours do not.
+    println!("algorithms: {} orders of sums of floats by {} algorithms", orders.len(), all.len());
+    assert!(orders.len() >= 3, "{orders:?}");
     // 1 non-overlapping, 2 recursive halving, 3 ring, 4 butterfly.
-    for algorithm in ["1", "2", "3", "4"] {
-        let mca = [dynamic, ("coll_tuned_reduce_scatter_algorithm", algorithm)];
-        compared(&mpirun(3, &mca, &["--blocking", "check", "--k", "256", "--n", "20"]));
+    for value in ["1", "2", "3", "4"] {
+        forced(3, "coll_tuned_reduce_scatter_algorithm", value, &["--blocking"]);
     }
     // 1 ring, 2 binomial, 3 Rabenseifner, 4 recursive doubling.
-    for algorithm in ["1", "2", "3", "4"] {
-        let mca = [("coll_libnbc_iallreduce_algorithm", algorithm)];
-        compared(&mpirun(4, &mca, &["check", "--k", "256", "--n", "20"]));
+    let name = "coll_libnbc_iallreduce_algorithm";
+    let orders: BTreeSet<_> =
+        ["1", "2", "3", "4"].iter().map(|value| forced(4, name, value, &[])).collect();
+    assert!(orders.len() >= 2, "{orders:?}");
+}
+
+#[test]
+fn a_parameter_that_the_library_does_not_know_or_does_not_have_so_is_an_error() {
+    for (name, said_of_it) in [
+        ("coll_tuned_allreduce_algorythm", "this MPI has no control variable"),
+        ("coll_tuned_allreduce_algorithm", "is 0, expected 3"),
+    ] {
+        let output = mpirun(1, &[], &["check", "--expect", &format!("{name}=3")]);
+        let text = said(&output);
+        assert!(!output.status.success() && text.contains(said_of_it), "{text}");
     }
 }
 

@@ -99,6 +99,55 @@ fn one_two_and_four_ranks_write_the_same_files() {
     println!("quantize: {compared} bytes of 1, 2 and 4 ranks compared, 0 differ");
 }
 
+/// One file with one tensor of so many rows of 1024 values, and a norm.
+fn one_large(path: &Path, rows: usize) {
+    let value = |i: usize| ((i * 37) as f32 * 0.0173).sin() * 0.1 + (i / 1024) as f32 * 1e-6;
+    let data: Vec<u8> = (0..rows * 1024 + 1024).flat_map(|i| value(i).to_le_bytes()).collect();
+    let cut = rows * 4096;
+    let header = serde_json::json!({
+        "lm_head.weight": {"dtype": "F32", "shape": [rows, 1024], "data_offsets": [0, cut]},
+        "norm.weight": {"dtype": "F32", "shape": [1024], "data_offsets": [cut, data.len()]},
+    });
+    let header = serde_json::to_vec(&header).unwrap();
+    let mut bytes = (header.len() as u64).to_le_bytes().to_vec();
+    bytes.extend(header);
+    bytes.extend(data);
+    fs::write(path, bytes).unwrap();
+}
+
+#[test]
+fn a_large_tensor_is_cut_by_rows_and_the_files_are_those_of_one_process() {
+    let root = tempfile::tempdir().unwrap();
+    let input = root.path().join("model.safetensors");
+    // 70 MB: three parts, of which no two have as many rows.
+    one_large(&input, 17_003);
+    // The global scale comes of all rows.
+    let options = ["--format", "nvfp4", "--transform", "hadamard", "--include", "*head*", "--json"];
+    let alone = root.path().join("alone.safetensors");
+    let args = ["fp4-mpi", input.to_str().unwrap(), "-o", alone.to_str().unwrap()];
+    let args = <Alone as clap::Parser>::parse_from(args.into_iter().chain(options));
+    fp4_cli::quantize::run_over(&args.quantize, None).unwrap();
+    let expected = fs::read(&alone).unwrap();
+    for ranks in [2, 3] {
+        let output = root.path().join(format!("of-{ranks}.safetensors"));
+        let mut command = quantize(ranks, &input, &output, &options);
+        let ended = command.env("RUST_LOG", "quant_linear=info").output().unwrap();
+        let text = String::from_utf8_lossy(&ended.stderr);
+        assert!(ended.status.success(), "{text}");
+        assert!(fs::read(&output).unwrap() == expected, "the file of {ranks} ranks differs");
+        // Three parts and the norm; every rank has one of the parts.
+        for rank in 0..ranks {
+            let line = format!("rank {rank} has ");
+            let has = text.lines().find_map(|l| l.split_once(&line)).map(|(_, has)| has);
+            let has = has.unwrap_or_else(|| panic!("{text}"));
+            let bytes = has.split(", ").nth(1).and_then(|b| b.split(' ').next()?.parse().ok());
+            assert!(has.contains(" of 4 pieces of work"), "{text}");
+            assert!(bytes.is_some_and(|bytes: u64| bytes > 20 << 20), "{text}");
+        }
+    }
+    println!("quantize: one tensor in 3 parts over 2 and 3 ranks, {} bytes equal", expected.len());
+}
+
 #[derive(clap::Parser)]
 struct Alone {
     #[command(flatten)]

@@ -38,6 +38,11 @@ impl Tile {
     pub fn len(&self) -> usize {
         self.rows * self.cols
     }
+
+    /// The same piece of the rows from `row` on of a matrix of `k` columns.
+    pub(crate) fn below(self, row: usize, k: usize) -> Self {
+        Tile { row: self.row + row, start: self.start + row * k, ..self }
+    }
 }
 
 /// The tiles of a (rows, k) matrix of `element_bytes` each, of at most `limit` bytes (or 128

@@ -1,5 +1,6 @@
 //! Layers from checkpoints, whatever their layout.
 
+use std::ops::Range;
 use std::path::Path;
 
 use fp4_core::{Format, PackedMatrix};
@@ -34,13 +35,53 @@ impl Layer {
         expert: usize,
         options: &LoadOptions,
     ) -> Result<Parts, Error> {
-        let (rows, k) = (self.out_features(), self.shape.k());
-        let shape = self.shape.resized(rows, k)?;
-        let row = expert * rows;
-        let weight = match rows * k {
-            0 => PackedMatrix::zeros(shape),
-            _ => self.packed(source, &Tile { row, rows, col: 0, cols: k, start: row * k })?,
+        let (rows, columns) = (0..self.out_features(), 0..self.shape.k());
+        let weight = self.weight(source, expert, rows, columns)?;
+        self.parts_with(weight, source, expert, options)
+    }
+
+    /// Some rows and columns, whole groups, of the weight of an expert; no others are read.
+    ///
+    /// # Errors
+    /// As [`TensorSource::range`].
+    pub(crate) fn weight(
+        &self,
+        source: &dyn TensorSource,
+        expert: usize,
+        rows: Range<usize>,
+        columns: Range<usize>,
+    ) -> Result<PackedMatrix, Error> {
+        let (k, first) = (self.shape.k(), expert * self.out_features());
+        let shape = self.shape.resized(rows.len(), columns.len())?;
+        let tile = |row: usize, rows: usize| {
+            let (row, col, cols) = (first + row, columns.start, columns.len());
+            Tile { row, rows, col, cols, start: row * k + col }
         };
+        if rows.is_empty() || columns.is_empty() {
+            return Ok(PackedMatrix::zeros(shape));
+        }
+        if columns.len() == k {
+            return self.packed(source, &tile(rows.start, rows.len()));
+        }
+        let (mut codes, mut scales) = (Vec::new(), Vec::new());
+        codes.reserve_exact(shape.codes_len());
+        scales.reserve_exact(shape.scales_len());
+        for row in rows {
+            let (of_codes, of_scales) = self.packed(source, &tile(row, 1))?.into_parts();
+            codes.extend_from_slice(&of_codes);
+            scales.extend_from_slice(&of_scales);
+        }
+        Ok(PackedMatrix::new(shape, codes, scales)?)
+    }
+
+    /// The parts of an expert's layer around a weight, or a part of it.
+    pub(crate) fn parts_with(
+        &self,
+        weight: PackedMatrix,
+        source: &dyn TensorSource,
+        expert: usize,
+        options: &LoadOptions,
+    ) -> Result<Parts, Error> {
         let at = |scales: &[Global]| scales.get(expert).or(scales.first()).copied();
         let foreign = options.foreign || self.is_foreign();
         let usual = self.format().map(fp4_core::QuantSpec::usual).filter(|_| foreign);
@@ -62,6 +103,35 @@ impl Layer {
                 .or(usual.map(|usual| usual.scale_scale())),
             activations: self.scalars.activations,
         })
+    }
+
+    /// Checks that its header and config tell what it is.
+    fn expect_told(&self, module: &str) -> Result<(), Error> {
+        match &self.untold {
+            Some(what) => Err(Error::Untold { module: module.to_string(), what: what.clone() }),
+            None => Ok(()),
+        }
+    }
+
+    /// What is done with its bias: other software's layers are with theirs; a state asks.
+    fn bias_asked(&self, options: &LoadOptions) -> Bias {
+        match options.bias {
+            Bias::Refuse if self.is_foreign() => Bias::Apply,
+            other => other,
+        }
+    }
+
+    fn bias(
+        &self,
+        source: &dyn TensorSource,
+        module: &str,
+        asked: Bias,
+    ) -> Result<Option<Vec<f32>>, Error> {
+        let rows = match self.layout.pads() {
+            true => Rows::AtMost(self.out_features()),
+            false => Rows::Exactly(self.out_features()),
+        };
+        read_bias(source, module, rows, asked)
     }
 
     /// The transform, and a scale of each feature as a diagonal one.
@@ -98,21 +168,56 @@ fn read(
     module: &str,
     options: &LoadOptions,
 ) -> Result<(Parts, Option<Vec<f32>>), Error> {
-    if let Some(what) = &layer.untold {
-        return Err(Error::Untold { module: module.to_string(), what: what.clone() });
-    }
-    // Other software's layers are with their bias; a state asks.
-    let bias = match options.bias {
-        Bias::Refuse if layer.is_foreign() => Bias::Apply,
-        other => other,
-    };
+    layer.expect_told(module)?;
+    let bias = layer.bias_asked(options);
     let parts = layer.parts(source, expert, options)?;
-    let rows = match layer.layout.pads() {
-        true => Rows::AtMost(layer.out_features()),
-        false => Rows::Exactly(layer.out_features()),
-    };
-    let bias = read_bias(source, module, rows, bias)?;
-    Ok((parts, bias))
+    Ok((parts, layer.bias(source, module, bias)?))
+}
+
+/// A layer that was found, of which parts can be read.
+pub(crate) struct Found<'s> {
+    source: &'s dyn TensorSource,
+    layer: Layer,
+    expert: usize,
+    /// With a weight of no rows.
+    pub(crate) settings: Parts,
+    pub(crate) bias: Option<Vec<f32>>,
+}
+
+impl<'s> Found<'s> {
+    /// The layer of a module: all of it but the weight is read.
+    ///
+    /// # Errors
+    /// As [`QuantLinear::from_state`].
+    pub(crate) fn of(
+        source: &'s dyn TensorSource,
+        module: &str,
+        options: &LoadOptions,
+    ) -> Result<Self, Error> {
+        let (layer, expert) = find::layer(source, module, options)?;
+        layer.expect_told(module)?;
+        let nothing = PackedMatrix::zeros(layer.shape.resized(0, layer.shape.k())?);
+        let settings = layer.parts_with(nothing, source, expert, options)?;
+        let bias = layer.bias(source, module, layer.bias_asked(options))?;
+        Ok(Found { source, layer, expert, settings, bias })
+    }
+
+    /// Output and input features.
+    pub(crate) fn features(&self) -> [usize; 2] {
+        [self.layer.out_features(), self.layer.shape.k()]
+    }
+
+    /// Some rows and columns, whole groups, of the weight.
+    ///
+    /// # Errors
+    /// As [`TensorSource::range`].
+    pub(crate) fn weight(
+        &self,
+        rows: Range<usize>,
+        columns: Range<usize>,
+    ) -> Result<PackedMatrix, Error> {
+        self.layer.weight(self.source, self.expert, rows, columns)
+    }
 }
 
 /// As [`read`], of a module that is looked for, and says how its activations are quantized.

@@ -36,7 +36,7 @@ mod find;
 mod fp_quant;
 mod gguf;
 mod gpt_oss;
-mod load;
+pub(crate) mod load;
 mod mlx;
 mod modelopt;
 mod modelopt_experts;

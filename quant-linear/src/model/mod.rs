@@ -49,6 +49,7 @@ pub mod groups;
 pub mod inspect;
 pub mod items;
 mod orientation;
+mod parts;
 pub mod patterns;
 #[cfg(feature = "calibrate")]
 pub mod pipeline;

@@ -18,6 +18,7 @@
 //! the tensors. What drives this is [`stream`].
 
 use std::fmt;
+use std::ops::Range;
 
 use serde::{Deserialize, Serialize};
 
@@ -32,6 +33,7 @@ use crate::layer::{ActivationEncoding, DenseOptions, Regrid, StoredTransform, st
 use crate::model::dense::{self, DenseSource, encoded};
 use crate::model::difference::Difference;
 use crate::model::groups::Groups;
+use crate::model::parts::{PART_BYTES, Part};
 use crate::model::plan::{Plan, Weight};
 use crate::model::stream::{self, Contents, Inputs, Job, Layout, Memory, Output, Progress, Sink};
 use crate::model::ties::Known;
@@ -125,6 +127,21 @@ pub struct Outcome {
     pub loss: Option<LayerLoss>,
 }
 
+impl Outcome {
+    /// Adds what became of more rows of the weight.
+    fn merge(&mut self, other: Outcome) {
+        self.global_scale = other.global_scale;
+        self.difference.merge(&other.difference);
+        self.not_finite_weights += other.not_finite_weights;
+        self.groups.merge(&other.groups);
+        self.warning = self.warning.or(other.warning);
+        if self.quantizer.is_empty() {
+            self.quantizer = other.quantizer;
+        }
+        self.loss = self.loss.or(other.loss);
+    }
+}
+
 /// What a layer loses on the sample rows of a calibration, as a share of the squares of the dense
 /// layer's outputs.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
@@ -192,32 +209,52 @@ impl Engine<'_> {
             carried: self.input.is_folder().then(|| (self.input.path(), listing)),
             generated: index.into_iter().collect(),
         };
-        let (tasks, inputs) = (self.tasks(plan), Inputs::of(self.input, listing)?);
+        let most = team.map_or(u64::MAX, |_| PART_BYTES);
+        let (tasks, inputs) = (self.tasks(plan, most), Inputs::of(self.input, listing)?);
+        let mut parts = Outcome::default();
         let mut told = |event: stream::Event<'_, Task<'_>>| match event {
             stream::Event::Working(name) => on(Event::Working(name)),
             stream::Event::Bytes(more) => on(Event::Bytes(more)),
             stream::Event::Kept(bytes) => on(Event::Kept(bytes)),
-            stream::Event::Done(task, outcome) => {
-                if let (What::Quantize(weight), Some(outcome)) = (&task.what, outcome) {
-                    let outcome = Box::new(outcome);
+            stream::Event::Done(task, Some(outcome)) => {
+                let (weight, last) = match &task.what {
+                    What::Quantize(weight) => (*weight, true),
+                    What::Rows(part) => (part.weight, part.is_last()),
+                    What::Copy { .. } | What::Decode { .. } => return,
+                };
+                parts.merge(outcome);
+                if last {
+                    let outcome = Box::new(std::mem::take(&mut parts));
                     on(Event::Done(weight, &plan.layouts[weight.tensor.file], outcome));
                 }
             }
+            stream::Event::Done(_, None) => {}
         };
         let memory = self.memory;
         match team {
             None => stream::write(&contents, &tasks, output, memory, &inputs, &mut told),
             Some(team) => {
-                stream::write_over(&contents, &tasks, output, memory, &inputs, team, &mut told)
+                // Pieces of work have other numbers where none is cut.
+                let (cut, mut output) =
+                    (tasks.iter().filter(|t| t.is_part()).count(), output.clone());
+                if cut > 0 {
+                    output.settings.push(("parts of large tensors".into(), cut.to_string()));
+                }
+                stream::write_over(&contents, &tasks, &output, memory, &inputs, team, &mut told)
             }
         }
     }
 
-    /// What is to be done, file by file: the weights, then what is copied.
-    fn tasks<'t>(&'t self, plan: &'t Plan) -> Vec<Task<'t>> {
+    /// What is to be done, file by file: the weights, those of more than `most` bytes by ranges of
+    /// rows, then what is copied.
+    fn tasks<'t>(&'t self, plan: &'t Plan, most: u64) -> Vec<Task<'t>> {
         let files = plan.layouts.iter().enumerate();
         let tasks = files.flat_map(|(file, layout)| {
-            let weights = plan.weights[plan.weights_of(file)].iter().map(What::Quantize);
+            let weights = &plan.weights[plan.weights_of(file)];
+            let weights = weights.iter().flat_map(move |weight| match Part::cut(weight, most) {
+                parts if parts.is_empty() => vec![What::Quantize(weight)],
+                parts => parts.into_iter().map(What::Rows).collect(),
+            });
             let names = layout.tensors().keys().map(String::as_str);
             let copied = names.filter(|name| self.input.tensors().contains_key(*name));
             let copied = copied.map(move |name| match encoded(self.input, name) {
@@ -240,15 +277,66 @@ impl Engine<'_> {
         if let Some(pipeline) = &weight.pipeline {
             return self.quantize_by(pipeline, weight, layout, sink, on);
         }
-        let (options, mut outcome) = (&weight.options, Outcome::default());
+        let mut outcome = Outcome::default();
+        let transform = weight.options.transform.as_ref().map(StoredTransform::view).transpose()?;
+        let spec = self.weight_spec(weight, transform.as_ref(), &mut outcome, on)?;
+        let rows = 0..weight.shape.rows();
+        self.write_rows(weight, rows, &spec, layout, sink, &mut outcome, on)?;
+        self.write_settings(weight, &spec, layout, sink)?;
+        Ok(outcome)
+    }
+
+    /// Quantizes a part of a weight's rows; the first part has the layer's settings with it.
+    fn quantize_part(
+        &self,
+        part: &Part<'_>,
+        layout: &Arrangement,
+        sink: &Sink<'_>,
+        on: &mut Observer<'_>,
+    ) -> Result<Outcome, Error> {
+        let (weight, mut outcome) = (part.weight, Outcome::default());
+        let transform = weight.options.transform.as_ref().map(StoredTransform::view).transpose()?;
+        let known = part.known(|| self.known_of(weight, transform.as_ref(), &mut |_| {}))?;
+        let spec = self.spec_of(weight, known, &mut outcome)?;
+        self.write_rows(weight, part.rows.clone(), &spec, layout, sink, &mut outcome, on)?;
+        if part.rows.start == 0 {
+            self.write_settings(weight, &spec, layout, sink)?;
+        }
+        Ok(outcome)
+    }
+
+    /// Quantizes some rows and writes their codes and scales.
+    #[expect(clippy::too_many_arguments, reason = "what, how, where to, and who is told")]
+    fn write_rows(
+        &self,
+        weight: &Weight,
+        rows: Range<usize>,
+        spec: &QuantSpec,
+        layout: &Arrangement,
+        sink: &Sink<'_>,
+        outcome: &mut Outcome,
+        on: &mut Observer<'_>,
+    ) -> Result<(), Error> {
         let position = |name| position(layout, &state::join(&weight.prefix, name));
         let (codes_at, scales_at) = (position(state::E2M1)?, position(state::SCALE_QUANT)?);
         let group = weight.shape.group().get();
-        let spec = self.each_tile(weight, &mut outcome, on, &mut |done| {
+        self.each_tile_of(weight, rows, spec, outcome, on, &mut |done| {
             let start = done.tile.start;
             sink.write(codes_at + (start / 2) as u64, done.packed.codes())?;
             sink.write(scales_at + (start / group) as u64, done.packed.scales())
-        })?;
+        })
+    }
+
+    /// Writes what a layer's state has beside codes and scales.
+    fn write_settings(
+        &self,
+        weight: &Weight,
+        spec: &QuantSpec,
+        layout: &Arrangement,
+        sink: &Sink<'_>,
+    ) -> Result<(), Error> {
+        let options = &weight.options;
+        let position = |name| position(layout, &state::join(&weight.prefix, name));
         let activation = options.activation_spec()?;
         for (name, value) in [
             (state::WEIGHT_GLOBAL_SCALE, spec.global_scale()),
@@ -263,7 +351,7 @@ impl Engine<'_> {
         if let Some(t) = &options.transform {
             sink.write(position(state::TRANSFORM)?, &t.values().to_le_bytes())?;
         }
-        Ok(outcome)
+        Ok(())
     }
 
     /// Quantizes a weight and hands over each tile when it is done; the settings.
@@ -276,19 +364,37 @@ impl Engine<'_> {
     ) -> Result<QuantSpec, Error> {
         let transform = weight.options.transform.as_ref().map(StoredTransform::view).transpose()?;
         let spec = self.weight_spec(weight, transform.as_ref(), outcome, on)?;
+        self.each_tile_of(weight, 0..weight.shape.rows(), &spec, outcome, on, take)?;
+        Ok(spec)
+    }
+
+    /// Quantizes some rows of a weight and hands over each tile when it is done.
+    fn each_tile_of(
+        &self,
+        weight: &Weight,
+        rows: Range<usize>,
+        spec: &QuantSpec,
+        outcome: &mut Outcome,
+        on: &mut Observer<'_>,
+        take: &mut dyn FnMut(Done<'_>) -> Result<(), Error>,
+    ) -> Result<(), Error> {
+        let transform = weight.options.transform.as_ref().map(StoredTransform::view).transpose()?;
         outcome.global_scale = spec.global_scale();
-        for tile in self.tiles(&weight.source) {
+        let source = &weight.source;
+        let (bytes, limit) = (source.float_type().bytes(), self.memory.tile_bytes());
+        for tile in tiles(rows.len(), source.k(), bytes, limit) {
+            let tile = tile.below(rows.start, source.k());
             let dense = weight.source.read(self.input, &tile)?;
             outcome.not_finite_weights += not_finite(&dense);
             let y = self.transformed(dense, &tile, transform.as_ref())?;
-            let packed = self.quantize_tile(&y, &tile, &spec, outcome)?;
+            let packed = self.quantize_tile(&y, &tile, spec, outcome)?;
             let back = dense::dequantized(packed.view(), spec.global_scale())?;
             take(Done { tile: &tile, values: &y, packed: &packed, back: &back })?;
             with_floats!(FloatSlice, y.as_slice(), y => outcome.difference.add(y, &back));
-            outcome.groups.add(&y, &packed, &back, &spec);
+            outcome.groups.add(&y, &packed, &back, spec);
             on(Event::Bytes(weight.source.stored_len(&tile)));
         }
-        Ok(spec)
+        Ok(())
     }
 
     /// The settings of a weight's quantization; reads it once if its values decide them.
@@ -299,8 +405,19 @@ impl Engine<'_> {
         outcome: &mut Outcome,
         on: &mut Observer<'_>,
     ) -> Result<QuantSpec, Error> {
+        let known = self.known_of(weight, transform, on)?;
+        self.spec_of(weight, known, outcome)
+    }
+
+    /// What decides a weight's global scale.
+    fn known_of(
+        &self,
+        weight: &Weight,
+        transform: Option<&Transform<'_>>,
+        on: &mut Observer<'_>,
+    ) -> Result<Known, Error> {
         let options = &*weight.options;
-        let known = match &weight.tied {
+        Ok(match &weight.tied {
             None => self.known(std::slice::from_ref(&weight.source), options, transform, on)?,
             Some(tied) => match tied.known.get() {
                 Some(known) => *known,
@@ -309,7 +426,17 @@ impl Engine<'_> {
                     *tied.known.get_or_init(|| known)
                 }
             },
-        };
+        })
+    }
+
+    /// The settings of a weight's quantization, and what the user should know of them.
+    fn spec_of(
+        &self,
+        weight: &Weight,
+        known: Known,
+        outcome: &mut Outcome,
+    ) -> Result<QuantSpec, Error> {
+        let options = &*weight.options;
         let needs_amax = options.needs_amax();
         let given = match known {
             Known { amax, .. } if !amax.is_finite() => Some(1.0),
@@ -413,6 +540,7 @@ struct Task<'t> {
 
 enum What<'t> {
     Quantize(&'t Weight),
+    Rows(Part<'t>),
     Copy {
         name: &'t str,
         file: usize,
@@ -426,11 +554,16 @@ enum What<'t> {
 }
 
 impl Task<'_> {
+    fn is_part(&self) -> bool {
+        matches!(self.what, What::Rows(_))
+    }
+
     /// Bytes of what is read.
     fn bytes(&self) -> u64 {
         let tensors = self.engine.input.tensors();
         match &self.what {
             What::Quantize(weight) => weight.byte_len(),
+            What::Rows(part) => part.byte_len(),
             What::Copy { name, .. } | What::Decode { name, .. } => {
                 tensors.get(*name).map_or(0, |t| byte_len(&t.info) as u64)
             }
@@ -444,6 +577,7 @@ impl Job for Task<'_> {
     fn name(&self) -> &str {
         match &self.what {
             What::Quantize(weight) => &weight.name,
+            What::Rows(part) => &part.weight.name,
             What::Copy { name, .. } | What::Decode { name, .. } => name,
         }
     }
@@ -451,6 +585,7 @@ impl Job for Task<'_> {
     fn file(&self) -> usize {
         match self.what {
             What::Quantize(weight) => weight.tensor.file,
+            What::Rows(ref part) => part.weight.tensor.file,
             What::Copy { file, .. } | What::Decode { file, .. } => file,
         }
     }
@@ -458,7 +593,7 @@ impl Job for Task<'_> {
     fn work(&self) -> u64 {
         match self.what {
             What::Quantize(weight) => self.bytes() * weight.passes(),
-            What::Copy { .. } | What::Decode { .. } => self.bytes(),
+            What::Rows(_) | What::Copy { .. } | What::Decode { .. } => self.bytes(),
         }
     }
 
@@ -474,6 +609,10 @@ impl Job for Task<'_> {
                 let memory = self.engine.memory;
                 memory.of_tiles(weight.value_len()) + weight.source.scales_len(memory.tile_bytes())
             }
+            What::Rows(ref part) => {
+                let (memory, source) = (self.engine.memory, &part.weight.source);
+                memory.of_tiles(part.weight.value_len()) + source.scales_len(memory.tile_bytes())
+            }
             What::Copy { .. } => self.bytes().min(self.engine.memory.tile_bytes() as u64),
             What::Decode { ref source, .. } => {
                 self.engine.memory.of_tiles(source.value_len() as u64 * source.matrices() as u64)
@@ -483,19 +622,25 @@ impl Job for Task<'_> {
 
     fn run(&self, sink: &Sink<'_>, progress: &Progress<'_>) -> Result<Self::Outcome, Error> {
         let Task { engine, plan, .. } = self;
+        let mut on = |event: Event<'_>| {
+            if let Event::Bytes(more) = event {
+                progress.bytes(more);
+            }
+        };
+        let of = |weight: &Weight, outcome: Result<Outcome, Error>| {
+            outcome.map(Some).map_err(|error| Error::Weight {
+                name: weight.name.clone(),
+                error: Box::new(error),
+            })
+        };
         match self.what {
             What::Quantize(weight) => {
                 let layout = &plan.layouts[weight.tensor.file];
-                let mut on = |event: Event<'_>| {
-                    if let Event::Bytes(more) = event {
-                        progress.bytes(more);
-                    }
-                };
-                let outcome = engine.quantize(weight, layout, sink, &mut on);
-                outcome.map(Some).map_err(|error| Error::Weight {
-                    name: weight.name.clone(),
-                    error: Box::new(error),
-                })
+                of(weight, engine.quantize(weight, layout, sink, &mut on))
+            }
+            What::Rows(ref part) => {
+                let layout = &plan.layouts[part.weight.tensor.file];
+                of(part.weight, engine.quantize_part(part, layout, sink, &mut on))
             }
             What::Copy { name, .. } => {
                 stream::copy(engine.input, name, engine.memory, sink, progress).map(|()| None)

@@ -10,7 +10,6 @@ use crate::run::runtime::Runtime;
 use crate::sharded::card::{self, ANY, Call, Card, Operation};
 use crate::sharded::row::transform_card;
 use crate::sharded::shard::ColumnShard;
-use crate::sharded::step::Step;
 use crate::sharded::{Communicator, ShardError};
 
 /// A column-parallel layer on one rank: rank r has some rows of W, and computes their outputs for
@@ -24,7 +23,6 @@ pub struct ColumnParallel<C> {
     ranges: Vec<Range<usize>>,
     in_features: usize,
     out_features: usize,
-    step: Step,
 }
 
 impl<C: Communicator> ColumnParallel<C> {
@@ -48,8 +46,7 @@ impl<C: Communicator> ColumnParallel<C> {
         let (layer, (_, in_features, out_features), _) = built?;
         let ranges = exchanged?;
         card::expect_whole(&ranges, "rows", out_features)?;
-        let step = Step::default();
-        Ok(ColumnParallel { comm, layer, ranges, in_features, out_features, step })
+        Ok(ColumnParallel { comm, layer, ranges, in_features, out_features })
     }
 
     /// This rank's outputs.
@@ -88,27 +85,26 @@ impl<C: Communicator> ColumnParallel<C> {
     ///
     /// # Errors
     /// [`ShardError::PeerInput`] or [`ShardError::Calls`] on every rank if one rank's input does
-    /// not fit, or ranks are in different calls; an error of the communicator, after which this
-    /// layer answers [`ShardError::OutOfStep`]: end all ranks then.
+    /// not fit, or ranks are in different calls; an error of the communicator, which all later
+    /// calls are then: end all ranks.
     pub fn forward_into(
         &self,
         x: FloatSlice<'_>,
         rows: usize,
         mut out: FloatSliceMut<'_>,
     ) -> Result<(), ShardError> {
-        self.step.expect()?;
         let own = self.rows().len();
         let ty = out.as_ref().float_type();
         let computed = self.computed(x, rows, &out);
         let call = Call { rows, operation: Operation::Columns, ty, wide: false };
         let mut opening = call.opening(computed.is_err());
-        self.step.keep(|| Ok(self.comm.max(&mut opening)?))?;
+        self.comm.max(&mut opening)?;
         let computed = computed?;
         call.check(&opening)?;
         debug_assert_eq!(computed.len(), rows * own);
         let lens: Vec<usize> = self.ranges.iter().map(|r| rows * r.len() * ty.bytes()).collect();
         let computed = computed.to_le_bytes();
-        let all = self.step.keep(|| Ok(self.comm.gather(&computed, &lens)?))?;
+        let all = self.comm.gather(&computed, &lens)?;
         let mut rest = &all[..];
         for (range, &len) in self.ranges.iter().zip(&lens) {
             let (part, others) = rest.split_at(len);

@@ -33,6 +33,18 @@ pub enum CommError {
         /// For what.
         what: &'static str,
     },
+    /// An earlier operation of this communicator has ended with an error.
+    #[error(
+        "rank {rank}: an earlier operation of its communicator ended with an error ({}), and the \
+         other ranks are not where it is: end all of them, and start again",
+        printable(.first)
+    )]
+    OutOfStep {
+        /// Where.
+        rank: usize,
+        /// The earlier error.
+        first: String,
+    },
     /// The library refused, or the transport failed.
     #[error("rank {rank}: {what} failed: {}", printable(.reason))]
     Failed {
@@ -69,6 +81,12 @@ pub enum ShardError {
          of the same rows"
     )]
     PeerInput,
+    /// Some rank could not compute its part of this call.
+    #[error(
+        "another rank could not compute its part of this call, and says why: the outputs are none; \
+         the next call goes on as if this one had not been"
+    )]
+    PeerFailed,
     /// Ranks differ in what must be the same.
     #[error(
         "the ranks do not have one layer: {what} is `{}` on rank {of} and `{}` on rank {rank}; start \
@@ -135,16 +153,6 @@ pub enum ShardError {
         rows: usize,
         /// All outputs, or its own.
         mode: &'static str,
-    },
-    /// A layer that an earlier error has put out of step with the other ranks.
-    #[error(
-        "an earlier call of this layer ended in the middle on this rank ({}), and the other ranks \
-         are not where it is: end all of them, and start again",
-        printable(.first)
-    )]
-    OutOfStep {
-        /// The earlier error.
-        first: String,
     },
 }
 

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use crate::sharded::{CommError, Communicator, Kept};
+use crate::sharded::{CommError, Communicator, Kept, Step};
 
 /// How long a rank waits for the others.
 const LIMIT: Duration = Duration::from_secs(60);
@@ -18,6 +18,7 @@ pub struct InProcess {
     shared: Arc<Shared>,
     round: Mutex<u64>,
     limit: Duration,
+    step: Step,
 }
 
 #[derive(Debug, Default)]
@@ -53,6 +54,7 @@ impl InProcess {
             shared: shared.clone(),
             round: Mutex::new(0),
             limit: LIMIT,
+            step: Step::default(),
         };
         (0..size).map(rank).collect()
     }
@@ -136,23 +138,27 @@ impl Communicator for InProcess {
     }
 
     fn max(&self, bytes: &mut [u8]) -> Result<(), CommError> {
-        let round = self.bring(bytes.to_vec());
-        for brought in self.take(round, "a maximum")? {
-            if brought.len() != bytes.len() {
-                return Err(self.unequal("a maximum"));
+        self.step.take(self.rank, || {
+            let round = self.bring(bytes.to_vec());
+            for brought in self.take(round, "a maximum")? {
+                if brought.len() != bytes.len() {
+                    return Err(self.unequal("a maximum"));
+                }
+                bytes.iter_mut().zip(brought.iter()).for_each(|(to, &byte)| *to = (*to).max(byte));
             }
-            bytes.iter_mut().zip(brought.iter()).for_each(|(to, &byte)| *to = (*to).max(byte));
-        }
-        Ok(())
+            Ok(())
+        })
     }
 
     fn gather(&self, own: &[u8], lens: &[usize]) -> Result<Vec<u8>, CommError> {
-        let round = self.bring(own.to_vec());
-        let all = self.take(round, "a gather")?;
-        if all.iter().map(|bytes| bytes.len()).ne(lens.iter().copied()) {
-            return Err(self.unequal("a gather"));
-        }
-        Ok(all.iter().flat_map(|bytes| bytes.iter().copied()).collect())
+        self.step.take(self.rank, || {
+            let round = self.bring(own.to_vec());
+            let all = self.take(round, "a gather")?;
+            if all.iter().map(|bytes| bytes.len()).ne(lens.iter().copied()) {
+                return Err(self.unequal("a gather"));
+            }
+            Ok(all.iter().flat_map(|bytes| bytes.iter().copied()).collect())
+        })
     }
 
     fn start_sum(&self, words: Vec<i64>, kept: Kept<'_>) -> Result<Pending, CommError> {
@@ -164,19 +170,21 @@ impl Communicator for InProcess {
             }
         };
         let bytes = words.iter().flat_map(|word| word.to_le_bytes()).collect();
-        Ok(Pending(self.bring(bytes), range))
+        self.step.take(self.rank, || Ok(Pending(self.bring(bytes), range)))
     }
 
     fn finish_sum(&self, Pending(round, kept): Pending) -> Result<Vec<i64>, CommError> {
-        let all = self.take(round, "a sum")?;
-        let mut sums = vec![0i64; kept.len()];
-        for brought in all {
-            let words = brought.as_chunks().0.get(kept.clone());
-            let words = words.ok_or_else(|| self.unequal("a sum"))?;
-            for (sum, &word) in sums.iter_mut().zip(words) {
-                *sum = sum.wrapping_add(i64::from_le_bytes(word));
+        self.step.take(self.rank, || {
+            let all = self.take(round, "a sum")?;
+            let mut sums = vec![0i64; kept.len()];
+            for brought in all {
+                let words = brought.as_chunks().0.get(kept.clone());
+                let words = words.ok_or_else(|| self.unequal("a sum"))?;
+                for (sum, &word) in sums.iter_mut().zip(words) {
+                    *sum = sum.wrapping_add(i64::from_le_bytes(word));
+                }
             }
-        }
-        Ok(sums)
+            Ok(sums)
+        })
     }
 }

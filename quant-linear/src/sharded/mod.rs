@@ -19,7 +19,7 @@
 //! agree      operation, rows, type, form, and the reach of each row's scales: a maximum, 3 bytes a row
 //! for each block of columns:
 //!     words = this rank's sums                       while the block before is being reduced
-//!     start the reduction
+//!     start the reduction; with the last one goes how many ranks have failed
 //!     finish the reduction of the block before: round, epilogue, write
 //! ```
 //!
@@ -30,9 +30,11 @@
 //! is an error on all, and so are ranks in different calls. A rank that is gone ends the wait of
 //! the others ([`CommError`]).
 //!
-//! An error in the middle of a call, of a backend or a communicator, is one rank's: the others wait
-//! for it until their limit. The layer answers all later calls with [`ShardError::OutOfStep`], and
-//! the communicator is not to be used any more: end all ranks (`fp4-mpi` has `abort` for it).
+//! An error of a backend in the middle of a call is one rank's. It goes on with zeros and a flag
+//! that is added with them, so that the call is an error on all ([`ShardError::PeerFailed`]) and
+//! the next one works. After an error of the communicator itself nobody knows where the others are:
+//! all of its later operations, of every layer, are [`CommError::OutOfStep`], and the other ranks
+//! wait for this one until their limit. End all ranks then (`fp4-mpi` has `abort` for it).
 //!
 //! Shards that were cut from one layer carry its digest, so that ranks with other weights of the
 //! same shape find out; those made by hand have none, and go with any.
@@ -42,6 +44,7 @@
 mod card;
 mod column;
 mod error;
+mod finish;
 mod in_process;
 mod row;
 mod shard;
@@ -53,6 +56,7 @@ pub use error::{CommError, ShardError};
 pub use in_process::InProcess;
 pub use row::{Reduced, RowParallel};
 pub use shard::{ColumnShard, RowShard, even, unit};
+pub use step::Step;
 pub use team::Team;
 
 /// Which sums a rank keeps of a reduction.
@@ -67,7 +71,8 @@ pub enum Kept<'a> {
 /// Ranks that add, compare and copy integers together.
 ///
 /// All ranks call the same operations in the same order, with as many values. Any of them may end
-/// with an error, on one rank or on all; what is sent afterwards is undefined.
+/// with an error, on one rank or on all; all later ones of that rank must then end with one too and
+/// send nothing, for which there is [`Step`].
 pub trait Communicator {
     /// A reduction on its way. Dropped before it has ended, it must not free what is still sent.
     type Sum;
@@ -95,6 +100,16 @@ pub trait Communicator {
     /// # Errors
     /// [`CommError`].
     fn start_sum(&self, words: Vec<i64>, kept: Kept<'_>) -> Result<Self::Sum, CommError>;
+
+    /// Lets a sum on its way go on, without waiting: some libraries do nothing between calls. It is
+    /// called now and then by a rank that computes meanwhile; by default nothing is done.
+    ///
+    /// # Errors
+    /// [`CommError`].
+    fn advance(&self, sum: &mut Self::Sum) -> Result<(), CommError> {
+        let _ = sum;
+        Ok(())
+    }
 
     /// Waits for the sums that this rank keeps.
     ///
@@ -127,6 +142,10 @@ macro_rules! by_pointer {
 
             fn start_sum(&self, words: Vec<i64>, kept: Kept<'_>) -> Result<Self::Sum, CommError> {
                 (**self).start_sum(words, kept)
+            }
+
+            fn advance(&self, sum: &mut Self::Sum) -> Result<(), CommError> {
+                (**self).advance(sum)
             }
 
             fn finish_sum(&self, sum: Self::Sum) -> Result<Vec<i64>, CommError> {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use fp4_core::reduction::{BlockPlan, Bound, Form, Reach};
 use fp4_core::{
     Buffer, Encoding, Epilogue, Error as CoreError, ExactSum, FloatSlice, FloatSliceMut, FloatType,
-    FloatVec, PackedMatrix, PackedShape, Product, with_floats,
+    FloatVec, PackedMatrix, PackedShape, Product,
 };
 
 use crate::error::Error;
@@ -14,13 +14,13 @@ use crate::layer::{ActivationEncoding, Parts, QuantLinear};
 use crate::run::partial::{PackedRows, part};
 use crate::run::runtime::Runtime;
 use crate::sharded::card::{self, Call, Card, FIRST_ROWS, Operation};
+use crate::sharded::finish::{Finish, Planned};
 use crate::sharded::shard::{RowShard, even, settings, unit};
-use crate::sharded::step::Step;
 use crate::sharded::{Communicator, Kept, ShardError};
 use crate::transform::larger_amax;
 
 /// Columns of outputs that are computed at a time, while those before are reduced.
-const BLOCK: usize = 1024;
+const BLOCK: usize = 2048;
 /// Words of an all-reduce, at least, if there are so many: blocks of few rows go together.
 const LEAST_WORDS: usize = 1 << 14;
 
@@ -36,7 +36,6 @@ pub struct RowParallel<C> {
     groups: usize,
     bound: Bound,
     wide: bool,
-    step: Step,
     columns: Range<usize>,
     lens: Vec<usize>,
     in_features: usize,
@@ -55,8 +54,33 @@ struct Block {
     reaches: Vec<Reach>,
 }
 
-/// Blocks whose sums are on their way, with their plans.
-type Sent<'b, S> = (Vec<(BlockPlan, &'b Block)>, S);
+/// What a rank has done before all agree.
+enum Early {
+    /// Its rows, quantized.
+    Rows(Rows),
+    /// The largest magnitudes of its rows, from which, and those of the others, scales come.
+    Amax(Vec<f32>),
+}
+
+/// What a call has come to.
+#[derive(Debug, Default)]
+struct Ran {
+    reduced: Reduced,
+    /// The first error on this rank, or that there is one on another.
+    failed: Option<ShardError>,
+}
+
+impl Ran {
+    /// What is there, or nothing and its error is kept.
+    fn kept<T>(&mut self, result: Result<T, ShardError>) -> Option<T> {
+        let kept = |error| _ = self.failed.get_or_insert(error);
+        result.map_err(kept).ok()
+    }
+
+    fn ended(self) -> Result<Reduced, ShardError> {
+        self.failed.map_or(Ok(self.reduced), Err)
+    }
+}
 
 /// What a call sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -121,7 +145,6 @@ impl<C: Communicator> RowParallel<C> {
             groups: whole.row_groups(),
             bound: Bound::new(product, whole.row_groups()),
             wide: false,
-            step: Step::default(),
             columns: shard.columns,
             lens: ranges.into_iter().map(|range| range.len()).collect(),
             in_features: shard.in_features,
@@ -166,15 +189,16 @@ impl<C: Communicator> RowParallel<C> {
     ///
     /// # Errors
     /// [`ShardError::PeerInput`] or [`ShardError::Calls`] on every rank if one rank's input does
-    /// not fit, or ranks are in different calls; an error of the communicator or a backend, after
-    /// which this layer answers [`ShardError::OutOfStep`]: end all ranks then.
+    /// not fit, or ranks are in different calls; [`ShardError::PeerFailed`] if another rank's
+    /// backend failed, which has the backend's error: `out` is then anything, and the next call
+    /// works; an error of the communicator, which all later calls are then: end all ranks.
     pub fn forward_into(
         &self,
         x: FloatSlice<'_>,
         rows: usize,
         out: FloatSliceMut<'_>,
     ) -> Result<Reduced, ShardError> {
-        self.run(x, rows, out, Operation::All)
+        self.run(x, rows, out, Operation::All)?.ended()
     }
 
     /// This rank's rows of the outputs, ([`own_rows`](Self::own_rows), out): a reduce-scatter.
@@ -187,7 +211,7 @@ impl<C: Communicator> RowParallel<C> {
         rows: usize,
         out: FloatSliceMut<'_>,
     ) -> Result<Reduced, ShardError> {
-        self.run(x, rows, out, Operation::Own)
+        self.run(x, rows, out, Operation::Own)?.ended()
     }
 
     /// As [`forward_into`](Self::forward_into), by a reduce-scatter and a gather of the finished
@@ -217,12 +241,27 @@ impl<C: Communicator> RowParallel<C> {
                 .err()
                 .map_or(ShardError::PeerInput, ShardError::from));
         }
-        let reduced = self.run(x, rows, own.as_mut_slice(), Operation::Gathered)?;
+        let Ran { reduced, mut failed } =
+            self.run(x, rows, own.as_mut_slice(), Operation::Gathered)?;
         let ranks = self.comm.size();
-        let lens = (0..ranks).map(|rank| even(rows, 1, rank, ranks).len() * n * ty.bytes());
-        let (own, lens) = (own.to_le_bytes(), lens.collect::<Vec<_>>());
-        let all = self.step.keep(|| Ok(self.comm.gather(&own, &lens)?))?;
-        let all = FloatVec::from_le_bytes(ty, &all).unwrap_or_default();
+        // Behind each rank's outputs, whether it failed after the sums.
+        let outputs = |rank: usize| even(rows, 1, rank, ranks).len() * n * ty.bytes();
+        let lens: Vec<usize> = (0..ranks).map(|rank| outputs(rank) + 1).collect();
+        let mut own = own.to_le_bytes();
+        own.push(failed.is_some().into());
+        let all = self.comm.gather(&own, &lens)?;
+        let (mut values, mut rest) = (Vec::with_capacity(all.len()), &all[..]);
+        for rank in 0..ranks {
+            let (part, others) = rest.split_at(outputs(rank).min(rest.len()));
+            values.extend_from_slice(part);
+            let (flag, others) = others.split_first().unwrap_or((&1, others));
+            rest = others;
+            if *flag != 0 {
+                failed = failed.or(Some(ShardError::PeerFailed));
+            }
+        }
+        failed.map_or(Ok(()), Err)?;
+        let all = FloatVec::from_le_bytes(ty, &values).unwrap_or_default();
         out.copy_from(all.as_slice(), Buffer::Output)?;
         Ok(reduced)
     }
@@ -245,7 +284,7 @@ impl<C: Communicator> RowParallel<C> {
                 let at = i * self.in_features;
                 append(&mut own, part(x, at + self.columns.start..at + self.columns.end));
             }
-            return self.run(own.as_slice(), rows, out, Operation::All);
+            return self.run(own.as_slice(), rows, out, Operation::All)?.ended();
         }
         self.refuse(rows, Operation::All, out.as_ref().float_type())?;
         let shape = vec![rows, self.in_features];
@@ -255,58 +294,65 @@ impl<C: Communicator> RowParallel<C> {
 
     /// Tells the others that this rank cannot take part in a call.
     fn refuse(&self, rows: usize, operation: Operation, ty: FloatType) -> Result<(), ShardError> {
-        self.step.expect()?;
         let mut opening = self.call(rows, operation, ty).opening(true);
-        self.step.keep(|| Ok(self.comm.max(&mut opening)?))
+        Ok(self.comm.max(&mut opening)?)
     }
 
     fn call(&self, rows: usize, operation: Operation, ty: FloatType) -> Call {
         Call { rows, operation, ty, wide: self.wide }
     }
 
+    /// A call, to its end: an error of this rank's own is among what it came to.
     fn run(
         &self,
         x: FloatSlice<'_>,
         rows: usize,
         out: FloatSliceMut<'_>,
         operation: Operation,
-    ) -> Result<Reduced, ShardError> {
-        self.step.expect()?;
+    ) -> Result<Ran, ShardError> {
         let kept = match operation {
             Operation::All => 0..rows,
             _ => self.own_rows(rows),
         };
-        let checked = self.check(x, rows, kept.len(), &out);
         let nothing = self.out_features == 0;
-        // Rows without scales of their own are quantized at once, and their reaches go along.
-        let at_once = checked.is_ok() && !self.scaled() && !nothing;
-        let early = at_once.then(|| self.quantized(x, rows, None));
-        let refuses = checked.is_err() || matches!(early, Some(Err(_)));
+        let checked = self.check(x, rows, kept.len(), &out);
+        let early = checked.and_then(|()| self.early(x, rows, nothing));
         let call = self.call(rows, operation, out.as_ref().float_type());
-        let mut opening = call.opening(refuses);
-        if let Some(Ok((a, _))) = &early {
+        let mut opening = call.opening(early.is_err());
+        if let Ok(Early::Rows(a)) = &early {
             let reaches = a.reaches(0..rows.min(FIRST_ROWS));
             write(&reaches, &mut opening[Call::BYTES..]);
         }
-        self.step.keep(|| Ok(self.comm.max(&mut opening)?))?;
-        checked?;
-        let early = early.transpose()?;
+        self.comm.max(&mut opening)?;
+        let early = early?;
         call.check(&opening)?;
-        let mut reduced = Reduced { agreed: opening.len(), ..Reduced::default() };
+        let mut ran = Ran::default();
+        ran.reduced.agreed = opening.len();
         // However many rows of them.
         if nothing {
-            return Ok(reduced);
+            return Ok(ran);
         }
-        self.step.keep(|| {
-            let (a, row_scales, reaches) =
-                self.agreed(x, rows, early, &opening[Call::BYTES..], &mut reduced)?;
-            let row_scales = self.scaled().then_some(&row_scales[..]);
-            let epilogue = Epilogue::new(self.alpha)
-                .with_row_scales(row_scales)
-                .with_bias(self.bias.as_deref());
-            self.reduce(&a, &reaches, epilogue, kept, operation, out, &mut reduced)
-        })?;
-        Ok(reduced)
+        let (a, row_scales, reaches) =
+            self.agreed(x, rows, early, &opening[Call::BYTES..], &mut ran)?;
+        let row_scales = self.scaled().then_some(&row_scales[..]);
+        let epilogue =
+            Epilogue::new(self.alpha).with_row_scales(row_scales).with_bias(self.bias.as_deref());
+        let finish = Finish { epilogue, n: self.out_features, out };
+        self.reduce(&a, &reaches, kept, operation, finish, &mut ran)?;
+        Ok(ran)
+    }
+
+    /// What can be done before the ranks agree, so that an error of it is known to all at once.
+    fn early(&self, x: FloatSlice<'_>, rows: usize, nothing: bool) -> Result<Early, ShardError> {
+        Ok(match (nothing, self.scaled()) {
+            (true, _) => Early::Amax(Vec::new()),
+            (false, true) => Early::Amax(match self.layer() {
+                Some(layer) => layer.row_amax(x, rows)?,
+                None => vec![0.0; rows],
+            }),
+            // Rows without scales of their own are quantized at once, and their reaches go along.
+            (false, false) => Early::Rows(self.quantized(x, rows, None)?.0),
+        })
     }
 
     /// Whether rows have scales of their own, which come from all of their columns.
@@ -320,16 +366,19 @@ impl<C: Communicator> RowParallel<C> {
         &self,
         x: FloatSlice<'_>,
         rows: usize,
-        early: Option<(Rows, Vec<f32>)>,
+        early: Early,
         first: &[u8],
-        reduced: &mut Reduced,
+        ran: &mut Ran,
     ) -> Result<(Rows, Vec<f32>, Vec<Reach>), ShardError> {
         let (a, row_scales, head) = match early {
-            Some((a, row_scales)) => (a, row_scales, rows.min(FIRST_ROWS)),
-            None => {
-                let amax = self.whole_amax(self.layer(), x, rows)?;
-                reduced.agreed += 4 * rows * self.comm.size();
-                let (a, row_scales) = self.quantized(x, rows, Some(&amax))?;
+            Early::Rows(a) => (a, Vec::new(), rows.min(FIRST_ROWS)),
+            Early::Amax(own) => {
+                let amax = self.whole_amax(&own, rows)?;
+                ran.reduced.agreed += 4 * rows * self.comm.size();
+                let quantized = self.quantized(x, rows, Some(&amax));
+                // With nothing to add this rank goes on.
+                let (a, row_scales) =
+                    ran.kept(quantized).unwrap_or_else(|| (Rows::None, vec![0.0; rows]));
                 (a, row_scales, 0)
             }
         };
@@ -337,72 +386,86 @@ impl<C: Communicator> RowParallel<C> {
         read(first, &mut reaches[..head]);
         if rows > head {
             merge(&self.comm, &mut reaches[head..])?;
-            reduced.agreed += (rows - head) * Reach::BYTES;
+            ran.reduced.agreed += (rows - head) * Reach::BYTES;
         }
         Ok((a, row_scales, reaches))
     }
 
-    /// The blocks, each reduced while the next is computed.
-    #[expect(clippy::too_many_arguments, reason = "what a call has come to")]
+    /// The blocks, each reduced while the next is computed. A rank that fails goes on with zeros,
+    /// and all hear of it in the end.
     fn reduce(
         &self,
         a: &Rows,
         reaches: &[Reach],
-        epilogue: Epilogue<'_>,
-        kept: Range<usize>,
+        rows: Range<usize>,
         operation: Operation,
-        mut out: FloatSliceMut<'_>,
-        reduced: &mut Reduced,
+        mut finish: Finish<'_>,
+        ran: &mut Ran,
     ) -> Result<(), ShardError> {
-        let mut sent: Option<Sent<'_, C::Sum>> = None;
-        let mut finish = |(plans, sum): Sent<'_, C::Sum>| {
-            let words = self.comm.finish_sum(sum)?;
-            let mut rest = &words[..];
-            for (plan, block) in plans {
-                let (own, others) = rest.split_at(plan.words(kept.clone()).min(rest.len()));
-                rest = others;
-                let (n, first) = (self.out_features, block.outputs.start);
-                with_floats!(FloatSliceMut, out.reborrow(), out => {
-                    plan.rounded(kept.clone(), own, |i, j, s32| {
-                        let at = (i - kept.start) * n + first + j;
-                        out[at] = epilogue.apply(s32, i, first + j);
-                    })
-                })?;
-            }
-            Ok::<_, ShardError>(())
-        };
-        let ranks = self.comm.size();
+        let (ranks, all) = (self.comm.size(), operation == Operation::All);
+        let mut sent: Option<(Vec<Planned>, C::Sum)> = None;
         let (mut plans, mut words) = (Vec::new(), Vec::new());
         for (at, block) in self.blocks.iter().enumerate() {
             let plan = BlockPlan::new(self.bound, reaches, &block.reaches);
-            match (&block.layer, a) {
-                (Some(layer), Rows::Some(a)) => {
-                    plan.partial(a.view(), &mut words, |a, out| layer.partial_into(a, out))?;
-                }
-                // Nothing to add.
-                _ => words.resize(words.len() + plan.words(0..plan.rows()), 0),
+            self.add(&plan, block, a, &mut words, ran);
+            if let Some((_, sum)) = &mut sent {
+                self.comm.advance(sum)?;
             }
-            reduced.narrow += plan.rows_of(Form::Narrow);
-            reduced.wide += plan.rows_of(Form::Wide);
-            let rows = |rank: usize| even(plan.rows(), 1, rank, ranks);
-            let each: Vec<usize> = (0..ranks).map(|rank| plan.words(rows(rank))).collect();
-            plans.push((plan, block));
+            ran.reduced.narrow += plan.rows_of(Form::Narrow);
+            ran.reduced.wide += plan.rows_of(Form::Wide);
+            let of_rank = |rank: usize| even(plan.rows(), 1, rank, ranks);
+            let each: Vec<usize> = (0..ranks).map(|rank| plan.words(of_rank(rank))).collect();
+            plans.push(Planned { plan, first: block.outputs.start });
             let last = at + 1 == self.blocks.len();
             // What is scattered goes by blocks: a rank's rows of one are together.
-            if operation == Operation::All && words.len() < LEAST_WORDS && !last {
+            if all && words.len() < LEAST_WORDS && !last {
                 continue;
             }
-            let kept = match operation {
-                Operation::All => Kept::All,
-                _ => Kept::Own(&each),
-            };
-            reduced.words += words.len();
-            let sum = self.comm.start_sum(std::mem::take(&mut words), kept)?;
-            if let Some(before) = sent.replace((std::mem::take(&mut plans), sum)) {
-                finish(before)?;
+            ran.reduced.words += words.len();
+            if all && last {
+                words.push(ran.failed.is_some().into());
+                ran.reduced.agreed += 8;
+            }
+            let kept = if all { Kept::All } else { Kept::Own(&each) };
+            let mut sum = self.comm.start_sum(std::mem::take(&mut words), kept)?;
+            if let Some((plans, before)) = sent.take() {
+                let words = self.comm.finish_sum(before)?;
+                let advance = || self.comm.advance(&mut sum);
+                ran.kept(finish.blocks(&plans, rows.clone(), &words, advance));
+            }
+            sent = Some((std::mem::take(&mut plans), sum));
+        }
+        let mut others = 0;
+        if let Some((plans, sum)) = sent {
+            let mut words = self.comm.finish_sum(sum)?;
+            if all {
+                others = words.pop().unwrap_or(1);
+            }
+            ran.kept(finish.blocks(&plans, rows, &words, || Ok(())));
+        }
+        if operation == Operation::Own {
+            let mut flag = [ran.failed.is_some().into()];
+            self.comm.max(&mut flag)?;
+            others = flag[0].into();
+            ran.reduced.agreed += 1;
+        }
+        if others != 0 && ran.failed.is_none() {
+            ran.failed = Some(ShardError::PeerFailed);
+        }
+        Ok(())
+    }
+
+    /// Appends this rank's words of a block: zeros if it has nothing to add, or fails.
+    fn add(&self, plan: &BlockPlan, block: &Block, a: &Rows, words: &mut Vec<i64>, ran: &mut Ran) {
+        let start = words.len();
+        if let (Some(layer), Rows::Some(a)) = (&block.layer, a) {
+            let added = plan.partial(a.view(), words, |a, out| layer.partial_into(a, out));
+            if ran.kept(added.map_err(ShardError::from)).is_some() {
+                return;
             }
         }
-        sent.map_or(Ok(()), finish)
+        words.truncate(start);
+        words.resize(start + plan.words(0..plan.rows()), 0);
     }
 
     fn layer(&self) -> Option<&QuantLinear> {
@@ -449,13 +512,7 @@ impl<C: Communicator> RowParallel<C> {
     }
 
     /// The largest magnitude of each row over all ranks.
-    fn whole_amax(
-        &self,
-        layer: Option<&QuantLinear>,
-        x: FloatSlice<'_>,
-        rows: usize,
-    ) -> Result<Vec<f32>, ShardError> {
-        let own = layer.map_or(Ok(vec![0.0; rows]), |layer| layer.row_amax(x, rows))?;
+    fn whole_amax(&self, own: &[f32], rows: usize) -> Result<Vec<f32>, ShardError> {
         let bytes: Vec<u8> = own.iter().flat_map(|a| a.to_le_bytes()).collect();
         let all = self.comm.gather(&bytes, &vec![bytes.len(); self.comm.size()])?;
         let mut largest = vec![0.0; rows];

@@ -4,8 +4,11 @@ use std::ops::Range;
 
 use fp4_core::{OwnedTransform as StoredTransform, PackedMatrix};
 
+use crate::checkpoint::TensorSource;
 use crate::error::Error;
 use crate::layer::{ActivationEncoding, Parts, QuantLinear};
+use crate::layout::LoadOptions;
+use crate::layout::load::Found;
 use crate::sharded::ShardError;
 use crate::sharded::card::digest_all;
 
@@ -85,6 +88,32 @@ impl RowShard {
         Self::of(&whole, layer.bias(), columns)
     }
 
+    /// Rank `rank`'s of `ranks` even shards of the layer of a module of a checkpoint. Of the weight
+    /// only this shard's columns are read, and two rows that tell it from others: every rank reads,
+    /// then, or every rank [cuts](Self::even).
+    ///
+    /// # Errors
+    /// As [`QuantLinear::from_state`].
+    pub fn read(
+        state: &dyn TensorSource,
+        module: &str,
+        rank: usize,
+        ranks: usize,
+        options: &LoadOptions,
+    ) -> Result<Self, ShardError> {
+        let found = Found::of(state, module, options)?;
+        let [out_features, in_features] = found.features();
+        let columns = even(in_features, unit(&found.settings), rank, ranks);
+        let weight = found.weight(0..out_features, columns.clone())?;
+        let source = Some(sample(&found)?);
+        let transform = match &found.settings.transform {
+            Some(t) if !columns.is_empty() => Some(blocks(t, &columns)?),
+            _ => None,
+        };
+        let parts = Parts { weight, transform, ..settings(&found.settings) };
+        Ok(RowShard { parts, bias: found.bias, columns, in_features, source })
+    }
+
     /// Some columns of a layer's parts.
     ///
     /// # Errors
@@ -133,6 +162,29 @@ impl ColumnShard {
         Self::of(&parts(layer)?, layer.bias(), rows)
     }
 
+    /// Rank `rank`'s of `ranks` even shards of the layer of a module of a checkpoint, of whose
+    /// weight only its rows are read: see [`RowShard::read`].
+    ///
+    /// # Errors
+    /// As [`QuantLinear::from_state`].
+    pub fn read(
+        state: &dyn TensorSource,
+        module: &str,
+        rank: usize,
+        ranks: usize,
+        options: &LoadOptions,
+    ) -> Result<Self, ShardError> {
+        let found = Found::of(state, module, options)?;
+        let [out_features, in_features] = found.features();
+        let rows = even(out_features, 1, rank, ranks);
+        let weight = found.weight(rows.clone(), 0..in_features)?;
+        let source = Some(sample(&found)?);
+        let bias = found.bias.map(|bias| bias[rows.clone()].to_vec());
+        let transform = found.settings.transform.clone();
+        let parts = Parts { weight, transform, ..settings(&found.settings) };
+        Ok(ColumnShard { parts, bias, rows, out_features, source })
+    }
+
     /// Some rows of a layer's parts.
     ///
     /// # Errors
@@ -155,6 +207,19 @@ fn source(whole: &Parts) -> String {
     let view = whole.weight.view();
     let transform = whole.transform.as_ref().map(|t| t.values().to_le_bytes());
     digest_all(&[view.codes(), view.scales(), &transform.unwrap_or_default()])
+}
+
+/// What tells a weight, of which nobody reads all, from others of its shape: its first and last
+/// row, and the transform.
+fn sample(found: &Found<'_>) -> Result<String, Error> {
+    let [rows, k] = found.features();
+    let first = found.weight(0..rows.min(1), 0..k)?;
+    let last = found.weight(rows.saturating_sub(1)..rows, 0..k)?;
+    let transform = found.settings.transform.as_ref().map(|t| t.values().to_le_bytes());
+    let [first, last] = [first.view(), last.view()];
+    let parts = [first.codes(), first.scales(), last.codes(), last.scales()];
+    let digest = digest_all(&[&parts[..], &[&transform.unwrap_or_default()]].concat());
+    Ok(format!("{digest} of its first and last row"))
 }
 
 /// The scalars of a layer, with a weight of no rows and no columns, and no transform.

@@ -2,32 +2,29 @@
 
 use std::sync::OnceLock;
 
-use crate::sharded::ShardError;
+use crate::sharded::CommError;
 
-/// The first error of a layer past the point where all ranks hear of errors. After it the others
-/// are in the middle of a call that this rank has left, so nothing may be sent any more.
+/// The first error of a communicator. After it the other ranks may be in the middle of an operation
+/// that this one has left, so nothing may be sent any more, by any layer: what would be paired with
+/// something else.
 #[derive(Debug, Default)]
-pub(super) struct Step(OnceLock<String>);
+pub struct Step(OnceLock<String>);
 
 impl Step {
-    /// That no such error has happened.
+    /// Does what all ranks do together, unless an earlier operation has ended with an error; an
+    /// error of this one is kept. `rank` is named in what is said.
     ///
     /// # Errors
-    /// [`ShardError::OutOfStep`].
-    pub(super) fn expect(&self) -> Result<(), ShardError> {
-        let first = self.0.get().cloned();
-        first.map_or(Ok(()), |first| Err(ShardError::OutOfStep { first }))
-    }
-
-    /// Does what all ranks do together; an error of it is kept.
-    ///
-    /// # Errors
-    /// That of `f`.
-    pub(super) fn keep<T>(
+    /// [`CommError::OutOfStep`], else those of `operation`.
+    pub fn take<T>(
         &self,
-        f: impl FnOnce() -> Result<T, ShardError>,
-    ) -> Result<T, ShardError> {
-        f().inspect_err(|error| {
+        rank: usize,
+        operation: impl FnOnce() -> Result<T, CommError>,
+    ) -> Result<T, CommError> {
+        if let Some(first) = self.0.get().cloned() {
+            return Err(CommError::OutOfStep { rank, first });
+        }
+        operation().inspect_err(|error| {
             // The first counts.
             let _ = self.0.set(error.to_string());
         })

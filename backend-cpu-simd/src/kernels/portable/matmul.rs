@@ -58,7 +58,7 @@ use std::ops::Range;
 
 use fp4_core::{
     Epilogue, Error, ExactSum, FloatSliceMut, PackedShape, PackedView, Paths, ScaleType,
-    with_floats,
+    ScaledSums, with_floats,
 };
 use wide::{bytemuck, f64x4, i16x8, i32x4};
 
@@ -109,6 +109,13 @@ impl ExactSums for PortableOperands<'_> {
         emit: impl Fn(&mut T, bool, Sum<'_>) -> Result<(), Error> + Sync,
     ) -> Result<Paths, Error> {
         run(self.threads, self.a, self.b, groups, out, |y, _, nan, sum| emit(y, nan, sum))
+    }
+
+    fn add_scaled(&self, groups: Range<usize>, out: ScaledSums<'_>) -> Result<Paths, Error> {
+        let (units, rows, columns) = out.into_parts();
+        run(self.threads, self.a, self.b, groups, units, |total, [i, j], _, sum| {
+            sum.add_to_units(total, rows[i] + columns[j])
+        })
     }
 }
 

@@ -64,7 +64,7 @@ pub(crate) fn partial(
     let product = a.shape.expect_product(&b.shape)?;
     let (m, n) = (a.shape.rows(), b.shape.rows());
     let outputs = m * n;
-    out.expect(product, outputs)?;
+    out.expect(product, [m, n])?;
     b.shape.expect_groups(&groups)?;
     let (limbs, chunk) = match product.is_fixed() {
         true => (1, NVFP4_INT64_GROUPS),
@@ -115,15 +115,13 @@ fn add(sums: &[u64], nans: &[u8], limbs: usize, out: &mut PartialsMut<'_>) -> Re
             }
         }
         PartialsMut::Scaled(out) => {
-            for ((sum, &nan), out) in sums.zip(out.iter_mut()) {
-                if limbs == 1 {
-                    let FixedSum { units, nan } = fixed(sum[0], nan);
-                    out.nan |= nan;
-                    out.add_scaled(units, FixedSum::EXPONENT)?;
-                } else {
-                    out.merge(&exact(sum, nan)?)?;
-                }
-            }
+            let mut sums = sums;
+            out.for_each(|_, out| match sums.next() {
+                Some((sum, _)) if limbs == 1 => out.add_scaled(sum[0] as i64, FixedSum::EXPONENT),
+                Some((sum, &nan)) => out.merge(&exact(sum, nan)?),
+                // There are as many.
+                None => Ok(()),
+            })?;
         }
         PartialsMut::Exact(out) => {
             for ((sum, &nan), out) in sums.zip(out.iter_mut()) {

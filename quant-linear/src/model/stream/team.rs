@@ -130,6 +130,9 @@ pub fn write_over<J: Job>(
         on(Event::Kept(done.keys().map(|&job| jobs[job].work()).sum()));
     }
     let numbers = shares(&work, team.ranks()).swap_remove(rank);
+    let own_work: u64 = numbers.iter().map(|&job| jobs[job].work()).sum();
+    let (own, left) = (numbers.len(), work.len());
+    log::info!("rank {rank} has {own} of {left} pieces of work, {own_work} bytes to read");
     let of_rank: Vec<_> = numbers.iter().map(|&job| Own(&jobs[job])).collect();
     let notes = match output.resume {
         true => {
