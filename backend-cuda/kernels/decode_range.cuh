@@ -349,8 +349,9 @@ __device__ __forceinline__ void add_group(u64 (&sums)[NT][4], const unsigned (&p
     }
 }
 
-// The sums of this lane's outputs over the block's range.
-template <int PRODUCT, int NT, bool FOLD>
+// The sums of this lane's outputs over the block's range. UNROLL is how many of a stage's four 64 of
+// K are written out: it costs the compiler time that a rare kernel is not worth.
+template <int PRODUCT, int NT, bool FOLD, int UNROLL>
 __device__ __forceinline__ void decode_range(const DecodeArgs& p, const DecodePlace& at, unsigned char* shared,
                                              u64 (&sums)[NT][4]) {
     typedef DecodeLayout<PRODUCT, NT> Layout;
@@ -367,7 +368,7 @@ __device__ __forceinline__ void decode_range(const DecodeArgs& p, const DecodePl
     for (int s = 0; s < STAGES - 1; s++) ring.copy();
     const unsigned char* codes = shared + Layout::RING + warp * STAGES * Ring::CODE_BYTES;
     const unsigned char* scales = shared + Layout::SCALE_RING + warp * STAGES * Ring::SCALE_BYTES + g * Layout::ROW_SCALES;
-    // Where this lane's row of the first pair's chunks lies in a stage; of others 32 bytes a pair are flipped.
+    // Where this lane's chunk of the first pair lies in a stage; a pair further is XOR 32.
     const int words_at = (lane & 15) * 128 + (lane / 16 ^ (lane & 7)) * 16;
 
     const int rows[2] = {at.first_row + warp * 16 + g, at.first_row + warp * 16 + g + 8};
@@ -418,7 +419,7 @@ __device__ __forceinline__ void decode_range(const DecodeArgs& p, const DecodePl
             ring.copy();
             const unsigned char *slot_codes = codes + slot * Ring::CODE_BYTES, *scale_at = scales + slot * Ring::SCALE_BYTES;
             slot = slot == STAGES - 1 ? 0 : slot + 1;
-#pragma unroll
+#pragma unroll UNROLL
             for (int pair = 0; pair < STAGE_K / 64; pair++) {
                 unsigned words[4]; // (rows[0], rows[1]) of the first 32 k, then of the second
                 ldmatrix_x4(words, slot_codes + (words_at ^ 32 * pair));

@@ -5,7 +5,8 @@
 //     for each sub-range of K that fits shared memory:
 //         expand A's codes to int8, B fragments for the mma, once as they are and once negated;
 //         int8 elements are copied, and not negated: -128 has no negative
-//         each warp, its own ring of asynchronous copies, for each 32 k of its 16 rows:
+//         each warp, its own ring of asynchronous copies of codes and scales, for each 32 k of its
+//         16 rows:
 //             plus, minus = the doubled magnitudes of the positive and of the negative codes
 //             dot  = mma(plus, a) + mma(minus, -a)               int32, one group of one output
 //                    or mma(plus, a) - mma(minus, a) of int8 elements
@@ -29,12 +30,27 @@
 // Plus and minus need 7 instructions for 8 codes where signed bytes need 11; the tensor cores idle
 // anyway.
 //
-// Fold (MXFP4). Where every row of B and of A that a block has spans at most 3 exponents, scales
-// are shifted into the bytes: the tables of magnitudes by that of B's group, A's bytes when they
-// are expanded. Then one int32 accumulator of the mma runs over the block's range of K. A byte is
-// at most 12 << 3 = 96, so |sum| <= 96^2 * range < 2^31 for a range of up to 233,016; it is in the
-// same unit as the int64 sums, and merged as they are. A group that is not live has codes +-0 only,
-// whose byte is 0 times anything, or a NaN scale, which makes the output NaN.
+// Fold (NT = 2, both operands in one format). Where every row of B and of A that a block has spans
+// few exponents, scales are shifted into the bytes: a scale byte, less the row's base, is the place
+// in a table of the eight magnitudes under it. No group matters then: the mma runs over the range of
+// K in int32, and lanes swap nothing. A weight's bytes are plus - minus + 128, unsigned, by one
+// instruction more; what the bias adds, 128 times the sum of A's bytes, is taken off at the end.
+//
+//     MXFP4   spread <= 3: a byte is at most 12 << 3 = 96, so a sum is at most
+//             (96 + 128) * 96 * range < 2^31 for a range of up to 99,864
+//     NVFP4   scales, all positive and normal, are (8 + m) << (exponent - 1) units of 2^-9; with
+//             exponents up to 6 above the row's least an element is at most 12 * 15 << 6 = 11,520:
+//             two digits of seven bits, both with its sign. Four products make three sums, of low
+//             by low, of low by high and high by low, of high by high; the second is at most
+//             2 * 255 * 127 * range < 2^31 for a range of up to 33,155
+//
+// Worked: code 7 (12) under the scale 0x3A of a row whose least is 0x38 is 12 * 10 = 120, digits 0
+// and 120; under 0x4A it is 120 << 2 = 480 = 3 * 128 + 96. Of code 15 both digits are negative.
+//
+// The sums are in the unit of the int64 ones after a shift by both rows' least exponents, and merged
+// as they are. A group that is not live has codes +-0 only, whose byte is 0 times anything; or an
+// e4m3 scale of +-0, whose place in the table is 0; or a NaN scale, which makes the output NaN. For
+// 8 columns the int64 of groups costs no more than the expansion, and there is no fold.
 //
 // Bound. Let D be the largest dot of a group. Multipliers are integers:
 //
@@ -74,7 +90,7 @@ __device__ __forceinline__ bool decode_is_narrow(const RowMeta& a, const RowMeta
     return Bounds::factors_fit(a, b) && live <= (i64)(0x7FFFFFFFFFFFFFFFull >> (a.spread() + b.spread())) / Bounds::TERM;
 }
 
-template <int PRODUCT, int NT>
+template <int PRODUCT, int NT, int UNROLL = STAGE_K / 64>
 __device__ __forceinline__ void decode_block(const DecodeArgs& p, int x, int z) {
     typedef DecodeLayout<PRODUCT, NT> Layout;
     typedef Operands<PRODUCT> Of;
@@ -111,9 +127,9 @@ __device__ __forceinline__ void decode_block(const DecodeArgs& p, int x, int z) 
     const int row_0 = first_row + warp * 16 + g, row_1 = row_0 + 8;
     u64 sums[NT][4];
     if (FOLDS && p.range <= FOLD_RANGE && *wide_rows == 0) {
-        decode_range<PRODUCT, NT, FOLDS>(p, place, shared, sums);
+        decode_range<PRODUCT, NT, FOLDS, UNROLL>(p, place, shared, sums);
     } else {
-        decode_range<PRODUCT, NT, false>(p, place, shared, sums);
+        decode_range<PRODUCT, NT, false, UNROLL>(p, place, shared, sums);
     }
     __syncthreads(); // `wide_rows` has been read: its place is taken below
 
@@ -189,7 +205,7 @@ __device__ __forceinline__ void decode_left(const DecodeArgs& p) {
         const u32 tile = p.left[1 + work / (cut_m * cut_n)], cell = work % (cut_m * cut_n);
         const int x = (int)(tile % across * cut_n + cell % cut_n), z = (int)(tile / across * cut_m + cell / cut_n);
         __syncthreads(); // all are done with the last one's shared memory
-        decode_block<PRODUCT, NT>(p, x, z);
+        decode_block<PRODUCT, NT, 1>(p, x, z);
     }
 }
 

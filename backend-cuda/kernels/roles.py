@@ -172,6 +172,19 @@ KERNELS = [
     fold("fold_mxint8", 1.03125, 2),
 ]
 
+# Products of few rows with the quantization of their activations (bf16): (rows, format, kernel, role,
+# bytes of a weight that it reads, whether blocks take ranges of K of 128 columns in turn).
+FEW_ROWS = [
+    (1, "mxfp4", "matmul_decode_mxfp4_8", "int64", 0.53125, False),
+    (1, "nvfp4", "matmul_decode_nvfp4_8", "int64", 0.5625, False),
+    (16, "mxfp4", "matmul_decode_mxfp4_16", "fold", 0.53125, False),
+    (16, "nvfp4", "matmul_decode_nvfp4_16", "fold", 0.5625, False),
+    (64, "mxfp4", "folded_few_mxfp4", "tensor", 1, True),
+    (64, "nvfp4", "folded_few_nvfp4", "tensor", 2, True),
+    (128, "mxfp4", "folded_mxfp4", "tensor", 1, True),
+    (128, "nvfp4", "folded_nvfp4", "tensor", 2, True),
+]
+
 # Not hot: the readable product and its partial sums, layouts, and parts whose loops are those of
 # another kernel.
 UNBUDGETED = re.compile(
