@@ -134,7 +134,8 @@ fn nvfp4_digits_at_their_largest_over_the_longest_range_and_a_stage_more() {
             (0..k / 16).map(|i| (code, scales[i % 4])).collect()
         };
         let rows = vec![row(0x77); 9];
-        let [a, b] = [rows, vec![row(sign), row(sign ^ 0x22)]].map(|r| matrix_of(Format::NvFp4, &r));
+        let [a, b] =
+            [rows, vec![row(sign), row(sign ^ 0x22)]].map(|r| matrix_of(Format::NvFp4, &r));
         check(&cuda, 1, &a, &b, &format!("{k} {sign:x}"));
     }
 }
@@ -153,7 +154,8 @@ fn any_rows_columns_and_splits() {
                 };
                 let a = common::operand(&mut rng, format, m, k, scale);
                 let b = common::operand(&mut rng, format, n, k, scale);
-                compared += check(&cuda, ranges, &a, &b, &format!("{format:?} {m}x{n}x{k} in {ranges}"));
+                compared +=
+                    check(&cuda, ranges, &a, &b, &format!("{format:?} {m}x{n}x{k} in {ranges}"));
             }
         }
     }
