@@ -22,18 +22,18 @@ namespace {
 
 void copy(const AsyncCopy& c) {
     if (c.from)
-        std::memcpy(c.to, c.from, 16);
+        std::memcpy(c.to, c.from, c.bytes);
     else
-        std::memset(c.to, 0, 16);
+        std::memset(c.to, 0, c.bytes);
 }
 
 } // namespace
 
-void cp_async_16(void* smem, const void* global, bool valid) {
-    block->check_shared("cp.async", smem, 16, 16);
-    if (reinterpret_cast<std::uintptr_t>(global) % 16 != 0)
-        block->fault(error::misaligned_address, "cp.async: global address %p is not a multiple of 16", global);
-    AsyncCopy c{smem, valid ? global : nullptr};
+void cp_async(void* smem, const void* global, unsigned bytes, bool valid) {
+    block->check_shared("cp.async", smem, bytes, bytes);
+    if (reinterpret_cast<std::uintptr_t>(global) % bytes != 0)
+        block->fault(error::misaligned_address, "cp.async: global address %p is not a multiple of %u", global, bytes);
+    AsyncCopy c{smem, valid ? global : nullptr, bytes};
     if (!options().late) {
         copy(c);
         return;

@@ -44,6 +44,7 @@ struct Launch {
 struct AsyncCopy {
     void* to;
     const void* from; // null: zeros
+    unsigned bytes;
 };
 
 struct Warp;

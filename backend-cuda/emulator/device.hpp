@@ -328,7 +328,12 @@ DEVICE void ldmatrix_x4(unsigned (&r)[4], const void* smem_row) { emulator::ldma
 DEVICE void ldmatrix_x2(unsigned (&r)[2], const void* smem_row) { emulator::ldmatrix(r, smem_row, 2, false); }
 DEVICE void ldmatrix_x4_trans(unsigned (&r)[4], const void* smem_row) { emulator::ldmatrix(r, smem_row, 4, true); }
 
-DEVICE void cp_async_16(void* smem, const void* global, bool valid) { emulator::cp_async_16(smem, global, valid); }
+DEVICE void cp_async_16(void* smem, const void* global, bool valid) { emulator::cp_async(smem, global, 16, valid); }
+template <int BYTES>
+DEVICE void cp_async_small(void* smem, const void* global, bool valid) {
+    static_assert(BYTES == 4 || BYTES == 8, "");
+    emulator::cp_async(smem, global, BYTES, valid);
+}
 DEVICE void cp_async_commit() { emulator::cp_async_commit(); }
 template <int N>
 DEVICE void cp_async_wait() {

@@ -35,7 +35,7 @@ void wgmma_wait(int left);
 std::uint64_t smem_descriptor(const void* tile, unsigned lead_bytes, unsigned stride_bytes, unsigned swizzle);
 
 // ---- asynchronous copies and mbarriers (async.cpp) ----
-void cp_async_16(void* smem, const void* global, bool valid);
+void cp_async(void* smem, const void* global, unsigned bytes, bool valid);
 void cp_async_commit();
 void cp_async_wait(int left);
 void mbarrier_init(void* mbarrier, unsigned count);

@@ -50,7 +50,7 @@ constexpr int MMA_TILE = 64;              // the same of matmul_mma
 constexpr int MMA_THREADS = 128;
 constexpr int DECODE_ROWS = 128;          // rows of B of a block of matmul_decode
 constexpr int DECODE_STAGE_K = 256;       // ranges of K are multiples of it
-constexpr int DECODE_SHARED = 77328;      // bytes of dynamic shared memory
+constexpr int DECODE_SHARED = 77840;      // bytes of dynamic shared memory
 constexpr int TILE_ROWS = 128;            // rows of a tile of the folded form (fold.cuh)
 constexpr int SLICE_K = 128;              // k of a block of it
 constexpr int STEP_K = 32;                // of a step, four to a block
@@ -87,7 +87,9 @@ constexpr int EXACT_LIMBS = 10;           // 64-bit limbs of the widest sum (exa
 struct RowMeta {
     int low;  // least e8m0 byte over the live groups, 0 if there are none; 0 under e4m3
     int high; // largest
-    int nan;  // 1 if a scale of the row is NaN
+    u16 nan;  // 1 if a scale of the row is NaN
+    u8 least; // e4m3: the least and the largest scale byte over the live groups, a negative one above
+    u8 most;  // 127; 0 under e8m0 and if there are none
     int live; // number of live groups
 
     __device__ __forceinline__ int spread() const { return high - low; }

@@ -179,6 +179,53 @@ def bound(machine, kernel, costs, resident):
     return share, limit
 
 
+def clocks_of_blocks(machine, kernel, costs, resident, blocks, of_block):
+    """Clocks of `blocks` blocks of a kernel without a tail, of which each does `of_block` of the turns
+    that the problem has: of waves of as many as run at a time."""
+    at_once = min(resident, math.ceil(blocks / machine.processors))
+    used, alone = {}, [0]
+    for role in kernel.roles:
+        resources, latency = clocks_of(machine, costs[role.name], role, role.turns * of_block, at_once)
+        alone.append(latency)
+        for name, clocks in resources.items():
+            used[name] = used.get(name, 0) + clocks
+    return math.ceil(blocks / (machine.processors * at_once)) * max(*used.values(), *alone)
+
+
+def few_rows(found):
+    """Lines of what products of few rows take at least, their activations quantized in a launch before:
+    microseconds of both, and their share of the copy bandwidth for packed weights and of the time of
+    bf16 weights at full bandwidth."""
+    yield "rows", "weights", "GPU", "quantize us", "product us", "ranges of K", "of copy bandwidth", "over bf16's bytes"
+    dynamic = constants()
+
+    def known(machine, name, role):
+        code, (registers, shared, _, _) = found[machine.arch][name]
+        kernel = next(k for k in roles.KERNELS if k.matches(name) and k.roles[0].name == role)
+        shared += dynamic[kernel.dynamic] if kernel.dynamic else 0
+        return kernel, costs_of(kernel, code)[0], machines.occupancy(machine, kernel.threads, registers, shared)[0]
+
+    for rows, weights, name, role, each, cut in roles.FEW_ROWS:
+        for machine in machines.MACHINES:
+            kernel, costs, resident = known(machine, name, role)
+            tiles = roles.N // 128
+            if cut:  # of `found` the least; a range of less than 512 of K is none
+                tries = [(clocks_of_blocks(machine, kernel, costs, resident, tiles * count, rows / (roles.N * tiles * count)), count)
+                         for count in range(1, roles.K // 512 + 1)]
+                clocks, ranges = min(tries)
+            else:
+                blocks = roles.decode_blocks(machine, resident)
+                clocks, ranges = clocks_of_blocks(machine, kernel, costs, resident, blocks, 1 / blocks), blocks // tiles
+            memory = roles.N * roles.K * each / machine.memory
+            product = max(clocks / (machine.ghz * 1e9), memory)
+            quantizer, of_quantizer, at_once = known(machine, "quantize_bf16", weights)
+            quantize = clocks_of_blocks(machine, quantizer, of_quantizer, at_once, rows, 1 / roles.N) / (machine.ghz * 1e9)
+            packed = roles.N * roles.K * (0.53125 if weights == "mxfp4" else 0.5625) / machine.memory
+            total = product + quantize
+            yield (rows, weights, machine.name, f"{quantize * 1e6:.1f}", f"{product * 1e6:.1f}", ranges,
+                   f"{100 * packed / total:.0f}%", f"{roles.N * roles.K * 2 / machine.memory / total:.2f}x")
+
+
 def constants():
     """{name: number} of arguments.cuh."""
     text = (HERE / "arguments.cuh").read_text()
@@ -293,7 +340,19 @@ def printed(lines):
     return ["  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip() for line in lines]
 
 
-def markdown(numbers, before):
+FEW_ROWS = """
+## Few rows, quantization included: bound, not measured
+
+{n} x {k} weights and bf16 activations that a launch before quantizes. Times follow from the same counts, alone:
+without launches, latencies of memory and the merge of ranges, which for so little work are not small. Products
+above 16 rows are those by `mma.sync` on folded weights, in as many ranges of K as take the least. The share of the
+copy bandwidth is the time of reading packed weights once over that of both launches; `over bf16's bytes` is that of
+reading bf16 weights once, which a bf16 product of few rows cannot beat.
+
+"""
+
+
+def markdown(numbers, before, few):
     """BUDGET.md."""
     text = f"""# Static budget of the CUDA kernels: bound, not measured
 
@@ -320,6 +379,9 @@ python3 backend-cuda/kernels/budget.py --write
     lines = [line for line in rows(numbers, before) if not re.search(r"_f(16|32)$", line[0])]
     text += ["| " + " | ".join(map(str, lines[0])) + " |", "|" + "---|" * len(lines[0])]
     text += ["| " + " | ".join(map(str, line)) + " |" for line in lines[1:]]
+    text += FEW_ROWS.format(n=roles.N, k=roles.K).splitlines()
+    text += ["| " + " | ".join(map(str, few[0])) + " |", "|" + "---|" * len(few[0])]
+    text += ["| " + " | ".join(map(str, line)) + " |" for line in few[1:]]
     return "\n".join(text) + "\n"
 
 
@@ -393,7 +455,8 @@ def main():
     with tempfile.TemporaryDirectory() as scratch:
         folder = arguments.kept or pathlib.Path(scratch)
         problems = [] if arguments.kept else compiled(folder, arguments.nvrtc)
-        numbers, more = entries(kept(folder, nvdisasm))
+        found = kept(folder, nvdisasm)
+    numbers, more = entries(found)
     problems += more
     version = check.Nvrtc(arguments.nvrtc).version()
     known = json.loads(FLOOR.read_text()) if FLOOR.exists() else {"before": {}, "floor": {}}
@@ -402,7 +465,7 @@ def main():
         shares = {key: {"share": each["share"]} for key, each in before.items() if "share" in each}
         parts = {"nvrtc": version, "before": shares, "floor": numbers}
         FLOOR.write_text(dumped(parts))
-        TABLE.write_text(markdown(numbers, shares))
+        TABLE.write_text(markdown(numbers, shares, list(few_rows(found))))
         known = parts
     elif known["nvrtc"] != version:
         problems.append(f"NVRTC is {version}, budget.json was made by {known['nvrtc']}: install that, or --write")
@@ -411,6 +474,8 @@ def main():
 
     shown = {key: each for key, each in numbers.items() if (arguments.only or "") in key}
     print(*printed(list(rows(shown, known["before"]))), sep="\n")
+    if not problems and not arguments.only:
+        print(*printed(list(few_rows(found))), sep="\n")
     print(*[f"FAILED {problem}" for problem in problems], sep="\n", end="\n" if problems else "")
     hot = sum("share" in each for each in numbers.values())
     print(f"budget: {len(numbers)} entries, {hot} hot loops bound (not measured), {len(problems)} failed")

@@ -131,13 +131,23 @@ DEVICE void ldmatrix_x4_trans(unsigned (&r)[4], const void* smem_row) {
                  : "memory");
 }
 
-// ---- Asynchronous 16-byte copies, global to shared, per thread ----
+// ---- Asynchronous copies, global to shared, per thread ----
 
 // Writes zeros, and reads nothing, where not valid. Both addresses are 16-byte aligned.
 DEVICE void cp_async_16(void* smem, const void* global, bool valid) {
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;"
                  :
                  : "r"(shared_address(smem)), "l"(__cvta_generic_to_global(global)), "r"(valid ? 16 : 0)
+                 : "memory");
+}
+
+// The same of 4 or 8 bytes, to which both addresses are aligned.
+template <int BYTES>
+DEVICE void cp_async_small(void* smem, const void* global, bool valid) {
+    static_assert(BYTES == 4 || BYTES == 8, "");
+    asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;"
+                 :
+                 : "r"(shared_address(smem)), "l"(__cvta_generic_to_global(global)), "n"(BYTES), "r"(valid ? BYTES : 0)
                  : "memory");
 }
 

@@ -206,6 +206,21 @@ __device__ __forceinline__ u32 encode_int8(float q) {
 
 // ---- operands and products (arguments.cuh)
 
+// The metadata of a row with so many live groups, `low` and `high` the least and the largest of
+// their scale bytes.
+__device__ __forceinline__ RowMeta row_meta_of(int scale_type, int low, int high, int nan, int live) {
+    RowMeta meta = {0, 0, (u16)nan, 0, 0, live};
+    if (live == 0) return meta;
+    if (scale_type == E8M0) {
+        meta.low = low;
+        meta.high = high;
+    } else {
+        meta.least = (u8)low;
+        meta.most = (u8)high;
+    }
+    return meta;
+}
+
 // Which product of a grouped launch item `at` belongs to: the first whose end is above it.
 __device__ __forceinline__ int product_of(const u32* ends, int count, u32 at) {
     int low = 0, high = count - 1;

@@ -110,7 +110,7 @@ struct Tile {
         const int operand = threadIdx.x / TILE, scale_row = threadIdx.x % TILE;
         const int scales_of_stage = operand == 0 ? A_GROUPS : B_GROUPS;
         bool has_row = in.first[operand] + scale_row < in.rows[operand];
-        RowMeta meta = {0, 0, 0, 0};
+        RowMeta meta = {};
         const u8* scales = in.scales[operand];
         if (has_row) {
             meta = in.meta[operand][in.first[operand] + scale_row];

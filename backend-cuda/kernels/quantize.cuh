@@ -308,9 +308,7 @@ __device__ __forceinline__ void write_meta(RowMeta* to, int scale_type, RowParts
         }
     }
     if (lane != 0) return;
-    const bool spans = scale_type == E8M0 && live > 0;
-    RowMeta meta = {spans ? 255 - (int)most[0] : 0, spans ? (int)most[1] - 1 : 0, (int)most[2], (int)live};
-    *to = meta;
+    *to = row_meta_of(scale_type, 255 - (int)most[0], (int)most[1] - 1, (int)most[2], (int)live);
 }
 
 // A row's columns, eight a lane at a time, as it is `Plain`.

@@ -96,21 +96,20 @@ def decode_blocks(machine, resident):
 
 def decode(name, group, rows, *ways):
     """128 rows of weights and a range of K a block of eight warps, by each way of summing. A turn
-    of the inner loop is 64 of K, of the ring 256, and of the staging, of which each loop is counted
+    of the inner loop is a stage of 256 of K, and of the staging, of which each loop is counted
     once, 1024, or 512 for 16 rows of A."""
     across, found = N // 128, []
     for way, how in ways:
         roles = [
-            Role(way, "IMMA", across * K / 64, 8, **how),
-            Role(f"{way} ring", "LDGSTS|IMMA", across * K / 256, 8, around=way),
-            Role(f"{way} staging", "LDGSTS|IMMA|STS|LDG", across * K / (8192 / rows), 8, around=f"{way} ring"),
+            Role(way, "IMMA|LDGSTS", across * K / 256, 8, least=8, **how),
+            Role(f"{way} staging", "LDGSTS|IMMA|STS|LDG", across * K / (8192 / rows), 8, around=way),
         ]
         work = N * K * (0.5 + 1 / group)
         found.append(Kernel(name, 256, work, MEMORY, roles, "DECODE_SHARED", decode_blocks))
     return found
 
 
-INT64 = ("int64", {"has": "IMAD.WIDE"})
+INT64, FOLD = ("int64", {"lacks": r"U8\.S8"}), ("fold", {"has": r"U8\.S8"})
 VALUE = {"f32": 4, "f16": 2, "bf16": 2}
 
 
@@ -159,17 +158,31 @@ KERNELS = [
     folded("folded_few_nvfp4", 64, 1, "FOLDED_FEW_NVFP4_SHARED"),
     folded("folded_mxint8_mxfp4", 128, 2, "FOLDED_MXINT8_SHARED"),
     folded("folded_few_mxint8_mxfp4", 64, 2, "FOLDED_FEW_MXINT8_SHARED"),
-    *decode("matmul_decode_mxfp4_8", 32, 8, INT64, ("fold", {"lacks": "IMAD.WIDE"})),
-    *decode("matmul_decode_mxfp4_16", 32, 16, INT64, ("fold", {"lacks": "IMAD.WIDE"})),
+    *decode("matmul_decode_mxfp4_8", 32, 8, INT64),
+    *decode("matmul_decode_mxfp4_16", 32, 16, INT64, FOLD),
     *decode("matmul_decode_mxint8_mxfp4_8", 32, 8, INT64),
     *decode("matmul_decode_mxint8_mxfp4_16", 32, 16, INT64),
     *decode("matmul_decode_(mxint8_)?nvfp4_8", 16, 8, INT64),
-    *decode("matmul_decode_(mxint8_)?nvfp4_16", 16, 16, INT64),
+    *decode("matmul_decode_nvfp4_16", 16, 16, INT64, FOLD),
+    *decode("matmul_decode_mxint8_nvfp4_16", 16, 16, INT64),
     *[quantize(value, plain) for value in VALUE for plain in PLAIN],
     *[transform(value) for value in VALUE],
     fold("fold_mxfp4", 0.53125, 1),
     fold("fold_nvfp4", 0.5625, 3),
     fold("fold_mxint8", 1.03125, 2),
+]
+
+# Products of few rows with the quantization of their activations (bf16): (rows, format, kernel, role,
+# bytes of a weight that it reads, whether blocks take ranges of K of 128 columns in turn).
+FEW_ROWS = [
+    (1, "mxfp4", "matmul_decode_mxfp4_8", "int64", 0.53125, False),
+    (1, "nvfp4", "matmul_decode_nvfp4_8", "int64", 0.5625, False),
+    (16, "mxfp4", "matmul_decode_mxfp4_16", "fold", 0.53125, False),
+    (16, "nvfp4", "matmul_decode_nvfp4_16", "fold", 0.5625, False),
+    (64, "mxfp4", "folded_few_mxfp4", "tensor", 1, True),
+    (64, "nvfp4", "folded_few_nvfp4", "tensor", 2, True),
+    (128, "mxfp4", "folded_mxfp4", "tensor", 1, True),
+    (128, "nvfp4", "folded_nvfp4", "tensor", 2, True),
 ]
 
 # Not hot: the readable product and its partial sums, layouts, and parts whose loops are those of

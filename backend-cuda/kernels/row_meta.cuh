@@ -27,29 +27,28 @@ __device__ __forceinline__ RowMeta describe_row(const u8* codes, const u8* scale
     typedef Encoded<ENCODING> Of;
     constexpr int SCALE_TYPE = Of::SCALE_TYPE;
     const int groups = k_pad / Of::GROUP;
-    RowMeta meta = {255, -1, 0, 0};
+    int low = 255, high = -1, nan = 0, count = 0;
     for (int g = lane; g < groups; g += 32) {
         u32 scale = scales[row * groups + g];
         bool any = any_code<ENCODING>(codes + (row * groups + g) * Of::GROUP_BYTES);
         if (scale_is_nan(SCALE_TYPE, scale)) {
-            meta.nan = 1;
+            nan = 1;
         } else if (any && (SCALE_TYPE == E8M0 || (scale & 0x7Fu) != 0)) {
-            meta.live += 1;
-            meta.low = (int)scale < meta.low ? (int)scale : meta.low;
-            meta.high = (int)scale > meta.high ? (int)scale : meta.high;
+            count += 1;
+            low = (int)scale < low ? (int)scale : low;
+            high = (int)scale > high ? (int)scale : high;
             live(scale);
         }
     }
     for (int lanes = 1; lanes < 32; lanes *= 2) {
-        int other_low = __shfl_xor_sync(ALL_LANES, meta.low, lanes);
-        int other_high = __shfl_xor_sync(ALL_LANES, meta.high, lanes);
-        meta.low = other_low < meta.low ? other_low : meta.low;
-        meta.high = other_high > meta.high ? other_high : meta.high;
-        meta.live += __shfl_xor_sync(ALL_LANES, meta.live, lanes);
-        meta.nan |= __shfl_xor_sync(ALL_LANES, meta.nan, lanes);
+        int other_low = __shfl_xor_sync(ALL_LANES, low, lanes);
+        int other_high = __shfl_xor_sync(ALL_LANES, high, lanes);
+        low = other_low < low ? other_low : low;
+        high = other_high > high ? other_high : high;
+        count += __shfl_xor_sync(ALL_LANES, count, lanes);
+        nan |= __shfl_xor_sync(ALL_LANES, nan, lanes);
     }
-    if (SCALE_TYPE != E8M0 || meta.live == 0) meta.low = meta.high = 0;
-    return meta;
+    return row_meta_of(SCALE_TYPE, low, high, nan, count);
 }
 
 } // namespace fp4

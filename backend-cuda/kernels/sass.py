@@ -18,7 +18,7 @@ import struct
 import subprocess
 from dataclasses import dataclass, field
 
-BRANCHES = re.compile(r"^(BRA|BRX|JMP|JMX|EXIT|RET|BREAK|BRXU|JMXU)\b")
+BRANCHES = re.compile(r"^(BRA|BRX|JMP|JMX|EXIT|RET|BREAK|BRXU|JMXU|CALL\.REL\.NOINC)\b")
 TARGET = re.compile(r"(0x[0-9a-f]+)$")
 
 
@@ -34,12 +34,13 @@ class Instruction:
         return bool(BRANCHES.match(self.opcode))
 
     def target(self):
-        found = TARGET.search(self.operands) if self.opcode.startswith(("BRA", "JMP")) else None
+        found = TARGET.search(self.operands) if self.opcode.startswith(("BRA", "JMP", "CALL.REL")) else None
         return int(found[1], 16) if found else None
 
     def falls_through(self):
         """Whether the next instruction may follow: a predicate, or a condition among operands."""
-        conditional = self.predicate or self.opcode.startswith("BRA.DIV")
+        # On sm_80 a call is also a way out of a loop, with a predicate; else it comes back.
+        conditional = self.predicate or self.opcode.startswith(("BRA.DIV", "CALL"))
         conditional = conditional or re.match(r"(BRA|JMP)", self.opcode) and "," in self.operands
         return not self.ends_block() or bool(conditional)
 

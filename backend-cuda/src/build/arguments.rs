@@ -69,7 +69,7 @@ macro_rules! structs {
 }
 
 structs! {
-    RowMeta { low: i32, high: i32, nan: i32, live: i32, }
+    RowMeta { low: i32, high: i32, nan: u16, least: u8, most: u8, live: i32, }
     PackedOperand { codes: Pointer, scales: Pointer, meta: Pointer, }
     FoldedOperand {
         blocks: Pointer,

@@ -31,6 +31,14 @@ impl CType for i32 {
     const NAME: &'static str = "int";
 }
 
+impl CType for u8 {
+    const NAME: &'static str = "u8";
+}
+
+impl CType for u16 {
+    const NAME: &'static str = "u16";
+}
+
 impl CType for i64 {
     const NAME: &'static str = "i64";
 }

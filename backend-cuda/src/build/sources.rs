@@ -65,11 +65,12 @@ pub(crate) static FAMILIES: [&Family; 11] = [
 ];
 
 /// Headers by the name that `#include` uses.
-pub(crate) static HEADERS: [(&str, &str); 13] = [
+pub(crate) static HEADERS: [(&str, &str); 14] = [
     ("arguments.cuh", include_str!("../../kernels/arguments.cuh")),
     ("device.cuh", include_str!("../../kernels/device.cuh")),
     ("format.cuh", include_str!("../../kernels/format.cuh")),
     ("exact.cuh", include_str!("../../kernels/exact.cuh")),
+    ("decode_range.cuh", include_str!("../../kernels/decode_range.cuh")),
     ("row_meta.cuh", include_str!("../../kernels/row_meta.cuh")),
     ("reciprocal.cuh", include_str!("../../kernels/reciprocal.cuh")),
     ("quantize.cuh", include_str!("../../kernels/quantize.cuh")),

@@ -68,18 +68,17 @@ const MMA_FOLD: f64 = 4.0 * 32_768.0 / 220.0;
 const MMA_GROUPS: f64 = 4.0 * 16_384.0 / 250.0;
 
 impl Rates {
-    /// By compute capability: the large chips of each. Int8 dense and bandwidth from NVIDIA's
-    /// data sheets of A100, RTX 3090, RTX 4090, H200, B200 and RTX 5090; mma.sync reaches 0.6 of
-    /// wgmma's rate on Hopper, and half of a B200's own instructions is assumed.
+    /// By compute capability: the large chips of each, as `kernels/machines.py` has them with their
+    /// sources, which a test compares.
     pub(super) fn of(gpu: &Gpu) -> Self {
         Rates::new(gpu.info.compute_capability, gpu.processors)
     }
 
     fn new(compute_capability: i32, processors: usize) -> Self {
         let (mma, wgmma, bytes, shared) = match compute_capability {
-            80 => (2048.0, 0.0, 11.0, 164 << 10),
-            90 => (2450.0, 4096.0, 20.0, 228 << 10),
-            100..=103 => (2048.0, 0.0, 28.0, 228 << 10),
+            80 => (2048.0, 0.0, 13.4, 164 << 10),
+            90 => (2576.0, 4096.0, 19.9, 228 << 10),
+            100..=103 => (2576.0, 0.0, 28.0, 228 << 10),
             120..=121 => (1024.0, 0.0, 4.4, 100 << 10),
             // 8.6, 8.7, 8.9 and what is not known.
             _ => (1024.0, 0.0, 3.1, 100 << 10),
@@ -192,6 +191,26 @@ pub(super) fn choose(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// `Machine("H200", "90a", processors, ghz, memory, l2, int8, mma, shared, ..)`, a line each.
+    #[test]
+    fn rates_are_those_that_the_budget_counts_with() {
+        let text = include_str!("../../../kernels/machines.py");
+        let mut compared = 0;
+        for line in text.lines().filter_map(|l| l.trim().strip_prefix("Machine(\"")) {
+            let cells: Vec<&str> = line.trim_end_matches("),").split(", ").collect();
+            let number = |i: usize| cells[i].parse::<f64>().unwrap();
+            let arch: i32 = cells[1].trim_matches(['"', 'a']).parse().unwrap();
+            let rates = Rates::new(arch, number(2) as usize);
+            let bytes = number(4) / (number(2) * number(3) * 1e9);
+            assert!((rates.bytes / bytes - 1.0).abs() < 0.01, "{line}: {bytes} bytes a clock");
+            assert_eq!(rates.mma, number(7), "{line}");
+            assert_eq!(rates.wgmma, if arch == 90 { number(6) } else { 0.0 }, "{line}");
+            assert_eq!(rates.shared as f64, number(8), "{line}");
+            compared += 1;
+        }
+        assert_eq!(compared, 5);
+    }
 
     #[test]
     fn few_tiles_are_cut_and_many_are_not() {
