@@ -85,11 +85,14 @@ std::uint64_t* checked(const char* operation, void* mbarrier) {
     return static_cast<std::uint64_t*>(mbarrier);
 }
 
+// Not zeros, nor what shared memory holds before it is written.
+bool initialized(std::uint64_t word) { return unpack(word).count != 0 && word != std::uint64_t{0x0101010101010101} * Block::poison; }
+
 // Applies arrivals and bytes to an mbarrier of block `at`; when the phase is complete, starts the
 // next and wakes those who wait.
 void advance(const char* operation, Block& at, std::uint64_t* word, unsigned arrivals, int bytes) {
     Mbarrier m = unpack(*word);
-    if (m.count == 0) block->fault(error::launch_failed, "%s: the mbarrier is not initialized", operation);
+    if (!initialized(*word)) block->fault(error::launch_failed, "%s: the mbarrier is not initialized", operation);
     if (arrivals > m.missing)
         block->fault(error::launch_failed, "%s: more arrivals than the mbarrier's %u", operation, m.count);
     m.missing -= arrivals;
@@ -133,7 +136,7 @@ void mbarrier_arrive_in(void* mbarrier, unsigned rank) {
 // The hardware waits for a while before it says no; here it waits until it can say yes.
 bool mbarrier_try_wait(void* mbarrier, unsigned parity) {
     std::uint64_t* word = checked("mbarrier_try_wait", mbarrier);
-    if (unpack(*word).count == 0) block->fault(error::launch_failed, "mbarrier_try_wait: the mbarrier is not initialized");
+    if (!initialized(*word)) block->fault(error::launch_failed, "mbarrier_try_wait: the mbarrier is not initialized");
     while (unpack(*word).parity == (parity & 1)) block->wait("mbarrier", word, parity & 1);
     return true;
 }

@@ -19,7 +19,6 @@ namespace {
 constexpr unsigned page = 4096;
 constexpr unsigned stack_bytes = 128 * 1024; // its lowest page is a guard
 constexpr unsigned arena_bytes = 320 * 1024;
-constexpr unsigned char poison = 0xCB;       // what shared memory holds before it is written
 constexpr unsigned char red_zone = 0x5E;
 constexpr unsigned red_zone_bytes = 256;
 

@@ -117,6 +117,7 @@ class Block {
 public:
     static constexpr unsigned max_threads = 1024;
     static constexpr unsigned barriers = 16;
+    static constexpr unsigned char poison = 0xCB; // what shared memory holds before it is written
 
     Block();
     ~Block();

@@ -382,6 +382,7 @@ DEVICE void bulk_copy_multicast(void* smem, const void* global, unsigned bytes, 
     emulator::bulk_copy_multicast(smem, global, bytes, mbarrier, ranks);
 }
 DEVICE void fence_proxy_async() {}
+DEVICE void fence_proxy_async_cluster() {}
 
 enum Swizzle : unsigned { SWIZZLE_NONE = 0, SWIZZLE_128B = 1, SWIZZLE_64B = 2, SWIZZLE_32B = 3 };
 

@@ -332,6 +332,8 @@ DEVICE void bulk_copy_multicast(void* smem, const void* global, unsigned bytes, 
 // Orders this thread's ordinary writes to shared memory before reads and writes by wgmma and bulk
 // copies (the asynchronous proxy). Every writer runs it, then a barrier, then the wgmma.
 DEVICE void fence_proxy_async() { asm volatile("fence.proxy.async.shared::cta;" : : : "memory"); }
+// The same where the bulk copies may be another block's of the cluster.
+DEVICE void fence_proxy_async_cluster() { asm volatile("fence.proxy.async.shared::cluster;" : : : "memory"); }
 
 // ---- Hopper: wgmma ----
 //
