@@ -111,7 +111,7 @@ pub(crate) fn matmul(
     }
     if kernel == MatmulKernel::Auto {
         let queued = match chosen {
-            MatmulKernel::Wgmma => Some(wgmma::queue(of, &mut scratch())),
+            MatmulKernel::Wgmma => Some(wgmma::queue(of, 0, &mut scratch())),
             MatmulKernel::MmaFolded { ranges } => {
                 Some(mma_folded::queue(of, ranges, &mut scratch()))
             }
@@ -130,7 +130,7 @@ pub(crate) fn matmul(
         MatmulKernel::Wgmma if !wgmma::available(&a.gpu, encodings) => {
             Err(Reason::NeedsHopper.into())
         }
-        MatmulKernel::Wgmma => wgmma::queue(of, &mut scratch()),
+        MatmulKernel::Wgmma => wgmma::queue(of, 0, &mut scratch()),
         MatmulKernel::MmaFolded { ranges } => mma_folded::queue(of, ranges, &mut scratch()),
         MatmulKernel::Mma if !long => mma::queue(of),
         MatmulKernel::Naive | MatmulKernel::Mma | MatmulKernel::Auto => naive::queue(of),

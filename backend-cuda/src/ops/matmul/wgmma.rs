@@ -68,8 +68,9 @@ pub(super) fn takes(
     wanted && fits && available(gpu, of)
 }
 
-/// Queues the kernels; none of them, if there is no memory for what they need.
-pub(super) fn queue(of: &Product<'_>, scratch: &mut Scratch) -> Result<(), Error> {
+/// Queues the kernels, with K cut in `forced` ranges unless 0; none of them, if there is no memory
+/// for what they need.
+pub(super) fn queue(of: &Product<'_>, forced: usize, scratch: &mut Scratch) -> Result<(), Error> {
     let (encodings, [m, n], gpu) = (of.encodings()?, of.shape(), &*of.a.gpu);
     let Encodings { a, b } = encodings;
     let none = Unsupported::Encodings { a, b: b.into() };
@@ -96,7 +97,10 @@ pub(super) fn queue(of: &Product<'_>, scratch: &mut Scratch) -> Result<(), Error
         unused: 0,
     };
     let products = planes(a)?;
-    let wanted = model::wgmma_ranges(&Rates::of(gpu), products, [m, n, of.a.k_pad]);
+    let wanted = match forced {
+        0 => model::wgmma_ranges(&Rates::of(gpu), products, [m, n, of.a.k_pad]),
+        forced => forced,
+    };
     let [range_slices, count] = ranges(of.a.k_pad, wanted);
     if count > 1 {
         // Every launch leaves zeros. Two warpgroups of a block arrive.
@@ -120,4 +124,101 @@ pub(super) fn queue(of: &Product<'_>, scratch: &mut Scratch) -> Result<(), Error
         scratch.tiles = tiles;
     }
     decode::queue_left(of, scratch.left.pointer(), shape)
+}
+
+#[cfg(all(test, feature = "emulated"))]
+mod tests {
+    use fp4_core::backend::Resident;
+    use fp4_core::{Matmul, PackedMatrix, PackedShape, reference};
+
+    use super::*;
+    use crate::build::arguments::{Outputs, float_type};
+    use crate::device::buffer::Buffer;
+    use crate::ops::matmul::{PATHS_BYTES, paths_of};
+    use crate::{Cuda, MatmulKernel};
+
+    /// Random codes, under scales by tile of 128 rows, row in it, and group.
+    fn matrix(
+        encoding: Encoding,
+        [rows, k]: [usize; 2],
+        scale: impl Fn(usize, usize, usize) -> u8,
+    ) -> PackedMatrix {
+        let shape = PackedShape::encoded(encoding, rows, k).unwrap();
+        let (groups, mut state) = (shape.row_groups(), 11u64);
+        let codes = (0..shape.codes_len())
+            .map(|_| {
+                state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+                (state >> 56) as u8
+            })
+            .collect();
+        let at = |i| (i / groups / 128, i / groups % 128, i % groups);
+        let scales = (0..shape.scales_len()).map(at).map(|(tile, row, g)| scale(tile, row, g));
+        PackedMatrix::new(shape, codes, scales.collect()).unwrap()
+    }
+
+    #[test]
+    fn ranges_of_k_change_neither_bits_nor_paths() {
+        let cuda = Cuda::open(0).unwrap().with_matmul_kernel(MatmulKernel::Wgmma);
+        let (mut scratch, mut compared) = (Scratch::default(), 0);
+        let mx_int8 = Encodings { a: Encoding::MxInt8, b: Format::MxFp4 };
+        for of in [Encodings::of(Format::MxFp4), Encodings::of(Format::NvFp4), mx_int8] {
+            let (m, n, k) = (5 * 128 - 50, 200, 5 * 128);
+            let e8m0 = of.b == Format::MxFp4;
+            let (near, far) = if e8m0 { (120, 126) } else { (0x38, 0x78) };
+            let slice = 128 / of.a.group().get();
+            // Two plain tiles; one whose highest level is in slice 3 alone and one of whose slices
+            // is zeros (under B's, too); one that is left; a plain one without a mate.
+            let a = matrix(of.a, [m, k], |tile, row, group| match tile {
+                2 if group == 3 * slice + 1 => far,
+                3 => [near, far, if e8m0 { 150 } else { 0x08 }][(row + group) % 3],
+                _ => near,
+            });
+            let b = matrix(of.b.into(), [n, k], |_, _, group| match group / slice {
+                1 if !e8m0 => 0,
+                _ => near,
+            });
+            let mut expected = vec![0f32; m * n];
+            reference::matmul(a.view(), b.view(), 0.75, (&mut expected[..]).into()).unwrap();
+
+            let weight = cuda.prepare(b.view()).unwrap();
+            let mut activation = cuda.empty_operand().unwrap();
+            activation.import(a.view(), false).unwrap();
+            let gpu = activation.gpu.clone();
+            let (mut out, mut paths) = (Buffer::default(), Buffer::default());
+            let mut counted = None;
+            for forced in [1, 2, 3, 5, 9, 1] {
+                out.reserve(&gpu.stream, 4 * m * n).unwrap();
+                out.zero(&gpu.stream, 4 * m * n).unwrap();
+                paths.zero(&gpu.stream, PATHS_BYTES).unwrap();
+                let outputs = Outputs {
+                    out: out.pointer(),
+                    row_scales: Pointer::NULL,
+                    bias: Pointer::NULL,
+                    alpha: 0.75,
+                    out_type: float_type(fp4_core::FloatType::F32),
+                };
+                let product = Product {
+                    a: &activation,
+                    b: &weight.operand,
+                    outputs,
+                    paths: paths.pointer(),
+                };
+                queue(&product, forced, &mut scratch).unwrap();
+                let (mut got, mut counters) = (vec![0f32; m * n], [0u8; PATHS_BYTES]);
+                out.download(&gpu.stream, bytemuck::cast_slice_mut(&mut got)).unwrap();
+                paths.download(&gpu.stream, &mut counters).unwrap();
+                gpu.synchronize().unwrap();
+                let differ = got.iter().zip(&expected).filter(|(g, e)| g.to_bits() != e.to_bits());
+                assert_eq!(differ.count(), 0, "{of:?} in {forced} ranges");
+                let paths = paths_of(counters);
+                assert_eq!(*counted.get_or_insert(paths), paths, "{of:?} in {forced} ranges");
+                assert!(paths.planes >= 128 * n as u64 && paths.narrow > 0, "{paths:?}");
+                let tiles = 5 * n.div_ceil(kernel(of).unwrap().1[1]);
+                assert_eq!(scratch.tiles_left(&gpu).unwrap(), (tiles / 5, tiles), "{of:?}");
+                compared += got.len();
+            }
+        }
+        println!("ranges of K: {compared} outputs compared, 0 differ");
+        assert!(compared > 0);
+    }
 }
