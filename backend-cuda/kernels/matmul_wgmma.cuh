@@ -125,6 +125,7 @@ struct WgmmaShared {
     TilePlan plans[2];
     int last[2];             // of the warpgroups: whether it came last of all ranges
     int down, across, units; // here, because registers are short
+    int alone, joins;        // the producer's: whether the unit before was not paired; joins so far
 };
 static_assert(4 * 49152 + sizeof(WgmmaShared<MXFP4>) <= WGMMA_SHARED, "");
 static_assert(6 * 32768 + sizeof(WgmmaShared<NVFP4>) <= WGMMA_SHARED, "");
@@ -160,11 +161,12 @@ __device__ __forceinline__ const u8* block_at(const WgmmaArgs& p, const u8* tile
 
 // Waits until both blocks of the cluster may write to all slots of both.
 template <int PRODUCT>
-__device__ __forceinline__ void join(WgmmaShared<PRODUCT>& shared, const RingPlace& at, u32 parity) {
+__device__ __forceinline__ void join(WgmmaShared<PRODUCT>& shared, const RingPlace& at) {
 #pragma unroll 1
     for (int slot = 0; slot < WgmmaShape<PRODUCT>::STAGES; slot++) mbarrier_wait_cluster(&shared.empty[slot], at.parity(slot));
     mbarrier_arrive_in(&shared.joined, cluster_rank() ^ 1);
-    mbarrier_wait_cluster(&shared.joined, parity);
+    mbarrier_wait_cluster(&shared.joined, (u32)shared.joins & 1u);
+    shared.joins++;
 }
 
 // The stages of a plain tile, whose blocks follow each other from `a` and `b` on: all of A's, and of
@@ -177,7 +179,7 @@ __device__ __forceinline__ void produce_plain(unsigned char* ring, WgmmaShared<P
     constexpr int PARTS = Shape::PARTS;
     // A paired block's piece: one of two tiles, or half of the only one.
     const u32 piece = bytes / CLUSTER, from = PAIRED ? cluster_rank() * piece : 0;
-    if (PAIRED) b += bytes == Shape::B_BYTES ? (i64)from : (i64)cluster_rank() * stride;
+    if (PAIRED) b += Shape::B_TILES == 1 || bytes == Shape::B_BYTES ? (i64)from : (i64)cluster_rank() * stride;
 #pragma unroll 1
     for (int stage = 0, part = 0; stage < stages; stage++) {
         const bool with_a = !Shape::ADDS || part < PARTS - 1;
@@ -191,7 +193,7 @@ __device__ __forceinline__ void produce_plain(unsigned char* ring, WgmmaShared<P
             bulk_copy_multicast(to + Shape::A_BYTES + from, b, piece, full, (1 << CLUSTER) - 1);
         } else {
             bulk_copy_g2s(to + Shape::A_BYTES, b, Shape::B_BYTES, full);
-            if (bytes > Shape::B_BYTES) bulk_copy_g2s(to + Shape::A_BYTES + Shape::B_BYTES, b + stride, Shape::B_BYTES, full);
+            if (Shape::B_TILES == 2 && bytes > Shape::B_BYTES) bulk_copy_g2s(to + Shape::A_BYTES + Shape::B_BYTES, b + stride, Shape::B_BYTES, full);
         }
         a += Shape::A_BYTES;
         b += Shape::B_BYTES;
@@ -220,7 +222,7 @@ __device__ __forceinline__ void produce_listed(const WgmmaArgs& p, unsigned char
             mbarrier_arrive_expect_tx(full, bytes + (with_a ? Shape::A_BYTES : 0));
             if (with_a) bulk_copy_g2s(to, from[0] + part * Shape::A_BYTES, Shape::A_BYTES, full);
             bulk_copy_g2s(to + Shape::A_BYTES, from[1] + part * Shape::B_BYTES, Shape::B_BYTES, full);
-            if (bytes > Shape::B_BYTES) {
+            if (B_TILES == 2 && bytes > Shape::B_BYTES) {
                 bulk_copy_g2s(to + Shape::A_BYTES + Shape::B_BYTES, from[B_TILES], Shape::B_BYTES, full);
             }
             at.next(Shape::STAGES);
@@ -235,63 +237,59 @@ __device__ __forceinline__ void wgmma_produce(const WgmmaArgs& p, unsigned char*
     const int slices = p.k_pad / SLICE_K;
     RingPlace at = {0, ~0u}; // the first round of `empty` is free, and of `taken`
     Turn turn;
-    bool alone = false; // whether the unit before was not paired
-    u32 joined = 0;
     for (int unit = (int)blockIdx.x / CLUSTER; unit < shared.units; unit += (int)gridDim.x / CLUSTER) {
-        const int rank = (int)cluster_rank();
-        const WgmmaWork work = WgmmaWork::at(unit, rank, shared.down, shared.across);
-        if (!work.here) {
-            alone = true;
-            continue;
-        }
-        const TilePlace place = work.place;
-        const int a_tile = place.m, b_tile = place.n * B_TILES, a_mate = work.stack ? a_tile + 1 - 2 * rank : a_tile;
-        const int first = work.range * p.range_slices;
-        const int end = slices - first < p.range_slices ? slices : first + p.range_slices;
         TilePlan& plan = shared.plans[turn.side()];
         mbarrier_wait(&shared.taken[turn.side()], turn.parity() ^ 1);
         if (elect_lane()) {
-            plan.place = place;
+            const int rank = (int)cluster_rank();
+            const WgmmaWork work = WgmmaWork::at(unit, rank, shared.down, shared.across);
+            plan.place = work.here ? work.place : TilePlace{NO_TILE, 0};
+            plan.mate = work.stack ? work.place.m + 1 - 2 * rank : work.place.m;
             plan.range = work.range;
+            plan.first = work.range * p.range_slices;
+            plan.end = slices - plan.first < p.range_slices ? slices : plan.first + p.range_slices;
         }
-        shared.planner.template plan<B_TILES, Shape::WIDTH>(p.a, p.b, a_tile, a_mate, b_tile, slices, first, end,
-                                                            Shape::MOST_STEPS, plan);
-        const bool left = plan.left != 0, listed = plan.listed != 0, paired = plan.paired != 0;
-        int products = 0;
-        for (int level = plan.lowest; level <= plan.highest; level++) products += plan.products[level];
+        __syncwarp(ALL_LANES);
+        if (plan.place.m == NO_TILE) { // nobody is told
+            if (elect_lane()) shared.alone = 1;
+            __syncwarp(ALL_LANES);
+            continue;
+        }
+        shared.planner.template plan<B_TILES, Shape::WIDTH>(p.a, p.b, slices, Shape::MOST_STEPS, plan);
         at.slot = 0;
         if (elect_lane()) {
             mbarrier_arrive(&shared.planned[turn.side()]);
+            const bool left = plan.left != 0, listed = plan.listed != 0, paired = plan.paired != 0;
+            int products = 0;
+            for (int level = plan.lowest; level <= plan.highest; level++) products += plan.products[level];
+            const int a_tile = plan.place.m, b_tile = plan.place.n * B_TILES;
             const int b_row_tiles = (p.b.rows + TILE_ROWS - 1) / TILE_ROWS;
             const u32 b_bytes = (u32)((b_row_tiles - b_tile < B_TILES ? b_row_tiles - b_tile : B_TILES) * Shape::B_BYTES);
             const i64 b_stride = (i64)(slices + p.b.extra) * (PARTS * Shape::B_BYTES);
             const u8* a_from = p.a.blocks + (i64)a_tile * (slices + p.a.extra) * (PARTS * Shape::A_BYTES);
             const u8* b_from = p.b.blocks + b_tile * b_stride;
             if (left) {
-                if (work.range == 0) p.left[1 + atomicAdd(p.left, 1u)] = (u32)(place.m * shared.across + place.n);
+                if (plan.range == 0) p.left[1 + atomicAdd(p.left, 1u)] = (u32)(a_tile * shared.across + plan.place.n);
             } else if (listed) {
                 produce_listed<PRODUCT>(p, ring, shared, at, products, a_from, b_from, b_stride, b_bytes);
             } else {
-                a_from += (i64)first * (PARTS * Shape::A_BYTES);
-                b_from += (i64)first * (PARTS * Shape::B_BYTES);
+                a_from += (i64)plan.first * (PARTS * Shape::A_BYTES);
+                b_from += (i64)plan.first * (PARTS * Shape::B_BYTES);
                 if (paired) {
-                    if (alone) {
-                        join<PRODUCT>(shared, at, joined);
-                        joined ^= 1;
-                    }
+                    if (shared.alone != 0) join<PRODUCT>(shared, at);
                     produce_plain<PRODUCT, true>(ring, shared, at, products * PARTS, a_from, b_from, b_stride, b_bytes);
                 } else {
                     produce_plain<PRODUCT, false>(ring, shared, at, products * PARTS, a_from, b_from, b_stride, b_bytes);
                 }
             }
+            shared.alone = !paired;
         }
         __syncwarp(ALL_LANES);
-        alone = !paired;
         turn.next();
     }
     mbarrier_wait(&shared.taken[turn.side()], turn.parity() ^ 1);
     if (elect_lane()) {
-        shared.plans[turn.side()].place.m = -1;
+        shared.plans[turn.side()].place.m = NO_TILE;
         mbarrier_arrive(&shared.planned[turn.side()]);
     }
 }
@@ -305,7 +303,7 @@ __device__ __forceinline__ void wgmma_scale(const WgmmaArgs& p, WgmmaShared<PROD
         mbarrier_wait(&shared.planned[turn.side()], turn.parity());
         const TilePlan& plan = shared.plans[turn.side()];
         const TilePlace place = plan.place;
-        if (place.m < 0) return;
+        if (place.m == NO_TILE) return;
         if (!plan.left) {
             const int add_a = Shape::A_EXPONENT + Shape::WIDTH * (plan.lowest - 2 * WINDOW_BIAS);
             scale_tile<Shape::TILE_N>(p.outputs, p.a, p.b, place.m * TILE_M, place.n * Shape::TILE_N, add_a, Shape::B_EXPONENT,
@@ -484,7 +482,7 @@ __device__ __forceinline__ void wgmma_consume(const WgmmaArgs& p, unsigned char*
     for (Turn turn;; turn.next()) {
         mbarrier_wait(&shared.planned[turn.side()], turn.parity());
         const TilePlan& plan = shared.plans[turn.side()];
-        if (plan.place.m < 0) return;
+        if (plan.place.m == NO_TILE) return;
         if (!plan.left) {
             int sums[SUMS][TILE_N / 2];
             int last = NO_SLOT; // the slot whose wgmma may be under way
@@ -559,6 +557,7 @@ __device__ __forceinline__ void wgmma_matmul(const WgmmaArgs& p) {
         fence_mbarrier_init();
         shared.down = (p.a.rows + TILE_M - 1) / TILE_M;
         shared.across = (p.b.rows + Shape::TILE_N - 1) / Shape::TILE_N;
+        shared.alone = shared.joins = 0;
         shared.units = WgmmaWork::pairs(shared.down, shared.across) * p.ranges;
     }
     __syncthreads();

@@ -40,7 +40,8 @@ constexpr int LEVELS = 2 * WINDOWS - 1;
 constexpr int LIST_MOST = 1024;
 constexpr u32 NO_BLOCK = 0xFFFFFFFFu;
 
-constexpr int BAND_PAIRS = 4;
+constexpr int BAND_PAIRS = 4; // rows of pairs that are taken together
+constexpr int NO_TILE = -1;
 
 struct TilePlace {
     int m, n;
@@ -90,12 +91,14 @@ struct SliceEntries {
 };
 
 struct TilePlan {
-    TilePlace place;      // m is -1 after the last tile
+    TilePlace place;      // m is NO_TILE after the last tile
+    int mate;             // m of the other block's tile, if it shares B; else its own
+    int range;            // of K
+    int first, end;       // slices of it
     int left;             // whether it is left to another kernel
     int listed;
     int paired;           // whether the other block of the cluster has the same stages of B
     int planes;           // whether there is more than one level
-    int range;            // of K
     int lowest, highest;  // levels: the lowest with products, the highest with some in this range
     int products[LEVELS]; // in this range, of which there is one at least
 };
@@ -121,12 +124,12 @@ struct TilePlanner {
         }
     }
 
-    // By a whole warp; afterwards every lane may read `plan`. `a_mate` is A's tile of the other
-    // block of the cluster, or a_tile if it shares nothing; `most_steps` is the bound's largest
-    // number of steps in units of the lowest level; the range is of slices first .. end - 1.
+    // Fills the rest of a plan whose place, mate and range are there. By a whole warp; afterwards
+    // every lane may read it. `most_steps` is the bound's largest number of steps in units of the
+    // lowest level.
     template <int B_TILES, int WIDTH>
-    __device__ __forceinline__ void plan(const FoldedOperand& a, const FoldedOperand& b, int a_tile, int a_mate, int b_tile,
-                                         int slices, int first, int end, u32 most_steps, TilePlan& to) {
+    __device__ __forceinline__ void plan(const FoldedOperand& a, const FoldedOperand& b, int slices, u32 most_steps, TilePlan& to) {
+        const int a_tile = to.place.m, b_tile = to.place.n * B_TILES;
         const int lane = thread_here() % 32, b_tiles = (b.rows + TILE_ROWS - 1) / TILE_ROWS - b_tile;
         bool left = a.incomplete[a_tile] != 0;
         u32 used = a.used[a_tile];
@@ -135,11 +138,12 @@ struct TilePlanner {
             used |= b.used[b_tile + i];
         }
         if (left || (used == 0 && slices > 0 && (u32)slices * SLICE_STEPS <= most_steps)) {
-            if (lane < LEVELS) to.products[lane] = lane == 2 * WINDOW_BIAS ? end - first : 0;
+            if (lane < LEVELS) to.products[lane] = lane == 2 * WINDOW_BIAS ? to.end - to.first : 0;
             if (lane == 0) {
                 to.left = left;
                 to.listed = 0;
-                to.paired = !left && a_mate != a_tile && a.incomplete[a_mate] == 0 && a.used[a_mate] == 0;
+                const int mate = to.mate;
+                to.paired = !left && mate != a_tile && a.incomplete[mate] == 0 && a.used[mate] == 0;
                 to.planes = 0;
                 to.lowest = to.highest = 2 * WINDOW_BIAS;
             }
@@ -157,7 +161,7 @@ struct TilePlanner {
             pairs(entries.a.x, entries.b_sets, [&](int a_bit, int b_bit, u32 common) {
                 atomicAdd(&steps[a_bit + b_bit], common);
                 atomicAdd(&all, 1u);
-                if (slice >= first && slice < end) atomicAdd(&products[a_bit + b_bit], 1u);
+                if (slice >= to.first && slice < to.end) atomicAdd(&products[a_bit + b_bit], 1u);
             });
         }
         __syncwarp(ALL_LANES);
@@ -193,7 +197,7 @@ struct TilePlanner {
         }
         __syncwarp(ALL_LANES);
         if (left) return;
-        for (int slice = first + lane; slice < end; slice += 32) {
+        for (int slice = to.first + lane; slice < to.end; slice += 32) {
             const SliceEntries<B_TILES> entries(a_entries, b_entries, b_tiles, slice, slices);
             pairs(entries.a.x, entries.b_sets, [&](int a_bit, int b_bit, u32) {
                 u32 blocks[2] = {NO_BLOCK, NO_BLOCK};
