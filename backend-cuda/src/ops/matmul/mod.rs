@@ -9,9 +9,9 @@
 //! | `Wgmma` | `matmul_wgmma_*.cu` | Hopper: folded int8, int32; what is left by `Decode`'s |
 //!
 //! [`MatmulKernel::Auto`] takes `Decode` for up to 16 rows of A, and for more the one that a model
-//! of the device finds fastest ([`model`]): `Wgmma` on compute capability 9.0 where there are tiles
-//! enough, `MmaFolded` where there are not and elsewhere, `Mma` where folding the weight would cost
-//! more than it saves. MXINT8 by NVFP4 has no kernel on folded operands, and goes by `Mma`.
+//! of the device finds fastest ([`model`]): `Wgmma` on compute capability 9.0 from a tile's rows on,
+//! `MmaFolded` below and elsewhere, `Mma` where folding the weight would cost more than it saves.
+//! Both cut K where there are few tiles. MXINT8 by NVFP4 has no kernel on folded operands, and goes by `Mma`.
 //!
 //! Where memory for the folded form is short, `Auto` goes on with `Mma`, which needs none.
 //!

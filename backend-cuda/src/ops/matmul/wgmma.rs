@@ -129,11 +129,12 @@ pub(super) fn queue(of: &Product<'_>, forced: usize, scratch: &mut Scratch) -> R
 #[cfg(all(test, feature = "emulated"))]
 mod tests {
     use fp4_core::backend::Resident;
-    use fp4_core::{Matmul, PackedMatrix, PackedShape, reference};
+    use fp4_core::{FloatType, Matmul, PackedMatrix, PackedShape, Paths, reference};
 
     use super::*;
     use crate::build::arguments::{Outputs, float_type};
     use crate::device::buffer::Buffer;
+    use crate::operand::packed::{CudaOperand, CudaWeight};
     use crate::ops::matmul::{PATHS_BYTES, paths_of};
     use crate::{Cuda, MatmulKernel};
 
@@ -154,6 +155,68 @@ mod tests {
         let at = |i| (i / groups / 128, i / groups % 128, i % groups);
         let scales = (0..shape.scales_len()).map(at).map(|(tile, row, g)| scale(tile, row, g));
         PackedMatrix::new(shape, codes, scales.collect()).unwrap()
+    }
+
+    /// A product on the device, which may be queued again.
+    struct Queued {
+        a: CudaOperand,
+        b: CudaWeight<PackedMatrix>,
+        out: Buffer,
+        paths: Buffer,
+    }
+
+    impl Queued {
+        fn new(cuda: &Cuda, a: &PackedMatrix, b: &PackedMatrix) -> Self {
+            let mut activation = cuda.empty_operand().unwrap();
+            activation.import(a.view(), false).unwrap();
+            let weight = cuda.prepare(b.clone()).unwrap();
+            Queued { a: activation, b: weight, out: Buffer::default(), paths: Buffer::default() }
+        }
+
+        fn run(&mut self, forced: usize, scratch: &mut Scratch) -> (Vec<f32>, Paths) {
+            let Queued { a, b, out, paths } = self;
+            let (gpu, outputs) = (a.gpu.clone(), a.shape.rows() * b.operand.shape.rows());
+            out.zero(&gpu.stream, 4 * outputs).unwrap();
+            paths.zero(&gpu.stream, PATHS_BYTES).unwrap();
+            let to = Outputs {
+                out: out.pointer(),
+                row_scales: Pointer::NULL,
+                bias: Pointer::NULL,
+                alpha: 0.75,
+                out_type: float_type(FloatType::F32),
+            };
+            let of = Product { a, b: &b.operand, outputs: to, paths: paths.pointer() };
+            queue(&of, forced, scratch).unwrap();
+            let (mut got, mut counters) = (vec![0f32; outputs], [0u8; PATHS_BYTES]);
+            out.download(&gpu.stream, bytemuck::cast_slice_mut(&mut got)).unwrap();
+            paths.download(&gpu.stream, &mut counters).unwrap();
+            gpu.synchronize().unwrap();
+            (got, paths_of(counters))
+        }
+    }
+
+    #[test]
+    fn a_plain_tile_is_taken_up_to_the_bound_and_left_past_it() {
+        // 7280 steps of MXFP4 are whole slices, and 7281 the most that a sum of 96 * 96 has; those
+        // are 1821 slices, of a list that does not hold them. All groups but the first of a row are
+        // three exponents above it, so that their digits are the largest.
+        let (cuda, mut scratch) = (Cuda::open(0).unwrap(), Scratch::default());
+        let cuda = cuda.with_matmul_kernel(MatmulKernel::Wgmma);
+        for (k, left) in [(232_960, 0), (232_992, 1)] {
+            let row = |code: u8| {
+                let shape = PackedShape::of(Format::MxFp4, 1, k).unwrap();
+                let scales = (0..k / 32).map(|group| if group == 0 { 117 } else { 120 });
+                PackedMatrix::new(shape, vec![code; k / 2], scales.collect()).unwrap()
+            };
+            let (a, b) = (row(0x77), row(0xFF));
+            let mut expected = [0f32];
+            reference::matmul(a.view(), b.view(), 0.75, (&mut expected[..]).into()).unwrap();
+            let mut product = Queued::new(&cuda, &a, &b);
+            let (got, paths) = product.run(1, &mut scratch);
+            assert_eq!((got[0].to_bits(), got.len()), (expected[0].to_bits(), 1), "K = {k}");
+            assert_eq!(scratch.tiles_left(&product.a.gpu).unwrap(), (left, 1), "K = {k}");
+            assert_eq!(paths.planes, 0, "K = {k}");
+        }
     }
 
     #[test]
@@ -180,41 +243,16 @@ mod tests {
             let mut expected = vec![0f32; m * n];
             reference::matmul(a.view(), b.view(), 0.75, (&mut expected[..]).into()).unwrap();
 
-            let weight = cuda.prepare(b.view()).unwrap();
-            let mut activation = cuda.empty_operand().unwrap();
-            activation.import(a.view(), false).unwrap();
-            let gpu = activation.gpu.clone();
-            let (mut out, mut paths) = (Buffer::default(), Buffer::default());
+            let mut product = Queued::new(&cuda, &a, &b);
             let mut counted = None;
             for forced in [1, 2, 3, 5, 9, 1] {
-                out.reserve(&gpu.stream, 4 * m * n).unwrap();
-                out.zero(&gpu.stream, 4 * m * n).unwrap();
-                paths.zero(&gpu.stream, PATHS_BYTES).unwrap();
-                let outputs = Outputs {
-                    out: out.pointer(),
-                    row_scales: Pointer::NULL,
-                    bias: Pointer::NULL,
-                    alpha: 0.75,
-                    out_type: float_type(fp4_core::FloatType::F32),
-                };
-                let product = Product {
-                    a: &activation,
-                    b: &weight.operand,
-                    outputs,
-                    paths: paths.pointer(),
-                };
-                queue(&product, forced, &mut scratch).unwrap();
-                let (mut got, mut counters) = (vec![0f32; m * n], [0u8; PATHS_BYTES]);
-                out.download(&gpu.stream, bytemuck::cast_slice_mut(&mut got)).unwrap();
-                paths.download(&gpu.stream, &mut counters).unwrap();
-                gpu.synchronize().unwrap();
+                let (got, paths) = product.run(forced, &mut scratch);
                 let differ = got.iter().zip(&expected).filter(|(g, e)| g.to_bits() != e.to_bits());
                 assert_eq!(differ.count(), 0, "{of:?} in {forced} ranges");
-                let paths = paths_of(counters);
                 assert_eq!(*counted.get_or_insert(paths), paths, "{of:?} in {forced} ranges");
                 assert!(paths.planes >= 128 * n as u64 && paths.narrow > 0, "{paths:?}");
                 let tiles = 5 * n.div_ceil(kernel(of).unwrap().1[1]);
-                assert_eq!(scratch.tiles_left(&gpu).unwrap(), (tiles / 5, tiles), "{of:?}");
+                assert_eq!(scratch.tiles_left(&product.a.gpu).unwrap(), (tiles / 5, tiles), "{of:?}");
                 compared += got.len();
             }
         }
