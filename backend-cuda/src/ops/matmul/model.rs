@@ -160,7 +160,11 @@ pub(super) fn ranges(rates: &Rates, sums: usize, [m, n, k]: [usize; 3]) -> usize
 /// In how many ranges the wgmma kernels cut K.
 pub(super) fn wgmma_ranges(rates: &Rates, sums: usize, shape: [usize; 3]) -> usize {
     let blocks = wgmma(rates, sums, shape);
-    if blocks.tiles >= MOST_CUT * rates.processors { 1 } else { best_ranges(rates, &blocks, shape[2]) }
+    if blocks.tiles >= MOST_CUT * rates.processors {
+        1
+    } else {
+        best_ranges(rates, &blocks, shape[2])
+    }
 }
 
 fn best_ranges(rates: &Rates, blocks: &Blocks, k: usize) -> usize {

@@ -229,10 +229,10 @@ mod tests {
             let e8m0 = of.b == Format::MxFp4;
             let (near, far) = if e8m0 { (120, 126) } else { (0x38, 0x78) };
             let slice = 128 / of.a.group().get();
-            // Two plain tiles; one whose highest level is in slice 3 alone and one of whose slices
-            // is zeros (under B's, too); one that is left; a plain one without a mate.
+            // Two plain tiles; one of which slice 3 has the higher level and nothing else, and of
+            // which NVFP4's slice 1 meets zeros; one that is left; a plain one without a mate.
             let a = matrix(of.a, [m, k], |tile, row, group| match tile {
-                2 if group == 3 * slice + 1 => far,
+                2 if group / slice == 3 => far,
                 3 => [near, far, if e8m0 { 150 } else { 0x08 }][(row + group) % 3],
                 _ => near,
             });
@@ -252,7 +252,11 @@ mod tests {
                 assert_eq!(*counted.get_or_insert(paths), paths, "{of:?} in {forced} ranges");
                 assert!(paths.planes >= 128 * n as u64 && paths.narrow > 0, "{paths:?}");
                 let tiles = 5 * n.div_ceil(kernel(of).unwrap().1[1]);
-                assert_eq!(scratch.tiles_left(&product.a.gpu).unwrap(), (tiles / 5, tiles), "{of:?}");
+                assert_eq!(
+                    scratch.tiles_left(&product.a.gpu).unwrap(),
+                    (tiles / 5, tiles),
+                    "{of:?}"
+                );
                 compared += got.len();
             }
         }
