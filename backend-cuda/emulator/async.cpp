@@ -85,10 +85,14 @@ std::uint64_t* checked(const char* operation, void* mbarrier) {
     return static_cast<std::uint64_t*>(mbarrier);
 }
 
-// Applies arrivals and bytes; when the phase is complete, starts the next and wakes those who wait.
-void advance(const char* operation, std::uint64_t* word, unsigned arrivals, int bytes) {
+// Not zeros, nor what shared memory holds before it is written.
+bool initialized(std::uint64_t word) { return unpack(word).count != 0 && word != std::uint64_t{0x0101010101010101} * Block::poison; }
+
+// Applies arrivals and bytes to an mbarrier of block `at`; when the phase is complete, starts the
+// next and wakes those who wait.
+void advance(const char* operation, Block& at, std::uint64_t* word, unsigned arrivals, int bytes) {
     Mbarrier m = unpack(*word);
-    if (m.count == 0) block->fault(error::launch_failed, "%s: the mbarrier is not initialized", operation);
+    if (!initialized(*word)) block->fault(error::launch_failed, "%s: the mbarrier is not initialized", operation);
     if (arrivals > m.missing)
         block->fault(error::launch_failed, "%s: more arrivals than the mbarrier's %u", operation, m.count);
     m.missing -= arrivals;
@@ -96,9 +100,9 @@ void advance(const char* operation, std::uint64_t* word, unsigned arrivals, int 
     if (m.missing == 0 && m.bytes == 0) {
         m.parity ^= 1;
         m.missing = m.count;
-        for (unsigned i = 0; i < block->threads(); i++) {
-            Thread& thread = block->all[i];
-            if (thread.waits_for && thread.waits_at == word) block->wake(thread);
+        for (unsigned i = 0; i < at.threads(); i++) {
+            Thread& thread = at.all[i];
+            if (thread.waits_for && thread.waits_at == word) at.wake(thread);
         }
     }
     *word = pack(m);
@@ -106,7 +110,7 @@ void advance(const char* operation, std::uint64_t* word, unsigned arrivals, int 
 
 void copy(const BulkCopy& c) {
     std::memcpy(c.to, c.from, c.bytes);
-    advance("cp.async.bulk", c.mbarrier, 0, -static_cast<int>(c.bytes));
+    advance("cp.async.bulk", *c.into, c.mbarrier, 0, -static_cast<int>(c.bytes));
 }
 
 } // namespace
@@ -117,43 +121,70 @@ void mbarrier_init(void* mbarrier, unsigned count) {
     *checked("mbarrier_init", mbarrier) = pack({0, count, count, 0});
 }
 
-void mbarrier_arrive(void* mbarrier, unsigned expected_bytes) {
+void mbarrier_arrive(void* mbarrier, unsigned expected_bytes, unsigned count) {
     if (expected_bytes > 0xFFFFF)
         block->fault(error::launch_failed, "mbarrier_arrive_expect_tx: %u bytes; at most 1048575", expected_bytes);
-    advance("mbarrier_arrive", checked("mbarrier_arrive", mbarrier), 1, static_cast<int>(expected_bytes));
+    advance("mbarrier_arrive", *block, checked("mbarrier_arrive", mbarrier), count, static_cast<int>(expected_bytes));
+}
+
+void mbarrier_arrive_in(void* mbarrier, unsigned rank) {
+    std::uint64_t* own = checked("mbarrier_arrive_in", mbarrier);
+    Block& other = block->peer("mbarrier_arrive_in", rank);
+    advance("mbarrier_arrive_in", other, static_cast<std::uint64_t*>(block->in_block(other, own)), 1, 0);
 }
 
 // The hardware waits for a while before it says no; here it waits until it can say yes.
 bool mbarrier_try_wait(void* mbarrier, unsigned parity) {
     std::uint64_t* word = checked("mbarrier_try_wait", mbarrier);
-    if (unpack(*word).count == 0) block->fault(error::launch_failed, "mbarrier_try_wait: the mbarrier is not initialized");
+    if (!initialized(*word)) block->fault(error::launch_failed, "mbarrier_try_wait: the mbarrier is not initialized");
     while (unpack(*word).parity == (parity & 1)) block->wait("mbarrier", word, parity & 1);
     return true;
 }
 
 // ---- bulk copies ----
 
-void bulk_copy_g2s(void* smem, const void* global, unsigned bytes, void* mbarrier) {
+namespace {
+
+void checked_copy(void* smem, const void* global, unsigned bytes) {
     if (bytes == 0 || bytes % 16 != 0)
         block->fault(error::misaligned_address, "cp.async.bulk: %u bytes, not a positive multiple of 16", bytes);
     block->check_shared("cp.async.bulk", smem, bytes, 16);
     if (reinterpret_cast<std::uintptr_t>(global) % 16 != 0)
         block->fault(error::misaligned_address, "cp.async.bulk: global address %p is not a multiple of 16", global);
-    BulkCopy c{smem, global, bytes, checked("cp.async.bulk", mbarrier)};
+}
+
+void start(const BulkCopy& c) {
     if (options().late)
-        block->bulk_copies.push_back(c);
+        block->first->bulk_copies.push_back(c);
     else
         copy(c);
 }
 
-bool late_bulk_copy() {
-    auto& pending = block->bulk_copies;
+} // namespace
+
+void bulk_copy_g2s(void* smem, const void* global, unsigned bytes, void* mbarrier) {
+    checked_copy(smem, global, bytes);
+    start({block, smem, global, bytes, checked("cp.async.bulk", mbarrier)});
+}
+
+void bulk_copy_multicast(void* smem, const void* global, unsigned bytes, void* mbarrier, unsigned ranks) {
+    checked_copy(smem, global, bytes);
+    std::uint64_t* own = checked("cp.async.bulk.multicast", mbarrier);
+    for (unsigned rank = 0; ranks >> rank != 0; rank++) {
+        if (!(ranks >> rank & 1)) continue;
+        Block& other = block->peer("cp.async.bulk.multicast", rank);
+        start({&other, block->in_block(other, smem), global, bytes, static_cast<std::uint64_t*>(block->in_block(other, own))});
+    }
+}
+
+bool late_bulk_copy(Block& first) {
+    auto& pending = first.bulk_copies;
     if (pending.empty()) return false;
     std::size_t at = 0;
     switch (options().order) {
     case Order::Forward: break;
     case Order::Reverse: at = pending.size() - 1; break;
-    case Order::Shuffle: at = block->random.below(static_cast<unsigned>(pending.size())); break;
+    case Order::Shuffle: at = first.random.below(static_cast<unsigned>(pending.size())); break;
     }
     BulkCopy c = pending[at];
     pending.erase(pending.begin() + static_cast<std::ptrdiff_t>(at));

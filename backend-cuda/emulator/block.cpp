@@ -19,7 +19,6 @@ namespace {
 constexpr unsigned page = 4096;
 constexpr unsigned stack_bytes = 128 * 1024; // its lowest page is a guard
 constexpr unsigned arena_bytes = 320 * 1024;
-constexpr unsigned char poison = 0xCB;       // what shared memory holds before it is written
 constexpr unsigned char red_zone = 0x5E;
 constexpr unsigned red_zone_bytes = 256;
 
@@ -87,7 +86,7 @@ Block& machinery() {
     return *instance;
 }
 
-Block::Block() : all(max_threads), scratch(32 * 256 + 16 * 256) {
+Block::Block() : all(max_threads), first(this), scratch(32 * 256 + 16 * 256) {
     install_handlers();
     stacks_ = map(std::size_t{max_threads} * stack_bytes);
     // Aligned to 1024 inside, with a page out of bounds on both sides.
@@ -114,21 +113,29 @@ Fault Block::run(const Launch& what) {
     fault_ = {};
     const Options& chosen = options();
     random.state = chosen.seed;
-    thread_count_ = what.block.x * what.block.y * what.block.z;
-    reserve_stacks(thread_count_);
-    warps.resize((thread_count_ + 31) / 32);
     sites_.clear();
     static_end_ = (what.dynamic_shared_bytes + red_zone_bytes + 1023) / 1024 * 1024;
+    while (others_.size() + 1 < what.cluster) others_.push_back(std::make_unique<Block>());
+    cluster_ = {this};
+    for (unsigned rank = 1; rank < what.cluster; rank++) cluster_.push_back(others_[rank - 1].get());
 
-    std::uint64_t blocks = std::uint64_t{what.grid.x} * what.grid.y * what.grid.z;
-    block = this;
-    for (std::uint64_t i = 0; i < blocks && fault_.text.empty(); i++) {
-        std::uint64_t linear = permuted(i, blocks, chosen);
-        index = {static_cast<unsigned>(linear % what.grid.x),
-                 static_cast<unsigned>(linear / what.grid.x % what.grid.y),
-                 static_cast<unsigned>(linear / what.grid.x / what.grid.y)};
-        start_block();
-        run_block();
+    unsigned across = what.grid.x / what.cluster;
+    std::uint64_t clusters = std::uint64_t{across} * what.grid.y * what.grid.z;
+    for (std::uint64_t i = 0; i < clusters && fault_.text.empty(); i++) {
+        std::uint64_t linear = permuted(i, clusters, chosen);
+        cluster_arrived_ = cluster_phase_ = 0;
+        bulk_copies.clear();
+        for (unsigned rank = 0; rank < what.cluster; rank++) {
+            Block& each = *cluster_[rank];
+            each.launch = &what;
+            each.first = this;
+            each.rank_ = rank;
+            each.index = {static_cast<unsigned>(linear % across) * what.cluster + rank,
+                          static_cast<unsigned>(linear / across % what.grid.y),
+                          static_cast<unsigned>(linear / across / what.grid.y)};
+            each.start_block();
+        }
+        run_cluster();
     }
     block = nullptr;
     current = nullptr;
@@ -137,11 +144,16 @@ Fault Block::run(const Launch& what) {
 }
 
 void Block::start_block() {
+    thread_count_ = launch->block.x * launch->block.y * launch->block.z;
+    reserve_stacks(thread_count_);
+    warps.resize((thread_count_ + 31) / 32);
     unsigned dynamic = launch->dynamic_shared_bytes;
     std::memset(shared, poison, dynamic);
     std::memset(shared + dynamic, red_zone, red_zone_bytes);
-    for (const SharedSite& site : sites_) std::memset(shared + site.offset, poison, site.bytes);
-    bulk_copies.clear();
+    for (const SharedSite& site : first->sites_) {
+        std::memset(shared + site.offset, poison, site.bytes);
+        std::memset(shared + site.offset + site.bytes, red_zone, red_zone_bytes);
+    }
     for (Barrier& b : barrier) b = {};
 
     Index at;
@@ -152,6 +164,7 @@ void Block::start_block() {
         Warp& warp = warps[i / 32];
         if (i % 32 == 0) {
             unsigned lanes = thread_count_ - i < 32 ? thread_count_ - i : 32;
+            warp.owner = this;
             warp.threads = &thread;
             warp.rank = i / 32;
             warp.alive = warp.ready = lanes == 32 ? ~0u : (1u << lanes) - 1;
@@ -166,6 +179,7 @@ void Block::start_block() {
         thread.warp = &warp;
         thread.waits_for = nullptr;
         thread.operation = nullptr;
+        thread.cluster_arrived = false;
         thread.copies.clear();
         thread.wgmma_issued = 0;
         thread.wgmma_fenced = false;
@@ -177,13 +191,15 @@ void Block::start_block() {
     }
 }
 
-void Block::run_block() {
-    Thread* first = pick(nullptr);
-    current = first;
-    switch_fiber(main_, first->fiber);
+void Block::run_cluster() {
+    Thread* begins = pick(nullptr);
+    current = begins;
+    block = begins->warp->owner;
+    switch_fiber(main_, begins->fiber);
     // Back here when the last thread is done, or after a fault.
     current = nullptr;
-    if (fault_.text.empty()) check_red_zones();
+    for (Block* each : cluster_)
+        if (fault_.text.empty()) each->check_red_zones();
 }
 
 void Block::enter() {
@@ -201,12 +217,17 @@ void Block::finish_thread() {
     if (warp.ready == 0) ready_warps_ &= ~(1u << warp.rank);
     alive_--;
     if (alive_ == 0) {
-        if (!bulk_copies.empty())
-            fault(error::launch_failed, "the block ends with %zu bulk copies that nobody waited for", bulk_copies.size());
-        switch_fiber(thread.fiber, main_);
+        std::size_t pending = 0;
+        for (const BulkCopy& copy : first->bulk_copies) pending += copy.into == this;
+        if (pending > 0)
+            fault(error::launch_failed, "the block ends with %zu bulk copies that nobody waited for", pending);
+    }
+    if (cluster_alive() == 0) {
+        switch_fiber(thread.fiber, first->main_);
         __builtin_unreachable();
     }
-    thread_left();
+    if (alive_ > 0) thread_left();
+    complete_cluster_barrier();
     schedule(&thread);
     __builtin_unreachable();
 }
@@ -218,7 +239,7 @@ unsigned Block::pick_bit(std::uint32_t bits) {
     case Order::Forward: break;
     case Order::Reverse: return 31 - static_cast<unsigned>(__builtin_clz(bits));
     case Order::Shuffle: {
-        for (unsigned skip = random.below(static_cast<unsigned>(__builtin_popcount(bits))); skip > 0; skip--)
+        for (unsigned skip = first->random.below(static_cast<unsigned>(__builtin_popcount(bits))); skip > 0; skip--)
             bits &= bits - 1;
         break;
     }
@@ -229,9 +250,14 @@ unsigned Block::pick_bit(std::uint32_t bits) {
 Thread* Block::pick(Thread* after) {
     Warp* warp = after && after->warp->ready ? after->warp : nullptr;
     while (!warp) {
-        if (ready_warps_) {
-            warp = &warps[pick_bit(ready_warps_)];
-        } else if (!late_bulk_copy()) {
+        // The blocks that can go on, as bits.
+        std::uint32_t ready = 0;
+        const std::vector<Block*>& cluster = first->cluster_;
+        for (std::size_t rank = 0; rank < cluster.size(); rank++) ready |= (cluster[rank]->ready_warps_ ? 1u : 0u) << rank;
+        if (ready) {
+            Block& chosen = *cluster[cluster.size() == 1 ? 0 : pick_bit(ready)];
+            warp = &chosen.warps[pick_bit(chosen.ready_warps_)];
+        } else if (!late_bulk_copy(*first)) {
             return nullptr;
         }
     }
@@ -245,6 +271,7 @@ void Block::schedule(Thread* after) {
     if (!next) report_deadlock();
     if (next == self) return;
     current = next;
+    block = next->warp->owner;
     switch_fiber(self->fiber, next->fiber);
 }
 
@@ -264,7 +291,7 @@ void Block::yield() { schedule(nullptr); }
 void Block::wake(Thread& thread) {
     thread.waits_for = nullptr;
     thread.warp->ready |= 1u << thread.lane;
-    ready_warps_ |= 1u << thread.warp->rank;
+    thread.warp->owner->ready_warps_ |= 1u << thread.warp->rank;
 }
 
 // ---- faults ----
@@ -284,47 +311,59 @@ void Block::fault(int code, const char* format, ...) {
     va_start(arguments, format);
     std::vsnprintf(text, sizeof text, format, arguments);
     va_end(arguments);
-    fault_ = {code, where() + ": " + text};
+    first->fault_ = {code, where() + ": " + text};
     Thread* self = current;
     current = nullptr;
-    switch_fiber(self->fiber, main_);
+    switch_fiber(self->fiber, first->main_);
     __builtin_unreachable();
 }
 
-void Block::report_deadlock() {
-    std::string text = "deadlock, every thread waits:";
-    for (Warp& warp : warps) {
+// What the warps of this block wait for, a line each.
+std::string Block::waiting() const {
+    std::string text;
+    for (const Warp& warp : warps) {
         std::uint32_t left = warp.alive;
         while (left) {
-            Thread& first = warp.threads[__builtin_ctz(left)];
+            const Thread& one = warp.threads[__builtin_ctz(left)];
             std::uint32_t same = 0;
             for (unsigned lane = 0; lane < 32; lane++) {
-                Thread& other = warp.threads[lane];
-                if ((left >> lane & 1) && other.waits_for == first.waits_for && other.waits_at == first.waits_at)
+                const Thread& other = warp.threads[lane];
+                if ((left >> lane & 1) && other.waits_for == one.waits_for && other.waits_at == one.waits_at)
                     same |= 1u << lane;
             }
             char line[256];
-            int n = std::snprintf(line, sizeof line, "\n  warp %u lanes 0x%08x: %s", warp.rank, same, first.waits_for);
-            auto room = sizeof line - static_cast<std::size_t>(n);
-            if (first.waits_at >= barrier && first.waits_at < barrier + barriers) {
-                auto* b = static_cast<const Barrier*>(first.waits_at);
-                std::snprintf(line + n, room, " (barrier %ld: %u of %u threads arrived)", static_cast<long>(b - barrier),
-                              b->arrived, b->expected ? b->expected : alive_);
-            } else if (first.waits_at) {
-                std::snprintf(line + n, room, " (shared memory + %ld, phase parity %u)",
-                              static_cast<long>(static_cast<const unsigned char*>(first.waits_at) - shared),
-                              first.wait_detail);
+            int n = std::snprintf(line, sizeof line, "\n  ");
+            auto add = [&](auto... values) {
+                n += std::snprintf(line + n, sizeof line - static_cast<std::size_t>(n), values...);
+            };
+            if (first->cluster_.size() > 1) add("block %u of the cluster, ", rank_);
+            add("warp %u lanes 0x%08x: %s", warp.rank, same, one.waits_for);
+            if (one.waits_at >= barrier && one.waits_at < barrier + barriers) {
+                auto* b = static_cast<const Barrier*>(one.waits_at);
+                add(" (barrier %ld: %u of %u threads arrived)", static_cast<long>(b - barrier), b->arrived,
+                    b->expected ? b->expected : alive_);
+            } else if (one.waits_at == cluster_barrier()) {
+                add(" (%u of %u threads arrived)", first->cluster_arrived_, cluster_alive());
+            } else if (one.waits_at) {
+                add(" (shared memory + %ld, phase parity %u)",
+                    static_cast<long>(static_cast<const unsigned char*>(one.waits_at) - shared), one.wait_detail);
             } else {
-                std::snprintf(line + n, room, " (mask 0x%08x)", first.wait_detail);
+                add(" (mask 0x%08x)", one.wait_detail);
             }
             text += line;
             left &= ~same;
         }
     }
+    return text;
+}
+
+void Block::report_deadlock() {
+    std::string text = "deadlock, every thread waits:";
+    for (const Block* each : first->cluster_) text += each->waiting();
     Thread* self = current;
     current = nullptr; // the deadlock is the block's, not this thread's
-    fault_ = {error::launch_timeout, where() + ": " + text};
-    switch_fiber(self->fiber, main_);
+    first->fault_ = {error::launch_timeout, where() + ": " + text};
+    switch_fiber(self->fiber, first->main_);
 }
 
 // ---- shared memory ----
@@ -335,18 +374,20 @@ bool Block::is_shared(const void* pointer) const {
 }
 
 void* Block::static_shared(const void* site, unsigned bytes, unsigned align) {
-    for (const SharedSite& known : sites_)
+    for (const SharedSite& known : first->sites_)
         if (known.site == site) return shared + known.offset;
-    unsigned offset = (static_end_ + align - 1) / align * align;
-    static_end_ = offset + bytes + red_zone_bytes;
+    unsigned offset = (first->static_end_ + align - 1) / align * align;
+    first->static_end_ = offset + bytes + red_zone_bytes;
     unsigned total = launch->dynamic_shared_bytes;
-    for (const SharedSite& known : sites_) total += known.bytes;
-    if (static_end_ > arena_bytes || total - launch->dynamic_shared_bytes + bytes > 48 * 1024 ||
+    for (const SharedSite& known : first->sites_) total += known.bytes;
+    if (first->static_end_ > arena_bytes || total - launch->dynamic_shared_bytes + bytes > 48 * 1024 ||
         total + bytes > max_shared_bytes(options().sm))
         fault(error::out_of_resources, "%u bytes of shared memory are more than a block may have", total + bytes);
-    sites_.push_back({site, offset, bytes});
-    std::memset(shared + offset, poison, bytes);
-    std::memset(shared + offset + bytes, red_zone, red_zone_bytes);
+    first->sites_.push_back({site, offset, bytes});
+    for (Block* each : first->cluster_) {
+        std::memset(each->shared + offset, poison, bytes);
+        std::memset(each->shared + offset + bytes, red_zone, red_zone_bytes);
+    }
     return shared + offset;
 }
 
@@ -355,7 +396,7 @@ void Block::check_shared(const char* operation, const void* pointer, unsigned by
     if (reinterpret_cast<std::uintptr_t>(p) % align != 0)
         fault(error::misaligned_address, "%s: address %p is not a multiple of %u", operation, pointer, align);
     if (p >= shared && p + bytes <= shared + launch->dynamic_shared_bytes) return;
-    for (const SharedSite& site : sites_) {
+    for (const SharedSite& site : first->sites_) {
         unsigned char* start = shared + site.offset;
         if (p >= start && p + bytes <= start + site.bytes) return;
     }
@@ -369,12 +410,12 @@ void Block::check_red_zones() {
     auto check = [&](const char* what, unsigned end) {
         for (unsigned i = 0; i < red_zone_bytes; i++) {
             if (shared[end + i] == red_zone) continue;
-            fault_ = {error::illegal_address, where() + ": a write " + std::to_string(i) + " bytes past the end of " + what};
+            first->fault_ = {error::illegal_address, where() + ": a write " + std::to_string(i) + " bytes past the end of " + what};
             return;
         }
     };
     check("dynamic shared memory", launch->dynamic_shared_bytes);
-    for (const SharedSite& site : sites_) check("a static shared array", site.offset + site.bytes);
+    for (const SharedSite& site : first->sites_) check("a static shared array", site.offset + site.bytes);
 }
 
 } // namespace emulator

@@ -1,11 +1,12 @@
 // One thread block: its fibers, warps, barriers and shared memory, and who runs next.
 //
-// Blocks run one after another. Inside a block a thread runs until it must wait; then the next
-// ready lane of its warp runs, then the next ready warp, in the order of the options. Nothing is
-// preempted, so a run is repeatable, and a missing barrier shows as a wrong result in at least one
-// order.
+// Clusters run one after another; without clusters each block is one. Inside a cluster a thread
+// runs until it must wait; then the next ready lane of its warp runs, then the next ready warp of
+// any of the cluster's blocks, in the order of the options. Nothing is preempted, so a run is
+// repeatable, and a missing barrier shows as a wrong result in at least one order. In the order
+// forward the first block runs ahead of the others as far as it can, in the reverse one the last.
 //
-//   run(kernel) = for every block: make the fibers, then
+//   run(kernel) = for every cluster: make the fibers of its blocks, then
 //       loop  pick a ready thread, switch to it
 //             none ready: do the next late copy (async.cpp), else report a deadlock
 //
@@ -17,6 +18,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -38,6 +40,7 @@ struct Launch {
     std::function<void()> body;
     Index grid, block;
     unsigned dynamic_shared_bytes;
+    unsigned cluster = 1; // blocks of a cluster, along x
 };
 
 // A group of cp.async, or the open one.
@@ -47,12 +50,15 @@ struct AsyncCopy {
     unsigned bytes;
 };
 
+class Block;
 struct Warp;
 struct Thread {
     Fiber fiber;
     Index index;
     unsigned lane = 0;
     Warp* warp = nullptr;
+    unsigned cluster_phase = 0; // of barrier.cluster, in which it arrived
+    bool cluster_arrived = false;
     // What it waits for, null while it can run.
     const char* waits_for = nullptr;
     const void* waits_at = nullptr;
@@ -80,6 +86,7 @@ struct Wgmma {
 };
 
 struct Warp {
+    Block* owner = nullptr;
     Thread* threads = nullptr; // 32 of them
     unsigned rank = 0;         // in the block
     std::uint32_t alive = 0, ready = 0, waiting = 0;
@@ -94,10 +101,11 @@ struct Barrier {
 };
 
 struct BulkCopy {
+    Block* into;
     void* to;
     const void* from;
     unsigned bytes;
-    std::uint64_t* mbarrier;
+    std::uint64_t* mbarrier; // of that block
 };
 
 // A static array in shared memory, known by the place in the source that declares it.
@@ -110,13 +118,15 @@ class Block {
 public:
     static constexpr unsigned max_threads = 1024;
     static constexpr unsigned barriers = 16;
+    static constexpr unsigned char poison = 0xCB; // what shared memory holds before it is written
 
     Block();
     ~Block();
     Block(const Block&) = delete;
     Block& operator=(const Block&) = delete;
 
-    // Runs every block of the launch. An empty text means that all went well.
+    // Runs every block of the launch, this one leading each cluster. An empty text means that all
+    // went well.
     Fault run(const Launch& launch);
 
     // --- for the operations, called from a fiber ---
@@ -133,6 +143,16 @@ public:
     void check_shared(const char* operation, const void* pointer, unsigned bytes, unsigned align);
     bool is_shared(const void* pointer) const;
 
+    // --- clusters (cluster.cpp) ---
+
+    unsigned rank() const { return rank_; }
+    // The block of this rank in the cluster; faults if there is none, or if it has ended.
+    Block& peer(const char* operation, unsigned rank);
+    // The same place in the shared memory of a block of the cluster.
+    void* in_block(const Block& other, const void* pointer) const;
+    void cluster_arrive();
+    void cluster_wait();
+
     unsigned threads() const { return thread_count_; }
     unsigned alive() const { return alive_; }
 
@@ -142,25 +162,34 @@ public:
     std::vector<Warp> warps;
     std::vector<Thread> all;
     Barrier barrier[barriers];
-    std::vector<BulkCopy> bulk_copies;
+    Block* first = nullptr;            // that leads the cluster; the rest of this group is the leader's
+    std::vector<BulkCopy> bulk_copies; // under way, of the whole cluster
     Random random{0};
+    const void* cluster_barrier() const { return &first->cluster_arrived_; }
     std::vector<int> scratch; // for a wgmma: B and D as integers
 
 private:
     static void enter();
     void start_block();
     void finish_thread();
-    void run_block();
+    void run_cluster();
+    void complete_cluster_barrier();
+    unsigned cluster_alive() const;
     Thread* pick(Thread* after);
     unsigned pick_bit(std::uint32_t bits);
     void schedule(Thread* after);
     void report_deadlock();
+    std::string waiting() const;
     std::string where() const;
     void reserve_stacks(unsigned count);
     void check_red_zones();
 
-    unsigned thread_count_ = 0, alive_ = 0;
+    unsigned thread_count_ = 0, alive_ = 0, rank_ = 0;
     std::uint32_t ready_warps_ = 0;
+    // Of the leader: the cluster's blocks, itself first, and those made for it; barrier.cluster.
+    std::vector<Block*> cluster_;
+    std::vector<std::unique_ptr<Block>> others_;
+    unsigned cluster_arrived_ = 0, cluster_phase_ = 0;
     Fiber main_;
     Fault fault_;
     unsigned char* stacks_ = nullptr;

@@ -27,6 +27,8 @@
 
 #define KERNEL extern "C"
 #define KERNEL_BOUNDS(threads, min_blocks) extern "C"
+#define CLUSTER_KERNEL(threads, blocks) extern "C"
+#define EXPORT_CLUSTER(name, blocks) static const emulator::Registration fp4_export_##name(#name, &name, blocks);
 #define EXPORT(name) static const emulator::Registration fp4_export_##name(#name, &name);
 #define DEVICE static inline __attribute__((always_inline))
 // The block's array for this place in the source.
@@ -368,13 +370,24 @@ DEVICE int thread_here() { return static_cast<int>(threadIdx.x); }
 DEVICE bool elect_lane() { return emulator::current->lane == 0; }
 DEVICE void mbarrier_init(void* mbarrier, unsigned count) { emulator::mbarrier_init(mbarrier, count); }
 DEVICE void mbarrier_arrive(void* mbarrier) { emulator::mbarrier_arrive(mbarrier, 0); }
+DEVICE void mbarrier_arrive(void* mbarrier, unsigned count) { emulator::mbarrier_arrive(mbarrier, 0, count); }
+DEVICE void mbarrier_arrive_in(void* mbarrier, unsigned rank) { emulator::mbarrier_arrive_in(mbarrier, rank); }
+DEVICE void mbarrier_wait_cluster(void* mbarrier, unsigned parity) { emulator::mbarrier_try_wait(mbarrier, parity); }
+DEVICE unsigned cluster_rank() { return emulator::block->rank(); }
+DEVICE void fence_mbarrier_init() {}
+DEVICE void cluster_arrive() { emulator::block->cluster_arrive(); }
+DEVICE void cluster_wait() { emulator::block->cluster_wait(); }
 DEVICE void mbarrier_arrive_expect_tx(void* mbarrier, unsigned bytes) { emulator::mbarrier_arrive(mbarrier, bytes); }
 DEVICE bool mbarrier_try_wait(void* mbarrier, unsigned parity) { return emulator::mbarrier_try_wait(mbarrier, parity); }
 DEVICE void mbarrier_wait(void* mbarrier, unsigned parity) { emulator::mbarrier_try_wait(mbarrier, parity); }
 DEVICE void bulk_copy_g2s(void* smem, const void* global, unsigned bytes, void* mbarrier) {
     emulator::bulk_copy_g2s(smem, global, bytes, mbarrier);
 }
+DEVICE void bulk_copy_multicast(void* smem, const void* global, unsigned bytes, void* mbarrier, unsigned short ranks) {
+    emulator::bulk_copy_multicast(smem, global, bytes, mbarrier, ranks);
+}
 DEVICE void fence_proxy_async() {}
+DEVICE void fence_proxy_async_cluster() {}
 
 enum Swizzle : unsigned { SWIZZLE_NONE = 0, SWIZZLE_128B = 1, SWIZZLE_64B = 2, SWIZZLE_32B = 3 };
 

@@ -127,6 +127,7 @@ int check_launch(const Function& function, Index grid, Index block, unsigned dyn
     if (!grid.x || !grid.y || !grid.z || !block.x || !block.y || !block.z) return error::invalid_value;
     if (grid.x > 0x7FFFFFFF || grid.y > 65535 || grid.z > 65535) return error::invalid_value;
     if (block.x > 1024 || block.y > 1024 || block.z > 64) return error::invalid_value;
+    if (grid.x % function.kernel->cluster != 0) return error::invalid_cluster_size;
     std::uint64_t threads = std::uint64_t{block.x} * block.y * block.z;
     if (threads > function.max_threads) return error::invalid_value;
     if (dynamic > function.max_dynamic_shared) return error::invalid_value;
@@ -155,6 +156,8 @@ std::string foreign_pointer(const Kernel& kernel, void* const* arguments, int de
 } // namespace emulator
 
 using namespace emulator;
+
+FP4_API cuDeviceGetAttribute(int* value, int attribute, int device);
 
 FP4_API cuModuleLoadData(Module** module, const void* image) {
     if (int code = usable()) return code;
@@ -244,7 +247,8 @@ FP4_API cuLaunchKernel(Function* function, unsigned grid_x, unsigned grid_y, uns
     return enqueue(stream, [=, &kernel, &device] {
         std::vector<void*> pointers;
         for (auto& value : *values) pointers.push_back(value.data());
-        Launch launch{kernel.name.c_str(), [&] { kernel.call(kernel.function, pointers.data()); }, grid, threads, dynamic};
+        Launch launch{kernel.name.c_str(), [&] { kernel.call(kernel.function, pointers.data()); }, grid, threads, dynamic,
+                      kernel.cluster};
         Fault fault = machinery().run(launch);
         if (!fault.text.empty()) report(device, fault.code, fault.text);
         return error::success;
@@ -268,4 +272,16 @@ FP4_API cuOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, Function* funct
 FP4_API cuOccupancyMaxActiveBlocksPerMultiprocessorWithFlags(int* blocks, Function* function, int block_threads,
                                                              std::size_t dynamic, unsigned) {
     return cuOccupancyMaxActiveBlocksPerMultiprocessor(blocks, function, block_threads, dynamic);
+}
+
+// Of the CUlaunchConfig only what it begins with matters here: grid, block and dynamic shared
+// memory; the size of the kernel's clusters is its own. They never span more than the device.
+FP4_API cuOccupancyMaxActiveClusters(int* clusters, Function* function, const unsigned* config) {
+    int blocks = 0, processors = 0;
+    if (int code = usable()) return code;
+    auto threads = static_cast<int>(config[3] * config[4] * config[5]);
+    cuOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, function, threads, config[6]);
+    cuDeviceGetAttribute(&processors, 16, bound()->ordinal);
+    *clusters = blocks * processors / static_cast<int>(function->kernel->cluster);
+    return error::success;
 }

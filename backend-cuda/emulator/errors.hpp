@@ -27,6 +27,7 @@ constexpr int not_supported = 801;
 constexpr int capture_unsupported = 900;
 constexpr int capture_invalidated = 901;
 constexpr int capture_wrong_thread = 908;
+constexpr int invalid_cluster_size = 912;
 constexpr int illegal_state = 401;
 constexpr int device_unavailable = 46;
 

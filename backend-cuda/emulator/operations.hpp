@@ -39,10 +39,13 @@ void cp_async(void* smem, const void* global, unsigned bytes, bool valid);
 void cp_async_commit();
 void cp_async_wait(int left);
 void mbarrier_init(void* mbarrier, unsigned count);
-void mbarrier_arrive(void* mbarrier, unsigned expected_bytes);
+void mbarrier_arrive(void* mbarrier, unsigned expected_bytes, unsigned count = 1);
+void mbarrier_arrive_in(void* mbarrier, unsigned rank); // of a block of the cluster
 bool mbarrier_try_wait(void* mbarrier, unsigned parity);
 void bulk_copy_g2s(void* smem, const void* global, unsigned bytes, void* mbarrier);
-// Does one copy that was put off; false if there is none.
-bool late_bulk_copy();
+void bulk_copy_multicast(void* smem, const void* global, unsigned bytes, void* mbarrier, unsigned ranks);
+// Does one copy of a cluster that was put off; false if there is none.
+class Block;
+bool late_bulk_copy(Block& first);
 
 } // namespace emulator

@@ -17,6 +17,7 @@ struct Kernel {
     const void* function;
     std::vector<std::size_t> argument_bytes;
     std::vector<bool> argument_may_point; // pointers, and structs that may hold some
+    unsigned cluster;                     // blocks of a cluster, along x
 };
 
 std::map<std::string, Kernel>& kernels();
@@ -24,9 +25,9 @@ std::map<std::string, Kernel>& kernels();
 class Registration {
 public:
     template <class... P>
-    Registration(const char* name, void (*function)(P...)) {
+    Registration(const char* name, void (*function)(P...), unsigned cluster = 1) {
         kernels()[name] = {name, &call<P...>, reinterpret_cast<const void*>(function), {sizeof(P)...},
-                           {(std::is_pointer_v<P> || std::is_class_v<P>)...}};
+                           {(std::is_pointer_v<P> || std::is_class_v<P>)...}, cluster};
     }
 
 private:

@@ -35,6 +35,7 @@ void multiply(int* acc, const int (&a)[16][K], const int* b, int n) {
     for (int row = 0; row < 16; row++)
         for (int k = 0; k < K; k++) {
             int left = a[row][k];
+            if (left == 0) continue;
             const int* right = b + k * n;
             int* out = acc + row * n;
             // Unsigned: an overflowing int32 accumulator wraps, as without .satfinite.

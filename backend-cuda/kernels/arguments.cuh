@@ -69,6 +69,7 @@ constexpr int FOLDED_FEW_MXFP4_SHARED = 36864; // of the kernels for few rows, a
 constexpr int FOLDED_FEW_NVFP4_SHARED = 61440;
 constexpr int FOLDED_FEW_MXINT8_SHARED = 49152;
 constexpr int WGMMA_THREADS = 384;
+constexpr int WGMMA_CLUSTER = 2;          // blocks of a cluster
 constexpr int WGMMA_SHARED = 221184;
 
 // ---- bounds
@@ -212,10 +213,14 @@ struct WgmmaArgs {
     const u8* zeros; // a block of zeros
     u32* left;       // how many tiles are left to another kernel, to be added to, then which
     u64* paths;      // as in MatmulArgs
+    int* sums;       // zeros for each tile, left zero; null if there is one range
+    u32* arrivals;   // two zeros for each tile, left zero; null if there is one range
     int k_pad;
+    int ranges;      // of K
+    int range_slices; // slices of K of a range
     int unused;
 };
-static_assert(sizeof(WgmmaArgs) == 176, "");
+static_assert(sizeof(WgmmaArgs) == 200, "");
 
 // ---- quantization
 

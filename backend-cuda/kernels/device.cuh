@@ -50,6 +50,10 @@
 #define KERNEL extern "C" __global__
 #define KERNEL_BOUNDS(threads, min_blocks) extern "C" __global__ __launch_bounds__(threads, min_blocks)
 #define EXPORT(name)
+// For clusters of so many blocks along x, of which the grid is a multiple.
+#define CLUSTER_KERNEL(threads, blocks) \
+    extern "C" __global__ __launch_bounds__(threads, 1) __cluster_dims__(blocks, 1, 1)
+#define EXPORT_CLUSTER(name, blocks)
 #define SHARED(type, name, count) __shared__ __align__(16) type name count
 // A function that kernels call: always inlined, private to the file that includes it.
 #define DEVICE static __device__ __forceinline__
@@ -209,6 +213,13 @@ DEVICE void mbarrier_arrive(void* mbarrier) {
     asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" : : "r"(shared_address(mbarrier)) : "memory");
 }
 
+DEVICE void mbarrier_arrive(void* mbarrier, unsigned count) {
+    asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0], %1;"
+                 :
+                 : "r"(shared_address(mbarrier)), "r"(count)
+                 : "memory");
+}
+
 // Arrives, and makes the phase wait for `bytes` more bytes of bulk copies.
 DEVICE void mbarrier_arrive_expect_tx(void* mbarrier, unsigned bytes) {
     asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;"
@@ -233,6 +244,63 @@ DEVICE bool mbarrier_try_wait(void* mbarrier, unsigned parity) {
 DEVICE void mbarrier_wait(void* mbarrier, unsigned parity) {
     while (!mbarrier_try_wait(mbarrier, parity)) {
     }
+}
+
+// ---- Hopper: clusters of blocks ----
+//
+// What follows from the PTX ISA, by its sections:
+//   mapa                      the address, in the window shared::cluster, of the same variable in
+//                             the block of a rank; shared::cta is a part of that window
+//   mbarrier.arrive           on a remote mbarrier, shared::cluster, it returns no state ("_");
+//                             .release.cluster orders what the thread did before for whoever
+//                             waits by .acquire.cluster (without a scope it is .cta)
+//   mbarrier.try_wait         on the block's own mbarriers alone
+//   cp.async.bulk             .multicast::cluster: data and the mbarrier's signal go to the same
+//                             CTA-relative offset in each block of the mask. expect_tx and
+//                             complete_tx of a phase come in any order ("tx-count")
+//   barrier.cluster           all threads of the cluster that have not exited; arrive releases and
+//                             wait acquires by default
+//   fence.mbarrier_init       .release.cluster: makes mbarrier.init visible to the cluster, by a
+//                             barrier.cluster that follows
+// A block's shared memory may be reached from outside only while the block is known to run: after a
+// barrier.cluster at its start, and until one at its end.
+
+DEVICE unsigned cluster_rank() {
+    unsigned rank;
+    asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
+    return rank;
+}
+
+// By the thread that initialized mbarriers, before cluster_arrive().
+DEVICE void fence_mbarrier_init() { asm volatile("fence.mbarrier_init.release.cluster;" : : : "memory"); }
+
+// All threads of a cluster arrive, then wait for each other.
+DEVICE void cluster_arrive() { asm volatile("barrier.cluster.arrive.release;" : : : "memory"); }
+DEVICE void cluster_wait() { asm volatile("barrier.cluster.wait.acquire;" : : : "memory"); }
+
+// Arrives on the mbarrier that lies at the same place in the block of this rank.
+DEVICE void mbarrier_arrive_in(void* mbarrier, unsigned rank) {
+    asm volatile(
+        "{.reg .b32 a;\n"
+        "mapa.shared::cluster.u32 a, %0, %1;\n"
+        "mbarrier.arrive.release.cluster.shared::cluster.b64 _, [a];}"
+        :
+        : "r"(shared_address(mbarrier)), "r"(rank)
+        : "memory");
+}
+
+// As mbarrier_wait, of an mbarrier on which other blocks of the cluster arrive.
+DEVICE void mbarrier_wait_cluster(void* mbarrier, unsigned parity) {
+    unsigned done;
+    do {
+        asm volatile(
+            "{.reg .pred p;\n"
+            "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 p, [%1], %2;\n"
+            "selp.u32 %0, 1, 0, p;}"
+            : "=r"(done)
+            : "r"(shared_address(mbarrier)), "r"(parity)
+            : "memory");
+    } while (done == 0);
 }
 
 // True for one lane of a whole warp. The compiler knows it for one, and needs no loop over lanes
@@ -260,9 +328,22 @@ DEVICE void bulk_copy_g2s(void* smem, const void* global, unsigned bytes, void* 
                  : "memory");
 }
 
+// As bulk_copy_g2s, to the same place in every block of the cluster whose bit is in `ranks`; the
+// bytes count towards the mbarrier at the same place in each.
+DEVICE void bulk_copy_multicast(void* smem, const void* global, unsigned bytes, void* mbarrier, unsigned short ranks) {
+    asm volatile(
+        "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster [%0], [%1], %2, [%3], %4;"
+        :
+        : "r"(shared_address(smem)), "l"(__cvta_generic_to_global(global)), "r"(bytes),
+          "r"(shared_address(mbarrier)), "h"(ranks)
+        : "memory");
+}
+
 // Orders this thread's ordinary writes to shared memory before reads and writes by wgmma and bulk
 // copies (the asynchronous proxy). Every writer runs it, then a barrier, then the wgmma.
 DEVICE void fence_proxy_async() { asm volatile("fence.proxy.async.shared::cta;" : : : "memory"); }
+// The same where the bulk copies may be another block's of the cluster.
+DEVICE void fence_proxy_async_cluster() { asm volatile("fence.proxy.async.shared::cluster;" : : : "memory"); }
 
 // ---- Hopper: wgmma ----
 //

@@ -51,17 +51,32 @@ class Kernel:
         return re.fullmatch(self.names, name) is not None
 
 
-def wgmma(name, columns, stages, copied):
+def wgmma(name, columns, stages, of_a, of_b, ranges):
     """Tiles of 128 x `columns` outputs, which the blocks of a grid as large as the device take in turn;
-    an H200's 132 are not all busy in the last one. A slice of 128 of K is `stages` stages of `copied`
-    bytes. The epilogue's turn is that of the loop over tiles, by its way to 16-bit outputs."""
-    tiles = -(-(N // 128 * (N // columns)) // 132) * 132
-    roles = [
-        Role("tensor", "IGMMA", tiles * K / 128, 8, lacks="STG"),
-        Role("producer", "UBLKCP", tiles * K / 128 * stages, lacks="LDS", copied=copied),
-        Role("epilogue", "^STG", tiles, 8, least=100, enough=columns // 8, tail=True),
-    ]
-    return Kernel(name, 384, N * N * K, INT8, roles, "WGMMA_SHARED", lambda machine, _: machine.processors)
+    an H200's 132 are not all busy in the last one. A slice of 128 of K is `stages` stages, of
+    together `of_a` and `of_b` bytes; blocks of a cluster, whose tiles lie below each other, each copy
+    half of B's from L2. The epilogue's turn is that of the loop over tiles, by its way to 16-bit
+    outputs. Then 128 and 256 rows of A, with K in as many ranges as an H200 is given by
+    src/ops/matmul/model.rs: all blocks of the grid have one, whose sums they add to memory, and a
+    tile's last block ends it."""
+    kernels = []
+    for m, cut in ((N, 1), *zip((128, 256), ranges)):
+        tiles, suffix = m // 128 * (N // columns), "" if m == N else f" {m} rows"
+        blocks = tiles * cut if m < N else None
+        turns = tiles if blocks else -(-tiles // 132) * 132
+        loads = "UBLKCP.*MULTICAST" if m > 128 else "UBLKCP"
+        bytes_of_stage = (of_a + (of_b // 2 if m > 128 else of_b)) // stages
+        roles = [
+            Role(f"tensor{suffix}", "IGMMA", turns * K / 128, 8, lacks="STG"),
+            Role(f"producer{suffix}", loads, turns * K / 128 * stages, copied=bytes_of_stage,
+                 lacks="LDS" if m > 128 else "LDS|MULTICAST"),
+            Role(f"epilogue{suffix}", "^STG", turns if cut == 1 else blocks, 8, least=100, enough=columns // 8, tail=True),
+        ]
+        if cut > 1:
+            roles.append(Role(f"merge{suffix}", "^(RED|ATOM)", blocks, 8, least=100, longest=True, tail=True))
+        grid = (lambda *_, blocks=blocks: blocks) if blocks else (lambda machine, _: machine.processors)
+        kernels.append(Kernel(name, 384, m * N * K, INT8, roles, "WGMMA_SHARED", grid))
+    return kernels
 
 
 def mma(name, *roles):
@@ -141,9 +156,9 @@ def fold(name, packed, planes):
 
 
 KERNELS = [
-    wgmma("matmul_wgmma_mxfp4", 256, 1, 49152),
-    wgmma("matmul_wgmma_nvfp4", 128, 3, 81920 // 3),
-    wgmma("matmul_wgmma_mxint8_mxfp4", 128, 1, 49152),
+    *wgmma("matmul_wgmma_mxfp4", 256, 1, 16384, 32768, (4, 2)),
+    *wgmma("matmul_wgmma_nvfp4", 128, 3, 32768, 49152, (2, 1)),
+    *wgmma("matmul_wgmma_mxint8_mxfp4", 128, 1, 32768, 16384, (2, 1)),
     *mma(
         "matmul_mma",
         of_groups("mxfp4 int32", 32, "IMMA.16832", lacks="IMAD.WIDE"),

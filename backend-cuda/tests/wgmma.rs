@@ -279,6 +279,39 @@ fn blocks_that_take_many_tiles_of_every_kind_are_right() {
 }
 
 #[test]
+fn pairs_of_tiles_of_every_kind_follow_each_other_in_a_cluster() {
+    // Rows of tiles, two a pair: both plain, which share B's stages; one listed; one left; a last
+    // one that has no mate below it. The clusters meet them in many orders, and the last column of
+    // tiles has but one of B's. Listed tiles have more stages than plain ones, so that the blocks
+    // of a cluster are at different slots in between.
+    let (cuda, mut rng) = (cuda(), Rng(76));
+    let kinds = [0, 0, 1, 0, 0, 2, 0];
+    let mx_int8 = Product { a: Encoding::MxInt8, b: Format::MxFp4 };
+    for product in [Product::of(Format::MxFp4), Product::of(Format::NvFp4), mx_int8] {
+        let (m, n, k) = (128 * kinds.len() - 100, 2 * COLUMNS + 12, 288);
+        let (near, far, farther) =
+            if product.b == Format::MxFp4 { (120, 126, 150) } else { (0x38, 0x78, 0x08) };
+        let groups = PackedShape::encoded(product.a, m, k).unwrap().row_groups();
+        let mut at = 0;
+        let a = operand(&mut rng, product.a, m, k, |rng| {
+            let (tile, group) = (at / groups / 128, at % groups);
+            at += 1;
+            match kinds[tile] {
+                1 if group % 3 == 1 => far,
+                2 => [near, far, farther][rng.below(3)],
+                _ => near,
+            }
+        });
+        let b = operand(&mut rng, product.b, n, k, |_| near);
+        let paths = check::<f32>(&cuda, [&a, &b], 0.01.into(), &format!("{product:?}"));
+        let across = n.div_ceil(if product == Product::of(Format::MxFp4) { COLUMNS } else { 128 });
+        assert_eq!(cuda.tiles_left().unwrap(), (across, across * kinds.len()), "{product:?}");
+        assert!(paths.narrow >= ((m - 256) * n) as u64, "{product:?}: {paths:?}");
+        assert_eq!(paths.planes, (128 * n) as u64, "{product:?}");
+    }
+}
+
+#[test]
 fn a_list_of_products_is_full_at_1024_and_a_tile_with_more_is_left() {
     let cuda = cuda();
     // Two windows in every slice of A: two products a slice. MXINT8, whose bound has room for that:

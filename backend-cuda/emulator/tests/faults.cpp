@@ -48,10 +48,12 @@ void caught_by_a_wrong_result(const char* name, Result result) {
     check(caught > 0, "the mistake shows in some mode");
 }
 
+constexpr Mode plainly{Order::Forward, 0, true}, at_once{Order::Forward, 0, false};
+
 template <class Run>
-void caught_by_a_fault(const char* name, int code, const char* text, Run run_it) {
+void caught_by_a_fault(const char* name, int code, const char* text, Run run_it, Mode mode = plainly) {
     context = name;
-    choose(modes()[0]);
+    choose(mode);
     std::fflush(stdout);
     int got = run_it();
     check(got == code, "the fault's code");
@@ -93,6 +95,13 @@ void wrong_results() {
         Buffer<int> d(128);
         run("swapped_fragment", {}, a.address, b.address, d.address, right ? 1 : 0);
         return d.read();
+    });
+    caught_by_a_wrong_result("multicast into a buffer in use", [](bool right) {
+        std::vector<unsigned> in(16 * 64);
+        for (std::size_t i = 0; i < in.size(); i++) in[i] = static_cast<unsigned>(i * 2654435761u);
+        Buffer<unsigned> stages(in), sums(128);
+        run("multicast_ring", {2, 1, 96, 1, 512}, stages.address, sums.address, 7, right ? 0 : 2);
+        return sums.read();
     });
     for (int mistake : {1, 3})
         caught_by_a_wrong_result(mistake == 1 ? "wgmma without its wait" : "wgmma with B overwritten", [=](bool right) {
@@ -184,6 +193,22 @@ void faults() {
                       one("wgmma_mistakes", Shape{1, 1, 64, 1, 4096}, bytes.address, d.address, 0));
     caught_by_a_fault("a bulk copy that nobody waits for", error::launch_failed, "1 bulk copies that nobody waited for",
                       one("bulk_copy_never_waited", Shape{1, 1, 32, 1, 128}, words.address, out.address));
+
+    Buffer<unsigned> stages(16 * 64), sums(128);
+    Shape pair{2, 1, 96, 1, 512};
+    auto ring = [&](int mistake) { return one("multicast_ring", pair, stages.address, sums.address, 7, mistake); };
+    caught_by_a_fault("a missing remote arrival", error::launch_timeout, "block 1 of the cluster, warp 0 lanes 0x00000001: mbarrier",
+                      ring(1));
+    caught_by_a_fault("a block that leaves its cluster early", error::illegal_address, "block 0 of the cluster has ended", ring(3));
+    caught_by_a_fault("a block that does not wait for the other's start", error::launch_failed, "the mbarrier is not initialized",
+                      ring(4), at_once);
+    Shape two{2, 1, 64};
+    caught_by_a_fault("half a barrier of a cluster", error::launch_timeout, "barrier.cluster (96 of 128 threads arrived)",
+                      one("cluster_mistakes", two, out.address, 1));
+    caught_by_a_fault("a barrier of a cluster arrived at twice", error::launch_failed, "arrived before, and has not waited",
+                      one("cluster_mistakes", two, out.address, 2));
+    caught_by_a_fault("a rank outside of the cluster", error::launch_failed, "block 2 of a cluster of 2",
+                      one("cluster_mistakes", two, out.address, 3));
 }
 
 } // namespace

@@ -157,6 +157,28 @@ void copies() {
     check_equal(b.read(), expected, "bulk copies and mbarriers in a ring of two");
 }
 
+void clusters() {
+    const unsigned blocks = 6;
+    const int stages = 7;
+    std::vector<unsigned> in((blocks / 2 + stages) * 64);
+    for (std::size_t i = 0; i < in.size(); i++) in[i] = static_cast<unsigned>(i * 2654435761u);
+    Buffer<unsigned> a(in), b(blocks * 64);
+    Shape shape{blocks, 1, 96, 1, 512};
+    CHECK(run("multicast_ring", shape, a.address, b.address, stages, 0) == 0);
+    std::vector<unsigned> expected(blocks * 64);
+    for (unsigned block = 0; block < blocks; block++)
+        for (unsigned t = 0; t < 64; t++) {
+            unsigned& sum = expected[block * 64 + t];
+            sum = block % 2;
+            for (unsigned s = 0; s < stages; s++) sum = sum * 31 + in[block / 2 * 64 + s * 64 + 63 - t];
+        }
+    check_equal(b.read(), expected, "multicast copies and remote arrivals in a ring of two");
+    Buffer<int> ones(128);
+    CHECK(run("cluster_mistakes", {2, 1, 64}, ones.address, 0) == 0);
+    check_equal(ones.read(), std::vector<int>(128, 1), "a barrier of a cluster");
+    CHECK(run("multicast_ring", {3, 1, 96, 1, 512}, a.address, b.address, stages, 0) == 912);
+}
+
 } // namespace
 
 void test_primitives() {
@@ -166,4 +188,5 @@ void test_primitives() {
     atomics();
     intrinsics();
     copies();
+    clusters();
 }

@@ -249,6 +249,73 @@ DEVICE void wgmma_tile(const unsigned char* a, const unsigned char* b, const uns
     for (int i = 0; i < N / 2; i++) d[static_cast<int>(threadIdx.x) * (N / 2) + i] = acc[i];
 }
 
+// Clusters of two: each block copies one half of every stage into both, in a ring of two whose
+// `empty` counts the readers of both. mistake 1: a block's readers do not arrive in the other one;
+// 2: nobody waits for `empty`; 3: nobody waits for the other block at the end; 4: nor at the start.
+CLUSTER_KERNEL(96, 2)
+void multicast_ring(const unsigned* in, unsigned* out, int stages, int mistake) {
+    SHARED(unsigned long long, full, [2]);
+    SHARED(unsigned long long, empty, [2]);
+    unsigned* ring = reinterpret_cast<unsigned*>(dynamic_shared()); // [2][64]
+    const unsigned thread = threadIdx.x, rank = cluster_rank();
+    if (thread == 0) {
+        for (int i = 0; i < 2; i++) {
+            mbarrier_init(&full[i], 1);
+            mbarrier_init(&empty[i], mistake == 2 ? 1000 : 4); // two warps of each block
+        }
+        fence_mbarrier_init();
+    }
+    __syncthreads();
+    if (mistake != 4) {
+        cluster_arrive();
+        cluster_wait();
+    }
+    const unsigned* from = in + blockIdx.x / 2 * 64;
+    if (thread < 32) {
+        if (elect_lane()) {
+            for (int s = 0; s < stages; s++) {
+                if (s >= 2 && mistake != 2) mbarrier_wait_cluster(&empty[s % 2], static_cast<unsigned>(s / 2 - 1) & 1);
+                mbarrier_arrive_expect_tx(&full[s % 2], 256);
+                bulk_copy_multicast(ring + s % 2 * 64 + rank * 32, from + s * 64 + rank * 32, 128, &full[s % 2], 3);
+            }
+        }
+        __syncwarp();
+    } else {
+        const unsigned reader = thread - 32;
+        unsigned sum = rank;
+        for (int s = 0; s < stages; s++) {
+            mbarrier_wait(&full[s % 2], static_cast<unsigned>(s / 2) & 1);
+            sum = sum * 31 + ring[s % 2 * 64 + 63 - reader];
+            __syncwarp();
+            if (elect_lane()) {
+                mbarrier_arrive(&empty[s % 2]);
+                if (mistake != 1) mbarrier_arrive_in(&empty[s % 2], 1 - rank);
+            }
+        }
+        out[blockIdx.x * 64 + reader] = sum;
+    }
+    if (mistake != 3) {
+        cluster_arrive();
+        cluster_wait();
+    }
+}
+EXPORT_CLUSTER(multicast_ring, 2)
+
+// A barrier of a cluster to which one block does not come but half, and one arrived at twice.
+CLUSTER_KERNEL(64, 2)
+void cluster_mistakes(int* out, int mistake) {
+    if (mistake == 1 && cluster_rank() == 1 && threadIdx.x >= 32) {
+        __syncthreads(); // the others of the block are at the cluster's
+    }
+    cluster_arrive();
+    if (mistake == 2) cluster_arrive();
+    cluster_wait();
+    SHARED(unsigned long long, full, [1]);
+    if (mistake == 3 && threadIdx.x == 0) mbarrier_arrive_in(full, 2);
+    out[blockIdx.x * 64 + threadIdx.x] = 1;
+}
+EXPORT_CLUSTER(cluster_mistakes, 2)
+
 KERNEL_BOUNDS(128, 1)
 void wgmma_n64(const unsigned char* a, const unsigned char* b, const unsigned* fragments, int* d, int pitch, int swizzle, int u) {
     wgmma_tile<64>(a, b, fragments, d, pitch, static_cast<Swizzle>(swizzle), u);

@@ -157,7 +157,11 @@ structs! {
         zeros: Pointer,
         left: Pointer,
         paths: Pointer,
+        sums: Pointer,
+        arrivals: Pointer,
         k_pad: i32,
+        ranges: i32,
+        range_slices: i32,
         unused: i32,
     }
     Settings {
@@ -239,7 +243,7 @@ constants! {
     FOLDED_ROWS FOLDED_FEW_ROWS FOLDED_COLS
     FOLDED_MXFP4_SHARED FOLDED_NVFP4_SHARED FOLDED_MXINT8_SHARED
     FOLDED_FEW_MXFP4_SHARED FOLDED_FEW_NVFP4_SHARED FOLDED_FEW_MXINT8_SHARED
-    WGMMA_THREADS WGMMA_SHARED
+    WGMMA_THREADS WGMMA_CLUSTER WGMMA_SHARED
     NVFP4_INT64_GROUPS EXACT_LIMBS
 }
 

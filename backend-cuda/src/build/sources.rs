@@ -65,7 +65,7 @@ pub(crate) static FAMILIES: [&Family; 11] = [
 ];
 
 /// Headers by the name that `#include` uses.
-pub(crate) static HEADERS: [(&str, &str); 14] = [
+pub(crate) static HEADERS: [(&str, &str); 16] = [
     ("arguments.cuh", include_str!("../../kernels/arguments.cuh")),
     ("device.cuh", include_str!("../../kernels/device.cuh")),
     ("format.cuh", include_str!("../../kernels/format.cuh")),
@@ -79,6 +79,8 @@ pub(crate) static HEADERS: [(&str, &str); 14] = [
     ("matmul_mma_folded.cuh", include_str!("../../kernels/matmul_mma_folded.cuh")),
     ("wgmma_plan.cuh", include_str!("../../kernels/wgmma_plan.cuh")),
     ("wgmma_epilogue.cuh", include_str!("../../kernels/wgmma_epilogue.cuh")),
+    ("wgmma_shape.cuh", include_str!("../../kernels/wgmma_shape.cuh")),
+    ("wgmma_produce.cuh", include_str!("../../kernels/wgmma_produce.cuh")),
     ("matmul_wgmma.cuh", include_str!("../../kernels/matmul_wgmma.cuh")),
 ];
 

@@ -6,7 +6,7 @@
 use std::sync::Arc;
 
 use cudarc::driver::sys::CUdevice_attribute;
-use cudarc::driver::{CudaContext, CudaFunction};
+use cudarc::driver::{CudaContext, CudaFunction, LaunchConfig};
 use fp4_core::Error;
 
 use super::driver::Device;
@@ -82,6 +82,25 @@ impl Gpu {
             )
             .device()?;
         Ok((blocks as usize).max(1))
+    }
+
+    /// How many clusters of a kernel that is made for them run at a time, at least 1: not every
+    /// multiprocessor need have another one beside it that is free.
+    pub(crate) fn resident_clusters<A>(
+        &self,
+        kernel: &Kernel<A>,
+        size: usize,
+        threads: usize,
+    ) -> Result<usize, Error> {
+        let function = self.function(kernel)?;
+        self.context.bind_to_thread().device()?;
+        let config = LaunchConfig {
+            grid_dim: (size as u32, 1, 1),
+            block_dim: (threads as u32, 1, 1),
+            shared_mem_bytes: kernel.shared,
+        };
+        let clusters = function.occupancy_max_active_clusters(config, &self.stream).device()?;
+        Ok((clusters as usize).max(1))
     }
 
     /// The kernel, loaded at its first use.

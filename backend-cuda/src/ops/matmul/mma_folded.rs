@@ -94,7 +94,7 @@ pub(super) fn tile_rows(m: usize) -> usize {
 
 /// How K is cut: slices of a range, and the number of ranges, none of them empty; as many as
 /// `wanted`, if there is K enough.
-fn ranges(k_pad: usize, wanted: usize) -> [usize; 2] {
+pub(super) fn ranges(k_pad: usize, wanted: usize) -> [usize; 2] {
     let slices = k_pad.div_ceil(SLICE_K).max(1);
     let range = slices.div_ceil(wanted.clamp(1, slices));
     [range, slices.div_ceil(range)]

@@ -9,9 +9,9 @@
 //! | `Wgmma` | `matmul_wgmma_*.cu` | Hopper: folded int8, int32; what is left by `Decode`'s |
 //!
 //! [`MatmulKernel::Auto`] takes `Decode` for up to 16 rows of A, and for more the one that a model
-//! of the device finds fastest ([`model`]): `Wgmma` on compute capability 9.0 where there are tiles
-//! enough, `MmaFolded` where there are not and elsewhere, `Mma` where folding the weight would cost
-//! more than it saves. MXINT8 by NVFP4 has no kernel on folded operands, and goes by `Mma`.
+//! of the device finds fastest ([`model`]): `Wgmma` on compute capability 9.0 from a tile's rows on,
+//! `MmaFolded` below and elsewhere, `Mma` where folding the weight would cost more than it saves.
+//! Both cut K where there are few tiles. MXINT8 by NVFP4 has no kernel on folded operands, and goes by `Mma`.
 //!
 //! Where memory for the folded form is short, `Auto` goes on with `Mma`, which needs none.
 //!
@@ -111,7 +111,7 @@ pub(crate) fn matmul(
     }
     if kernel == MatmulKernel::Auto {
         let queued = match chosen {
-            MatmulKernel::Wgmma => Some(wgmma::queue(of, &mut scratch())),
+            MatmulKernel::Wgmma => Some(wgmma::queue(of, 0, &mut scratch())),
             MatmulKernel::MmaFolded { ranges } => {
                 Some(mma_folded::queue(of, ranges, &mut scratch()))
             }
@@ -130,7 +130,7 @@ pub(crate) fn matmul(
         MatmulKernel::Wgmma if !wgmma::available(&a.gpu, encodings) => {
             Err(Reason::NeedsHopper.into())
         }
-        MatmulKernel::Wgmma => wgmma::queue(of, &mut scratch()),
+        MatmulKernel::Wgmma => wgmma::queue(of, 0, &mut scratch()),
         MatmulKernel::MmaFolded { ranges } => mma_folded::queue(of, ranges, &mut scratch()),
         MatmulKernel::Mma if !long => mma::queue(of),
         MatmulKernel::Naive | MatmulKernel::Mma | MatmulKernel::Auto => naive::queue(of),

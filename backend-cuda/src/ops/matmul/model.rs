@@ -21,11 +21,10 @@
 
 use fp4_core::{Encoding, Format, Product as Encodings};
 
-use super::wgmma;
-use crate::build::arguments::{FOLDED_COLS, MMA_TILE, TILE_ROWS};
-use crate::device::gpu::Gpu;
-
 use super::mma_folded::tile_rows;
+use super::wgmma::MIN_ROWS;
+use crate::build::arguments::{FOLDED_COLS, MMA_TILE, TILE_ROWS, WGMMA_CLUSTER};
+use crate::device::gpu::Gpu;
 
 /// What a multiprocessor does in a clock.
 #[derive(Debug, Clone, Copy)]
@@ -59,6 +58,11 @@ const FIXED: f64 = 3000.0;
 /// Clocks to add the sums of a range to memory and to take them back, an int32 for each thread and
 /// sum of a tile.
 const MERGE: f64 = 1500.0;
+/// The same of a wgmma block, for each sum that one of its 256 threads holds: eight warps reduce
+/// in four clocks each, and read at 64 bytes a clock. Assumed.
+const WGMMA_MERGE: f64 = 8.0 * 4.0 + 1024.0 / 64.0;
+/// Tiles for each multiprocessor from which on K is not cut: it bounds what the sums take.
+const MOST_CUT: usize = 2;
 /// Share of a tensor core's rate that a folded kernel issues.
 const FOLDED_SHARE: f64 = 0.8;
 const WGMMA_SHARE: f64 = 0.7;
@@ -95,6 +99,8 @@ struct Blocks {
     step: f64,
     /// Of the memory that all blocks read, a multiprocessor's share.
     memory: f64,
+    /// Of adding up the ranges.
+    merge: f64,
 }
 
 impl Blocks {
@@ -105,7 +111,7 @@ impl Blocks {
         // As many blocks as run on a multiprocessor share it.
         let sharing = blocks.div_ceil(rates.processors).min(self.resident).max(1);
         let steps = (k as f64 / 128.0 / ranges as f64).ceil();
-        let merge = if ranges > 1 { MERGE } else { 0.0 };
+        let merge = if ranges > 1 { self.merge } else { 0.0 };
         let run = steps * self.step * sharing as f64 * waves as f64;
         // Few blocks do not read as fast as all multiprocessors would.
         let readers = blocks.min(rates.processors).max(1) as f64;
@@ -123,12 +129,44 @@ fn folded(rates: &Rates, sums: usize, [m, n, k]: [usize; 3]) -> Blocks {
         resident: resident(rates, sums, rows),
         step: products / (rates.mma * FOLDED_SHARE),
         memory: (n * k * planes) as f64 / (rates.bytes * rates.processors as f64),
+        merge: MERGE,
+    }
+}
+
+/// Pairs of tiles, each a cluster's: two below each other, and of an odd last row two beside.
+pub(super) fn wgmma_pairs(m: usize, n: usize, cols: usize) -> usize {
+    let (down, across) = (m.div_ceil(TILE_ROWS), n.div_ceil(cols));
+    down / 2 * across + down % 2 * across.div_ceil(2)
+}
+
+fn wgmma(rates: &Rates, sums: usize, [m, n, k]: [usize; 3]) -> Blocks {
+    let cols = if sums == 1 { 2 * TILE_ROWS } else { TILE_ROWS };
+    let planes = if sums == 3 { 3 } else { 1 };
+    Blocks {
+        tiles: WGMMA_CLUSTER * wgmma_pairs(m, n, cols),
+        resident: 1,
+        step: (TILE_ROWS * cols * 128 * sums) as f64 / (rates.wgmma * WGMMA_SHARE),
+        memory: (n * k * planes) as f64 / (rates.bytes * rates.processors as f64),
+        merge: WGMMA_MERGE * (sums * cols / 2) as f64,
     }
 }
 
 /// In how many ranges the folded kernels cut K.
 pub(super) fn ranges(rates: &Rates, sums: usize, [m, n, k]: [usize; 3]) -> usize {
-    let blocks = folded(rates, sums, [m, n, k]);
+    best_ranges(rates, &folded(rates, sums, [m, n, k]), k)
+}
+
+/// In how many ranges the wgmma kernels cut K.
+pub(super) fn wgmma_ranges(rates: &Rates, sums: usize, shape: [usize; 3]) -> usize {
+    let blocks = wgmma(rates, sums, shape);
+    if blocks.tiles >= MOST_CUT * rates.processors {
+        1
+    } else {
+        best_ranges(rates, &blocks, shape[2])
+    }
+}
+
+fn best_ranges(rates: &Rates, blocks: &Blocks, k: usize) -> usize {
     // A range of less than 512 would spend its time on the merge.
     let most = (k / 512).clamp(1, 32);
     let clocks = |&ranges: &usize| blocks.clocks(rates, k, ranges);
@@ -162,19 +200,14 @@ pub(super) fn choose(
         resident: 2,
         step: (MMA_TILE * MMA_TILE * 128) as f64 / if sums == 1 { MMA_FOLD } else { MMA_GROUPS },
         memory: packed,
+        merge: 0.0,
     };
     // Folding reads the packed form twice and writes the planes.
     let planes = if sums == 3 { 3.0 } else { 1.0 };
     let fold = if folded_weight { 0.0 } else { packed * (2.0 + planes / 0.53) + FIXED };
     let mma_folded =
         folded(rates, sums, [m, n, k]).clocks(rates, k, ranges(rates, sums, [m, n, k]));
-    let cols = if sums == 1 { 2 * TILE_ROWS } else { TILE_ROWS };
-    let wgmma = Blocks {
-        tiles: m.div_ceil(TILE_ROWS) * n.div_ceil(cols),
-        resident: 1,
-        step: (TILE_ROWS * cols * 128 * sums) as f64 / (rates.wgmma * WGMMA_SHARE),
-        memory: packed / 0.53 * planes,
-    };
+    let by_wgmma = wgmma(rates, sums, [m, n, k]);
     let mut best = (mma.clocks(rates, k, 1), Choice::Mma);
     let mut consider = |clocks: f64, choice| {
         if clocks < best.0 {
@@ -182,8 +215,9 @@ pub(super) fn choose(
         }
     };
     consider(mma_folded + fold, Choice::MmaFolded);
-    if rates.wgmma > 0.0 && m >= wgmma::MIN_ROWS {
-        consider(wgmma.clocks(rates, k, 1) + fold, Choice::Wgmma);
+    if rates.wgmma > 0.0 && m >= MIN_ROWS {
+        let ranges = wgmma_ranges(rates, sums, [m, n, k]);
+        consider(by_wgmma.clocks(rates, k, ranges) + fold, Choice::Wgmma);
     }
     best.1
 }
@@ -219,9 +253,14 @@ mod tests {
         assert!((2..=8).contains(&ranges(&h200, 1, [64, 8192, 8192])));
         assert!((2..=8).contains(&ranges(&h200, 1, [128, 8192, 8192])));
         assert_eq!(ranges(&h200, 1, [8192, 8192, 8192]), 1);
+        // 32 and 64 tiles of wgmma, or 64 and 128 of NVFP4, on as many.
+        assert_eq!([128, 256, 512].map(|m| wgmma_ranges(&h200, 1, [m, 8192, 8192])), [4, 2, 1]);
+        assert_eq!([128, 256, 512].map(|m| wgmma_ranges(&h200, 3, [m, 8192, 8192])), [2, 1, 1]);
+        assert_eq!(wgmma_ranges(&h200, 1, [8192, 8192, 8192]), 1);
         for sums in [1, 2, 3] {
             assert_eq!(ranges(&h200, sums, [64, 8192, 128]), 1);
             assert_eq!(ranges(&h200, sums, [0, 0, 0]), 1);
+            assert_eq!(wgmma_ranges(&h200, sums, [0, 0, 0]), 1);
         }
     }
 
@@ -241,7 +280,7 @@ mod tests {
             (90, 132, mixed, large, true, Choice::Mma),
             // Few tiles: K is cut.
             (90, 132, mx, [64, 8192, 8192], true, Choice::MmaFolded),
-            (90, 132, mx, [128, 8192, 8192], true, Choice::MmaFolded),
+            (90, 132, mx, [128, 8192, 8192], true, Choice::Wgmma),
             (80, 108, mx, [64, 8192, 8192], true, Choice::MmaFolded),
             // A weight that is yet to be folded costs more than it saves.
             (89, 128, nv, [17, 4096, 4096], false, Choice::Mma),

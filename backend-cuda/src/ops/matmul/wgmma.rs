@@ -1,17 +1,24 @@
 //! The wgmma kernels, `matmul_wgmma_*.cu`, for compute capability 9.0: many rows of A.
 //!
-//! Both operands are folded to int8 first (`fold.rs`), a weight once. Tiles that the folded form
-//! cannot prove exact are put in a list on the device, and the kernel by groups walks it.
+//! Both operands are folded to int8 first (`fold.rs`), a weight once. Blocks run in clusters of two,
+//! which share what is the same of B. K is cut in ranges where there are few tiles, as by
+//! `mma_folded.rs`. Tiles that the folded form cannot prove exact are put in a list on the device,
+//! and the kernel by groups walks it.
 
 use fp4_core::{Encoding, Error, Format, Product as Encodings, Unsupported};
 
-use super::decode;
 use super::kernel::MatmulKernel;
+use super::mma_folded::ranges;
+use super::model::Rates;
 use super::product::{Product, Scratch, is_long};
-use crate::build::arguments::{TILE_ROWS, WGMMA_THREADS, WgmmaArgs};
+use super::{decode, model};
+use crate::build::arguments::{
+    Pointer, TILE_ROWS, WGMMA_CLUSTER, WGMMA_THREADS, WgmmaArgs, planes,
+};
 use crate::build::kernels::{
     FOLD, Kernel, QUANTIZE_FOLD, WGMMA_MXFP4, WGMMA_MXINT8_MXFP4, WGMMA_NVFP4,
 };
+use crate::device::error::unless_memory_is_short;
 use crate::device::gpu::Gpu;
 use crate::device::launch::{Grid, int};
 use crate::operand::folded::block_bytes;
@@ -61,43 +68,199 @@ pub(super) fn takes(
     wanted && fits && available(gpu, of)
 }
 
-/// Queues the kernels; none of them, if there is no memory for what they need.
-pub(super) fn queue(of: &Product<'_>, scratch: &mut Scratch) -> Result<(), Error> {
-    let (encodings, [m, n], stream) = (of.encodings()?, of.shape(), &of.a.gpu.stream);
+/// Queues the kernels, with K cut in `forced` ranges unless 0; none of them, if there is no memory
+/// for what they need.
+pub(super) fn queue(of: &Product<'_>, forced: usize, scratch: &mut Scratch) -> Result<(), Error> {
+    let (encodings, [m, n], gpu) = (of.encodings()?, of.shape(), &*of.a.gpu);
     let Encodings { a, b } = encodings;
     let none = Unsupported::Encodings { a, b: b.into() };
     let (kernel, shape) = kernel(encodings).ok_or(none)?;
     let tiles = m.div_ceil(shape[0]) * n.div_ceil(shape[1]);
     scratch.forget_tiles();
-    for (operand, spare) in [(of.a, &mut scratch.a), (of.b, &mut scratch.b)] {
-        if !operand.folded.ready() {
-            spare.fill(&operand.shape_to_fold()?)?;
-        }
-    }
-    scratch.left.reserve(stream, 4 * (1 + tiles))?;
-    scratch.left.zero(stream, 4)?;
+    scratch.fold(of)?;
+    scratch.reserve_left(gpu, tiles)?;
     let zeros = block_bytes(a)?.max(block_bytes(b.into())?);
-    scratch.zeros.reserve_zeros(stream, zeros)?;
-    let [a, b] = [(of.a, &scratch.a), (of.b, &scratch.b)].map(|(operand, spare)| {
-        let folded = if operand.folded.ready() { &operand.folded } else { spare };
-        folded.operand(operand.shape.rows(), operand.meta.pointer())
-    });
-    let args = WgmmaArgs {
-        a: a?,
-        b: b?,
+    scratch.zeros.reserve_zeros(&gpu.stream, zeros)?;
+    let [folded_a, folded_b] = scratch.folded(of)?;
+    let mut args = WgmmaArgs {
+        a: folded_a,
+        b: folded_b,
         outputs: of.outputs,
         zeros: scratch.zeros.pointer(),
         left: scratch.left.pointer(),
         paths: of.paths,
+        sums: Pointer::NULL,
+        arrivals: Pointer::NULL,
         k_pad: int(of.a.k_pad)?,
+        ranges: 1,
+        range_slices: int(ranges(of.a.k_pad, 1)[0])?,
         unused: 0,
     };
-    // A block fills a multiprocessor and takes one tile after the other.
-    let grid = Grid::row(tiles.min(of.a.gpu.processors), WGMMA_THREADS);
-    // SAFETY: as in `naive::queue`; both operands are folded, and the list has room for all tiles.
-    unsafe { of.a.gpu.launch(kernel, grid, &args)? };
-    if !stream.gate.captures_here() {
+    let products = planes(a)?;
+    let wanted = match forced {
+        0 => model::wgmma_ranges(&Rates::of(gpu), products, [m, n, of.a.k_pad]),
+        forced => forced,
+    };
+    let [range_slices, count] = ranges(of.a.k_pad, wanted);
+    if count > 1 {
+        // Every launch leaves zeros. Two warpgroups of a block arrive.
+        let sums = tiles * shape[0] * shape[1] * products * size_of::<i32>();
+        let arrivals = 2 * tiles * size_of::<u32>();
+        let made = (scratch.sums.reserve_zeros(&gpu.stream, sums))
+            .and_then(|()| scratch.arrivals.reserve_zeros(&gpu.stream, arrivals));
+        if unless_memory_is_short(made, "the sums of ranges of K")? {
+            (args.sums, args.arrivals) = (scratch.sums.pointer(), scratch.arrivals.pointer());
+            (args.ranges, args.range_slices) = (int(count)?, int(range_slices)?);
+        }
+    }
+    // A cluster fills its multiprocessors and takes one pair of tiles after the other.
+    let units = model::wgmma_pairs(m, n, shape[1]) * args.ranges as usize;
+    let clusters = units.min(gpu.resident_clusters(kernel, WGMMA_CLUSTER, WGMMA_THREADS)?);
+    let grid = Grid::row(WGMMA_CLUSTER * clusters, WGMMA_THREADS);
+    // SAFETY: as in `naive::queue`; both operands are folded, the list has room for all tiles, and
+    // there are zeros for the sums and the arrivals of more than one range.
+    unsafe { gpu.launch(kernel, grid, &args)? };
+    if !gpu.stream.gate.captures_here() {
         scratch.tiles = tiles;
     }
     decode::queue_left(of, scratch.left.pointer(), shape)
+}
+
+#[cfg(all(test, feature = "emulated"))]
+mod tests {
+    use fp4_core::backend::Resident;
+    use fp4_core::{FloatType, Matmul, PackedMatrix, PackedShape, Paths, reference};
+
+    use super::*;
+    use crate::build::arguments::{Outputs, float_type};
+    use crate::device::buffer::Buffer;
+    use crate::operand::packed::{CudaOperand, CudaWeight};
+    use crate::ops::matmul::{PATHS_BYTES, paths_of};
+    use crate::{Cuda, MatmulKernel};
+
+    /// Random codes, under scales by tile of 128 rows, row in it, and group.
+    fn matrix(
+        encoding: Encoding,
+        [rows, k]: [usize; 2],
+        scale: impl Fn(usize, usize, usize) -> u8,
+    ) -> PackedMatrix {
+        let shape = PackedShape::encoded(encoding, rows, k).unwrap();
+        let (groups, mut state) = (shape.row_groups(), 11u64);
+        let codes = (0..shape.codes_len())
+            .map(|_| {
+                state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+                (state >> 56) as u8
+            })
+            .collect();
+        let at = |i| (i / groups / 128, i / groups % 128, i % groups);
+        let scales = (0..shape.scales_len()).map(at).map(|(tile, row, g)| scale(tile, row, g));
+        PackedMatrix::new(shape, codes, scales.collect()).unwrap()
+    }
+
+    /// A product on the device, which may be queued again.
+    struct Queued {
+        a: CudaOperand,
+        b: CudaWeight<PackedMatrix>,
+        out: Buffer,
+        paths: Buffer,
+    }
+
+    impl Queued {
+        fn new(cuda: &Cuda, a: &PackedMatrix, b: &PackedMatrix) -> Self {
+            let mut activation = cuda.empty_operand().unwrap();
+            activation.import(a.view(), false).unwrap();
+            let weight = cuda.prepare(b.clone()).unwrap();
+            Queued { a: activation, b: weight, out: Buffer::default(), paths: Buffer::default() }
+        }
+
+        fn run(&mut self, forced: usize, scratch: &mut Scratch) -> (Vec<f32>, Paths) {
+            let Queued { a, b, out, paths } = self;
+            let (gpu, outputs) = (a.gpu.clone(), a.shape.rows() * b.operand.shape.rows());
+            out.zero(&gpu.stream, 4 * outputs).unwrap();
+            paths.zero(&gpu.stream, PATHS_BYTES).unwrap();
+            let to = Outputs {
+                out: out.pointer(),
+                row_scales: Pointer::NULL,
+                bias: Pointer::NULL,
+                alpha: 0.75,
+                out_type: float_type(FloatType::F32),
+            };
+            let of = Product { a, b: &b.operand, outputs: to, paths: paths.pointer() };
+            queue(&of, forced, scratch).unwrap();
+            let (mut got, mut counters) = (vec![0f32; outputs], [0u8; PATHS_BYTES]);
+            out.download(&gpu.stream, bytemuck::cast_slice_mut(&mut got)).unwrap();
+            paths.download(&gpu.stream, &mut counters).unwrap();
+            gpu.synchronize().unwrap();
+            (got, paths_of(counters))
+        }
+    }
+
+    #[test]
+    fn a_plain_tile_is_taken_up_to_the_bound_and_left_past_it() {
+        // 7280 steps of MXFP4 are whole slices, and 7281 the most that a sum of 96 * 96 has; those
+        // are 1821 slices, of a list that does not hold them. All groups but the first of a row are
+        // three exponents above it, so that their digits are the largest.
+        let (cuda, mut scratch) = (Cuda::open(0).unwrap(), Scratch::default());
+        let cuda = cuda.with_matmul_kernel(MatmulKernel::Wgmma);
+        for (k, left) in [(232_960, 0), (232_992, 1)] {
+            let row = |code: u8| {
+                let shape = PackedShape::of(Format::MxFp4, 1, k).unwrap();
+                let scales = (0..k / 32).map(|group| if group == 0 { 117 } else { 120 });
+                PackedMatrix::new(shape, vec![code; k / 2], scales.collect()).unwrap()
+            };
+            let (a, b) = (row(0x77), row(0xFF));
+            let mut expected = [0f32];
+            reference::matmul(a.view(), b.view(), 0.75, (&mut expected[..]).into()).unwrap();
+            let mut product = Queued::new(&cuda, &a, &b);
+            let (got, paths) = product.run(1, &mut scratch);
+            assert_eq!((got[0].to_bits(), got.len()), (expected[0].to_bits(), 1), "K = {k}");
+            assert_eq!(scratch.tiles_left(&product.a.gpu).unwrap(), (left, 1), "K = {k}");
+            assert_eq!(paths.planes, 0, "K = {k}");
+        }
+    }
+
+    #[test]
+    fn ranges_of_k_change_neither_bits_nor_paths() {
+        let cuda = Cuda::open(0).unwrap().with_matmul_kernel(MatmulKernel::Wgmma);
+        let (mut scratch, mut compared) = (Scratch::default(), 0);
+        let mx_int8 = Encodings { a: Encoding::MxInt8, b: Format::MxFp4 };
+        for of in [Encodings::of(Format::MxFp4), Encodings::of(Format::NvFp4), mx_int8] {
+            let (m, n, k) = (5 * 128 - 50, 200, 5 * 128);
+            let e8m0 = of.b == Format::MxFp4;
+            let (near, far) = if e8m0 { (120, 126) } else { (0x38, 0x78) };
+            let slice = 128 / of.a.group().get();
+            // Two plain tiles; one of which slice 3 has the higher level and nothing else, and of
+            // which NVFP4's slice 1 meets zeros; one that is left; a plain one without a mate.
+            let a = matrix(of.a, [m, k], |tile, row, group| match tile {
+                2 if group / slice == 3 => far,
+                3 => [near, far, if e8m0 { 150 } else { 0x08 }][(row + group) % 3],
+                _ => near,
+            });
+            let b = matrix(of.b.into(), [n, k], |_, _, group| match group / slice {
+                1 if !e8m0 => 0,
+                _ => near,
+            });
+            let mut expected = vec![0f32; m * n];
+            reference::matmul(a.view(), b.view(), 0.75, (&mut expected[..]).into()).unwrap();
+
+            let mut product = Queued::new(&cuda, &a, &b);
+            let mut counted = None;
+            for forced in [1, 2, 3, 5, 9, 1] {
+                let (got, paths) = product.run(forced, &mut scratch);
+                let differ = got.iter().zip(&expected).filter(|(g, e)| g.to_bits() != e.to_bits());
+                assert_eq!(differ.count(), 0, "{of:?} in {forced} ranges");
+                assert_eq!(*counted.get_or_insert(paths), paths, "{of:?} in {forced} ranges");
+                assert!(paths.planes >= 128 * n as u64 && paths.narrow > 0, "{paths:?}");
+                let tiles = 5 * n.div_ceil(kernel(of).unwrap().1[1]);
+                assert_eq!(
+                    scratch.tiles_left(&product.a.gpu).unwrap(),
+                    (tiles / 5, tiles),
+                    "{of:?}"
+                );
+                compared += got.len();
+            }
+        }
+        println!("ranges of K: {compared} outputs compared, 0 differ");
+        assert!(compared > 0);
+    }
 }
