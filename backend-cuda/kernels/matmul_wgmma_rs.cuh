@@ -225,13 +225,13 @@ struct RsWarp {
     const RsPlace& place;
     RsShared<Shape>& shared;
     unsigned char* codes;      // its ring
-    unsigned char* blocks;     // A's
+    unsigned char* blocks;     // A's ring
     int copied = 0, stage = 0; // slots of the ring of codes: the next to fill, the next to read
     int slot = 0;              // of A's, and the parity of its round
     u32 parity = 0;
     int filled = 0;            // of warp 0: the slot to fill next, and the parity of `empty` there
     u32 fill_parity = 1;       // the first round is free
-    u32 low, high;             // doubled magnitudes
+    u32 low = 0, high = 0;     // doubled magnitudes
 
     // Copies the codes of a product: a lane takes a 16-byte chunk of two rows. Chunk c of row r
     // lies at c ^ (r / 2 % 4), so that eight rows fall on different banks.

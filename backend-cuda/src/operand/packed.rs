@@ -25,6 +25,8 @@ pub struct CudaOperand {
     pub(crate) meta: Buffer,
     /// The same for the kernels on folded operands, where they are to multiply it.
     pub(crate) folded: Folded,
+    /// Whether it is a weight that the kernel of `MatmulKernel::WgmmaRs` is worth choosing for.
+    pub(crate) suits_wgmma_rs: bool,
     /// Whether it was folded when it got its contents, as a graph that writes it does too.
     pub(crate) folds: bool,
     /// A global scale for each row, where it was quantized with them (C4).
@@ -49,6 +51,7 @@ impl CudaOperand {
             scales: Buffer::default(),
             meta: Buffer::default(),
             folded: Folded::default(),
+            suits_wgmma_rs: false,
             folds: false,
             row_scales: Buffer::default(),
             has_row_scales: false,

@@ -7,11 +7,13 @@
 //! | `MmaFolded` | `matmul_mma_folded.cu` | folded int8, int32; what is left by `Mma`'s |
 //! | `Decode` | `matmul_decode.cu` | 128 rows of B by 8 or 16 of A; int64 by group, else 640 bits |
 //! | `Wgmma` | `matmul_wgmma_*.cu` | Hopper: folded int8, int32; what is left by `Decode`'s |
+//! | `WgmmaRs` | `matmul_wgmma_rs.cu` | Hopper, few rows: packed weights, int32; the rest as `Wgmma` |
 //!
 //! [`MatmulKernel::Auto`] takes `Decode` for up to 16 rows of A, and for more the one that a model
 //! of the device finds fastest ([`model`]): `Wgmma` on compute capability 9.0 where there are tiles
-//! enough, `MmaFolded` where there are not and elsewhere, `Mma` where folding the weight would cost
-//! more than it saves. MXINT8 by NVFP4 has no kernel on folded operands, and goes by `Mma`.
+//! enough, there for up to 128 rows `WgmmaRs` on MXFP4 weights whose rows span few exponents,
+//! `MmaFolded` where neither will do and elsewhere, `Mma` where folding the weight would cost more
+//! than it saves. MXINT8 by NVFP4 has no kernel on folded operands, and goes by `Mma`.
 //!
 //! Where memory for the folded form is short, `Auto` goes on with `Mma`, which needs none.
 //!
@@ -28,6 +30,7 @@ mod model;
 mod naive;
 mod product;
 mod wgmma;
+mod wgmma_rs;
 
 use std::sync::{Mutex, PoisonError};
 
@@ -39,6 +42,7 @@ use model::{Choice, Rates};
 pub(crate) use naive::partial;
 use product::is_long;
 pub(crate) use product::{PATHS_BYTES, Product, Scratch, paths_of};
+pub(crate) use wgmma_rs::suits as suits_wgmma_rs;
 
 use crate::device::error::unless_memory_is_short;
 use crate::device::gpu::Gpu;
@@ -56,7 +60,9 @@ fn choose(a: &CudaOperand, b: &CudaOperand, of: Encodings) -> MatmulKernel {
     }
     let shape = [m, b.shape.rows(), k_pad];
     let auto = MatmulKernel::Auto;
-    match model::choose(&Rates::of(gpu), of, shape, b.folded.ready()) {
+    let few = b.suits_wgmma_rs && wgmma_rs::takes(auto, gpu, of, [m, k_pad]);
+    match model::choose(&Rates::of(gpu), of, shape, b.folded.ready(), few) {
+        Choice::WgmmaRs => MatmulKernel::WgmmaRs { ranges: 0 },
         Choice::Wgmma if wgmma::takes(auto, gpu, of, [m, k_pad]) => MatmulKernel::Wgmma,
         Choice::Wgmma | Choice::MmaFolded if mma_folded::takes(auto, gpu, of, [m, k_pad]) => {
             MatmulKernel::MmaFolded { ranges: 0 }
@@ -69,7 +75,11 @@ fn choose(a: &CudaOperand, b: &CudaOperand, of: Encodings) -> MatmulKernel {
 /// not: only MXFP4 weights need it.
 pub(crate) fn folds_activation(kernel: MatmulKernel, gpu: &Gpu, shape: PackedShape) -> bool {
     let enough = kernel != MatmulKernel::Auto || shape.rows() > decode::MAX_ROWS;
-    enough && folds_weight(kernel, gpu, shape)
+    let takes = |(format, k_pad)| {
+        wgmma_rs::takes(kernel, gpu, Encodings::of(format), [shape.rows(), k_pad])
+    };
+    let few_rows = shape.format().zip(padded_k(shape.k()).ok()).is_some_and(takes);
+    enough && (few_rows || folds_weight(kernel, gpu, shape))
 }
 
 /// Whether a weight of this shape is to be folded when it is prepared.
@@ -97,6 +107,10 @@ pub(crate) fn matmul(
             scratch().forget_tiles();
             MatmulKernel::Mma
         }
+        MatmulKernel::WgmmaRs { .. } if !wgmma_rs::exists(encodings) => {
+            scratch().forget_tiles();
+            MatmulKernel::Mma
+        }
         MatmulKernel::MmaFolded { .. } if long || mma_folded::kernels(encodings).is_none() => {
             scratch().forget_tiles();
             MatmulKernel::Mma
@@ -106,12 +120,14 @@ pub(crate) fn matmul(
     match chosen {
         MatmulKernel::Decode { .. } => decode::load(of, false)?,
         MatmulKernel::Wgmma => decode::load(of, true)?,
+        MatmulKernel::WgmmaRs { .. } => wgmma_rs::load(of)?,
         MatmulKernel::MmaFolded { .. } => mma_folded::load(of)?,
         _ => {}
     }
     if kernel == MatmulKernel::Auto {
         let queued = match chosen {
             MatmulKernel::Wgmma => Some(wgmma::queue(of, &mut scratch())),
+            MatmulKernel::WgmmaRs { ranges } => Some(wgmma_rs::queue(of, ranges, &mut scratch())),
             MatmulKernel::MmaFolded { ranges } => {
                 Some(mma_folded::queue(of, ranges, &mut scratch()))
             }
@@ -131,6 +147,10 @@ pub(crate) fn matmul(
             Err(Reason::NeedsHopper.into())
         }
         MatmulKernel::Wgmma => wgmma::queue(of, &mut scratch()),
+        MatmulKernel::WgmmaRs { .. } if !wgmma_rs::available(&a.gpu, encodings) => {
+            Err(Reason::NeedsHopper.into())
+        }
+        MatmulKernel::WgmmaRs { ranges } => wgmma_rs::queue(of, ranges, &mut scratch()),
         MatmulKernel::MmaFolded { ranges } => mma_folded::queue(of, ranges, &mut scratch()),
         MatmulKernel::Mma if !long => mma::queue(of),
         MatmulKernel::Naive | MatmulKernel::Mma | MatmulKernel::Auto => naive::queue(of),

@@ -12,6 +12,7 @@
 //! | `Mma` | 64 x 64 | issue: both operands are expanded by every warp |
 //! | `MmaFolded` | 64 or 128 x 128 | int8 products / the rate of mma.sync |
 //! | `Wgmma` | 128 x 256 or 128 | int8 products / the rate of wgmma |
+//! | `WgmmaRs` | 32, 64 or 128 x 128 | the same, or issue: each warp expands its weights |
 //!
 //! Memory is the bytes of B that all tiles of the first row read from DRAM, shared by all
 //! multiprocessors: 4.25 or 4.5 bits an element packed, 8 or 16 folded. Rates are those of the
@@ -21,8 +22,8 @@
 
 use fp4_core::{Encoding, Format, Product as Encodings};
 
-use super::wgmma;
-use crate::build::arguments::{FOLDED_COLS, MMA_TILE, TILE_ROWS};
+use super::{wgmma, wgmma_rs};
+use crate::build::arguments::{FOLDED_COLS, MMA_TILE, RS_ROWS, TILE_ROWS};
 use crate::device::gpu::Gpu;
 
 use super::mma_folded::tile_rows;
@@ -66,6 +67,9 @@ const WGMMA_SHARE: f64 = 0.7;
 /// for 32 x 32 x 16 with an int64 for each group, at four instructions a clock.
 const MMA_FOLD: f64 = 4.0 * 32_768.0 / 220.0;
 const MMA_GROUPS: f64 = 4.0 * 16_384.0 / 250.0;
+/// Clocks of 128 k of a block of `WgmmaRs`: two warps for each of four schedulers issue about 220
+/// instructions.
+const RS_ISSUE: f64 = 2.0 * 220.0;
 
 impl Rates {
     /// By compute capability: the large chips of each. Int8 dense and bandwidth from NVIDIA's
@@ -142,14 +146,17 @@ pub(super) enum Choice {
     Mma,
     MmaFolded,
     Wgmma,
+    WgmmaRs,
 }
 
-/// The choice for a product, whose weight has its folded form or would have to be folded first.
+/// The choice for a product, whose weight has its folded form or would have to be folded first, and
+/// which `WgmmaRs` may multiply or not.
 pub(super) fn choose(
     rates: &Rates,
     of: Encodings,
     [m, n, k]: [usize; 3],
     folded_weight: bool,
+    few_rows: bool,
 ) -> Choice {
     let sums = match (of.a, of.b) {
         (Encoding::MxInt8, Format::NvFp4) => return Choice::Mma,
@@ -185,6 +192,15 @@ pub(super) fn choose(
     consider(mma_folded + fold, Choice::MmaFolded);
     if rates.wgmma > 0.0 && m >= wgmma::MIN_ROWS {
         consider(wgmma.clocks(rates, k, 1) + fold, Choice::Wgmma);
+    }
+    if few_rows && rates.wgmma > 0.0 {
+        let rows = wgmma_rs::tile_rows(m);
+        let tensor = (rows * RS_ROWS * 128 * sums) as f64 / (rates.wgmma * WGMMA_SHARE);
+        let tiles = m.div_ceil(rows) * n.div_ceil(RS_ROWS);
+        let rs = Blocks { tiles, resident: 2, step: tensor.max(RS_ISSUE), memory: packed };
+        let least = |ranges| rs.clocks(rates, k, ranges);
+        let clocks = (1..=(k / 512).clamp(1, 32)).map(least).min_by(f64::total_cmp);
+        consider(clocks.unwrap_or(f64::INFINITY), Choice::WgmmaRs);
     }
     best.1
 }
@@ -229,8 +245,26 @@ mod tests {
         ];
         for (capability, processors, of, shape, folded, expected) in cases {
             let rates = Rates::new(capability, processors);
-            let got = choose(&rates, of, shape, folded);
+            let got = choose(&rates, of, shape, folded, false);
             assert_eq!(got, expected, "{capability} {of:?} {shape:?} {folded}");
         }
+    }
+
+    #[test]
+    fn few_rows_go_by_packed_weights_where_they_may() {
+        let h200 = Rates::new(90, 132);
+        let [mx, mixed] = [Encoding::MxFp4, Encoding::MxInt8]
+            .map(|a| Encodings { a, b: Format::MxFp4 });
+        for of in [mx, mixed] {
+            for m in [17, 32, 64, 128] {
+                for folded in [false, true] {
+                    let got = choose(&h200, of, [m, 8192, 8192], folded, true);
+                    assert_eq!(got, Choice::WgmmaRs, "{of:?} {m} {folded}");
+                }
+            }
+        }
+        // No wgmma.
+        let got = choose(&Rates::new(89, 128), mx, [64, 8192, 8192], false, true);
+        assert_ne!(got, Choice::WgmmaRs);
     }
 }
