@@ -48,7 +48,9 @@ fn main() -> std::process::ExitCode {
     };
     println!("{:?}, {kernel:?}", cuda.device());
     let compute_capability = cuda.device().compute_capability;
-    if matches!(kernel, MatmulKernel::Wgmma | MatmulKernel::WgmmaRs { .. }) && compute_capability != 90 {
+    if matches!(kernel, MatmulKernel::Wgmma | MatmulKernel::WgmmaRs { .. })
+        && compute_capability != 90
+    {
         println!("wgmma needs compute capability 9.0, this is {compute_capability}");
         return 77.into();
     }

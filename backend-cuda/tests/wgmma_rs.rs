@@ -11,9 +11,10 @@ mod common;
 use common::data::{DATA, Data, drawn, matrix};
 use common::{Rng, same_bits};
 use fp4_backend_cuda::{Cuda, MatmulKernel};
+use fp4_core::backend::{Resident, Sink};
 use fp4_core::{
-    Encoding, Epilogue, Float, Format, Matmul, PackedMatrix, PackedShape, Paths, bf16, f16,
-    reference,
+    Encoding, Epilogue, Float, FloatType, Format, Matmul, PackedMatrix, PackedShape, Paths, bf16,
+    f16, reference,
 };
 
 /// Rows of B of a block.
@@ -79,7 +80,9 @@ fn ordinary_data_leaves_no_tile_and_outliers_of_activations_take_further_product
     let mut rng = Rng(91);
     for of_a in OF_A {
         let b = drawn(&mut rng, Encoding::MxFp4, [2 * ROWS, 640], Data::Close);
-        for (data, ranges) in [(Data::Close, 1), (Data::Close, 3), (Data::Outliers, 1), (Data::Outliers, 3)] {
+        for (data, ranges) in
+            [(Data::Close, 1), (Data::Close, 3), (Data::Outliers, 1), (Data::Outliers, 3)]
+        {
             let (cuda, a) = (cuda(ranges), drawn(&mut rng, of_a, [40, 640], data));
             let paths = check::<f32>(&cuda, [&a, &b], 1.0.into(), &format!("{of_a:?} {data:?}"));
             assert_eq!(cuda.tiles_left().unwrap(), (0, 2), "{of_a:?} {data:?}");
@@ -122,7 +125,8 @@ fn sums_are_right_on_their_bound_and_left_past_it() {
             let counts = [(steps & 15) + 16, (steps >> 4 & 15) - 1, steps >> 8 & 15, steps >> 12];
             let mut of_a_row = vec![(largest, 120)];
             for (window, count) in (0..).zip(counts) {
-                let shifted = vec![(largest, 120 + 4 * window + 3); count - usize::from(window == 0)];
+                let shifted =
+                    vec![(largest, 120 + 4 * window + 3); count - usize::from(window == 0)];
                 of_a_row.extend(shifted);
             }
             let of_b = |code: u8| -> Vec<_> {
@@ -191,7 +195,8 @@ fn the_fast_end_of_a_tile_is_right_on_every_limit_and_the_other_past_it() {
         let (a, b) = (rows(&mut rng, of_a, 64), rows(&mut rng, &of_b, 64));
         let factors: Vec<_> = (0..of_a.len()).map(|i| 1.0 - i as f32 / 4.0).collect();
         let odd = [0.25, f32::NEG_INFINITY, -f32::NAN, -0.0][i % 4];
-        let bias: Vec<_> = (0..of_b.len()).map(|j| if j == 9 { odd } else { j as f32 - 7.5 }).collect();
+        let bias: Vec<_> =
+            (0..of_b.len()).map(|j| if j == 9 { odd } else { j as f32 - 7.5 }).collect();
         for bias in [None, Some(&bias[..])] {
             let epilogue = Epilogue::new(alpha).with_row_scales(Some(&factors)).with_bias(bias);
             check::<f32>(&cuda, [&a, &b], epilogue, &case);
@@ -224,4 +229,30 @@ fn few_rows_are_multiplied_so_where_weights_span_few_exponents() {
         check::<f32>(&auto, [&a, of_b], 0.5.into(), &format!("{m} rows of {encoding:?}"));
         assert_eq!(auto.tiles_left().unwrap(), (0, tiles), "{m} rows of {encoding:?}");
     }
+}
+
+#[test]
+fn a_captured_product_of_ranges_is_right_again_and_leaves_its_sums_zero() {
+    let (cuda, mut rng) = (cuda(3), Rng(94));
+    let a = drawn(&mut rng, Encoding::MxFp4, [33, 544], Data::Close);
+    let b = drawn(&mut rng, Encoding::MxFp4, [130, 544], Data::Close);
+    let weight = cuda.prepare(b.view()).unwrap();
+    let (mut on_device, mut out) = (cuda.empty_operand().unwrap(), cuda.empty_tensor().unwrap());
+    cuda.import(a.view(), &mut on_device).unwrap();
+    let mut product = || {
+        let sink = Sink::Resident(&mut out, FloatType::F32);
+        cuda.matmul_resident(&on_device, &weight, 0.5.into(), sink).map(drop)
+    };
+    product().unwrap();
+    let graph = cuda.capture(&mut product).unwrap();
+    let mut expected = vec![0f32; 33 * 130];
+    reference::matmul(a.view(), b.view(), 0.5, (&mut expected[..]).into()).unwrap();
+    for round in 0..3 {
+        graph.replay().unwrap();
+        let mut got = vec![7f32; 33 * 130];
+        cuda.download(&out, (&mut got[..]).into()).unwrap();
+        same_bits(&got, &expected, &format!("replay {round}"));
+    }
+    // Nothing is known of a graph's tiles.
+    assert_eq!(cuda.tiles_left().unwrap(), (0, 0));
 }

@@ -253,8 +253,8 @@ mod tests {
     #[test]
     fn few_rows_go_by_packed_weights_where_they_may() {
         let h200 = Rates::new(90, 132);
-        let [mx, mixed] = [Encoding::MxFp4, Encoding::MxInt8]
-            .map(|a| Encodings { a, b: Format::MxFp4 });
+        let [mx, mixed] =
+            [Encoding::MxFp4, Encoding::MxInt8].map(|a| Encodings { a, b: Format::MxFp4 });
         for of in [mx, mixed] {
             for m in [17, 32, 64, 128] {
                 for folded in [false, true] {

@@ -47,11 +47,11 @@ fn kernels(of: Encodings) -> Option<([&'static Kernel<WgmmaRsArgs>; 3], usize)> 
         (Encoding::MxInt8, Format::MxFp4) => {
             let kernels = [&RS_MXINT8_MXFP4_32, &RS_MXINT8_MXFP4_64, &RS_MXINT8_MXFP4_128];
             Some((kernels.map(|[kernel]| kernel), MXINT8_PLANES))
-        },
+        }
         (_, Format::MxFp4) => {
             let kernels = [&RS_MXFP4_32, &RS_MXFP4_64, &RS_MXFP4_128];
             Some((kernels.map(|[kernel]| kernel), MXFP4_PLANES))
-        },
+        }
     }
 }
 
@@ -203,7 +203,8 @@ mod tests {
         // As long as a range may be, and one more.
         assert_eq!(ranges(128 * RS_RANGE_SLICES, 1000, 1, 0), [RS_RANGE_SLICES, 1]);
         assert_eq!(ranges(128 * (RS_RANGE_SLICES + 1), 1000, 1, 1)[1], 2);
-        for (k_pad, forced) in [(128, 9), (1152, 4), (1152, 7), (14336, 1), (65536, 3), (65536, 0)] {
+        for (k_pad, forced) in [(128, 9), (1152, 4), (1152, 7), (14336, 1), (65536, 3), (65536, 0)]
+        {
             let [slices, count] = ranges(k_pad, 64, 264, forced);
             assert!(slices <= RS_RANGE_SLICES && slices * SLICE_K * count >= k_pad, "{k_pad}");
             assert!(slices * SLICE_K * (count - 1) < k_pad, "{k_pad} {forced}: an empty range");
