@@ -20,8 +20,8 @@
 //
 // Codes as bytes. A nibble is a selector of PRMT whose top bit asks for the sign of the byte that
 // it names, 0 of a magnitude below 128: of the codes as they are the positive ones remain, with
-// their sign bits flipped the negative ones. In each byte one of the two is 0, and (128 + plus) -
-// minus lies in 32 .. 224: no byte borrows. A lane's fragment is, for both halves of 32 k, the 16
+// their sign bits flipped the negative ones. In each byte one of the two is 0, and 128 - minus
+// + plus lies in 32 .. 224: no byte borrows or carries. A lane's fragment is, for both halves of 32 k, the 16
 // bits of its four codes, which lie in memory as wgmma wants them.
 //
 // Bound. A row of B is taken if it spans at most 3 exponents: then its bytes are at most 12 << 3 =
@@ -56,7 +56,7 @@ constexpr int RS_WARPS = 8;          // that multiply
 constexpr int RS_WARP_ROWS = 16;
 constexpr int RS_CODE_BYTES = RS_WARP_ROWS * SLICE_K / 2;
 constexpr int RS_SPREAD = 3;
-constexpr int RS_SHIFT_PITCH = RS_RANGE_SLICES + 1; // rows fall on different banks
+constexpr int RS_POWER_PITCH = RS_RANGE_SLICES + 1; // rows fall on different banks
 static_assert(RS_ROWS == RS_WARPS * RS_WARP_ROWS && RS_THREADS == 32 * RS_WARPS, "");
 static_assert(RS_RANGE_SLICES == 32, "a lane for each slice of a range");
 
@@ -99,7 +99,7 @@ struct __align__(16) RsShared {
     int ends[WINDOWS];   // of the products of each window in the list
     u32 magnitudes[2];
     u32 list[RS_RANGE_SLICES * WINDOWS];      // slice of the range + 32 * block of A
-    u32 shifts[RS_ROWS * RS_SHIFT_PITCH];     // a byte for each group of a slice
+    u32 powers[RS_ROWS * RS_POWER_PITCH];     // 1 << shift, a byte for each group of a slice
 };
 
 template <class Shape>
@@ -172,11 +172,10 @@ __device__ __forceinline__ void rs_scale_row(const WgmmaRsArgs& p, int row, int 
         if (meta.live > 0) low = high = exponent;
         fast = meta.nan == 0 && exponent >= -126 && exponent <= 82;
         shared.rows[in_tile] = fast ? power_of_two(exponent) : 0.0f;
-        if (p.outputs.bias != nullptr) {
-            const float bias = p.outputs.bias[row];
-            fast = fast && (__float_as_uint(bias) & 0x7FFFFFFFu) < INF_F32;
-            shared.bias[in_tile] = bias;
-        }
+        // What -0 is added to does not change.
+        const float bias = p.outputs.bias != nullptr ? p.outputs.bias[row] : -0.0f;
+        fast = fast && (__float_as_uint(bias) & 0x7FFFFFFFu) < INF_F32;
+        shared.bias[in_tile] = bias;
     }
     if (!fast) atomicOr(&shared.slow, 1u);
     low = __reduce_min_sync(ALL_LANES, low);
@@ -215,7 +214,13 @@ __device__ __forceinline__ void rs_scale_token(const WgmmaRsArgs& p, int token, 
 // Four codes (the low 16 bits) as bytes of the magnitudes, with their signs.
 __device__ __forceinline__ u32 signed_bytes(u32 low, u32 high, u32 codes) {
     const u32 plus = permute_bytes(low, high, codes), minus = permute_bytes(low, high, codes ^ 0x8888u);
-    return ((plus | 0x80808080u) - minus) ^ 0x80808080u;
+    return (0x80808080u - minus + plus) ^ 0x80808080u;
+}
+
+// The low two bits of each byte, as 1 << of them.
+__device__ __forceinline__ u32 powers_of_two(u32 shifts) {
+    const u32 by_one = (shifts & 0x01010101u) + 0x01010101u, by_two = (shifts >> 1 & 0x01010101u) * 0xFFu;
+    return (by_one & ~by_two) | (by_one << 2 & by_two);
 }
 
 // What a warp that multiplies has, and where.
@@ -271,8 +276,8 @@ struct RsWarp {
         }
     }
 
-    // The shifts of all groups of the range, of the warp's rows.
-    __device__ __forceinline__ void load_shifts() {
+    // What the magnitudes of all groups of the range are multiplied by, of the warp's rows.
+    __device__ __forceinline__ void load_powers() {
         const int lane = (int)threadIdx.x % 32, warp = (int)threadIdx.x / 32;
         const int first_row = place.tile_n * RS_ROWS + warp * RS_WARP_ROWS, slice = place.first + lane;
         u32 bytes[RS_WARP_ROWS];
@@ -287,8 +292,8 @@ struct RsWarp {
 #pragma unroll
         for (int r = 0; r < RS_WARP_ROWS; r++) {
             // Of a group that is not live anything up to 3.
-            shared.shifts[(warp * RS_WARP_ROWS + r) * RS_SHIFT_PITCH + lane] =
-                __vsub4(bytes[r], (u32)lows[r] * 0x01010101u) & 0x03030303u;
+            shared.powers[(warp * RS_WARP_ROWS + r) * RS_POWER_PITCH + lane] =
+                powers_of_two(__vsub4(bytes[r], (u32)lows[r] * 0x01010101u));
         }
         __syncwarp(ALL_LANES);
     }
@@ -306,8 +311,8 @@ struct RsWarp {
         if (threadIdx.x == 0) fill(product + Shape::STAGES - 2);
         __syncwarp(ALL_LANES);
         const int slice = (int)(shared.list[product] & 31u);
-        const u32* shifts = shared.shifts + ((int)threadIdx.x / 32 * RS_WARP_ROWS + g) * RS_SHIFT_PITCH + slice;
-        const u32 by[2] = {shifts[0], shifts[8 * RS_SHIFT_PITCH]};
+        const u32* powers = shared.powers + ((int)threadIdx.x / 32 * RS_WARP_ROWS + g) * RS_POWER_PITCH + slice;
+        const u32 by[2] = {powers[0], powers[8 * RS_POWER_PITCH]};
         const unsigned char* own = codes + stage * RS_CODE_BYTES + g * (SLICE_K / 2) + 2 * t;
         stage = stage + 1 == Shape::CODE_STAGES ? 0 : stage + 1;
 #pragma unroll
@@ -315,8 +320,7 @@ struct RsWarp {
             const unsigned char* chunk = own + ((step ^ (g / 2)) * 16);
 #pragma unroll
             for (int r = 0; r < 2; r++) {
-                const int shift = (int)(by[r] >> (8 * step) & 0xFFu);
-                const u32 lows = low << shift, highs = high << shift;
+                const u32 power = by[r] >> (8 * step) & 0xFFu, lows = low * power, highs = high * power;
                 const unsigned char* at = chunk + r * 8 * (SLICE_K / 2);
                 a[step][r] = signed_bytes(lows, highs, *(const u16*)at);
                 a[step][2 + r] = signed_bytes(lows, highs, *(const u16*)(at + 8));
@@ -359,7 +363,7 @@ struct RsWarp {
             for (int i = 0; i < Shape::STAGES - 2; i++) fill(i);
         }
         __syncwarp(ALL_LANES);
-        load_shifts();
+        load_powers();
         const int thread = (int)threadIdx.x;
         if (thread < Shape::N) rs_scale_token<Shape>(p, place.tile_m * Shape::N + thread, thread, shared);
         low = shared.magnitudes[0];
@@ -424,14 +428,14 @@ struct RsOutputs {
     int token, token_in_tile;
 };
 
-template <class Shape, int OUT, bool BIAS>
+template <class Shape, int OUT>
 __device__ __forceinline__ void rs_store_fast(const WgmmaRsArgs& p, const RsOutputs& at, const RsShared<Shape>& shared,
                                               const int (&sums)[Shape::SUMS][Shape::N / 2]) {
 #pragma unroll
     for (int r = 0; r < 2; r++) {
         const int row = at.row + 8 * r;
         if (row >= p.n) continue;
-        const float by = shared.rows[at.row_in_tile + 8 * r], bias = BIAS ? shared.bias[at.row_in_tile + 8 * r] : 0.0f;
+        const float by = shared.rows[at.row_in_tile + 8 * r], bias = shared.bias[at.row_in_tile + 8 * r];
         i64 index = (i64)at.token * p.n + row;
 #pragma unroll
         for (int j = 0; j < Shape::N / 8; j++) {
@@ -440,8 +444,7 @@ __device__ __forceinline__ void rs_store_fast(const WgmmaRsArgs& p, const RsOutp
 #pragma unroll
             for (int c = 0; c < 2; c++) {
                 const float units = (float)Shape::units(sums, 4 * j + 2 * r + c);
-                y[c] = __fmul_rn(__fmul_rn(units, by), c == 0 ? factors.x : factors.y);
-                if (BIAS) y[c] = __fadd_rn(y[c], bias);
+                y[c] = __fadd_rn(__fmul_rn(__fmul_rn(units, by), c == 0 ? factors.x : factors.y), bias);
             }
             const int token = at.token + 8 * j;
             if (OUT == F32) {
@@ -507,13 +510,12 @@ __device__ __forceinline__ void rs_store(const WgmmaRsArgs& p, const RsPlace& pl
         rs_store_slowly<Shape>(p, at, shared, sums);
         return;
     }
-    const bool bias = p.outputs.bias != nullptr;
     if (p.outputs.out_type == F32) {
-        bias ? rs_store_fast<Shape, F32, true>(p, at, shared, sums) : rs_store_fast<Shape, F32, false>(p, at, shared, sums);
+        rs_store_fast<Shape, F32>(p, at, shared, sums);
     } else if (p.outputs.out_type == F16) {
-        bias ? rs_store_fast<Shape, F16, true>(p, at, shared, sums) : rs_store_fast<Shape, F16, false>(p, at, shared, sums);
+        rs_store_fast<Shape, F16>(p, at, shared, sums);
     } else {
-        bias ? rs_store_fast<Shape, BF16, true>(p, at, shared, sums) : rs_store_fast<Shape, BF16, false>(p, at, shared, sums);
+        rs_store_fast<Shape, BF16>(p, at, shared, sums);
     }
 }
 
