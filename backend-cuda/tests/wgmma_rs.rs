@@ -9,12 +9,12 @@
 mod common;
 
 use common::data::{DATA, Data, drawn, matrix};
-use common::{Rng, same_bits};
+use common::{Rng, passes_apart, same_bits};
 use fp4_backend_cuda::{Cuda, MatmulKernel};
 use fp4_core::backend::{Resident, Sink};
 use fp4_core::{
-    Encoding, Epilogue, Float, FloatType, Format, Matmul, PackedMatrix, PackedShape, Paths, bf16,
-    f16, reference,
+    Encoding, Epilogue, Error, Float, FloatType, Format, Matmul, PackedMatrix, PackedShape, Paths,
+    bf16, f16, reference,
 };
 
 /// Rows of B of a block.
@@ -255,4 +255,36 @@ fn a_captured_product_of_ranges_is_right_again_and_leaves_its_sums_zero() {
     }
     // Nothing is known of a graph's tiles.
     assert_eq!(cuda.tiles_left().unwrap(), (0, 0));
+}
+
+#[test]
+#[ignore = "run by another in a process of its own"]
+fn child_multiplies_with_what_memory_there_is() {
+    let mut rng = Rng(95);
+    let a = drawn(&mut rng, Encoding::MxFp4, [128, 160], Data::Close);
+    let b = drawn(&mut rng, Encoding::MxFp4, [130, 160], Data::Close);
+    let mut expected = vec![0f32; 128 * 130];
+    reference::matmul(a.view(), b.view(), 0.5, (&mut expected[..]).into()).unwrap();
+    let multiply = |cuda: &Cuda| -> Result<usize, Error> {
+        let (weight, mut y) = (cuda.prepare(b.view())?, vec![7f32; 128 * 130]);
+        cuda.matmul(a.view(), &weight, 0.5.into(), (&mut y[..]).into())?;
+        same_bits(&y, &expected, "with little memory");
+        Ok(cuda.tiles_left()?.1)
+    };
+    println!("in two ranges: {:?}", multiply(&cuda(2)));
+    let auto = Cuda::open(0).unwrap().with_folded_weights(false);
+    println!("as routed: {:?}", multiply(&auto));
+}
+
+#[test]
+fn without_memory_for_sums_there_is_one_range_and_without_any_another_kernel() {
+    // Of its buffers the sums are the largest, 128 KiB, then the folded activation, 96 KiB.
+    let by = [("large:1000000", true, 2), ("large:100000", true, 2), ("large:90000", false, 0)];
+    for (fail, forced, tiles) in by {
+        let environment = [("FP4_EMULATOR_FAIL", fail)];
+        let text = passes_apart("child_multiplies_with_what_memory_there_is", &environment);
+        assert_eq!(text.contains("in two ranges: Ok(2)"), forced, "{fail}: {text}");
+        assert_eq!(text.contains("in two ranges: Err(Device(OutOfMemory"), !forced, "{text}");
+        assert!(text.contains(&format!("as routed: Ok({tiles})")), "{fail}: {text}");
+    }
 }
