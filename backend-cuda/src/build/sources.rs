@@ -49,10 +49,13 @@ pub(crate) static MATMUL_WGMMA_NVFP4: Family = family!("matmul_wgmma_nvfp4", Hop
 pub(crate) static MATMUL_WGMMA_MXINT8_MXFP4: Family =
     family!("matmul_wgmma_mxint8_mxfp4", Hopper, "compute_90a");
 
-pub(crate) static MATMUL_WGMMA_RS: Family = family!("matmul_wgmma_rs", Hopper, "compute_90a");
+pub(crate) static MATMUL_WGMMA_RS_MXFP4: Family =
+    family!("matmul_wgmma_rs_mxfp4", Hopper, "compute_90a");
+pub(crate) static MATMUL_WGMMA_RS_MXINT8_MXFP4: Family =
+    family!("matmul_wgmma_rs_mxint8_mxfp4", Hopper, "compute_90a");
 
 /// Every family, for the prebuilt images and their check.
-pub(crate) static FAMILIES: [&Family; 12] = [
+pub(crate) static FAMILIES: [&Family; 13] = [
     &QUANTIZE,
     &LAYOUT,
     &MATMUL_NAIVE,
@@ -64,7 +67,8 @@ pub(crate) static FAMILIES: [&Family; 12] = [
     &MATMUL_WGMMA_MXFP4,
     &MATMUL_WGMMA_NVFP4,
     &MATMUL_WGMMA_MXINT8_MXFP4,
-    &MATMUL_WGMMA_RS,
+    &MATMUL_WGMMA_RS_MXFP4,
+    &MATMUL_WGMMA_RS_MXINT8_MXFP4,
 ];
 
 /// Headers by the name that `#include` uses.

@@ -1,4 +1,4 @@
-//! The wgmma kernel on packed weights, `matmul_wgmma_rs.cu`, for compute capability 9.0: 17 to 128
+//! The wgmma kernel on packed weights, `matmul_wgmma_rs_*.cu`, for compute capability 9.0: 17 to 128
 //! rows of A.
 //!
 //! Weights are MXFP4 as they are packed, and are read at 4 bits; A is folded to int8 first
