@@ -20,9 +20,9 @@
 //
 // Codes as bytes. A nibble is a selector of PRMT whose top bit asks for the sign of the byte that
 // it names, 0 of a magnitude below 128: of the codes as they are the positive ones remain, with
-// their sign bits flipped the negative ones. In each byte one of the two is 0, and 128 - minus
-// + plus lies in 32 .. 224: no byte borrows or carries. A lane's fragment is, for both halves of 32 k, the 16
-// bits of its four codes, which lie in memory as wgmma wants them.
+// their sign bits flipped the negative ones. In each byte one of the two is 0, and 128 - minus +
+// plus lies in 32 .. 224: no byte borrows or carries. A lane's fragment is, for both halves of 32
+// k, the 16 bits of its four codes, which lie in memory as wgmma wants them.
 //
 // Bound. A row of B is taken if it spans at most 3 exponents: then its bytes are at most 12 << 3 =
 // 96 in magnitude. With n_w the steps of 32 of K where a row of A has window w, and L the largest
@@ -33,8 +33,7 @@
 // bounds the final sum in units of the lowest window, for all ranges together, and wrapping on the
 // way is harmless: K <= 232,992 with one window (7281 steps), of MXINT8 349,504. A group of B that
 // is not live has codes +-0, which are 0 under any shift, or a NaN scale, which makes the output
-// NaN. The count is of at most 2^26 steps times 2^28, and does not
-// wrap 64 bits.
+// NaN. Steps are counted times 2^28 at most, and there are fewer than 2^26: 64 bits do.
 //
 // A tile with a row of B that spans more, with an activation that has no folded form, or that fails
 // the bound, joins a list that another kernel walks. Every range finds the same; the first writes.
@@ -43,7 +42,7 @@
 // (-3, doubled 6) the byte -24 in units of 2^(120 - 128).
 //
 // Cost. A slice is 8 KiB of codes, 512 bytes of scales and N * 128 bytes of A from L2; a warp
-// expands 16 x 128 codes in about 8 * 12 instructions beside 16 loads. BUDGET.md has the rest.
+// expands 16 x 128 codes in 16 * 5 instructions beside 16 loads. BUDGET.md has the rest.
 #pragma once
 
 #include "wgmma_epilogue.cuh"
@@ -56,6 +55,9 @@ constexpr int RS_WARPS = 8;          // that multiply
 constexpr int RS_WARP_ROWS = 16;
 constexpr int RS_CODE_BYTES = RS_WARP_ROWS * SLICE_K / 2;
 constexpr int RS_SPREAD = 3;
+// Bytes of dynamic shared memory, by digits of A and by its rows of a block: 32, 64, 128.
+constexpr int RS_SHARED[2][3] = {{RS_MXFP4_32_SHARED, RS_MXFP4_64_SHARED, RS_MXFP4_128_SHARED},
+                                 {RS_MXINT8_32_SHARED, RS_MXINT8_64_SHARED, RS_MXINT8_128_SHARED}};
 constexpr int RS_POWER_PITCH = RS_RANGE_SLICES + 1; // rows fall on different banks
 static_assert(RS_ROWS == RS_WARPS * RS_WARP_ROWS && RS_THREADS == 32 * RS_WARPS, "");
 static_assert(RS_RANGE_SLICES == 32, "a lane for each slice of a range");
@@ -268,7 +270,8 @@ struct RsWarp {
         mbarrier_arrive_expect_tx(full, Shape::STAGE_BYTES);
 #pragma unroll
         for (int plane = 0; plane < Shape::SUMS; plane++) {
-            bulk_copy_g2s(blocks + filled * Shape::STAGE_BYTES + plane * Shape::PLANE, block + plane * PLANE_BYTES, Shape::PLANE, full);
+            unsigned char* to = blocks + filled * Shape::STAGE_BYTES + plane * Shape::PLANE;
+            bulk_copy_g2s(to, block + plane * PLANE_BYTES, Shape::PLANE, full);
         }
         if (++filled == Shape::STAGES) {
             filled = 0;
@@ -523,8 +526,7 @@ template <int PRODUCT, int N>
 __device__ __forceinline__ void rs_matmul(const WgmmaRsArgs& p) {
     typedef RsShape<PRODUCT, N> Shape;
     typedef RsLayout<Shape> Layout;
-    static_assert(Layout::BYTES <= (Shape::SUMS == 1 ? N <= 32 ? RS_MXFP4_32_SHARED : N <= 64 ? RS_MXFP4_64_SHARED : RS_MXFP4_128_SHARED
-                                                     : N <= 32 ? RS_MXINT8_32_SHARED : N <= 64 ? RS_MXINT8_64_SHARED : RS_MXINT8_128_SHARED), "");
+    static_assert(Layout::BYTES <= RS_SHARED[Shape::SUMS - 1][N / 64], "");
     unsigned char* memory = dynamic_shared();
     RsShared<Shape>& shared = *(RsShared<Shape>*)(memory + Layout::SHARED);
     const int thread = (int)threadIdx.x;

@@ -360,8 +360,9 @@ impl Matmul for Cuda {
             operand.fold(Folded::fill_exactly)?;
         }
         self.gpu.synchronize()?;
-        operand.suits_wgmma_rs =
-            self.kernel == MatmulKernel::Auto && matmul::suits_wgmma_rs(&operand)?;
+        if self.kernel == MatmulKernel::Auto {
+            operand.wide_tiles = matmul::wide_tiles(&operand)?;
+        }
         operand.trim();
         Ok(CudaWeight::new(operand))
     }

@@ -25,8 +25,9 @@ pub struct CudaOperand {
     pub(crate) meta: Buffer,
     /// The same for the kernels on folded operands, where they are to multiply it.
     pub(crate) folded: Folded,
-    /// Whether it is a weight that the kernel of `MatmulKernel::WgmmaRs` is worth choosing for.
-    pub(crate) suits_wgmma_rs: bool,
+    /// Of a weight, how many tiles the kernel of `MatmulKernel::WgmmaRs` leaves to another; `None`
+    /// if nobody has counted.
+    pub(crate) wide_tiles: Option<usize>,
     /// Whether it was folded when it got its contents, as a graph that writes it does too.
     pub(crate) folds: bool,
     /// A global scale for each row, where it was quantized with them (C4).
@@ -51,7 +52,7 @@ impl CudaOperand {
             scales: Buffer::default(),
             meta: Buffer::default(),
             folded: Folded::default(),
-            suits_wgmma_rs: false,
+            wide_tiles: None,
             folds: false,
             row_scales: Buffer::default(),
             has_row_scales: false,

@@ -11,7 +11,7 @@
 //!
 //! [`MatmulKernel::Auto`] takes `Decode` for up to 16 rows of A, and for more the one that a model
 //! of the device finds fastest ([`model`]): `Wgmma` on compute capability 9.0 where there are tiles
-//! enough, there for up to 128 rows `WgmmaRs` on MXFP4 weights whose rows span few exponents,
+//! enough, there for up to 128 rows `WgmmaRs` on MXFP4 weights of which it leaves few tiles,
 //! `MmaFolded` where neither will do and elsewhere, `Mma` where folding the weight would cost more
 //! than it saves. MXINT8 by NVFP4 has no kernel on folded operands, and goes by `Mma`.
 //!
@@ -42,7 +42,7 @@ use model::{Choice, Rates};
 pub(crate) use naive::partial;
 use product::is_long;
 pub(crate) use product::{PATHS_BYTES, Product, Scratch, paths_of};
-pub(crate) use wgmma_rs::suits as suits_wgmma_rs;
+pub(crate) use wgmma_rs::wide_tiles;
 
 use crate::device::error::unless_memory_is_short;
 use crate::device::gpu::Gpu;
@@ -60,8 +60,8 @@ fn choose(a: &CudaOperand, b: &CudaOperand, of: Encodings) -> MatmulKernel {
     }
     let shape = [m, b.shape.rows(), k_pad];
     let auto = MatmulKernel::Auto;
-    let few = b.suits_wgmma_rs && wgmma_rs::takes(auto, gpu, of, [m, k_pad]);
-    match model::choose(&Rates::of(gpu), of, shape, b.folded.ready(), few) {
+    let wide = b.wide_tiles.filter(|_| wgmma_rs::takes(auto, gpu, of, [m, k_pad]));
+    match model::choose(&Rates::of(gpu), of, shape, b.folded.ready(), wide) {
         Choice::WgmmaRs => MatmulKernel::WgmmaRs { ranges: 0 },
         Choice::Wgmma if wgmma::takes(auto, gpu, of, [m, k_pad]) => MatmulKernel::Wgmma,
         Choice::Wgmma | Choice::MmaFolded if mma_folded::takes(auto, gpu, of, [m, k_pad]) => {

@@ -70,6 +70,8 @@ const MMA_GROUPS: f64 = 4.0 * 16_384.0 / 250.0;
 /// Clocks of 128 k of a block of `WgmmaRs`: two warps for each of four schedulers issue about 220
 /// instructions.
 const RS_ISSUE: f64 = 2.0 * 220.0;
+/// Clocks of 64 k of a block of `Decode` by groups, staging included.
+const LEFT_STEP: f64 = 300.0;
 
 impl Rates {
     /// By compute capability: the large chips of each. Int8 dense and bandwidth from NVIDIA's
@@ -150,13 +152,13 @@ pub(super) enum Choice {
 }
 
 /// The choice for a product, whose weight has its folded form or would have to be folded first, and
-/// which `WgmmaRs` may multiply or not.
+/// of which `WgmmaRs` leaves so many tiles, if it may multiply it.
 pub(super) fn choose(
     rates: &Rates,
     of: Encodings,
     [m, n, k]: [usize; 3],
     folded_weight: bool,
-    few_rows: bool,
+    wide_tiles: Option<usize>,
 ) -> Choice {
     let sums = match (of.a, of.b) {
         (Encoding::MxInt8, Format::NvFp4) => return Choice::Mma,
@@ -193,14 +195,17 @@ pub(super) fn choose(
     if rates.wgmma > 0.0 && m >= wgmma::MIN_ROWS {
         consider(wgmma.clocks(rates, k, 1) + fold, Choice::Wgmma);
     }
-    if few_rows && rates.wgmma > 0.0 {
+    if let Some(wide) = wide_tiles.filter(|_| rates.wgmma > 0.0) {
         let rows = wgmma_rs::tile_rows(m);
         let tensor = (rows * RS_ROWS * 128 * sums) as f64 / (rates.wgmma * WGMMA_SHARE);
         let tiles = m.div_ceil(rows) * n.div_ceil(RS_ROWS);
         let rs = Blocks { tiles, resident: 2, step: tensor.max(RS_ISSUE), memory: packed };
         let least = |ranges| rs.clocks(rates, k, ranges);
         let clocks = (1..=(k / 512).clamp(1, 32)).map(least).min_by(f64::total_cmp);
-        consider(clocks.unwrap_or(f64::INFINITY), Choice::WgmmaRs);
+        // Those that it leaves, 16 rows of A a block, two on each multiprocessor.
+        let waves = (wide * m.div_ceil(16)).div_ceil(2 * rates.processors);
+        let left = (waves * k.div_ceil(64)) as f64 * LEFT_STEP;
+        consider(clocks.unwrap_or(f64::INFINITY) + left, Choice::WgmmaRs);
     }
     best.1
 }
@@ -245,7 +250,7 @@ mod tests {
         ];
         for (capability, processors, of, shape, folded, expected) in cases {
             let rates = Rates::new(capability, processors);
-            let got = choose(&rates, of, shape, folded, false);
+            let got = choose(&rates, of, shape, folded, None);
             assert_eq!(got, expected, "{capability} {of:?} {shape:?} {folded}");
         }
     }
@@ -258,13 +263,17 @@ mod tests {
         for of in [mx, mixed] {
             for m in [17, 32, 64, 128] {
                 for folded in [false, true] {
-                    let got = choose(&h200, of, [m, 8192, 8192], folded, true);
+                    let got = choose(&h200, of, [m, 8192, 8192], folded, Some(0));
                     assert_eq!(got, Choice::WgmmaRs, "{of:?} {m} {folded}");
                 }
             }
         }
+        // Where all are left it is decode's work, and where one is still worth it.
+        let all = choose(&h200, mx, [128, 8192, 8192], true, Some(64));
+        let one = choose(&h200, mx, [64, 8192, 8192], false, Some(1));
+        assert_eq!((all, one), (Choice::MmaFolded, Choice::WgmmaRs));
         // No wgmma.
-        let got = choose(&Rates::new(89, 128), mx, [64, 8192, 8192], false, true);
+        let got = choose(&Rates::new(89, 128), mx, [64, 8192, 8192], false, Some(0));
         assert_ne!(got, Choice::WgmmaRs);
     }
 }

@@ -32,8 +32,6 @@ const TILES: [usize; 3] = [32, 64, 128];
 const BLOCK_SLICES: usize = 4;
 /// Exponents above its least that a row of B may have.
 const SPREAD: i32 = 3;
-/// One tile in so many may be left to the other kernel where this one is the choice.
-const LEFT_TILES: usize = 32;
 
 /// Whether there is a kernel for these operands.
 pub(super) fn exists(of: Encodings) -> bool {
@@ -90,19 +88,18 @@ pub(super) fn takes(
     wanted && fits && available(gpu, of)
 }
 
-/// Whether this kernel is worth choosing for a weight: nearly all of its tiles are multiplied by it.
-/// This waits for the device.
-pub(crate) fn suits(weight: &CudaOperand) -> Result<bool, Error> {
+/// How many tiles of rows of a weight this kernel leaves to another, because a row of theirs spans
+/// too many exponents; `None` if it takes no such weight. This waits for the device.
+pub(crate) fn wide_tiles(weight: &CudaOperand) -> Result<Option<usize>, Error> {
     let of = weight.shape.format().map(Encodings::of);
     if !of.is_some_and(|of| available(&weight.gpu, of)) {
-        return Ok(false);
+        return Ok(None);
     }
     let mut words = vec![[0i32; size_of::<RowMeta>() / size_of::<i32>()]; weight.shape.rows()];
     weight.meta.download(&weight.gpu.stream, bytemuck::cast_slice_mut(&mut words))?;
     weight.gpu.synchronize()?;
-    let left = |tile: &&[[i32; 4]]| tile.iter().any(|&[low, high, ..]| high - low > SPREAD);
-    let tiles = words.len().div_ceil(RS_ROWS);
-    Ok(words.chunks(RS_ROWS).filter(left).count() <= tiles / LEFT_TILES)
+    let wide = |tile: &&[[i32; 4]]| tile.iter().any(|&[low, high, ..]| high - low > SPREAD);
+    Ok(Some(words.chunks(RS_ROWS).filter(wide).count()))
 }
 
 /// How K is cut: slices of a range, and the number of ranges, none of them empty; as many as
