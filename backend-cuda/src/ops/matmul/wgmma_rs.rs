@@ -91,8 +91,9 @@ pub(super) fn takes(
 /// How many tiles of rows of a weight this kernel leaves to another, because a row of theirs spans
 /// too many exponents; `None` if it takes no such weight. This waits for the device.
 pub(crate) fn wide_tiles(weight: &CudaOperand) -> Result<Option<usize>, Error> {
-    let of = weight.shape.format().map(Encodings::of);
-    if !of.is_some_and(|of| available(&weight.gpu, of)) {
+    // Whether the kernel can be had is asked where there are rows for it: it may be compiled then.
+    let hopper = weight.gpu.info.compute_capability == wgmma::COMPUTE_CAPABILITY;
+    if !hopper || !weight.shape.format().map(Encodings::of).is_some_and(exists) {
         return Ok(None);
     }
     let mut words = vec![[0i32; size_of::<RowMeta>() / size_of::<i32>()]; weight.shape.rows()];
