@@ -103,7 +103,7 @@ if [[ -z $from ]]; then stage build 420 bash -c "build '$programs'"; fi
 # One test at a time, as the device is shared.
 stage tests-graph 60 "$programs/tests_graph" --test-threads 1
 stage tests-lib 60 "$programs/tests_lib" --test-threads 1
-for kernel in auto folded decode wgmma; do
+for kernel in auto folded decode wgmma wgmma-rs; do
     stage "conformance-quick-$kernel" 150 "$programs/conform" quick "$kernel"
 done
 if ! ((dry)) && [[ -n $emulated ]]; then

@@ -22,6 +22,7 @@ fn kernel(name: &str) -> Option<(MatmulKernel, usize)> {
         "folded" => (MatmulKernel::MmaFolded { ranges: 0 }, 128),
         "decode" => (MatmulKernel::Decode { ranges: 0 }, 16),
         "wgmma" => (MatmulKernel::Wgmma, 128),
+        "wgmma-rs" => (MatmulKernel::WgmmaRs { ranges: 0 }, 128),
         _ => return None,
     })
 }
@@ -35,7 +36,7 @@ fn main() -> std::process::ExitCode {
     };
     let name = arguments.next().unwrap_or_else(|| "auto".into());
     let Some((kernel, tile)) = kernel(&name) else {
-        eprintln!("{name} is not a kernel: auto, naive, mma, folded, decode or wgmma");
+        eprintln!("{name} is not a kernel: auto, naive, mma, folded, decode, wgmma or wgmma-rs");
         return 2.into();
     };
     let cuda = match Cuda::open(0) {
@@ -47,7 +48,9 @@ fn main() -> std::process::ExitCode {
     };
     println!("{:?}, {kernel:?}", cuda.device());
     let compute_capability = cuda.device().compute_capability;
-    if kernel == MatmulKernel::Wgmma && compute_capability != 90 {
+    if matches!(kernel, MatmulKernel::Wgmma | MatmulKernel::WgmmaRs { .. })
+        && compute_capability != 90
+    {
         println!("wgmma needs compute capability 9.0, this is {compute_capability}");
         return 77.into();
     }

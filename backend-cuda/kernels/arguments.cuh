@@ -71,6 +71,15 @@ constexpr int FOLDED_FEW_MXINT8_SHARED = 49152;
 constexpr int WGMMA_THREADS = 384;
 constexpr int WGMMA_CLUSTER = 2;          // blocks of a cluster
 constexpr int WGMMA_SHARED = 221184;
+constexpr int RS_THREADS = 256;           // of matmul_wgmma_rs
+constexpr int RS_ROWS = 128;              // rows of B of a block of it
+constexpr int RS_RANGE_SLICES = 32;       // most slices of K of a range
+constexpr int RS_MXFP4_32_SHARED = 69632; // bytes of dynamic shared memory, by rows of A of a block
+constexpr int RS_MXFP4_64_SHARED = 86016;
+constexpr int RS_MXFP4_128_SHARED = 112640;
+constexpr int RS_MXINT8_32_SHARED = 86016;
+constexpr int RS_MXINT8_64_SHARED = 112640;
+constexpr int RS_MXINT8_128_SHARED = 180224;
 
 // ---- bounds
 
@@ -221,6 +230,22 @@ struct WgmmaArgs {
     int unused;
 };
 static_assert(sizeof(WgmmaArgs) == 200, "");
+
+// matmul_wgmma_rs: a block for each (128 rows of B, range of K, tile of rows of A).
+struct WgmmaRsArgs {
+    FoldedOperand a;
+    PackedOperand b;
+    Outputs outputs;
+    int* sums;       // zeros for each tile, left zero; null if there is one range
+    u32* arrivals;   // a zero for each tile, left zero; null if there is one range
+    u32* left;       // a zero, and room for the tiles that are left to another kernel
+    u64* paths;      // as in MatmulArgs
+    int n;
+    int k_pad;
+    int range_slices; // slices of K of a range
+    int unused;
+};
+static_assert(sizeof(WgmmaRsArgs) == 160, "");
 
 // ---- quantization
 

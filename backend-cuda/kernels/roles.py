@@ -124,6 +124,31 @@ def decode(name, group, rows, *ways):
     return found
 
 
+def rs_blocks():
+    """The grid of src/ops/matmul/wgmma_rs.rs for N rows of weights and few of A."""
+    across, slices = N // 128, K // 128
+
+    def cost(count, slots):
+        each = -(-slices // count)
+        count = -(-slices // each)
+        return -(-across * count // slots) * (each + 4), count
+
+    def blocks(machine, resident):
+        counts = range(-(-slices // 32), slices // 4 + 1)
+        return across * min(cost(count, machine.processors * resident) for count in counts)[1]
+
+    return blocks
+
+
+def rs(name, rows, planes):
+    """128 rows of weights, a range of K and `rows` rows of A a block of eight warps; a turn is a slice
+    of 128 of K, for which one of them has A's block copied. The merge of ranges and the outputs, which
+    are no loops, are left out."""
+    roles = [Role("tensor", "IGMMA", N // 128 * K / 128, 8, copied=rows * 128 * planes // 8)]
+    work = N * K * (0.5 + 1 / 32)
+    return Kernel(name, 256, work, MEMORY, roles, f"RS_{'MXFP4' if planes == 1 else 'MXINT8'}_{rows}_SHARED", rs_blocks())
+
+
 INT64, FOLD = ("int64", {"lacks": r"U8\.S8"}), ("fold", {"has": r"U8\.S8"})
 VALUE = {"f32": 4, "f16": 2, "bf16": 2}
 
@@ -159,6 +184,8 @@ KERNELS = [
     *wgmma("matmul_wgmma_mxfp4", 256, 1, 16384, 32768, (4, 2)),
     *wgmma("matmul_wgmma_nvfp4", 128, 3, 32768, 49152, (2, 1)),
     *wgmma("matmul_wgmma_mxint8_mxfp4", 128, 1, 32768, 16384, (2, 1)),
+    *[rs(f"matmul_wgmma_rs_mxfp4_{rows}", rows, 1) for rows in (32, 64, 128)],
+    *[rs(f"matmul_wgmma_rs_mxint8_mxfp4_{rows}", rows, 2) for rows in (32, 64, 128)],
     *mma(
         "matmul_mma",
         of_groups("mxfp4 int32", 32, "IMMA.16832", lacks="IMAD.WIDE"),

@@ -128,8 +128,8 @@ impl Cuda {
         Ok(paths)
     }
 
-    /// How many tiles of the last product by [`MatmulKernel::Wgmma`] or
-    /// [`MatmulKernel::MmaFolded`], or of the last launch of several, could not be proved exact
+    /// How many tiles of the last product by [`MatmulKernel::Wgmma`],
+    /// [`MatmulKernel::WgmmaRs`] or [`MatmulKernel::MmaFolded`], or of the last launch of several, could not be proved exact
     /// there and were left to a kernel on packed operands, and how many tiles there were. This
     /// waits. Of calls in a graph nothing is known: after a capture or a replay the answer is (0,
     /// 0) until the next such product.
@@ -360,6 +360,9 @@ impl Matmul for Cuda {
             operand.fold(Folded::fill_exactly)?;
         }
         self.gpu.synchronize()?;
+        if self.kernel == MatmulKernel::Auto {
+            operand.wide_tiles = matmul::wide_tiles(&operand)?;
+        }
         operand.trim();
         Ok(CudaWeight::new(operand))
     }

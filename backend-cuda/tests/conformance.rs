@@ -65,3 +65,8 @@ fn a_share_passes_on_tensor_cores_with_folded_operands() {
 fn a_share_passes_on_hoppers_kernels() {
     passes(MatmulKernel::Wgmma, 128, 8);
 }
+
+#[test]
+fn a_share_passes_on_hoppers_kernels_for_packed_weights() {
+    passes(MatmulKernel::WgmmaRs { ranges: 0 }, 32, 16);
+}

@@ -17,7 +17,7 @@ use fp4_core::{
 
 /// Every kernel, by each of its ways to an output, with shapes on and around its tiles. Decode's
 /// ranges need a K of more than one stage.
-const CASES: [(MatmulKernel, [usize; 3]); 11] = [
+const CASES: [(MatmulKernel, [usize; 3]); 13] = [
     (MatmulKernel::Naive, [17, 33, 96]),
     (MatmulKernel::Mma, [65, 63, 160]),
     (MatmulKernel::Mma, [1, 1, 32]),
@@ -27,6 +27,8 @@ const CASES: [(MatmulKernel, [usize; 3]); 11] = [
     (MatmulKernel::MmaFolded { ranges: 2 }, [5, 130, 288]),
     (MatmulKernel::Wgmma, [129, 131, 64]),
     (MatmulKernel::Wgmma, [5, 259, 64]),
+    (MatmulKernel::WgmmaRs { ranges: 1 }, [33, 131, 64]),
+    (MatmulKernel::WgmmaRs { ranges: 2 }, [5, 129, 288]),
     (MatmulKernel::Auto, [0, 3, 32]),
     (MatmulKernel::Auto, [3, 0, 32]),
 ];
@@ -138,6 +140,7 @@ fn a_row_scale_is_multiplied_into_alpha_first_and_a_bias_added_before_the_roundi
         MatmulKernel::MmaFolded { ranges: 0 },
         MatmulKernel::Decode { ranges: 0 },
         MatmulKernel::Wgmma,
+        MatmulKernel::WgmmaRs { ranges: 0 },
     ] {
         let cuda = cuda.clone().with_matmul_kernel(kernel);
         let weight = cuda.prepare(one.view()).unwrap();

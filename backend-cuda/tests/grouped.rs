@@ -17,12 +17,13 @@ use fp4_core::{
     bf16, reference,
 };
 
-const KERNELS: [MatmulKernel; 6] = [
+const KERNELS: [MatmulKernel; 7] = [
     MatmulKernel::Naive,
     MatmulKernel::Mma,
     MatmulKernel::MmaFolded { ranges: 0 },
     MatmulKernel::Decode { ranges: 0 },
     MatmulKernel::Wgmma,
+    MatmulKernel::WgmmaRs { ranges: 0 },
     MatmulKernel::Auto,
 ];
 
@@ -110,7 +111,7 @@ fn each_product_of_a_call_has_the_bits_that_it_has_alone() {
         }
     }
     println!("grouped: {compared} outputs compared, 0 differ");
-    assert_eq!(compared, 6 * 5 * (130 + 2193 + 2310 + 12));
+    assert_eq!(compared, KERNELS.len() as u64 * 5 * (130 + 2193 + 2310 + 12));
 }
 
 #[test]

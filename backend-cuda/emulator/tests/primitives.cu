@@ -317,10 +317,20 @@ void cluster_mistakes(int* out, int mistake) {
 EXPORT_CLUSTER(cluster_mistakes, 2)
 
 KERNEL_BOUNDS(128, 1)
+void wgmma_n32(const unsigned char* a, const unsigned char* b, const unsigned* fragments, int* d, int pitch, int swizzle, int u) {
+    wgmma_tile<32>(a, b, fragments, d, pitch, static_cast<Swizzle>(swizzle), u);
+}
+EXPORT(wgmma_n32)
+KERNEL_BOUNDS(128, 1)
 void wgmma_n64(const unsigned char* a, const unsigned char* b, const unsigned* fragments, int* d, int pitch, int swizzle, int u) {
     wgmma_tile<64>(a, b, fragments, d, pitch, static_cast<Swizzle>(swizzle), u);
 }
 EXPORT(wgmma_n64)
+KERNEL_BOUNDS(128, 1)
+void wgmma_n128(const unsigned char* a, const unsigned char* b, const unsigned* fragments, int* d, int pitch, int swizzle, int u) {
+    wgmma_tile<128>(a, b, fragments, d, pitch, static_cast<Swizzle>(swizzle), u);
+}
+EXPORT(wgmma_n128)
 KERNEL_BOUNDS(128, 1)
 void wgmma_n256(const unsigned char* a, const unsigned char* b, const unsigned* fragments, int* d, int pitch, int swizzle, int u) {
     wgmma_tile<256>(a, b, fragments, d, pitch, static_cast<Swizzle>(swizzle), u);

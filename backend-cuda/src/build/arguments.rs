@@ -164,6 +164,19 @@ structs! {
         range_slices: i32,
         unused: i32,
     }
+    WgmmaRsArgs {
+        a: FoldedOperand,
+        b: PackedOperand,
+        outputs: Outputs,
+        sums: Pointer,
+        arrivals: Pointer,
+        left: Pointer,
+        paths: Pointer,
+        n: i32,
+        k_pad: i32,
+        range_slices: i32,
+        unused: i32,
+    }
     Settings {
         element: i32,
         group: i32,
@@ -244,6 +257,9 @@ constants! {
     FOLDED_MXFP4_SHARED FOLDED_NVFP4_SHARED FOLDED_MXINT8_SHARED
     FOLDED_FEW_MXFP4_SHARED FOLDED_FEW_NVFP4_SHARED FOLDED_FEW_MXINT8_SHARED
     WGMMA_THREADS WGMMA_CLUSTER WGMMA_SHARED
+    RS_THREADS RS_ROWS RS_RANGE_SLICES
+    RS_MXFP4_32_SHARED RS_MXFP4_64_SHARED RS_MXFP4_128_SHARED
+    RS_MXINT8_32_SHARED RS_MXINT8_64_SHARED RS_MXINT8_128_SHARED
     NVFP4_INT64_GROUPS EXACT_LIMBS
 }
 

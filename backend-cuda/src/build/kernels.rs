@@ -6,7 +6,9 @@ use super::arguments::{
     DECODE_SHARED, DecodeArgs, DequantizeArgs, FOLDED_FEW_MXFP4_SHARED, FOLDED_FEW_MXINT8_SHARED,
     FOLDED_FEW_NVFP4_SHARED, FOLDED_MXFP4_SHARED, FOLDED_MXINT8_SHARED, FOLDED_NVFP4_SHARED,
     FoldArgs, FoldedArgs, GroupedArgs, MatmulArgs, PadArgs, PartialArgs, QuantizeArgs,
-    QuantizeFoldArgs, RowMetaArgs, SwizzleArgs, TransformArgs, WGMMA_SHARED, WgmmaArgs,
+    QuantizeFoldArgs, RS_MXFP4_32_SHARED, RS_MXFP4_64_SHARED, RS_MXFP4_128_SHARED,
+    RS_MXINT8_32_SHARED, RS_MXINT8_64_SHARED, RS_MXINT8_128_SHARED, RowMetaArgs, SwizzleArgs,
+    TransformArgs, WGMMA_SHARED, WgmmaArgs, WgmmaRsArgs,
 };
 use super::sources::{self, Family};
 
@@ -106,6 +108,18 @@ kernels! {
     WGMMA_NVFP4: WgmmaArgs, MATMUL_WGMMA_NVFP4, WGMMA_SHARED, ["matmul_wgmma_nvfp4"];
     WGMMA_MXINT8_MXFP4: WgmmaArgs, MATMUL_WGMMA_MXINT8_MXFP4, WGMMA_SHARED,
         ["matmul_wgmma_mxint8_mxfp4"];
+    RS_MXFP4_32: WgmmaRsArgs, MATMUL_WGMMA_RS_MXFP4, RS_MXFP4_32_SHARED,
+        ["matmul_wgmma_rs_mxfp4_32"];
+    RS_MXFP4_64: WgmmaRsArgs, MATMUL_WGMMA_RS_MXFP4, RS_MXFP4_64_SHARED,
+        ["matmul_wgmma_rs_mxfp4_64"];
+    RS_MXFP4_128: WgmmaRsArgs, MATMUL_WGMMA_RS_MXFP4, RS_MXFP4_128_SHARED,
+        ["matmul_wgmma_rs_mxfp4_128"];
+    RS_MXINT8_MXFP4_32: WgmmaRsArgs, MATMUL_WGMMA_RS_MXINT8_MXFP4, RS_MXINT8_32_SHARED,
+        ["matmul_wgmma_rs_mxint8_mxfp4_32"];
+    RS_MXINT8_MXFP4_64: WgmmaRsArgs, MATMUL_WGMMA_RS_MXINT8_MXFP4, RS_MXINT8_64_SHARED,
+        ["matmul_wgmma_rs_mxint8_mxfp4_64"];
+    RS_MXINT8_MXFP4_128: WgmmaRsArgs, MATMUL_WGMMA_RS_MXINT8_MXFP4, RS_MXINT8_128_SHARED,
+        ["matmul_wgmma_rs_mxint8_mxfp4_128"];
 }
 
 #[cfg(test)]

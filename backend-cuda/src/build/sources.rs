@@ -49,8 +49,13 @@ pub(crate) static MATMUL_WGMMA_NVFP4: Family = family!("matmul_wgmma_nvfp4", Hop
 pub(crate) static MATMUL_WGMMA_MXINT8_MXFP4: Family =
     family!("matmul_wgmma_mxint8_mxfp4", Hopper, "compute_90a");
 
+pub(crate) static MATMUL_WGMMA_RS_MXFP4: Family =
+    family!("matmul_wgmma_rs_mxfp4", Hopper, "compute_90a");
+pub(crate) static MATMUL_WGMMA_RS_MXINT8_MXFP4: Family =
+    family!("matmul_wgmma_rs_mxint8_mxfp4", Hopper, "compute_90a");
+
 /// Every family, for the prebuilt images and their check.
-pub(crate) static FAMILIES: [&Family; 11] = [
+pub(crate) static FAMILIES: [&Family; 13] = [
     &QUANTIZE,
     &LAYOUT,
     &MATMUL_NAIVE,
@@ -62,10 +67,12 @@ pub(crate) static FAMILIES: [&Family; 11] = [
     &MATMUL_WGMMA_MXFP4,
     &MATMUL_WGMMA_NVFP4,
     &MATMUL_WGMMA_MXINT8_MXFP4,
+    &MATMUL_WGMMA_RS_MXFP4,
+    &MATMUL_WGMMA_RS_MXINT8_MXFP4,
 ];
 
 /// Headers by the name that `#include` uses.
-pub(crate) static HEADERS: [(&str, &str); 16] = [
+pub(crate) static HEADERS: [(&str, &str); 17] = [
     ("arguments.cuh", include_str!("../../kernels/arguments.cuh")),
     ("device.cuh", include_str!("../../kernels/device.cuh")),
     ("format.cuh", include_str!("../../kernels/format.cuh")),
@@ -82,6 +89,7 @@ pub(crate) static HEADERS: [(&str, &str); 16] = [
     ("wgmma_shape.cuh", include_str!("../../kernels/wgmma_shape.cuh")),
     ("wgmma_produce.cuh", include_str!("../../kernels/wgmma_produce.cuh")),
     ("matmul_wgmma.cuh", include_str!("../../kernels/matmul_wgmma.cuh")),
+    ("matmul_wgmma_rs.cuh", include_str!("../../kernels/matmul_wgmma_rs.cuh")),
 ];
 
 /// What the contract asks of the compiler (C9): IEEE operations, nothing fused that is not written

@@ -25,6 +25,9 @@ pub struct CudaOperand {
     pub(crate) meta: Buffer,
     /// The same for the kernels on folded operands, where they are to multiply it.
     pub(crate) folded: Folded,
+    /// Of a weight, how many tiles the kernel of `MatmulKernel::WgmmaRs` leaves to another; `None`
+    /// if nobody has counted.
+    pub(crate) wide_tiles: Option<usize>,
     /// Whether it was folded when it got its contents, as a graph that writes it does too.
     pub(crate) folds: bool,
     /// A global scale for each row, where it was quantized with them (C4).
@@ -49,6 +52,7 @@ impl CudaOperand {
             scales: Buffer::default(),
             meta: Buffer::default(),
             folded: Folded::default(),
+            wide_tiles: None,
             folds: false,
             row_scales: Buffer::default(),
             has_row_scales: false,

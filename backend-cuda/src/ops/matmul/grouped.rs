@@ -54,18 +54,25 @@ pub(crate) fn route(
         MatmulKernel::MmaFolded { .. } if mma_folded::kernels(of).is_none() => Route::Mma,
         MatmulKernel::MmaFolded { .. } if folded_weight => Route::MmaFolded,
         MatmulKernel::Auto if m <= decode::MAX_ROWS => Route::Decode,
-        MatmulKernel::Auto => match model::choose(&Rates::of(gpu), of, shape, folded_weight) {
-            Choice::Wgmma if wgmma::takes(kernel, gpu, of, [m, k_pad]) => Route::Alone,
-            Choice::Wgmma | Choice::MmaFolded if mma_folded::takes(kernel, gpu, of, [m, k_pad]) => {
-                if folded_weight {
-                    Route::MmaFolded
-                } else {
-                    Route::Alone
+        MatmulKernel::Auto => {
+            match model::choose(&Rates::of(gpu), of, shape, folded_weight, None) {
+                Choice::Wgmma if wgmma::takes(kernel, gpu, of, [m, k_pad]) => Route::Alone,
+                Choice::Wgmma | Choice::MmaFolded
+                    if mma_folded::takes(kernel, gpu, of, [m, k_pad]) =>
+                {
+                    if folded_weight {
+                        Route::MmaFolded
+                    } else {
+                        Route::Alone
+                    }
                 }
+                _ => Route::Mma,
             }
-            _ => Route::Mma,
-        },
-        MatmulKernel::Naive | MatmulKernel::Wgmma | MatmulKernel::MmaFolded { .. } => Route::Alone,
+        }
+        MatmulKernel::Naive
+        | MatmulKernel::Wgmma
+        | MatmulKernel::WgmmaRs { .. }
+        | MatmulKernel::MmaFolded { .. } => Route::Alone,
     }
 }
 

@@ -26,6 +26,14 @@ pub enum MatmulKernel {
     /// prepared or quantized under this or under `Auto` is folded for it at that time, but for
     /// MXINT8. MXINT8 by NVFP4 goes by `Mma`.
     Wgmma,
+    /// Hopper's warpgroup instructions on MXFP4 weights as they are packed, for few rows of A:
+    /// compute capability 9.0. Activations that are quantized under this or under `Auto` are folded
+    /// at that time, but for MXINT8. NVFP4 weights go by `Mma`.
+    WgmmaRs {
+        /// In how many ranges K is split; 0 for as many as the device wants. Partial sums are
+        /// exact, so the bits are the same.
+        ranges: usize,
+    },
     /// The fastest of these that the shape and the device allow.
     #[default]
     Auto,

@@ -7,11 +7,14 @@
 //! | `MmaFolded` | `matmul_mma_folded.cu` | folded int8, int32; what is left by `Mma`'s |
 //! | `Decode` | `matmul_decode.cu` | 128 rows of B by 8 or 16 of A; int64 by group, else 640 bits |
 //! | `Wgmma` | `matmul_wgmma_*.cu` | Hopper: folded int8, int32; what is left by `Decode`'s |
+//! | `WgmmaRs` | `matmul_wgmma_rs_*.cu` | Hopper, few rows: packed weights, int32; the rest as `Wgmma` |
 //!
 //! [`MatmulKernel::Auto`] takes `Decode` for up to 16 rows of A, and for more the one that a model
 //! of the device finds fastest ([`model`]): `Wgmma` on compute capability 9.0 from a tile's rows on,
-//! `MmaFolded` below and elsewhere, `Mma` where folding the weight would cost more than it saves.
-//! Both cut K where there are few tiles. MXINT8 by NVFP4 has no kernel on folded operands, and goes by `Mma`.
+//! there for up to 128 rows `WgmmaRs` on MXFP4 weights of which it leaves few tiles, `MmaFolded`
+//! where neither will do and elsewhere, `Mma` where folding the weight would cost more than it
+//! saves. All but `Mma` cut K where there are few tiles. MXINT8 by NVFP4 has no kernel on folded
+//! operands, and goes by `Mma`.
 //!
 //! Where memory for the folded form is short, `Auto` goes on with `Mma`, which needs none.
 //!
@@ -28,6 +31,7 @@ mod model;
 mod naive;
 mod product;
 mod wgmma;
+mod wgmma_rs;
 
 use std::sync::{Mutex, PoisonError};
 
@@ -39,6 +43,7 @@ use model::{Choice, Rates};
 pub(crate) use naive::partial;
 use product::is_long;
 pub(crate) use product::{PATHS_BYTES, Product, Scratch, paths_of};
+pub(crate) use wgmma_rs::wide_tiles;
 
 use crate::device::error::unless_memory_is_short;
 use crate::device::gpu::Gpu;
@@ -56,7 +61,9 @@ fn choose(a: &CudaOperand, b: &CudaOperand, of: Encodings) -> MatmulKernel {
     }
     let shape = [m, b.shape.rows(), k_pad];
     let auto = MatmulKernel::Auto;
-    match model::choose(&Rates::of(gpu), of, shape, b.folded.ready()) {
+    let wide = b.wide_tiles.filter(|_| wgmma_rs::takes(auto, gpu, of, [m, k_pad]));
+    match model::choose(&Rates::of(gpu), of, shape, b.folded.ready(), wide) {
+        Choice::WgmmaRs => MatmulKernel::WgmmaRs { ranges: 0 },
         Choice::Wgmma if wgmma::takes(auto, gpu, of, [m, k_pad]) => MatmulKernel::Wgmma,
         Choice::Wgmma | Choice::MmaFolded if mma_folded::takes(auto, gpu, of, [m, k_pad]) => {
             MatmulKernel::MmaFolded { ranges: 0 }
@@ -69,7 +76,11 @@ fn choose(a: &CudaOperand, b: &CudaOperand, of: Encodings) -> MatmulKernel {
 /// not: only MXFP4 weights need it.
 pub(crate) fn folds_activation(kernel: MatmulKernel, gpu: &Gpu, shape: PackedShape) -> bool {
     let enough = kernel != MatmulKernel::Auto || shape.rows() > decode::MAX_ROWS;
-    enough && folds_weight(kernel, gpu, shape)
+    let takes = |(format, k_pad)| {
+        wgmma_rs::takes(kernel, gpu, Encodings::of(format), [shape.rows(), k_pad])
+    };
+    let few_rows = shape.format().zip(padded_k(shape.k()).ok()).is_some_and(takes);
+    enough && (few_rows || folds_weight(kernel, gpu, shape))
 }
 
 /// Whether a weight of this shape is to be folded when it is prepared.
@@ -97,6 +108,10 @@ pub(crate) fn matmul(
             scratch().forget_tiles();
             MatmulKernel::Mma
         }
+        MatmulKernel::WgmmaRs { .. } if !wgmma_rs::exists(encodings) => {
+            scratch().forget_tiles();
+            MatmulKernel::Mma
+        }
         MatmulKernel::MmaFolded { .. } if long || mma_folded::kernels(encodings).is_none() => {
             scratch().forget_tiles();
             MatmulKernel::Mma
@@ -106,12 +121,14 @@ pub(crate) fn matmul(
     match chosen {
         MatmulKernel::Decode { .. } => decode::load(of, false)?,
         MatmulKernel::Wgmma => decode::load(of, true)?,
+        MatmulKernel::WgmmaRs { .. } => wgmma_rs::load(of)?,
         MatmulKernel::MmaFolded { .. } => mma_folded::load(of)?,
         _ => {}
     }
     if kernel == MatmulKernel::Auto {
         let queued = match chosen {
             MatmulKernel::Wgmma => Some(wgmma::queue(of, 0, &mut scratch())),
+            MatmulKernel::WgmmaRs { ranges } => Some(wgmma_rs::queue(of, ranges, &mut scratch())),
             MatmulKernel::MmaFolded { ranges } => {
                 Some(mma_folded::queue(of, ranges, &mut scratch()))
             }
@@ -131,6 +148,10 @@ pub(crate) fn matmul(
             Err(Reason::NeedsHopper.into())
         }
         MatmulKernel::Wgmma => wgmma::queue(of, 0, &mut scratch()),
+        MatmulKernel::WgmmaRs { .. } if !wgmma_rs::available(&a.gpu, encodings) => {
+            Err(Reason::NeedsHopper.into())
+        }
+        MatmulKernel::WgmmaRs { ranges } => wgmma_rs::queue(of, ranges, &mut scratch()),
         MatmulKernel::MmaFolded { ranges } => mma_folded::queue(of, ranges, &mut scratch()),
         MatmulKernel::Mma if !long => mma::queue(of),
         MatmulKernel::Naive | MatmulKernel::Mma | MatmulKernel::Auto => naive::queue(of),

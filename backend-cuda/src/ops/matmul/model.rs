@@ -12,6 +12,7 @@
 //! | `Mma` | 64 x 64 | issue: both operands are expanded by every warp |
 //! | `MmaFolded` | 64 or 128 x 128 | int8 products / the rate of mma.sync |
 //! | `Wgmma` | 128 x 256 or 128 | int8 products / the rate of wgmma |
+//! | `WgmmaRs` | 32, 64 or 128 x 128 | the same, or issue: each warp expands its weights |
 //!
 //! Memory is the bytes of B that all tiles of the first row read from DRAM, shared by all
 //! multiprocessors: 4.25 or 4.5 bits an element packed, 8 or 16 folded. Rates are those of the
@@ -23,7 +24,8 @@ use fp4_core::{Encoding, Format, Product as Encodings};
 
 use super::mma_folded::tile_rows;
 use super::wgmma::MIN_ROWS;
-use crate::build::arguments::{FOLDED_COLS, MMA_TILE, TILE_ROWS, WGMMA_CLUSTER};
+use super::wgmma_rs;
+use crate::build::arguments::{FOLDED_COLS, MMA_TILE, RS_ROWS, TILE_ROWS, WGMMA_CLUSTER};
 use crate::device::gpu::Gpu;
 
 /// What a multiprocessor does in a clock.
@@ -70,6 +72,11 @@ const WGMMA_SHARE: f64 = 0.7;
 /// for 32 x 32 x 16 with an int64 for each group, at four instructions a clock.
 const MMA_FOLD: f64 = 4.0 * 32_768.0 / 220.0;
 const MMA_GROUPS: f64 = 4.0 * 16_384.0 / 250.0;
+/// Clocks of 128 k of a block of `WgmmaRs`: two warps for each of four schedulers issue about 220
+/// instructions.
+const RS_ISSUE: f64 = 2.0 * 220.0;
+/// Clocks of 64 k of a block of `Decode` by groups, staging included.
+const LEFT_STEP: f64 = 300.0;
 
 impl Rates {
     /// By compute capability: the large chips of each, as `kernels/machines.py` has them with their
@@ -179,14 +186,17 @@ pub(super) enum Choice {
     Mma,
     MmaFolded,
     Wgmma,
+    WgmmaRs,
 }
 
-/// The choice for a product, whose weight has its folded form or would have to be folded first.
+/// The choice for a product, whose weight has its folded form or would have to be folded first, and
+/// of which `WgmmaRs` leaves so many tiles, if it may multiply it.
 pub(super) fn choose(
     rates: &Rates,
     of: Encodings,
     [m, n, k]: [usize; 3],
     folded_weight: bool,
+    wide_tiles: Option<usize>,
 ) -> Choice {
     let sums = match (of.a, of.b) {
         (Encoding::MxInt8, Format::NvFp4) => return Choice::Mma,
@@ -218,6 +228,19 @@ pub(super) fn choose(
     if rates.wgmma > 0.0 && m >= MIN_ROWS {
         let ranges = wgmma_ranges(rates, sums, [m, n, k]);
         consider(by_wgmma.clocks(rates, k, ranges) + fold, Choice::Wgmma);
+    }
+    if let Some(wide) = wide_tiles.filter(|_| rates.wgmma > 0.0) {
+        let rows = wgmma_rs::tile_rows(m);
+        let tensor = (rows * RS_ROWS * 128 * sums) as f64 / (rates.wgmma * WGMMA_SHARE);
+        let tiles = m.div_ceil(rows) * n.div_ceil(RS_ROWS);
+        let step = tensor.max(RS_ISSUE);
+        let rs = Blocks { tiles, resident: 2, step, memory: packed, merge: MERGE };
+        let least = |ranges| rs.clocks(rates, k, ranges);
+        let clocks = (1..=(k / 512).clamp(1, 32)).map(least).min_by(f64::total_cmp);
+        // Those that it leaves, 16 rows of A a block, two on each multiprocessor.
+        let waves = (wide * m.div_ceil(16)).div_ceil(2 * rates.processors);
+        let left = (waves * k.div_ceil(64)) as f64 * LEFT_STEP;
+        consider(clocks.unwrap_or(f64::INFINITY) + left, Choice::WgmmaRs);
     }
     best.1
 }
@@ -287,8 +310,30 @@ mod tests {
         ];
         for (capability, processors, of, shape, folded, expected) in cases {
             let rates = Rates::new(capability, processors);
-            let got = choose(&rates, of, shape, folded);
+            let got = choose(&rates, of, shape, folded, None);
             assert_eq!(got, expected, "{capability} {of:?} {shape:?} {folded}");
         }
+    }
+
+    #[test]
+    fn few_rows_go_by_packed_weights_where_they_may() {
+        let h200 = Rates::new(90, 132);
+        let [mx, mixed] =
+            [Encoding::MxFp4, Encoding::MxInt8].map(|a| Encodings { a, b: Format::MxFp4 });
+        for of in [mx, mixed] {
+            for m in [17, 32, 64, 128] {
+                for folded in [false, true] {
+                    let got = choose(&h200, of, [m, 8192, 8192], folded, Some(0));
+                    assert_eq!(got, Choice::WgmmaRs, "{of:?} {m} {folded}");
+                }
+            }
+        }
+        // Where all are left it is decode's work, and where one is still worth it.
+        let all = choose(&h200, mx, [128, 8192, 8192], true, Some(64));
+        let one = choose(&h200, mx, [64, 8192, 8192], false, Some(1));
+        assert_eq!((all, one), (Choice::MmaFolded, Choice::WgmmaRs));
+        // No wgmma.
+        let got = choose(&Rates::new(89, 128), mx, [64, 8192, 8192], false, Some(0));
+        assert_ne!(got, Choice::WgmmaRs);
     }
 }

@@ -65,6 +65,15 @@ impl Scratch {
         Ok(())
     }
 
+    /// The folded form of A, made in a buffer of this if it has none.
+    pub(super) fn folded_a(&mut self, a: &CudaOperand) -> Result<FoldedOperand, Error> {
+        if !a.folded.ready() {
+            self.a.fill(&a.shape_to_fold()?)?;
+        }
+        let folded = if a.folded.ready() { &a.folded } else { &self.a };
+        folded.operand(a.shape.rows(), a.meta.pointer())
+    }
+
     /// The folded forms after [`fold`](Self::fold).
     pub(super) fn folded(&self, of: &Product<'_>) -> Result<[FoldedOperand; 2], Error> {
         let folded = |operand: &CudaOperand, spare: &Folded| {
