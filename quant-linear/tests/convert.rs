@@ -5,13 +5,14 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
-use quant_linear::LoadOptions;
 use quant_linear::atomic::Kind;
 use quant_linear::checkpoint::tiles::Tile;
 use quant_linear::checkpoint::{Checkpoint, Listing};
 use quant_linear::layout::{ALL, Layers, Layout};
 use quant_linear::model::convert::{self, Options, Outcome, Plan, Shape};
 use quant_linear::model::stream::{Event, Memory, Output};
+use quant_linear::sharded::{ColumnShard, RowShard};
+use quant_linear::{Bias, LoadOptions, QuantLinear};
 
 fn folder() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/vectors")
@@ -172,6 +173,50 @@ fn every_file_to_every_layout_and_back_keeps_every_code_and_scale() {
     let differs = table.lines().zip(expected.lines()).find(|(a, b)| a != b);
     assert_eq!(differs, None, "run with UPDATE_MATRIX=1 to write what is so now");
     assert_eq!(table.lines().count(), expected.lines().count());
+}
+
+/// Shards that are read of a checkpoint, of all its layers, against those cut of whole layers.
+fn shards(checkpoint: &Checkpoint, what: &str) -> usize {
+    let options = LoadOptions { bias: Bias::Ignore, ..LoadOptions::default() };
+    let mut compared = 0;
+    for name in bytes(checkpoint).into_keys() {
+        // Rows of padding have no bias in layouts that pad.
+        let whole = QuantLinear::from_state(checkpoint, &name, &options).expect(what);
+        // Ends of three and of five shards lie inside of blocks of 64 elements.
+        for (ranks, rank) in [(3, 0), (3, 1), (3, 2), (5, 1), (5, 3)] {
+            let what = format!("{what}: {name}, rank {rank} of {ranks}");
+            let read = RowShard::read(checkpoint, &name, rank, ranks, &options).expect(&what);
+            let cut = RowShard::even(&whole, rank, ranks).unwrap();
+            assert_eq!(read.columns, cut.columns, "{what}");
+            assert_eq!(read.parts.weight, cut.parts.weight, "{what}");
+            let read = ColumnShard::read(checkpoint, &name, rank, ranks, &options).expect(&what);
+            let cut = ColumnShard::even(&whole, rank, ranks).unwrap();
+            assert_eq!((read.rows, &read.bias), (cut.rows, &cut.bias), "{what}");
+            assert_eq!(read.parts.weight, cut.parts.weight, "{what}");
+            compared += 2;
+        }
+    }
+    compared
+}
+
+#[test]
+fn shards_read_of_every_layout_are_those_cut_of_the_layer() {
+    let mut layouts = BTreeMap::<&str, usize>::new();
+    for file in FILES {
+        let input = Checkpoint::open(&folder().join(file)).unwrap();
+        let from = find(&input).good.values().next().unwrap().layout.name();
+        *layouts.entry(from).or_default() += shards(&input, file);
+        for target in ALL {
+            let root = tempfile::tempdir().unwrap();
+            let there = root.path().join("there");
+            if convert(&input, target, true, &there).is_ok() {
+                let what = format!("{file} as {}", target.name());
+                *layouts.entry(target.name()).or_default() += shards(&open(&there), &what);
+            }
+        }
+    }
+    assert_eq!(layouts.len(), ALL.len(), "{layouts:?}");
+    println!("shards: {} compared, 0 differ: {layouts:?}", layouts.values().sum::<usize>());
 }
 
 /// The config block of a file in a layout, and what was written.

@@ -17,7 +17,7 @@ pub const DEFAULT_BLOCK_BYTES: usize = 8 << 20;
 /// Tiles are cut inside a row at multiples of this many columns.
 const COLUMN_UNIT: usize = 128;
 
-/// A piece of a (rows, k) matrix, contiguous in row-major order.
+/// A piece of a (rows, k) matrix; what [`tiles`] gives is contiguous in row-major order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Tile {
     /// First row.
@@ -26,7 +26,7 @@ pub struct Tile {
     pub rows: usize,
     /// First column.
     pub col: usize,
-    /// Number of columns; all of them unless `rows` is 1.
+    /// Number of columns; of what [`tiles`] gives all of them unless `rows` is 1.
     pub cols: usize,
     /// Index of the first element.
     pub start: usize,

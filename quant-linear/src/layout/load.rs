@@ -53,25 +53,12 @@ impl Layer {
     ) -> Result<PackedMatrix, Error> {
         let (k, first) = (self.shape.k(), expert * self.out_features());
         let shape = self.shape.resized(rows.len(), columns.len())?;
-        let tile = |row: usize, rows: usize| {
-            let (row, col, cols) = (first + row, columns.start, columns.len());
-            Tile { row, rows, col, cols, start: row * k + col }
-        };
         if rows.is_empty() || columns.is_empty() {
             return Ok(PackedMatrix::zeros(shape));
         }
-        if columns.len() == k {
-            return self.packed(source, &tile(rows.start, rows.len()));
-        }
-        let (mut codes, mut scales) = (Vec::new(), Vec::new());
-        codes.reserve_exact(shape.codes_len());
-        scales.reserve_exact(shape.scales_len());
-        for row in rows {
-            let (of_codes, of_scales) = self.packed(source, &tile(row, 1))?.into_parts();
-            codes.extend_from_slice(&of_codes);
-            scales.extend_from_slice(&of_scales);
-        }
-        Ok(PackedMatrix::new(shape, codes, scales)?)
+        let (row, col) = (first + rows.start, columns.start);
+        let (rows, cols, start) = (rows.len(), columns.len(), row * k + col);
+        self.packed(source, &Tile { row, rows, col, cols, start })
     }
 
     /// The parts of an expert's layer around a weight, or a part of it.
@@ -110,6 +97,13 @@ impl Layer {
         match &self.untold {
             Some(what) => Err(Error::Untold { module: module.to_string(), what: what.clone() }),
             None => Ok(()),
+        }
+    }
+
+    /// Says what is out of the ordinary about its activations.
+    fn log_note(&self, module: &str) {
+        if let Some(note) = &self.note {
+            log::info!("layer `{}`: its activations {}", printable(module), printable(note));
         }
     }
 
@@ -196,6 +190,7 @@ impl<'s> Found<'s> {
     ) -> Result<Self, Error> {
         let (layer, expert) = find::layer(source, module, options)?;
         layer.expect_told(module)?;
+        layer.log_note(module);
         let nothing = PackedMatrix::zeros(layer.shape.resized(0, layer.shape.k())?);
         let settings = layer.parts_with(nothing, source, expert, options)?;
         let bias = layer.bias(source, module, layer.bias_asked(options))?;
@@ -228,9 +223,7 @@ fn find_and_read(
 ) -> Result<(Parts, Option<Vec<f32>>), Error> {
     let (layer, expert) = find::layer(source, module, options)?;
     let read = read(source, (&layer, expert), module, options)?;
-    if let Some(note) = &layer.note {
-        log::info!("layer `{}`: its activations {}", printable(module), printable(note));
-    }
+    layer.log_note(module);
     Ok(read)
 }
 

@@ -16,8 +16,9 @@
 //! NVFP4, 36 bytes of 64 elements   4 scales, 4 x 8 bytes; of each 16: j (low), j + 8 (high)
 //! ```
 //!
-//! A tile is read as its rows need it: row-major bytes by range, a swizzled matrix by the bands of
-//! 128 rows that the tile touches, columns one by one, or all at once for all rows of an expert.
+//! A tile is read as its rows need it: row-major bytes by range, all at once where the tile has all
+//! columns; a swizzled matrix by the bands of 128 rows that the tile touches; columns one by one, or
+//! all at once for all rows of an expert.
 
 use std::ops::Range;
 
@@ -98,16 +99,13 @@ impl Place {
         let shape = whole.resized(tile.rows, tile.cols)?;
         let (codes, scales) = match self {
             Place::Apart { codes, nibbles, scales, order } => {
-                let start = tile.start / 2;
-                let codes = source.range(codes, start..start + shape.codes_len())?;
-                let mut codes = codes.into_owned();
+                let mut codes = of_rows(source, codes, whole.k(), tile, (1, 2))?;
                 if *nibbles == Nibbles::HighEven {
                     swap_nibbles(&mut codes);
                 }
                 let scales = match order {
                     ScaleOrder::Rows => {
-                        let start = tile.start / whole.group().get();
-                        source.range(scales, start..start + shape.scales_len())?.into_owned()
+                        of_rows(source, scales, whole.k(), tile, (1, whole.group().get()))?
                     }
                     ScaleOrder::Swizzled => unswizzled(source, scales, whole, tile)?,
                 };
@@ -123,12 +121,51 @@ impl Place {
             }
             Place::Blocks { tensor } => {
                 let (bytes, elements) = block(whole.scale_type());
-                let start = tile.start / elements * bytes;
-                let len = shape.rows() * shape.k() / elements * bytes;
-                from_blocks(whole.scale_type(), &source.range(tensor, start..start + len)?)
+                // Whole blocks, of which a tile may begin or end inside one.
+                let first = tile.col / elements * elements;
+                let cols = (tile.col + tile.cols).next_multiple_of(elements) - first;
+                let start = tile.start - (tile.col - first);
+                let blocks = Tile { col: first, cols, start, ..*tile };
+                let read = of_rows(source, tensor, whole.k(), &blocks, (bytes, elements))?;
+                let (codes, scales) = from_blocks(whole.scale_type(), &read);
+                let part = |all: Vec<u8>, elements: usize| {
+                    let own =
+                        (tile.col - first) / elements..(tile.col - first + tile.cols) / elements;
+                    columns(all, cols / elements, own)
+                };
+                (part(codes, 2), part(scales, whole.group().get()))
             }
         };
         Ok(PackedMatrix::new(shape, codes, scales)?)
+    }
+}
+
+/// The bytes of a tile of a row-major matrix of `k` columns, so many bytes for so many elements.
+fn of_rows(
+    source: &dyn TensorSource,
+    name: &str,
+    k: usize,
+    tile: &Tile,
+    (bytes, elements): (usize, usize),
+) -> Result<Vec<u8>, Error> {
+    let at = |element: usize| element / elements * bytes;
+    if tile.cols == k || tile.rows == 1 {
+        let start = at(tile.start);
+        return Ok(source.range(name, start..start + at(tile.len()))?.into_owned());
+    }
+    let mut all = Vec::with_capacity(at(tile.len()));
+    for row in 0..tile.rows {
+        let start = at(tile.start + row * k);
+        all.extend_from_slice(&source.range(name, start..start + at(tile.cols))?);
+    }
+    Ok(all)
+}
+
+/// The bytes `own` of each row of `width` bytes.
+fn columns(all: Vec<u8>, width: usize, own: Range<usize>) -> Vec<u8> {
+    match own.len() == width {
+        true => all,
+        false => all.chunks_exact(width).flat_map(|row| &row[own.clone()]).copied().collect(),
     }
 }
 
