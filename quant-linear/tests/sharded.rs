@@ -144,6 +144,42 @@ fn row_parallel_outputs_are_the_bits_of_the_whole_layer() {
 }
 
 #[test]
+fn blocks_that_threads_round_in_parts_are_the_bits_of_the_whole_layer() {
+    // 40 rows of 1000: 16 rows a part, so that the last part is shorter; two blocks, the second
+    // narrower.
+    let (rows, n, k, ranks) = (40, 1000, 64, 2);
+    for format in Format::ALL {
+        let one = layer(format, ActivationEncoding::Own, false, n, k);
+        let x = values(rows * k, 3);
+        let expected = bits(&one.forward(&x, &[rows, k]).unwrap());
+        for wide in [false, true] {
+            let each = on_ranks(ranks, |comm| {
+                // A pool for each: a thread that waits for one rank must not begin another's call.
+                let pool = rayon::ThreadPoolBuilder::new().num_threads(3).build().unwrap();
+                let rank = comm.rank();
+                let shard = RowShard::even(&one, rank, ranks);
+                let mut own = RowParallel::with_block(comm, shard, None, 960).unwrap();
+                own.set_wide(wide);
+                let own_x = own_columns(&x, k, own.columns());
+                let x = FloatSlice::from(&own_x[..]);
+                pool.install(|| {
+                    let mut y = vec![f32::NAN; rows * n];
+                    own.forward_into(x, rows, (&mut y[..]).into()).unwrap();
+                    assert_eq!(bits(&y), expected, "{format} {wide}");
+                    y.fill(f32::NAN);
+                    own.forward_gathered_into(x, rows, (&mut y[..]).into()).unwrap();
+                    assert_eq!(bits(&y), expected, "{format} {wide}");
+                    y.truncate(own.own_rows(rows).len() * n);
+                    own.forward_own_into(x, rows, (&mut y[..]).into()).unwrap();
+                    y
+                })
+            });
+            assert_eq!(bits(&each.concat()), expected, "{format} {wide}");
+        }
+    }
+}
+
+#[test]
 fn column_parallel_outputs_are_the_bits_of_the_whole_layer() {
     let (n, k, rows) = (7, 128, 3);
     for layer in &layers(n, k) {

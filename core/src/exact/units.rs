@@ -126,12 +126,21 @@ pub struct ScaledSums<'a> {
 }
 
 impl<'a> ScaledSums<'a> {
+    /// The largest magnitude of an exponent of a row or column, far past those of any product: sums
+    /// and differences of exponents fit an `i32`.
+    pub const MOST_EXPONENT: i32 = 1 << 16;
+
     /// These sums, with the exponents of M rows and N columns.
     ///
     /// # Errors
-    /// [`Error::Len`] unless there are M * N sums.
+    /// [`Error::Len`] unless there are M * N sums; [`Error::SumRange`] for an exponent past
+    /// +-[`MOST_EXPONENT`](Self::MOST_EXPONENT).
     pub fn new(units: &'a mut [i64], rows: &'a [i32], columns: &'a [i32]) -> Result<Self, Error> {
         let (expected, got) = (rows.len().saturating_mul(columns.len()), units.len());
+        let past = |exponent: &&i32| exponent.unsigned_abs() > Self::MOST_EXPONENT.unsigned_abs();
+        if let Some(&exponent) = rows.iter().chain(columns).find(past) {
+            return Err(Error::SumRange { exponent });
+        }
         match expected == got {
             true => Ok(ScaledSums { units, rows, columns }),
             false => Err(Error::Len { what: Buffer::Partials, expected, got }),

@@ -65,8 +65,7 @@ fn parse_variable(text: &str) -> Result<(String, i32), String> {
     Ok((name.into(), value))
 }
 
-/// A digest of sums of f32 of all ranks, which tells orders of addition apart. Every rank has the
-/// same, or it is an error.
+/// A digest of sums of f32 of all ranks, which tells orders of addition apart, on this rank.
 fn order_of_floats(comm: &Mpi) -> Result<u64> {
     let own = values(4096, 7 + comm.rank() * 13);
     let own = own.iter().enumerate().map(|(i, v)| v * 10f32.powi((i % 7) as i32 - 3)).collect();
@@ -190,6 +189,13 @@ fn before(comm: &Mpi, args: &Args) -> Result<()> {
         let got = fp4_mpi::control_variable(name).map_err(anyhow::Error::msg)?;
         ensure!(got == *value, "the control variable `{name}` is {got}, expected {value}");
     }
+    // What MPI cannot count is refused by all ranks before anything is sent, and the next works.
+    let refused = comm.gather(&[], &vec![usize::MAX; comm.size()]);
+    let told = refused.as_ref().is_err_and(|error| error.to_string().contains("take fewer rows"));
+    ensure!(told, "more values than MPI counts: {refused:?}, expected an error");
+    let mut after = [rank as u8];
+    comm.max(&mut after)?;
+    ensure!(usize::from(after[0]) == (comm.size() - 1) & 255, "a maximum after it: {after:?}");
     if let Some(short) = args.short_rank {
         let len = if short == rank { 4 } else { 4096 };
         comm.max(&mut vec![0; len])?;

@@ -1,7 +1,8 @@
 //! What becomes of added words: sums, each rounded once, and outputs ([C6]).
 //!
 //! ```text
-//! rows of a block     cut into parts of some thousand outputs, which threads take in turns
+//! rows of a block     cut into parts of some thousand outputs, which the threads of the caller's
+//!                     rayon pool take in turns
 //! a row               rounded in vectors, then the epilogue, then written to its columns
 //! ```
 //!

@@ -72,7 +72,8 @@ pub enum Kept<'a> {
 ///
 /// All ranks call the same operations in the same order, with as many values. Any of them may end
 /// with an error, on one rank or on all; all later ones of that rank must then end with one too and
-/// send nothing, for which there is [`Step`].
+/// send nothing, for which there is [`Step`]. Only what all ranks refuse alike, before anything is
+/// sent (more values than the transport can count), leaves them in step.
 pub trait Communicator {
     /// A reduction on its way. Dropped before it has ended, it must not free what is still sent.
     type Sum;

@@ -90,6 +90,7 @@ impl Mpi {
     /// As [`Communicator::max`].
     pub fn sum_floats(&self, values: Vec<f32>) -> Result<Vec<f32>, CommError> {
         let (what, op) = ("a sum of floats", SystemOperation::sum());
+        self.countable(values.len(), what)?;
         self.step.take(self.rank(), || {
             let started = operation::all_reduce(self.handle(what)?, values, op, self.blocking);
             self.brought(started.map_err(|refused| self.refused(what, &refused))?, what)
@@ -112,6 +113,12 @@ impl Mpi {
             Refused::Lens(len) => format!("{len} values are not as many as the lengths say"),
         };
         self.failed(what, reason)
+    }
+
+    /// Refuses what MPI cannot count before anything is sent: on all ranks at once, which therefore
+    /// stay in step.
+    fn countable(&self, values: usize, what: &'static str) -> Result<(), CommError> {
+        operation::countable(values).map_err(|refused| self.refused(what, &refused))
     }
 
     /// Whether an operation has ended.
@@ -161,6 +168,7 @@ impl Communicator for Mpi {
 
     fn max(&self, bytes: &mut [u8]) -> Result<(), CommError> {
         let what = "a maximum (MPI_Iallreduce)";
+        self.countable(bytes.len(), what)?;
         self.step.take(self.rank(), || {
             let (own, op) = (bytes.to_vec(), SystemOperation::max());
             let started = operation::all_reduce(self.handle(what)?, own, op, false);
@@ -172,6 +180,7 @@ impl Communicator for Mpi {
 
     fn gather(&self, own: &[u8], lens: &[usize]) -> Result<Vec<u8>, CommError> {
         let what = "a gather (MPI_Iallgatherv)";
+        self.countable(lens.iter().fold(0, |all, &len| all.saturating_add(len)), what)?;
         self.step.take(self.rank(), || {
             let started = operation::gather(self.handle(what)?, own, lens);
             self.brought(started.map_err(|refused| self.refused(what, &refused))?, what)
@@ -180,6 +189,7 @@ impl Communicator for Mpi {
 
     fn start_sum(&self, words: Vec<i64>, kept: Kept<'_>) -> Result<Sum, CommError> {
         let (what, op) = ("a sum", SystemOperation::sum());
+        self.countable(words.len(), what)?;
         self.step.take(self.rank(), || {
             let (handle, blocking) = (self.handle(what)?, self.blocking);
             let started = match kept {

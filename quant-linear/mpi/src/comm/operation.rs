@@ -67,7 +67,9 @@ impl<T: Copy + Default> Pending<T> {
     fn new(from: Vec<T>, own: usize, counts: Vec<c_int>) -> Self {
         // An empty one gets an address too.
         let mut from = from;
-        from.reserve(1);
+        if from.is_empty() {
+            from.reserve(1);
+        }
         let mut end = 0;
         let place = |&count: &c_int| {
             let at = end;
@@ -104,13 +106,19 @@ impl<T: Copy + Default> Pending<T> {
     }
 }
 
+/// Whether MPI counts as far. Every rank has the same number and the same answer, so that none has
+/// begun where it is no.
+pub(super) fn countable(values: usize) -> Result<(), Refused> {
+    c_int::try_from(values).map_or(Err(Refused::Count(values)), |_| Ok(()))
+}
+
 /// Numbers of values as MPI counts, all of which together it must count too: one for each rank.
 fn counts(handle: Handle<'_>, lens: &[usize]) -> Result<Vec<c_int>, Refused> {
     let all = lens.iter().fold(0usize, |all, &len| all.saturating_add(len));
     if lens.len() != handle.size {
         return Err(Refused::Ranks(lens.len()));
     }
-    c_int::try_from(all).map_err(|_| Refused::Count(all))?;
+    countable(all)?;
     Ok(lens.iter().map(|&len| len as c_int).collect())
 }
 
