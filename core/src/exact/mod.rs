@@ -516,6 +516,12 @@ mod tests {
         let mut sums = ScaledSums::new(&mut units, &[0, -2], &[0, 1, -1]).unwrap();
         sums.for_each(|[i, j], sum| sum.add_scaled(1 + i as i64, 1 + j as i32)).unwrap();
         assert_eq!(units, [2, 2, 16, 16, 16, 128]);
+        let most = ScaledSums::MOST_EXPONENT;
+        assert!(ScaledSums::new(&mut units, &[most, -most], &[most, 0, -most]).is_ok());
+        for exponent in [most + 1, -most - 1, i32::MAX, i32::MIN] {
+            let past = ScaledSums::new(&mut units, &[0, exponent], &[0; 3]).unwrap_err();
+            assert_eq!(past, Error::SumRange { exponent });
+        }
         let short = ScaledSums::new(&mut units, &[0], &[0, 1]).unwrap_err();
         assert_eq!(short, Error::Len { what: Buffer::Partials, expected: 2, got: 6 });
 
