@@ -145,7 +145,7 @@ fn row_parallel_outputs_are_the_bits_of_the_whole_layer() {
 
 #[test]
 fn blocks_that_threads_round_in_parts_are_the_bits_of_the_whole_layer() {
-    // 40 rows of 1000: 16 rows a part, so that the last part is shorter; two blocks, the second
+    // 40 rows of 1000: 17 rows a part, so that the last part is shorter; two blocks, the second
     // narrower.
     let (rows, n, k, ranks) = (40, 1000, 64, 2);
     for format in Format::ALL {

@@ -32,7 +32,6 @@ pub use encoding::ActivationEncoding;
 pub use fp4_core::OwnedTransform as StoredTransform;
 pub use options::DenseOptions;
 pub use parts::Parts;
-pub(crate) use regrid::Regrid;
 pub(crate) use weight::{Prepared, SharedTransform, SharedWeight};
 
 use crate::error::Error;

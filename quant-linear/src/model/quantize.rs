@@ -29,17 +29,17 @@ use fp4_core::{
 use crate::checkpoint::tiles::{Tile, tiles};
 use crate::checkpoint::{Arrangement, Checkpoint, Listing, byte_len};
 use crate::error::{Error, ModelError};
-use crate::layer::{ActivationEncoding, DenseOptions, Regrid, StoredTransform, state};
+use crate::layer::{ActivationEncoding, DenseOptions, StoredTransform, state};
 use crate::model::dense::{self, DenseSource, encoded};
 use crate::model::difference::Difference;
 use crate::model::groups::Groups;
-use crate::model::parts::{PART_BYTES, Part};
+use crate::model::parts::{Part, Seen, part_bytes};
 use crate::model::plan::{Plan, Weight};
 use crate::model::stream::{self, Contents, Inputs, Job, Layout, Memory, Output, Progress, Sink};
 use crate::model::ties::Known;
 use crate::run::routing::Backends;
 use crate::sharded::Team;
-use crate::transform::{amax, larger_amax, transformed};
+use crate::transform::{amax, transformed};
 
 /// What quantizes a checkpoint.
 pub struct Engine<'a> {
@@ -209,7 +209,8 @@ impl Engine<'_> {
             carried: self.input.is_folder().then(|| (self.input.path(), listing)),
             generated: index.into_iter().collect(),
         };
-        let most = team.map_or(u64::MAX, |_| PART_BYTES);
+        let all = plan.weights.iter().map(Weight::byte_len).sum();
+        let most = team.map_or(u64::MAX, |_| part_bytes(all));
         let (tasks, inputs) = (self.tasks(plan, most), Inputs::of(self.input, listing)?);
         let mut parts = Outcome::default();
         let mut told = |event: stream::Event<'_, Task<'_>>| match event {
@@ -296,7 +297,10 @@ impl Engine<'_> {
     ) -> Result<Outcome, Error> {
         let (weight, mut outcome) = (part.weight, Outcome::default());
         let transform = weight.options.transform.as_ref().map(StoredTransform::view).transpose()?;
-        let known = part.known(|| self.known_of(weight, transform.as_ref(), &mut |_| {}))?;
+        let known =
+            part.known(|seen| self.known_of(weight, transform.as_ref(), seen, &mut |_| {}))?;
+        // Its share of the pass, whoever made it.
+        on(Event::Bytes((weight.passes() - 1) * part.byte_len()));
         let spec = self.spec_of(weight, known, &mut outcome)?;
         self.write_rows(weight, part.rows.clone(), &spec, layout, sink, &mut outcome, on)?;
         if part.rows.start == 0 {
@@ -405,7 +409,7 @@ impl Engine<'_> {
         outcome: &mut Outcome,
         on: &mut Observer<'_>,
     ) -> Result<QuantSpec, Error> {
-        let known = self.known_of(weight, transform, on)?;
+        let known = self.known_of(weight, transform, &Seen::default(), on)?;
         self.spec_of(weight, known, outcome)
     }
 
@@ -414,15 +418,18 @@ impl Engine<'_> {
         &self,
         weight: &Weight,
         transform: Option<&Transform<'_>>,
+        seen: &Seen,
         on: &mut Observer<'_>,
     ) -> Result<Known, Error> {
         let options = &*weight.options;
         Ok(match &weight.tied {
-            None => self.known(std::slice::from_ref(&weight.source), options, transform, on)?,
+            None => {
+                self.known(std::slice::from_ref(&weight.source), options, transform, seen, on)?
+            }
             Some(tied) => match tied.known.get() {
                 Some(known) => *known,
                 None => {
-                    let known = self.known(&tied.sources, options, transform, on)?;
+                    let known = self.known(&tied.sources, options, transform, seen, on)?;
                     *tied.known.get_or_init(|| known)
                 }
             },
@@ -457,33 +464,44 @@ impl Engine<'_> {
     }
 
     /// What decides the global scale of matrices after the transform, by one pass over them: a
-    /// short one where their largest magnitude does not count.
+    /// short one where their largest magnitude does not count. What is seen already is not read.
     fn known(
         &self,
         sources: &[DenseSource],
         options: &DenseOptions,
         transform: Option<&Transform<'_>>,
+        seen: &Seen,
         on: &mut Observer<'_>,
     ) -> Result<Known, Error> {
         let (needs_amax, mut regrid) = (options.needs_amax(), options.regrid());
-        let mut largest = 0f32;
-        'all: for source in sources {
-            for tile in self.tiles(source) {
-                let settled = regrid.as_ref().is_none_or(Regrid::is_settled);
-                if settled && !needs_amax {
-                    break 'all;
+        let of = |source| self.tiles(source).map(move |tile| (source, tile));
+        let tiles: Vec<_> = sources.iter().flat_map(of).collect();
+        let mut read = |at: usize| -> Result<FloatVec, Error> {
+            let (source, tile) = &tiles[at];
+            let y = self.transformed(source.read(self.input, tile)?, tile, transform)?;
+            // The bytes of a pass that ends early are not counted as work.
+            if needs_amax {
+                on(Event::Bytes(source.stored_len(tile)));
+            }
+            Ok(y)
+        };
+        // In order, as far as the values may still be in a format.
+        if let Some(regrid) = &mut regrid {
+            for at in 0..tiles.len() {
+                if regrid.is_settled() {
+                    break;
                 }
-                let y = self.transformed(source.read(self.input, &tile)?, &tile, transform)?;
-                if let Some(regrid) = &mut regrid {
-                    regrid.feed(y.as_slice());
-                }
-                // The bytes of a pass that ends early are not counted as work.
+                let y = read(at)?;
+                regrid.feed(y.as_slice());
                 if needs_amax {
-                    largest = larger_amax(largest, amax(y.as_slice()));
-                    on(Event::Bytes(source.stored_len(&tile)));
+                    seen.note(at, tiles.len(), amax(y.as_slice()));
                 }
             }
         }
+        let largest = match needs_amax {
+            true => seen.largest(tiles.len(), |at| Ok(amax(read(at)?.as_slice())))?,
+            false => 0.0,
+        };
         Ok(Known { amax: largest, found: regrid.and_then(|regrid| regrid.found()) })
     }
 
@@ -593,7 +611,8 @@ impl Job for Task<'_> {
     fn work(&self) -> u64 {
         match self.what {
             What::Quantize(weight) => self.bytes() * weight.passes(),
-            What::Rows(_) | What::Copy { .. } | What::Decode { .. } => self.bytes(),
+            What::Rows(ref part) => self.bytes() * part.weight.passes(),
+            What::Copy { .. } | What::Decode { .. } => self.bytes(),
         }
     }
 
