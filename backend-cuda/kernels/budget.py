@@ -19,9 +19,10 @@ kernel may be slower than its bound, and can be no faster. Work over the bound's
 the int8 or the memory peak, is for the problem that roles.py names, waves included.
 
 budget.json holds the floor of each role: a tenth more instructions or clocks than that, spills, fewer
-blocks a multiprocessor, a bound lower by a tenth, a loop that is not found, or a kernel that nobody has entered are
-failures. `--self-test` shows that each is found. A change that trades one for another, and every
-gain, is committed by --write.
+blocks a multiprocessor, a bound lower by a tenth, a loop that is not found, or a kernel that nobody
+has entered are failures, and so is a slow fence in a loop of products or copies (fences.py).
+`--self-test` shows that each is found. A change that trades one for another, and every gain, is
+committed by --write.
 """
 
 import argparse
@@ -36,6 +37,7 @@ import sys
 import tempfile
 
 import check
+import fences
 import machines
 import roles
 import sass
@@ -268,6 +270,7 @@ def entries(found):
     dynamic = constants()
     for machine in machines.MACHINES:
         for name, (code, (registers, shared, _, spills)) in sorted(found.get(machine.arch, {}).items()):
+            problems += [f"{name} sm_{machine.arch}: {fence} in a loop of products or copies" for fence in fences.slow_fences(code)]
             kernels = [k for k in roles.KERNELS if k.matches(name)]
             if not kernels and not roles.UNBUDGETED.fullmatch(name):
                 problems.append(f"{name}: no role in roles.py; enter it there")
@@ -435,7 +438,7 @@ def self_test(nvrtc, nvdisasm):
             missed += not ok
             print(f"{'ok' if ok else 'MISSED'}: {what}" + ("" if ok else f": {problems or 'no problem found'}"))
     print(f"budget: {len(TEST_CASES)} cases, {missed} failed")
-    return missed
+    return missed + fences.self_test(nvrtc, nvdisasm)
 
 
 def main():

@@ -206,7 +206,7 @@ __device__ __forceinline__ void multiply_planes(int (&sums)[SUMS][REGISTERS], un
         wgmma_s8<TILE_N>(sums[1], lo.a() + (u64)(step * STEP_OFFSET), lo.b() + (u64)(step * STEP_OFFSET), ADD || step > 0);
         wgmma_commit();
     }
-    fence_proxy_async_cluster(); // what ldmatrix has read may be copied over
+    fence_proxy_async(); // what ldmatrix has read may be copied over
     __syncwarp(ALL_LANES);
     if (elect_lane()) slot_read<PRODUCT>(shared, plan, first);
     last = first + 2;
