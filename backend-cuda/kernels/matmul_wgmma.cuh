@@ -53,11 +53,11 @@
 // although ss, with terms of up to 122^2, may wrap. |units| < 2^31 * (4096 + 64 + 1) < 2^44.
 //
 // A's third plane is not copied: hi + lo, at most 122, is added in registers, from which wgmma
-// takes it. B's must lie in shared memory, and is copied. Shared memory is the limit (counted): of a
-// slice wgmma and ldmatrix read 160 KiB and the copies write 80, 1920 clocks at 128 B a clock, where
-// the tensor cores take 1536, and L2 1478 for the 56 KiB of a paired tile. To copy A's third plane
-// too would cost it the same, 16 KiB written and read for the 32 that ldmatrix reads, and L2 1901;
-// to make B's in place 256 clocks more, 32 KiB read and 16 written for 16 written by the copy.
+// takes it. B's must lie in shared memory, and is copied. Shared memory is the limit (counted): in
+// a slice wgmma and ldmatrix read 160 KiB and the copies write 80, 1920 clocks at 128 B a clock,
+// where the tensor cores take 1536, and L2 1478 for the 56 KiB of a paired tile. To copy A's third
+// plane too would cost it the same, 16 KiB written and read for the 32 that ldmatrix reads, and L2
+// 1901; to make B's in place 256 clocks more, 32 KiB read and 16 written for 16 by the copy.
 //
 // MXINT8 by MXFP4, two products: both digits of A by the one of B, each a sum that fits by the
 // bound. |units| < 2^31 * 17 < 2^36.
@@ -65,8 +65,8 @@
 // Cost. A stage is a slice of K = 128, of NVFP4 one of its three planes: 48 KiB and 1024 clocks of
 // the tensor cores for MXFP4 (128 x 256 x 128) and for MXINT8 (128 x 128 x 128, two products), 32
 // KiB and 512 clocks for NVFP4 (128 x 128 x 128), every third of 16 KiB. A stage costs the producer
-// a wait and two or three copies. From L2, of paired tiles: 32, 40 and 24 KiB (NVFP4's third: 8); to
-// shared memory the whole stage is written all the same. With what wgmma reads of it those are 1024
+// a wait and two or three copies. From L2, of paired tiles: 32, 40 and 24 KiB (NVFP4's third: 8);
+// to shared memory the whole stage is written all the same. With what wgmma reads those are 1024
 // clocks of shared memory for MXFP4, no slack beside the tensor cores, and 1152 for MXINT8.
 #pragma once
 
