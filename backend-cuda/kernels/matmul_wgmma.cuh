@@ -229,7 +229,10 @@ __device__ __forceinline__ void multiply(int (&sums)[SUMS][REGISTERS], unsigned 
 }
 
 // Adds the sums of this range to those in memory. True for the warpgroup that comes last, which has
-// all of them then, and leaves zeros.
+// all of them then, and leaves zeros. By reading alone: the emulator runs one cluster after the other,
+// so two ranges of a tile never meet here. Each thread's additions are out by its fence, those of all
+// by the barrier, before the one arrival; who sees the last arrival says so by a barrier, then a
+// fence, and reads past L1.
 template <int PRODUCT, int SUMS, int REGISTERS>
 __device__ __forceinline__ bool merge(const WgmmaArgs& p, WgmmaShared<PRODUCT>& shared, const TilePlace& place,
                                       int (&sums)[SUMS][REGISTERS]) {

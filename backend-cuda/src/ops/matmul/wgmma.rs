@@ -221,23 +221,23 @@ mod tests {
         let cuda = cuda.with_matmul_kernel(MatmulKernel::Wgmma);
         let mx_int8 = Encodings { a: Encoding::MxInt8, b: Format::MxFp4 };
         let kinds = [
-            (Encodings::of(Format::MxFp4), 232_960, 0x77, [117, 120]),
-            (Encodings::of(Format::NvFp4), 265_088, 0x77, [0x08, 0x37]),
-            (mx_int8, 349_440, 0x80, [117, 120]),
+            (Encodings::of(Format::MxFp4), 232_960, 0x77, [117, 120], 9),
+            (Encodings::of(Format::NvFp4), 265_088, 0x77, [0x08, 0x37], 2),
+            (mx_int8, 349_440, 0x80, [117, 120], 9),
         ];
         let row = |encoding: Encoding, k: usize, code: u8, scales: [u8; 2]| {
             let shape = PackedShape::encoded(encoding, 1, k).unwrap();
             let scales = (0..shape.scales_len()).map(|group| scales[usize::from(group > 0)]);
             PackedMatrix::new(shape, vec![code; shape.codes_len()], scales.collect()).unwrap()
         };
-        for (of, most, code, scales) in kinds {
+        for (of, most, code, scales, ranges) in kinds {
             for (k, left) in [(most, 0), (most + 32, 1)] {
                 let (a, b) = (row(of.a, k, code, scales), row(of.b.into(), k, 0xFF, scales));
                 let mut expected = [0f32];
                 reference::matmul(a.view(), b.view(), 0.75, (&mut expected[..]).into()).unwrap();
                 let mut product = Queued::new(&cuda, &a, &b);
                 // Of ranges each sum is smaller, that of all the same.
-                for forced in [1, 2, 9].into_iter().take(if left == 0 { 3 } else { 1 }) {
+                for forced in [1, ranges].into_iter().take(2 - left) {
                     let case = format!("{of:?}, K = {k} in {forced} ranges");
                     let (got, paths) = product.run(forced, &mut scratch);
                     let bits = (got[0].to_bits(), got.len());
