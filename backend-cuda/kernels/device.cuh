@@ -330,9 +330,9 @@ DEVICE void bulk_copy_multicast(void* smem, const void* global, unsigned bytes, 
         : "memory");
 }
 
-// Orders this thread's ordinary reads and writes of its block's shared memory before reads and writes
-// by wgmma and bulk copies (the asynchronous proxy), another block's too. Every writer runs it, then
-// a barrier, then the wgmma.
+// Orders this thread's ordinary reads and writes of its block's shared memory before reads and
+// writes by wgmma and bulk copies (the asynchronous proxy), another block's too. Every writer runs
+// it, then a barrier, then the wgmma.
 DEVICE void fence_proxy_async() { asm volatile("fence.proxy.async.shared::cta;" : : : "memory"); }
 
 // ---- Hopper: wgmma ----

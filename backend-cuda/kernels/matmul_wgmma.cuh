@@ -27,8 +27,8 @@
 // half of B's bytes. `full` counts the bytes of both halves; it may be that the other's come before
 // the block says how many it expects. `empty` counts 16 warps:
 //
-//     paired      the 8 of each block arrive in both blocks: who has waited for `empty` may write to
-//                 the slot of either
+//     paired      the 8 of each block arrive in both blocks: who has waited for `empty` may write
+//                 to the slot of either
 //     alone       the 8 of the block arrive twice
 //
 // A block that was alone may still use its slots when the other begins a paired tile, so before
@@ -229,10 +229,10 @@ __device__ __forceinline__ void multiply(int (&sums)[SUMS][REGISTERS], unsigned 
 }
 
 // Adds the sums of this range to those in memory. True for the warpgroup that comes last, which has
-// all of them then, and leaves zeros. By reading alone: the emulator runs one cluster after the other,
-// so two ranges of a tile never meet here. Each thread's additions are out by its fence, those of all
-// by the barrier, before the one arrival; who sees the last arrival says so by a barrier, then a
-// fence, and reads past L1.
+// all of them then, and leaves zeros. By reading alone: the emulator runs one cluster after the
+// other, so two ranges of a tile never meet here. Each thread's additions are out by its fence,
+// those of all by the barrier, before the one arrival; who sees the last arrival says so by a
+// barrier, then a fence, and reads past L1.
 template <int PRODUCT, int SUMS, int REGISTERS>
 __device__ __forceinline__ bool merge(const WgmmaArgs& p, WgmmaShared<PRODUCT>& shared, const TilePlace& place,
                                       int (&sums)[SUMS][REGISTERS]) {

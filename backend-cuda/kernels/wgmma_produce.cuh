@@ -27,9 +27,9 @@ __device__ __forceinline__ void join(WgmmaShared<PRODUCT>& shared, const RingPla
     shared.joins++;
 }
 
-// The stages of a plain tile, whose blocks follow each other from `a` and `b` on: all of A's, and of
-// B's one piece at `piece` if it is paired, or its tiles, `stride` bytes apart. `bytes` are all of
-// B's in a stage.
+// The stages of a plain tile, whose blocks follow each other from `a` and `b` on: all of A's, and
+// of B's one piece at `piece` if it is paired, or its tiles, `stride` bytes apart. `bytes` are all
+// of B's in a stage.
 template <int PRODUCT, bool PAIRED>
 __device__ __forceinline__ void produce_plain(unsigned char* ring, WgmmaShared<PRODUCT>& shared, RingPlace& at, int stages,
                                               const u8* a, const u8* b, i64 stride, u32 bytes) {

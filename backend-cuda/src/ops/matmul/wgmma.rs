@@ -1,7 +1,7 @@
 //! The wgmma kernels, `matmul_wgmma_*.cu`, for compute capability 9.0: many rows of A.
 //!
-//! Both operands are folded to int8 first (`fold.rs`), a weight once. Blocks run in clusters of two,
-//! which share what is the same of B. K is cut in ranges where there are few tiles, as by
+//! Both operands are folded to int8 first (`fold.rs`), a weight once. Blocks run in clusters of
+//! two, which share what is the same of B. K is cut in ranges where there are few tiles, as by
 //! `mma_folded.rs`. Tiles that the folded form cannot prove exact are put in a list on the device,
 //! and the kernel by groups walks it.
 
