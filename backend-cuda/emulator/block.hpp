@@ -162,7 +162,7 @@ public:
     std::vector<Warp> warps;
     std::vector<Thread> all;
     Barrier barrier[barriers];
-    Block* first = nullptr;            // that leads the cluster; the rest of this group is the leader's
+    Block* first = nullptr;            // that leads the cluster; what follows is its own
     std::vector<BulkCopy> bulk_copies; // under way, of the whole cluster
     Random random{0};
     const void* cluster_barrier() const { return &first->cluster_arrived_; }

@@ -372,7 +372,6 @@ DEVICE void mbarrier_init(void* mbarrier, unsigned count) { emulator::mbarrier_i
 DEVICE void mbarrier_arrive(void* mbarrier) { emulator::mbarrier_arrive(mbarrier, 0); }
 DEVICE void mbarrier_arrive(void* mbarrier, unsigned count) { emulator::mbarrier_arrive(mbarrier, 0, count); }
 DEVICE void mbarrier_arrive_in(void* mbarrier, unsigned rank) { emulator::mbarrier_arrive_in(mbarrier, rank); }
-DEVICE void mbarrier_wait_cluster(void* mbarrier, unsigned parity) { emulator::mbarrier_try_wait(mbarrier, parity); }
 DEVICE unsigned cluster_rank() { return emulator::block->rank(); }
 DEVICE void fence_mbarrier_init() {}
 DEVICE void cluster_arrive() { emulator::block->cluster_arrive(); }
@@ -387,7 +386,6 @@ DEVICE void bulk_copy_multicast(void* smem, const void* global, unsigned bytes, 
     emulator::bulk_copy_multicast(smem, global, bytes, mbarrier, ranks);
 }
 DEVICE void fence_proxy_async() {}
-DEVICE void fence_proxy_async_cluster() {}
 
 enum Swizzle : unsigned { SWIZZLE_NONE = 0, SWIZZLE_128B = 1, SWIZZLE_64B = 2, SWIZZLE_32B = 3 };
 

@@ -275,7 +275,9 @@ FP4_API cuOccupancyMaxActiveBlocksPerMultiprocessorWithFlags(int* blocks, Functi
 }
 
 // Of the CUlaunchConfig only what it begins with matters here: grid, block and dynamic shared
-// memory; the size of the kernel's clusters is its own. They never span more than the device.
+// memory; the size of the kernel's clusters is its own, and attributes are not read. As for blocks,
+// registers are not counted, which a device does. The number only sizes a grid: clusters run one
+// after the other, so what several at once do to the same memory is not tried.
 FP4_API cuOccupancyMaxActiveClusters(int* clusters, Function* function, const unsigned* config) {
     int blocks = 0, processors = 0;
     if (int code = usable()) return code;

@@ -251,10 +251,9 @@ DEVICE void mbarrier_wait(void* mbarrier, unsigned parity) {
 // What follows from the PTX ISA, by its sections:
 //   mapa                      the address, in the window shared::cluster, of the same variable in
 //                             the block of a rank; shared::cta is a part of that window
-//   mbarrier.arrive           on a remote mbarrier, shared::cluster, it returns no state ("_");
-//                             .release.cluster orders what the thread did before for whoever
-//                             waits by .acquire.cluster (without a scope it is .cta)
+//   mbarrier.arrive           on a remote mbarrier, shared::cluster, it returns no state ("_")
 //   mbarrier.try_wait         on the block's own mbarriers alone
+//   .sem, .scope of both      .release and .acquire, .cta, if not said
 //   cp.async.bulk             .multicast::cluster: data and the mbarrier's signal go to the same
 //                             CTA-relative offset in each block of the mask. expect_tx and
 //                             complete_tx of a phase come in any order ("tx-count")
@@ -264,6 +263,11 @@ DEVICE void mbarrier_wait(void* mbarrier, unsigned parity) {
 //                             barrier.cluster that follows
 // A block's shared memory may be reached from outside only while the block is known to run: after a
 // barrier.cluster at its start, and until one at its end.
+//
+// Arrivals and waits stay in the scope .cta, those of other blocks too, as CUTLASS's ClusterBarrier
+// has them: they publish no ordinary write to another block, but say that reads of a slot are over.
+// Scope .cluster would order all that the thread has stored: ptxas makes MEMBAR.ALL.GPU of such an
+// arrival, a round trip to L2, and CCTL.IVALL of such a wait, which empties L1 (`fences.py`).
 
 DEVICE unsigned cluster_rank() {
     unsigned rank;
@@ -278,29 +282,16 @@ DEVICE void fence_mbarrier_init() { asm volatile("fence.mbarrier_init.release.cl
 DEVICE void cluster_arrive() { asm volatile("barrier.cluster.arrive.release;" : : : "memory"); }
 DEVICE void cluster_wait() { asm volatile("barrier.cluster.wait.acquire;" : : : "memory"); }
 
-// Arrives on the mbarrier that lies at the same place in the block of this rank.
+// Arrives on the mbarrier that lies at the same place in the block of this rank, and says so much:
+// ordinary writes of this thread are not ordered for that block.
 DEVICE void mbarrier_arrive_in(void* mbarrier, unsigned rank) {
     asm volatile(
         "{.reg .b32 a;\n"
         "mapa.shared::cluster.u32 a, %0, %1;\n"
-        "mbarrier.arrive.release.cluster.shared::cluster.b64 _, [a];}"
+        "mbarrier.arrive.shared::cluster.b64 _, [a];}"
         :
         : "r"(shared_address(mbarrier)), "r"(rank)
         : "memory");
-}
-
-// As mbarrier_wait, of an mbarrier on which other blocks of the cluster arrive.
-DEVICE void mbarrier_wait_cluster(void* mbarrier, unsigned parity) {
-    unsigned done;
-    do {
-        asm volatile(
-            "{.reg .pred p;\n"
-            "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 p, [%1], %2;\n"
-            "selp.u32 %0, 1, 0, p;}"
-            : "=r"(done)
-            : "r"(shared_address(mbarrier)), "r"(parity)
-            : "memory");
-    } while (done == 0);
 }
 
 // True for one lane of a whole warp. The compiler knows it for one, and needs no loop over lanes
@@ -339,11 +330,10 @@ DEVICE void bulk_copy_multicast(void* smem, const void* global, unsigned bytes, 
         : "memory");
 }
 
-// Orders this thread's ordinary writes to shared memory before reads and writes by wgmma and bulk
-// copies (the asynchronous proxy). Every writer runs it, then a barrier, then the wgmma.
+// Orders this thread's ordinary reads and writes of its block's shared memory before reads and
+// writes by wgmma and bulk copies (the asynchronous proxy), another block's too. Every writer runs
+// it, then a barrier, then the wgmma.
 DEVICE void fence_proxy_async() { asm volatile("fence.proxy.async.shared::cta;" : : : "memory"); }
-// The same where the bulk copies may be another block's of the cluster.
-DEVICE void fence_proxy_async_cluster() { asm volatile("fence.proxy.async.shared::cluster;" : : : "memory"); }
 
 // ---- Hopper: wgmma ----
 //

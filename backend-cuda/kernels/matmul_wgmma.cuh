@@ -27,8 +27,8 @@
 // half of B's bytes. `full` counts the bytes of both halves; it may be that the other's come before
 // the block says how many it expects. `empty` counts 16 warps:
 //
-//     paired      the 8 of each block arrive in both blocks: who has waited for `empty` may write to
-//                 the slot of either
+//     paired      the 8 of each block arrive in both blocks: who has waited for `empty` may write
+//                 to the slot of either
 //     alone       the 8 of the block arrive twice
 //
 // A block that was alone may still use its slots when the other begins a paired tile, so before
@@ -53,10 +53,11 @@
 // although ss, with terms of up to 122^2, may wrap. |units| < 2^31 * (4096 + 64 + 1) < 2^44.
 //
 // A's third plane is not copied: hi + lo, at most 122, is added in registers, from which wgmma
-// takes it. B's must lie in shared memory, and is copied. To make it there would read 32 KiB and
-// write 16 a slice, 384 clocks of shared memory beside the 1280 that wgmma and ldmatrix read for
-// (counted), where the tensor cores take 1536; and L2, which it would relieve, needs 1478 for the
-// 56 KiB of a paired tile.
+// takes it. B's must lie in shared memory, and is copied. Shared memory is the limit (counted): in
+// a slice wgmma and ldmatrix read 160 KiB and the copies write 80, 1920 clocks at 128 B a clock,
+// where the tensor cores take 1536, and L2 1478 for the 56 KiB of a paired tile. To copy A's third
+// plane too would cost it the same, 16 KiB written and read for the 32 that ldmatrix reads, and L2
+// 1901; to make B's in place 256 clocks more, 32 KiB read and 16 written for 16 by the copy.
 //
 // MXINT8 by MXFP4, two products: both digits of A by the one of B, each a sum that fits by the
 // bound. |units| < 2^31 * 17 < 2^36.
@@ -64,7 +65,9 @@
 // Cost. A stage is a slice of K = 128, of NVFP4 one of its three planes: 48 KiB and 1024 clocks of
 // the tensor cores for MXFP4 (128 x 256 x 128) and for MXINT8 (128 x 128 x 128, two products), 32
 // KiB and 512 clocks for NVFP4 (128 x 128 x 128), every third of 16 KiB. A stage costs the producer
-// a wait and two or three copies. From L2, of paired tiles: 32, 40 and 24 KiB (NVFP4's third: 8).
+// a wait and two or three copies. From L2, of paired tiles: 32, 40 and 24 KiB (NVFP4's third: 8);
+// to shared memory the whole stage is written all the same. With what wgmma reads those are 1024
+// clocks of shared memory for MXFP4, no slack beside the tensor cores, and 1152 for MXINT8.
 #pragma once
 
 #include "wgmma_produce.cuh"
@@ -206,7 +209,7 @@ __device__ __forceinline__ void multiply_planes(int (&sums)[SUMS][REGISTERS], un
         wgmma_s8<TILE_N>(sums[1], lo.a() + (u64)(step * STEP_OFFSET), lo.b() + (u64)(step * STEP_OFFSET), ADD || step > 0);
         wgmma_commit();
     }
-    fence_proxy_async_cluster(); // what ldmatrix has read may be copied over
+    fence_proxy_async(); // what ldmatrix has read may be copied over
     __syncwarp(ALL_LANES);
     if (elect_lane()) slot_read<PRODUCT>(shared, plan, first);
     last = first + 2;
@@ -226,7 +229,10 @@ __device__ __forceinline__ void multiply(int (&sums)[SUMS][REGISTERS], unsigned 
 }
 
 // Adds the sums of this range to those in memory. True for the warpgroup that comes last, which has
-// all of them then, and leaves zeros.
+// all of them then, and leaves zeros. By reading alone: the emulator runs one cluster after the
+// other, so two ranges of a tile never meet here. Each thread's additions are out by its fence,
+// those of all by the barrier, before the one arrival; who sees the last arrival says so by a
+// barrier, then a fence, and reads past L1.
 template <int PRODUCT, int SUMS, int REGISTERS>
 __device__ __forceinline__ bool merge(const WgmmaArgs& p, WgmmaShared<PRODUCT>& shared, const TilePlace& place,
                                       int (&sums)[SUMS][REGISTERS]) {

@@ -34,6 +34,7 @@ class Role:
     around: str = ""       # it is the loop around that of this role, without a turn of that
     tail: bool = False
     copied: int = 0        # bytes from L2 a turn by bulk copies, whose sizes the code does not show
+    landed: Optional[int] = None  # bytes that they write to the block's shared memory; else as many
 
 
 @dataclass
@@ -55,20 +56,20 @@ def wgmma(name, columns, stages, of_a, of_b, ranges):
     """Tiles of 128 x `columns` outputs, which the blocks of a grid as large as the device take in turn;
     an H200's 132 are not all busy in the last one. A slice of 128 of K is `stages` stages, of
     together `of_a` and `of_b` bytes; blocks of a cluster, whose tiles lie below each other, each copy
-    half of B's from L2. The epilogue's turn is that of the loop over tiles, by its way to 16-bit
-    outputs. Then 128 and 256 rows of A, with K in as many ranges as an H200 is given by
-    src/ops/matmul/model.rs: all blocks of the grid have one, whose sums they add to memory, and a
-    tile's last block ends it."""
+    half of B's from L2 and have both halves written. The epilogue's turn is that of the loop over
+    tiles, by its way to 16-bit outputs. Then 128 and 256 rows of A, with K in as many ranges as an
+    H200 is given by src/ops/matmul/model.rs: all blocks of the grid have one, whose sums they add to
+    memory, and a tile's last block ends it."""
     kernels = []
     for m, cut in ((N, 1), *zip((128, 256), ranges)):
         tiles, suffix = m // 128 * (N // columns), "" if m == N else f" {m} rows"
         blocks = tiles * cut if m < N else None
         turns = tiles if blocks else -(-tiles // 132) * 132
         loads = "UBLKCP.*MULTICAST" if m > 128 else "UBLKCP"
-        bytes_of_stage = (of_a + (of_b // 2 if m > 128 else of_b)) // stages
+        copied = (of_a + (of_b // 2 if m > 128 else of_b)) // stages
         roles = [
             Role(f"tensor{suffix}", "IGMMA", turns * K / 128, 8, lacks="STG"),
-            Role(f"producer{suffix}", loads, turns * K / 128 * stages, copied=bytes_of_stage,
+            Role(f"producer{suffix}", loads, turns * K / 128 * stages, copied=copied, landed=(of_a + of_b) // stages,
                  lacks="LDS" if m > 128 else "LDS|MULTICAST"),
             Role(f"epilogue{suffix}", "^STG", turns if cut == 1 else blocks, 8, least=100, enough=columns // 8, tail=True),
         ]

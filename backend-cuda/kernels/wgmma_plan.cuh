@@ -21,9 +21,9 @@
 // One step adds at most 32 L_a L_b in units of its level, so this bounds the final sum, which then
 // is its own residue modulo 2^32, and wrapping on the way is harmless. With one level it is K <=
 // 233,016 for MXFP4 (whole steps: 7281, K = 232,992), 8285 steps, K = 265,120, for NVFP4 and 10,922
-// steps, K = 349,504, for MXINT8 by MXFP4. A plain tile counts all steps of its slices: K <= 232,960,
-// 265,088 and 349,440. If those are too many it is listed, where steps without live groups do not
-// count.
+// steps, K = 349,504, for MXINT8 by MXFP4. A plain tile counts all steps of its slices: K <=
+// 232,960, 265,088 and 349,440. If those are too many it is listed, where steps without live groups
+// do not count.
 //
 // Of several ranges of K each has a plan of its own for the same tile. Levels, the bound and
 // whether the tile is left are those of all of K, so all of them decide alike, and a range's sums

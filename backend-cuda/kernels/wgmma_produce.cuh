@@ -21,15 +21,15 @@ __device__ __forceinline__ const u8* block_at(const WgmmaArgs& p, const u8* tile
 template <int PRODUCT>
 __device__ __forceinline__ void join(WgmmaShared<PRODUCT>& shared, const RingPlace& at) {
 #pragma unroll 1
-    for (int slot = 0; slot < WgmmaShape<PRODUCT>::STAGES; slot++) mbarrier_wait_cluster(&shared.empty[slot], at.parity(slot));
+    for (int slot = 0; slot < WgmmaShape<PRODUCT>::STAGES; slot++) mbarrier_wait(&shared.empty[slot], at.parity(slot));
     mbarrier_arrive_in(&shared.joined, cluster_rank() ^ 1);
-    mbarrier_wait_cluster(&shared.joined, (u32)shared.joins & 1u);
+    mbarrier_wait(&shared.joined, (u32)shared.joins & 1u);
     shared.joins++;
 }
 
-// The stages of a plain tile, whose blocks follow each other from `a` and `b` on: all of A's, and of
-// B's one piece at `piece` if it is paired, or its tiles, `stride` bytes apart. `bytes` are all of
-// B's in a stage.
+// The stages of a plain tile, whose blocks follow each other from `a` and `b` on: all of A's, and
+// of B's one piece at `piece` if it is paired, or its tiles, `stride` bytes apart. `bytes` are all
+// of B's in a stage.
 template <int PRODUCT, bool PAIRED>
 __device__ __forceinline__ void produce_plain(unsigned char* ring, WgmmaShared<PRODUCT>& shared, RingPlace& at, int stages,
                                               const u8* a, const u8* b, i64 stride, u32 bytes) {
@@ -44,7 +44,7 @@ __device__ __forceinline__ void produce_plain(unsigned char* ring, WgmmaShared<P
         part = part < PARTS - 1 ? part + 1 : 0;
         unsigned char* to = ring + at.slot * Shape::STAGE_BYTES;
         u64* full = &shared.full[at.slot];
-        mbarrier_wait_cluster(&shared.empty[at.slot], at.parity());
+        mbarrier_wait(&shared.empty[at.slot], at.parity());
         mbarrier_arrive_expect_tx(full, bytes + (with_a ? Shape::A_BYTES : 0));
         if (with_a) bulk_copy_g2s(to, a, Shape::A_BYTES, full);
         if (PAIRED) {
@@ -75,7 +75,7 @@ __device__ __forceinline__ void produce_listed(const WgmmaArgs& p, unsigned char
         for (int part = 0; part < PARTS; part++) {
             unsigned char* to = ring + at.slot * Shape::STAGE_BYTES;
             u64* full = &shared.full[at.slot];
-            mbarrier_wait_cluster(&shared.empty[at.slot], at.parity());
+            mbarrier_wait(&shared.empty[at.slot], at.parity());
             const bool with_a = !Shape::ADDS || part < PARTS - 1;
             mbarrier_arrive_expect_tx(full, bytes + (with_a ? Shape::A_BYTES : 0));
             if (with_a) bulk_copy_g2s(to, from[0] + part * Shape::A_BYTES, Shape::A_BYTES, full);

@@ -274,7 +274,7 @@ void multicast_ring(const unsigned* in, unsigned* out, int stages, int mistake) 
     if (thread < 32) {
         if (elect_lane()) {
             for (int s = 0; s < stages; s++) {
-                if (s >= 2 && mistake != 2) mbarrier_wait_cluster(&empty[s % 2], static_cast<unsigned>(s / 2 - 1) & 1);
+                if (s >= 2 && mistake != 2) mbarrier_wait(&empty[s % 2], static_cast<unsigned>(s / 2 - 1) & 1);
                 mbarrier_arrive_expect_tx(&full[s % 2], 256);
                 bulk_copy_multicast(ring + s % 2 * 64 + rank * 32, from + s * 64 + rank * 32, 128, &full[s % 2], 3);
             }

@@ -1,7 +1,7 @@
 //! The wgmma kernels, `matmul_wgmma_*.cu`, for compute capability 9.0: many rows of A.
 //!
-//! Both operands are folded to int8 first (`fold.rs`), a weight once. Blocks run in clusters of two,
-//! which share what is the same of B. K is cut in ranges where there are few tiles, as by
+//! Both operands are folded to int8 first (`fold.rs`), a weight once. Blocks run in clusters of
+//! two, which share what is the same of B. K is cut in ranges where there are few tiles, as by
 //! `mma_folded.rs`. Tiles that the folded form cannot prove exact are put in a list on the device,
 //! and the kernel by groups walks it.
 
@@ -174,10 +174,23 @@ mod tests {
         }
 
         fn run(&mut self, forced: usize, scratch: &mut Scratch) -> (Vec<f32>, Paths) {
+            self.clear();
+            self.queue(forced, scratch).unwrap();
+            self.result()
+        }
+
+        fn outputs(&self) -> usize {
+            self.a.shape.rows() * self.b.operand.shape.rows()
+        }
+
+        fn clear(&mut self) {
+            let (gpu, outputs) = (self.a.gpu.clone(), self.outputs());
+            self.out.zero(&gpu.stream, 4 * outputs).unwrap();
+            self.paths.zero(&gpu.stream, PATHS_BYTES).unwrap();
+        }
+
+        fn queue(&mut self, forced: usize, scratch: &mut Scratch) -> Result<(), Error> {
             let Queued { a, b, out, paths } = self;
-            let (gpu, outputs) = (a.gpu.clone(), a.shape.rows() * b.operand.shape.rows());
-            out.zero(&gpu.stream, 4 * outputs).unwrap();
-            paths.zero(&gpu.stream, PATHS_BYTES).unwrap();
             let to = Outputs {
                 out: out.pointer(),
                 row_scales: Pointer::NULL,
@@ -186,10 +199,14 @@ mod tests {
                 out_type: float_type(FloatType::F32),
             };
             let of = Product { a, b: &b.operand, outputs: to, paths: paths.pointer() };
-            queue(&of, forced, scratch).unwrap();
-            let (mut got, mut counters) = (vec![0f32; outputs], [0u8; PATHS_BYTES]);
-            out.download(&gpu.stream, bytemuck::cast_slice_mut(&mut got)).unwrap();
-            paths.download(&gpu.stream, &mut counters).unwrap();
+            queue(&of, forced, scratch)
+        }
+
+        fn result(&self) -> (Vec<f32>, Paths) {
+            let gpu = &self.a.gpu;
+            let (mut got, mut counters) = (vec![0f32; self.outputs()], [0u8; PATHS_BYTES]);
+            self.out.download(&gpu.stream, bytemuck::cast_slice_mut(&mut got)).unwrap();
+            self.paths.download(&gpu.stream, &mut counters).unwrap();
             gpu.synchronize().unwrap();
             (got, paths_of(counters))
         }
@@ -197,26 +214,83 @@ mod tests {
 
     #[test]
     fn a_plain_tile_is_taken_up_to_the_bound_and_left_past_it() {
-        // 7280 steps of MXFP4 are whole slices, and 7281 the most that a sum of 96 * 96 has; those
-        // are 1821 slices, of a list that does not hold them. All groups but the first of a row are
-        // three exponents above it, so that their digits are the largest.
+        // The most whole slices whose steps a sum has room for (wgmma_plan.cuh); another step is in
+        // one more, and a list does not hold so many. All groups but the first of a row are so far
+        // above it that their digits are the largest: 96 and 96, 90 and 90, 64 (of -128) and 96.
         let (cuda, mut scratch) = (Cuda::open(0).unwrap(), Scratch::default());
         let cuda = cuda.with_matmul_kernel(MatmulKernel::Wgmma);
-        for (k, left) in [(232_960, 0), (232_992, 1)] {
-            let row = |code: u8| {
-                let shape = PackedShape::of(Format::MxFp4, 1, k).unwrap();
-                let scales = (0..k / 32).map(|group| if group == 0 { 117 } else { 120 });
-                PackedMatrix::new(shape, vec![code; k / 2], scales.collect()).unwrap()
-            };
-            let (a, b) = (row(0x77), row(0xFF));
-            let mut expected = [0f32];
-            reference::matmul(a.view(), b.view(), 0.75, (&mut expected[..]).into()).unwrap();
-            let mut product = Queued::new(&cuda, &a, &b);
-            let (got, paths) = product.run(1, &mut scratch);
-            assert_eq!((got[0].to_bits(), got.len()), (expected[0].to_bits(), 1), "K = {k}");
-            assert_eq!(scratch.tiles_left(&product.a.gpu).unwrap(), (left, 1), "K = {k}");
-            assert_eq!(paths.planes, 0, "K = {k}");
+        let mx_int8 = Encodings { a: Encoding::MxInt8, b: Format::MxFp4 };
+        let kinds = [
+            (Encodings::of(Format::MxFp4), 232_960, 0x77, [117, 120], 9),
+            (Encodings::of(Format::NvFp4), 265_088, 0x77, [0x08, 0x37], 2),
+            (mx_int8, 349_440, 0x80, [117, 120], 9),
+        ];
+        let row = |encoding: Encoding, k: usize, code: u8, scales: [u8; 2]| {
+            let shape = PackedShape::encoded(encoding, 1, k).unwrap();
+            let scales = (0..shape.scales_len()).map(|group| scales[usize::from(group > 0)]);
+            PackedMatrix::new(shape, vec![code; shape.codes_len()], scales.collect()).unwrap()
+        };
+        for (of, most, code, scales, ranges) in kinds {
+            for (k, left) in [(most, 0), (most + 32, 1)] {
+                let (a, b) = (row(of.a, k, code, scales), row(of.b.into(), k, 0xFF, scales));
+                let mut expected = [0f32];
+                reference::matmul(a.view(), b.view(), 0.75, (&mut expected[..]).into()).unwrap();
+                let mut product = Queued::new(&cuda, &a, &b);
+                // Of ranges each sum is smaller, that of all the same.
+                for forced in [1, ranges].into_iter().take(2 - left) {
+                    let case = format!("{of:?}, K = {k} in {forced} ranges");
+                    let (got, paths) = product.run(forced, &mut scratch);
+                    let bits = (got[0].to_bits(), got.len());
+                    assert_eq!(bits, (expected[0].to_bits(), 1), "{case}");
+                    let tiles = scratch.tiles_left(&product.a.gpu).unwrap();
+                    assert_eq!((tiles, paths.planes), ((left, 1), 0), "{case}");
+                }
+            }
         }
+    }
+
+    #[test]
+    fn a_recorded_product_in_ranges_and_others_leave_each_other_zeros() {
+        let cuda = Cuda::open(0).unwrap().with_matmul_kernel(MatmulKernel::Wgmma);
+        let (mut scratch, mut compared) = (Scratch::default(), 0);
+        for format in Format::ALL {
+            let near = if format == Format::MxFp4 { 120 } else { 0x38 };
+            // The larger first: memory that a graph works on is not to grow.
+            let mut products =
+                [([300, 256, 512], 2), ([130, 200, 640], 3)].map(|(shape, forced)| {
+                    let [m, n, k] = shape;
+                    let [a, b] =
+                        [m, n].map(|rows| matrix(format.into(), [rows, k], |_, _, _| near));
+                    let mut expected = vec![0f32; m * n];
+                    reference::matmul(a.view(), b.view(), 0.75, (&mut expected[..]).into())
+                        .unwrap();
+                    (Queued::new(&cuda, &a, &b), forced, expected)
+                });
+            let mut same = |(product, forced, expected): &(Queued, usize, Vec<f32>), case: &str| {
+                let (got, paths) = product.result();
+                let differ = got.iter().zip(expected).filter(|(g, e)| g.to_bits() != e.to_bits());
+                assert_eq!(differ.count(), 0, "{format} in {forced} ranges, {case}");
+                assert_eq!(paths.narrow, got.len() as u64, "{format} in {forced} ranges, {case}");
+                compared += got.len();
+            };
+            let graphs = products.each_mut().map(|each| {
+                each.0.run(each.1, &mut scratch);
+                cuda.capture(|| each.0.queue(each.1, &mut scratch)).unwrap()
+            });
+            for round in 0..2 {
+                for (graph, each) in graphs.iter().zip(&mut products) {
+                    each.0.clear();
+                    graph.replay().unwrap();
+                    same(each, &format!("replay {round}"));
+                }
+                for each in &mut products {
+                    each.0.run(each.1, &mut scratch);
+                    same(each, &format!("eager, after replay {round}"));
+                }
+            }
+        }
+        println!("recorded ranges of K: {compared} outputs compared, 0 differ");
+        assert_eq!(compared, 2 * 2 * 2 * (300 * 256 + 130 * 200));
     }
 
     #[test]
