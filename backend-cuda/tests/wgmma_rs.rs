@@ -173,6 +173,29 @@ fn sums_are_right_on_their_bound_and_left_past_it() {
     }
 }
 
+#[test]
+fn kernels_that_share_a_workspace_find_their_sums_zero() {
+    let (cuda, mut rng) = (Cuda::open(0).unwrap(), Rng(98));
+    let kernels = [
+        MatmulKernel::WgmmaRs { ranges: 2 },
+        MatmulKernel::Decode { ranges: 2 },
+        MatmulKernel::WgmmaRs { ranges: 5 },
+        MatmulKernel::MmaFolded { ranges: 2 },
+        MatmulKernel::Wgmma,
+    ];
+    for i in 0..24 {
+        // Each of them once at least, then as drawn.
+        let kernel = kernels[if i < kernels.len() { i } else { rng.below(kernels.len()) }];
+        let m = [1, 17, 32, 33, 64, 65, 128, 130][rng.below(8)];
+        let [n, k] = [[1, 7, 128, 130][rng.below(4)], [32, 544, 1056][rng.below(3)]];
+        let (of_a, data) = (OF_A[rng.below(2)], DATA[rng.below(DATA.len())]);
+        let a = drawn(&mut rng, of_a, [m, k], data);
+        let b = drawn(&mut rng, Encoding::MxFp4, [n, k], Data::Close);
+        let case = format!("{i}: {kernel:?} {m} x {n} x {k} {of_a:?} {data:?}");
+        check::<f32>(&cuda.clone().with_matmul_kernel(kernel), [&a, &b], 0.75.into(), &case);
+    }
+}
+
 /// Random codes under one scale for each row, of 2^(exponent - 1) for halves of codes; NaN, or
 /// zeros, where it is [`NAN`] or [`ZEROS`].
 fn rows(rng: &mut Rng, exponents: &[i32], k: usize) -> PackedMatrix {
