@@ -106,7 +106,7 @@ struct Blocks {
     step: f64,
     /// Of the memory that all blocks read, a multiprocessor's share.
     memory: f64,
-    /// Of adding up the ranges.
+    /// Of adding up the ranges, of one block alone on its multiprocessor.
     merge: f64,
 }
 
@@ -118,7 +118,7 @@ impl Blocks {
         // As many blocks as run on a multiprocessor share it.
         let sharing = blocks.div_ceil(rates.processors).min(self.resident).max(1);
         let steps = (k as f64 / 128.0 / ranges as f64).ceil();
-        let merge = if ranges > 1 { self.merge } else { 0.0 };
+        let merge = if ranges > 1 { self.merge * sharing as f64 } else { 0.0 };
         let run = steps * self.step * sharing as f64 * waves as f64;
         // Few blocks do not read as fast as all multiprocessors would.
         let readers = blocks.min(rates.processors).max(1) as f64;
@@ -230,9 +230,9 @@ pub(super) fn choose(
         let tensor = (rows * RS_ROWS * 128 * sums) as f64 / (rates.wgmma * WGMMA_SHARE);
         let tiles = m.div_ceil(rows) * n.div_ceil(RS_ROWS);
         let step = tensor.max(RS_ISSUE);
-        // As `RS_KERNEL` and shared memory bound them; those that run together merge together.
+        // As `RS_KERNEL` and shared memory bound them.
         let resident = if sums * rows > TILE_ROWS { 1 } else { 2 + usize::from(sums * rows == 32) };
-        let merge = WGMMA_MERGE * (sums * rows / 2 * resident) as f64;
+        let merge = WGMMA_MERGE * (sums * rows / 2) as f64;
         let rs = Blocks { tiles, resident, step, memory: packed, merge };
         let least = |ranges| rs.clocks(rates, k, ranges);
         let clocks = (1..=(k / 512).clamp(1, 32)).map(least).min_by(f64::total_cmp);
