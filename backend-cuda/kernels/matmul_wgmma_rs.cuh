@@ -473,7 +473,7 @@ template <class Shape>
 __device__ __forceinline__ void rs_store_slowly(const WgmmaRsArgs& p, const RsOutputs& at, const RsShared<Shape>& shared,
                                                 int (&sums)[Shape::SUMS][Shape::N / 2]) {
     const int add = Shape::A_EXPONENT + Shape::B_EXPONENT + Shape::WIDTH * (shared.lowest - WINDOW_BIAS);
-    const RowMeta none = {0, 0, 0, 0};
+    const RowMeta none = {};
     const RowMeta rows[2] = {at.row < p.n ? p.b.meta[at.row] : none, at.row + 8 < p.n ? p.b.meta[at.row + 8] : none};
 #pragma unroll 1
     for (int j = 0; j < Shape::N / 8; j++) {
