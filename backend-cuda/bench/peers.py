@@ -133,7 +133,7 @@ def product(row, m, n, k, device, calls, answer, spoil, share, **more):
 
 def copies_of_weight(m, small):
     """How many copies of the weight the calls take in turn: as in benches/gpu.rs."""
-    if m > 16:
+    if m > 128:
         return 1
     return SMALL_COPIES if small else COPIES
 
@@ -231,7 +231,7 @@ class Torch:
         product(f"cublas bf16 m{m}", m, n, k, self, calls, lambda: answer(a, b, m), spoil, BF16)
         del calls
         one = torch.ones((), device=self.device)
-        rows = max(m, 16)  # the fp8 kernels ask for a multiple of 16
+        rows = -(-m // 16) * 16  # the fp8 kernels ask for a multiple of 16
         fa = a.to(torch.float8_e4m3fn)
         fa = fa if m == rows else fa.repeat(-(-rows // m), 1)[:rows].contiguous()
         fb = b.to(torch.float8_e4m3fn)
@@ -641,7 +641,7 @@ def self_test():
     assert row("wrong graph", Graphs(lambda call: call(value=far)), weights) is None
     assert row("wrong", Graphs(), [functools.partial(call, 0, far)]) is None
     assert row("broken", Graphs(), [lambda: 1 / 0]) is None
-    assert [copies_of_weight(m, False) for m in (1, 4, 16, 8192)] == [8, 8, 8, 1]
+    assert [copies_of_weight(m, False) for m in (1, 4, 16, 17, 128, 8192)] == [8, 8, 8, 8, 8, 1]
     print("peers.py: self-test passed")
 
 
@@ -658,7 +658,7 @@ def main():
     if arguments.compile_triton:
         return compile_triton()
     size = 256 if arguments.small else 8192
-    shapes = [(m, size, size) for m in (size, 16, 4, 1)]
+    shapes = [(m, size, size) for m in (size, 16, 4, 1, 17, 32, 64, 128)]
     if not arguments.no_torch:
         try:
             torch = Torch(arguments.device, arguments.small)

@@ -11,7 +11,7 @@
 #
 # Python needs numpy, for the peers' answers; PyTorch and Triton for their rows, else
 # nvidia-cublas (pip). Stages: device (what there is), build, tests (the crate's, graphs among
-# them), conformance (quick, as routed and with the folded, the decode and the wgmma kernels
+# them, and those of few rows on packed weights, on Hopper), conformance (quick, as routed and with the folded, the decode and the wgmma kernels
 # forced; full with --full), memcheck and racecheck by compute-sanitizer on the small bench, bench
 # (benches/gpu.rs), peers (peers.py: cuBLAS and Triton), table (table.py). A stage that cannot run
 # says why; the table repeats it.
@@ -33,15 +33,15 @@ while (($#)); do
     shift
 done
 
-# The programs, into $1: conform, gpu, and the tests that need a device, as tests_lib and
-# tests_graph.
+# The programs, into $1: conform, gpu, and the tests that need a device, as tests_lib, tests_graph
+# and tests_wgmma_rs.
 build() {
     local to=$1 list pair
     mkdir -p "$to" && to=$(cd "$to" && pwd) && cd "$root" || return 1
     list=$(cargo build --release -p fp4-backend-cuda --example conform --message-format=json &&
         cargo bench -p fp4-backend-cuda --bench gpu --no-run --message-format=json &&
-        cargo test --release -p fp4-backend-cuda --features emulated --lib --test graph --no-run --message-format=json) || return 1
-    for pair in conform:conform gpu:gpu fp4_backend_cuda:tests_lib graph:tests_graph; do
+        cargo test --release -p fp4-backend-cuda --features emulated --lib --test graph --test wgmma_rs --no-run --message-format=json) || return 1
+    for pair in conform:conform gpu:gpu fp4_backend_cuda:tests_lib graph:tests_graph wgmma_rs:tests_wgmma_rs; do
         cp "$(grep -oE '"executable":"[^"]*/'"${pair%:*}"'(-[0-9a-f]+)?"' <<<"$list" | tail -1 | cut -d'"' -f4)" "$to/${pair#*:}" || return 1
     done
     ls -l "$to"
@@ -103,6 +103,14 @@ if [[ -z $from ]]; then stage build 420 bash -c "build '$programs'"; fi
 # One test at a time, as the device is shared.
 stage tests-graph 60 "$programs/tests_graph" --test-threads 1
 stage tests-lib 60 "$programs/tests_lib" --test-threads 1
+# Without the test that has the emulator be short of memory.
+rs=("$programs/tests_wgmma_rs" --test-threads 1)
+[[ -n $emulated ]] || rs+=(--skip without_memory)
+if [[ -n $emulated ]] || ((dry)) || nvidia-smi --query-gpu=compute_cap --format=csv,noheader | head -1 | grep -qx '9\.0'; then
+    stage tests-wgmma-rs 60 "${rs[@]}"
+else
+    skip tests-wgmma-rs "these kernels are Hopper's"
+fi
 for kernel in auto folded decode wgmma wgmma-rs; do
     stage "conformance-quick-$kernel" 150 "$programs/conform" quick "$kernel"
 done
@@ -112,10 +120,10 @@ elif ! ((dry)) && ! command -v compute-sanitizer >/dev/null; then
     skip sanitizer "compute-sanitizer is not installed"
 else
     for tool in memcheck racecheck; do
-        stage "$tool" 90 compute-sanitizer --tool "$tool" --error-exitcode 9 "$programs/gpu" --small
+        stage "$tool" 150 compute-sanitizer --tool "$tool" --error-exitcode 9 "$programs/gpu" --small
     done
 fi
-stage bench 240 "$programs/gpu" "${small[@]}"
+stage bench 330 "$programs/gpu" "${small[@]}"
 if [[ -n $emulated ]] && ! ((dry)); then
     # The copy and the arithmetic of cuBLAS's arguments, by a stand-in.
     stage standin 60 g++ -shared -fPIC -O2 -o "$out/libcublas.so" "$here/cublas_standin.cpp"

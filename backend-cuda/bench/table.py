@@ -11,8 +11,9 @@ NOTES = [
     "Ours and the peers' calls are captured in CUDA graphs, of 8 calls each, and replayed: no launch from the host is "
     "in a time. Ours is timed by the host around batches of replays that end with one synchronization, the peers "
     "by two events of the device.",
-    "With 16 rows of A and fewer, ours and the peers' calls take the weight in turn from 8 copies, so that it comes from "
-    "device memory and not from the L2 cache. Larger products use one weight.",
+    "With 128 rows of A and fewer, ours and the peers' calls take the weight in turn from 8 copies, so that it comes from "
+    "device memory and not from the L2 cache. Larger products use one weight. With 17 to 128 rows every call of ours "
+    "quantizes its bf16 activations.",
     'Prefill rows begin with a prepared weight (on Hopper folded to int8, once) and quantized activations. '
     'Those "from packed" fold the packed weight and quantize bf16 activations in every call. "Dequantize + cuBLAS" '
     "expands both packed operands to bf16 in every call: of our rows, \"from packed\" is the like of it. dot_scaled "
@@ -66,6 +67,13 @@ def main():
         ("MXFP4 decode 16 / cuBLAS bf16", "mxfp4 decode m16", "cublas bf16 m16", None, None),
     ]
     goals += [(f"{f.upper()} decode M = {m}", f"{f} decode m{m}", "copy", 0.6, 0.85) for f in ("mxfp4", "nvfp4") for m in (1, 4, 16)]
+    # The goals are those for 64 and 128 rows.
+    for f in ("mxfp4", "nvfp4", "mxint8 mxfp4", "mxint8 nvfp4"):
+        for m in (17, 32, 64, 128):
+            judged = (1.5, 2.5) if m >= 64 and f == "mxfp4" else (None, None)
+            what = f"{f.upper().replace(' ', ' by ')} M = {m}, quantize included"
+            goals += [(what, f"{f} few m{m} gaussian", f"cublas bf16 m{m}", *judged),
+                      (f"{what}, outliers", f"{f} few m{m} outliers", f"cublas bf16 m{m}", None, None)]
     goals += [(f"{f.upper()} transform (32) + quantize", f"{f} transform quantize", "copy", 0.5, 0.8) for f in ("mxfp4", "nvfp4")]
 
     goals += [(f"{f.upper()} transform (32) + quantize + fold", f"{f} transform quantize fold", "copy", None, None) for f in ("mxfp4", "nvfp4")]
@@ -116,8 +124,10 @@ def main():
     lines += ["", "Checked values and paths taken:", ""]
     for name, row in ours.items():
         if "checked" in row:
+            tiles = row.get("tiles", {"left": 0})
+            left = f"; {tiles['left']} of {tiles['all']} tiles left to another kernel" if tiles["left"] else ""
             lines.append(f"- {name}: {row['checked']} equal the reference bit for bit, {row['replayed']} the same "
-                         f"after the timed replays; {row.get('paths', '')}".rstrip("; "))
+                         f"after the timed replays; {row.get('paths', '')}".rstrip("; ") + left)
     lines += ["", "Peers:", ""]
     for name, row in peers.items():
         if "tops" in row:

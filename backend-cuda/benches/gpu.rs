@@ -13,13 +13,16 @@
 //!
 //! Weights are prepared before the clock runs: on Hopper that folds them to int8. The rows "packed"
 //! start from a packed weight, which each call folds, and from activations, which it quantizes.
+//! Rows "few" have 17 to 128 rows of activations, which each call quantizes, and weights taken in
+//! turn as those of decode. `tiles` of a row are those that another kernel had to redo, and all.
 //! Rows "mxint8 mxfp4" and "mxint8 nvfp4" have MXINT8 activations; by MXFP4 on Hopper every call
 //! folds them.
 //!
 //! Every result is checked against the reference, bit for bit on sampled rows and columns, before
 //! it is timed; and all of it once more after the timed replays, which find it overwritten.
 //! `--small` shrinks everything to what the emulator does in seconds: its times mean nothing, and
-//! the lines say so. Not yet run on hardware.
+//! the lines say so. On Hopper it forces the kernel on packed weights for few rows by MXFP4, which
+//! so small a product would not get. Not yet run on hardware.
 
 use std::time::Instant;
 
@@ -29,8 +32,8 @@ use fp4_backend_cuda::{Cuda, CudaOperand, CudaTensor, Graph, MatmulKernel};
 use fp4_core::backend::{Resident, Sink, Source};
 use fp4_core::reference::{self, Reference};
 use fp4_core::{
-    Encoding, Error, FloatSlice, FloatSliceMut, FloatType, Matmul, PackedMatrix, PackedView,
-    Product, QuantSpec, QuantizeInput, Transform, bf16, hadamard,
+    Encoding, Error, FloatSlice, FloatSliceMut, FloatType, Format, Matmul, PackedMatrix,
+    PackedView, Product, QuantSpec, QuantizeInput, Transform, bf16, hadamard,
 };
 use serde_json::{Value, json};
 
@@ -76,6 +79,17 @@ fn values(seed: u64, data: Data, rows: usize, k: usize) -> Vec<bf16> {
         }
     }
     x
+}
+
+/// What is done before the clock runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Ready {
+    /// The weight is prepared and the activations are quantized.
+    Both,
+    /// The weight is prepared; each call quantizes the activations.
+    Weight,
+    /// Neither: each call also begins with a weight that is not folded.
+    Neither,
 }
 
 /// Calls recorded to be timed.
@@ -135,6 +149,10 @@ impl Bench {
         self.filter.as_deref().is_none_or(|text| name.contains(text))
     }
 
+    fn hopper(&self) -> bool {
+        self.cuda.device().compute_capability == 90
+    }
+
     fn print(&mut self, name: &str, mut row: Value) {
         row["row"] = json!(name);
         row["emulated"] = json!(self.small);
@@ -163,8 +181,7 @@ impl Bench {
         Ok(packed)
     }
 
-    /// One product: checked, timed, checked again. `copies` of the weight are used in turn. With
-    /// `packed`, each call quantizes the activations, and begins with a weight that is not folded.
+    /// One product: checked, timed, checked again. `copies` of the weight are used in turn.
     fn matmul(
         &mut self,
         name: &str,
@@ -172,16 +189,19 @@ impl Bench {
         data: Data,
         [m, n, k]: [usize; 3],
         copies: usize,
-        packed: bool,
+        ready: Ready,
     ) -> Result<()> {
         if !self.wants(name) {
             return Ok(());
         }
-        let cuda = self.cuda.clone().with_folded_weights(!packed);
+        let mut cuda = self.cuda.clone().with_folded_weights(ready != Ready::Neither);
+        if self.small && ready == Ready::Weight && product.b == Format::MxFp4 && self.hopper() {
+            cuda = cuda.with_matmul_kernel(MatmulKernel::WgmmaRs { ranges: 0 });
+        }
         let x = values(1, data, m, k);
         let spec = QuantSpec::of(product.a);
         let mut a = self.operand(&x, &spec, m, k)?;
-        let x = if packed { Some(self.tensor(&x)?) } else { None };
+        let x = if ready != Ready::Both { Some(self.tensor(&x)?) } else { None };
         let of_weight = QuantSpec::usual(product.b);
         let weight = self.operand(&values(2, Data::Gaussian, n, k), &of_weight, n, k)?;
         let weight = self.exported(&weight)?;
@@ -191,7 +211,7 @@ impl Bench {
         let float = FloatType::Bf16;
         let before = cuda.paths()?;
         cuda.matmul_resident(&a, &prepared[0], 1.0.into(), Sink::Resident(&mut y, float))?;
-        let paths = cuda.paths()?;
+        let (paths, tiles) = (cuda.paths()?, cuda.tiles_left()?);
         let checked = self.check(&a, weight.view(), &y, [m, n])?;
         let expected = self.downloaded(&y, m * n)?;
         let recorded = Recorded::new(&cuda, self.small, copies, |i| {
@@ -216,6 +236,7 @@ impl Bench {
                 "weight_bytes_per_second": bytes as f64 / seconds,
                 "weights": copies, "calls": recorded.calls,
                 "checked": checked, "replayed": replayed,
+                "tiles": { "left": tiles.0, "all": tiles.1 },
                 "paths": {
                     "narrow": paths.narrow - before.narrow,
                     "planes": paths.planes - before.planes,
@@ -387,7 +408,8 @@ fn main() -> Result<()> {
     let info = cuda.device().clone();
     let mut bench = Bench { cuda, small, filter, rows: 0 };
     println!("{}", json!({ "row": "device", "name": info.name, "sm": info.compute_capability }));
-    let (big, tall) = if small { (256, 384) } else { (8192, 8192) };
+    // `long` is cut in ranges of K.
+    let (big, tall, long) = if small { (256, 384, 1024) } else { (8192, 8192, 8192) };
     let square = [big, big, big];
     bench.copy(device)?;
     let lower = |name: &dyn std::fmt::Debug| format!("{name:?}").to_lowercase();
@@ -396,21 +418,34 @@ fn main() -> Result<()> {
         let same = a == b.into();
         let name = if same { lower(&b) } else { format!("{} {}", lower(&a), lower(&b)) };
         for (kind, data) in [("gaussian", Data::Gaussian), ("outliers", Data::Outliers)] {
-            bench.matmul(&format!("{name} prefill {kind}"), product, data, square, 1, false)?;
+            bench.matmul(
+                &format!("{name} prefill {kind}"),
+                product,
+                data,
+                square,
+                1,
+                Ready::Both,
+            )?;
         }
         let packed = format!("{name} prefill packed");
-        bench.matmul(&packed, product, Data::Gaussian, square, 1, true)?;
+        bench.matmul(&packed, product, Data::Gaussian, square, 1, Ready::Neither)?;
+        let copies = if small { 2 } else { 8 };
         for m in [1, 4, 16] {
             let name = format!("{name} decode m{m}");
-            let copies = if small { 2 } else { 8 };
-            bench.matmul(&name, product, Data::Gaussian, [m, tall, big], copies, false)?;
+            bench.matmul(&name, product, Data::Gaussian, [m, tall, big], copies, Ready::Both)?;
+        }
+        for m in [17, 32, 64, 128] {
+            for (kind, data) in [("gaussian", Data::Gaussian), ("outliers", Data::Outliers)] {
+                let name = format!("{name} few m{m} {kind}");
+                bench.matmul(&name, product, data, [m, tall, long], copies, Ready::Weight)?;
+            }
         }
     }
     for encoding in Encoding::ALL {
         let name = format!("{} transform quantize", lower(&encoding));
         bench.quantize(&name, encoding, [big, big], false)?;
         // MXINT8 is folded by the products that need it.
-        if info.compute_capability == 90 && encoding != Encoding::MxInt8 {
+        if bench.hopper() && encoding != Encoding::MxInt8 {
             bench.quantize(&format!("{name} fold"), encoding, [big, big], true)?;
         }
     }

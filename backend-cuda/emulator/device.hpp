@@ -241,6 +241,7 @@ DEVICE unsigned atomicAdd(unsigned* p, unsigned v) { return atomicAdd<unsigned>(
 DEVICE unsigned long long atomicAdd(unsigned long long* p, unsigned long long v) {
     return atomicAdd<unsigned long long>(p, v);
 }
+DEVICE void reduce_add(int* to, int value) { atomicAdd<int>(to, value); }
 DEVICE unsigned atomicOr(unsigned* p, unsigned v) { return atomicOr<unsigned>(p, v); }
 DEVICE unsigned atomicMax(unsigned* p, unsigned v) { return atomicMax<unsigned>(p, v); }
 DEVICE unsigned atomicMin(unsigned* p, unsigned v) { return atomicMin<unsigned>(p, v); }

@@ -74,12 +74,13 @@ constexpr int WGMMA_SHARED = 221184;
 constexpr int RS_THREADS = 256;           // of matmul_wgmma_rs
 constexpr int RS_ROWS = 128;              // rows of B of a block of it
 constexpr int RS_RANGE_SLICES = 32;       // most slices of K of a range
+constexpr int RS_SPREAD = 3;              // exponents above its least that a row of B may have
 constexpr int RS_MXFP4_32_SHARED = 69632; // bytes of dynamic shared memory, by rows of A of a block
 constexpr int RS_MXFP4_64_SHARED = 86016;
 constexpr int RS_MXFP4_128_SHARED = 112640;
 constexpr int RS_MXINT8_32_SHARED = 86016;
 constexpr int RS_MXINT8_64_SHARED = 112640;
-constexpr int RS_MXINT8_128_SHARED = 180224;
+constexpr int RS_MXINT8_128_SHARED = 221184;
 
 // ---- bounds
 

@@ -99,7 +99,7 @@ def count(path, role):
         elif op.startswith("LDGSTS"):
             cost["shared"] += 32 * lane_bytes(op)
             cost["l2"] += 32 * lane_bytes(op)
-        elif re.match(r"(LDG|STG|RED|ATOMG)\b", op):
+        elif re.match(r"(LDG|STG|REDG?|ATOMG)\b", op):
             cost["l2"] += 32 * lane_bytes(op)
     return cost
 
@@ -110,6 +110,9 @@ def find_loop(flow, role, known):
     if role.around:
         inner = known.get(role.around)
         return inner and sass.loop_around(flow, inner[0], wanted)
+    if role.straight:
+        path = [x for block in flow.blocks for x in block if wanted.search(x.opcode)]
+        return (None, path) if len(path) >= role.least else None
 
     def holds(path, pattern):
         return any(re.search(pattern, x.opcode) for x in path)

@@ -7,8 +7,12 @@
 //     f - base = W * w + shift,     0 <= shift < W            W = 4 for MXFP4, 6 for NVFP4
 //
 // so each live group (RowMeta) lies in exactly one window w, and its elements are the integers
-// v = doubled code * m << shift, in units of 2^(base + W w + const). The base is the one whose
-// window 0 holds most live groups; of ordinary data it holds all.
+// v = doubled code * m << shift, in units of 2^(base + W w + const). The base is the row's lowest
+// live exponent if windows 0 to 3 hold the row, and of ordinary data window 0 does. Else it is the
+// one whose window 0 holds most live groups. So rows agree on their lowest window, whose unit the
+// 32-bit sums of a tile count in: were it the row's choice how many lie below window 0, a tile of
+// outliers would have both rows with a window -1 and rows with a window 1, and a step of those
+// count W exponents more, which no sum has room for.
 //
 //     MXFP4   |v| <= 12 << 3 = 96                      one plane of int8: v
 //     NVFP4   |v| <= 12 * 15 << 5 = 5760 = 90 * 64     three planes: hi, lo and hi + lo, where
@@ -35,9 +39,9 @@
 //     incomplete[t]  not 0 if a window lies outside -4..3 or the extra blocks did not suffice:
 //                    the tile has no folded form, and its outputs go another way
 //
-// Worked example, MXFP4: a row with live scale bytes 120, 121, 121, 126 has base 120 (window 0
-// holds three); 126 - 120 = 6 is window 1, shift 2: code 7 (6.0, doubled 12) becomes 48 in units of
-// 2^(124 - 127).
+// Worked example, MXFP4: a row with live scale bytes 120, 121, 121, 126 has base 120, from which
+// 126 lies less than 16 away; 126 - 120 = 6 is window 1, shift 2: code 7 (6.0, doubled 12) becomes
+// 48 in units of 2^(124 - 127).
 //
 // Which extra blocks a slice gets depends on the order of the blocks of the launch; how many a tile
 // needs does not, so neither the results nor the path taken do. fold_rows.cuh writes it. Not yet

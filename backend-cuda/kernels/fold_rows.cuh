@@ -2,7 +2,8 @@
 //
 //     fold_eight, a block for 8 rows, of which nothing else must be known:
 //         a warp for each row: its metadata, and its live groups counted by exponent; the base is
-//         the highest exponent from which a window holds most of them
+//         the lowest of them if windows 0 to 3 hold all, else the highest from which a window holds
+//         most (fold.cuh)
 //         all warps, along k: the 16-byte pieces of window 0, zeros where a group lies in another
 //         window or is not live; the set of windows joins the slice's entry
 //     fold_extras, a launch after it, a block for 128 rows x 8 slices:
@@ -108,6 +109,38 @@ __device__ __forceinline__ void write_piece(u8* to, const uint4& codes, const Pl
     }
 }
 
+// The base of a row (fold.cuh), of its live groups by exponent; 0 if it has none. By a whole warp.
+template <int ENCODING>
+__device__ __forceinline__ int choose_base(const u32* counts, int lane) {
+    constexpr int WIDTH = Fold<ENCODING>::WIDTH;
+    int low = 256, high = -1;
+    for (int i = lane; i < 256; i += 32) {
+        if (counts[i] == 0) continue;
+        low = i < low ? i : low;
+        high = i;
+    }
+    for (int lanes = 1; lanes < 32; lanes *= 2) {
+        int other_low = __shfl_xor_sync(ALL_LANES, low, lanes), other_high = __shfl_xor_sync(ALL_LANES, high, lanes);
+        low = other_low < low ? other_low : low;
+        high = other_high > high ? other_high : high;
+    }
+    if (high < 0) return 0;
+    if (high - low < (WINDOWS - WINDOW_BIAS) * WIDTH) return low;
+    // The most groups, and of equals the highest base: 2^32 * count + base.
+    u64 best = 0;
+    for (int base = lane; base < 256; base += 32) {
+        u32 held = 0;
+        for (int i = base; i < base + WIDTH && i < 256; i++) held += counts[i];
+        u64 candidate = ((u64)held << 32) | (u32)base;
+        best = candidate > best ? candidate : best;
+    }
+    for (int lanes = 1; lanes < 32; lanes *= 2) {
+        u64 other = __shfl_xor_sync(ALL_LANES, best, lanes);
+        best = other > best ? other : best;
+    }
+    return (int)(u32)best;
+}
+
 // Folds rows first_row .. first_row + 7, of which those from `rows` on are zeros. By a block of
 // FOLD_THREADS.
 template <int ENCODING>
@@ -125,20 +158,8 @@ __device__ __forceinline__ void fold_eight(const u8* codes, const u8* scales, in
         auto count = [=](u32 byte) { atomicAdd(&counts[Fold<ENCODING>::field(byte)], 1u); };
         RowMeta meta = describe_row<ENCODING>(codes, scales, own, k_pad, lane, count);
         __syncwarp(ALL_LANES);
-        // The most groups, and of equals the highest base: 2^32 * count + base.
-        u64 best = 0;
-        for (int base = lane; base < 256; base += 32) {
-            u32 held = 0;
-            for (int i = base; i < base + Fold<ENCODING>::WIDTH && i < 256; i++) held += counts[i];
-            u64 candidate = ((u64)held << 32) | (u32)base;
-            best = candidate > best ? candidate : best;
-        }
-        for (int step = 16; step > 0; step /= 2) {
-            u64 other = __shfl_xor_sync(ALL_LANES, best, step);
-            best = other > best ? other : best;
-        }
+        int base = choose_base<ENCODING>(counts, lane);
         if (lane == 0) {
-            int base = best >> 32 ? (int)(u32)best : 0;
             scratch.bases[warp] = to.bases[own] = base;
             to.meta[own] = meta;
         }

@@ -54,7 +54,6 @@ namespace fp4 {
 constexpr int RS_WARPS = 8;          // that multiply
 constexpr int RS_WARP_ROWS = 16;
 constexpr int RS_CODE_BYTES = RS_WARP_ROWS * SLICE_K / 2;
-constexpr int RS_SPREAD = 3;
 // Bytes of dynamic shared memory, by digits of A and by its rows of a block: 32, 64, 128.
 constexpr int RS_SHARED[2][3] = {{RS_MXFP4_32_SHARED, RS_MXFP4_64_SHARED, RS_MXFP4_128_SHARED},
                                  {RS_MXINT8_32_SHARED, RS_MXINT8_64_SHARED, RS_MXINT8_128_SHARED}};
@@ -73,7 +72,8 @@ struct RsShape {
     static constexpr int PLANE = N * SLICE_K; // the first N rows of a block's plane
     static constexpr int STAGE_BYTES = SUMS * PLANE;
     static constexpr int STAGES = 4;       // of A's ring
-    static constexpr int CODE_STAGES = SUMS * N >= 128 ? 3 : 4; // of a warp's ring of codes: two blocks fit
+    // Of a warp's ring of codes: two blocks fit, or as much is under way of one.
+    static constexpr int CODE_STAGES = SUMS * N > 128 ? 8 : SUMS * N == 128 ? 3 : 4;
     static constexpr u32 MOST_STEPS = 0x7FFFFFFFu / (STEP_K * A::LARGEST * (12 << RS_SPREAD));
     static constexpr int A_EXPONENT = Of::A::UNIT + A::SCALE_UNIT, B_EXPONENT = Of::B::UNIT + Of::B::SCALE_UNIT;
 
@@ -258,21 +258,23 @@ struct RsWarp {
         cp_async_commit();
     }
 
-    // By a lane of warp 0: A's block of a product into the ring.
+    // By warp 0: A's block of a product into the ring.
     __device__ __forceinline__ void fill(int product) {
         if (product >= shared.ends[0]) return;
-        const int first_row = place.tile_m * Shape::N;
-        const i64 tile = first_row / TILE_ROWS, block_index = shared.list[product] >> 5;
-        const u8* block = p.a.blocks + (tile * (place.slices + p.a.extra) + block_index) * (Shape::SUMS * PLANE_BYTES) +
-                          first_row % TILE_ROWS * SLICE_K;
+        // Of fewer than 128 rows there is one tile: a block's rows are the first of a tile of A's.
+        const i64 tile = place.tile_m * Shape::N / TILE_ROWS, block_index = shared.list[product] >> 5;
+        const u8* block = p.a.blocks + (tile * (place.slices + p.a.extra) + block_index) * (Shape::SUMS * PLANE_BYTES);
         u64* full = &shared.full[filled];
         mbarrier_wait(&shared.empty[filled], fill_parity);
-        mbarrier_arrive_expect_tx(full, Shape::STAGE_BYTES);
+        if (elect_lane()) {
+            mbarrier_arrive_expect_tx(full, Shape::STAGE_BYTES);
 #pragma unroll
-        for (int plane = 0; plane < Shape::SUMS; plane++) {
-            unsigned char* to = blocks + filled * Shape::STAGE_BYTES + plane * Shape::PLANE;
-            bulk_copy_g2s(to, block + plane * PLANE_BYTES, Shape::PLANE, full);
+            for (int plane = 0; plane < Shape::SUMS; plane++) {
+                unsigned char* to = blocks + filled * Shape::STAGE_BYTES + plane * Shape::PLANE;
+                bulk_copy_g2s(to, block + plane * PLANE_BYTES, Shape::PLANE, full);
+            }
         }
+        __syncwarp(ALL_LANES);
         if (++filled == Shape::STAGES) {
             filled = 0;
             fill_parity ^= 1;
@@ -311,7 +313,7 @@ struct RsWarp {
         __syncwarp(ALL_LANES); // the stage is there for all lanes, and all have read the last one
         copy(product + Shape::CODE_STAGES - 1);
         // Into the slot of two products ago: of the last one's some warp may not be done.
-        if (threadIdx.x == 0) fill(product + Shape::STAGES - 2);
+        if (threadIdx.x < 32) fill(product + Shape::STAGES - 2);
         __syncwarp(ALL_LANES);
         const int slice = (int)(shared.list[product] & 31u);
         const u32* powers = shared.powers + ((int)threadIdx.x / 32 * RS_WARP_ROWS + g) * RS_POWER_PITCH + slice;
@@ -347,6 +349,8 @@ struct RsWarp {
         wgmma_wait<0>();
 #pragma unroll
         for (int i = 0; i < Shape::SUMS; i++) wgmma_pin(sums[i]);
+#pragma unroll
+        for (int step = 0; step < SLICE_STEPS; step++) wgmma_pin(a[step]); // read until here
         if (elect_lane()) mbarrier_arrive(&shared.empty[slot]); // read by this warp's wgmma
         if (++slot == Shape::STAGES) {
             slot = 0;
@@ -362,7 +366,7 @@ struct RsWarp {
             for (int d = 0; d < Shape::N / 2; d++) sums[i][d] = 0;
         }
         for (int i = 0; i < Shape::CODE_STAGES - 1; i++) copy(i);
-        if (threadIdx.x == 0) {
+        if (threadIdx.x < 32) {
             for (int i = 0; i < Shape::STAGES - 2; i++) fill(i);
         }
         __syncwarp(ALL_LANES);
@@ -401,7 +405,7 @@ __device__ __forceinline__ bool rs_merge(const WgmmaRsArgs& p, const RsPlace& at
     for (int i = 0; i < Shape::SUMS; i++) {
 #pragma unroll
         for (int d = 0; d < Shape::N / 2; d++) {
-            if (d / 4 * 8 < tokens) atomicAdd(&own[(i * (Shape::N / 2) + d) * THREADS], sums[i][d]);
+            if (d / 4 * 8 < tokens) reduce_add(&own[(i * (Shape::N / 2) + d) * THREADS], sums[i][d]);
         }
     }
     __threadfence(); // what this thread added is out before the arrival
@@ -469,7 +473,7 @@ template <class Shape>
 __device__ __forceinline__ void rs_store_slowly(const WgmmaRsArgs& p, const RsOutputs& at, const RsShared<Shape>& shared,
                                                 int (&sums)[Shape::SUMS][Shape::N / 2]) {
     const int add = Shape::A_EXPONENT + Shape::B_EXPONENT + Shape::WIDTH * (shared.lowest - WINDOW_BIAS);
-    const RowMeta none = {0, 0, 0, 0};
+    const RowMeta none = {};
     const RowMeta rows[2] = {at.row < p.n ? p.b.meta[at.row] : none, at.row + 8 < p.n ? p.b.meta[at.row + 8] : none};
 #pragma unroll 1
     for (int j = 0; j < Shape::N / 8; j++) {

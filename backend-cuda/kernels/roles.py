@@ -5,7 +5,8 @@ A role is a loop. It is the innermost that holds at least `least` instructions t
 one that matches `has`, and none that matches `lacks` (regular expressions of opcodes, searched
 for). Of several the first counts, or the one at `which`. `turns` is how often one warp of each
 block runs it, summed over the blocks of the problem; `warps` of a block do so. Roles of a kernel
-run at the same time, but those of its tail, which follow the others.
+run at the same time, but those of its tail, which follow the others. A role that is `straight` is no
+loop: what matches `wanted` in the whole kernel, `least` or more, without what lies between.
 
 A new kernel: one more entry. A kernel without one fails the check, unless it is one of
 UNBUDGETED, of which only registers and spills are held.
@@ -14,6 +15,8 @@ UNBUDGETED, of which only registers and spills are held.
 import re
 from dataclasses import dataclass
 from typing import Callable, Optional
+
+import machines
 
 N = K = 8192  # outputs (N, N) over K; decode: N rows of weights; quantization: (N, K) values
 INT8, MEMORY = "int8", "memory"  # what a bound is a share of
@@ -33,6 +36,7 @@ class Role:
     which: int = 0
     around: str = ""       # it is the loop around that of this role, without a turn of that
     tail: bool = False
+    straight: bool = False
     copied: int = 0        # bytes from L2 a turn by bulk copies, whose sizes the code does not show
     landed: Optional[int] = None  # bytes that they write to the block's shared memory; else as many
 
@@ -125,14 +129,15 @@ def decode(name, group, rows, *ways):
     return found
 
 
-def rs_blocks():
-    """The grid of src/ops/matmul/wgmma_rs.rs for N rows of weights and few of A."""
+def rs_blocks(merge):
+    """The grid of src/ops/matmul/wgmma_rs.rs for N rows of weights and few of A, where the merge of
+    ranges costs a block as much as so many slices."""
     across, slices = N // 128, K // 128
 
     def cost(count, slots):
         each = -(-slices // count)
         count = -(-slices // each)
-        return -(-across * count // slots) * (each + 4), count
+        return -(-across * count // slots) * (each + 2 + (merge if count > 1 else 0)), count
 
     def blocks(machine, resident):
         counts = range(-(-slices // 32), slices // 4 + 1)
@@ -143,11 +148,20 @@ def rs_blocks():
 
 def rs(name, rows, planes):
     """128 rows of weights, a range of K and `rows` rows of A a block of eight warps; a turn is a slice
-    of 128 of K, for which one of them has A's block copied. The merge of ranges and the outputs, which
-    are no loops, are left out."""
-    roles = [Role("tensor", "IGMMA", N // 128 * K / 128, 8, copied=rows * 128 * planes // 8)]
+    of 128 of K, for which each copies its codes and one of them has A's block copied: its few
+    instructions for that are left out, and so are the outputs, which are no loop. All blocks add their
+    sums to memory, in as many ranges as an H200 is given; a tile's last takes them back and leaves
+    zeros."""
+    blocks, h200 = rs_blocks(min(-(-rows * planes // 32), 4)), machines.MACHINES[0]
+    resident = 1 if rows * planes > 128 else 3 if rows * planes == 32 else 2
+    sums = rows * planes // 2  # of a thread
+    roles = [
+        Role("tensor", "IGMMA|LDGSTS", N // 128 * K / 128, 8, has="IGMMA", copied=rows * 128 * planes // 8),
+        Role("merge", r"^(REDG|ATOMG)\b", blocks(h200, resident), 8, least=sums, straight=True, tail=True),
+        Role("take back", r"^LDG.*STRONG", N // 128, 8, least=sums, straight=True, tail=True, copied=128 * sums),
+    ]
     work = N * K * (0.5 + 1 / 32)
-    return Kernel(name, 256, work, MEMORY, roles, f"RS_{'MXFP4' if planes == 1 else 'MXINT8'}_{rows}_SHARED", rs_blocks())
+    return Kernel(name, 256, work, MEMORY, roles, f"RS_{'MXFP4' if planes == 1 else 'MXINT8'}_{rows}_SHARED", blocks)
 
 
 INT64, FOLD = ("int64", {"lacks": r"U8\.S8"}), ("fold", {"has": r"U8\.S8"})

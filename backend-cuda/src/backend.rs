@@ -129,10 +129,10 @@ impl Cuda {
     }
 
     /// How many tiles of the last product by [`MatmulKernel::Wgmma`],
-    /// [`MatmulKernel::WgmmaRs`] or [`MatmulKernel::MmaFolded`], or of the last launch of several, could not be proved exact
-    /// there and were left to a kernel on packed operands, and how many tiles there were. This
-    /// waits. Of calls in a graph nothing is known: after a capture or a replay the answer is (0,
-    /// 0) until the next such product.
+    /// [`MatmulKernel::WgmmaRs`] or [`MatmulKernel::MmaFolded`], or of the last launch of several,
+    /// could not be proved exact there and were left to a kernel on packed operands, and how many
+    /// tiles there were. This waits. Of calls in a graph nothing is known: after a capture or a
+    /// replay the answer is (0, 0) until the next such product.
     ///
     /// # Errors
     /// A device failure.

@@ -300,11 +300,10 @@ fn wgmma_mxfp4_levels_on_the_bound_and_one_past_it() {
     // 16^3 + 12 * 16^2 + 7 * 16 + 1 = 7281 steps in units of the lowest level: the most.
     for (lowest, expected) in [(1, 0), (2, 1)] {
         for sign in [0x77, 0xFF] {
-            let mut a = vec![(0x77, 134); 1]; // window 3, shift 2
-            a.extend(vec![(0x77, 131); 10]); // window 2, shift 3; its shift 0 makes it the main one
-            a.extend(vec![(0x77, 128); 2]);
+            let mut a = vec![(0x77, 135); 1]; // window 3, shift 3
+            a.extend(vec![(0x77, 131); 12]); // window 2, shift 3
             a.extend(vec![(0x77, 127); 7]); // window 1, shift 3
-            a.extend(vec![(0x77, 123); lowest]); // window 0, shift 3
+            a.extend(vec![(0x77, 120); lowest]); // window 0, whose shift 0 makes it the base
             let mut b = vec![(sign, 123); a.len()]; // shift 3 but for one
             b[3] = (0x77, 120);
             let case = format!("{lowest} steps of the lowest level, sign {sign:x}");

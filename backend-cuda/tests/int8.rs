@@ -188,11 +188,11 @@ fn wgmma_levels_on_the_bound_and_one_past_it() {
     // digits of 120, 8 and -8, are the largest there are.
     for (lowest, expected) in [(10, 0), (11, 1)] {
         for (element, code) in [(120, 0x77), (120, 0xFF), (0x80, 0x77)] {
-            let mut a = vec![(element, 135); 1]; // window 1, shift 3
-            a.extend(vec![(element, 131); 25]); // window 0, shift 3 but for one
-            a.extend([(element, 128)]);
-            a.extend(vec![(element, 127); 10]); // window -1, shift 3
-            a.extend(vec![(element, 123); lowest]); // window -2, shift 3
+            let mut a = vec![(element, 135); 1]; // window 3, shift 3
+            a.extend(vec![(element, 131); 26]); // window 2, shift 3
+            a.extend(vec![(element, 127); 10]); // window 1, shift 3
+            a.extend(vec![(element, 123); lowest - 1]); // window 0, shift 3
+            a.extend([(element, 120)]); // and 0, which makes it the base
             let mut b = vec![(code, 123); a.len()]; // shift 3 but for one
             b[3] = (0x77, 120);
             let case = format!("{lowest} steps of the lowest level, {element:x} {code:x}");

@@ -111,11 +111,10 @@ fn mxfp4_levels_on_the_bound_and_one_past_it() {
     // 16^3 + 12 * 16^2 + 7 * 16 + 1 = 7281 steps in units of the lowest level: the most.
     for (lowest, expected) in [(1, 0), (2, 1)] {
         for sign in [0x77, 0xFF] {
-            let mut a = vec![(0x77, 134); 1]; // window 3, shift 2
-            a.extend(vec![(0x77, 131); 10]); // window 2, shift 3; its shift 0 makes it the main one
-            a.extend(vec![(0x77, 128); 2]);
+            let mut a = vec![(0x77, 135); 1]; // window 3, shift 3
+            a.extend(vec![(0x77, 131); 12]); // window 2, shift 3
             a.extend(vec![(0x77, 127); 7]); // window 1, shift 3
-            a.extend(vec![(0x77, 123); lowest]); // window 0, shift 3
+            a.extend(vec![(0x77, 120); lowest]); // window 0, whose shift 0 makes it the base
             let mut b = vec![(sign, 123); a.len()]; // shift 3 but for one
             b[3] = (0x77, 120);
             let case = format!("{lowest} steps of the lowest level, sign {sign:x}");
@@ -151,11 +150,11 @@ fn mxint8_levels_on_the_bound_and_one_past_it() {
     // 16^3 + 26 * 16^2 + 10 * 16 + 10 = 10,922 steps in units of the lowest level: the most.
     for (lowest, expected) in [(10, 0), (11, 1)] {
         for (element, code) in [(120, 0x77), (120, 0xFF), (0x80, 0x77)] {
-            let mut a = vec![(element, 135); 1]; // window 1, shift 3
-            a.extend(vec![(element, 131); 25]); // window 0, shift 3 but for one
-            a.extend([(element, 128)]);
-            a.extend(vec![(element, 127); 10]); // window -1, shift 3
-            a.extend(vec![(element, 123); lowest]); // window -2, shift 3
+            let mut a = vec![(element, 135); 1]; // window 3, shift 3
+            a.extend(vec![(element, 131); 26]); // window 2, shift 3
+            a.extend(vec![(element, 127); 10]); // window 1, shift 3
+            a.extend(vec![(element, 123); lowest - 1]); // window 0, shift 3
+            a.extend([(element, 120)]); // and 0, which makes it the base
             let mut b = vec![(code, 123); a.len()]; // shift 3 but for one
             b[3] = (0x77, 120);
             let case = format!("{lowest} steps of the lowest level, {element:x} {code:x}");

@@ -14,7 +14,7 @@ use fp4_backend_cuda::{Cuda, MatmulKernel};
 use fp4_core::backend::{Resident, Sink};
 use fp4_core::{
     Encoding, Epilogue, Error, Float, FloatType, Format, Matmul, PackedMatrix, PackedShape, Paths,
-    bf16, f16, reference,
+    QuantSpec, QuantizeInput, bf16, f16, reference,
 };
 
 /// Rows of B of a block.
@@ -93,6 +93,39 @@ fn ordinary_data_leaves_no_tile_and_outliers_of_activations_take_further_product
     }
 }
 
+/// Standard normal values, and of one channel in 100 those times 30, quantized as usual.
+fn outlier_channels(rng: &mut Rng, encoding: Encoding, [rows, k]: [usize; 2]) -> PackedMatrix {
+    let x: Vec<_> = (0..rows * k)
+        .map(|i| {
+            let normal: f32 = (0..12).map(|_| (rng.next() >> 40) as f32 / (1 << 24) as f32).sum();
+            bf16::from_f32((normal - 6.0) * if i % k % 100 == 7 { 30.0 } else { 1.0 })
+        })
+        .collect();
+    let spec = QuantSpec::of(encoding);
+    let input = QuantizeInput::new(&x[..], rows, k, &spec).unwrap();
+    let mut packed = PackedMatrix::zeros(input.shape());
+    reference::quantize(&input, &mut packed.view_mut()).unwrap();
+    packed
+}
+
+#[test]
+fn outlier_channels_leave_no_tile_to_another_kernel() {
+    let mut rng = Rng(97);
+    for of_a in OF_A {
+        let a = outlier_channels(&mut rng, of_a, [64, 4096]);
+        let b = drawn(&mut rng, Encoding::MxFp4, [9, 4096], Data::Close);
+        for kernel in [
+            MatmulKernel::WgmmaRs { ranges: 0 },
+            MatmulKernel::Wgmma,
+            MatmulKernel::MmaFolded { ranges: 0 },
+        ] {
+            let cuda = Cuda::open(0).unwrap().with_matmul_kernel(kernel);
+            check::<f32>(&cuda, [&a, &b], 1.0.into(), &format!("{of_a:?} {kernel:?}"));
+            assert_eq!(cuda.tiles_left().unwrap(), (0, 1), "{of_a:?} {kernel:?}");
+        }
+    }
+}
+
 #[test]
 fn a_row_of_weights_may_span_four_exponents_and_not_five() {
     let cuda = cuda(2);
@@ -121,7 +154,7 @@ fn sums_are_right_on_their_bound_and_left_past_it() {
     // Groups of A in windows 3, 2, 1 and 0 count as 4096, 256, 16 and 1 steps.
     for (of_a, largest, most) in [(Encoding::MxFp4, 0x77, 7281), (Encoding::MxInt8, 0x78, 10922)] {
         for (steps, left) in [(most, 0), (most + 1, 1)] {
-            // Most groups are in window 0, which makes its base A's; all but one are shifted by 3.
+            // The lowest group is the base of A; all others are shifted by 3.
             let counts = [(steps & 15) + 16, (steps >> 4 & 15) - 1, steps >> 8 & 15, steps >> 12];
             let mut of_a_row = vec![(largest, 120)];
             for (window, count) in (0..).zip(counts) {
@@ -137,6 +170,29 @@ fn sums_are_right_on_their_bound_and_left_past_it() {
             check::<f32>(&cuda, [&a, &b], 1.0.into(), &format!("{of_a:?} {steps} steps"));
             assert_eq!(cuda.tiles_left().unwrap(), (left, 1), "{of_a:?} {steps} steps");
         }
+    }
+}
+
+#[test]
+fn kernels_that_share_a_workspace_find_their_sums_zero() {
+    let (cuda, mut rng) = (Cuda::open(0).unwrap(), Rng(98));
+    let kernels = [
+        MatmulKernel::WgmmaRs { ranges: 2 },
+        MatmulKernel::Decode { ranges: 2 },
+        MatmulKernel::WgmmaRs { ranges: 5 },
+        MatmulKernel::MmaFolded { ranges: 2 },
+        MatmulKernel::Wgmma,
+    ];
+    for i in 0..24 {
+        // Each of them once at least, then as drawn.
+        let kernel = kernels[if i < kernels.len() { i } else { rng.below(kernels.len()) }];
+        let m = [1, 17, 32, 33, 64, 65, 128, 130][rng.below(8)];
+        let [n, k] = [[1, 7, 128, 130][rng.below(4)], [32, 544, 1056][rng.below(3)]];
+        let (of_a, data) = (OF_A[rng.below(2)], DATA[rng.below(DATA.len())]);
+        let a = drawn(&mut rng, of_a, [m, k], data);
+        let b = drawn(&mut rng, Encoding::MxFp4, [n, k], Data::Close);
+        let case = format!("{i}: {kernel:?} {m} x {n} x {k} {of_a:?} {data:?}");
+        check::<f32>(&cuda.clone().with_matmul_kernel(kernel), [&a, &b], 0.75.into(), &case);
     }
 }
 

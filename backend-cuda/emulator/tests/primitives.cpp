@@ -83,11 +83,11 @@ void warp_operations() {
 void atomics() {
     Buffer<unsigned> counters(3);
     Buffer<unsigned long long> wide(1);
-    Buffer<int> lowest(std::vector<int>{-1000});
+    Buffer<int> lowest(std::vector<int>{-1000, 7});
     CHECK(run("atomics", {4, 1, 96}, counters.address, wide.address, lowest.address) == 0);
     check_equal(counters.read(), {4u * 95 * 96 / 2, ~0u, 95 * 7 + 3}, "32-bit atomics");
     check_equal(wide.read(), {(1ull << 33) * 4 * 96}, "64-bit atomics");
-    check_equal(lowest.read(), {-5}, "signed maximum");
+    check_equal(lowest.read(), {-5, 7 - 4 * 95 * 96 / 2}, "signed maximum and reduction");
 }
 
 void intrinsics() {

@@ -66,6 +66,7 @@ KERNEL void atomics(unsigned* counters, unsigned long long* wide, int* signed_) 
     atomicMax(&counters[2], threadIdx.x * 7 + blockIdx.x);
     atomicAdd(wide, 1ull << 33);
     atomicMax(signed_, -static_cast<int>(threadIdx.x) - 5);
+    reduce_add(signed_ + 1, -static_cast<int>(threadIdx.x));
 }
 EXPORT(atomics)
 

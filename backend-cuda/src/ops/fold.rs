@@ -211,6 +211,29 @@ mod tests {
     }
 
     #[test]
+    fn the_base_is_the_lowest_exponent_where_four_windows_hold_the_row() {
+        let cuda = Cuda::open(0).unwrap().with_matmul_kernel(MatmulKernel::MmaFolded { ranges: 0 });
+        let mx = fp4_core::PackedShape::of(Format::MxFp4, 1, 128).unwrap();
+        let nv = fp4_core::PackedShape::of(Format::NvFp4, 1, 64).unwrap();
+        // Scale bytes, and the base: an exponent, of e4m3 its field.
+        for (shape, scales, base) in [
+            (mx, [120, 121, 121, 126], 120),
+            (mx, [120, 124, 124, 124], 120),
+            (mx, [120, 135, 135, 135], 120),
+            // 16 from the lowest to the highest: that from which a window holds most.
+            (mx, [120, 136, 136, 136], 136),
+            (mx, [120, 136, 122, 122], 120),
+            (nv, [0x0F, 0x78, 0x78, 0x78], 1),
+            (nv, [0x20, 0x21, 0x28, 0x78], 4),
+        ] {
+            let codes = vec![0x22; shape.codes_len()];
+            let packed = PackedMatrix::new(shape, codes, scales.to_vec()).unwrap();
+            let got = contents(&cuda.prepare(packed.view()).unwrap().operand).bases;
+            assert_eq!(got, [base], "{shape:?} {scales:?}");
+        }
+    }
+
+    #[test]
     fn a_product_folds_nothing_that_is_folded() {
         let b = PackedMatrix::zeros(fp4_core::PackedShape::of(Format::NvFp4, 5, 64).unwrap());
         let product = |cuda: &Cuda| {

@@ -7,14 +7,14 @@
 //! | `MmaFolded` | `matmul_mma_folded.cu` | folded int8, int32; what is left by `Mma`'s |
 //! | `Decode` | `matmul_decode.cu` | 128 rows of B by 8 or 16 of A; int64 by group, else 640 bits |
 //! | `Wgmma` | `matmul_wgmma_*.cu` | Hopper: folded int8, int32; what is left by `Decode`'s |
-//! | `WgmmaRs` | `matmul_wgmma_rs_*.cu` | Hopper, few rows: packed weights, int32; the rest as `Wgmma` |
+//! | `WgmmaRs` | `matmul_wgmma_rs_*.cu` | Hopper, few rows, packed weights; the rest as `Wgmma` |
 //!
 //! [`MatmulKernel::Auto`] takes `Decode` for up to 16 rows of A, and for more the one that a model
-//! of the device finds fastest ([`model`]): `Wgmma` on compute capability 9.0 from a tile's rows on,
-//! there for up to 128 rows `WgmmaRs` on MXFP4 weights of which it leaves few tiles, `MmaFolded`
-//! where neither will do and elsewhere, `Mma` where folding the weight would cost more than it
-//! saves. All but `Mma` cut K where there are few tiles. MXINT8 by NVFP4 has no kernel on folded
-//! operands, and goes by `Mma`.
+//! of the device finds fastest ([`model`]): `Wgmma` on compute capability 9.0 from a tile's rows
+//! on, there for up to 128 rows `WgmmaRs` on MXFP4 weights of which it leaves few tiles,
+//! `MmaFolded` where neither will do and elsewhere, `Mma` where folding the weight would cost more
+//! than it saves. All but `Mma` cut K where there are few tiles. MXINT8 by NVFP4 has no kernel on
+//! folded operands, and goes by `Mma`.
 //!
 //! Where memory for the folded form is short, `Auto` goes on with `Mma`, which needs none.
 //!

@@ -72,9 +72,9 @@ const WGMMA_SHARE: f64 = 0.7;
 /// for 32 x 32 x 16 with an int64 for each group, at four instructions a clock.
 const MMA_FOLD: f64 = 4.0 * 32_768.0 / 220.0;
 const MMA_GROUPS: f64 = 4.0 * 16_384.0 / 250.0;
-/// Clocks of 128 k of a block of `WgmmaRs`: two warps for each of four schedulers issue about 220
+/// Clocks of 128 k of a block of `WgmmaRs`: two warps for each of four schedulers issue about 242
 /// instructions.
-const RS_ISSUE: f64 = 2.0 * 220.0;
+const RS_ISSUE: f64 = 2.0 * 242.0;
 /// Clocks of 64 k of a block of `Decode` by groups, staging included.
 const LEFT_STEP: f64 = 300.0;
 
@@ -106,7 +106,7 @@ struct Blocks {
     step: f64,
     /// Of the memory that all blocks read, a multiprocessor's share.
     memory: f64,
-    /// Of adding up the ranges.
+    /// Of adding up the ranges, of one block alone on its multiprocessor.
     merge: f64,
 }
 
@@ -118,7 +118,7 @@ impl Blocks {
         // As many blocks as run on a multiprocessor share it.
         let sharing = blocks.div_ceil(rates.processors).min(self.resident).max(1);
         let steps = (k as f64 / 128.0 / ranges as f64).ceil();
-        let merge = if ranges > 1 { self.merge } else { 0.0 };
+        let merge = if ranges > 1 { self.merge * sharing as f64 } else { 0.0 };
         let run = steps * self.step * sharing as f64 * waves as f64;
         // Few blocks do not read as fast as all multiprocessors would.
         let readers = blocks.min(rates.processors).max(1) as f64;
@@ -224,23 +224,27 @@ pub(super) fn choose(
             best = (clocks, choice);
         }
     };
-    consider(mma_folded + fold, Choice::MmaFolded);
-    if rates.wgmma > 0.0 && m >= MIN_ROWS {
-        let ranges = wgmma_ranges(rates, sums, [m, n, k]);
-        consider(by_wgmma.clocks(rates, k, ranges) + fold, Choice::Wgmma);
-    }
+    // Of equals the first is taken: the packed form is there, and is the smaller.
     if let Some(wide) = wide_tiles.filter(|_| rates.wgmma > 0.0) {
         let rows = wgmma_rs::tile_rows(m);
         let tensor = (rows * RS_ROWS * 128 * sums) as f64 / (rates.wgmma * WGMMA_SHARE);
         let tiles = m.div_ceil(rows) * n.div_ceil(RS_ROWS);
         let step = tensor.max(RS_ISSUE);
-        let rs = Blocks { tiles, resident: 2, step, memory: packed, merge: MERGE };
+        // As `RS_KERNEL` and shared memory bound them.
+        let resident = if sums * rows > TILE_ROWS { 1 } else { 2 + usize::from(sums * rows == 32) };
+        let merge = WGMMA_MERGE * (sums * rows / 2) as f64;
+        let rs = Blocks { tiles, resident, step, memory: packed, merge };
         let least = |ranges| rs.clocks(rates, k, ranges);
         let clocks = (1..=(k / 512).clamp(1, 32)).map(least).min_by(f64::total_cmp);
         // Those that it leaves, 16 rows of A a block, two on each multiprocessor.
         let waves = (wide * m.div_ceil(16)).div_ceil(2 * rates.processors);
         let left = (waves * k.div_ceil(64)) as f64 * LEFT_STEP;
         consider(clocks.unwrap_or(f64::INFINITY) + left, Choice::WgmmaRs);
+    }
+    consider(mma_folded + fold, Choice::MmaFolded);
+    if rates.wgmma > 0.0 && m >= MIN_ROWS {
+        let ranges = wgmma_ranges(rates, sums, [m, n, k]);
+        consider(by_wgmma.clocks(rates, k, ranges) + fold, Choice::Wgmma);
     }
     best.1
 }
@@ -328,10 +332,10 @@ mod tests {
                 }
             }
         }
-        // Where all are left it is decode's work, and where one is still worth it.
+        // Where all are left another kernel is the choice, and where one is it is still this one.
         let all = choose(&h200, mx, [128, 8192, 8192], true, Some(64));
         let one = choose(&h200, mx, [64, 8192, 8192], false, Some(1));
-        assert_eq!((all, one), (Choice::MmaFolded, Choice::WgmmaRs));
+        assert_eq!((all, one), (Choice::Wgmma, Choice::WgmmaRs));
         // No wgmma.
         let got = choose(&Rates::new(89, 128), mx, [64, 8192, 8192], false, Some(0));
         assert_ne!(got, Choice::WgmmaRs);

@@ -41,7 +41,7 @@ pub(crate) struct Scratch {
     pub(crate) a: Folded,
     pub(crate) b: Folded,
     pub(super) zeros: Buffer,
-    /// How many tiles the last `Wgmma` or `MmaFolded` left, and which.
+    /// How many tiles the last `Wgmma`, `WgmmaRs` or `MmaFolded` left, and which.
     pub(super) left: Buffer,
     /// How many tiles it had, if it ran and is no graph's.
     pub(super) tiles: usize,
@@ -89,8 +89,8 @@ impl Scratch {
         self.left.zero(&gpu.stream, 4)
     }
 
-    /// How many tiles of the last product by `Wgmma` or `MmaFolded` were left to another kernel,
-    /// of how many. The caller has synchronized.
+    /// How many tiles of the last product by `Wgmma`, `WgmmaRs` or `MmaFolded` were left to another
+    /// kernel, of how many. The caller has synchronized.
     pub(crate) fn tiles_left(&self, gpu: &Gpu) -> Result<(usize, usize), Error> {
         if self.tiles == 0 {
             return Ok((0, 0));

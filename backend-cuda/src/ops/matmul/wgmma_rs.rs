@@ -1,5 +1,5 @@
-//! The wgmma kernel on packed weights, `matmul_wgmma_rs_*.cu`, for compute capability 9.0: 17 to 128
-//! rows of A.
+//! The wgmma kernel on packed weights, `matmul_wgmma_rs_*.cu`, for compute capability 9.0: 17 to
+//! 128 rows of A.
 //!
 //! Weights are MXFP4 as they are packed, and are read at 4 bits; A is folded to int8 first
 //! (`fold.rs`). K is cut in ranges, whose partial sums are exact integers, so the bits do not
@@ -12,8 +12,8 @@ use super::kernel::MatmulKernel;
 use super::product::{Product, Scratch};
 use super::{decode, wgmma};
 use crate::build::arguments::{
-    MXFP4_PLANES, MXINT8_PLANES, Pointer, RS_RANGE_SLICES, RS_ROWS, RS_THREADS, RowMeta, SLICE_K,
-    TILE_ROWS, WgmmaRsArgs,
+    MXFP4_PLANES, MXINT8_PLANES, Pointer, RS_RANGE_SLICES, RS_ROWS, RS_SPREAD, RS_THREADS, RowMeta,
+    SLICE_K, TILE_ROWS, WgmmaRsArgs,
 };
 use crate::build::kernels::{
     FOLD, Kernel, QUANTIZE_FOLD, RS_MXFP4_32, RS_MXFP4_64, RS_MXFP4_128, RS_MXINT8_MXFP4_32,
@@ -28,10 +28,22 @@ use crate::operand::packed::CudaOperand;
 pub(super) const MAX_ROWS: usize = TILE_ROWS;
 /// Rows of A of a block, of each of a product's kernels.
 const TILES: [usize; 3] = [32, 64, 128];
-/// What a block costs beside its slices, in slices, about: filling its rings, and the merge.
-const BLOCK_SLICES: usize = 4;
-/// Exponents above its least that a row of B may have.
-const SPREAD: i32 = 3;
+/// What a block costs beside its slices, in slices, about: filling its rings.
+const FILL_SLICES: usize = 2;
+/// Largest digits of A (`fold.cuh`), of MXFP4 and of MXINT8.
+const LARGEST: [usize; 2] = [96, 64];
+
+/// What adding its sums to memory costs a block, in slices: each of a thread's takes
+/// [`model::WGMMA_MERGE`], 48 clocks, and a slice 480 to 1500.
+fn merge_slices(rows: usize, sums: usize) -> usize {
+    (rows * sums).div_ceil(32).min(4)
+}
+
+/// Most k of which a plain tile of A proves its sums exact: of more every tile is left.
+fn longest_k(of: Encodings) -> usize {
+    let largest = LARGEST[usize::from(of.a == Encoding::MxInt8)];
+    (i32::MAX as usize / (32 * largest * (12 << RS_SPREAD))) * 32
+}
 
 /// Whether there is a kernel for these operands.
 pub(super) fn exists(of: Encodings) -> bool {
@@ -82,7 +94,7 @@ pub(super) fn takes(
     let fits = m <= 16 * Grid::MAX_YZ && k_pad <= 128 * Grid::MAX_YZ;
     let wanted = match kernel {
         MatmulKernel::WgmmaRs { .. } => true,
-        MatmulKernel::Auto => m > decode::MAX_ROWS && m <= MAX_ROWS,
+        MatmulKernel::Auto => m > decode::MAX_ROWS && m <= MAX_ROWS && k_pad <= longest_k(of),
         _ => false,
     };
     wanted && fits && available(gpu, of)
@@ -99,15 +111,17 @@ pub(crate) fn wide_tiles(weight: &CudaOperand) -> Result<Option<usize>, Error> {
     let mut words = vec![[0i32; size_of::<RowMeta>() / size_of::<i32>()]; weight.shape.rows()];
     weight.meta.download(&weight.gpu.stream, bytemuck::cast_slice_mut(&mut words))?;
     weight.gpu.synchronize()?;
-    let wide = |tile: &&[[i32; 4]]| tile.iter().any(|&[low, high, ..]| high - low > SPREAD);
+    let wide =
+        |tile: &&[[i32; 4]]| tile.iter().any(|&[low, high, ..]| high - low > RS_SPREAD as i32);
     Ok(Some(words.chunks(RS_ROWS).filter(wide).count()))
 }
 
 /// How K is cut: slices of a range, and the number of ranges, none of them empty; as many as
 /// `forced`, unless 0, and no range longer than the kernel takes. `blocks` is how many a range has,
 /// and `slots` how many the device runs at a time: the cut of least waves times slices of a block,
-/// as [`decode`]'s (bound, not measured).
-fn ranges(k_pad: usize, blocks: usize, slots: usize, forced: usize) -> [usize; 2] {
+/// as [`decode`]'s, where to be one of several costs a block `merge` slices more (bound, not
+/// measured).
+fn ranges(k_pad: usize, blocks: usize, slots: usize, merge: usize, forced: usize) -> [usize; 2] {
     let slices = k_pad.div_ceil(SLICE_K).max(1);
     let least = slices.div_ceil(RS_RANGE_SLICES);
     let cut = |count: usize| {
@@ -121,7 +135,8 @@ fn ranges(k_pad: usize, blocks: usize, slots: usize, forced: usize) -> [usize; 2
     (least..=(slices / 4).max(least))
         .map(cut)
         .min_by_key(|&[range, count]| {
-            ((blocks * count).div_ceil(slots.max(1)) * (range + BLOCK_SLICES), count)
+            let merge = if count > 1 { merge } else { 0 };
+            ((blocks * count).div_ceil(slots.max(1)) * (range + FILL_SLICES + merge), count)
         })
         .unwrap_or_else(|| cut(least))
 }
@@ -148,14 +163,15 @@ pub(super) fn queue(of: &Product<'_>, forced: usize, scratch: &mut Scratch) -> R
     let a = scratch.folded_a(of.a)?;
     scratch.reserve_left(gpu, tiles)?;
     let slots = gpu.processors * gpu.resident_blocks(kernel, RS_THREADS)?;
-    let [mut range_slices, mut count] = ranges(k_pad, tiles, slots, forced);
+    let merge = merge_slices(rows, sums);
+    let [mut range_slices, mut count] = ranges(k_pad, tiles, slots, merge, forced);
     let (mut merged, mut arrivals) = (Pointer::NULL, Pointer::NULL);
     if count > 1 {
         // Every launch leaves zeros.
         let bytes = tiles * rows * RS_ROWS * sums * size_of::<i32>();
         let made = (scratch.sums.reserve_zeros(&gpu.stream, bytes))
             .and_then(|()| scratch.arrivals.reserve_zeros(&gpu.stream, tiles * 4));
-        let [slices, least] = ranges(k_pad, tiles, slots, 1);
+        let [slices, least] = ranges(k_pad, tiles, slots, merge, 1);
         if least > 1 {
             made?;
             (merged, arrivals) = (scratch.sums.pointer(), scratch.arrivals.pointer());
@@ -195,18 +211,24 @@ mod tests {
     #[test]
     fn ranges_cover_k_fill_the_device_and_are_short_enough() {
         // 64 blocks, two on each of 132 processors: four ranges make 256 of 264.
-        assert_eq!(ranges(8192, 64, 264, 0), [16, 4]);
-        assert_eq!(ranges(128, 1, 264, 0), [1, 1]);
-        assert_eq!(ranges(0, 1, 264, 0), [1, 1]);
+        assert_eq!(ranges(8192, 64, 264, 4, 0), [16, 4]);
+        assert_eq!(ranges(128, 1, 264, 4, 0), [1, 1]);
+        assert_eq!(ranges(0, 1, 264, 4, 0), [1, 1]);
         // As long as a range may be, and one more.
-        assert_eq!(ranges(128 * RS_RANGE_SLICES, 1000, 1, 0), [RS_RANGE_SLICES, 1]);
-        assert_eq!(ranges(128 * (RS_RANGE_SLICES + 1), 1000, 1, 1)[1], 2);
+        assert_eq!(ranges(128 * RS_RANGE_SLICES, 1000, 1, 4, 0), [RS_RANGE_SLICES, 1]);
+        assert_eq!(ranges(128 * (RS_RANGE_SLICES + 1), 1000, 1, 4, 1)[1], 2);
         for (k_pad, forced) in [(128, 9), (1152, 4), (1152, 7), (14336, 1), (65536, 3), (65536, 0)]
         {
-            let [slices, count] = ranges(k_pad, 64, 264, forced);
+            let [slices, count] = ranges(k_pad, 64, 264, 4, forced);
             assert!(slices <= RS_RANGE_SLICES && slices * SLICE_K * count >= k_pad, "{k_pad}");
             assert!(slices * SLICE_K * (count - 1) < k_pad, "{k_pad} {forced}: an empty range");
         }
+    }
+
+    #[test]
+    fn the_longest_k_is_that_of_the_bound_in_the_kernel() {
+        let of = [Encoding::MxFp4, Encoding::MxInt8].map(|a| Encodings { a, b: Format::MxFp4 });
+        assert_eq!(of.map(longest_k), [7281 * 32, 10_922 * 32]);
     }
 
     #[test]
