@@ -1,6 +1,6 @@
 // The inner part of matmul_decode.cu, which tells the method: what lies in shared memory, how a
-// block stages it, and the sums of a lane's outputs over a range of K, by one of two ways of summing
-// (`FOLD`): int64 by groups, or int32 over the range with the scales shifted into the bytes.
+// block stages it, and the sums of a lane's outputs over a range of K, by one of two ways of
+// summing (`FOLD`): int64 by groups, or int32 over the range with the scales shifted into the bytes.
 #pragma once
 
 #include "exact.cuh"
@@ -20,8 +20,8 @@ struct Magnitudes {
     u32 low, high;
 };
 
-// Folding of a format: entry i of its table has the magnitudes under a scale byte i - ZERO above the
-// row's base, in bytes. Of a scale that no live group has, they are anything, but those of scales
+// Folding of a format: entry i of its table has the magnitudes under a scale byte i - ZERO above
+// the row's base, in bytes. Of a scale that no live group has, they are anything, but those of scales
 // of 0, and of code 0.
 template <int FORMAT>
 struct DecodeFold;
@@ -281,8 +281,8 @@ __device__ __forceinline__ void expand_weights(unsigned (&plus)[4], unsigned (&m
     }
 }
 
-// The codes of two rows' two halves as their bytes of the tables `low` and `high`, plus BIAS. Of the
-// two that a code selects one is 0, and neither is above 127: no byte borrows or carries.
+// The codes of two rows' two halves as their bytes of the tables `low` and `high`, plus BIAS. Of
+// the two that a code selects one is 0, and neither is above 127: no byte borrows or carries.
 __device__ __forceinline__ void expand_biased(unsigned (&bytes)[4], const unsigned (&parts)[4], const u32 (&low)[2],
                                               const u32 (&high)[2]) {
 #pragma unroll
@@ -349,8 +349,8 @@ __device__ __forceinline__ void add_group(u64 (&sums)[NT][4], const unsigned (&p
     }
 }
 
-// The sums of this lane's outputs over the block's range. UNROLL is how many of a stage's four 64 of
-// K are written out: it costs the compiler time that a rare kernel is not worth.
+// The sums of this lane's outputs over the block's range. UNROLL is how many of a stage's four 64
+// of K are written out: it costs the compiler time that a rare kernel is not worth.
 template <int PRODUCT, int NT, bool FOLD, int UNROLL>
 __device__ __forceinline__ void decode_range(const DecodeArgs& p, const DecodePlace& at, unsigned char* shared,
                                              u64 (&sums)[NT][4]) {

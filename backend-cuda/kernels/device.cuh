@@ -165,8 +165,8 @@ DEVICE void cp_async_wait() {
     asm volatile("cp.async.wait_group %0;" : : "n"(N) : "memory");
 }
 
-// Adds to global memory and returns nothing, relaxed, as atomicAdd without its result: of that ptxas
-// makes an ATOMG, which waits for an answer.
+// Adds to global memory and returns nothing, relaxed, as atomicAdd without its result: of that
+// ptxas makes an ATOMG, which waits for an answer.
 DEVICE void reduce_add(int* to, int value) {
     asm volatile("red.relaxed.gpu.global.add.s32 [%0], %1;" : : "l"(__cvta_generic_to_global(to)), "r"(value) : "memory");
 }

@@ -32,8 +32,8 @@
 //
 // Fold (NT = 2, both operands in one format). Where every row of B and of A that a block has spans
 // few exponents, scales are shifted into the bytes: a scale byte, less the row's base, is the place
-// in a table of the eight magnitudes under it. No group matters then: the mma runs over the range of
-// K in int32, and lanes swap nothing. A weight's bytes are plus - minus + 128, unsigned, by one
+// in a table of the eight magnitudes under it. No group matters then: the mma runs over the range
+// of K in int32, and lanes swap nothing. A weight's bytes are plus - minus + 128, unsigned, by one
 // instruction more; what the bias adds, 128 times the sum of A's bytes, is taken off at the end.
 //
 //     MXFP4   spread <= 3: a byte is at most 12 << 3 = 96, so a sum is at most
@@ -47,8 +47,8 @@
 // Worked: code 7 (12) under the scale 0x3A of a row whose least is 0x38 is 12 * 10 = 120, digits 0
 // and 120; under 0x4A it is 120 << 2 = 480 = 3 * 128 + 96. Of code 15 both digits are negative.
 //
-// The sums are in the unit of the int64 ones after a shift by both rows' least exponents, and merged
-// as they are. A group that is not live has codes +-0 only, whose byte is 0 times anything; or an
+// The sums are in the unit of the int64 ones after a shift by both rows' least exponents, and
+// merged as they are. A group that is not live has codes +-0 only, whose byte is 0 times anything; or an
 // e4m3 scale of +-0, whose place in the table is 0; or a NaN scale, which makes the output NaN. For
 // 8 columns the int64 of groups costs no more than the expansion, and there is no fold.
 //

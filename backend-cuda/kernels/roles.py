@@ -229,8 +229,8 @@ KERNELS = [
     fold("fold_mxint8", 1.03125, 2),
 ]
 
-# Products of few rows with the quantization of their activations (bf16): (rows, format, kernel, role,
-# bytes of a weight that it reads, whether blocks take ranges of K of 128 columns in turn).
+# Products of few rows with the quantization of their activations (bf16): (rows, format, kernel,
+# role, bytes of a weight that it reads, whether blocks take ranges of K of 128 columns in turn).
 FEW_ROWS = [
     (1, "mxfp4", "matmul_decode_mxfp4_8", "int64", 0.53125, False),
     (1, "nvfp4", "matmul_decode_nvfp4_8", "int64", 0.5625, False),

@@ -128,7 +128,8 @@ fn nvfp4_scales_of_every_kind() {
 fn nvfp4_digits_at_their_largest_over_the_longest_range_and_a_stage_more() {
     let cuda = Cuda::open(0).unwrap();
     for (k, sign) in [(33_024, 0x77), (33_024, 0xFF), (33_280, 0xFF)] {
-        // 12 * 15 << 6, 90 of 128, and 12 * 13 << 3, whose low digit is 96; codes of 3 are 6 * 13 << 6.
+        // 12 * 15 << 6, 90 of 128, and 12 * 13 << 3, whose low digit is 96; codes of 3 are
+        // 6 * 13 << 6.
         let row = |code: u8| -> Vec<(u8, u8)> {
             let scales = [0x7F - 1, 0x7D, 0x7D - 24, 0x7E - 48];
             (0..k / 16).map(|i| (code, scales[i % 4])).collect()

@@ -17,8 +17,8 @@
 //! ```
 //!
 //! A tile is read as its rows need it: row-major bytes by range, all at once where the tile has all
-//! columns; a swizzled matrix by the bands of 128 rows that the tile touches; columns one by one, or
-//! all at once for all rows of an expert.
+//! columns; a swizzled matrix by the bands of 128 rows that the tile touches; columns one by one,
+//! or all at once for all rows of an expert.
 
 use std::ops::Range;
 

@@ -13,8 +13,8 @@
 //! are even without that, and only one of them looks for its largest magnitude.
 //!
 //! Where the parts begin depends on the weights alone, so a run that is continued has the same
-//! ones, by however many processes. The files have the bytes of one piece of work; of the error's figures
-//! the last digits may differ, because the parts' sums are added.
+//! ones, by however many processes. The files have the bytes of one piece of work; of the error's
+//! figures the last digits may differ, because the parts' sums are added.
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
