@@ -11,10 +11,10 @@
 #
 # Python needs numpy, for the peers' answers; PyTorch and Triton for their rows, else
 # nvidia-cublas (pip). Stages: device (what there is), build, tests (the crate's, graphs among
-# them, and those of few rows on packed weights, on Hopper), conformance (quick, as routed and with
-# the folded, the decode and the wgmma kernels forced; full with --full), memcheck and racecheck by compute-sanitizer on the small bench, bench
-# (benches/gpu.rs), peers (peers.py: cuBLAS and Triton), table (table.py). A stage that cannot run
-# says why; the table repeats it.
+# them, and those of few rows on packed weights, on Hopper), conformance (quick, as routed and
+# with the folded, the decode and the wgmma kernels forced; full with --full), memcheck and
+# racecheck by compute-sanitizer on the small bench, bench (benches/gpu.rs), peers (peers.py:
+# cuBLAS and Triton), table (table.py). A stage that cannot run says why; the table repeats it.
 set -uo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 root=$(cd "$here/../.." && pwd)

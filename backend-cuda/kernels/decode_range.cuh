@@ -1,6 +1,7 @@
 // The inner part of matmul_decode.cu, which tells the method: what lies in shared memory, how a
 // block stages it, and the sums of a lane's outputs over a range of K, by one of two ways of
-// summing (`FOLD`): int64 by groups, or int32 over the range with the scales shifted into the bytes.
+// summing (`FOLD`): int64 by groups, or int32 over the range with the scales shifted into the
+// bytes.
 #pragma once
 
 #include "exact.cuh"
@@ -21,8 +22,8 @@ struct Magnitudes {
 };
 
 // Folding of a format: entry i of its table has the magnitudes under a scale byte i - ZERO above
-// the row's base, in bytes. Of a scale that no live group has, they are anything, but those of scales
-// of 0, and of code 0.
+// the row's base, in bytes. Of a scale that no live group has, they are anything, but those of
+// scales of 0, and of code 0.
 template <int FORMAT>
 struct DecodeFold;
 

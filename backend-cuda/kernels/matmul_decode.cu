@@ -48,9 +48,10 @@
 // and 120; under 0x4A it is 120 << 2 = 480 = 3 * 128 + 96. Of code 15 both digits are negative.
 //
 // The sums are in the unit of the int64 ones after a shift by both rows' least exponents, and
-// merged as they are. A group that is not live has codes +-0 only, whose byte is 0 times anything; or an
-// e4m3 scale of +-0, whose place in the table is 0; or a NaN scale, which makes the output NaN. For
-// 8 columns the int64 of groups costs no more than the expansion, and there is no fold.
+// merged as they are. A group that is not live has codes +-0 only, whose byte is 0 times
+// anything; or an e4m3 scale of +-0, whose place in the table is 0; or a NaN scale, which makes
+// the output NaN. For 8 columns the int64 of groups costs no more than the expansion, and there
+// is no fold.
 //
 // Bound. Let D be the largest dot of a group. Multipliers are integers:
 //
