@@ -213,11 +213,15 @@ def few_rows(found):
         shared += dynamic[kernel.dynamic] if kernel.dynamic else 0
         return kernel, costs_of(kernel, code)[0], machines.occupancy(machine, kernel.threads, registers, shared)[0]
 
-    for rows, weights, name, role, each, cut in roles.FEW_ROWS:
+    for rows, weights, name, role, each_of, cut in roles.FEW_ROWS:
         for machine in machines.MACHINES:
-            kernel, costs, resident = known(machine, name, role)
-            tiles = roles.N // 128
-            if cut:  # of `found` the least; a range of less than 512 of K is none
+            hopper = roles.FEW_ROWS_HOPPER.get((rows, weights)) if machine.arch == "90a" else None
+            kernel, costs, resident = known(machine, hopper[0] if hopper else name, role)
+            tiles, each = roles.N // 128, hopper[1] if hopper else each_of
+            if hopper:
+                clocks = kernel.work / (bound(machine, kernel, costs, resident)[0] * machine.processors * machine.memory_clock())
+                ranges = kernel.blocks(machine, resident) // tiles
+            elif cut:  # of `found` the least; a range of less than 512 of K is none
                 tries = [(clocks_of_blocks(machine, kernel, costs, resident, tiles * count, rows / (roles.N * tiles * count)), count)
                          for count in range(1, roles.K // 512 + 1)]
                 clocks, ranges = min(tries)
@@ -354,7 +358,8 @@ FEW_ROWS = """
 
 {n} x {k} weights and bf16 activations that a launch before quantizes. Times follow from the same counts, alone:
 without launches, latencies of memory and the merge of ranges, which for so little work are not small. Products
-above 16 rows are those by `mma.sync` on folded weights, in as many ranges of K as take the least. The share of the
+above 16 rows are those by `mma.sync` on folded weights, in as many ranges of K as take the least, and on an H200
+those of MXFP4 by `wgmma` on packed weights, of which the merge counts. The share of the
 copy bandwidth is the time of reading packed weights once over that of both launches; `over bf16's bytes` is that of
 reading bf16 weights once, which a bf16 product of few rows cannot beat.
 

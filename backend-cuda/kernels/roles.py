@@ -242,6 +242,9 @@ FEW_ROWS = [
     (128, "nvfp4", "folded_nvfp4", "tensor", 2, True),
 ]
 
+# The kernels that take their place on compute capability 9.0, and what they read of a weight.
+FEW_ROWS_HOPPER = {(64, "mxfp4"): ("matmul_wgmma_rs_mxfp4_64", 0.53125), (128, "mxfp4"): ("matmul_wgmma_rs_mxfp4_128", 0.53125)}
+
 # Not hot: the readable product and its partial sums, layouts, and parts whose loops are those of
 # another kernel.
 UNBUDGETED = re.compile(
