@@ -146,9 +146,8 @@ struct DecodeRing {
     static constexpr int LANE_SCALES = Layout::ROW_SCALES / 2;
     unsigned char *codes, *scales;
     const u8 *from, *scales_from; // of the next stage
-    i64 four_rows;
     int at, left; // the slot of the next stage; k from this lane's first chunk of it to the end
-    int chunk_k, rows, scale_row_here;
+    int rows, scale_row_here;
 
     __device__ __forceinline__ DecodeRing(const DecodeArgs& p, const DecodePlace& place, unsigned char* shared) {
         const int warp = (int)threadIdx.x / 32, lane = (int)threadIdx.x % 32, chunk = lane % 8;
@@ -158,25 +157,23 @@ struct DecodeRing {
         scales = shared + Layout::SCALE_RING + warp * STAGES * SCALE_BYTES + lane * LANE_SCALES;
         from = p.b.codes + row * code_pitch + place.begin / 2 + 16 * chunk;
         scales_from = p.b.scales + scale_row * scale_pitch + place.begin / Operands<PRODUCT>::GROUP + lane % 2 * LANE_SCALES;
-        four_rows = 4 * code_pitch;
         at = 0;
         left = place.end - place.begin;
-        chunk_k = 32 * chunk;
         rows = p.n - row;
         scale_row_here = scale_row < p.n ? lane % 2 * 128 : left; // the latter is in no stage
     }
 
     // Of what is not there nothing is read: zeros are written.
-    __device__ __forceinline__ void copy() {
+    __device__ __forceinline__ void copy(const DecodeArgs& p) {
         const int lane = (int)threadIdx.x % 32, swizzled = (lane % 8 ^ lane / 8) * 16;
         if (left > 0) {
             unsigned char* slot = codes + at * CODE_BYTES;
-            const bool here = chunk_k < left;
+            const bool here = lane % 8 * 32 < left;
             const u8* of_row = from;
 #pragma unroll
             for (int i = 0; i < 4; i++) {
                 cp_async_16(slot + (i % 2 == 0 ? swizzled : swizzled ^ 64) + i * 512, of_row, here && 4 * i < rows);
-                of_row += four_rows;
+                of_row += (i64)p.k_pad * 2; // four rows
             }
             cp_async_small<LANE_SCALES>(scales + at * SCALE_BYTES, scales_from, scale_row_here < left);
         }
@@ -192,19 +189,23 @@ struct DecodeRing {
 // multipliers of its groups but where scales are folded, of which `totals` are the sums of bytes.
 template <int PRODUCT, int NT, bool FOLD>
 __device__ __forceinline__ void stage_tokens(const DecodeArgs& p, const DecodePlace& at, unsigned char* shared, int sub,
-                                             int token, int base, int low, int (&totals)[2]) {
+                                             int base, int low, int (&totals)[2]) {
     typedef DecodeLayout<PRODUCT, NT> Layout;
     typedef Operands<PRODUCT> Of;
     constexpr bool INT8_A = Of::A::IS_INT8;
     constexpr int G = Of::GROUP;
-    const int thread = (int)threadIdx.x, word = thread % 4;
+    // Read anew each time, and as little as can be depends on the turn: registers are short.
+    const int thread = thread_here(), word = thread % 4, first_32 = thread / (32 * NT);
+    constexpr int TURN_32 = THREADS / (32 * NT);
+    static_assert(THREADS % (32 * NT) == 0, "");
+    const int token = at.first_token + thread / 4 % (8 * NT);
     const int a_code_pitch = Of::A::row_bytes(p.k_pad), a_scale_pitch = p.k_pad / Of::A::GROUP;
     const u8 *codes_from = p.a.codes + (i64)token * a_code_pitch, *scales_from = p.a.scales + (i64)token * a_scale_pitch;
     u8* fragments = shared + Layout::FRAGMENTS; // of lanes: uint4, or uint2 of int8 elements
     // Every loop of a known number of turns, so that all its loads are under way at once.
 #pragma unroll
     for (int turn = 0; turn < Layout::FRAGMENT_TURNS; turn++) {
-        const int i = thread + turn * THREADS, k = sub + i / (32 * NT) * 32;
+        const int i = thread + turn * THREADS, at_32 = first_32 + turn * TURN_32, k = sub + at_32 * 32;
         const bool here = token < p.m && k < at.end;
         if (INT8_A) {
             // The elements of this lane's first and second half.
@@ -252,8 +253,8 @@ __device__ __forceinline__ void stage_tokens(const DecodeArgs& p, const DecodePl
         }
         if (FOLD && G == 32) {
             // A lane's are beside each other.
-            const int column = i / 4 % (8 * NT), lane = column % 8 * 4 + word;
-            ((uint2*)fragments)[(i / (32 * NT) * 32 + lane) * NT + column / 8] = make_uint2(fragment[0], fragment[1]);
+            const int column = thread / 4 % (8 * NT), lane = column % 8 * 4 + word;
+            ((uint2*)fragments)[(at_32 * 32 + lane) * NT + column / 8] = make_uint2(fragment[0], fragment[1]);
         } else {
             ((uint4*)fragments)[i] = make_uint4(fragment[0], fragment[1], fragment[2], fragment[3]);
         }
@@ -261,14 +262,13 @@ __device__ __forceinline__ void stage_tokens(const DecodeArgs& p, const DecodePl
     int* multipliers = (int*)(shared + Layout::MULTIPLIERS);
 #pragma unroll
     for (int turn = 0; !FOLD && turn < Layout::MULTIPLIER_TURNS; turn++) {
-        const int i = thread + turn * THREADS;
-        int group = sub / G + i / (8 * NT), own = at.first_token + i % (8 * NT);
+        const int group = sub / G + thread / (8 * NT) + turn * (THREADS / (8 * NT)), own = at.first_token + thread % (8 * NT);
         int multiplier = 0;
         if (own < p.m && group * G < at.end) {
             u32 byte = p.a.scales[(i64)own * a_scale_pitch + Of::a_group(group)];
             multiplier = Of::A::SCALE_TYPE == E4M3 ? e4m3_units(byte) : 1 << (((int)byte - low) & 31);
         }
-        multipliers[i] = multiplier;
+        multipliers[thread + turn * THREADS] = multiplier;
     }
 }
 
@@ -366,7 +366,7 @@ __device__ __forceinline__ void decode_range(const DecodeArgs& p, const DecodePl
     const int thread = (int)threadIdx.x, warp = thread / 32, lane = thread % 32, g = lane / 4, t = lane % 4;
     Ring ring(p, at, shared);
 #pragma unroll
-    for (int s = 0; s < STAGES - 1; s++) ring.copy();
+    for (int s = 0; s < STAGES - 1; s++) ring.copy(p);
     const unsigned char* codes = shared + Layout::RING + warp * STAGES * Ring::CODE_BYTES;
     const unsigned char* scales = shared + Layout::SCALE_RING + warp * STAGES * Ring::SCALE_BYTES + g * Layout::ROW_SCALES;
     // Where this lane's chunk of the first pair lies in a stage; a pair further is XOR 32.
@@ -408,16 +408,17 @@ __device__ __forceinline__ void decode_range(const DecodeArgs& p, const DecodePl
     int slot = 0;
     for (int sub = at.begin; sub < at.end; sub += Layout::SUB) {
         __syncthreads(); // the last sub-range has been read, and the table is written
-        stage_tokens<PRODUCT, NT, FOLD>(p, at, shared, sub, token, token_base, token_low, totals);
+        stage_tokens<PRODUCT, NT, FOLD>(p, at, shared, sub, token_base, token_low, totals);
         __syncthreads();
 
         const int sub_end = sub + Layout::SUB < at.end ? sub + Layout::SUB : at.end;
-        const unsigned char* fragments = shared + Layout::FRAGMENTS + lane * (FOLD && G == 32 ? NT * FRAGMENT : FRAGMENT);
-        const int* multipliers = (const int*)(shared + Layout::MULTIPLIERS) + 2 * t;
+        const int lane_here = thread_here() % 32; // read anew: registers are short
+        const unsigned char* fragments = shared + Layout::FRAGMENTS + lane_here * (FOLD && G == 32 ? NT * FRAGMENT : FRAGMENT);
+        const int* multipliers = (const int*)(shared + Layout::MULTIPLIERS) + lane_here % 4 * 2;
         for (int k = sub; k < sub_end; k += STAGE_K) {
             cp_async_wait<STAGES - 2>();
             __syncwarp(ALL_LANES); // the stage is there for all lanes, and all have read the last one
-            ring.copy();
+            ring.copy(p);
             const unsigned char *slot_codes = codes + slot * Ring::CODE_BYTES, *scale_at = scales + slot * Ring::SCALE_BYTES;
             slot = slot == STAGES - 1 ? 0 : slot + 1;
 #pragma unroll UNROLL
@@ -482,10 +483,11 @@ __device__ __forceinline__ void decode_range(const DecodeArgs& p, const DecodePl
         // What the bias has added: the sums of A's folded bytes over the range, and of their high
         // digits.
         int* all = (int*)(shared + Layout::TOTALS);
-        if (thread < 2 * 16) all[thread] = 0;
+        const int here = thread_here(), of_token = 2 * (here / 4 % (8 * NT));
+        if (here < 2 * 16) all[here] = 0;
         __syncthreads();
-        atomicAdd(&all[2 * (token - at.first_token)], totals[0]);
-        if (G == 16) atomicAdd(&all[2 * (token - at.first_token) + 1], totals[1]);
+        atomicAdd(&all[of_token], totals[0]);
+        if (G == 16) atomicAdd(&all[of_token + 1], totals[1]);
         __syncthreads();
 #pragma unroll
         for (int j = 0; j < NT; j++) {

@@ -101,7 +101,7 @@ __device__ __forceinline__ void decode_block(const DecodeArgs& p, int x, int z) 
     const int first_row = x * ROWS, first_token = z * 8 * NT;
     if (first_row >= p.n || first_token >= p.m) return; // past a ragged tile
     unsigned char* shared = dynamic_shared();
-    const int thread = (int)threadIdx.x, warp = thread / 32, lane = thread % 32, g = lane / 4, t = lane % 4;
+    const int thread = (int)threadIdx.x;
     const int begin = (int)blockIdx.y * p.range;
     const int end = begin + p.range < p.k_pad ? begin + p.range : p.k_pad;
     const int code_pitch = p.k_pad / 2, scale_pitch = p.k_pad / G; // of B
@@ -125,7 +125,6 @@ __device__ __forceinline__ void decode_block(const DecodeArgs& p, int x, int z) 
         __syncthreads();
     }
     const DecodePlace place = {first_row, first_token, begin, end, {magnitudes[0], magnitudes[1]}};
-    const int row_0 = first_row + warp * 16 + g, row_1 = row_0 + 8;
     u64 sums[NT][4];
     if (FOLDS && p.range <= FOLD_RANGE && *wide_rows == 0) {
         decode_range<PRODUCT, NT, FOLDS, UNROLL>(p, place, shared, sums);
@@ -133,6 +132,9 @@ __device__ __forceinline__ void decode_block(const DecodeArgs& p, int x, int z) 
         decode_range<PRODUCT, NT, false, UNROLL>(p, place, shared, sums);
     }
     __syncthreads(); // `wide_rows` has been read: its place is taken below
+    // Read anew: over the range, registers are short.
+    const int here = thread_here(), warp = here / 32, lane = here % 32, g = lane / 4, t = lane % 4;
+    const int row_0 = first_row + warp * 16 + g, row_1 = row_0 + 8;
 
     // Merge the ranges.
     if (gridDim.y > 1) {
@@ -148,11 +150,11 @@ __device__ __forceinline__ void decode_block(const DecodeArgs& p, int x, int z) 
         __threadfence(); // the sums are out before the arrival
         __syncthreads();
         u32* arrivals = p.arrivals + (i64)z * gridDim.x + x;
-        if (thread == 0) *last = atomicAdd(arrivals, 1u) == gridDim.y - 1;
+        if (here == 0) *last = atomicAdd(arrivals, 1u) == gridDim.y - 1;
         __syncthreads();
         if (*last == 0) return;
         __threadfence();
-        if (thread == 0) *arrivals = 0;
+        if (here == 0) *arrivals = 0;
 #pragma unroll
         for (int j = 0; j < NT; j++) {
 #pragma unroll

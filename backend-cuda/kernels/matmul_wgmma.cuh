@@ -99,7 +99,6 @@ __device__ __forceinline__ void wgmma_scale(const WgmmaArgs& p, WgmmaShared<PROD
     }
 }
 
-constexpr int NO_SLOT = -1;
 constexpr int STEP_OFFSET = 2 * PLANE_LEAD >> 4, PLANE_OFFSET = PLANE_BYTES >> 4; // in a descriptor's units
 
 // The operands in a slot, of this warpgroup's 64 rows of A.
@@ -137,11 +136,11 @@ __device__ __forceinline__ void give_back(WgmmaShared<PRODUCT>& shared, const Ti
     }
 }
 
-// sums += a product of blocks, or = unless it ADDs; it is under way afterwards. `last`, the last
-// one's slot, is given back. All planes in one slot.
+// sums += a product of blocks, or = unless it ADDs; it is under way afterwards. The slot of the
+// last one, if that is under way, is given back. All planes in one slot.
 template <int PRODUCT, bool ADD, int SUMS, int REGISTERS>
 __device__ __forceinline__ void multiply_at_once(int (&sums)[SUMS][REGISTERS], unsigned char* ring, WgmmaShared<PRODUCT>& shared,
-                                                 const TilePlan& plan, RingPlace& at, int& last) {
+                                                 const TilePlan& plan, RingPlace& at, bool& under_way) {
     typedef WgmmaShape<PRODUCT> Shape;
     mbarrier_wait(&shared.full[at.slot], at.parity());
     const Stage<PRODUCT> stage(ring, at.slot);
@@ -156,11 +155,11 @@ __device__ __forceinline__ void multiply_at_once(int (&sums)[SUMS][REGISTERS], u
         }
     }
     wgmma_commit();
-    if (last != NO_SLOT) {
+    if (under_way) {
         wgmma_wait<1>(); // those of the slot before
-        give_back<PRODUCT>(shared, plan, last);
+        give_back<PRODUCT>(shared, plan, at.before(Shape::STAGES));
     }
-    last = at.slot;
+    under_way = true;
     at.next(Shape::STAGES);
 }
 
@@ -169,7 +168,7 @@ __device__ __forceinline__ void multiply_at_once(int (&sums)[SUMS][REGISTERS], u
 // wgmma that read them are done; while the warp fills them, a product of lo is under way.
 template <int PRODUCT, bool ADD, int SUMS, int REGISTERS>
 __device__ __forceinline__ void multiply_planes(int (&sums)[SUMS][REGISTERS], unsigned char* ring, WgmmaShared<PRODUCT>& shared,
-                                                const TilePlan& plan, RingPlace& at, int& last) {
+                                                const TilePlan& plan, RingPlace& at, bool& under_way) {
     typedef WgmmaShape<PRODUCT> Shape;
     constexpr int TILE_N = Shape::TILE_N;
     static_assert(Shape::STAGES % 3 == 0, "the three slots of a slice follow each other");
@@ -184,9 +183,9 @@ __device__ __forceinline__ void multiply_planes(int (&sums)[SUMS][REGISTERS], un
         wgmma_s8<TILE_N>(sums[0], hi.a() + (u64)(step * STEP_OFFSET), hi.b() + (u64)(step * STEP_OFFSET), ADD || step > 0);
     }
     wgmma_commit();
-    if (last != NO_SLOT) {
+    if (under_way) {
         wgmma_wait<1>(); // those of the slice before
-        give_back<PRODUCT>(shared, plan, last);
+        give_back<PRODUCT>(shared, plan, at.before(Shape::STAGES));
     }
     mbarrier_wait(&shared.full[first + 1], parity);
     mbarrier_wait(&shared.full[first + 2], parity);
@@ -212,19 +211,19 @@ __device__ __forceinline__ void multiply_planes(int (&sums)[SUMS][REGISTERS], un
     fence_proxy_async(); // what ldmatrix has read may be copied over
     __syncwarp(ALL_LANES);
     if (elect_lane()) slot_read<PRODUCT>(shared, plan, first);
-    last = first + 2;
+    under_way = true;
     at.parities ^= 3u << first;
-    at.slot = last;
+    at.slot = first + 2;
     at.next(Shape::STAGES);
 }
 
 template <int PRODUCT, bool ADD, int SUMS, int REGISTERS>
 __device__ __forceinline__ void multiply(int (&sums)[SUMS][REGISTERS], unsigned char* ring, WgmmaShared<PRODUCT>& shared,
-                                         const TilePlan& plan, RingPlace& at, int& last) {
+                                         const TilePlan& plan, RingPlace& at, bool& under_way) {
     if constexpr (WgmmaShape<PRODUCT>::ADDS) {
-        multiply_planes<PRODUCT, ADD>(sums, ring, shared, plan, at, last);
+        multiply_planes<PRODUCT, ADD>(sums, ring, shared, plan, at, under_way);
     } else {
-        multiply_at_once<PRODUCT, ADD>(sums, ring, shared, plan, at, last);
+        multiply_at_once<PRODUCT, ADD>(sums, ring, shared, plan, at, under_way);
     }
 }
 
@@ -264,16 +263,16 @@ __device__ __forceinline__ void wgmma_consume(const WgmmaArgs& p, unsigned char*
     typedef WgmmaShape<PRODUCT> Shape;
     constexpr int SUMS = Shape::SUMS, TILE_N = Shape::TILE_N, WIDTH = Shape::WIDTH;
     RingPlace at = {0, 0};
-    for (Turn turn;; turn.next()) {
-        mbarrier_wait(&shared.planned[turn.side()], turn.parity());
-        const TilePlan& plan = shared.plans[turn.side()];
+    for (;; at.next_turn()) {
+        mbarrier_wait(&shared.planned[at.side()], at.turn_parity());
+        const TilePlan& plan = shared.plans[at.side()];
         if (plan.place.m == NO_TILE) return;
         if (!plan.left) {
             int sums[SUMS][TILE_N / 2];
-            int last = NO_SLOT; // the slot whose wgmma may be under way
+            bool under_way = false; // wgmma that read the slot before
             // The first product replaces what is in the registers, which are free until then.
             at.slot = 0;
-            multiply<PRODUCT, false>(sums, ring, shared, plan, at, last);
+            multiply<PRODUCT, false>(sums, ring, shared, plan, at, under_way);
             int done = 1;
             for (int level = plan.highest, above = level; level >= plan.lowest; level--) {
                 const int products = plan.products[level];
@@ -289,17 +288,18 @@ __device__ __forceinline__ void wgmma_consume(const WgmmaArgs& p, unsigned char*
                     }
 #pragma unroll
                     for (int i = 0; i < SUMS; i++) wgmma_pin(sums[i]); // shifted before the next fence
-                    if (last != NO_SLOT) give_back<PRODUCT>(shared, plan, last);
-                    last = NO_SLOT;
+                    if (under_way) give_back<PRODUCT>(shared, plan, at.before(Shape::STAGES));
+                    under_way = false;
                     above = level;
                 }
-                for (int product = done; product < products; product++) multiply<PRODUCT, true>(sums, ring, shared, plan, at, last);
+                // Counted down: one register less, of which NVFP4 has none to spare.
+                for (int left = products - done; left > 0; left--) multiply<PRODUCT, true>(sums, ring, shared, plan, at, under_way);
                 done = 0;
             }
             wgmma_wait<0>();
 #pragma unroll
             for (int i = 0; i < SUMS; i++) wgmma_pin(sums[i]);
-            if (last != NO_SLOT) give_back<PRODUCT>(shared, plan, last);
+            if (under_way) give_back<PRODUCT>(shared, plan, at.before(Shape::STAGES));
 
             const bool ends = p.ranges == 1 || merge<PRODUCT>(p, shared, plan.place, sums);
             const TilePlace place = plan.place;
@@ -312,12 +312,12 @@ __device__ __forceinline__ void wgmma_consume(const WgmmaArgs& p, unsigned char*
             }
             const int exponent = Shape::A_EXPONENT + Shape::B_EXPONENT + WIDTH * (plan.lowest - 2 * WINDOW_BIAS);
             if (ends) {
-                mbarrier_wait(&shared.scaled[turn.side()], turn.parity());
-                store_tile<Shape>(sums, to, p.outputs, p.a, p.b, exponent, shared.scales[turn.side()]);
+                mbarrier_wait(&shared.scaled[at.side()], at.turn_parity());
+                store_tile<Shape>(sums, to, p.outputs, p.a, p.b, exponent, shared.scales[at.side()]);
             }
         }
         __syncwarp(ALL_LANES);
-        if (elect_lane()) mbarrier_arrive(&shared.taken[turn.side()]);
+        if (elect_lane()) mbarrier_arrive(&shared.taken[at.side()]);
     }
 }
 

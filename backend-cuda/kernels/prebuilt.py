@@ -11,7 +11,7 @@ architecture by at least one of them (ARCHITECTURES). It fails on
   * wgmma that was serialized (C7510, C7511, C7515, C7517): ptxas 12.0 to 12.3 do that with the PTX of
     a later NVRTC than 12.0, so the files are made by that (src/build/prebuilt.rs);
   * a register spill, but for at most OLD_SPILL bytes a kernel by ptxas 12.0, whose allocation is
-    weaker.
+    weaker, and for those that are KNOWN, which are printed.
 
 `--self-test` shows that each is caught. The last line is "prebuilt: F files, A assemblies, N failed".
 """
@@ -30,15 +30,18 @@ FOLDER = pathlib.Path(__file__).resolve().parent.parent / "prebuilt"
 # What compute_80 is assembled for by which ptxas; compute_90a runs on sm_90a alone, by each.
 ARCHITECTURES = {"12.0": ["80", "90"], "12.9": ["86", "89"], "13.0": ["100a", "120a"]}
 OLD_SPILL = 256  # stores and loads together
+# (kernel, architecture): bytes. Two bounds of the range, outside of the inner loop, and a place of
+# codes. That device takes one block of any, but portable PTX holds it to two blocks' registers.
+KNOWN = {("matmul_decode_nvfp4_16", "120a"): 36}
 NOISE = re.compile(check.NOISE.pattern + r"|C7515|fatal|Unresolved")
 
 
-def judge(log, version):
+def judge(log, version, arch=None):
     """What is wrong by a log of ptxas -v."""
     problems = [line.strip() for line in log.splitlines() if NOISE.search(line)]
     allowed = OLD_SPILL if version == "12.0" else 0
     for kernel, (_, _, _, spill) in check.kernels_in_log(log).items():
-        if spill > allowed:
+        if spill > max(allowed, KNOWN.get((kernel, arch), 0)):
             problems.append(f"{kernel}: {spill} bytes of register spills")
     return problems
 
@@ -50,7 +53,7 @@ def assemble(job):
         command = [ptxas, "-v", f"-arch=sm_{arch}", str(path), "-o", out.name]
         run = subprocess.run(command, capture_output=True, text=True, check=False)
     log = run.stdout + run.stderr
-    problems = judge(log, version)
+    problems = judge(log, version, arch)
     kernels = check.kernels_in_log(log)
     if run.returncode != 0 and not problems:
         problems.append(f"ptxas ended with {run.returncode}: {log.strip()}")
@@ -73,6 +76,7 @@ CALL = "{ .param .b32 r; call.uni (r), f, (); }\n"
 LOGS = [
     ("serialized wgmma", SERIALIZED, "C7515"),
     ("a spill", SPILLED.format(8), "spills"),
+    ("more than a known spill", SPILLED.replace("'k' for 'sm_90a'", "'matmul_decode_nvfp4_16' for 'sm_120a'").format(8), "spills"),
     ("no spill", SPILLED.format(0).replace("80 bytes", "0 bytes"), None),
 ]
 TEXTS = [
@@ -85,7 +89,7 @@ TEXTS = [
 
 def self_test(version, ptxas):
     """Number of rules that did not catch what they are for."""
-    results = [(what, expected, judge(log, "13.0")) for what, log, expected in LOGS]
+    results = [(what, expected, judge(log, "13.0", "120a")) for what, log, expected in LOGS]
     with tempfile.TemporaryDirectory() as folder:
         for what, text, expected in TEXTS:
             path = pathlib.Path(folder) / "case.ptx"

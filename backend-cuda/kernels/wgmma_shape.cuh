@@ -70,13 +70,19 @@ static_assert(6 * 32768 + sizeof(WgmmaShared<NVFP4>) <= WGMMA_SHARED, "");
 
 constexpr int CLUSTER = WGMMA_CLUSTER, CONSUMERS = 8; // blocks; warps that multiply
 
-// A place in a ring, and the parities of all slots' rounds.
+// A place in a ring, the parities of all slots' rounds, and in the two highest bits, because
+// registers are short, whose turn it is of two plans and scales, as Turn has it.
 struct RingPlace {
     int slot;
     u32 parities;
 
+    __device__ __forceinline__ void next_turn() { parities += 1u << 30; }
+    __device__ __forceinline__ int side() const { return (int)(parities >> 30 & 1u); }
+    __device__ __forceinline__ u32 turn_parity() const { return parities >> 31; }
+
     __device__ __forceinline__ u32 parity() const { return parity(slot); }
     __device__ __forceinline__ u32 parity(int of) const { return parities >> of & 1u; }
+    __device__ __forceinline__ int before(int stages) const { return slot == 0 ? stages - 1 : slot - 1; }
     __device__ __forceinline__ void next(int stages) {
         parities ^= 1u << slot;
         slot = slot + 1 == stages ? 0 : slot + 1;
